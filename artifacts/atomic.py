@@ -1,0 +1,85 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed in."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+TEMPORARY_PREFIX = ".m2dprep-"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_path(folder: Path) -> Path:
+    """A fresh name in ``folder`` that `sweep_temporaries` recognises; its length does not depend on the final name."""
+    return folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+
+
+@contextmanager
+def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a binary file that becomes ``path`` when the block ends without an error, and leaves nothing otherwise.
+
+    ``temporary_folder`` must be on the same file system as ``path``; by default it is the folder of ``path``.
+    ``durable`` syncs the content before the rename and the folder after it, so that a power cut leaves the old or
+    the new file, never an empty one.
+    """
+    temporary = temporary_path(temporary_folder or path.parent)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in ``folder`` survive a power cut. File systems that cannot sync a folder are passed over."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path`` atomically. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray, *, temporary_folder: Path | None = None, durable: bool = True) -> None:
+    """Write ``array`` as a ``.npy`` file to ``path`` atomically. The bytes depend on the array alone."""
+    with atomic_file(path, temporary_folder=temporary_folder, durable=durable) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def sweep_temporaries(folder: Path) -> int:
+    """Remove what killed runs left half-written in ``folder`` (not below it). Returns how many files went."""
+    leftovers = list(folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}")) if folder.is_dir() else []
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)

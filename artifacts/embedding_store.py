@@ -1,0 +1,203 @@
+"""Aligned caption embeddings: row i of ``embeddings.npy`` is row i of ``index.parquet`` and of ``captions.parquet``.
+
+``meta.json`` is written last; a store without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from artifacts.atomic import sync_folder, write_json
+from artifacts.errors import UserError
+from artifacts.fingerprint import CAPTION_DIGEST_BYTES, caption_digest, fingerprint, require_same
+from artifacts.layout import require_folder
+from artifacts.tables import read_parquet, write_parquet
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("caption_digest", pa.binary(CAPTION_DIGEST_BYTES), nullable=False),
+    ]
+)
+EMBEDDINGS, INDEX, META = "embeddings.npy", "index.parquet", "meta.json"
+PARTIAL, PROGRESS = "embeddings.partial.npy", "progress.json"
+
+
+def index_of(captions: pa.Table) -> pa.Table:
+    """The row-aligned index (`INDEX_SCHEMA`) of a captions table."""
+    digests = pa.array([caption_digest(text) for text in captions["caption"].to_pylist()], INDEX_SCHEMA.field(3).type)
+    return (
+        captions.select(["clip_id", "caption_index", "source"])
+        .append_column(INDEX_SCHEMA.field(3), digests)
+        .cast(INDEX_SCHEMA)
+    )
+
+
+def rows_digest(index: pa.Table) -> str:
+    """A digest of all rows of an index in order: which caption of which clip each row of the embeddings is."""
+    digest = hashlib.sha256()
+    for row in zip(*(index[name].to_pylist() for name in INDEX_SCHEMA.names), strict=True):
+        digest.update(f"{row[0]}\0{row[1]}\0{row[2]}\0".encode())
+        digest.update(row[3])
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """A finished store. ``embeddings`` is a read-only memory map (N, D), shared between processes by the page cache."""
+
+    folder: Path
+    embeddings: np.ndarray
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> EmbeddingStore:
+        """Open ``folder``; reads the metadata and maps the array, no more.
+
+        Raises `UserError` where the store is missing, unfinished, or its array is not what ``meta.json`` promises.
+        """
+        require_folder(folder, "a store of caption embeddings")
+        meta = _read_json(folder / META)
+        if meta is None:
+            unfinished = (folder / PROGRESS).exists()
+            raise UserError(
+                f"{folder} is {'an unfinished' if unfinished else 'no'} store of caption embeddings (no {META}); "
+                "run `m2dprep embed-captions` " + ("again to finish it." if unfinished else "to make one.")
+            )
+        try:
+            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{folder / EMBEDDINGS} cannot be read: {error}") from error
+        promised = (meta.get("rows"), meta.get("dim")), meta.get("dtype")
+        if (embeddings.shape, str(embeddings.dtype)) != promised:
+            raise UserError(
+                f"{folder / EMBEDDINGS} is {embeddings.shape} {embeddings.dtype}, "
+                f"but {META} promises {promised[0]} {promised[1]}."
+            )
+        return cls(folder, embeddings, meta)
+
+    def index(self) -> pa.Table:
+        """The row-aligned table (`INDEX_SCHEMA`). Raises `UserError` where its number of rows or its digest differs."""
+        index = read_parquet(self.folder / INDEX, INDEX_SCHEMA, "the index of an embedding store")
+        if index.num_rows != len(self.embeddings):
+            raise UserError(
+                f"{self.folder / INDEX} has {index.num_rows} rows, {EMBEDDINGS} has {len(self.embeddings)}."
+            )
+        if rows_digest(index) != self.meta.get("rows_digest"):
+            raise UserError(
+                f"{self.folder / INDEX} is not the index that the embeddings were made with (its digest differs)."
+            )
+        return index
+
+    def verify(self, captions: pa.Table) -> None:
+        """Raise `UserError`, naming the first row that differs, unless the rows are those of ``captions``."""
+        ours, theirs = self.index(), index_of(captions)
+        for row in range(min(ours.num_rows, theirs.num_rows)):
+            mine, other = ours.slice(row, 1).to_pylist()[0], theirs.slice(row, 1).to_pylist()[0]
+            if mine != other:
+                names = ", ".join(name for name in INDEX_SCHEMA.names if mine[name] != other[name])
+                raise UserError(
+                    f"{self.folder}: row {row} is caption {mine['caption_index']} of clip {mine['clip_id']!r}, "
+                    f"the captions have caption {other['caption_index']} of clip {other['clip_id']!r} "
+                    f"(differing: {names})."
+                )
+        if ours.num_rows != theirs.num_rows:
+            raise UserError(f"{self.folder} has {ours.num_rows} rows, the captions have {theirs.num_rows}.")
+
+
+class EmbeddingStoreWriter:
+    """Fills a store shard by shard and resumes after a kill: a shard counts only once its rows are synced to disk.
+
+    ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
+    rows of ``index`` they are the fingerprint that a resumed run must share. Shards are numbered 0, 1, … and must come
+    in that order; ``shards_done`` says where to go on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: pa.Table,
+        dim: int,
+        dtype: str,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._identity = {
+            **settings, "dtype": dtype, "rows": index.num_rows, "dim": dim, "rows_digest": rows_digest(index)
+        }  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self._remove_all()
+        self.finished = self._compare(folder / META)
+        self.shards_done = 0
+        if self.finished:
+            return
+        progress = self._compare(folder / PROGRESS)
+        if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
+            (folder / EMBEDDINGS).replace(folder / PARTIAL)
+        if progress and (folder / PARTIAL).exists():
+            self.shards_done = (_read_json(folder / PROGRESS) or {})["shards_done"]
+            self._array = np.lib.format.open_memmap(folder / PARTIAL, mode="r+")
+        else:
+            self._array = np.lib.format.open_memmap(
+                folder / PARTIAL, mode="w+", dtype=np.dtype(dtype), shape=(index.num_rows, dim)
+            )
+            write_parquet(folder / INDEX, index)
+            self._write_progress()
+
+    def write_shard(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
+        """Scatter the next shard's ``embeddings`` (n, D) to the given ``rows`` (n,) and count the shard as done."""
+        self._array[rows] = embeddings
+        self._array.flush()
+        self.shards_done += 1
+        self._write_progress()
+
+    def finish(self, notes: Mapping[str, Any]) -> None:
+        """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
+        self._array.flush()
+        del self._array
+        (self.folder / PARTIAL).replace(self.folder / EMBEDDINGS)
+        sync_folder(self.folder)
+        write_json(self.folder / META, {**self._identity, "fingerprint": fingerprint(self._identity), **notes})
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        self.finished = True
+
+    def _write_progress(self) -> None:
+        write_json(self.folder / PROGRESS, {**self._identity, "shards_done": self.shards_done})
+
+    def _compare(self, path: Path) -> bool:
+        """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
+        stored = _read_json(path)
+        if stored is None:
+            return False
+        require_same({key: stored.get(key) for key in self._identity}, self._identity, self.folder)
+        return True
+
+    def _remove_all(self) -> None:
+        for name in (META, PROGRESS, PARTIAL, EMBEDDINGS, INDEX):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``; None where the file is missing. Raises `UserError` where it is no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return value

@@ -1,0 +1,27 @@
+"""Errors that a user can act on, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A request that cannot be carried out. The message names the file, row and value, and what to do about it."""
+
+    exit_code = 2
+
+
+class TooManyFailuresError(UserError):
+    """The run finished, but more of its inputs failed than ``--max-failures`` allows."""
+
+    exit_code = 3
+
+
+class CheckFailedError(UserError):
+    """What lies on disk does not fit together."""
+
+    exit_code = 4
+
+
+class FingerprintConflictError(UserError):
+    """An output was begun with another configuration than the one asked for now."""
+
+    exit_code = 5

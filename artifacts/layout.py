@@ -1,0 +1,111 @@
+"""Names of everything in a data directory, in one place. The names are those of the original M2D-CLAP repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import UserError
+
+LMS_SUFFIX = "_lms"
+MELSPEC_FOLDER = "_melspec"
+EVALUATION_FOLDER = "eval_segments"
+
+
+@dataclass(frozen=True)
+class LmsLayout:
+    """A folder of log-mel arrays, ``data/<name>_lms``, and what describes it."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The data set's name: the folder's, without ``_lms``."""
+        name = self.root.resolve().name
+        return name.removesuffix(LMS_SUFFIX) or name
+
+    @property
+    def melspec(self) -> Path:
+        """Where configuration, records and temporaries of the conversion lie."""
+        return self.root / MELSPEC_FOLDER
+
+    @property
+    def config(self) -> Path:
+        return self.melspec / "config.json"
+
+    @property
+    def temporaries(self) -> Path:
+        """Half-written arrays live here, on the same file system as the finished ones, and are swept at every start."""
+        return self.melspec / "tmp"
+
+    @property
+    def data(self) -> Path:
+        """The data directory that the folder lies in; paths in the file list are relative to it."""
+        return self.root.resolve().parent
+
+    @property
+    def files_csv(self) -> Path:
+        return self.data / f"files_{self.name}.csv"
+
+    @property
+    def norm_stats(self) -> Path:
+        return self.data / "norm_stats.json"
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """A data directory: file lists, statistics, captions and embedding stores."""
+
+    root: Path
+
+    @property
+    def norm_stats(self) -> Path:
+        return self.root / "norm_stats.json"
+
+    @property
+    def captions(self) -> Path:
+        return self.root / "captions.parquet"
+
+    def file_lists(self) -> list[Path]:
+        return sorted(self.root.glob("files_*.csv"))
+
+    def embedding_stores(self) -> list[Path]:
+        """Folders named ``capemb_*``, finished or not, sorted by name."""
+        return sorted(path for path in self.root.glob("capemb_*") if path.is_dir())
+
+    def lms_folders(self) -> list[Path]:
+        """Folders that a conversion has written to."""
+        return sorted(path.parent for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
+
+
+def require_folder(path: Path, purpose: str) -> Path:
+    """``path`` if it is a folder, else a `UserError` that says for what it was wanted."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder ({purpose}).")
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder ({purpose}).")
+    return path
+
+
+def require_file(path: Path, purpose: str) -> Path:
+    """``path`` if it is a file, else a `UserError` that says for what it was wanted."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file ({purpose}).")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file ({purpose}).")
+    return path
+
+
+def is_evaluation_clip(file_name: str) -> bool:
+    """Whether a relative path lies in AudioSet's evaluation part, which stays out of training lists and statistics."""
+    return EVALUATION_FOLDER in Path(file_name).parts[:-1]
+
+
+def inside(root: Path, relative: str) -> Path:
+    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root."""
+    path = Path(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{relative!r} leads out of {root}; paths in tables are relative to their root and stay inside."
+        )
+    return root / path

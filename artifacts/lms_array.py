@@ -1,0 +1,29 @@
+"""One log-mel array on disk: a ``.npy`` file of shape (1, n_mels, T). Light enough for audio workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.errors import UserError
+
+
+def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
+    """Open a log-mel file as a read-only memory map (1, n_mels, T), float32 or float16. Never unpickles.
+
+    Raises `UserError` where the file is missing, truncated, no ``.npy``, or of another shape or dtype.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file.") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole .npy file: {str(error).splitlines()[0] if str(error) else 'empty'}"
+        ) from error
+    if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] == 0 or (n_mels and array.shape[1] != n_mels):
+        raise UserError(f"{path} has shape {array.shape}, not (1, {n_mels or 'n_mels'}, T).")
+    if array.dtype not in (np.float32, np.float16):
+        raise UserError(f"{path} holds {array.dtype}, not float32 or float16.")
+    return array

@@ -1,0 +1,101 @@
+"""Tables on disk: the schemas that are a promise, and reading and writing that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from artifacts.atomic import atomic_file
+from artifacts.errors import UserError
+from artifacts.layout import require_file
+
+CAPTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("labels", pa.list_(pa.string())),
+    ]
+)
+
+
+def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
+    """Write ``table`` to ``path`` atomically, zstd-compressed. Equal tables give equal bytes."""
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=row_group_size)
+
+
+def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the columns of ``schema`` (or those named) from ``path``, cast to it, in file order.
+
+    Raises `UserError` where the file is missing, is no Parquet, lacks a column, or holds other types.
+    """
+    require_file(path, purpose)
+    wanted = list(columns) if columns is not None else schema.names
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(
+                f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(file.schema_arrow.names)}."
+            )
+        return file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
+
+
+def read_captions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a ``captions.parquet`` (`CAPTIONS_SCHEMA`); row order is the order of everything that follows."""
+    return read_parquet(path, CAPTIONS_SCHEMA, "the table of captions", columns)
+
+
+def write_captions(path: Path, table: pa.Table) -> None:
+    """Write a table of `CAPTIONS_SCHEMA` to ``path``."""
+    write_parquet(path, table.select(CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA))
+
+
+def read_file_list(path: Path) -> list[str]:
+    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order."""
+    return read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+
+
+def write_file_list(path: Path, file_names: Sequence[str]) -> None:
+    """Write a ``files_<name>.csv``, sorted, quoting only names that need it (the original reads it with pandas)."""
+    table = pa.table({"file_name": pa.array(sorted(file_names), pa.string())})
+    options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
+    with atomic_file(path) as file:
+        file.write(b"file_name\n")
+        pyarrow.csv.write_csv(table, file, options)
+
+
+def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:
+    """Named columns of a UTF-8 CSV file as lists of strings; quoted newlines and commas are kept.
+
+    Raises `UserError` where the file is missing, is no CSV, or lacks a column.
+    """
+    require_file(path, purpose)
+    text = {name: pa.string() for name in columns}
+    try:
+        table = pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(columns), column_types=text, strings_can_be_null=False
+            ),
+        )
+    except (KeyError, pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as {purpose}: {first_line(error)} (it needs the columns {', '.join(columns)})"
+        ) from error
+    return {name: table[name].to_pylist() for name in columns}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: what went wrong, without a library's internals."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

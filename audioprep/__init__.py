@@ -1,0 +1,1 @@
+"""Floor 2: wav files to log-mel arrays to normalisation statistics."""

@@ -1,0 +1,1 @@
+"""Floor 2: caption tables to one table to sentence embeddings."""

@@ -1,0 +1,84 @@
+"""The command ``m2dprep``: a table of commands, each imported only when it is called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+# name: (module, attribute, one line for the list of commands)
+COMMANDS = {
+    "melspec": ("cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
+    "stats": ("cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
+    "captions": ("cli.captions", "captions", "Caption tables → one captions.parquet (fill, add)."),
+    "embed-captions": ("cli.captions", "embed_captions", "Captions → an aligned store of sentence embeddings."),
+    "train": ("cli.train", "train", "Train M2D-CLAP on a data directory."),
+    "zero-shot": ("cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
+    "check": ("cli.jobs", "check", "Prove that what lies in a data directory fits together."),
+    "export": ("cli.export", "export", "Write what we have in the formats of others."),
+    "demo": ("cli.jobs", "demo", "Every stage on a small synthetic AudioSet-like set."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in a table and imported when asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="m2dprep", prog_name="m2dprep")
+def m2dprep() -> None:
+    """From audio files and caption tables to a trained M2D-CLAP audio-language model.
+
+    Every stage reads files and writes files, resumes where it was interrupted, and exits with
+    0 complete, 2 usage, 3 too many failures, 4 check failed, 5 other configuration, 130 interrupted.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every `UserError` is a line on stderr and its exit code, never a traceback."""
+    from artifacts.errors import UserError
+
+    try:
+        m2dprep.main(arguments, prog_name="m2dprep", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted; the same command goes on where it stopped.", 130)
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on where it stopped.", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        _stop(f"error: {error}", error.exit_code)
+    except OSError as error:
+        _stop(f"error: {_os_error(error)}", 2)
+
+
+def _os_error(error: OSError) -> str:
+    """A full disk or a missing permission, in a line that names the file."""
+    names: list[Any] = [name for name in (error.filename, error.filename2) if name is not None]
+    return f"{' → '.join(map(str, names)) or 'system'}: {error.strerror or error}"
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"m2dprep: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
