@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-import sys
-from typing import Any
+from typing import IO, Any
 
 import click
+
+from artifacts.errors import UserError
 
 # name: (module, attribute, one line for the list of commands)
 COMMANDS = {
@@ -22,6 +24,23 @@ COMMANDS = {
 }
 
 
+class StoppedError(click.ClickException):
+    """A run that ended early, with the exit code that says why."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"m2dprep: {self.message}", err=True, file=file)
+
+
+def _os_error(error: OSError) -> str:
+    """A full disk or a missing permission, in a line that names the file."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' → '.join(names) or 'system'}: {error.strerror or error}"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are named in a table and imported when asked for."""
 
@@ -34,6 +53,19 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; what a user can act on becomes a line on stderr and an exit code, never a traceback."""
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            raise StoppedError(f"error: {error}", error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise StoppedError("interrupted; the same command goes on where it stopped.", 130) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise StoppedError(f"error: {_os_error(error)}", 2) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -50,34 +82,9 @@ def m2dprep() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every `UserError` is a line on stderr and its exit code, never a traceback."""
-    from artifacts.errors import UserError
-
-    try:
-        m2dprep.main(arguments, prog_name="m2dprep", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("interrupted; the same command goes on where it stopped.", 130)
-    except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on where it stopped.", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except UserError as error:
-        _stop(f"error: {error}", error.exit_code)
-    except OSError as error:
-        _stop(f"error: {_os_error(error)}", 2)
-
-
-def _os_error(error: OSError) -> str:
-    """A full disk or a missing permission, in a line that names the file."""
-    names: list[Any] = [name for name in (error.filename, error.filename2) if name is not None]
-    return f"{' → '.join(map(str, names)) or 'system'}: {error.strerror or error}"
-
-
-def _stop(message: str, code: int) -> None:
-    click.echo(f"m2dprep: {message}", err=True)
-    sys.exit(code)
+def main() -> None:
+    """The console script."""
+    m2dprep(prog_name="m2dprep")
 
 
 if __name__ == "__main__":
