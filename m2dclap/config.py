@@ -1,0 +1,191 @@
+"""What a model and a training run are made of: two frozen dataclasses and the named sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from artifacts.errors import UserError
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(size) for size in value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {value!r}; it must be two whole numbers (mel bins, frames).") from None
+    if min(height, width) < 1:
+        raise UserError(f"{name} is {value!r}; both must be at least 1.")
+    return height, width
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, so that a configuration equals itself after a round trip through JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """An M2D-CLAP model. The defaults are the paper's base model (M2D-CLAP 2024).
+
+    ``input_size`` and ``patch_size`` are (mel bins, frames); ``off_emb_dim`` is the length of the stored text embeddings;
+    ``loss_m2d`` and ``loss_clap`` weigh the two losses.
+    """
+
+    input_size: tuple[int, int] = (80, 608)
+    patch_size: tuple[int, int] = (16, 16)
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    off_emb_dim: int = 768
+    mask_ratio: float = 0.7
+    loss_m2d: float = 1.0
+    loss_clap: float = 0.01
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "patch_size"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        sizes = (
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "decoder_embed_dim",
+            "decoder_depth",
+            "decoder_num_heads",
+            "off_emb_dim",
+        )
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for size, patch, axis in zip(self.input_size, self.patch_size, ("mel bins", "frames"), strict=True):
+            if size % patch:
+                raise UserError(f"input_size has {size} {axis}, which is no multiple of the patch's {patch}.")
+        for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+            if getattr(self, width) % getattr(self, heads) or getattr(self, width) % 4:
+                raise UserError(f"{width} is {getattr(self, width)}; it must be a multiple of {heads} and of 4.")
+        if not 0 < self.num_visible < self.num_patches:
+            raise UserError(
+                f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible; "
+                "at least one must be visible and one masked."
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches along frequency and time."""
+        return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees; rounded down as the original does (57 of 190 for the base model)."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The model's part of ``values``, which may also hold training settings. Unknown keys are refused."""
+        names = {field.name for field in fields(cls)}
+        allowed = names | {field.name for field in fields(TrainConfig)} | {"lr", "ema_decay", "steps"}
+        unknown = sorted(set(values) - allowed)
+        if unknown:
+            raise UserError(f"unknown model settings: {', '.join(unknown)} (known: {', '.join(sorted(names))}).")
+        return cls(**{key: value for key, value in values.items() if key in names})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. The defaults are the original trainer's, for one process.
+
+    Only settings that change the result are here; the number of workers, the device and how often to log or save are not.
+    """
+
+    epochs: int = 300
+    batch_size: int = 512
+    blr: float = 3e-4
+    """Base learning rate; the peak is ``blr * batch_size / 256``."""
+    min_lr: float = 0.0
+    warmup_epochs: float = 20.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip_grad: float = 3.0
+    ema_decay_init: float = 0.99995
+    ema_decay_end: float = 0.99999
+    seed: int = 0
+    shuffle_captions: bool = False
+    """A control: captions are dealt to the wrong clips, so a model that still learns their names betrays a leak."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))
+        if self.epochs < 1 or self.batch_size < 2:
+            raise UserError(
+                f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 epoch and, as captions are "
+                "contrasted within a batch, a batch of at least 2 are needed."
+            )
+        if self.blr <= 0 or self.clip_grad <= 0:
+            raise UserError(f"blr {self.blr} and clip_grad {self.clip_grad} must be above zero.")
+        if not 0 <= self.ema_decay_init <= self.ema_decay_end <= 1:
+            raise UserError(f"EMA decay {self.ema_decay_init} → {self.ema_decay_end} must rise within 0 … 1.")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.blr * self.batch_size / 256
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(asdict(self))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named size: a model, how it is trained, and how often it is saved."""
+
+    model: ModelConfig
+    train: TrainConfig
+    save_every: int
+    """Epochs between checkpoints."""
+
+
+PRESETS = {
+    "base": Preset(ModelConfig(), TrainConfig(), save_every=5),
+    # Learns the demo's classes on two CPU cores in minutes. Few steps: quick warm-up and target, and since there is no
+    # time to learn from masking first, captions weigh as much as patches.
+    "tiny": Preset(
+        replace(
+            ModelConfig(),
+            input_size=(80, 208),
+            embed_dim=192,
+            depth=4,
+            num_heads=3,
+            decoder_embed_dim=96,
+            decoder_depth=2,
+            decoder_num_heads=3,
+            loss_clap=1.0,
+        ),
+        replace(
+            TrainConfig(),
+            epochs=60,
+            batch_size=32,
+            blr=8e-3,
+            warmup_epochs=5.0,
+            ema_decay_init=0.99,
+            ema_decay_end=0.999,
+        ),
+        save_every=10,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The named size; a `UserError` lists the names where there is none of that name."""
+    if name not in PRESETS:
+        raise UserError(f"unknown model {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,147 @@
+"""M2D-CLAP: an encoder of visible patches, a predictor of masked ones, an averaged target, and a head for captions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from m2dclap.config import ModelConfig
+from m2dclap.losses import clap_loss, m2d_loss
+from m2dclap.masking import Mask, random_mask, take
+from m2dclap.vit import Encoder, blocks, sincos_positions
+
+# Mean and standard deviation of AudioSet's log-mels, the original's values where a checkpoint brings none.
+DEFAULT_NORM_STATS = (-7.1, 4.2)
+INITIAL_TEMPERATURE = 0.07
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class Output(NamedTuple):
+    """What a training step computes, for B clips of L patches of which V are visible.
+
+    ``loss`` = ``config.loss_m2d`` · ``loss_m2d`` + ``config.loss_clap`` · ``loss_clap``. ``mask`` (B, L) is 1 where
+    masked; ``latent`` (B, 1 + V, D) are the visible patches behind the class token; ``pred`` and ``target``
+    (B, L − V, D) the masked ones; ``audio_embedding`` and ``text_embedding`` (B, D) are not yet of unit length.
+    """
+
+    loss: torch.Tensor
+    loss_m2d: torch.Tensor
+    loss_clap: torch.Tensor
+    mask: torch.Tensor
+    latent: torch.Tensor
+    pred: torch.Tensor
+    target: torch.Tensor
+    audio_embedding: torch.Tensor
+    text_embedding: torch.Tensor
+
+
+class M2DCLAP(Encoder):
+    """The model of Niizumi et al., "M2D-CLAP" (Interspeech 2024), with the parameter names of its authors' code.
+
+    The target has its own random start, as theirs, and follows the encoder by `update_target`; it takes no gradients.
+    Log-mels are normalised with ``norm_stats`` (mean, standard deviation) before they come in.
+    """
+
+    norm_stats: torch.Tensor
+    decoder_pos_embed: torch.Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        dim, decoder_dim = config.embed_dim, config.decoder_embed_dim
+        self.register_buffer("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
+        self.decoder_embed = nn.Linear(dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.register_buffer("decoder_pos_embed", sincos_positions(decoder_dim, config.grid_size))
+        self.decoder_blocks = blocks(config.decoder_depth, decoder_dim, config.decoder_num_heads, config.layer_norm_eps)
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=config.layer_norm_eps)
+        self.decoder_pred = nn.Linear(decoder_dim, dim)
+        self.target_blocks = blocks(config.depth, dim, config.num_heads, config.layer_norm_eps)
+        self.target_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self.audio_proj = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.text_proj = nn.Identity() if config.off_emb_dim == dim else nn.Linear(config.off_emb_dim, dim)
+        self.apply(_initialise)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
+        for token in (self.cls_token, self.mask_token):
+            nn.init.normal_(token, std=0.02)
+        self.target_blocks.requires_grad_(False)
+        self.target_norm.requires_grad_(False)
+
+    def forward(self, log_mel: torch.Tensor, text_embedding: torch.Tensor, noise: torch.Tensor | None = None) -> Output:
+        """Both losses of a batch.
+
+        ``log_mel`` (B, 1, F, T) normalised; ``text_embedding`` (B, off_emb_dim), one caption a clip, of any length;
+        ``noise`` (B, L) uniform fixes the mask, and is drawn where it is not given.
+        """
+        tokens = self.embed_patches(log_mel)
+        if noise is None:
+            noise = torch.rand(tokens.shape[:2], device=tokens.device)
+        mask = random_mask(noise, self.config.num_visible)
+        latent = self.encode_tokens(take(tokens, mask.visible))
+        pred = self.predict(latent, mask)
+        target = self.target(take(tokens.detach(), mask.masked))
+        audio, text = self.project_audio(latent[:, 1:].mean(dim=1)), self.project_text(text_embedding)
+        loss_m2d, loss_clap = m2d_loss(pred, target), clap_loss(audio, text, self.logit_scale)
+        loss = self.config.loss_m2d * loss_m2d + self.config.loss_clap * loss_clap
+        return Output(loss, loss_m2d, loss_clap, mask.hidden, latent, pred, target, audio, text)
+
+    def predict(self, latent: torch.Tensor, mask: Mask) -> torch.Tensor:
+        """Latents of the visible patches (B, 1 + V, D) → predictions for the masked ones (B, L − V, D)."""
+        x = self.decoder_embed(latent)
+        mask_tokens = self.mask_token.to(x.dtype).expand(len(x), mask.masked.shape[1], -1)
+        patches = take(torch.cat([x[:, 1:], mask_tokens], dim=1), mask.restore)
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.decoder_pred(self.decoder_norm(x))
+        return take(x[:, 1:], mask.masked)
+
+    @torch.no_grad()
+    def target(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of the masked patches (B, M, D) → their latents (B, M, D), which are what is to be predicted."""
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        x = torch.cat([cls_token, tokens], dim=1)
+        for block in self.target_blocks:
+            x = block(x)
+        x = self.target_norm(x)
+        return x[:, 1:]
+
+    def project_audio(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Averaged patch latents (B, D) → (B, D) in the space shared with captions; only directions matter there."""
+        projected: torch.Tensor = self.audio_proj(pooled)
+        return projected
+
+    def project_text(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        """Sentence embeddings (B, off_emb_dim) → (B, D) in the space shared with audio; only directions matter there."""
+        projected: torch.Tensor = self.text_proj(text_embedding)
+        return projected
+
+    def clap_audio(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) by the average of all patches."""
+        return self.project_audio(self.encode(log_mel)[:, 1:].mean(dim=1))
+
+    @torch.no_grad()
+    def update_target(self, decay: float) -> None:
+        """target ← decay · target + (1 − decay) · encoder, after an optimiser's step.
+
+        Two products and a sum, not one `lerp`: the same roundings as the original's.
+        """
+        target = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
+        online = [*self.blocks.parameters(), *self.norm.parameters()]
+        torch._foreach_mul_(target, decay)
+        torch._foreach_add_(target, torch._foreach_mul(online, 1 - decay))
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the temperature within 0.01 … 1 (logit scale within 0 … ln 100)."""
+        self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-uniform linear layers without bias; layer norms start as the identity (PyTorch's default)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,130 @@
+"""The vision transformer over log-mel patches: patch embedding, fixed positions, pre-norm blocks.
+
+Parameter names and layout are those of timm's ViT, which the original builds on, so that its state dicts load.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from m2dclap.config import ModelConfig
+
+MLP_RATIO = 4
+
+
+class PatchEmbed(nn.Module):
+    """Cuts (B, 1, F, T) into patches and projects each: (B, F/f · T/t, D), frequency-major (all times of row 0 first)."""
+
+    def __init__(self, patch_size: tuple[int, int], embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        patches: torch.Tensor = self.proj(log_mel)  # (B, D, F/f, T/t)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused kernel."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D/heads)
+        x = F.scaled_dot_product_attention(query, key, value)
+        x = self.proj(x.transpose(1, 2).reshape(B, N, D))
+        return x
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+def blocks(depth: int, dim: int, num_heads: int, layer_norm_eps: float) -> nn.ModuleList:
+    """A stack of ``depth`` equal blocks."""
+    return nn.ModuleList(Block(dim, num_heads, layer_norm_eps) for _ in range(depth))
+
+
+def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Fixed 2-D sine-cosine positions (1, 1 + F·T, dim) for a grid of (F, T) patches; zeros for the class token.
+
+    The first half of the dimensions encodes time, the second half frequency; each half is sines, then cosines
+    (Vaswani et al. 2017, section 3.5, along each axis). A shorter grid's positions are the first columns of a longer one's.
+    """
+    rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    frequency, time = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid_size), indexing="ij")
+    angles = [axis.reshape(-1, 1) * rates for axis in (time, frequency)]
+    table = torch.cat([half for angle in angles for half in (angle.sin(), angle.cos())], dim=1)
+    return torch.cat([torch.zeros(1, dim), table.float()]).unsqueeze(0)
+
+
+class Encoder(nn.Module):
+    """The part of M2D that remains after training: log-mel patches in, one embedding a patch out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.register_buffer("pos_embed", sincos_positions(config.embed_dim, config.grid_size))
+        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
+        self.blocks = blocks(config.depth, config.embed_dim, config.num_heads, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    pos_embed: torch.Tensor
+
+    def embed_patches(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """Normalised log-mel (B, 1, F, T) → patch tokens with their positions, without class token (B, L, D).
+
+        T may be shorter than the model's, in whole patches: positions keep the first columns of each frequency row.
+        """
+        rows, columns = self.config.grid_size
+        used = log_mel.shape[-1] // self.config.patch_size[1]
+        positions = self.pos_embed[:, 1:].view(1, rows, columns, -1)[:, :, :used].flatten(1, 2)
+        tokens: torch.Tensor = self.patch_embed(log_mel) + positions
+        return tokens
+
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B, N, D) → latents behind the class token's (B, 1 + N, D)."""
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        x = torch.cat([cls_token, tokens], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return x
+
+    def encode(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """All patches of a normalised log-mel (B, 1, F, T), unmasked → latents (B, 1 + L, D), class token first."""
+        return self.encode_tokens(self.embed_patches(log_mel))
