@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from artifacts.atomic import sync_folder, write_json
+from artifacts.atomic import sweep_temporaries, sync_folder, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, caption_digest, fingerprint, require_same
 from artifacts.layout import require_folder
@@ -86,6 +89,11 @@ class EmbeddingStore:
             )
         return cls(folder, embeddings, meta)
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the texts behind the rows are known; they are not in a store made from the original's dictionary."""
+        return self.meta.get("captions") != "unknown"
+
     def index(self) -> pa.Table:
         """The row-aligned table (`INDEX_SCHEMA`). Raises `UserError` where its number of rows or its digest differs."""
         index = read_parquet(self.folder / INDEX, INDEX_SCHEMA, "the index of an embedding store")
@@ -102,25 +110,36 @@ class EmbeddingStore:
     def verify(self, captions: pa.Table) -> None:
         """Raise `UserError`, naming the first row that differs, unless the rows are those of ``captions``."""
         ours, theirs = self.index(), index_of(captions)
-        for row in range(min(ours.num_rows, theirs.num_rows)):
+        row = _first_difference(ours, theirs)
+        if row is not None:
             mine, other = ours.slice(row, 1).to_pylist()[0], theirs.slice(row, 1).to_pylist()[0]
-            if mine != other:
-                names = ", ".join(name for name in INDEX_SCHEMA.names if mine[name] != other[name])
-                raise UserError(
-                    f"{self.folder}: row {row} is caption {mine['caption_index']} of clip {mine['clip_id']!r}, "
-                    f"the captions have caption {other['caption_index']} of clip {other['clip_id']!r} "
-                    f"(differing: {names})."
-                )
+            names = ", ".join(name for name in INDEX_SCHEMA.names if mine[name] != other[name])
+            raise UserError(
+                f"{self.folder}: row {row} is caption {mine['caption_index']} of clip {mine['clip_id']!r}, "
+                f"the captions have caption {other['caption_index']} of clip {other['clip_id']!r} "
+                f"(differing: {names})."
+            )
         if ours.num_rows != theirs.num_rows:
             raise UserError(f"{self.folder} has {ours.num_rows} rows, the captions have {theirs.num_rows}.")
+
+
+def _first_difference(ours: pa.Table, theirs: pa.Table) -> int | None:
+    """The first row in which two indexes differ, as far as the shorter one goes; None where there is none."""
+    rows = min(ours.num_rows, theirs.num_rows)
+    firsts = [
+        pc.index(pc.not_equal(ours[name].slice(0, rows), theirs[name].slice(0, rows)), True).as_py()
+        for name in INDEX_SCHEMA.names
+    ]
+    return min((row for row in firsts if row >= 0), default=None)
 
 
 class EmbeddingStoreWriter:
     """Fills a store shard by shard and resumes after a kill: a shard counts only once its rows are synced to disk.
 
     ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
-    rows of ``index`` they are the fingerprint that a resumed run must share. Shards are numbered 0, 1, … and must come
-    in that order; ``shards_done`` says where to go on.
+    rows of ``index`` they are the fingerprint that a resumed run must share. The writer's user visits all rows in an
+    order that depends on ``index`` alone and gives every row once; ``rows_done`` says how far earlier runs came in
+    that order, whatever the size of their shards. ``counts`` are sums over all shards, of all runs.
     """
 
     def __init__(
@@ -137,35 +156,49 @@ class EmbeddingStoreWriter:
         self._identity = {
             **settings, "dtype": dtype, "rows": index.num_rows, "dim": dim, "rows_digest": rows_digest(index)
         }  # fmt: skip
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(folder)
         if overwrite:
             self._remove_all()
+        self.rows_done = 0
+        self.counts: dict[str, int] = {}
         self.finished = self._compare(folder / META)
-        self.shards_done = 0
         if self.finished:
+            (folder / PROGRESS).unlink(missing_ok=True)  # killed between the marker and this
+            self.rows_done = index.num_rows
             return
         progress = self._compare(folder / PROGRESS)
         if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
             (folder / EMBEDDINGS).replace(folder / PARTIAL)
+        self._array: np.memmap
         if progress and (folder / PARTIAL).exists():
-            self.shards_done = (_read_json(folder / PROGRESS) or {})["shards_done"]
+            stored = _read_json(folder / PROGRESS) or {}
+            self.rows_done, self.counts = stored["rows_done"], stored["counts"]
             self._array = np.lib.format.open_memmap(folder / PARTIAL, mode="r+")
         else:
-            self._array = np.lib.format.open_memmap(
-                folder / PARTIAL, mode="w+", dtype=np.dtype(dtype), shape=(index.num_rows, dim)
-            )
+            self._array = _create_array(folder / PARTIAL, (index.num_rows, dim), dtype)
             write_parquet(folder / INDEX, index)
             self._write_progress()
 
-    def write_shard(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
-        """Scatter the next shard's ``embeddings`` (n, D) to the given ``rows`` (n,) and count the shard as done."""
+    def write_shard(self, rows: np.ndarray, embeddings: np.ndarray, counts: Mapping[str, int] | None = None) -> None:
+        """Scatter the next shard's ``embeddings`` (n, D) to the given ``rows`` (n,) and count them as done."""
         self._array[rows] = embeddings
         self._array.flush()
-        self.shards_done += 1
+        self.rows_done += len(rows)
+        for name, count in (counts or {}).items():
+            self.counts[name] = self.counts.get(name, 0) + count
         self._write_progress()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
+        return np.array(self._array[rows])
 
     def finish(self, notes: Mapping[str, Any]) -> None:
         """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
+        if self.rows_done != len(self._array):
+            raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self._array)} rows were written")
         self._array.flush()
         del self._array
         (self.folder / PARTIAL).replace(self.folder / EMBEDDINGS)
@@ -175,7 +208,8 @@ class EmbeddingStoreWriter:
         self.finished = True
 
     def _write_progress(self) -> None:
-        write_json(self.folder / PROGRESS, {**self._identity, "shards_done": self.shards_done})
+        progress = {"rows_done": self.rows_done, "counts": self.counts}
+        write_json(self.folder / PROGRESS, {**self._identity, **progress})
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
@@ -188,6 +222,19 @@ class EmbeddingStoreWriter:
     def _remove_all(self) -> None:
         for name in (META, PROGRESS, PARTIAL, EMBEDDINGS, INDEX):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> np.memmap:
+    """A new ``.npy`` memory map with its blocks reserved: a full disk is an `OSError` here, not a crash later."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -115,10 +116,23 @@ def iterate_records(layout: LmsLayout, columns: Iterable[str], batch_rows: int =
         yield table.slice(start, batch_rows)
 
 
-def write_config(layout: LmsLayout, config: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-    """Freeze the configuration of a conversion; ``versions`` are recorded but not part of its fingerprint."""
-    value = {"config": dict(config), "fingerprint": fingerprint(config), "versions": dict(versions)}
-    write_json(layout.config, value)
+def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
+    write_json(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
+
+
+def read_config(layout: LmsLayout) -> dict[str, Any] | None:
+    """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
+    try:
+        value = json.loads(layout.config.read_text())
+        if value["fingerprint"] != fingerprint(value["config"]):
+            raise ValueError("its fingerprint is not that of its configuration")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{layout.config} cannot be read: {first_line(error)}") from error
+    checked: dict[str, Any] = value
+    return checked
 
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:

@@ -37,7 +37,7 @@ def read_dictionary(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             _read_header(file)
             value = _PlainUnpickler(file).load()
-    except (pickle.UnpicklingError, ValueError, EOFError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except Exception as error:  # bytes made to harm can raise anything here, also MemoryError: all of it is a refusal
         raise UserError(f"{path} is refused as a dictionary of caption embeddings: {first_line(error)}") from error
     if isinstance(value, _Array) and isinstance(value.value, list) and len(value.value) == 1:
         value = value.value[0]
@@ -70,9 +70,9 @@ class _DType:
     """Stands for a numpy dtype: a code such as ``f2`` and, from its state, a byte order."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
-        if code not in NUMERIC_CODES and code != "O8":
+        if not isinstance(code, str) or (code not in NUMERIC_CODES and code != "O8"):
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not allowed")
-        self.code: str = code
+        self.code = code
         self.order = "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -111,25 +111,39 @@ def _build(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | list[A
     return np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    if kind is not _Array:
-        raise pickle.UnpicklingError("only plain numpy arrays are allowed")
-    return _Array()
+class _Reconstruct:
+    """Stands for numpy's ``_reconstruct``. A class, since a pickle could set attributes of a function."""
+
+    def __new__(cls, kind: Any, shape: Any, code: Any) -> Any:
+        if kind is not _Array:
+            raise pickle.UnpicklingError("only plain numpy arrays are allowed")
+        return _Array()
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function has no state")
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.value = _build(data, dtype, shape, order)
-    return array
+class _FromBuffer:
+    """Stands for numpy's ``_frombuffer`` (pickle protocol 5)."""
+
+    def __new__(cls, data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Any:
+        if order not in ("C", "F"):
+            raise pickle.UnpicklingError(f"arrays in order {order!r} are not allowed")
+        array = _Array()
+        array.value = _build(data, dtype, shape, order)
+        return array
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function has no state")
 
 
 PLACEHOLDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
+    ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
 }
 
 

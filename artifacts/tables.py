@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,12 +68,19 @@ def read_file_list(path: Path) -> list[str]:
 
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
-    """Write a ``files_<name>.csv``, sorted, quoting only names that need it (the original reads it with pandas)."""
-    table = pa.table({"file_name": pa.array(sorted(file_names), pa.string())})
-    options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
+    """Write a ``files_<name>.csv``, sorted (the original reads it with pandas)."""
+    write_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a UTF-8 CSV file atomically, quoting only what needs it."""
     with atomic_file(path) as file:
-        file.write(b"file_name\n")
-        pyarrow.csv.write_csv(table, file, options)
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(header)
+        lines.writerows(rows)
+        text.flush()
+        text.detach()
 
 
 def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F")
-
-EXISTING_OR_NOT = click.Path(path_type=Path)
-
-
-class M2dprepCommand(click.Command):
-    """A command with ``-h`` and defaults in its help."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        context_settings = {"help_option_names": ["-h", "--help"], "show_default": True}
-        super().__init__(*args, **{"context_settings": context_settings, **settings})
-
+PATH = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start anew instead of going on with what is there.")
 seed_option = click.option("--seed", type=int, default=0, help="Seed of everything random.")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=lambda: len(os.sched_getaffinity(0)),
+    show_default="the cores there are",
+    help="Worker processes; 0 works in this process, for debugging.",
+)
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute; auto takes a GPU if there is one."
-)  # fmt: skip
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where to compute; auto takes a GPU if there is one.",
+)
 max_failures_option = click.option(
     "--max-failures",
     default="1%",
     help="Failures that a run may have and still exit 0: a number, or a percentage of the inputs.",
 )
+
+
+class M2dprepCommand(click.Command):
+    """A command that lists its examples as they are written, and takes ``-h``, also when it is used alone."""
+
+    context_settings = {"help_option_names": ["-h", "--help"], "show_default": True}  # noqa: RUF012

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: tests and workers run side by side.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+DEMO_DIR ?= m2dprep-demo
+
+.PHONY: help install demo test lint bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: $(VENV)/.installed  ## .venv with pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,demo,viz]"
+	touch $@
+
+demo: install  ## every stage on a small synthetic AudioSet-like set, in $(DEMO_DIR)
+	$(BIN)/m2dprep demo --dir $(DEMO_DIR) $(DEMO_FLAGS)
+
+test: lint  ## lint and the test suite, in parallel
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## every benchmark of benchmarks/, one after another
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

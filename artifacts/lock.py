@@ -1,0 +1,24 @@
+"""One writer a folder: a lock that goes with the process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from artifacts.errors import UserError
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold ``folder/lock`` for the block. Raises `UserError` where another process holds it.
+
+    The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+    """
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder} is being written to by another run; wait for it or stop it.") from error
+        yield

@@ -1,0 +1,80 @@
+"""Commands over a whole data directory: check, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import PATH, M2dprepCommand, json_option, seed_option, workers_option
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("data", type=PATH)
+@click.option("--quick", is_flag=True, help="Open every array, but do not read its values.")
+@workers_option
+@json_option
+def check(data: Path, quick: bool, workers: int, as_json: bool) -> None:
+    """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
+
+    Looks at the file lists, the arrays (form, finite values, moments as recorded), the conversion records, the
+    statistics, the captions, and the embedding stores (aligned row by row with the captions).
+
+    \b
+    Examples:
+      m2dprep check data
+      m2dprep check data --quick --json > problems.json
+    """
+    from artifacts.errors import CheckFailedError
+    from workflows.check import run_checks, summary
+
+    results = run_checks(data, workers=workers, quick=quick)
+    click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
+    count = sum(len(result.problems) for result in results)
+    if count:
+        raise CheckFailedError(f"{data}: {count:,} problems.")
+
+
+@click.command(cls=M2dprepCommand)
+@click.option("--dir", "folder", type=PATH, default="m2dprep-demo", help="Where the set, the data and the run go.")
+@click.option("--clips", type=click.IntRange(min=2), default=40, help="Training clips a class.")
+@click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
+@click.option("--epochs", type=click.IntRange(min=1), default=None, show_default="the tiny model's", help="Epochs.")
+@click.option("--text-model", default=None, show_default="the bundled MiniLM", help="Name or path of the text encoder.")
+@click.option("--shuffle-captions", is_flag=True, help="Control: give every clip another clip's captions.")
+@seed_option
+@workers_option
+@json_option
+def demo(
+    folder: Path,
+    clips: int,
+    held_out: int,
+    epochs: int | None,
+    text_model: str | None,
+    shuffle_captions: bool,
+    seed: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Make a small AudioSet-like set and run every stage on it, to a trained model and its zero-shot accuracy.
+
+    \b
+    Examples:
+      m2dprep demo
+      m2dprep demo --dir /tmp/demo --shuffle-captions
+    """
+    from workflows.demo import DemoSettings, bundled_text_model, demo_summary, run_demo
+
+    settings = DemoSettings(
+        folder=folder,
+        train_per_class=clips,
+        held_out_per_class=held_out,
+        seed=seed,
+        workers=workers,
+        epochs=epochs,
+        text_model=text_model or bundled_text_model(),
+        shuffle_captions=shuffle_captions,
+    )
+    result = run_demo(settings)
+    click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, folder))

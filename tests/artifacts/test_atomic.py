@@ -1,0 +1,80 @@
+"""A file appears whole or not at all; killed runs leave only what the next start sweeps away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.atomic import atomic_file, sweep_temporaries, write_array, write_json, write_text
+
+
+def test_written_file_has_the_content_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ä\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\n".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_error_in_the_block_keeps_the_old_file_and_leaves_no_temporary(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "a.txt") as file:
+        file.write(b"half of the n")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".npy")
+    write_array(path, np.zeros(3))
+    assert np.load(path).shape == (3,)
+
+
+def test_kill_in_the_middle_leaves_the_old_file_and_a_temporary_that_is_swept(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from artifacts.atomic import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert sweep_temporaries(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_sweeping_touches_only_temporaries(tmp_path: Path) -> None:
+    (tmp_path / ".m2dprep-notes").write_text("kept")
+    (tmp_path / "x.tmp").write_text("kept")
+    assert sweep_temporaries(tmp_path) == 0
+    assert sweep_temporaries(tmp_path / "missing") == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_equal_arrays_give_equal_bytes_whatever_their_memory_layout(tmp_path: Path, layout: str) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    write_array(tmp_path / "a.npy", array)
+    write_array(tmp_path / "b.npy", np.array(array, order=layout))  # type: ignore[call-overload]
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_json_refuses_values_that_are_not_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1.5, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", {"a": float("nan")})
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_an_os_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        write_text(tmp_path / "a.txt", "a")

@@ -1,0 +1,116 @@
+"""The engine: shards in, rows out, through worker processes of Dask, with a bounded window in flight.
+
+The shard function is plain Python: it takes a list of items and returns a list of rows. Local runs and clusters call
+the same one. A shard whose worker dies again and again is halved until the one item that kills it is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+Item = Any
+Row = Any
+ShardFunction = Callable[[Sequence[Item]], list[Row]]
+
+# Glibc gives large freed blocks back to the system by default, and Dask makes it give back small ones as well; a worker
+# that handles one clip after another then pays page faults for the same memory again and again.
+WORKER_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+TASKS_PER_WORKER_IN_FLIGHT = 3
+# How often a shard may lose its worker before it is halved.
+DEATHS_ALLOWED = 1
+
+
+def split_into_shards(items: Sequence[Item], workers: int, largest: int) -> list[list[Item]]:
+    """Consecutive shards of at most ``largest`` items, small enough that every worker gets several of them."""
+    size = max(1, min(largest, -(-len(items) // max(1, workers * 4))))
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def run_shards(
+    function: ShardFunction, shards: Iterable[Sequence[Item]], workers: int, poisoned: Callable[[Item], Row]
+) -> Iterator[list[Row]]:
+    """Yield the rows of every shard, in order of completion.
+
+    ``workers`` processes run ``function``; 0 runs it in this process, for debugging. ``poisoned`` makes the row of an
+    item that keeps killing its worker. An exception that ``function`` raises ends the run and is raised here.
+    """
+    if workers == 0:
+        yield from map(function, shards)
+        return
+    with local_client(workers) as client:
+        yield from _run_on(client, function, iter(shards), workers * TASKS_PER_WORKER_IN_FLIGHT, poisoned)
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Any]:
+    """A Dask client of ``workers`` local single-threaded processes."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+        "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
+        # One task a worker at a time: a worker that dies takes nothing with it but the shard that it was working on.
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.worker.memory.terminate": False,
+        "distributed.comm.timeouts.connect": "60s",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _run_on(
+    client: Any, function: ShardFunction, shards: Iterator[Sequence[Item]], window: int, poisoned: Callable[[Item], Row]
+) -> Iterator[list[Row]]:
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    in_flight: dict[Any, Sequence[Item]] = {}
+    completed = as_completed()
+
+    def submit(shard: Sequence[Item]) -> None:
+        future = client.submit(function, shard, pure=False)
+        in_flight[future] = shard
+        completed.add(future)
+
+    def submit_next() -> None:
+        if (shard := next(shards, None)) is not None:
+            submit(shard)
+
+    for _ in range(window):
+        submit_next()
+    while in_flight:
+        future = next(completed)
+        shard = in_flight.pop(future)
+        try:
+            rows = future.result()
+        except KilledWorker:
+            if len(shard) == 1:
+                yield [poisoned(shard[0])]
+                submit_next()
+            else:
+                middle = len(shard) // 2
+                submit(shard[:middle])
+                submit(shard[middle:])
+            continue
+        submit_next()
+        yield rows
