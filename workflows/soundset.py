@@ -96,7 +96,7 @@ def _plan(rng: np.random.Generator, train_per_class: int, held_out_per_class: in
                         labels=(label, other) if mixed else (label,),
                         sample_rate=int(rng.choice(SAMPLE_RATES)),
                         channels=int(rng.integers(1, 3)),
-                        subtype=str(rng.choice(["PCM_16", "PCM_24", "FLOAT"])),
+                        subtype=str(rng.choice(["PCM_16", "PCM_24", "PCM_32"])),
                         seed=int(rng.integers(2**31)),
                     )
                 )
