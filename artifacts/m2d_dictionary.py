@@ -108,7 +108,8 @@ def _build(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | list[A
         return data
     if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("a numeric array whose content is not bytes")
-    return np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if order == "F" else "C")
+    array = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if order == "F" else "C")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 class _Reconstruct:

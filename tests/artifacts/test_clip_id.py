@@ -1,0 +1,58 @@
+"""Clip ids by the form of a name, never by its first letter."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from artifacts.clip_id import clip_id, clip_id_candidates, file_stem, youtube_id
+
+YOUTUBE_IDS = st.text("abcXYZ0189_-", min_size=11, max_size=11)
+
+FORMS = {
+    # name: (clip id, all ids under which its captions may be found)
+    "Y--PJHxphWEs.wav": ("--PJHxphWEs", ["Y--PJHxphWEs", "--PJHxphWEs"]),
+    "YYXqu1CeA2c4.wav": ("YXqu1CeA2c4", ["YYXqu1CeA2c4", "YXqu1CeA2c4"]),
+    # a VGGSound clip whose id starts with Y keeps it
+    "YXqu1CeA2c4_000044.wav": ("YXqu1CeA2c4", ["YXqu1CeA2c4_000044", "YXqu1CeA2c4"]),
+    # an AudioSet id may itself hold an underscore
+    "YmAJAqzo-Y_Y.wav": ("mAJAqzo-Y_Y", ["YmAJAqzo-Y_Y", "mAJAqzo-Y_Y"]),
+    # 12 characters and 6 digits: only the VGGSound form takes six digits after 11 characters
+    "Y--PJHxphWEs_30.000_40.000.flac": ("--PJHxphWEs", ["Y--PJHxphWEs_30.000_40.000", "--PJHxphWEs"]),
+    "--PJHxphWEs_30.000.wav": ("--PJHxphWEs_30.000", ["--PJHxphWEs_30.000", "--PJHxphWEs"]),
+    "YXqu1CeA2c4.wav": ("YXqu1CeA2c4", ["YXqu1CeA2c4"]),  # a bare id of 11 characters that starts with Y
+    "dog barking.ogg": ("dog barking", ["dog barking"]),
+    "sub/folder/rain.npy": ("rain", ["rain"]),
+    "Yellow.wav": ("Yellow", ["Yellow"]),
+}
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_forms(name: str) -> None:
+    assert clip_id(name) == FORMS[name][0]
+    assert clip_id_candidates(name) == FORMS[name][1]
+
+
+@given(YOUTUBE_IDS, st.integers(0, 999_999))
+def test_every_youtube_id_comes_back_from_both_forms(identifier: str, start: int) -> None:
+    assert youtube_id(f"{identifier}_{start:06d}") == identifier
+    assert clip_id(f"folder/{identifier}_{start:06d}.npy") == identifier
+    # "Y" + 11 characters is read as the AudioSet form unless its 18 characters are those of VGGSound, which they are not
+    assert youtube_id(f"Y{identifier}") == identifier
+    assert youtube_id(identifier) is None
+
+
+@given(st.text(max_size=40))
+def test_any_name_has_an_id_among_its_candidates(name: str) -> None:
+    candidates = clip_id_candidates(name)
+    assert candidates[0] == file_stem(name)
+    assert clip_id(name) in candidates
+    assert len(set(candidates)) == len(candidates)
+
+
+def test_stems_keep_times_and_hidden_names() -> None:
+    assert file_stem("a_30.000.wav") == "a_30.000"
+    assert file_stem("a_30.000") == "a_30.000"
+    assert file_stem(".wav") == ".wav"
+    assert file_stem("a.tar.gz") == "a.tar"

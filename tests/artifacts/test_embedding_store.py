@@ -1,0 +1,251 @@
+"""The aligned store: whole or unfinished, resumable with the same bytes, and provably of its captions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artifacts.embedding_store import EmbeddingStore, EmbeddingStoreWriter, index_of
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.tables import CAPTIONS_SCHEMA
+
+SETTINGS = {"model": "m", "pooling": "mean"}
+DIM = 4
+
+
+def captions_of(texts: list[str]) -> pa.Table:
+    rows = [
+        {"clip_id": f"c{i}", "caption": text, "source": "s", "caption_index": 0, "split": None, "labels": None}
+        for i, text in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA)
+
+
+def embed(rows: np.ndarray) -> np.ndarray:
+    return np.stack([rows + column / 8 for column in range(DIM)], axis=1).astype(np.float16)
+
+
+def write(folder: Path, index: pa.Table, shard: int = 3, stop_after: int | None = None) -> EmbeddingStoreWriter:
+    """Fill a store in an order that is not the rows' own; stop after some rows as a killed run would."""
+    writer = EmbeddingStoreWriter(folder, index, DIM, "float16", SETTINGS)
+    order = np.arange(index.num_rows)[::-1]
+    while writer.rows_done < min(index.num_rows, stop_after if stop_after is not None else index.num_rows):
+        rows = order[writer.rows_done : writer.rows_done + shard]
+        writer.write_shard(rows, embed(rows), {"truncated": len(rows)})
+    if not writer.finished and stop_after is None:
+        writer.finish({"counts": writer.counts})
+    return writer
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_row_i_is_row_i(tmp_path: Path) -> None:
+    captions = captions_of([f"caption {i}" for i in range(10)])
+    write(tmp_path / "store", index_of(captions))
+    store = EmbeddingStore.open(tmp_path / "store")
+    np.testing.assert_array_equal(store.embeddings, embed(np.arange(10)))
+    assert not store.embeddings.flags.writeable
+    assert isinstance(store.embeddings, np.memmap)
+    assert store.meta["rows"] == 10
+    assert store.meta["dim"] == DIM
+    assert store.meta["dtype"] == "float16"
+    assert store.meta["pooling"] == "mean"
+    assert store.meta["counts"] == {"truncated": 10}
+    store.verify(captions)
+    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "meta.json"]
+
+
+@pytest.mark.parametrize("stop_after", [0, 3, 6, 9])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, stop_after: int) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path / "whole", index)
+    write(tmp_path / "stopped", index, stop_after=stop_after)
+    with pytest.raises(UserError, match="an unfinished store"):
+        EmbeddingStore.open(tmp_path / "stopped")
+    write(tmp_path / "stopped", index, shard=2)  # another shard size is no other configuration
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
+    index = index_of(captions_of(["a", "b"]))
+    write(tmp_path, index)
+    before = (tmp_path / "embeddings.npy").stat().st_mtime_ns
+    writer = write(tmp_path, index)
+    assert writer.finished
+    assert writer.rows_done == 2
+    assert (tmp_path / "embeddings.npy").stat().st_mtime_ns == before
+
+
+def test_killed_between_the_last_renames(tmp_path: Path) -> None:
+    index = index_of(captions_of(["a", "b"]))
+    write(tmp_path / "whole", index)
+    for kept_marker in (False, True):
+        store = tmp_path / f"store{kept_marker}"
+        write(store, index, stop_after=2)
+        if kept_marker:  # meta.json is there, progress.json is not yet gone
+            progress = (store / "progress.json").read_bytes()
+            write(store, index)
+            (store / "progress.json").write_bytes(progress)
+        else:  # the array has its name, meta.json is not there yet
+            (store / "embeddings.partial.npy").rename(store / "embeddings.npy")
+        write(store, index)
+        assert files_of(store) == files_of(tmp_path / "whole")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from tests_store import captions_of, embed, DIM, SETTINGS
+from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+writer = EmbeddingStoreWriter(Path(sys.argv[1]), index, DIM, "float16", SETTINGS)
+order = np.arange(10)[::-1]
+writer.write_shard(order[:3], embed(order[:3]), {"truncated": 3})
+writer._array[order[3:6]] = 7  # half of the next shard
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_minus_nine_in_mid_shard(tmp_path: Path) -> None:
+    (tmp_path / "tests_store.py").write_bytes(Path(__file__).read_bytes())
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(tmp_path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    (tmp_path / "killed" / ".m2dprep-1-0123456789ab.tmp").write_bytes(b"half a file")
+    assert write(tmp_path / "killed", index).rows_done == 10
+    write(tmp_path / "whole", index)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_other_settings_conflict_and_are_named(tmp_path: Path) -> None:
+    captions = captions_of(["a", "b"])
+    write(tmp_path / "finished", index_of(captions))
+    write(tmp_path / "begun", index_of(captions), stop_after=0)
+    for folder in (tmp_path / "finished", tmp_path / "begun"):
+        for change, key in (
+            ({"settings": {**SETTINGS, "pooling": "cls"}}, "pooling"),
+            ({"dtype": "float32"}, "dtype"),
+            ({"dim": 8}, "dim"),
+            ({"index": index_of(captions_of(["a", "c"]))}, "rows_digest"),
+        ):
+            request = {"index": index_of(captions), "dim": DIM, "dtype": "float16", "settings": SETTINGS, **change}
+            with pytest.raises(FingerprintConflictError, match=key):
+                EmbeddingStoreWriter(folder, **request)  # type: ignore[arg-type]
+            EmbeddingStoreWriter(tmp_path / f"{folder.name}-{key}", **request, overwrite=True)  # type: ignore[arg-type]
+
+
+def test_overwrite_starts_anew(tmp_path: Path) -> None:
+    write(tmp_path, index_of(captions_of(["a", "b"])))
+    writer = EmbeddingStoreWriter(tmp_path, index_of(captions_of(["c"])), DIM, "float32", SETTINGS, overwrite=True)
+    assert not writer.finished
+    assert writer.rows_done == 0
+    assert not (tmp_path / "meta.json").exists()
+
+
+def test_finishing_too_early_is_a_bug_not_a_store(tmp_path: Path) -> None:
+    writer = write(tmp_path, index_of(captions_of(["a"] * 5)), stop_after=3)
+    with pytest.raises(RuntimeError, match="3 of 5 rows"):
+        writer.finish({})
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "store", index_of(captions_of(["a"])))
+    assert files_of(tmp_path / "store") == {}
+
+
+def damage(folder: Path, what: str) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    match what:
+        case "no folder":
+            folder.rename(folder.with_name("elsewhere"))
+        case "no marker":
+            (folder / "meta.json").unlink()
+        case "a broken marker":
+            (folder / "meta.json").write_text("{")
+        case "a marker of another kind":
+            (folder / "meta.json").write_text("[]")
+        case "a truncated array":
+            content = (folder / "embeddings.npy").read_bytes()
+            (folder / "embeddings.npy").write_bytes(content[:-2])
+        case "no array":
+            (folder / "embeddings.npy").unlink()
+        case "another shape":
+            (folder / "meta.json").write_text(json.dumps({**meta, "rows": 3}))
+        case "another type":
+            (folder / "meta.json").write_text(json.dumps({**meta, "dtype": "float32"}))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no folder", "no such folder"),
+        ("no marker", "no store of caption embeddings"),
+        ("a broken marker", "cannot be read as JSON"),
+        ("a marker of another kind", "no JSON object"),
+        ("a truncated array", "cannot be read"),
+        ("no array", "cannot be read"),
+        ("another shape", "promises"),
+        ("another type", "promises"),
+    ],
+)
+def test_damage_is_named_when_a_store_is_opened(tmp_path: Path, what: str, message: str) -> None:
+    write(tmp_path / "store", index_of(captions_of(["a", "b"])))
+    damage(tmp_path / "store", what)
+    with pytest.raises(UserError, match=message):
+        EmbeddingStore.open(tmp_path / "store")
+
+
+def test_a_store_and_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        write(tmp_path / "store", index_of(captions_of(["a"])))
+    with pytest.raises(UserError, match="not a folder"):
+        EmbeddingStore.open(tmp_path / "store")
+
+
+def test_the_index_must_be_the_one_of_the_embeddings(tmp_path: Path) -> None:
+    write(tmp_path / "one", index_of(captions_of(["a", "b"])))
+    write(tmp_path / "two", index_of(captions_of(["a", "c"])))
+    write(tmp_path / "three", index_of(captions_of(["a", "b", "c"])))
+    (tmp_path / "one" / "index.parquet").write_bytes((tmp_path / "two" / "index.parquet").read_bytes())
+    with pytest.raises(UserError, match="digest differs"):
+        EmbeddingStore.open(tmp_path / "one").index()
+    (tmp_path / "one" / "index.parquet").write_bytes((tmp_path / "three" / "index.parquet").read_bytes())
+    with pytest.raises(UserError, match="has 3 rows"):
+        EmbeddingStore.open(tmp_path / "one").index()
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(["a", "b", "", "🎵", "a b"]), min_size=1, max_size=8), st.data())
+def test_the_first_row_that_differs_is_named(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    write(folder, index_of(captions_of(texts)))
+    store = EmbeddingStore.open(folder)
+    store.verify(captions_of(texts))
+    row = data.draw(st.integers(0, len(texts) - 1))
+    with pytest.raises(UserError, match=rf"row {row} .*caption_digest"):
+        store.verify(captions_of([text + "!" if i >= row else text for i, text in enumerate(texts)]))
+    with pytest.raises(UserError, match=f"has {len(texts)} rows, the captions have {len(texts) + 1}"):
+        store.verify(captions_of([*texts, "more"]))

@@ -1,0 +1,207 @@
+"""Pickled dictionaries of embeddings: what numpy really writes is read; whatever asks for more is refused, unexecuted."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from artifacts.errors import UserError
+from artifacts.m2d_dictionary import read_dictionary, write_dictionary
+
+
+def npy(pickled: bytes) -> bytes:
+    """A ``.npy`` file of one Python object, as ``np.save`` lays it out, around any pickle."""
+    file = io.BytesIO()
+    header = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + pickled
+
+
+def save(path: Path, value: Any, protocol: int = 4) -> Path:
+    path.write_bytes(npy(pickle.dumps(np.array(value, dtype=object), protocol=protocol)))
+    return path
+
+
+EXAMPLE = {
+    "one": np.arange(4, dtype=np.float16),
+    "several": np.linspace(0, 1, 12, dtype=np.float16).reshape(3, 4),
+    "float32": np.arange(4, dtype=np.float32),
+    "fortran": np.asfortranarray(np.arange(8, dtype=np.float16).reshape(2, 4)),
+    "strided": np.arange(16, dtype=np.float16).reshape(2, 8)[:, ::2],
+    "big-endian": np.arange(4, dtype=">f4"),
+    "--dashes_and ünicode": np.zeros(4, dtype=np.float64),
+}
+
+
+def assert_same(read: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert list(read) == list(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(read[key], value)
+        assert read[key].dtype == value.dtype.newbyteorder("="), key
+
+
+def test_what_we_write_is_what_numpy_loads_and_what_we_read(tmp_path: Path) -> None:
+    path = tmp_path / "capemb.npy"
+    write_dictionary(path, EXAMPLE)
+    loaded = np.load(path, allow_pickle=True).item()
+    assert all(np.array_equal(loaded[key], value) for key, value in EXAMPLE.items())
+    assert_same(read_dictionary(path), EXAMPLE)
+
+
+def test_what_np_save_writes_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "saved.npy", EXAMPLE)  # type: ignore[arg-type]
+    assert_same(read_dictionary(tmp_path / "saved.npy"), EXAMPLE)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_protocol_that_numpy_has_used(tmp_path: Path, protocol: int) -> None:
+    assert_same(read_dictionary(save(tmp_path / "p.npy", EXAMPLE, protocol)), EXAMPLE)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_numpy_1_names(tmp_path: Path, protocol: int) -> None:
+    """numpy 1.x names the module ``numpy.core``; both spellings have their own length prefix in newer protocols."""
+    value = {"a": np.arange(3, dtype=np.float16), "b": np.ones((2, 3), np.float16)}
+    pickled = pickle.dumps(np.array(value, dtype=object), protocol=protocol)
+    new = {b"numpy._core.multiarray": b"numpy.core.multiarray", b"numpy._core.numeric": b"numpy.core.numeric"}
+    for name, old in new.items():
+        framed = (lambda text: b"c" + text + b"\n") if protocol == 3 else (lambda text: bytes([0x8C, len(text)]) + text)
+        pickled = pickled.replace(framed(name), framed(old))
+    pickled = _without_frames(pickled) if protocol > 3 else pickled
+    assert b"numpy.core" in pickled
+    assert b"numpy._core" not in pickled
+    (tmp_path / "old.npy").write_bytes(npy(pickled))
+    assert_same(read_dictionary(tmp_path / "old.npy"), value)
+
+
+def _without_frames(pickled: bytes) -> bytes:
+    """The pickle without its FRAME opcode (0x95 and 8 bytes of length), which a changed length would break."""
+    assert pickled[2] == 0x95
+    return pickled[:2] + pickled[11:]
+
+
+class Call:
+    """Pickles as a call of ``function`` with ``arguments``."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+def malicious(marker: Path) -> dict[str, Any]:
+    """Values that would leave ``marker`` behind, or smuggle another type in, if anything in them were carried out."""
+    touch = Call(os.system, f"touch {marker}")
+    object_array = np.empty(1, dtype=object)
+    object_array[0] = touch
+    return {
+        "a call for the dictionary": touch,
+        "a call among the values": {"a": touch},
+        "a call as a key": {touch: np.zeros(2, np.float16)},
+        "a call inside an object array": {"a": object_array},
+        "a call inside a nested dictionary": {"a": {"b": {"c": touch}}},
+        "a call inside a list": {"a": [touch]},
+        "builtins.eval": {"a": Call(eval, f"open({str(marker)!r}, 'w')")},
+        "builtins.exec": {"a": Call(exec, f"open({str(marker)!r}, 'w')")},
+        "builtins.getattr": {"a": Call(getattr, "text", "upper")},
+        "builtins.open": {"a": Call(open, str(marker), "w")},
+        "a class of ours": {"a": Path("x")},
+        "a set": {"a": {1, 2}},
+        "complex": {"a": 1j},
+        "numpy's load": {"a": Call(np.load, str(marker))},
+        "a numpy scalar": {"a": np.float16(1)},
+        "an integer array": {"a": np.arange(3)},
+        "a string array": {"a": np.array(["x"])},
+        "a structured array": {"a": np.zeros(2, dtype=[("x", "f2"), ("y", "f2")])},
+        "an object array of numbers": {"a": np.array([1, None], dtype=object)},
+        "a datetime array": {"a": np.zeros(2, dtype="M8[s]")},
+        "a subclass of arrays": {"a": np.ma.masked_array([1.0, 2.0])},
+        "a record array": {"a": np.rec.array([(1.0,)], dtype=[("x", "f4")])},
+        "a matrix of three axes": {"a": np.zeros((1, 2, 3), np.float16)},
+        "a number": {"a": 3},
+        "None": {"a": None},
+        "a text": {"a": "x"},
+        "integer keys": {1: np.zeros(2, np.float16)},
+        "a list of arrays": [np.zeros(2, np.float16)],
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", list(malicious(Path("x"))))
+def test_anything_else_is_refused_and_nothing_runs(tmp_path: Path, name: str, protocol: int) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(UserError, match=r"refused|not an array|not a string"):
+        read_dictionary(save(tmp_path / "evil.npy", malicious(marker)[name], protocol))
+    assert not marker.exists()
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+HAND_WRITTEN = {
+    "a call of os.system": b"cos\nsystem\n(S'touch marker'\ntR.",
+    "the old INST opcode": b"(S'touch marker'\nios\nsystem\n.",
+    "the OBJ opcode": b"(cos\nsystem\nS'touch marker'\no.",
+    "state for a placeholder function": RECONSTRUCT + b"}S'x'\nI1\nsb.",
+    "attributes set on a placeholder": RECONSTRUCT + b"(N}S'__new__'\nI1\nstb.",
+    "attributes set on the array class": b"cnumpy\nndarray\n(N}S'__setstate__'\nI1\nstb.",
+    "a reconstruction of another class": RECONSTRUCT + b"(cnumpy\ndtype\n(I0\ntC\x01btR.",
+    "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__class__.__x\x93.",
+    "an extension code": b"\x80\x02\x82\x01.",
+    "a persistent id": b"Pid\n.",
+    "an out-of-band buffer": b"\x80\x05\x97.",
+    "a length of an exabyte": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
+    "a length of 2 TiB": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 41) + b".",
+    "half a pickle": pickle.dumps({"a": np.zeros(4, np.float16)})[:-20],
+    "nothing": b"",
+    "noise": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", list(HAND_WRITTEN))
+def test_hand_written_pickles_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.npy").write_bytes(npy(HAND_WRITTEN[name]))
+    with pytest.raises(UserError, match="refused"):
+        read_dictionary(tmp_path / "evil.npy")
+    assert not (tmp_path / "marker").exists()
+    np.save(tmp_path / "good.npy", EXAMPLE)  # type: ignore[arg-type]
+    assert_same(read_dictionary(tmp_path / "good.npy"), EXAMPLE)  # the reader itself is unharmed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x09\x00" + b"\0" * 64, b"text\n"],
+    ids=["empty", "zip", "cut header", "unknown version", "text"],
+)
+def test_files_that_are_no_npy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(UserError, match="refused"):
+        read_dictionary(tmp_path / "x.npy")
+
+
+def test_a_plain_array_is_no_dictionary(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.float16))
+    with pytest.raises(UserError, match="not a dictionary"):
+        read_dictionary(tmp_path / "x.npy")
+    with pytest.raises(UserError, match="no such file"):
+        read_dictionary(tmp_path / "missing.npy")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_a_dictionary_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.npy"
+    path.write_bytes(npy(content))
+    try:
+        value = read_dictionary(path)
+    except UserError:
+        return
+    assert isinstance(value, dict)
