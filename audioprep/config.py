@@ -1,0 +1,129 @@
+"""What a conversion does to a sound: two frozen dataclasses that are stored beside the output. All defaults are here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from artifacts.errors import UserError
+
+DTYPES = ("float32", "float16")
+RESAMPLERS = ("soxr_hq", "soxr_vhq")
+FLOAT32_EPSILON = 2.0**-23
+
+
+def _require_positive_integers(config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise UserError(f"{name} {value!r} is not a whole number above 0.")
+
+
+def _require_numbers(config: Any, names: tuple[str, ...]) -> None:
+    """Refuse what is no finite number, and make floats of whole ones: 50 and 50.0 share a fingerprint."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise UserError(f"{name} {value!r} is not a finite number.")
+        object.__setattr__(config, name, float(value))
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """The log-mel front end: lengths in samples at ``sample_rate`` (Hz), mel range in Hz, ``eps`` added to the power.
+
+    Raises `UserError` for values that no front end can have.
+    """
+
+    sample_rate: int
+    n_fft: int
+    win_length: int
+    hop_length: int
+    n_mels: int
+    f_min: float
+    f_max: float
+    eps: float = FLOAT32_EPSILON
+
+    def __post_init__(self) -> None:
+        _require_positive_integers(self, ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"))
+        _require_numbers(self, ("f_min", "f_max", "eps"))
+        if self.win_length > self.n_fft:
+            raise UserError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}.")
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise UserError(
+                f"f_min {self.f_min:g} and f_max {self.f_max:g} must rise from 0 to half of {self.sample_rate} Hz."
+            )
+        if self.eps <= 0:
+            raise UserError(f"eps {self.eps!r} is not above 0, so the logarithm of silence would be infinite.")
+
+    def frames(self, samples: int) -> int:
+        """How many frames a waveform of ``samples`` gives: one at every multiple of the hop, both ends included."""
+        return samples // self.hop_length + 1
+
+
+# 25 ms windows every 10 ms, as M2D uses them (nttcslab/m2d).
+PRESETS = {
+    "16k": LogMelConfig(
+        sample_rate=16000, n_fft=400, win_length=400, hop_length=160, n_mels=80, f_min=50.0, f_max=8000.0
+    ),
+    "32k": LogMelConfig(
+        sample_rate=32000, n_fft=800, win_length=800, hop_length=320, n_mels=80, f_min=50.0, f_max=16000.0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Everything that decides the bytes of a log-mel file, and which sources are taken.
+
+    ``min_seconds``: shorter sounds are padded with zeros to this length (6.1 s covers the model's 608 frames).
+    ``max_seconds``: longer sounds become failures before they are decoded; long ones cost memory.
+    """
+
+    log_mel: LogMelConfig
+    min_seconds: float = 6.1
+    max_seconds: float = 1800.0
+    dtype: str = "float32"
+    resampler: str = "soxr_hq"
+
+    def __post_init__(self) -> None:
+        _require_numbers(self, ("min_seconds", "max_seconds"))
+        if not 0 <= self.min_seconds <= self.max_seconds or self.max_seconds == 0:
+            raise UserError(
+                f"min_seconds {self.min_seconds:g} and max_seconds {self.max_seconds:g}: "
+                "the least may be 0, the most must be above 0 and not below the least."
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        if self.resampler not in RESAMPLERS:
+            raise UserError(f"resampler {self.resampler!r} is not one of {', '.join(RESAMPLERS)}.")
+
+    @property
+    def min_samples(self) -> int:
+        """``min_seconds`` at the front end's rate."""
+        return round(self.min_seconds * self.log_mel.sample_rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the front end is nested under ``log_mel``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ConvertConfig:
+        """The configuration that `to_dict` wrote. Raises `UserError`, naming them, for missing and unknown keys."""
+        _require_keys(cls, value, "")
+        log_mel = value["log_mel"]
+        if not isinstance(log_mel, Mapping):
+            raise UserError(f"log_mel is {log_mel!r}, not a table of settings.")
+        _require_keys(LogMelConfig, log_mel, "log_mel.")
+        return cls(**{**value, "log_mel": LogMelConfig(**log_mel)})
+
+
+def _require_keys(kind: type, value: Mapping[str, Any], prefix: str) -> None:
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    unknown = [f"{prefix}{key}" for key in value if key not in known]
+    missing = [f"{prefix}{key}" for key, required in known.items() if required and key not in value]
+    if unknown or missing:
+        parts = [f"unknown {', '.join(unknown)}" if unknown else "", f"missing {', '.join(missing)}" if missing else ""]
+        raise UserError(f"a log-mel configuration has other keys: {'; '.join(filter(None, parts))}.")

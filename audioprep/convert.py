@@ -1,0 +1,191 @@
+"""One source → one log-mel file and one record. Plain Python that workers call: a list in, rows out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import soundfile
+import soxr
+
+from artifacts.atomic import sync_file, sync_folder, write_array
+from artifacts.clip_id import clip_id
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_array import FAILED, OK
+from audioprep.config import ConvertConfig, LogMelConfig
+from audioprep.decode import AudioInfo, decode
+from audioprep.discover import Source, output_name
+from audioprep.faults import DecodeError, one_line
+from audioprep.logmel import LogMel
+from audioprep.moments import Moments
+
+Record = dict[str, Any]
+
+# Nothing louder than one step of 16-bit audio counts as silence.
+SILENT_PEAK = 1 / 32768
+# What an output's own name can be guilty of; every other error of writing concerns the whole run.
+NAME_ERRORS = {
+    errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
+    errno.EEXIST: ("name_conflict", "a file stands where the output needs a folder"),
+    errno.ENOTDIR: ("name_conflict", "a file stands where the output needs a folder"),
+    errno.EISDIR: ("name_conflict", "a folder stands where the output shall be"),
+}
+
+
+def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig) -> list[Record]:
+    """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
+
+    A source that fails is a row. When the rows are returned, the files that they speak of are safe on disk.
+    Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone: then every
+    further source would fail as well.
+    """
+    records, syncs = [], []
+    # The disk is waited for in a thread, while the next file is converted.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for source in sources:
+            if source.reason:
+                records.append(failure_record(source, source.reason, source.message))
+                continue
+            record = convert_file(source.relative, src, dst, config, durable=False)
+            records.append(record)
+            if record["status"] == OK:
+                syncs.append(pool.submit(sync_file, dst / record["file_name"]))
+            elif record["reason"] == "not_found" and not src.is_dir():
+                raise UserError(f"{src}: the folder has gone while its files were being converted.")
+        for sync in syncs:
+            sync.result()
+    for folder in {(dst / record["file_name"]).parent for record in records if record["status"] == OK}:
+        sync_folder(folder)
+    return records
+
+
+def convert_file(relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True) -> Record:
+    """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
+
+    A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
+    Raises `OSError` where ``dst`` cannot be written to.
+    """
+    output = dst / output_name(relative)
+    info = AudioInfo()
+    try:
+        log_mel, info, padded = log_mel_of_file(src / relative, config)
+        moments = Moments.from_values(log_mel)
+        _write(output, log_mel, LmsLayout(dst), durable)
+    except DecodeError as error:
+        failure, info = error, error.info or info
+    except OSError:
+        raise
+    except Exception as error:  # the one bad file that nobody foresaw must not stop two million others
+        failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
+    else:
+        return {
+            **_record(relative, OK, info),
+            "frames": log_mel.shape[2],
+            "padded": padded,
+            "silent": info.peak is not None and info.peak <= SILENT_PEAK,
+            "n": moments.n,
+            "mean": moments.mean,
+            "m2": moments.m2,
+            "bin_mean": moments.bin_mean.tolist(),
+            "bin_m2": moments.bin_m2.tolist(),
+        }
+    _remove(output)
+    return {**_record(relative, FAILED, info), "reason": failure.reason, "message": failure.message}
+
+
+def log_mel_of_file(path: Path, config: ConvertConfig) -> tuple[np.ndarray, AudioInfo, bool]:
+    """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
+
+    Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
+    be converted.
+    """
+    waveform, info = decode(path, config)
+    padded = len(waveform) < config.min_samples
+    if padded:
+        waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
+    with np.errstate(over="ignore", invalid="ignore"):  # found just below
+        log_mel = front_end(config.log_mel)(waveform)
+    if not np.isfinite(log_mel).all():
+        error = DecodeError("nonfinite", f"samples up to {info.peak:g} are too large for a spectrum in float32")
+        error.info = info
+        raise error
+    return log_mel.astype(config.dtype, copy=False), info, padded
+
+
+@lru_cache(maxsize=4)
+def front_end(config: LogMelConfig) -> LogMel:
+    """The front end of ``config``, made once a process."""
+    return LogMel(config)
+
+
+def failure_record(source: Source, reason: str, message: str) -> Record:
+    """The record of a source that failed without being opened."""
+    return {**_record(source.relative, FAILED, AudioInfo()), "reason": reason, "message": one_line(message)}
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what a log-mel's bytes depend on, for the notes beside the configuration."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "soundfile": soundfile.__version__,
+        "libsndfile": soundfile.__libsndfile_version__,
+        "soxr": soxr.__version__,
+        "libsoxr": soxr.__libsoxr_version__,
+    }
+
+
+def _record(relative: str, status: str, info: AudioInfo) -> Record:
+    return {
+        "file_name": output_name(relative),
+        "source": relative,
+        "clip_id": clip_id(relative),
+        "status": status,
+        "reason": None,
+        "message": None,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+        "seconds": info.seconds,
+        "frames": None,
+        "padded": None,
+        "silent": None,
+        "peak": info.peak,
+        "n": None,
+        "mean": None,
+        "m2": None,
+        "bin_mean": None,
+        "bin_m2": None,
+        "source_bytes": info.source_bytes,
+        "source_mtime_ns": info.source_mtime_ns,
+    }
+
+
+def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> None:
+    """Write the array; folders are made where they are missing. `DecodeError` where the output's name is at fault."""
+    try:
+        for folder in (output.parent, layout.temporaries):
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        write_array(output, log_mel, temporary_folder=layout.temporaries, durable=durable)
+    except OSError as error:
+        if error.errno in NAME_ERRORS:
+            raise DecodeError(*NAME_ERRORS[error.errno]) from error
+        raise
+
+
+def _remove(output: Path) -> None:
+    """Remove what an earlier version of a source left, if anything; a folder of that name is not ours."""
+    try:
+        output.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in NAME_ERRORS:
+            raise

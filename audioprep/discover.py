@@ -1,0 +1,163 @@
+"""Every audio file under a folder, sorted, as relative paths; what cannot be a source says so in its entry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from artifacts.errors import UserError
+from artifacts.layout import MELSPEC_FOLDER
+
+# The second line are formats that libsndfile cannot read: their files become failure rows that say what to do.
+AUDIO_SUFFIXES = frozenset(
+    [
+        "wav",
+        "wave",
+        "rf64",
+        "bwf",
+        "w64",
+        "flac",
+        "ogg",
+        "oga",
+        "opus",
+        "mp3",
+        "aiff",
+        "aif",
+        "aifc",
+        "au",
+        "snd",
+        "caf",
+    ]
+    + ["m4a", "aac", "webm", "mka", "wma"]
+)
+# macOS writes these beside every file on foreign file systems; they hold no sound.
+APPLE_DOUBLE_PREFIX = "._"
+
+FolderId = tuple[int, int]
+
+
+class Source(NamedTuple):
+    """One input: ``relative`` to ``root``, separated by ``/``. With a ``reason`` it is a failure before it is opened.
+
+    ``relative`` is UTF-8 text always; bytes of a name that are none appear as ``\\xNN``.
+    """
+
+    relative: str
+    root: str
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.root, self.relative)
+
+
+def output_name(relative: str) -> str:
+    """The log-mel's path for a source: the same, with its suffix replaced by ``.npy``."""
+    stem, dot, suffix = relative.rpartition(".")
+    return f"{stem if dot and suffix.lower() in AUDIO_SUFFIXES else relative}.npy"
+
+
+def discover(src: Path, exclude: Path | None = None, found: Callable[[int], object] | None = None) -> list[Source]:
+    """All sources under ``src``, sorted by relative path (by code point).
+
+    A source is anything whose name ends in one of `AUDIO_SUFFIXES`, in whatever case: files, and also folders and
+    broken links of such names, which conversion turns into failure rows. Linked folders are entered, but never one
+    that is its own ancestor. A folder that cannot be listed is a source with a reason, as are names that are not
+    UTF-8, all but the first of several sources for one output (``a.flac``, ``a.wav``), and what would be written over
+    the bookkeeping. Left out are AppleDouble files (``._*``) and the folder ``exclude`` (the output's) below ``src``.
+    ``found`` is called with the number of sources of every folder listed. Raises `UserError` where ``src`` is no
+    folder or cannot be listed.
+    """
+    root = os.fspath(src)
+    try:
+        ancestors = frozenset([_folder_id(root)])
+        excluded = None if exclude is None or not exclude.exists() else _folder_id(os.fspath(exclude))
+        os.scandir(root).close()
+    except FileNotFoundError as error:
+        raise UserError(f"{src}: no such folder (the audio files to convert).") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{src} is not a folder (the audio files to convert).") from error
+    except OSError as error:
+        raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
+    sources = sorted(_walk(root, "", ancestors, excluded, found or (lambda count: None)))
+    return _with_conflicts(sources)
+
+
+def _walk(
+    root: str, prefix: str, ancestors: frozenset[FolderId], excluded: FolderId | None, found: Callable[[int], object]
+) -> Iterator[Source]:
+    """The sources in ``root/prefix`` and below it. ``ancestors`` are the folders that lead there."""
+    folders: list[str] = []
+    count = 0
+    try:
+        with os.scandir(os.path.join(root, prefix)) as entries:  # noqa: PTH118
+            for entry in entries:
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                if _is_audio_name(entry.name):
+                    count += 1
+                    yield _source(root, prefix + entry.name)
+    except OSError as error:
+        yield _unreadable(root, prefix, error)
+    found(count)
+    for name in folders:
+        inner = prefix + name
+        try:
+            identity = _folder_id(os.path.join(root, inner))  # noqa: PTH118
+        except OSError as error:
+            yield _unreadable(root, inner, error)
+            continue
+        if identity not in ancestors and identity != excluded:
+            yield from _walk(root, inner + "/", ancestors | {identity}, excluded, found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _is_audio_name(name: str) -> bool:
+    stem, _, suffix = name.rpartition(".")
+    return suffix.lower() in AUDIO_SUFFIXES and bool(stem) and not name.startswith(APPLE_DOUBLE_PREFIX)
+
+
+def _folder_id(path: str) -> FolderId:
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _source(root: str, relative: str) -> Source:
+    shown = _as_text(relative)
+    if shown != relative:
+        return Source(shown, root, "bad_name", f"the name is not UTF-8: {os.fsencode(relative)!r}")
+    if relative.startswith(f"{MELSPEC_FOLDER}/"):
+        return Source(relative, root, "name_conflict", f"the output's folder {MELSPEC_FOLDER} is its bookkeeping")
+    return Source(relative, root)
+
+
+def _unreadable(root: str, folder: str, error: OSError) -> Source:
+    relative = _as_text(folder.rstrip("/"))
+    return Source(relative, root, "unreadable_folder", f"the folder cannot be listed: {error.strerror}")
+
+
+def _as_text(name: str) -> str:
+    """``name`` with bytes that are not UTF-8 written as ``\\xNN``."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _with_conflicts(sources: list[Source]) -> list[Source]:
+    """``sources`` with a reason for every one whose output an earlier one already has."""
+    first: dict[str, str] = {}
+    checked = []
+    for source in sources:
+        if not source.reason:
+            owner = first.setdefault(output_name(source.relative), source.relative)
+            if owner != source.relative:
+                source = source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
+        checked.append(source)
+    return checked

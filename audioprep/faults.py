@@ -1,0 +1,49 @@
+"""What can be wrong with one source: the short codes that failure rows carry, and the error that carries them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REASONS = {
+    "not_found": "there is no such file (any more)",
+    "permission": "no permission to read the file",
+    "is_directory": "a folder with the name of an audio file",
+    "broken_link": "a symbolic link that leads nowhere or in a circle",
+    "not_a_file": "a pipe, socket or device with the name of an audio file",
+    "empty_file": "the file has 0 bytes",
+    "truncated": "the file ends before what its header or its frames promise, or was never finished by its writer",
+    "no_samples": "a whole audio file that holds no samples",
+    "not_audio": "the content is of no format that can be read, whatever the name says",
+    "malformed": "the content begins like a known format and then breaks its rules",
+    "unsupported": "an audio file whose kind cannot be read safely",
+    "nonfinite": "samples that are NaN or infinite, or too large for a spectrum",
+    "too_long": "longer than --max-seconds",
+    "bad_rate": "a sample rate outside 4 to 192 kHz",
+    "too_many_channels": "more than 8 channels",
+    "io_error": "the system could not read the file",
+    "unreadable_folder": "a folder that could not be listed, so that its files are unknown",
+    "bad_name": "a name that is no UTF-8 text, or that is too long for its output",
+    "name_conflict": "another source, or the bookkeeping, already has the output's name",
+    "worker_died": "the process that converted it was killed, again and again",
+    "internal_error": "an error that nobody foresaw; please report it with the message",
+}
+
+
+class DecodeError(Exception):
+    """One source cannot be converted. ``reason`` is a key of `REASONS`, ``message`` one line that says what was found.
+
+    ``info`` is what was known of the source by then (an `audioprep.decode.AudioInfo`), where it was opened at all.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"{reason!r} is not one of the reasons {', '.join(REASONS)}")
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = one_line(message)
+        self.info: Any = None
+
+
+def one_line(text: str) -> str:
+    """``text`` with every run of white space as one space, so that a message stays one line."""
+    return " ".join(text.split())

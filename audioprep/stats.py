@@ -1,0 +1,173 @@
+"""Normalisation statistics of a folder of log-mels: a merge of its records, or of the arrays read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.atomic import write_json
+from artifacts.errors import CheckFailedError, UserError
+from artifacts.layout import MELSPEC_FOLDER, LmsLayout, is_evaluation_clip, require_folder
+from artifacts.lms_array import OK, open_lms
+from artifacts.lms_store import read_config, read_records, record_parts
+from artifacts.progress import Progress
+from artifacts.tables import read_file_list
+from audioprep.moments import Moments
+
+# Records that are merged, and arrays whose moments are kept, at once.
+ROWS_PER_BATCH = 16384
+# Unreadable arrays that an error message names; it counts them all.
+MOST_NAMED = 20
+# Standard deviations divide by n, as a normalisation wants them.
+DDOF = 0
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """Mean and population standard deviation of log-mel values, of all of them and of each bin.
+
+    ``source`` is ``records`` or ``arrays``; ``excluded_files`` counts the evaluation clips left out; ``fingerprint``
+    is that of the conversion's configuration, None for arrays that others made.
+    """
+
+    mean: float
+    std: float
+    count_values: int
+    count_files: int
+    bin_mean: list[float]
+    bin_std: list[float]
+    ddof: int
+    source: str
+    excluded_files: int
+    fingerprint: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None) -> NormStats:
+    """Statistics of the log-mels in ``lms``, without AudioSet's evaluation clips.
+
+    Merged from the records of the conversion, or with ``recompute`` from the arrays themselves; a folder without
+    records (made by others) can be recomputed as well. ``files`` restricts them to the arrays of ``lms`` that a
+    ``files_<name>.csv`` lists. Raises `UserError` where there is nothing to compute from or a listed array has no
+    record, and `CheckFailedError` naming the arrays that cannot be read.
+    """
+    layout = LmsLayout(require_folder(lms, "the log-mels to compute statistics of"))
+    wanted = None if files is None else _listed(layout, files)
+    if recompute:
+        names = _recorded_names(layout) if record_parts(layout) else _arrays_below(layout)
+        chosen, excluded = _chosen(names, wanted, layout, files)
+        return _summary(layout, _moments_of_arrays(layout, chosen), len(chosen), "arrays", excluded)
+    records = read_records(layout, ["file_name", "status", "frames", "bin_mean", "bin_m2"])
+    records = records.filter(pc.equal(records["status"], OK))
+    names = records["file_name"].to_pylist()
+    chosen, excluded = _chosen(names, wanted, layout, files)
+    if excluded or wanted is not None:
+        records = records.filter(pc.is_in(records["file_name"], pa.array(chosen, pa.string())))
+    return _summary(layout, _moments_of_records(layout, records), len(chosen), "records", excluded)
+
+
+def write_norm_stats(path: Path, stats: NormStats) -> None:
+    """Write ``norm_stats.json``."""
+    write_json(path, stats.to_dict())
+
+
+def _listed(layout: LmsLayout, files: Path) -> set[str]:
+    """The arrays of the folder that a file list names, relative to the folder."""
+    prefix = layout.root.resolve().name + "/"
+    listed = {name.removeprefix(prefix) for name in read_file_list(files) if name.startswith(prefix)}
+    if not listed:
+        raise UserError(f"{files} lists no file of {layout.root}: none of its paths begins with {prefix}")
+    return listed
+
+
+def _recorded_names(layout: LmsLayout) -> list[str]:
+    records = read_records(layout, ["file_name", "status"])
+    names: list[str] = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+    return names
+
+
+def _arrays_below(layout: LmsLayout) -> list[str]:
+    """The .npy files of a folder without records, sorted, relative to it."""
+    found = (path.relative_to(layout.root) for path in layout.root.rglob("*.npy"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != MELSPEC_FOLDER)
+
+
+def _chosen(
+    names: Sequence[str], wanted: set[str] | None, layout: LmsLayout, files: Path | None
+) -> tuple[list[str], int]:
+    """The ``names`` to count in, and how many evaluation clips are left out of them."""
+    if wanted is not None:
+        missing = sorted(wanted.difference(names))
+        if missing:
+            raise UserError(
+                f"{files} lists {len(missing)} files that {layout.root} has no record of, the first {missing[0]!r}."
+            )
+        names = [name for name in names if name in wanted]
+    chosen = [name for name in names if not is_evaluation_clip(name)]
+    if not chosen:
+        what = "only evaluation clips" if names else "no converted files"
+        raise UserError(f"{layout.root} has {what} to compute statistics of.")
+    return chosen, len(names) - len(chosen)
+
+
+def _moments_of_records(layout: LmsLayout, records: pa.Table) -> Moments:
+    parts = []
+    for start in range(0, records.num_rows, ROWS_PER_BATCH):
+        batch = records.slice(start, ROWS_PER_BATCH).combine_chunks()
+        frames = batch["frames"].to_numpy()
+        bin_mean = batch["bin_mean"].combine_chunks().flatten().to_numpy()
+        bin_m2 = batch["bin_m2"].combine_chunks().flatten().to_numpy()
+        if len(bin_mean) != len(bin_m2) or len(bin_mean) % len(frames):
+            raise UserError(f"{layout.melspec}: the records have different numbers of mel bins; convert them anew.")
+        shape = (len(frames), -1)
+        parts.append(Moments.from_rows(frames, bin_mean.reshape(shape), bin_m2.reshape(shape)))
+    return Moments.merge_all(parts)
+
+
+def _moments_of_arrays(layout: LmsLayout, names: Sequence[str]) -> Moments:
+    parts: list[Moments] = []
+    failures: list[str] = []
+    n_mels: int | None = None
+    with Progress(len(names), "stats", "arrays") as progress:
+        for name in names:
+            try:
+                log_mel = open_lms(layout.root / name, n_mels=n_mels)
+                moments = Moments.from_values(log_mel)
+                if not np.isfinite(moments.m2):
+                    raise UserError(f"{layout.root / name} holds values that are not finite.")
+                n_mels = log_mel.shape[1]
+                parts.append(moments)
+            except UserError as error:
+                failures.append(str(error))
+            progress.advance(failed=int(len(failures) > progress.failed))
+            if len(parts) >= ROWS_PER_BATCH:
+                parts = [Moments.merge_all(parts)]
+    if failures:
+        named = "\n  ".join(failures[:MOST_NAMED])
+        more = f"\n  and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
+        raise CheckFailedError(f"{len(failures)} of {len(names)} arrays cannot be read:\n  {named}{more}")
+    return Moments.merge_all(parts)
+
+
+def _summary(layout: LmsLayout, moments: Moments, files: int, source: str, excluded: int) -> NormStats:
+    config = read_config(layout)
+    return NormStats(
+        mean=moments.mean,
+        std=moments.std,
+        count_values=moments.n,
+        count_files=files,
+        bin_mean=moments.bin_mean.tolist(),
+        bin_std=moments.bin_std.tolist(),
+        ddof=DDOF,
+        source=source,
+        excluded_files=excluded,
+        fingerprint=config["fingerprint"] if config else None,
+    )
