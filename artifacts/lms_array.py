@@ -8,6 +8,10 @@ import numpy as np
 
 from artifacts.errors import UserError
 
+# The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
+OK = "ok"
+FAILED = "failed"
+
 
 def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     """Open a log-mel file as a read-only memory map (1, n_mels, T), float32 or float16. Never unpickles.
