@@ -16,10 +16,9 @@ from artifacts.atomic import atomic_file, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import LmsLayout
+from artifacts.lms_array import FAILED as FAILED
+from artifacts.lms_array import OK as OK
 from artifacts.tables import first_line, read_parquet, write_parquet
-
-OK = "ok"
-FAILED = "failed"
 
 # One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
 # stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.
