@@ -1,4 +1,4 @@
-"""What a conversion does to a sound: two frozen dataclasses that are stored beside the output. All defaults are here."""
+"""What a conversion does to a sound: two frozen dataclasses that are stored beside the output. Defaults live here."""
 
 from __future__ import annotations
 

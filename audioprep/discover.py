@@ -10,28 +10,13 @@ from typing import NamedTuple
 from artifacts.errors import UserError
 from artifacts.layout import MELSPEC_FOLDER
 
-# The second line are formats that libsndfile cannot read: their files become failure rows that say what to do.
-AUDIO_SUFFIXES = frozenset(
-    [
-        "wav",
-        "wave",
-        "rf64",
-        "bwf",
-        "w64",
-        "flac",
-        "ogg",
-        "oga",
-        "opus",
-        "mp3",
-        "aiff",
-        "aif",
-        "aifc",
-        "au",
-        "snd",
-        "caf",
-    ]
-    + ["m4a", "aac", "webm", "mka", "wma"]
-)
+READABLE_SUFFIXES = {
+    *("wav", "wave", "bwf", "rf64", "w64", "aiff", "aif", "aifc", "au", "snd", "caf"),
+    *("flac", "ogg", "oga", "opus", "mp3"),
+}
+# What libsndfile cannot read is listed all the same: such files become failure rows that say what to do.
+UNREADABLE_SUFFIXES = {"m4a", "aac", "webm", "mka", "wma"}
+AUDIO_SUFFIXES = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
 # macOS writes these beside every file on foreign file systems; they hold no sound.
 APPLE_DOUBLE_PREFIX = "._"
 

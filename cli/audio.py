@@ -1,0 +1,114 @@
+"""Commands from audio to statistics: melspec, stats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from audioprep.config import DTYPES, PRESETS, ConvertConfig
+from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option, workers_option
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH)
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="16k", help="Sample rate and windows of the log-mel."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default=ConvertConfig.dtype, help="What the arrays are stored as.")
+@click.option(
+    "--min-seconds",
+    type=click.FloatRange(min=0),
+    default=ConvertConfig.min_seconds,
+    help="Pad shorter sounds with zeros to this length; 0 pads nothing.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=ConvertConfig.max_seconds,
+    help="Refuse longer sounds, as failures.",
+)
+@workers_option
+@overwrite_option
+@click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
+@max_failures_option
+@click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
+@json_option
+def melspec(
+    src: Path,
+    dst: Path,
+    preset: str,
+    dtype: str,
+    min_seconds: float,
+    max_seconds: float,
+    workers: int,
+    overwrite: bool,
+    retry_failed: bool,
+    check_sources: bool,
+    max_failures: str,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
+
+    What failed and why is in DST/_melspec/records-*.parquet. The same command again goes on where it stopped.
+
+    \b
+    Examples:
+      m2dprep melspec audioset_wavs data/audioset_lms
+      m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
+    """
+    from artifacts.failures import top_reasons
+    from workflows.melspec import run_melspec
+
+    config = ConvertConfig(PRESETS[preset], min_seconds=min_seconds, max_seconds=max_seconds, dtype=dtype)
+    report = run_melspec(
+        src,
+        dst,
+        config,
+        workers=workers,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        check_sources=check_sources,
+        max_failures=max_failures,
+        name=name,
+    )
+    click.echo(
+        f"{report.inputs:,} inputs = {report.done:,} done + {report.skipped:,} skipped + {report.failed:,} failed"
+        + (f" ({top_reasons(report.reasons)}; rows in {report.records})" if report.failed else ""),
+        err=True,
+    )
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.files_csv)
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("lms", type=PATH)
+@click.option("--recompute", is_flag=True, help="Read the arrays instead of merging their records.")
+@click.option("--files", type=PATH, default=None, help="Count in only what this files_<name>.csv lists.")
+@click.option(
+    "--out", type=PATH, default=None, show_default="norm_stats.json beside LMS", help="Where the result goes."
+)
+@json_option
+def stats(lms: Path, recompute: bool, files: Path | None, out: Path | None, as_json: bool) -> None:
+    """Exact mean and standard deviation, global and of each bin, of the log-mels in LMS, without evaluation clips.
+
+    \b
+    Examples:
+      m2dprep stats data/audioset_lms
+      m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv --out /tmp/check.json
+    """
+    from artifacts.layout import LmsLayout
+    from audioprep.stats import norm_stats, write_norm_stats
+
+    result = norm_stats(lms, recompute=recompute, files=files)
+    path = out or LmsLayout(lms).norm_stats
+    write_norm_stats(path, result)
+    click.echo(
+        f"{path}: from the {result.source} of {result.count_files:,} files, {result.count_values:,} values; "
+        f"{result.excluded_files:,} evaluation clips left out",
+        err=True,
+    )
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
