@@ -8,6 +8,8 @@ from typing import Any
 
 from artifacts.errors import UserError
 
+AMP_CHOICES = ("auto", "none", "bf16", "fp16")
+
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
     try:
@@ -28,8 +30,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 class ModelConfig:
     """An M2D-CLAP model. The defaults are the paper's base model (M2D-CLAP 2024).
 
-    ``input_size`` and ``patch_size`` are (mel bins, frames); ``off_emb_dim`` is the length of the stored text embeddings;
-    ``loss_m2d`` and ``loss_clap`` weigh the two losses.
+    ``input_size`` and ``patch_size`` are (mel bins, frames); ``off_emb_dim`` is the length of the stored text
+    embeddings; ``loss_m2d`` and ``loss_clap`` weigh the two losses.
     """
 
     input_size: tuple[int, int] = (80, 608)
@@ -62,8 +64,8 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for size, patch, axis in zip(self.input_size, self.patch_size, ("mel bins", "frames"), strict=True):
-            if size % patch:
-                raise UserError(f"input_size has {size} {axis}, which is no multiple of the patch's {patch}.")
+            if size < patch:
+                raise UserError(f"input_size has {size} {axis}, fewer than one patch of {patch}.")
         for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             if getattr(self, width) % getattr(self, heads) or getattr(self, width) % 4:
                 raise UserError(f"{width} is {getattr(self, width)}; it must be a multiple of {heads} and of 4.")
@@ -75,7 +77,7 @@ class ModelConfig:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Patches along frequency and time."""
+        """Whole patches along frequency and time; what is left over at the end is not used."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
 
     @property
@@ -105,7 +107,7 @@ class ModelConfig:
 class TrainConfig:
     """How a model is trained. The defaults are the original trainer's, for one process.
 
-    Only settings that change the result are here; the number of workers, the device and how often to log or save are not.
+    Only settings that change the result are here; not the number of workers, nor how often to log or save.
     """
 
     epochs: int = 300
@@ -119,6 +121,8 @@ class TrainConfig:
     clip_grad: float = 3.0
     ema_decay_init: float = 0.99995
     ema_decay_end: float = 0.99999
+    amp: str = "auto"
+    """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU and none on a CPU."""
     seed: int = 0
     shuffle_captions: bool = False
     """A control: captions are dealt to the wrong clips, so a model that still learns their names betrays a leak."""
@@ -130,6 +134,10 @@ class TrainConfig:
                 f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 epoch and, as captions are "
                 "contrasted within a batch, a batch of at least 2 are needed."
             )
+        if self.amp not in AMP_CHOICES:
+            raise UserError(f"amp is {self.amp!r}; it must be one of {', '.join(AMP_CHOICES)}.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must be within 0 … 2³² − 1.")
         if self.blr <= 0 or self.clip_grad <= 0:
             raise UserError(f"blr {self.blr} and clip_grad {self.clip_grad} must be above zero.")
         if not 0 <= self.ema_decay_init <= self.ema_decay_end <= 1:
@@ -172,10 +180,10 @@ PRESETS = {
         ),
         replace(
             TrainConfig(),
-            epochs=60,
+            epochs=30,
             batch_size=32,
             blr=8e-3,
-            warmup_epochs=5.0,
+            warmup_epochs=3.0,
             ema_decay_init=0.99,
             ema_decay_end=0.999,
         ),

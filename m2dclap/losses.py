@@ -15,9 +15,9 @@ def standardise(latent: torch.Tensor) -> torch.Tensor:
 
 
 def m2d_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target): squared distance of unit vectors.
+    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target), a distance of unit vectors.
 
-    Source: Niizumi et al., "Masked Modeling Duo" (2023), equation 3, with the standardised targets of the authors' code.
+    Source: Niizumi et al., "Masked Modeling Duo" (2023), equation 3, with standardised targets as in their code.
     """
     target = standardise(target.float())
     cosine = (F.normalize(prediction.float(), dim=-1) * F.normalize(target, dim=-1)).sum(dim=-1)

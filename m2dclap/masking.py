@@ -10,8 +10,8 @@ import torch
 class Mask(NamedTuple):
     """A split of L patches for each of B clips.
 
-    ``visible`` (B, V) and ``masked`` (B, L−V) are patch numbers; ``restore`` (B, L) takes the two, joined in this order,
-    back to their places; ``hidden`` (B, L) is 1.0 where a patch is masked, else 0.0.
+    ``visible`` (B, V) and ``masked`` (B, L−V) are patch numbers; ``restore`` (B, L) takes the two, joined in this
+    order, back to their places; ``hidden`` (B, L) is 1.0 where a patch is masked, else 0.0.
     """
 
     visible: torch.Tensor

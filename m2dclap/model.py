@@ -84,7 +84,8 @@ class M2DCLAP(Encoder):
         pred = self.predict(latent, mask)
         target = self.target(take(tokens.detach(), mask.masked))
         audio, text = self.project_audio(latent[:, 1:].mean(dim=1)), self.project_text(text_embedding)
-        loss_m2d, loss_clap = m2d_loss(pred, target), clap_loss(audio, text, self.logit_scale)
+        with torch.autocast(log_mel.device.type, enabled=False):
+            loss_m2d, loss_clap = m2d_loss(pred, target), clap_loss(audio, text, self.logit_scale)
         loss = self.config.loss_m2d * loss_m2d + self.config.loss_clap * loss_clap
         return Output(loss, loss_m2d, loss_clap, mask.hidden, latent, pred, target, audio, text)
 
@@ -110,14 +111,12 @@ class M2DCLAP(Encoder):
         return x[:, 1:]
 
     def project_audio(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Averaged patch latents (B, D) → (B, D) in the space shared with captions; only directions matter there."""
-        projected: torch.Tensor = self.audio_proj(pooled)
-        return projected
+        """Averaged patch latents (B, D) → (B, D) in the space shared with captions; only directions matter."""
+        return self.audio_proj(pooled)
 
     def project_text(self, text_embedding: torch.Tensor) -> torch.Tensor:
-        """Sentence embeddings (B, off_emb_dim) → (B, D) in the space shared with audio; only directions matter there."""
-        projected: torch.Tensor = self.text_proj(text_embedding)
-        return projected
+        """Sentence embeddings (B, off_emb_dim) → (B, D) in the space shared with audio; only directions matter."""
+        return self.text_proj(text_embedding)
 
     def clap_audio(self, log_mel: torch.Tensor) -> torch.Tensor:
         """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) by the average of all patches."""
@@ -129,10 +128,10 @@ class M2DCLAP(Encoder):
 
         Two products and a sum, not one `lerp`: the same roundings as the original's.
         """
-        target = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
-        online = [*self.blocks.parameters(), *self.norm.parameters()]
+        target: list[torch.Tensor] = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
+        online: list[torch.Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
         torch._foreach_mul_(target, decay)
-        torch._foreach_add_(target, torch._foreach_mul(online, 1 - decay))
+        torch._foreach_add_(target, list(torch._foreach_mul(online, 1 - decay)))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,19 +12,29 @@ from torch import nn
 from m2dclap.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up over ``warmup_epochs``, then half a cosine to ``min_lr``; changes with every step (0, 1, …)."""
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return config.lr * epoch / config.warmup_epochs
-    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and target decay at each step 0, 1, …, ``total_steps`` − 1 of a run."""
 
+    config: TrainConfig
+    steps_per_epoch: int
 
-def target_decay(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The target's EMA decay τ at a step (0, 1, …), rising linearly over the whole run."""
-    progress = step / max(total_steps - 1, 1)
-    return config.ema_decay_init + (config.ema_decay_end - config.ema_decay_init) * progress
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up over ``warmup_epochs``, then half a cosine down to ``min_lr``."""
+        config, epoch = self.config, step / self.steps_per_epoch
+        if epoch < config.warmup_epochs:
+            return config.lr * epoch / config.warmup_epochs
+        progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def target_decay(self, step: int) -> float:
+        """The target's decay τ, rising linearly over the whole run."""
+        config, progress = self.config, step / max(self.total_steps - 1, 1)
+        return config.ema_decay_init + (config.ema_decay_end - config.ema_decay_init) * progress
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -44,7 +55,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel on a GPU; the learning rate is set at every step from `learning_rate`."""
+    """AdamW, in one fused kernel on a GPU; the learning rate is set at every step from a `Schedule`."""
     on_gpu = next(model.parameters()).is_cuda
     groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_gpu)

@@ -15,14 +15,14 @@ MLP_RATIO = 4
 
 
 class PatchEmbed(nn.Module):
-    """Cuts (B, 1, F, T) into patches and projects each: (B, F/f · T/t, D), frequency-major (all times of row 0 first)."""
+    """Projects each patch of (B, 1, F, T): (B, F/f · T/t, D), frequency-major (all times of the lowest row first)."""
 
     def __init__(self, patch_size: tuple[int, int], embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        patches: torch.Tensor = self.proj(log_mel)  # (B, D, F/f, T/t)
+        patches = self.proj(log_mel)  # (B, D, F/f, T/t)
         return patches.flatten(2).transpose(1, 2)
 
 
@@ -40,8 +40,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D/heads)
         x = F.scaled_dot_product_attention(query, key, value)
-        x = self.proj(x.transpose(1, 2).reshape(B, N, D))
-        return x
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
 class Mlp(nn.Module):
@@ -53,8 +52,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc2(F.gelu(self.fc1(x)))
-        return x
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -69,8 +67,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.norm1(x))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        return x + self.mlp(self.norm2(x))
 
 
 def blocks(depth: int, dim: int, num_heads: int, layer_norm_eps: float) -> nn.ModuleList:
@@ -82,7 +79,7 @@ def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Fixed 2-D sine-cosine positions (1, 1 + F·T, dim) for a grid of (F, T) patches; zeros for the class token.
 
     The first half of the dimensions encodes time, the second half frequency; each half is sines, then cosines
-    (Vaswani et al. 2017, section 3.5, along each axis). A shorter grid's positions are the first columns of a longer one's.
+    (Vaswani et al. 2017, section 3.5, along each axis). A shorter grid has the first columns of a longer one.
     """
     rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     frequency, time = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid_size), indexing="ij")
@@ -113,8 +110,7 @@ class Encoder(nn.Module):
         rows, columns = self.config.grid_size
         used = log_mel.shape[-1] // self.config.patch_size[1]
         positions = self.pos_embed[:, 1:].view(1, rows, columns, -1)[:, :, :used].flatten(1, 2)
-        tokens: torch.Tensor = self.patch_embed(log_mel) + positions
-        return tokens
+        return self.patch_embed(log_mel) + positions
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B, N, D) → latents behind the class token's (B, 1 + N, D)."""
@@ -122,8 +118,7 @@ class Encoder(nn.Module):
         x = torch.cat([cls_token, tokens], dim=1)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        return x
+        return self.norm(x)
 
     def encode(self, log_mel: torch.Tensor) -> torch.Tensor:
         """All patches of a normalised log-mel (B, 1, F, T), unmasked → latents (B, 1 + L, D), class token first."""

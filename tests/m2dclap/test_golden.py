@@ -1,4 +1,4 @@
-"""The original's tiny models: losses, latents, gradients, three steps of training and the unmasked encoding are equal."""
+"""The original's tiny models: losses, latents, gradients, three training steps and the unmasked encoding are equal."""
 
 from __future__ import annotations
 

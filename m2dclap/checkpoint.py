@@ -1,0 +1,204 @@
+"""Checkpoints: what training saves, how it goes on from it, and models read back from ours and the original's files."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.atomic import atomic_file
+from artifacts.errors import UserError
+from artifacts.layout import require_file
+from artifacts.tables import first_line
+from m2dclap.config import ModelConfig
+from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
+
+# Our own key in a checkpoint; the original's loaders pass it over.
+EXTRA = "m2dprep"
+# A fine-tuned encoder, as the original's evaluation saves it.
+FINE_TUNED_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.backbone.", "backbone."
+# What only training needs; a checkpoint without it can still encode.
+TRAINING_ONLY = ("norm_stats", "logit_scale", "mask_token", "decoder_", "target_")
+DEFAULT_MEL_BINS = 80
+HEAD_DIM, DECODER_HEAD_DIM = 64, 32
+SHAPE_FIELD = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(?:p.*)?")
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training, and so everything that is saved; ``step`` counts data iterations.
+
+    Random generators are not part of it: what is random follows from the seed, the epoch and the clip.
+    """
+
+    model: M2DCLAP
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    step: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.cls_token.device
+
+    def save(self, path: Path, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Write the state in the original's form to ``path``, whole or not at all.
+
+        ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``.
+        """
+        value = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "scaler": self.scaler.state_dict(),
+            "args": dict(args),
+            EXTRA: {"step": self.step, "settings": dict(settings)},
+        }
+        with atomic_file(path) as file:
+            torch.save(value, file)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
+        value = read_file(path)
+        try:
+            self.model.load_state_dict(value["model"])
+            self.optimizer.load_state_dict(value["optimizer"])
+            self.scaler.load_state_dict(value["scaler"])
+            self.epoch, self.step = int(value["epoch"]), int(value[EXTRA]["step"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights read from a file, ours or the original's, with the configuration of their model."""
+
+    path: Path
+    config: ModelConfig
+    weights: dict[str, torch.Tensor]
+    args: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read weights at the top level or under ``model``. Raises `UserError` where they are no M2D encoder's."""
+        value = read_file(path)
+        args = value.get("args", {})
+        args = vars(args) if isinstance(args, argparse.Namespace) else args
+        weights = _tensors(value["model"] if isinstance(value.get("model"), Mapping) else value)
+        weights = _strip_prefixes(weights)
+        if "cls_token" not in weights or "patch_embed.proj.weight" not in weights:
+            raise UserError(f"{path} holds no M2D encoder (no cls_token and patch_embed among its keys).")
+        if isinstance(args, Mapping) and isinstance(args.get("model_config"), Mapping):
+            config = ModelConfig.from_dict(args["model_config"])
+        else:
+            config = infer_config(weights, path)
+        return cls(path, config, weights, dict(args) if isinstance(args, Mapping) else {})
+
+    @property
+    def has_clap_head(self) -> bool:
+        return "audio_proj.0.weight" in self.weights
+
+    def load_model(self, device: torch.device) -> M2DCLAP:
+        """The model for encoding, on ``device``, in evaluation mode.
+
+        Weights that only training needs may be missing, and then stay at their start; ``norm_stats`` falls back to
+        the original's. Extra weights are passed over. Raises `UserError` for other missing or misshapen ones.
+        """
+        model = M2DCLAP(self.config)
+        own = model.state_dict()
+        wanted = {key: value for key, value in self.weights.items() if key in own}
+        for key, value in wanted.items():
+            if value.shape != own[key].shape:
+                raise UserError(f"{self.path}: {key} is {list(value.shape)}, its model needs {list(own[key].shape)}.")
+        optional = TRAINING_ONLY if self.has_clap_head else (*TRAINING_ONLY, "audio_proj.", "text_proj.")
+        missing = [key for key in own if key not in wanted and not key.startswith(optional)]
+        if missing:
+            raise UserError(f"{self.path} lacks {len(missing)} of its model's weights: {', '.join(missing[:5])} ….")
+        model.load_state_dict(wanted, strict=False)
+        return model.to(device).eval()
+
+    @property
+    def norm_stats(self) -> tuple[float, float]:
+        """Mean and standard deviation to normalise with."""
+        mean, std = self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS)).tolist()
+        return float(mean), float(std)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint file, on the CPU, without running anything that the file names.
+
+    An ``argparse.Namespace`` of plain values, as the original stores its arguments, is let through.
+    Raises `UserError` where the file is anything else.
+    """
+    require_file(path, "a checkpoint")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read: {first_line(error)}") from error
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(value).__name__}.")
+    return dict(value)
+
+
+def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:
+    """The configuration of a foreign checkpoint, from its shapes and, as the original does, its folder's name.
+
+    Numbers of heads are in neither; 64 dimensions a head (32 in the predictor) are the original's.
+    """
+    dim = weights["cls_token"].shape[-1]
+    patch_size = weights["patch_embed.proj.weight"].shape[-2:]
+    decoder_dim = weights["mask_token"].shape[-1] if "mask_token" in weights else ModelConfig.decoder_embed_dim
+    text = weights.get("text_proj.weight")
+    return ModelConfig(
+        input_size=_input_size(weights, patch_size, path),
+        patch_size=(patch_size[0], patch_size[1]),
+        embed_dim=dim,
+        depth=_depth(weights, "blocks."),
+        num_heads=max(dim // HEAD_DIM, 1),
+        decoder_embed_dim=decoder_dim,
+        decoder_depth=max(_depth(weights, "decoder_blocks."), 1),
+        decoder_num_heads=max(decoder_dim // DECODER_HEAD_DIM, 1),
+        off_emb_dim=dim if text is None else text.shape[1],
+    )
+
+
+def _input_size(weights: Mapping[str, torch.Tensor], patch_size: torch.Size, path: Path) -> tuple[int, int]:
+    """The size in the folder's name if it has as many patches as the weights, else one of 80 mel bins that has."""
+    patches = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
+    fields = path.resolve().parent.name.split("-")
+    if len(fields) > 1 and (named := SHAPE_FIELD.fullmatch(fields[1])):
+        size = int(named[1]), int(named[2])
+        if (size[0] // patch_size[0]) * (size[1] // patch_size[1]) == patches:
+            return size
+    rows = DEFAULT_MEL_BINS // patch_size[0]
+    if rows == 0 or patches < rows or patches % rows:
+        raise UserError(f"{path}: its {patches} positions fit no input of {DEFAULT_MEL_BINS} mel bins.")
+    return rows * patch_size[0], patches // rows * patch_size[1]
+
+
+def _depth(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).partition(".")[0] for key in weights if key.startswith(prefix)})
+
+
+def _tensors(value: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in value.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _strip_prefixes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder within a larger model's weights, by the original's rules; other weights as they are."""
+    weights = {key.removeprefix(FINE_TUNED_PREFIX): value for key, value in weights.items()}
+    if any(key.startswith(BACKBONE_PREFIX) for key in weights):
+        weights = {
+            key.removeprefix(BACKBONE_PREFIX): value
+            for key, value in weights.items()
+            if key.startswith(BACKBONE_PREFIX)
+        }
+    return weights

@@ -1,0 +1,35 @@
+"""Log-mels as a model wants them: normalised, of a width in whole patches, padded with the mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class NormStats(NamedTuple):
+    """Mean and standard deviation of the log-mel values of a data set."""
+
+    mean: float
+    std: float
+
+    def normalise(self, log_mel: np.ndarray) -> np.ndarray:
+        """(log_mel − mean) / std, float32, whatever the dtype that came in."""
+        return (log_mel.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
+
+def pad_frames(normalised: np.ndarray, frames: int) -> np.ndarray:
+    """Zeros behind (…, T) up to ``frames``. After normalisation zero is the mean, not a loud or silent sound."""
+    missing = frames - normalised.shape[-1]
+    if missing <= 0:
+        return normalised
+    return np.pad(normalised, [(0, 0)] * (normalised.ndim - 1) + [(0, missing)])
+
+
+def random_crop(log_mel: np.ndarray, frames: int, stats: NormStats, rng: np.random.Generator) -> np.ndarray:
+    """``frames`` frames from a log-mel (1, F, T), normalised; every start 0 … T − frames is equally likely.
+
+    A shorter log-mel is padded after it is normalised. Only the frames that are used are read from a memory map.
+    """
+    start = int(rng.integers(max(log_mel.shape[-1] - frames, 0) + 1))
+    return pad_frames(stats.normalise(log_mel[..., start : start + frames]), frames)

@@ -1,0 +1,145 @@
+"""Which caption embeddings belong to which log-mel file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from artifacts.clip_id import clip_id_candidates
+from artifacts.embedding_store import EmbeddingStore
+from artifacts.errors import UserError
+from artifacts.fingerprint import differing_keys, file_digest
+from artifacts.m2d_dictionary import read_dictionary
+
+# What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
+TEXT_MODEL_KEYS = ("model", "revision", "pooling", "prefix", "normalize")
+NO_CAPTIONS = -1
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """Caption embeddings from one place: row i of ``embeddings`` (N, D) belongs to the clip ``clip_ids[i]``.
+
+    ``text_model`` is None where the place does not say which encoder it was made with.
+    """
+
+    name: str
+    embeddings: np.ndarray
+    clip_ids: pa.Array | pa.ChunkedArray
+    text_model: dict[str, Any] | None
+    fingerprint: str
+
+    @classmethod
+    def from_store(cls, folder: Path) -> CaptionSource:
+        """A finished store of `m2dprep embed-captions`. Raises `UserError` where it is not one."""
+        store = EmbeddingStore.open(folder)
+        text_model = {key: store.meta.get(key) for key in TEXT_MODEL_KEYS}
+        return cls(
+            folder.name, store.embeddings, store.index()["clip_id"], text_model, str(store.meta.get("fingerprint"))
+        )
+
+    @classmethod
+    def from_dictionary(cls, path: Path) -> CaptionSource:
+        """The original's pickled ``capemb_*.npy``, read by an unpickler that admits plain arrays only."""
+        dictionary = {clip: np.atleast_2d(rows) for clip, rows in read_dictionary(path).items()}
+        if len({rows.shape[1] for rows in dictionary.values()}) != 1:
+            raise UserError(f"{path} is empty or holds embeddings of several lengths.")
+        clip_ids = pa.array([clip for clip, rows in dictionary.items() for _ in rows], pa.string())
+        return cls(path.name, np.concatenate(list(dictionary.values())), clip_ids, None, file_digest(path)[:16])
+
+
+def common_text_model(sources: Sequence[CaptionSource]) -> dict[str, Any] | None:
+    """The one text encoder of all sources, None where none of them names it.
+
+    Raises `UserError` where two sources name different ones, or hold vectors of different lengths.
+    """
+    first = sources[0]
+    for source in sources[1:]:
+        if source.embeddings.shape[1] != first.embeddings.shape[1]:
+            raise UserError(
+                f"{first.name} holds embeddings of {first.embeddings.shape[1]} numbers, {source.name} of "
+                f"{source.embeddings.shape[1]}; choose stores of one text model with --embeddings."
+            )
+    named = [source for source in sources if source.text_model is not None]
+    for source in named[1:]:
+        if lines := differing_keys(named[0].text_model or {}, source.text_model or {}):
+            raise UserError(
+                f"{named[0].name} and {source.name} were made with different text models ({'; '.join(lines)}); "
+                "choose stores of one with --embeddings."
+            )
+    return named[0].text_model if named else None
+
+
+class CaptionRows:
+    """The rows of all sources under one numbering, grouped by clip. Memory maps stay maps, also in worker processes."""
+
+    def __init__(self, sources: Sequence[CaptionSource]) -> None:
+        self._arrays = [source.embeddings for source in sources]
+        self._ends = np.cumsum([len(array) for array in self._arrays])
+        ids = [chunk for source in sources for chunk in _chunks(source.clip_ids)]
+        encoded = pa.chunked_array(ids, pa.string()).combine_chunks().dictionary_encode()
+        numbers = encoded.indices.to_numpy()
+        self._rows = np.argsort(numbers, kind="stable")
+        self._starts = np.searchsorted(numbers[self._rows], np.arange(len(encoded.dictionary) + 1))
+        self.clip_ids: list[str] = encoded.dictionary.to_pylist()
+
+    @property
+    def dim(self) -> int:
+        return int(self._arrays[0].shape[1])
+
+    def of_clip(self, clip: int) -> np.ndarray:
+        """Row numbers of a clip's captions."""
+        return self._rows[self._starts[clip] : self._starts[clip + 1]]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """One caption's embedding (D,), float32."""
+        array = int(np.searchsorted(self._ends, row, side="right"))
+        first = self._ends[array - 1] if array else 0
+        return np.asarray(self._arrays[array][row - first], np.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        arrays = [Path(str(array.filename)) if isinstance(array, np.memmap) else array for array in self._arrays]
+        return {**self.__dict__, "_arrays": arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._arrays = [
+            np.load(array, mmap_mode="r", allow_pickle=False) if isinstance(array, Path) else array
+            for array in state["_arrays"]
+        ]
+
+
+def match_files(file_names: Iterable[str], clip_ids: Sequence[str]) -> np.ndarray:
+    """For each file the number of its clip within ``clip_ids``, `NO_CAPTIONS` where none of its ids is there (n,).
+
+    A file name may be read in several ways; the most literal one that has captions wins.
+    """
+    numbers = {clip: number for number, clip in enumerate(clip_ids)}
+    return np.array(
+        [
+            next((numbers[clip] for clip in clip_id_candidates(name) if clip in numbers), NO_CAPTIONS)
+            for name in file_names
+        ],
+        np.int64,
+    )
+
+
+def deal_wrongly(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each clip's captions to another clip, by one random cycle through all of ``clips`` (n,); none keeps its own.
+
+    Files of one clip stay together. The control for alignment: nothing can be learnt from captions dealt like this.
+    """
+    unique, inverse = np.unique(clips, return_inverse=True)
+    order = rng.permutation(len(unique))
+    receiver = np.empty_like(order)
+    receiver[order] = np.roll(order, 1)
+    return unique[receiver][inverse]
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]

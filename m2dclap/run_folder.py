@@ -1,0 +1,141 @@
+"""Where a training run lies on disk, and the checks that let the same command go on with it.
+
+RUN/config.json                                          the resolved settings
+RUN/log.jsonl, RUN/events.out.tfevents.*                 how it went
+RUN/skipped.csv                                          listed files that are not trained on, and why
+RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.atomic import sweep_temporaries, write_json
+from artifacts.errors import UserError
+from artifacts.fingerprint import fingerprint, require_same
+from m2dclap.config import ModelConfig, TrainConfig
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)\.pth")
+MODEL_PREFIX = "m2d_clap_vit_"
+
+
+def model_name(size: str) -> str:
+    """The original's name of a model of a given size: ``base`` → ``m2d_clap_vit_base``."""
+    return MODEL_PREFIX + size
+
+
+def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sample_rate: int, digest: str) -> str:
+    """A folder name that the original's loaders can read the shapes from.
+
+    ``<model>-<F>x<T>p<f>x<t>p<kHz>k-<anything>``; the last part is ours: epochs, batch, seed and a digest of all
+    settings, so that two runs never share a name.
+    """
+    size_and_patch = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k"
+    return f"{model_name(size)}-{size_and_patch}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints directly in a folder by their epoch, in rising order."""
+    names = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """``path`` itself if it is a file; the newest checkpoint if it is a run or checkpoint folder.
+
+    Raises `UserError` where there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint or run folder.")
+    folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
+    found = [checkpoints for folder in folders if (checkpoints := checkpoints_in(folder))]
+    if not found:
+        raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
+    if len(found) > 1:
+        listed = ", ".join(sorted(str(next(iter(checkpoints.values())).parent) for checkpoints in found))
+        raise UserError(f"{path} holds checkpoints of several models; name one of {listed}.")
+    return list(found[0].values())[-1]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An opened run. ``settings`` are what a resumed run must share, by part: model, train, data."""
+
+    root: Path
+    settings: dict[str, Any]
+    checkpoints: Path
+
+    @classmethod
+    def open(cls, root: Path, name: str, settings: dict[str, Any], notes: dict[str, Any]) -> RunFolder:
+        """Begin a run in ``root`` or go on with the one that is there. ``notes`` are recorded and never compared.
+
+        Raises `FingerprintConflictError`, naming the keys, where a run with other settings was begun there.
+        """
+        config = root / "config.json"
+        if (begun := _read_config(config)) is not None:
+            require_same(begun["settings"], settings, root)
+        else:
+            write_json(config, {"settings": settings, "fingerprint": fingerprint(settings), **notes})
+        run = cls(root, settings, root / name)
+        run.checkpoints.mkdir(exist_ok=True)
+        sweep_temporaries(run.checkpoints)
+        sweep_temporaries(root)
+        return run
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        return self.root / "skipped.csv"
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The file of the checkpoint after ``epoch`` epochs."""
+        return self.checkpoints / f"checkpoint-{epoch}.pth"
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        return next(reversed(checkpoints_in(self.checkpoints).values()), None)
+
+    def keep_newest(self, count: int) -> None:
+        """Remove all checkpoints but the newest ``count``; 0 keeps all."""
+        for path in list(checkpoints_in(self.checkpoints).values())[:-count] if count else ():
+            path.unlink(missing_ok=True)
+
+
+def remove_run(root: Path) -> None:
+    """Remove what a run has written to ``root``, and nothing else that may lie there."""
+    (root / "config.json").unlink(missing_ok=True)  # first: without it the rest is nobody's
+    for folder in root.glob(f"{MODEL_PREFIX}*-*"):
+        for path in checkpoints_in(folder).values():
+            path.unlink()
+        sweep_temporaries(folder)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    for path in [root / "log.jsonl", root / "skipped.csv", *root.glob("events.out.tfevents.*")]:
+        path.unlink(missing_ok=True)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+        settings = value["settings"]
+        if value["fingerprint"] != fingerprint(settings):
+            raise ValueError("its fingerprint is not that of its settings")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run's configuration: {error}. --overwrite starts anew.") from error
+    checked: dict[str, Any] = value
+    return checked

@@ -1,0 +1,70 @@
+"""Small data directories for the trainer's tests: log-mels with a class's band of energy, captions with its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from artifacts.atomic import write_array, write_json
+from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+
+MakeData = Callable[..., Path]
+TEXT_MODEL = {"model": "made-up", "revision": "0", "pooling": "mean", "prefix": "", "normalize": False}
+
+
+def class_log_mel(kind: int, classes: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise around −10 with a louder band whose place and throbbing are the class's (1, 80, frames), float32."""
+    log_mel = rng.normal(-10, 1.5, (1, 80, frames))
+    low = 4 + kind * 72 // classes
+    throb = 1 + np.sin(2 * np.pi * np.arange(frames) / (8 + 5 * kind) + rng.uniform(0, 6.28))
+    log_mel[0, low : low + 6] += 4 * throb * rng.uniform(0.7, 1.3)
+    return log_mel.astype(np.float32)
+
+
+def class_embeddings(classes: int, dim: int) -> np.ndarray:
+    """One direction a class (classes, dim)."""
+    return np.random.default_rng(99).normal(size=(classes, dim))
+
+
+def write_store(folder: Path, captions: pa.Table, embeddings: np.ndarray) -> None:
+    """A finished store of ``embeddings`` (N, D), float16, for the rows of ``captions``."""
+    index = index_of(captions)
+    writer = EmbeddingStoreWriter(folder, index, embeddings.shape[1], "float16", TEXT_MODEL)
+    writer.write_shard(np.arange(len(embeddings)), embeddings.astype(np.float16))
+    writer.finish({})
+
+
+def make_data_directory(
+    root: Path, *, clips: int = 24, classes: int = 4, dim: int = 16, frames: int = 240, captions_per_clip: int = 2
+) -> Path:
+    """``clips`` log-mels of ``classes`` kinds in turn, named clip_<n>_<kind>, each with some captions in one store."""
+    rng = np.random.default_rng(7)
+    directions = class_embeddings(classes, dim)
+    names, rows, vectors = [], [], []
+    (root / "made_lms").mkdir(parents=True)
+    for clip in range(clips):
+        kind = clip % classes
+        stem = f"clip{clip:04d}-{kind}"
+        write_array(root / "made_lms" / f"{stem}.npy", class_log_mel(kind, classes, frames, rng), durable=False)
+        names.append(f"made_lms/{stem}.npy")
+        for number in range(captions_per_clip):
+            rows.append((stem, f"kind {kind}, said in way {number}", "made", number, None, [f"kind_{kind}"]))
+            vectors.append(directions[kind] + rng.normal(scale=0.3, size=dim))
+    table = pa.Table.from_pylist(
+        [dict(zip(CAPTIONS_SCHEMA.names, row, strict=True)) for row in rows], schema=CAPTIONS_SCHEMA
+    )
+    write_file_list(root / "files_made.csv", names)
+    write_captions(root / "captions.parquet", table)
+    write_store(root / "capemb_made", table, np.array(vectors))
+    write_json(root / "norm_stats.json", {"mean": -9.5, "std": 2.5})
+    return root
+
+
+@pytest.fixture
+def make_data() -> MakeData:
+    return make_data_directory
