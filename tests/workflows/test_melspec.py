@@ -1,0 +1,224 @@
+"""The melspec job: the same command goes on where it stopped, and the end is the same bytes whatever happened before."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_store import read_records
+from artifacts.tables import read_file_list
+from audioprep.config import PRESETS, ConvertConfig
+from workflows import melspec
+from workflows.melspec import MelspecReport, run_melspec
+
+CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
+
+
+def write_wav(path: Path, seed: int, seconds: float = 1.2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    soundfile.write(path, 0.1 * rng.standard_normal(round(seconds * 16000)), 16000, subtype="PCM_16")
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    for seed in range(12):
+        write_wav(tmp_path / "wavs" / ("eval_segments" if seed >= 9 else "train") / f"clip {seed}.wav", seed)
+    return tmp_path / "wavs"
+
+
+def convert(src: Path, **settings: object) -> MelspecReport:
+    arguments = {"workers": 0, "max_failures": "100%", **settings}
+    return run_melspec(src, src.parent / "data" / "audioset_lms", CONFIG, **arguments)  # type: ignore[arg-type]
+
+
+def snapshot(data: Path) -> dict[str, bytes]:
+    """Every byte under the data directory; of the records only the columns that do not depend on the source's date."""
+    files = {path.relative_to(data).as_posix(): path for path in data.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if path.name != "lock"}
+
+
+def test_arrays_records_and_list(src: Path) -> None:
+    report = convert(src)
+    assert (report.inputs, report.done, report.skipped, report.failed, report.listed) == (12, 12, 0, 0, 9)
+    layout = LmsLayout(src.parent / "data" / "audioset_lms")
+    listed = read_file_list(layout.files_csv)
+    assert listed == [f"audioset_lms/train/clip {seed}.npy" for seed in range(9)]
+    assert all(np.load(layout.data / name).shape == (1, 80, 121) for name in listed)
+    assert read_records(layout).num_rows == 12
+    assert not list(layout.temporaries.iterdir())
+
+
+def test_a_second_run_skips_everything_and_changes_nothing(src: Path) -> None:
+    convert(src)
+    before = snapshot(src.parent / "data")
+    report = convert(src)
+    assert (report.done, report.skipped) == (0, 12)
+    assert snapshot(src.parent / "data") == before
+
+
+def test_local_processes_give_the_same_bytes(src: Path, tmp_path: Path) -> None:
+    convert(src)
+    before = snapshot(src.parent / "data")
+    convert(src, workers=2, overwrite=True)
+    assert snapshot(src.parent / "data") == before
+
+
+def test_missing_arrays_are_made_again_and_new_sources_join(src: Path) -> None:
+    convert(src)
+    before = snapshot(src.parent / "data")
+    (src.parent / "data/audioset_lms/train/clip 3.npy").unlink()
+    write_wav(src / "train" / "new.wav", 99)
+    report = convert(src)
+    assert (report.done, report.skipped) == (2, 11)
+    after = snapshot(src.parent / "data")
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "audioset_lms/train/new.npy",
+        "audioset_lms/_melspec/records-000000.parquet",
+        "files_audioset.csv",
+    }
+
+
+def test_failures_are_rows_kept_until_retried(src: Path) -> None:
+    (src / "train" / "bad.wav").write_text("this is no sound")
+    assert convert(src).reasons == {"not_audio": 1}
+    write_wav(src / "train" / "bad.wav", 5)
+    again = convert(src)
+    assert (again.done, again.skipped, again.failed) == (0, 12, 1)
+    retried = convert(src, retry_failed=True)
+    assert (retried.done, retried.skipped, retried.failed) == (1, 12, 0)
+
+
+def test_too_many_failures_raise_after_everything_is_written(src: Path) -> None:
+    (src / "train" / "bad.wav").write_bytes(b"")
+    with pytest.raises(TooManyFailuresError, match="1 of 13 failed, --max-failures allows 1 %") as caught:
+        convert(src, max_failures="1%")
+    assert caught.value.exit_code == 3
+    assert len(read_file_list(src.parent / "data/files_audioset.csv")) == 9
+
+
+def test_another_configuration_is_refused_by_name_and_overwritten_on_demand(src: Path) -> None:
+    convert(src)
+    (src / "train" / "clip 0.wav").unlink()
+    other = ConvertConfig(PRESETS["16k"], min_seconds=1.0, dtype="float16")
+    dst = src.parent / "data" / "audioset_lms"
+    with pytest.raises(FingerprintConflictError, match="dtype: 'float32' → 'float16'"):
+        run_melspec(src, dst, other, workers=0)
+    report = run_melspec(src, dst, other, workers=0, overwrite=True)
+    assert report.done == 11
+    assert {np.load(path).dtype for path in dst.rglob("*.npy")} == {np.dtype(np.float16)}
+    assert not (dst / "train" / "clip 0.npy").exists()
+
+
+def test_changed_sources_are_seen_when_asked_for(src: Path) -> None:
+    convert(src)
+    write_wav(src / "train" / "clip 1.wav", 77, seconds=2.0)
+    assert convert(src).done == 0
+    assert convert(src, check_sources=True).done == 1
+
+
+def test_sources_from_another_folder_are_compared_by_size(src: Path, tmp_path: Path) -> None:
+    convert(src)
+    src.rename(tmp_path / "moved")
+    write_wav(tmp_path / "moved" / "train" / "clip 1.wav", 77, seconds=2.0)
+    report = convert(tmp_path / "moved")
+    assert (report.done, report.skipped) == (1, 11)
+
+
+def test_empty_missing_and_unwritable(src: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no audio files"):
+        convert(tmp_path / "empty")
+    with pytest.raises(UserError, match="no such folder"):
+        convert(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        run_melspec(src, tmp_path / "file" / "lms", CONFIG, workers=0)
+
+
+def test_two_runs_at_once_are_refused(src: Path) -> None:
+    from artifacts.lock import exclusive
+
+    convert(src)
+    with (
+        exclusive(LmsLayout(src.parent / "data" / "audioset_lms").melspec),
+        pytest.raises(UserError, match="another run"),
+    ):
+        convert(src)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_was_done(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_up(sources, **settings):  # type: ignore[no-untyped-def]
+        if any(source.relative.endswith("clip 5.wav") for source in sources):
+            raise OSError(28, "No space left on device", "x.npy")
+        return original(sources, **settings)
+
+    original = melspec.convert_shard
+    monkeypatch.setattr(melspec, "convert_shard", fill_up)
+    monkeypatch.setattr(melspec, "LARGEST_SHARD", 1)
+    with pytest.raises(OSError, match="No space left"):
+        convert(src)
+    monkeypatch.undo()
+    report = convert(src)
+    assert report.skipped > 0
+    assert report.done + report.skipped == 12
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from audioprep.config import PRESETS, ConvertConfig
+from workflows import melspec
+melspec.LARGEST_SHARD = 2
+melspec.RECORD_PART_SECONDS = 0.01
+if __name__ == "__main__":
+    config = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
+    melspec.run_melspec(Path(sys.argv[1]), Path(sys.argv[2]), config, workers=int(sys.argv[3]))
+"""
+
+
+def run_and_kill(script: Path, src: Path, dst: Path, workers: int, after: float) -> bool:
+    """Run the job in its own process group and kill the whole group ``after`` seconds. Returns whether it finished."""
+    command = [sys.executable, str(script), str(src), str(dst), str(workers)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        return process.wait(after) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def test_kills_at_random_moments_then_the_same_bytes(tmp_path: Path) -> None:
+    src, dst, script = tmp_path / "wavs", tmp_path / "data" / "audioset_lms", tmp_path / "job.py"
+    for seed in range(60):
+        write_wav(src / f"clip {seed}.wav", seed, seconds=8.0)
+    script.write_text(SCRIPT)
+    run_melspec(src, tmp_path / "undisturbed" / "audioset_lms", CONFIG, workers=0)
+    rng = random.Random(1)
+    started = time.monotonic()
+    kills = 0
+    while not run_and_kill(script, src, dst, 0, after=rng.uniform(0.4, 1.2)):
+        kills += 1
+        assert time.monotonic() - started < 120, "the job makes no headway"
+    assert kills >= 1
+    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "undisturbed")
+
+
+def test_the_shard_function_travels_light() -> None:
+    """What workers import is asserted where it is imported; here: what is sent to them needs nothing more."""
+    import pickle
+
+    function = functools.partial(melspec.convert_shard, src=Path("a"), dst=Path("b"), config=CONFIG)
+    assert len(pickle.dumps(function)) < 2000
