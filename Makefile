@@ -31,7 +31,7 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: install  ## every benchmark of benchmarks/, one after another
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -22,7 +22,7 @@ from artifacts.lms_store import OK, read_config, read_records
 from artifacts.progress import Progress
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
-from audioprep.stats import Moments
+from audioprep.moments import Moments
 from workflows.engine import run_shards, split_into_shards
 
 ARRAYS_A_SHARD = 512

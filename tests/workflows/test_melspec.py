@@ -1,7 +1,8 @@
-"""The melspec job: the same command goes on where it stopped, and the end is the same bytes whatever happened before."""
+"""The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
 
 import functools
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import soundfile
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
+from artifacts.lock import exclusive
 from artifacts.tables import read_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from workflows import melspec
@@ -147,8 +149,6 @@ def test_empty_missing_and_unwritable(src: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_are_refused(src: Path) -> None:
-    from artifacts.lock import exclusive
-
     convert(src)
     with (
         exclusive(LmsLayout(src.parent / "data" / "audioset_lms").melspec),
@@ -218,7 +218,5 @@ def test_kills_at_random_moments_then_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_shard_function_travels_light() -> None:
     """What workers import is asserted where it is imported; here: what is sent to them needs nothing more."""
-    import pickle
-
     function = functools.partial(melspec.convert_shard, src=Path("a"), dst=Path("b"), config=CONFIG)
     assert len(pickle.dumps(function)) < 2000

@@ -1,0 +1,87 @@
+"""Claim: converting a clip costs little more CPU than what no converter can leave out.
+
+The floor is, for every clip: read the file's bytes, average the channels, resample with soxr, take the FFT of all
+frames, write as many bytes as a log-mel has. No window, mel filters, logarithm, statistics, checks or safety.
+Prints CPU milliseconds a clip of both, alternating in one process with one thread, and their ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from _machine import ONE_THREAD, machine, table
+
+os.environ.update(ONE_THREAD)
+
+import numpy as np
+import scipy.fft
+import soundfile
+import soxr
+
+from audioprep.config import PRESETS, ConvertConfig
+from audioprep.convert import convert_shard
+from audioprep.discover import discover
+
+CLIPS, ROUNDS = 100, 7
+SECONDS, RATE = 10, 44100
+HEADER_BYTES = 44
+
+
+def make_clips(folder: Path, count: int) -> None:
+    """``count`` 10 s clips, 44.1 kHz, stereo, 16 bit."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        samples = 0.1 * rng.standard_normal((SECONDS * RATE, 2))
+        soundfile.write(folder / f"{number:05d}.wav", samples, RATE, subtype="PCM_16")
+
+
+def floor(path: Path, output: Path) -> None:
+    """The work that is left when everything that can be left out is."""
+    stereo = np.frombuffer(path.read_bytes(), np.int16, offset=HEADER_BYTES).reshape(-1, 2)
+    mono = np.add(stereo[:, 0], stereo[:, 1], dtype=np.float32)
+    waveform = soxr.resample(mono, RATE, 16000, "HQ")
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, 400)[::160]
+    scipy.fft.rfft(np.ascontiguousarray(frames), axis=-1)
+    output.write_bytes(bytes(128 + 4 * 80 * 1001))
+
+
+def cpu_milliseconds(work: Callable[[], object], clips: int) -> float:
+    started = time.process_time()
+    work()
+    return 1000 * (time.process_time() - started) / clips
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        make_clips(root / "wavs", CLIPS)
+        (root / "floor").mkdir()
+        sources = discover(root / "wavs")
+        config = ConvertConfig(PRESETS["16k"])
+
+        def ours() -> None:
+            records = convert_shard(sources, root / "wavs", root / "lms", config)
+            assert all(record["status"] == "ok" for record in records)
+
+        def theirs() -> None:
+            for source in sources:
+                floor(source.path, root / "floor" / f"{source.path.stem}.npy")
+
+        ours(), theirs()
+        pairs = [(cpu_milliseconds(ours, CLIPS), cpu_milliseconds(theirs, CLIPS)) for _ in range(ROUNDS)]
+    converter, bottom = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+    ratio = median(pair[0] / pair[1] for pair in pairs)
+    print(machine(), file=sys.stdout)
+    rows = [["floor", f"{bottom:.2f}", "1.00"], ["m2dprep melspec", f"{converter:.2f}", f"{ratio:.2f}"]]
+    print(table(["", "CPU ms a clip", "ratio"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""`check` finds every way in which a data directory can fail to fit together, and nothing in one that fits."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+from artifacts.errors import UserError
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
+from audioprep.config import PRESETS, ConvertConfig
+from cli.main import m2dprep
+from workflows.check import CheckResult, run_checks
+from workflows.melspec import run_melspec
+
+CLIPS = ["Yaaaaaaaaaaa", "Ybbbbbbbbbbb", "plain"]
+IDS = ["aaaaaaaaaaa", "bbbbbbbbbbb", "plain"]
+
+
+def write_store(data: Path, name: str = "capemb_tiny") -> None:
+    captions = read_captions(data / "captions.parquet")
+    writer = EmbeddingStoreWriter(data / name, index_of(captions), 4, "float16", {"model": "tiny"})
+    rows = np.arange(captions.num_rows)
+    writer.write_shard(rows, np.random.default_rng(0).standard_normal((len(rows), 4)))
+    writer.finish({})
+
+
+def caption_rows() -> list[dict]:
+    rows = [(clip, index) for clip in IDS for index in range(2)]
+    return [
+        {
+            "clip_id": clip,
+            "caption": f"{clip} {index}",
+            "source": "x",
+            "caption_index": index,
+            "split": None,
+            "labels": [],
+        }
+        for clip, index in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    rng = np.random.default_rng(0)
+    for name in CLIPS:
+        (root / "wavs").mkdir(exist_ok=True)
+        soundfile.write(root / "wavs" / f"{name}.wav", 0.1 * rng.standard_normal(16000), 16000)
+    data = root / "data"
+    run_melspec(root / "wavs", data / "audioset_lms", ConvertConfig(PRESETS["16k"]), workers=0)
+    config = json.loads((data / "audioset_lms/_melspec/config.json").read_text())
+    stats = {"mean": -7.0, "std": 4.0, "fingerprint": config["fingerprint"]}
+    (data / "norm_stats.json").write_text(json.dumps(stats))
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(caption_rows(), schema=CAPTIONS_SCHEMA))
+    write_store(data)
+    return data
+
+
+@pytest.fixture
+def data(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def problems(data: Path, **settings: bool) -> dict[str, list[str]]:
+    results = run_checks(data, workers=0, **settings)
+    return {result.check: [f"{p.item}: {p.message}" for p in result.problems] for result in results if result.problems}
+
+
+def states(data: Path) -> dict[str, str]:
+    return {result.check: result.state for result in run_checks(data, workers=0)}
+
+
+def test_what_fits_has_no_problems(whole: Path) -> None:
+    assert set(states(whole).values()) == {"ok"}
+
+
+def change(path: Path, edit: Callable[[np.ndarray], np.ndarray]) -> None:
+    np.save(path, edit(np.load(path)))
+
+
+def truncate(data: Path) -> None:
+    path = data / "audioset_lms/plain.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter_value(data: Path) -> None:
+    change(
+        data / "audioset_lms/plain.npy",
+        lambda array: np.where(np.arange(array.shape[2]) == 7, -1.0, array).astype("f4"),
+    )
+
+
+def drop_caption(data: Path) -> None:
+    rows = [row for row in caption_rows() if row["clip_id"] != "plain"]
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    shutil.rmtree(data / "capemb_tiny")
+    write_store(data)
+
+
+def reorder_captions(data: Path) -> None:
+    rows = caption_rows()
+    rows[0], rows[5] = rows[5], rows[0]
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+
+
+def reword_caption(data: Path) -> None:
+    rows = caption_rows()
+    rows[4]["caption"] = "reworded"
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+
+
+def repeat_caption(data: Path) -> None:
+    rows = caption_rows()
+    write_captions(data / "captions.parquet", pa.Table.from_pylist([*rows, rows[0]], schema=CAPTIONS_SCHEMA))
+
+
+def spoil_embedding(value: float) -> Callable[[Path], None]:
+    def spoil(data: Path) -> None:
+        embeddings = np.load(data / "capemb_tiny/embeddings.npy", mmap_mode="r+")
+        embeddings[3] = value
+        embeddings.flush()
+
+    return spoil
+
+
+def edit_json(name: str, **values: object) -> Callable[[Path], None]:
+    def edit(data: Path) -> None:
+        path = data / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return edit
+
+
+LISTED = [f"audioset_lms/{name}.npy" for name in CLIPS]
+FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
+    (truncate, "arrays", r"plain\.npy is not a whole \.npy file"),
+    (lambda data: (data / LISTED[2]).unlink(), "arrays", "no such file"),
+    (lambda data: change(data / LISTED[2], lambda array: array[0]), "arrays", r"shape \(80, 611\)"),
+    (lambda data: change(data / LISTED[2], lambda array: array[:, :79]), "arrays", r"shape \(1, 79, 611\)"),
+    (
+        lambda data: change(data / LISTED[2], lambda array: array[..., :600]),
+        "arrays",
+        "600 frames, its record promises 611",
+    ),
+    (
+        lambda data: change(data / LISTED[2], lambda array: array.astype("f2")),
+        "arrays",
+        "is float16, its configuration",
+    ),
+    (lambda data: change(data / LISTED[2], lambda array: array * np.nan), "arrays", "not finite"),
+    (alter_value, "arrays", "values have changed"),
+    (lambda data: shutil.copy(data / LISTED[0], data / "audioset_lms/stray.npy"), "conversions", "no good record"),
+    (edit_json("audioset_lms/_melspec/config.json", config={"dtype": "x"}), "conversions", "fingerprint"),
+    (lambda data: (data / "audioset_lms/_melspec/config.json").unlink(), "conversions", "missing"),
+    (
+        lambda data: (data / "audioset_lms/_melspec/records-000000.parquet").write_bytes(b""),
+        "conversions",
+        "records-000000",
+    ),
+    (lambda data: write_file_list(data / "files_audioset.csv", []), "file lists", "lists no files"),
+    (lambda data: write_file_list(data / "files_audioset.csv", [*LISTED, LISTED[0]]), "file lists", "more than once"),
+    (lambda data: write_file_list(data / "files_audioset.csv", ["../x.npy"]), "file lists", "leads out"),
+    (
+        lambda data: write_file_list(data / "files_audioset.csv", ["a/eval_segments/x.npy"]),
+        "file lists",
+        "evaluation clip",
+    ),
+    (lambda data: write_file_list(data / "files_audioset.csv", ["audioset_lms/new.npy"]), "conversions", "no record"),
+    (lambda data: (data / "files_audioset.csv").write_text("name\nx\n"), "file lists", "file_name"),
+    (drop_caption, "every clip captioned", r"plain\.npy: has no caption"),
+    (drop_caption, "embeddings", r"plain\.npy: has no embedding in capemb_tiny"),
+    (
+        reorder_captions,
+        "embeddings",
+        "row 0 is caption 0 of clip 'aaaaaaaaaaa', the captions have caption 1 of clip 'plain'",
+    ),
+    (reword_caption, "embeddings", "row 4"),
+    (repeat_caption, "captions", "has 2 captions with index 0"),
+    (lambda data: (data / "captions.parquet").write_bytes(b"x"), "captions", r"captions\.parquet"),
+    (spoil_embedding(float("inf")), "embeddings", "row 3: holds values that are not finite"),
+    (spoil_embedding(0.0), "embeddings", "row 3: is all zeros"),
+    (lambda data: (data / "capemb_tiny/meta.json").unlink(), "embeddings", "meta.json"),
+    (edit_json("capemb_tiny/meta.json", rows=7), "embeddings", "promises"),
+    (edit_json("norm_stats.json", std=0.0), "statistics", "cannot normalise"),
+    (edit_json("norm_stats.json", fingerprint="other"), "statistics", "another configuration"),
+    (lambda data: (data / "norm_stats.json").write_text("{"), "statistics", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "message"), FAULTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_fault_is_found(data: Path, fault: Callable[[Path], object], check: str, message: str) -> None:
+    fault(data)
+    found = problems(data)
+    assert any(re.search(message, line) for line in found.get(check, [])), found
+
+
+def test_quick_reads_no_values(data: Path) -> None:
+    alter_value(data)
+    assert problems(data, quick=True) == {}
+    truncate(data)
+    assert list(problems(data, quick=True)) == ["arrays"]
+
+
+def test_parts_that_are_not_there_are_absent_not_failed(data: Path) -> None:
+    for path in (data / "captions.parquet", data / "norm_stats.json"):
+        path.unlink()
+    shutil.rmtree(data / "capemb_tiny")
+    found = states(data)
+    assert {check for check, state in found.items() if state == "absent"} == {
+        "statistics",
+        "captions",
+        "every clip captioned",
+        "embeddings",
+    }
+    assert "FAILED" not in found.values()
+
+
+def test_nothing_to_check_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no file list"):
+        run_checks(tmp_path, workers=0)
+    with pytest.raises(UserError, match="no such folder"):
+        run_checks(tmp_path / "missing", workers=0)
+
+
+def test_command_exits_4_with_the_list_and_0_without(data: Path) -> None:
+    good = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0"])
+    assert good.exit_code == 0, good.output
+    drop_caption(data)
+    bad = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0"])
+    assert bad.exit_code == 4
+    assert "has no caption" in bad.stdout
+    assert "Traceback" not in bad.output
+    machine = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0", "--json"])
+    parsed = {result["check"]: result["state"] for result in json.loads(machine.stdout)}
+    assert parsed["every clip captioned"] == "FAILED"
+
+
+def test_result_states() -> None:
+    result = CheckResult("x")
+    assert result.state == "ok"
+    result.absent = "nothing"
+    assert result.state == "absent"
+    result.problem("a", "b")
+    assert result.state == "FAILED"
