@@ -115,8 +115,6 @@ def _chunks(read_at: ReadAt, form: ChunkForm) -> Iterator[tuple[bytes, int, int]
         start = position + form.header_bytes
         yield name, start, promised
         position = start + promised + (-promised) % form.alignment
-        if promised % 2 and form.alignment == 2 and read_at(position - 1, 4) == form.data:
-            position -= 1  # a writer that forgot the padding byte
 
 
 def _known_size(promised: int, form: ChunkForm, long_size: int | None) -> int | None:

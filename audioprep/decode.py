@@ -108,7 +108,7 @@ def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig) -> np.
 
 
 def _checked_source(descriptor: int) -> int | io.BytesIO:
-    """What libsndfile shall read: the descriptor, or the frames of an MP3 file that does not state its length.
+    """What libsndfile shall read: the descriptor, or the frames of an MP3 file as it can find and count them.
 
     Raises `DecodeError` for a file that was cut off.
     """
@@ -127,7 +127,8 @@ def _checked_source(descriptor: int) -> int | io.BytesIO:
     found = mp3.truncation()
     if found:
         raise DecodeError("truncated", found)
-    return descriptor if mp3.states_its_length else io.BytesIO(with_stated_length(data, mp3))
+    as_it_is = mp3.states_its_length and mp3.start == 0
+    return descriptor if as_it_is else io.BytesIO(with_stated_length(data, mp3))
 
 
 def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:

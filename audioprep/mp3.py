@@ -32,20 +32,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Mp3:
-    """What a walk over the frames found. ``first`` is the offset of the first audio frame, ``frames`` their number.
+    """What a walk over the frames found. ``frames`` is the number of audio frames.
 
+    ``start`` is the offset of the first frame of any kind, ``first`` that of the first audio frame.
     ``promised`` is the number that the file's own info frame states, None where it states none; ``cut`` whether the
     last frame is not whole.
     """
 
+    start: int
     first: int
     frames: int
     promised: int | None
     cut: bool
 
     def truncation(self) -> str | None:
-        """What shows that the file was cut off; None where nothing does. Info frames may count themselves."""
-        if self.promised is not None and self.frames < self.promised - 1:
+        """What shows that the file was cut off; None where nothing does. Some encoders count the info frame as well."""
+        if self.promised is not None and self.frames < self.promised - (0 if self.cut else 1):
             return f"the header promises {self.promised} MP3 frames, the file holds {self.frames} whole ones"
         if self.promised is None and self.cut:
             return f"the file ends within an MP3 frame, after {self.frames} whole ones"
@@ -53,8 +55,8 @@ class Mp3:
 
     @property
     def states_its_length(self) -> bool:
-        """Whether the info frame covers all the frames that there are."""
-        return self.promised is not None and self.frames <= self.promised
+        """Whether the info frame is right about the frames that there are."""
+        return self.promised == self.frames
 
 
 def walk_mp3(data: bytes) -> Mp3 | None:
@@ -63,6 +65,7 @@ def walk_mp3(data: bytes) -> Mp3 | None:
     frame = None if position is None else _frame_at(data, position)
     if position is None or frame is None:
         return None
+    start = position
     is_info, promised = _read_info(data, position, frame)
     position += frame.length if is_info else 0
     first, frames, kind, cut = position, 0, frame.kind, False
@@ -79,11 +82,13 @@ def walk_mp3(data: bytes) -> Mp3 | None:
             break
         frames += 1
         position += frame.length
-    return Mp3(first, frames, promised, cut)
+    return Mp3(start, first, frames, promised, cut)
 
 
 def with_stated_length(data: bytes, mp3: Mp3) -> bytes:
-    """The audio frames of ``data`` behind an ``Info`` frame that states how many they are."""
+    """``data`` from its first frame on; where no frame states the number of the others, behind one that does."""
+    if mp3.states_its_length:
+        return data[mp3.start :]
     header = bytearray(data[mp3.first : mp3.first + 4])
     header[1] |= 0x01  # no checksum
     header[2] = (INFO_BIT_RATE_INDEX << 4) | (header[2] & 0x0C)
