@@ -34,6 +34,7 @@ INDEX_SCHEMA = pa.schema(
 )
 EMBEDDINGS, INDEX, META = "embeddings.npy", "index.parquet", "meta.json"
 PARTIAL, PROGRESS = "embeddings.partial.npy", "progress.json"
+SCATTER_ROWS = 16384
 
 
 def index_of(captions: pa.Table) -> pa.Table:
@@ -182,9 +183,13 @@ class EmbeddingStoreWriter:
             write_parquet(folder / INDEX, index)
             self._write_progress()
 
-    def write_shard(self, rows: np.ndarray, embeddings: np.ndarray, counts: Mapping[str, int] | None = None) -> None:
-        """Scatter the next shard's ``embeddings`` (n, D) to the given ``rows`` (n,) and count them as done."""
-        self._array[rows] = embeddings
+    def write_shard(
+        self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
+    ) -> None:
+        """Write the next shard of ``embeddings`` (m, D) as done: ``rows[i]`` becomes ``embeddings[which[i]]``."""
+        for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
+            part = slice(start, start + SCATTER_ROWS)
+            self._array[rows[part]] = embeddings[which[part]]
         self._array.flush()
         self.rows_done += len(rows)
         for name, count in (counts or {}).items():

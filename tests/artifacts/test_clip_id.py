@@ -38,7 +38,6 @@ def test_forms(name: str) -> None:
 def test_every_youtube_id_comes_back_from_both_forms(identifier: str, start: int) -> None:
     assert youtube_id(f"{identifier}_{start:06d}") == identifier
     assert clip_id(f"folder/{identifier}_{start:06d}.npy") == identifier
-    # "Y" + 11 characters is read as the AudioSet form unless its 18 characters are those of VGGSound, which they are not
     assert youtube_id(f"Y{identifier}") == identifier
     assert youtube_id(identifier) is None
 

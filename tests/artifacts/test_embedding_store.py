@@ -41,7 +41,7 @@ def write(folder: Path, index: pa.Table, shard: int = 3, stop_after: int | None 
     order = np.arange(index.num_rows)[::-1]
     while writer.rows_done < min(index.num_rows, stop_after if stop_after is not None else index.num_rows):
         rows = order[writer.rows_done : writer.rows_done + shard]
-        writer.write_shard(rows, embed(rows), {"truncated": len(rows)})
+        writer.write_shard(rows, embed(rows), np.arange(len(rows)), {"truncated": len(rows)})
     if not writer.finished and stop_after is None:
         writer.finish({"counts": writer.counts})
     return writer
@@ -114,7 +114,7 @@ from artifacts.embedding_store import EmbeddingStoreWriter, index_of
 index = index_of(captions_of([f"caption {i}" for i in range(10)]))
 writer = EmbeddingStoreWriter(Path(sys.argv[1]), index, DIM, "float16", SETTINGS)
 order = np.arange(10)[::-1]
-writer.write_shard(order[:3], embed(order[:3]), {"truncated": 3})
+writer.write_shard(order[:3], embed(order[:3]), np.arange(3), {"truncated": 3})
 writer._array[order[3:6]] = 7  # half of the next shard
 os.kill(os.getpid(), signal.SIGKILL)
 """

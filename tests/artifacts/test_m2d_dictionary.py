@@ -1,4 +1,4 @@
-"""Pickled dictionaries of embeddings: what numpy really writes is read; whatever asks for more is refused, unexecuted."""
+"""Pickled dictionaries: what numpy really writes is read; whatever asks for more is refused, and nothing of it runs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""What became of every segment and caption that was read: the table at the end of ``captions fill`` and ``add``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captions.text_files import EXAMPLES, Finding
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """One source's captions: ``rows = without_id + empty + unmatched + duplicates + used``.
+
+    ``rows`` are captions, not lines: a line with four captions is four. ``unmatched`` have an id of no clip,
+    ``duplicates`` belong to a clip whose caption was already taken (fill) or repeat one (add). ``other_start`` of the
+    used ones come from another second of the same video. ``unwrapped`` says how many had a wrapper around them.
+    """
+
+    source: str
+    rows: int
+    without_id: int
+    empty: int
+    unmatched: int
+    duplicates: int
+    used: int
+    unwrapped: int
+    other_start: int
+    ids_matched: int
+    ids_unmatched: int
+
+
+@dataclass(frozen=True)
+class SegmentCounts:
+    """The segments that were read: ``rows = clips + duplicates + without_caption``."""
+
+    rows: int
+    duplicates: Finding
+    unknown_labels: Finding
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The captions table after a command, and how the command's inputs went into it."""
+
+    clips: int
+    captions: int
+    by_source: Mapping[str, int]
+    without_caption: Finding
+    source: SourceCounts | None
+    segments: SegmentCounts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The table for people."""
+        rows: list[tuple[str, int | Finding]] = [("clips", self.clips), ("captions", self.captions)]
+        rows += [(f"  from {name}", count) for name, count in self.by_source.items()]
+        if self.segments:
+            rows.append(("segments read", self.segments.rows))
+            rows.append(("  repeated ids (first kept)", self.segments.duplicates))
+            rows.append(("  unknown labels (left out)", self.segments.unknown_labels))
+        rows.append(("  clips without a caption" if self.segments else "clips left without one", self.without_caption))
+        rows += _source_rows(self.source) if self.source else []
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {_shown(value)}" for name, value in rows]
+
+
+def _shown(value: int | Finding) -> str:
+    return str(value) if isinstance(value, Finding) else f"{value:,}"
+
+
+def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
+    return [
+        (f"{source.source} captions read", source.rows),
+        ("  used", source.used),
+        ("  of another start second", source.other_start),
+        ("  unwrapped", source.unwrapped),
+        ("  empty", source.empty),
+        ("  without an id", source.without_id),
+        ("  duplicates", source.duplicates),
+        ("  of no clip", source.unmatched),
+        ("  ids matched", source.ids_matched),
+        ("  ids unmatched", source.ids_unmatched),
+    ]
+
+
+def count_sources(captions: pa.Table) -> dict[str, int]:
+    """{source: number of captions}, most frequent first, then by name."""
+    counts = [(item["values"], item["counts"]) for item in pc.value_counts(captions["source"]).to_pylist()]
+    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
+
+
+def distinct(values: pa.Array | pa.ChunkedArray) -> int:
+    """How many different values there are."""
+    return int(pc.count_distinct(values).as_py())
+
+
+def places(names: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Finding:
+    """A `Finding` of the given rows, shown by their names."""
+    return Finding(len(rows), tuple(names.take(pa.array(rows[:EXAMPLES])).to_pylist()))

@@ -1,0 +1,112 @@
+"""CSV files of captions: read at full speed, checked for swallowed rows, and explained by line where malformed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from artifacts.errors import UserError
+from artifacts.tables import first_line
+from captions.text_files import EXAMPLES, decode, listing, read_bytes
+
+BLOCK_BYTES = 16 << 20
+
+
+def read_csv_table(path: Path, purpose: str, columns: Sequence[str], *, others: bool = False) -> pa.Table:
+    """A UTF-8 CSV file (gzipped or not) with a header line as a table of strings, in file order.
+
+    ``columns`` must be there, and only they are read unless ``others`` are wanted too, in file order. Names are
+    compared without surrounding white space. Quoted commas, quotes and line breaks belong to their value; empty lines
+    are skipped; an empty value is an empty string.
+
+    Raises `UserError`, naming the lines, where a row has another number of columns than the header, a quote is
+    opened and not closed, or the text is not UTF-8; and naming the columns that are there where one is missing.
+    """
+    data = read_bytes(path, purpose)
+    header = _header(path, data, purpose)
+    names = [name.strip() for name in header]
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
+    wanted = header if others else [header[names.index(name)] for name in columns]
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        _raise_malformed(path, data, purpose)
+        raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
+    if _may_have_swallowed_rows(data, table):
+        _raise_malformed(path, data, purpose)
+    return table.rename_columns([name.strip() for name in wanted])
+
+
+def _header(path: Path, data: bytes, purpose: str) -> list[str]:
+    """The column names of the first line that is not empty."""
+    start = decode(path, data.lstrip(b"\r\n").split(b"\n", 1)[0])
+    try:
+        header = next(csv.reader(io.StringIO(start, newline=""), strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"{path}: its header line cannot be read ({purpose}): {error}") from error
+    if not any(name.strip() for name in header):
+        raise UserError(f"{path} is empty ({purpose}).")
+    names = [name.strip() for name in header]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: its header names {', '.join(map(repr, repeated))} more than once ({purpose}).")
+    return header
+
+
+def _may_have_swallowed_rows(data: bytes, table: pa.Table) -> bool:
+    """Whether a quote that was never closed could have made one value of several rows.
+
+    Quotes come in pairs, and what a lost one swallows holds a line break or reaches the end of the file.
+    """
+    if data.count(b'"') % 2:
+        return True
+    return any(pc.any(pc.match_substring(column, "\n")).as_py() for column in table.columns)
+
+
+def _raise_malformed(path: Path, data: bytes, purpose: str) -> None:
+    """Read the file again, row by row and strictly; raise a `UserError` that names its malformed lines, if any."""
+    with _any_field_size():
+        found = list(islice(_malformed(decode(path, data)), EXAMPLES + 1))
+    if found:
+        raise UserError(f"{path} is malformed ({purpose}): {listing(found, len(found))}.")
+
+
+def _malformed(text: str) -> Iterator[str]:
+    """``line N: what`` for every row that is not one of the header's columns."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line, columns = 1, 0
+    try:
+        for row in reader:
+            columns = columns or len(row)
+            if row and len(row) != columns:
+                yield f"line {line}: {len(row)} columns, not {columns}"
+            line = reader.line_num + 1
+    except csv.Error as error:
+        what = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
+        yield f"line {line}: {what}"
+
+
+@contextmanager
+def _any_field_size() -> Iterator[None]:
+    """The csv module's limit on a field's length is its own, not a property of the file."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

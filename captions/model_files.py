@@ -1,0 +1,102 @@
+"""Where a text encoder's files lie, a folder here or a snapshot of the Hugging Face hub; a digest of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import UserError
+from artifacts.fingerprint import file_digest
+from artifacts.tables import first_line
+
+HUB_ORGANISATION = "sentence-transformers"  # that of names without one, as in sentence-transformers itself
+HUB_TIMEOUT_SECONDS = 10.0
+# Files of other frameworks, which would be downloaded for nothing.
+OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder; ``name`` is what metadata call it, ``revision`` the hub's commit (None for a local folder)."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+    def weights_digest(self) -> str:
+        """``sha256:<hex>`` of the file of weights, or of the names and digests of several."""
+        digests = [(path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._weights()]
+        if not digests:
+            raise UserError(f"{self.folder} holds no weights (*.safetensors or *.bin).")
+        if len(digests) == 1:
+            return f"sha256:{digests[0][1]}"
+        listing = "".join(f"{name} {digest}\n" for name, digest in digests)
+        return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+    def _weights(self) -> list[Path]:
+        """The files that loading reads: where a folder has safetensors, its .bin files are another copy of them."""
+        files = [path for path in self.folder.rglob("*") if path.suffix in (".safetensors", ".bin") and path.is_file()]
+        files = [path for path in files if path.relative_to(self.folder).parts[0] not in ("onnx", "openvino")]
+        safe = {path.parent for path in files if path.suffix == ".safetensors"}
+        return sorted(path for path in files if path.suffix == ".safetensors" or path.parent not in safe)
+
+
+def find_model(name_or_path: str, revision: str | None = None) -> ModelFiles:
+    """The files of a model, downloaded where they are neither a local folder nor in the hub's cache.
+
+    Without a network the cached snapshot is used. Raises `UserError` where there is no such folder, the hub knows no
+    such model, or it cannot be reached and nothing is cached.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "modules.json")):
+            raise UserError(f"{path} holds no text encoder (neither modules.json nor config.json).")
+        return ModelFiles(path.resolve().name, path, None)
+    if path.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"{path} is no folder with a text encoder; give a folder, or a name on the hub.")
+    return _from_hub(name_or_path, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> ModelFiles:
+    # Imported here since only hub names need it; it is quick beside sentence-transformers.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    candidates = [name] if "/" in name else [f"{HUB_ORGANISATION}/{name}", name]
+    unknown: Exception | None = None
+    for candidate in candidates:
+        try:
+            info = HfApi().model_info(candidate, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+            files = [file.rfilename for file in info.siblings or []]
+            copies = ["pytorch_model*.bin"] if any(_is_root_safetensors(file) for file in files) else []
+            folder = snapshot_download(candidate, revision=revision, ignore_patterns=OTHER_FRAMEWORKS + copies)
+            return ModelFiles(candidate, Path(folder), Path(folder).name)
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            unknown = error
+        except Exception as error:  # the hub's client raises another library's errors where there is no network
+            return _from_cache(candidates, revision, snapshot_download, error)
+    raise UserError(
+        f"the hub knows no model {name!r}{f' with revision {revision!r}' if revision else ''}, and there is no such "
+        f"folder here: {first_line(unknown) if unknown else ''}"
+    )
+
+
+def _is_root_safetensors(file: str) -> bool:
+    return "/" not in file and file.endswith(".safetensors")
+
+
+def _from_cache(
+    candidates: list[str], revision: str | None, snapshot_download: Callable[..., str], cause: Exception
+) -> ModelFiles:
+    for candidate in candidates:
+        try:
+            folder = Path(snapshot_download(candidate, revision=revision, local_files_only=True))
+        except Exception:  # nothing cached, told below
+            continue
+        return ModelFiles(candidate, folder, folder.name)
+    raise UserError(
+        f"the model {candidates[-1]!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached "
+        f"({first_line(cause)}). Give a local folder, or download the model first."
+    ) from cause
