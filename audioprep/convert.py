@@ -59,7 +59,7 @@ def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: Conve
             records.append(record)
             if record["status"] == OK:
                 syncs.append(pool.submit(sync_file, dst / record["file_name"]))
-            elif record["reason"] == "not_found" and not src.is_dir():
+            elif record["reason"] in ("not_found", "io_error") and not src.is_dir():
                 raise UserError(f"{src}: the folder has gone while its files were being converted.")
         for sync in syncs:
             sync.result()
@@ -74,32 +74,40 @@ def convert_file(relative: str, src: Path, dst: Path, config: ConvertConfig, *, 
     A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
     Raises `OSError` where ``dst`` cannot be written to.
     """
-    output = dst / output_name(relative)
-    info = AudioInfo()
     try:
-        log_mel, info, padded = log_mel_of_file(src / relative, config)
-        moments = Moments.from_values(log_mel)
-        _write(output, log_mel, LmsLayout(dst), durable)
+        return _convert(relative, src, dst, config, durable)
     except DecodeError as error:
-        failure, info = error, error.info or info
+        failure = error
     except OSError:
         raise
     except Exception as error:  # the one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
-    else:
-        return {
-            **_record(relative, OK, info),
-            "frames": log_mel.shape[2],
-            "padded": padded,
-            "silent": info.peak is not None and info.peak <= SILENT_PEAK,
-            "n": moments.n,
-            "mean": moments.mean,
-            "m2": moments.m2,
-            "bin_mean": moments.bin_mean.tolist(),
-            "bin_m2": moments.bin_m2.tolist(),
-        }
-    _remove(output)
-    return {**_record(relative, FAILED, info), "reason": failure.reason, "message": failure.message}
+    _remove(dst / output_name(relative))
+    record = _record(relative, FAILED, failure.info or AudioInfo())
+    return {**record, "reason": failure.reason, "message": failure.message}
+
+
+def _convert(relative: str, src: Path, dst: Path, config: ConvertConfig, durable: bool) -> Record:
+    """The record of a source that was converted. Raises `DecodeError` where it cannot be."""
+    log_mel, info, padded = log_mel_of_file(src / relative, config)
+    moments = Moments.from_values(log_mel)
+    try:
+        _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
+    except OSError as error:
+        if error.errno in NAME_ERRORS:
+            raise DecodeError(*NAME_ERRORS[error.errno], info) from error
+        raise
+    return {
+        **_record(relative, OK, info),
+        "frames": log_mel.shape[2],
+        "padded": padded,
+        "silent": info.peak is not None and info.peak <= SILENT_PEAK,
+        "n": moments.n,
+        "mean": moments.mean,
+        "m2": moments.m2,
+        "bin_mean": moments.bin_mean.tolist(),
+        "bin_m2": moments.bin_m2.tolist(),
+    }
 
 
 def log_mel_of_file(path: Path, config: ConvertConfig) -> tuple[np.ndarray, AudioInfo, bool]:
@@ -115,9 +123,7 @@ def log_mel_of_file(path: Path, config: ConvertConfig) -> tuple[np.ndarray, Audi
     with np.errstate(over="ignore", invalid="ignore"):  # found just below
         log_mel = front_end(config.log_mel)(waveform)
     if not np.isfinite(log_mel).all():
-        error = DecodeError("nonfinite", f"samples up to {info.peak:g} are too large for a spectrum in float32")
-        error.info = info
-        raise error
+        raise DecodeError("nonfinite", f"samples up to {info.peak:g} are too large for a spectrum in float32", info)
     return log_mel.astype(config.dtype, copy=False), info, padded
 
 
@@ -171,15 +177,10 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
 
 
 def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> None:
-    """Write the array; folders are made where they are missing. `DecodeError` where the output's name is at fault."""
-    try:
-        for folder in (output.parent, layout.temporaries):
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-        write_array(output, log_mel, temporary_folder=layout.temporaries, durable=durable)
-    except OSError as error:
-        if error.errno in NAME_ERRORS:
-            raise DecodeError(*NAME_ERRORS[error.errno]) from error
-        raise
+    """Write the array; folders are made where they are missing."""
+    for folder in (output.parent, layout.temporaries):
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+    write_array(output, log_mel, temporary_folder=layout.temporaries, durable=durable)
 
 
 def _remove(output: Path) -> None:

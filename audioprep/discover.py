@@ -136,13 +136,21 @@ def _as_text(name: str) -> str:
 
 
 def _with_conflicts(sources: list[Source]) -> list[Source]:
-    """``sources`` with a reason for every one whose output an earlier one already has."""
+    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it."""
     first: dict[str, str] = {}
-    checked = []
     for source in sources:
         if not source.reason:
-            owner = first.setdefault(output_name(source.relative), source.relative)
-            if owner != source.relative:
-                source = source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
-        checked.append(source)
-    return checked
+            first.setdefault(output_name(source.relative), source.relative)
+    return [source if source.reason else _with_conflict(source, first) for source in sources]
+
+
+def _with_conflict(source: Source, first: dict[str, str]) -> Source:
+    owner = first[output_name(source.relative)]
+    if owner != source.relative:
+        return source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
+    if ".npy/" in source.relative:
+        for folder in Path(source.relative).parents:
+            if (owner := first.get(folder.as_posix(), "")) != "":
+                message = f"the output of {owner!r} stands where its own needs the folder {folder.name}"
+                return source._replace(reason="name_conflict", message=message)
+    return source

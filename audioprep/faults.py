@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from audioprep.decode import AudioInfo
 
 REASONS = {
     "not_found": "there is no such file (any more)",
@@ -32,18 +35,18 @@ REASONS = {
 class DecodeError(Exception):
     """One source cannot be converted. ``reason`` is a key of `REASONS`, ``message`` one line that says what was found.
 
-    ``info`` is what was known of the source by then (an `audioprep.decode.AudioInfo`), where it was opened at all.
+    ``info`` is what was known of the source by then.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, info: AudioInfo | None = None) -> None:
         if reason not in REASONS:
             raise ValueError(f"{reason!r} is not one of the reasons {', '.join(REASONS)}")
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = one_line(message)
-        self.info: Any = None
+        self.info = info
 
 
 def one_line(text: str) -> str:
-    """``text`` with every run of white space as one space, so that a message stays one line."""
-    return " ".join(text.split())
+    """``text`` with every run of white space as one space and what is no Unicode escaped: fit for a table's cell."""
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()

@@ -19,6 +19,7 @@ from artifacts.lms_store import FAILED, OK, RECORD_SCHEMA
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_file, convert_shard, failure_record, software_versions
 from audioprep.discover import Source, discover
+from audioprep.faults import one_line
 from audioprep.moments import Moments
 
 CONFIG = ConvertConfig(PRESETS["16k"])
@@ -190,11 +191,16 @@ def test_outputs_in_each_others_way(src: Path, dst: Path) -> None:
     write_noise(src / "a.wav")
     write_noise(src / "a.npy/b.wav")
     records = convert_shard(discover(src), src, dst, CONFIG)
-    assert [record["reason"] for record in records] == [None, "name_conflict"]
-    (dst / "b.npy").mkdir()
-    write_noise(src / "b.wav")
-    assert convert_file("b.wav", src, dst, CONFIG)["reason"] == "name_conflict"
-    assert files_below(dst) == ["a.npy/b.npy"]
+    assert [(record["source"], record["reason"]) for record in records] == [
+        ("a.npy/b.wav", "name_conflict"),
+        ("a.wav", None),
+    ]
+    assert convert_file("a.npy/b.wav", src, dst, CONFIG)["reason"] == "name_conflict"
+    (dst / "c.npy").mkdir()
+    write_noise(src / "c.wav")
+    record = convert_file("c.wav", src, dst, CONFIG)
+    assert (record["reason"], record["channels"]) == ("name_conflict", 2)
+    assert files_below(dst) == ["a.npy"]
 
 
 def test_a_name_that_only_the_source_may_have(src: Path, dst: Path) -> None:
@@ -238,6 +244,10 @@ def test_a_source_folder_that_goes_stops_the_run(src: Path, dst: Path) -> None:
     src.rename(src.with_name("gone"))
     with pytest.raises(UserError, match="has gone"):
         convert_shard(sources, src, dst, CONFIG)
+
+
+def test_messages_are_one_line_of_unicode() -> None:
+    assert one_line("a\n  b\tc \udce9 ü") == r"a b c \udce9 ü"
 
 
 def test_an_error_that_nobody_foresaw_is_a_row(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,10 +218,11 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     assert fault(tmp_path / "x" / "y.wav").reason == "not_found"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_bytes(wav())
     (tmp_path / "x.wav").chmod(0)
+    if os.access(tmp_path / "x.wav", os.R_OK):
+        pytest.skip("this user may read everything")
     assert fault(tmp_path / "x.wav").reason == "permission"
 
 
