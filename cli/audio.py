@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from audioprep.config import DTYPES, PRESETS, ConvertConfig
 from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option, workers_option
 
 
@@ -15,19 +14,21 @@ from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, 
 @click.argument("src", type=PATH)
 @click.argument("dst", type=PATH)
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="16k", help="Sample rate and windows of the log-mel."
+    "--preset", type=click.Choice(["16k", "32k"]), default="16k", help="Sample rate and windows of the log-mel."
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default=ConvertConfig.dtype, help="What the arrays are stored as.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="What the arrays are stored as."
+)
 @click.option(
     "--min-seconds",
     type=click.FloatRange(min=0),
-    default=ConvertConfig.min_seconds,
+    default=6.1,
     help="Pad shorter sounds with zeros to this length; 0 pads nothing.",
 )
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=ConvertConfig.max_seconds,
+    default=1800.0,
     help="Refuse longer sounds, as failures.",
 )
 @workers_option
@@ -62,6 +63,7 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
     """
     from artifacts.failures import top_reasons
+    from audioprep.config import PRESETS, ConvertConfig
     from workflows.melspec import run_melspec
 
     config = ConvertConfig(PRESETS[preset], min_seconds=min_seconds, max_seconds=max_seconds, dtype=dtype)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
 from artifacts.tables import read_file_list
+from audioprep.config import DTYPES, PRESETS, ConvertConfig
+from cli import audio
 from cli.main import m2dprep
 
 
@@ -61,6 +64,16 @@ def test_options_reach_the_arrays(src: Path, dst: Path) -> None:
     array = np.load(dst / "a/1.npy")
     assert (array.shape, array.dtype) == ((1, 80, 51), np.float16)
     assert json.loads(LmsLayout(dst).config.read_text())["config"]["log_mel"]["sample_rate"] == 32000
+
+
+def test_the_help_tells_the_configurations_defaults_and_choices() -> None:
+    options = {option.name: option for option in audio.melspec.params}
+    for name in ("dtype", "min_seconds", "max_seconds"):
+        assert options[name].default == getattr(ConvertConfig, name)
+    for name, choices in (("preset", PRESETS), ("dtype", DTYPES)):
+        kind = options[name].type
+        assert isinstance(kind, click.Choice)
+        assert list(kind.choices) == list(choices)
 
 
 def test_the_same_command_goes_on_and_another_one_is_refused(src: Path, dst: Path) -> None:
