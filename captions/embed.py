@@ -33,6 +33,8 @@ class CaptionEncoder(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
+    def notes(self) -> dict[str, Any]: ...
+
     def encode(
         self, texts: Sequence[str], batch_size: int = ..., progress: Callable[[int], object] | None = ...
     ) -> np.ndarray: ...
@@ -59,9 +61,7 @@ def embed_captions(
     """
     if dtype not in DTYPES:
         raise UserError(f"embeddings are stored as {' or '.join(DTYPES)}, not {dtype!r}.")
-    captions = read_captions(captions_path)
-    if captions.num_rows == 0:
-        raise UserError(f"{captions_path} holds no captions.")
+    captions = require_captions(captions_path)
     index = index_of(captions)
     writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
     if not writer.finished:
@@ -74,8 +74,17 @@ def embed_captions(
                 writer.write_shard(rows, stored, text_of_row, {"truncated": encoder.truncated - before})
                 progress.advance(len(rows))
         check = _check(writer, captions, encoder)
-        writer.finish({"texts": len(plan.texts), **writer.counts, "batch_size": batch_size, "check": check})
+        counts = {"texts": len(plan.texts), **writer.counts}
+        writer.finish({"counts": counts, "batch_size": batch_size, **encoder.notes(), "check": check})
     return EmbeddingStore.open(out)
+
+
+def require_captions(path: Path) -> pa.Table:
+    """The captions table in ``path``. Raises `UserError` where it cannot be read or has no rows."""
+    captions = read_captions(path)
+    if captions.num_rows == 0:
+        raise UserError(f"{path} holds no captions.")
+    return captions
 
 
 class _Plan:

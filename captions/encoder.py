@@ -84,11 +84,16 @@ class TextEncoder:
             "model": self._files.name,
             "revision": self._files.revision,
             "weights": self._weights_digest,
-            "pooling": self.settings.pooling if self.settings.pooling != "model" else f"model ({self.own_pooling})",
+            "pooling": self.settings.pooling,
             "normalized": self.settings.normalize,
             "prefix": self.settings.prefix,
             "max_length": self.settings.max_length,
         }
+
+    def notes(self) -> dict[str, Any]:
+        """What ``meta.json`` says besides: where a local model lay, how it pools itself, where it computed."""
+        path = None if self._files.revision else str(self._files.folder.resolve())
+        return {"model_path": path, "model_pooling": self.own_pooling, "device": str(self.device)}
 
     def encode(
         self,

@@ -73,9 +73,9 @@ def fill(segments: Segments, auto_acd: pa.Table | None) -> Merged:
 
 def _one_caption_a_clip(source: MatchedSource, clips: pa.Table) -> tuple[np.ndarray, int]:
     """int64 (clips,): the row of the caption that `fill` keeps, -1 for none; and how many are of another start."""
-    start = start_seconds(source.ids)
     own_clip = clips.take(pa.array(source.clip))
-    start[pc.equal(source.ids, one_array(own_clip["clip_id"])).to_numpy(zero_copy_only=False)] = np.nan
+    literal = pc.equal(source.ids, one_array(own_clip["clip_id"])).to_numpy(zero_copy_only=False)
+    start = np.where(literal, np.nan, start_seconds(source.ids))
     same_start = start == np.floor(own_clip["start_seconds"].to_numpy())
     rank = np.where(np.isnan(start), 0, np.where(same_start, 1, 2))
     order = np.lexsort((rank, source.clip))  # stable: rows of equal rank stay in file order

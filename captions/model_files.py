@@ -53,6 +53,8 @@ def find_model(name_or_path: str, revision: str | None = None) -> ModelFiles:
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", "modules.json")):
             raise UserError(f"{path} holds no text encoder (neither modules.json nor config.json).")
+        if revision is not None:
+            raise UserError(f"{path} is a folder, which has no revision {revision!r}; revisions are those of the hub.")
         return ModelFiles(path.resolve().name, path, None)
     if path.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"{path} is no folder with a text encoder; give a folder, or a name on the hub.")

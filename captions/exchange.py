@@ -1,0 +1,100 @@
+"""Embedding stores to and from the original's pickled dictionaries {clip id: (D,) or (n, D)}."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.embedding_store import INDEX_SCHEMA, EmbeddingStore, EmbeddingStoreWriter
+from artifacts.errors import UserError
+from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
+from artifacts.m2d_dictionary import read_dictionary, write_dictionary
+from captions.columns import codes, one_array
+
+# Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
+UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
+IMPORTED = "m2d"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: ``clips`` keys, ``rows`` embeddings of ``dim`` numbers."""
+
+    file: Path
+    clips: int
+    rows: int
+    dim: int
+
+
+def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False) -> Exported:
+    """Write a store as the dictionary that the original trainer loads: float16, one caption (D,), several (n, D).
+
+    Keys are the store's clip ids; a clip's captions keep their order. All of the store is held in memory.
+
+    Raises `UserError` where the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not asked for, or
+    a value does not fit float16.
+    """
+    store = EmbeddingStore.open(store_folder)
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} exists; --overwrite replaces it.")
+    clip_ids = one_array(store.index()["clip_id"])
+    clip = codes(clip_ids)
+    order = np.argsort(clip, kind="stable")
+    ends = np.cumsum(np.bincount(clip))
+    dictionary = {}
+    for key, rows in zip(pc.unique(clip_ids).to_pylist(), np.split(order, ends[:-1]), strict=True):
+        with np.errstate(over="ignore"):
+            values = np.array(store.embeddings[rows], dtype=np.float16)
+        if not np.isfinite(values).all():
+            raise UserError(f"{store_folder}: the embedding of clip {key!r} does not fit float16, the original's type.")
+        dictionary[key] = values[0] if len(values) == 1 else values
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_dictionary(file, dictionary)
+    return Exported(file, len(dictionary), len(clip), store.embeddings.shape[1])
+
+
+def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> EmbeddingStore:
+    """Make a store of the original's dictionary: one row a vector, in the order of the file, in its type.
+
+    Such a store cannot be checked against captions, which the dictionary does not hold: its ``meta.json`` says
+    ``"captions": "unknown"`` and no encoder, its index holds `UNKNOWN_CAPTION` in place of digests. float64 becomes
+    float32. Nothing of the pickle is executed (`artifacts.m2d_dictionary`).
+
+    Raises `UserError` where the file holds anything but such arrays of one length, all finite.
+    """
+    embeddings = {key: np.atleast_2d(value) for key, value in read_dictionary(file).items()}
+    if not embeddings:
+        raise UserError(f"{file} holds no embedding.")
+    dim = next(iter(embeddings.values())).shape[1]
+    dtype = "float16" if all(value.dtype == np.float16 for value in embeddings.values()) else "float32"
+    for key, value in embeddings.items():
+        if value.shape[1] != dim or not value.size:
+            raise UserError(f"{file}: {key!r} has an array of shape {value.shape}; the first one's rows have {dim}.")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(value.astype(dtype)).all():
+                raise UserError(f"{file}: the embedding of {key!r} holds NaN, infinity, or values beyond {dtype}.")
+    lengths = np.array([len(value) for value in embeddings.values()])
+    index = _index_without_captions(list(embeddings), lengths)
+    settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
+    writer = EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite)
+    if not writer.finished:
+        rows = np.arange(writer.rows_done, index.num_rows)
+        writer.write_shard(rows, np.concatenate(list(embeddings.values())), rows)
+        writer.finish({"imported_from": file.name})
+    return EmbeddingStore.open(out)
+
+
+def _index_without_captions(keys: list[str], lengths: np.ndarray) -> pa.Table:
+    rows = int(lengths.sum())
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    columns = [
+        pa.array(keys, pa.string()).take(pa.array(np.repeat(np.arange(len(keys)), lengths))),
+        pa.array((np.arange(rows) - starts).astype(np.int32)),
+        pa.repeat(IMPORTED, rows),
+        pa.repeat(pa.scalar(UNKNOWN_CAPTION, pa.binary(CAPTION_DIGEST_BYTES)), rows),
+    ]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)

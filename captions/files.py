@@ -1,0 +1,95 @@
+"""`fill` and `add` on files: tables are read, ``captions.parquet`` is written whole, what found no clip beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from artifacts.atomic import atomic_file
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.tables import read_captions, write_captions
+from captions.audioset import read_label_names, read_segments
+from captions.coverage import Coverage, count_sources
+from captions.merge import Merged, add, fill
+from captions.sources import AUTO_ACD, LABEL, read_auto_acd
+
+
+def fill_file(
+    output: Path,
+    segments: Sequence[Path],
+    labels: Path,
+    auto_acd: Path | None,
+    *,
+    unmatched: Path | None = None,
+    overwrite: bool = False,
+) -> Coverage:
+    """Make ``output`` of segment lists, a table of label names and, if given, Auto-ACD: `captions.merge.fill`.
+
+    Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since.
+
+    Raises `UserError` where an input cannot be read, `FingerprintConflictError` where ``output`` holds other captions
+    and ``overwrite`` is not asked for.
+    """
+    names = read_label_names(labels)
+    merged = fill(read_segments(segments, names), None if auto_acd is None else read_auto_acd(auto_acd))
+    if output.exists() and not overwrite:
+        _require_filled(output, merged.captions)
+    else:
+        _write(output, merged.captions)
+    write_unmatched(unmatched, merged)
+    return merged.coverage
+
+
+def _require_filled(output: Path, expected: pa.Table) -> None:
+    """Raise `FingerprintConflictError` unless ``output``, without captions added later, is ``expected``."""
+    there = read_captions(output)
+    filled = there.filter(pc.is_in(there["source"], pa.array([AUTO_ACD, LABEL])))
+    columns = [name for name in expected.column_names if name != "caption_index"]
+    if not filled.select(columns).equals(expected.select(columns)):
+        sources = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
+        raise FingerprintConflictError(
+            f"{output} holds other captions than these inputs give ({sources or 'none'}). "
+            "Choose another output, or --overwrite to replace all of it."
+        )
+
+
+def add_file(
+    captions: Path,
+    rows: pa.Table,
+    source: str,
+    *,
+    create: bool = False,
+    replace: bool = False,
+    unmatched: Path | None = None,
+) -> Coverage:
+    """Put the captions ``rows`` (`captions.sources.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
+
+    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.merge.add`
+    does, and where the file is missing otherwise; the file is then as it was.
+    """
+    if not captions.exists() and not create:
+        raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
+    merged = add(read_captions(captions) if captions.exists() else None, rows, source, replace=replace)
+    _write(captions, merged.captions)
+    write_unmatched(unmatched, merged)
+    return merged.coverage
+
+
+def _write(path: Path, captions: pa.Table) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_captions(path, captions)
+
+
+def write_unmatched(path: Path | None, merged: Merged) -> None:
+    """Write the captions that found no clip as a CSV file with the columns source, id, caption."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        pyarrow.csv.write_csv(merged.unmatched, file)
