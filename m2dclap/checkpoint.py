@@ -17,7 +17,9 @@ from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from artifacts.tables import first_line
+from audioprep.config import PRESETS, LogMelConfig
 from m2dclap.config import ModelConfig
+from m2dclap.frames import NormStats
 from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
 
 # Our own key in a checkpoint; the original's loaders pass it over.
@@ -105,6 +107,27 @@ class Checkpoint:
     def has_clap_head(self) -> bool:
         return "audio_proj.0.weight" in self.weights
 
+    def require_clap_head(self) -> None:
+        """Raise `UserError` where the weights are an encoder alone, which knows no captions."""
+        if not self.has_clap_head:
+            raise UserError(f"{self.path} has no audio_proj: it is an encoder without captions and cannot classify.")
+
+    @property
+    def text_model(self) -> dict[str, Any]:
+        """How the captions of the training were encoded; empty where the checkpoint does not say."""
+        value = self.args.get("text_model")
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    @property
+    def front_end(self) -> LogMelConfig:
+        """The front end of the log-mels it was trained on; for a foreign checkpoint the preset in its folder's name."""
+        value = self.args.get("front_end")
+        if isinstance(value, Mapping):
+            return LogMelConfig(**value)
+        fields = self.path.resolve().parent.name.split("-")
+        sizes = fields[1].split("p") if len(fields) > 1 else []
+        return PRESETS["32k" if "32k" in sizes else "16k"]
+
     def load_model(self, device: torch.device) -> M2DCLAP:
         """The model for encoding, on ``device``, in evaluation mode.
 
@@ -125,10 +148,9 @@ class Checkpoint:
         return model.to(device).eval()
 
     @property
-    def norm_stats(self) -> tuple[float, float]:
-        """Mean and standard deviation to normalise with."""
-        mean, std = self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS)).tolist()
-        return float(mean), float(std)
+    def norm_stats(self) -> NormStats:
+        """What to normalise with; the original's values where the weights bring none."""
+        return NormStats(*self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS)).tolist())
 
 
 def read_file(path: Path) -> dict[str, Any]:

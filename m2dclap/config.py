@@ -69,6 +69,8 @@ class ModelConfig:
         for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             if getattr(self, width) % getattr(self, heads) or getattr(self, width) % 4:
                 raise UserError(f"{width} is {getattr(self, width)}; it must be a multiple of {heads} and of 4.")
+        if min(self.loss_m2d, self.loss_clap) < 0 or self.loss_m2d == self.loss_clap == 0:
+            raise UserError(f"loss_m2d {self.loss_m2d} and loss_clap {self.loss_clap}: none below 0, one above it.")
         if not 0 < self.num_visible < self.num_patches:
             raise UserError(
                 f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible; "
@@ -134,6 +136,8 @@ class TrainConfig:
                 f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 epoch and, as captions are "
                 "contrasted within a batch, a batch of at least 2 are needed."
             )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
         if self.amp not in AMP_CHOICES:
             raise UserError(f"amp is {self.amp!r}; it must be one of {', '.join(AMP_CHOICES)}.")
         if not 0 <= self.seed < 2**32:
@@ -160,6 +164,22 @@ class Preset:
     train: TrainConfig
     save_every: int
     """Epochs between checkpoints."""
+
+    def with_changes(self, changes: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+        """Model and training with the settings in ``changes``; None leaves a preset's value.
+
+        Where only ``epochs`` changes, the warm-up keeps its share of the run. Unknown settings are refused.
+        """
+        asked = {name: value for name, value in changes.items() if value is not None}
+        if "epochs" in asked:
+            asked = {"warmup_epochs": self.train.warmup_epochs * asked["epochs"] / self.train.epochs, **asked}
+        of_model, of_train = ({field.name for field in fields(config)} for config in (self.model, self.train))
+        if unknown := sorted(set(asked) - of_model - of_train):
+            raise UserError(f"unknown settings: {', '.join(unknown)}.")
+        return (
+            replace(self.model, **{name: value for name, value in asked.items() if name in of_model}),
+            replace(self.train, **{name: value for name, value in asked.items() if name in of_train}),
+        )
 
 
 PRESETS = {

@@ -17,7 +17,9 @@ from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
-TEXT_MODEL_KEYS = ("model", "revision", "pooling", "prefix", "normalize")
+TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
+# And what only names the encoder; a local copy may have another name.
+TEXT_NAMES = ("model", "revision", "model_path")
 NO_CAPTIONS = -1
 
 
@@ -38,7 +40,7 @@ class CaptionSource:
     def from_store(cls, folder: Path) -> CaptionSource:
         """A finished store of `m2dprep embed-captions`. Raises `UserError` where it is not one."""
         store = EmbeddingStore.open(folder)
-        text_model = {key: store.meta.get(key) for key in TEXT_MODEL_KEYS}
+        text_model = {key: store.meta.get(key) for key in (*TEXT_NAMES, *TEXT_SETTINGS)}
         return cls(
             folder.name, store.embeddings, store.index()["clip_id"], text_model, str(store.meta.get("fingerprint"))
         )
@@ -67,12 +69,16 @@ def common_text_model(sources: Sequence[CaptionSource]) -> dict[str, Any] | None
             )
     named = [source for source in sources if source.text_model is not None]
     for source in named[1:]:
-        if lines := differing_keys(named[0].text_model or {}, source.text_model or {}):
+        if lines := differing_keys(_settings(named[0]), _settings(source)):
             raise UserError(
                 f"{named[0].name} and {source.name} were made with different text models ({'; '.join(lines)}); "
                 "choose stores of one with --embeddings."
             )
     return named[0].text_model if named else None
+
+
+def _settings(source: CaptionSource) -> dict[str, Any]:
+    return {key: (source.text_model or {}).get(key) for key in TEXT_SETTINGS}
 
 
 class CaptionRows:

@@ -20,13 +20,13 @@ from m2dclap.checkpoint import TrainState
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
 from m2dclap.dataset import Batch, Clips, EpochOrder
+from m2dclap.device import AMP_DTYPES, pick_device, resolve_amp
 from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import RunFolder, checkpoint_folder_name, model_name, remove_run
-from m2dclap.run_log import RunLog, read_log
+from m2dclap.run_log import LOSSES, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
 
 LARGEST_AUTO_WORKERS = 8
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,14 @@ class TrainResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def summary(self) -> str:
+        """Two lines for a terminal."""
+        losses = ", ".join(f"{name} {value:.4f}" for name in LOSSES if (value := getattr(self, name)) is not None)
+        return (
+            f"{self.epochs} epochs, {self.steps:,} steps, {self.clips:,} clips ({self.skipped:,} skipped): {losses}\n"
+            f"{self.checkpoint}"
+        )
 
 
 def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> TrainResult:
@@ -183,21 +191,8 @@ def make_loader(
         drop_last=True,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU if there is one. Raises `UserError` where ``cuda`` is asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device that this PyTorch can use; --device cpu computes without one.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_amp(amp: str, device: torch.device) -> str:
-    """``auto`` is bf16 on a GPU and float32 on a CPU."""
-    if amp == "auto":
-        return "bf16" if device.type == "cuda" else "none"
-    return amp
 
 
 def _open_run(out: Path, data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> RunFolder:

@@ -1,4 +1,4 @@
-"""Small data directories for the trainer's tests: log-mels with a class's band of energy, captions with its embedding."""
+"""Small data directories for tests of training: log-mels with their class's band of energy, and its embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from artifacts.embedding_store import EmbeddingStoreWriter, index_of
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 
 MakeData = Callable[..., Path]
-TEXT_MODEL = {"model": "made-up", "revision": "0", "pooling": "mean", "prefix": "", "normalize": False}
+TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}
 
 
 def class_log_mel(kind: int, classes: int, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -35,7 +35,8 @@ def write_store(folder: Path, captions: pa.Table, embeddings: np.ndarray) -> Non
     """A finished store of ``embeddings`` (N, D), float16, for the rows of ``captions``."""
     index = index_of(captions)
     writer = EmbeddingStoreWriter(folder, index, embeddings.shape[1], "float16", TEXT_MODEL)
-    writer.write_shard(np.arange(len(embeddings)), embeddings.astype(np.float16))
+    rows = np.arange(len(embeddings))
+    writer.write_shard(rows, embeddings.astype(np.float16), rows)
     writer.finish({})
 
 
@@ -65,6 +66,17 @@ def make_data_directory(
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data() -> MakeData:
     return make_data_directory
+
+
+@pytest.fixture(scope="session")
+def make_log_mel() -> Callable[..., np.ndarray]:
+    return class_log_mel
+
+
+@pytest.fixture(scope="session")
+def class_directions() -> np.ndarray:
+    """What the captions of the four classes of `make_data` point to (4, 16)."""
+    return class_embeddings(4, 16)

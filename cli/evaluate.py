@@ -1,0 +1,68 @@
+"""Commands that judge a trained model: zero-shot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import PATH, M2dprepCommand, device_option, json_option, max_failures_option
+
+
+@click.command("zero-shot", cls=M2dprepCommand)
+@click.argument("checkpoint", type=PATH)
+@click.argument("clips_csv", type=PATH)
+@click.option(
+    "--root", type=PATH, default=None, show_default="the CSV's folder", help="What file names are relative to."
+)
+@click.option(
+    "--text-model",
+    default=None,
+    show_default="the one of the training",
+    help="Text encoder: a name on the Hugging Face hub, or a folder.",
+)
+@click.option("--template", default="{label} can be heard", help="The caption of a class.")
+@click.option(
+    "--classes", type=PATH, default=None, show_default="the labels", help="Text file of all classes, one a line."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, help="Clips of equal length that are encoded at once."
+)
+@device_option
+@max_failures_option
+@json_option
+def zero_shot(
+    checkpoint: Path,
+    clips_csv: Path,
+    root: Path | None,
+    text_model: str | None,
+    template: str,
+    classes: Path | None,
+    batch_size: int,
+    device: str,
+    max_failures: str,
+    as_json: bool,
+) -> None:
+    """Classify the clips of CLIPS_CSV (columns file_name, label) by the names of their classes.
+
+    CHECKPOINT is a checkpoint-<epoch>.pth, or a run folder: its newest. Clips are log-mel .npy files or audio files.
+    Each gets the class whose caption lies nearest to it; underscores in labels count as spaces.
+
+    \b
+    Examples:
+      m2dprep zero-shot runs/tiny held_out.csv
+      m2dprep zero-shot checkpoint-300.pth esc50.csv --root ESC-50/audio --text-model thenlper/gte-base --json
+    """
+    from artifacts.failures import FailureLimit
+    from m2dclap import zeroshot
+    from m2dclap.clip_set import ClipSet
+    from m2dclap.zeroshot_report import render
+
+    limit = FailureLimit.parse(max_failures)
+    clips = ClipSet.read(clips_csv, root, classes)
+    result = zeroshot.zero_shot(
+        checkpoint, clips, text_model=text_model, template=template, device=device, batch_size=batch_size
+    )
+    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else render(result))
+    limit.require(len(result.failures), len(clips.clips), "the failures listed with the result")

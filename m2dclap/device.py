@@ -1,0 +1,23 @@
+"""Where to compute, and in which arithmetic."""
+
+from __future__ import annotations
+
+import torch
+
+from artifacts.errors import UserError
+
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes a GPU if there is one. Raises `UserError` where ``cuda`` is asked for and there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device that this PyTorch can use; --device cpu computes without one.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """``auto`` is bf16 on a GPU and float32 on a CPU."""
+    if amp == "auto":
+        return "bf16" if device.type == "cuda" else "none"
+    return amp

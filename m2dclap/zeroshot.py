@@ -1,0 +1,189 @@
+"""Zero-shot classification: every clip gets the class whose caption lies nearest to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.errors import UserError
+from artifacts.progress import Progress
+from captions.encoder import TextEncoder, load_encoder
+from m2dclap.checkpoint import Checkpoint
+from m2dclap.clip_set import ClipSet, LabelledClip
+from m2dclap.device import pick_device
+from m2dclap.encode import AudioEncoder, embed_texts
+from m2dclap.read_clip import ClipReader, Unreadable
+from m2dclap.run_folder import find_checkpoint
+
+LABEL_FIELD = "{label}"
+DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
+# Clips that are in memory at once: a hundred MB of ten-second log-mels.
+BLOCK_CLIPS = 256
+
+
+def caption_of(label: str, template: str) -> str:
+    """The caption that stands for a class: the template with the label, underscores as spaces."""
+    return template.replace(LABEL_FIELD, label.replace("_", " "))
+
+
+def check_template(template: str) -> str:
+    """``template``, or a `UserError` where it has no place for the label."""
+    if LABEL_FIELD not in template:
+        raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
+    return template
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that could not be read, and so was not classified."""
+
+    file_name: str
+    label: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """``confusion[i][j]``: clips of class i that were taken for class j. ``clips`` = all rows of the table."""
+
+    checkpoint: str
+    text_model: str
+    template: str
+    classes: list[str]
+    confusion: list[list[int]]
+    failures: list[Failure]
+
+    @property
+    def classified(self) -> int:
+        return sum(map(sum, self.confusion))
+
+    @property
+    def correct(self) -> int:
+        return sum(row[index] for index, row in enumerate(self.confusion))
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of classified clips that are right; None where none could be read."""
+        return self.correct / self.classified if self.classified else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the figures, per-class results, confusion matrix and failures."""
+        return {
+            "checkpoint": self.checkpoint,
+            "text_model": self.text_model,
+            "template": self.template,
+            "clips": self.classified + len(self.failures),
+            "classified": self.classified,
+            "failed": len(self.failures),
+            "correct": self.correct,
+            "accuracy": self.accuracy,
+            "chance": 1 / len(self.classes),
+            "per_class": [
+                {"label": label, "n": sum(row), "correct": row[index], "accuracy": _share(row[index], sum(row))}
+                for index, (label, row) in enumerate(zip(self.classes, self.confusion, strict=True))
+            ],
+            "confusion": {"classes": self.classes, "counts": self.confusion},
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+def zero_shot(
+    checkpoint_path: Path,
+    clip_set: ClipSet,
+    *,
+    text_model: str | None = None,
+    template: str = DEFAULT_TEMPLATE,
+    device: str = "auto",
+    batch_size: int = 32,
+) -> ZeroShotResult:
+    """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder: its newest).
+
+    ``text_model`` is a name or path; by default the one that the training embeddings were made with. Raises `UserError`
+    where the checkpoint cannot classify, or the text model is unknown or another than it was trained with.
+    """
+    template = check_template(template)
+    checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
+    checkpoint.require_clap_head()
+    encoder = load_text_encoder(checkpoint, text_model, device)
+    model = checkpoint.load_model(pick_device(device))
+    directions = embed_texts(model, encoder.encode([caption_of(label, template) for label in clip_set.classes]))
+    predictions = classify(
+        clip_set.clips,
+        directions,
+        AudioEncoder(model, checkpoint.norm_stats, batch_size),
+        ClipReader(checkpoint.front_end),
+    )
+    confusion, failures = _tally(clip_set, predictions)
+    name = str(encoder.describe()["model"])
+    return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)
+
+
+def classify(
+    clips: Sequence[LabelledClip], directions: np.ndarray, encoder: AudioEncoder, reader: ClipReader
+) -> Iterator[int | Unreadable]:
+    """For each clip the row of ``directions`` (C, D) that has the largest cosine with it, or why it was not read.
+
+    Ties go to the first class. Clips are read by threads, a block at a time.
+    """
+    threads = min(len(os.sched_getaffinity(0)), 8)
+    with ThreadPoolExecutor(threads) as pool, Progress(len(clips), "zero-shot") as progress:
+        for start in range(0, len(clips), BLOCK_CLIPS):
+            read = list(pool.map(reader, [clip.path for clip in clips[start : start + BLOCK_CLIPS]]))
+            log_mels = [log_mel for log_mel in read if isinstance(log_mel, np.ndarray)]
+            nearest = iter((encoder.embed(log_mels) @ directions.T).argmax(axis=1).tolist() if log_mels else [])
+            yield from (one if isinstance(one, Unreadable) else next(nearest) for one in read)
+            progress.advance(len(read), failed=len(read) - len(log_mels))
+
+
+def _tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:
+    """The confusion matrix, and a row for every clip that was not read."""
+    numbers = {label: number for number, label in enumerate(clip_set.classes)}
+    confusion = [[0] * len(numbers) for _ in numbers]
+    failures = []
+    for clip, predicted in zip(clip_set.clips, predictions, strict=True):
+        if isinstance(predicted, Unreadable):
+            failures.append(Failure(clip.file_name, clip.label, predicted.reason, predicted.message))
+        else:
+            confusion[numbers[clip.label]][predicted] += 1
+    return confusion, failures
+
+
+def load_text_encoder(checkpoint: Checkpoint, text_model: str | None, device: str) -> TextEncoder:
+    """The encoder named, or else the one that the checkpoint was trained with; with the pooling and prefix of then.
+
+    Raises `UserError` where neither is known, or its embeddings have another length.
+    """
+    trained = checkpoint.text_model
+    name = text_model or trained.get("model_path") or trained.get("model")
+    if not name:
+        raise UserError(f"{checkpoint.path} does not say what its captions were encoded with; give --text-model.")
+    encoder = load_encoder(
+        name,
+        device=device,
+        normalize=bool(trained.get("normalized", False)),
+        pooling=trained.get("pooling") or "mean",
+        prefix=trained.get("prefix") or "",
+        max_length=trained.get("max_length"),
+        revision=None if text_model else trained.get("revision"),
+    )
+    if encoder.dim != checkpoint.config.off_emb_dim:
+        raise UserError(
+            f"{name} makes embeddings of {encoder.dim} numbers, {checkpoint.path} was trained with "
+            f"{checkpoint.config.off_emb_dim}; give --text-model the one that it was trained with."
+        )
+    weights = encoder.describe().get("weights")
+    if trained.get("weights") not in (None, weights):
+        print(f"zero-shot: {name} has other weights than the training's {trained.get('model')}.", file=sys.stderr)
+    return encoder
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

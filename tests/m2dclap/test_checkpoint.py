@@ -1,0 +1,223 @@
+"""Checkpoints follow the original's rules, its files load, and everything else is refused with a reason, never run."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import UserError
+from audioprep.config import PRESETS as FRONT_ENDS
+from m2dclap.checkpoint import Checkpoint, TrainState, infer_config
+from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.model import M2DCLAP
+from m2dclap.run_folder import checkpoint_folder_name, find_checkpoint
+from m2dclap.schedule import make_optimizer
+
+CPU = torch.device("cpu")
+# Heads of 64 and 32 dimensions, as in the original, so that its configuration can be read from the shapes.
+MODEL = ModelConfig(
+    input_size=(80, 48),
+    embed_dim=64,
+    depth=2,
+    num_heads=1,
+    decoder_embed_dim=32,
+    decoder_depth=1,
+    decoder_num_heads=1,
+    off_emb_dim=8,
+)
+FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-test"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return M2DCLAP(MODEL).state_dict()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    def save(value: Any, folder: str = FOLDER, name: str = "checkpoint-3.pth") -> Path:
+        path = tmp_path / folder / name
+        path.parent.mkdir(exist_ok=True)
+        torch.save(value, path)
+        return path
+
+    return save
+
+
+def encodes(path: Path) -> torch.Tensor:
+    """What a loaded checkpoint makes of a fixed log-mel."""
+    model = Checkpoint.read(path).load_model(CPU)
+    with torch.no_grad():
+        return model.clap_audio(torch.ones(1, 1, 80, 48))
+
+
+def test_folder_name_follows_the_originals_rule() -> None:
+    name = checkpoint_folder_name("base", ModelConfig(), TrainConfig(seed=3), 16000, "0123456789abcdef")
+    assert name == "m2d_clap_vit_base-80x608p16x16p16k-e300b512s3-01234567"
+    model, shape = name.split("-")[:2]
+    assert model == "m2d_clap_vit_base"
+    assert shape.split("p") == ["80x608", "16x16", "16k"]
+    assert "-80x208p80x2p32k-" in checkpoint_folder_name(
+        "tiny", ModelConfig(input_size=(80, 208), patch_size=(80, 2)), TrainConfig(), 32000, "0123456789abcdef"
+    )
+
+
+def test_state_survives_the_disk(tmp_path: Path) -> None:
+    def new_state() -> TrainState:
+        model = M2DCLAP(MODEL)
+        return TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
+
+    state = new_state()
+    state.model(torch.randn(2, 1, 80, 48), torch.randn(2, 8)).loss.backward()
+    state.optimizer.step()
+    state.epoch, state.step = 4, 17
+    state.save(tmp_path / "checkpoint-4.pth", {"model": "m2d_clap_vit_tiny"}, {"train": {}})
+    raw = torch.load(tmp_path / "checkpoint-4.pth", weights_only=True)
+    assert list(raw) == ["model", "optimizer", "epoch", "scaler", "args", "m2dprep"]
+    assert type(raw["args"]) is dict
+    assert raw["model"]["norm_stats"].shape == (2,)
+    other = new_state()
+    other.restore(tmp_path / "checkpoint-4.pth")
+    assert (other.epoch, other.step) == (4, 17)
+    for key, value in state.model.state_dict().items():
+        assert other.model.state_dict()[key].equal(value)
+    moments = [s.optimizer.state_dict()["state"] for s in (state, other)]
+    assert all(moments[0][i]["exp_avg"].equal(moments[1][i]["exp_avg"]) for i in moments[0])
+
+
+def test_restoring_anything_else_is_refused(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    model = M2DCLAP(replace(MODEL, depth=1))
+    state = TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
+    for value in ({"model": weights}, weights):
+        with pytest.raises(UserError, match="cannot be gone on from"):
+            state.restore(save(value))
+
+
+@pytest.mark.parametrize("form", ["top level", "model", "fine-tuned", "backbone", "namespace", "extra keys"])
+def test_forms_of_foreign_checkpoints(form: str, save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    expected = encodes(save({"model": weights}, name="plain.pth"))
+    value: dict[str, Any] = {
+        "top level": dict(weights),
+        "model": {"model": weights, "epoch": 3},
+        "fine-tuned": {f"module.ar.runtime.backbone.{key}": tensor for key, tensor in weights.items()},
+        "backbone": {f"backbone.{key}": tensor for key, tensor in weights.items()} | {"head.weight": torch.ones(2)},
+        "namespace": {"model": weights, "args": argparse.Namespace(model="m2d_clap_vit_tiny", epochs=3, out=Path("x"))},
+        "extra keys": {"model": weights | {"text_encoder.weight": torch.ones(3)}},
+    }[form]
+    assert encodes(save(value)).equal(expected)
+
+
+def test_missing_norm_stats_fall_back_to_the_originals(
+    save: Callable[..., Path], weights: dict[str, torch.Tensor]
+) -> None:
+    with_stats = save({"model": weights | {"norm_stats": torch.tensor([-6.5, 3.5])}}, name="a.pth")
+    assert Checkpoint.read(with_stats).norm_stats == (-6.5, 3.5)
+    without = save({"model": {key: value for key, value in weights.items() if key != "norm_stats"}})
+    checkpoint = Checkpoint.read(without)
+    assert checkpoint.norm_stats == pytest.approx((-7.1, 4.2))
+    checkpoint.load_model(CPU)
+
+
+def test_configuration_of_a_foreign_checkpoint(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    path = save({"model": weights})
+    assert infer_config(weights, path) == replace(MODEL, loss_clap=ModelConfig.loss_clap)
+    longer = weights | {"pos_embed": torch.zeros(1, 311, 64)}
+    for folder, frames in (("m2d_clap_vit_x-80x1001p16x16p16k-a", 1001), ("without-a-size", 992)):
+        assert infer_config(longer, save({}, folder)).input_size == (80, frames)
+
+
+def test_front_end_of_a_foreign_checkpoint(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    for rate in ("16k", "32k"):
+        path = save({"model": weights}, f"m2d_clap_vit_tiny-80x48p16x16p{rate}-a")
+        assert Checkpoint.read(path).front_end == FRONT_ENDS[rate]
+
+
+def test_encoder_without_captions(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    encoder = {
+        key: value for key, value in weights.items() if not key.startswith(("audio_proj", "text_proj", "decoder"))
+    }
+    checkpoint = Checkpoint.read(save(encoder))
+    checkpoint.load_model(CPU)
+    with pytest.raises(UserError, match="audio_proj"):
+        checkpoint.require_clap_head()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("blocks.0.norm1.weight"), "lacks 1 .*blocks.0.norm1.weight"),
+        (lambda weights: weights.update({"norm.bias": torch.zeros(3)}), r"norm.bias is \[3\], its model needs \[64\]"),
+        (lambda weights: weights.pop("cls_token"), "no M2D encoder"),
+        (lambda weights: weights.update({"pos_embed": torch.zeros(1, 3, 64)}), "2 positions"),
+        (lambda weights: weights.pop("pos_embed"), "0 positions"),
+    ],
+)
+def test_unusable_weights_are_named(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    message: str,
+    save: Callable[..., Path],
+    weights: dict[str, torch.Tensor],
+) -> None:
+    changed = dict(weights)
+    change(changed)
+    with pytest.raises(UserError, match=message):
+        Checkpoint.read(save({"model": changed})).load_model(CPU)
+
+
+class Trap:
+    """Pickled, it would make a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_that_a_file_names_is_run(save: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a checkpoint that can be read"):
+        Checkpoint.read(save({"model": Trap(tmp_path / "sprung")}))
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"model": Trap(tmp_path / "sprung")}, protocol=2))
+    with pytest.raises(UserError, match="not a checkpoint that can be read"):
+        Checkpoint.read(tmp_path / "old.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
+def test_other_files(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint-1\.pth is not a checkpoint"):
+        Checkpoint.read(tmp_path / "checkpoint-1.pth")
+
+
+def test_other_values(save: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="holds a list"):
+        Checkpoint.read(save([1, 2]))
+    with pytest.raises(UserError, match="no such file"):
+        Checkpoint.read(Path("nowhere.pth"))
+
+
+def test_newest_checkpoint_is_found(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for epoch in (9, 100, 20):
+        (folder / f"checkpoint-{epoch}.pth").touch()
+    (folder / "checkpoint-200.pth.part").touch()
+    for start in (tmp_path, folder, folder / "checkpoint-100.pth"):
+        assert find_checkpoint(start) == folder / "checkpoint-100.pth"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoint-1.pth").touch()
+    with pytest.raises(UserError, match="several models"):
+        find_checkpoint(tmp_path)

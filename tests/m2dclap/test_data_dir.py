@@ -1,0 +1,123 @@
+"""A data directory opens with everything left out counted and named, or not at all, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.atomic import write_json
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_store import write_config
+from artifacts.m2d_dictionary import write_dictionary
+from artifacts.tables import read_file_list, write_file_list
+from audioprep.config import PRESETS, ConvertConfig
+from m2dclap.data_dir import DataChoice, open_training_data, write_skipped
+
+MakeData = Callable[..., Path]
+
+
+@pytest.fixture
+def data(make_data: MakeData, tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data", clips=8)
+
+
+def test_everything_is_used_where_all_fits(data: Path) -> None:
+    opened = open_training_data(DataChoice(data), 80)
+    assert opened.summary() == "8 files listed = 8 used + 0 without captions + 0 unreadable"
+    assert opened.captions.dim == 16
+    assert opened.stats == (-9.5, 2.5)
+    assert opened.front_end == PRESETS["16k"]
+    assert opened.text_model is not None
+    assert opened.text_model["model"] == "made-up"
+
+
+def test_what_is_left_out_is_named(data: Path) -> None:
+    names = read_file_list(data / "files_made.csv")
+    (data / names[0]).write_bytes((data / names[0]).read_bytes()[:-100])
+    (data / names[1]).unlink()
+    np.save(data / names[2], np.zeros((1, 40, 100), np.float32))
+    np.save(data / "made_lms/stranger.npy", np.zeros((1, 80, 100), np.float32))
+    write_file_list(data / "files_more.csv", [*names[:4], "made_lms/stranger.npy"])
+    opened = open_training_data(DataChoice(data), 80)
+    assert opened.summary() == "9 files listed = 5 used + 1 without captions + 3 unreadable"
+    assert opened.file_names.to_pylist() == names[3:]
+    write_skipped(data / "skipped.csv", opened.skipped)
+    lines = (data / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "file_name,reason,message"
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        ["made_lms/stranger.npy", "no_captions"],
+        *([name, "unreadable"] for name in names[:3]),
+    ]
+
+
+def test_chosen_lists_and_dictionaries(data: Path) -> None:
+    names = read_file_list(data / "files_made.csv")
+    write_file_list(data / "some.csv", names[:3])
+    ids = [Path(name).stem for name in names[:2]]
+    write_dictionary(data / "capemb.npy", {clip: np.ones(5, np.float16) for clip in ids})
+    opened = open_training_data(DataChoice(data, (data / "some.csv",), (), (data / "capemb.npy",)), 80)
+    assert opened.summary() == "3 files listed = 2 used + 1 without captions + 0 unreadable"
+    assert (opened.captions.dim, opened.text_model) == (5, None)
+
+
+def test_front_end_is_the_log_mels_own(data: Path) -> None:
+    (data / "made_lms/_melspec").mkdir()
+    write_config(LmsLayout(data / "made_lms"), ConvertConfig(PRESETS["32k"]).to_dict(), {})
+    assert open_training_data(DataChoice(data), 80).front_end == PRESETS["32k"]
+
+
+def test_mixed_front_ends_are_refused(data: Path) -> None:
+    (data / "other_lms").mkdir()
+    name = read_file_list(data / "files_made.csv")[0]
+    (data / "other_lms" / Path(name).name).write_bytes((data / name).read_bytes())
+    write_file_list(data / "files_other.csv", [f"other_lms/{Path(name).name}"])
+    for folder, rate in (("made_lms", "16k"), ("other_lms", "32k")):
+        (data / folder / "_melspec").mkdir()
+        write_config(LmsLayout(data / folder), ConvertConfig(PRESETS[rate]).to_dict(), {})
+    with pytest.raises(UserError, match="sample_rate: 16000 → 32000"):
+        open_training_data(DataChoice(data), 80)
+    assert len(open_training_data(DataChoice(data, (data / "files_made.csv",)), 80).file_names) == 8
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (lambda data: (data / "norm_stats.json").unlink(), "m2dprep stats"),
+        (lambda data: write_json(data / "norm_stats.json", {"mean": 1}), "no mean and std"),
+        (lambda data: write_json(data / "norm_stats.json", {"mean": 1, "std": 0}), "cannot normalise"),
+        (lambda data: (data / "files_made.csv").unlink(), "m2dprep melspec"),
+        (lambda data: (data / "files_made.csv").write_text("path\na.npy\n"), "file_name"),
+        (lambda data: (data / "files_made.csv").write_text("file_name\n"), "lists no files"),
+        (lambda data: (data / "files_made.csv").write_text("file_name\n../x/clip0000-0.npy\n"), "leads out of"),
+        (lambda data: write_file_list(data / "files_made.csv", ["made_lms/other.npy"]), "clip ids like"),
+        (lambda data: (data / "capemb_made").rename(data / "away"), "embed-captions"),
+        (lambda data: (data / "capemb_made" / "meta.json").unlink(), "meta.json"),
+        (lambda data: [path.unlink() for path in data.glob("made_lms/*.npy")], "none of the 8 captioned"),
+    ],
+)
+def test_what_cannot_be_used_says_why(data: Path, breaking: Callable[[Path], object], message: str) -> None:
+    breaking(data)
+    with pytest.raises(UserError, match=message):
+        open_training_data(DataChoice(data), 80)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        open_training_data(DataChoice(tmp_path / "nowhere"), 80)
+
+
+def test_stores_of_different_models_are_not_mixed(data: Path) -> None:
+    second = data / "capemb_second"
+    second.mkdir()
+    for path in (data / "capemb_made").iterdir():
+        (second / path.name).write_bytes(path.read_bytes())
+    meta = json.loads((second / "meta.json").read_text())
+    write_json(second / "meta.json", {**meta, "pooling": "cls"})
+    with pytest.raises(UserError, match="pooling: 'mean' → 'cls'"):
+        open_training_data(DataChoice(data), 80)
+    assert len(open_training_data(DataChoice(data, (), (second,)), 80).file_names) == 8

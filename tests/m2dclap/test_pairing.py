@@ -1,0 +1,91 @@
+"""Files find their captions by id, the most literal reading first; rows stay aligned over stores; maps stay maps."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from artifacts.errors import UserError
+from artifacts.m2d_dictionary import write_dictionary
+from m2dclap.pairing import (
+    NO_CAPTIONS,
+    CaptionRows,
+    CaptionSource,
+    common_text_model,
+    deal_wrongly,
+    match_files,
+)
+
+
+def source(name: str, ids: list[str], dim: int = 3, **text_model: object) -> CaptionSource:
+    """Row i of a source is all i, shifted by 100 for each letter of the name."""
+    rows = np.arange(len(ids), dtype=np.float16)[:, None] + np.full(dim, 100 * len(name), np.float16)
+    return CaptionSource(name, rows, pa.array(ids), dict(text_model) or None, name)
+
+
+def test_files_match_by_every_form_of_their_name() -> None:
+    ids = ["abcdefghijk", "-bcdefghijk", "dog_barking_000012", "YXqu1CeA2c4"]
+    names = [
+        "a_lms/abcdefghijk.npy",
+        "a_lms/Yabcdefghijk.npy",
+        "a_lms/deep/-bcdefghijk_000030.npy",
+        "a_lms/dog_barking_000012.npy",
+        "a_lms/YXqu1CeA2c4_000044.npy",
+        "a_lms/nothing.npy",
+    ]
+    assert match_files(names, ids).tolist() == [0, 0, 1, 2, 3, NO_CAPTIONS]
+
+
+def test_rows_of_several_sources() -> None:
+    rows = CaptionRows([source("a", ["x", "y", "x"]), source("bb", ["y", "z"])])
+    assert rows.clip_ids == ["x", "y", "z"]
+    assert [rows.of_clip(clip).tolist() for clip in range(3)] == [[0, 2], [1, 3], [4]]
+    assert [rows[row].tolist() for row in range(5)] == [[value] * 3 for value in (100, 101, 102, 200, 201)]
+    assert rows[0].dtype == np.float32
+
+
+def test_memory_maps_travel_as_paths(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float16)
+    np.save(tmp_path / "embeddings.npy", values)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    rows = CaptionRows([CaptionSource("a", mapped, pa.array(["x"] * 2000), None, "a"), source("b", ["x"], dim=64)])
+    sent = pickle.dumps(rows)
+    assert len(sent) < values.nbytes / 4
+    received = pickle.loads(sent)
+    assert isinstance(received._arrays[0], np.memmap)
+    assert all(np.array_equal(received[row], rows[row]) for row in (0, 1999, 2000))
+
+
+def test_text_models_must_agree() -> None:
+    minilm, gte = {"model": "minilm", "weights": "1"}, {"model": "gte", "weights": "2"}
+    assert common_text_model([source("a", ["x"]), source("b", ["y"], **minilm)]) == minilm
+    assert common_text_model([source("a", ["x"])]) is None
+    renamed = {"model": "local copy", "weights": "1"}
+    assert common_text_model([source("a", ["x"], **minilm), source("b", ["x"], **renamed)]) == minilm
+    with pytest.raises(UserError, match="weights: '1' → '2'"):
+        common_text_model([source("a", ["x"], **minilm), source("b", ["x"], **gte)])
+    with pytest.raises(UserError, match="of 3 numbers"):
+        common_text_model([source("a", ["x"], dim=3), source("b", ["x"], dim=4)])
+
+
+def test_the_originals_dictionary(tmp_path: Path) -> None:
+    write_dictionary(
+        tmp_path / "capemb.npy", {"x": np.full(4, 1, np.float16), "y": np.array([[2] * 4, [3] * 4], np.float16)}
+    )
+    rows = CaptionRows([CaptionSource.from_dictionary(tmp_path / "capemb.npy")])
+    assert rows.clip_ids == ["x", "y"]
+    assert [rows[row][0] for row in rows.of_clip(1)] == [2.0, 3.0]
+
+
+def test_wrong_dealing_leaves_nobody_their_own() -> None:
+    clips = np.array([5, 3, 5, 9, 3, 1, 7])
+    dealt = deal_wrongly(clips, np.random.default_rng(0))
+    assert not (dealt == clips).any()
+    assert sorted(set(dealt.tolist())) == [1, 3, 5, 7, 9]
+    assert dealt[0] == dealt[2]
+    assert dealt[1] == dealt[4]
+    assert np.array_equal(dealt, deal_wrongly(clips, np.random.default_rng(0)))

@@ -1,0 +1,244 @@
+"""Training learns, writes what it promises, and goes on from a kill as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from artifacts.errors import FingerprintConflictError, UserError
+from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.data_dir import DataChoice
+from m2dclap.run_folder import find_checkpoint
+from m2dclap.run_log import NonFiniteLossError, read_log
+from m2dclap.train import RunOptions, TrainResult, train
+
+MakeData = Callable[..., Path]
+MODEL = ModelConfig(
+    input_size=(80, 48),
+    embed_dim=32,
+    depth=1,
+    num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    loss_clap=1.0,
+)
+TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
+OPTIONS = RunOptions("tiny", log_every=3, keep=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_data: MakeData) -> Path:
+    return make_data(tmp_path_factory.mktemp("set") / "data", clips=24, frames=60)
+
+
+def run(data: Path, out: Path, train_config: TrainConfig = TRAIN, **options: Any) -> TrainResult:
+    return train(DataChoice(data), out, MODEL, train_config, replace(OPTIONS, **options))
+
+
+def losses(out: Path) -> list[tuple[Any, ...]]:
+    """The log without its times."""
+    lines = read_log(out / "log.jsonl")
+    return [tuple(value for key, value in line.items() if key != "samples_per_second") for line in lines]
+
+
+def weights(out: Path) -> dict[str, Any]:
+    value: dict[str, Any] = torch.load(find_checkpoint(out), weights_only=True)
+    return value
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    moments = [w["optimizer"]["state"] for w in (one, other)]
+    return all(value.equal(other["model"][key]) for key, value in one["model"].items()) and all(
+        moments[0][i]["exp_avg_sq"].equal(moments[1][i]["exp_avg_sq"]) for i in moments[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("finished")
+    run(data, out)
+    return out
+
+
+def test_files_of_a_run(finished: Path) -> None:
+    lines = read_log(finished / "log.jsonl")
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12, 15, 16]
+    assert lines[-1]["epoch"] == 4.0
+    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", "samples_per_second"} <= set(lines[0])
+    folders = [path for path in finished.iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    assert folders[0].name.startswith("m2d_clap_vit_tiny-80x48p16x16p16k-e4b6s0-")
+    assert sorted(path.name for path in folders[0].iterdir()) == [f"checkpoint-{epoch}.pth" for epoch in (1, 2, 3, 4)]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["settings"]["train"] == TRAIN.to_dict()
+    assert (finished / "skipped.csv").read_text() == "file_name,reason,message\n"
+
+
+def test_checkpoint_describes_itself(finished: Path) -> None:
+    checkpoint = weights(finished)
+    args = checkpoint["args"]
+    assert type(args) is dict
+    assert (checkpoint["epoch"], args["model"], args["input_size"], args["sr"]) == (
+        4,
+        "m2d_clap_vit_tiny",
+        [80, 48],
+        "16k",
+    )
+    assert args["text_model"]["model"] == "made-up"
+    assert args["front_end"]["n_mels"] == 80
+    assert args["model_config"]["off_emb_dim"] == 16
+    assert checkpoint["model"]["norm_stats"].tolist() == [-9.5, 2.5]
+    assert checkpoint["m2dprep"]["step"] == 16
+
+
+def test_tensorboard_events(finished: Path) -> None:
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss_clap")]
+    expected = [(line["step"], line["loss_clap"]) for line in read_log(finished / "log.jsonl")]
+    assert [step for step, _ in logged] == [step for step, _ in expected]
+    assert [value for _, value in logged] == pytest.approx([value for _, value in expected])
+
+
+def test_it_learns(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, replace(TRAIN, epochs=25))
+    lines = read_log(tmp_path / "log.jsonl")
+    assert lines[-1]["loss_m2d"] < 0.6 * lines[0]["loss_m2d"]
+    assert lines[-1]["loss_clap"] < 0.8 * lines[0]["loss_clap"]
+
+
+def test_same_seed_same_run_whatever_the_workers(data: Path, finished: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "a", workers=2)
+    assert losses(tmp_path / "a") == losses(finished)
+    assert same_weights(tmp_path / "a", finished)
+    run(data, tmp_path / "b", replace(TRAIN, seed=1))
+    assert losses(tmp_path / "b") != losses(finished)
+
+
+def test_finished_run_stays_as_it_is(data: Path, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.pth")}
+    log = (finished / "log.jsonl").read_text()
+    result = run(data, finished)
+    assert (result.epochs, result.steps, result.loss) == (4, 16, read_log(finished / "log.jsonl")[-1]["loss"])
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.pth")} == before
+    assert (finished / "log.jsonl").read_text() == log
+
+
+def test_resumed_run_equals_an_undisturbed_one(data: Path, finished: Path, tmp_path: Path) -> None:
+    """As after a kill in the third epoch: newer checkpoints missing, lines of the third epoch written, one cut off."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for epoch in (3, 4):
+        next(out.rglob(f"checkpoint-{epoch}.pth")).unlink()
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    (out / "log.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    next(out.rglob("checkpoint-2.pth")).with_name(".m2dprep-1-abc.tmp").write_bytes(b"half")
+    run(data, out)
+    assert losses(out) == losses(finished)
+    assert same_weights(out, finished)
+    assert not list(out.rglob("*.tmp"))
+
+
+def _run_in_child(data: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    run(data, out, replace(TRAIN, epochs=12), save_every=1, log_every=1, keep=1)
+
+
+def test_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=_run_in_child, args=(data, tmp_path / "killed"))
+    child.start()
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "killed").rglob("checkpoint-*.pth"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    threads = torch.get_num_threads()
+    try:
+        _run_in_child(data, tmp_path / "killed")
+        _run_in_child(data, tmp_path / "undisturbed")
+    finally:
+        torch.set_num_threads(threads)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+    assert same_weights(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_other_settings_are_a_conflict_that_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = losses(out)
+    with pytest.raises(FingerprintConflictError, match=r"train\.epochs: 4 → 5; train\.seed: 0 → 7"):
+        run(data, out, replace(TRAIN, epochs=5, seed=7))
+    assert losses(out) == before
+    run(data, out, replace(TRAIN, epochs=2), overwrite=True)
+    assert [line["step"] for line in read_log(out / "log.jsonl")] == [3, 4, 6, 8]
+    assert len([path for path in out.iterdir() if path.is_dir()]) == 1
+    assert find_checkpoint(out).name == "checkpoint-2.pth"
+
+
+def test_other_data_are_a_conflict(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "data/norm_stats.json").write_text('{"mean": -9, "std": 2}')
+    with pytest.raises(FingerprintConflictError, match=r"data\.norm_stats"):
+        run(tmp_path / "data", tmp_path / "run")
+
+
+def test_overwriting_spares_what_is_not_a_runs(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "m2d_clap_vit_base-80x608p16x16p16k-240128").mkdir()
+    (tmp_path / "m2d_clap_vit_base-80x608p16x16p16k-240128" / "random.txt").write_text("mine too")
+    run(data, tmp_path, replace(TRAIN, epochs=1, warmup_epochs=0), overwrite=True)
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "m2d_clap_vit_base-80x608p16x16p16k-240128" / "random.txt").exists()
+
+
+def test_only_the_newest_checkpoints_stay(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, keep=1, save_every=3)
+    assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint-4.pth"]
+
+
+def test_non_finite_loss_stops_with_step_and_files(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    bad = tmp_path / "data/made_lms/clip0005-1.npy"
+    np.save(bad, np.full((1, 80, 60), np.nan, np.float32))
+    with pytest.raises(NonFiniteLossError, match=r"step [1-4] is not finite.*clip0005-1\.npy") as error:
+        run(tmp_path / "data", tmp_path / "run", log_every=100)
+    assert error.value.exit_code == 1
+    assert not list((tmp_path / "run").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path: Path) -> None:
+    result = run(data, tmp_path, replace(TRAIN, amp=amp))
+    assert result.loss == pytest.approx(read_log(finished / "log.jsonl")[-1]["loss"], rel=0.2)
+
+
+def test_too_few_clips_for_a_batch(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--batch-size 24"):
+        run(data, tmp_path, replace(TRAIN, batch_size=25))
+
+
+def test_callers_random_state_is_left_alone(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    run(data, tmp_path, replace(TRAIN, epochs=1, warmup_epochs=0))
+    assert torch.random.get_rng_state().equal(before)

@@ -1,0 +1,265 @@
+"""A trained model names what it hears; unreadable clips are rows; wrong requests say what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from artifacts.errors import UserError
+from m2dclap import zeroshot
+from m2dclap.checkpoint import Checkpoint
+from m2dclap.clip_set import ClipSet
+from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.data_dir import DataChoice
+from m2dclap.train import RunOptions, train
+from m2dclap.zeroshot import ZeroShotResult, caption_of, zero_shot
+from m2dclap.zeroshot_report import render
+
+MakeData = Callable[..., Path]
+MODEL = ModelConfig(
+    input_size=(80, 48),
+    embed_dim=48,
+    depth=1,
+    num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    loss_clap=1.0,
+)
+TRAIN = TrainConfig(epochs=25, batch_size=12, blr=0.06, warmup_epochs=2, ema_decay_init=0.9, ema_decay_end=0.99)
+CLASSES = 4
+
+
+@dataclass
+class FakeEncoder:
+    """Knows captions with ``kind 0``, ``kind 1``, … in them; their embeddings point where the training captions' do."""
+
+    directions: np.ndarray
+    loaded: dict[str, Any]
+    weights: str = "sha256:0"
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def dim(self) -> int:
+        return int(self.directions.shape[1])
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.loaded["name"], "weights": self.weights}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.texts += texts
+        kinds = [int(text.partition("kind ")[2][0]) for text in texts]
+        return self.directions[kinds].astype(np.float32)
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray) -> list[FakeEncoder]:
+    """Stands in for the text encoder; lists the ones that were loaded."""
+    loaded: list[FakeEncoder] = []
+
+    def load(name: str, **settings: Any) -> FakeEncoder:
+        loaded.append(FakeEncoder(class_directions, {"name": name, **settings}))
+        return loaded[-1]
+
+    monkeypatch.setattr(zeroshot, "load_encoder", load)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_data: MakeData) -> Path:
+    return make_data(tmp_path_factory.mktemp("set") / "data", clips=48, classes=CLASSES, frames=60)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    train(DataChoice(data), out, MODEL, TRAIN, RunOptions("tiny", save_every=25))
+    return out
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, make_log_mel: Callable[..., np.ndarray]) -> Path:
+    """A table of 20 log-mels of lengths that the training never saw."""
+    folder = tmp_path_factory.mktemp("held_out")
+    rng = np.random.default_rng(5)
+    rows = [["file_name", "label", "remark"]]
+    for clip in range(20):
+        np.save(folder / f"{clip}.npy", make_log_mel(clip % CLASSES, CLASSES, 55 + 30 * (clip % 3), rng))
+        rows.append([f"{clip}.npy", f"kind_{clip % CLASSES}", "x"])
+    with (folder / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "clips.csv"
+
+
+def test_a_trained_model_names_what_it_hears(run: Path, held_out: Path, encoders: list[FakeEncoder]) -> None:
+    result = zero_shot(run, ClipSet.read(held_out))
+    assert result.accuracy is not None
+    assert result.accuracy >= 0.9
+    assert result.classified == 20
+    assert encoders[0].texts == [f"kind {kind} can be heard" for kind in range(CLASSES)]
+    assert encoders[0].loaded["name"] == "made-up"
+    assert (encoders[0].loaded["pooling"], encoders[0].loaded["normalize"]) == ("mean", False)
+    value = json.loads(json.dumps(result.to_dict()))
+    assert value["chance"] == 0.25
+    assert [row["n"] for row in value["per_class"]] == [5] * 4
+    assert sum(map(sum, value["confusion"]["counts"])) == 20
+
+
+def test_captions_dealt_to_the_wrong_clips_teach_nothing(
+    data: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path
+) -> None:
+    train(DataChoice(data), tmp_path, MODEL, replace(TRAIN, shuffle_captions=True), RunOptions("tiny", save_every=25))
+    accuracy = zero_shot(tmp_path, ClipSet.read(held_out)).accuracy
+    assert accuracy is not None
+    assert accuracy <= 0.5
+
+
+def test_predictions_are_the_nearest_captions(run: Path, held_out: Path, encoders: list[FakeEncoder]) -> None:
+    """The classes given in another order, and some that do not occur: the very same decisions."""
+    names = held_out.parent / "classes.txt"
+    names.write_text("kind_3\nkind_1\n\nkind_0\nkind_2\n")
+    assert (
+        zero_shot(run, ClipSet.read(held_out, None, names)).confusion
+        == zero_shot(run, ClipSet.read(held_out)).confusion
+    )
+
+
+def test_unreadable_clips_are_rows(
+    run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path, make_log_mel: Callable[..., np.ndarray]
+) -> None:
+    shutil.copytree(held_out.parent, tmp_path / "set")
+    folder = tmp_path / "set"
+    (folder / "0.npy").unlink()
+    (folder / "1.npy").write_bytes(b"no array")
+    np.save(folder / "2.npy", np.full((1, 80, 50), np.inf, np.float32))
+    np.save(folder / "3.npy", np.zeros((1, 64, 50), np.float32))
+    (folder / "text.wav").write_text("no sound")
+    with (folder / "clips.csv").open("a") as file:
+        file.write("text.wav,kind_0,x\n")
+    result = zero_shot(run, ClipSet.read(folder / "clips.csv"))
+    assert result.classified == 16
+    assert [(failure.file_name, failure.reason) for failure in result.failures] == [
+        ("0.npy", "not_a_log_mel"),
+        ("1.npy", "not_a_log_mel"),
+        ("2.npy", "nonfinite"),
+        ("3.npy", "not_a_log_mel"),
+        ("text.wav", "not_audio"),
+    ]
+    assert "21 clips = 16 classified + 5 failed" in render(result)
+    assert "text.wav" in render(result)
+
+
+def test_audio_files_go_through_the_trainings_front_end(run: Path, encoders: list[FakeEncoder], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        soundfile.write(tmp_path / f"{number}.wav", rng.normal(scale=0.1, size=(12000, 2)), 44100)
+    (tmp_path / "clips.csv").write_text("file_name,label\n0.wav,kind_0\n1.wav,kind_1\n")
+    assert zero_shot(run, ClipSet.read(tmp_path / "clips.csv")).classified == 2
+
+
+def test_root_and_template(run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path) -> None:
+    shutil.copy(held_out, tmp_path / "elsewhere.csv")
+    clips = ClipSet.read(tmp_path / "elsewhere.csv", held_out.parent)
+    result = zero_shot(run, clips, template="hear {label} !", text_model="my/model")
+    assert result.classified == 20
+    assert encoders[0].texts[0] == "hear kind 0 !"
+    assert encoders[0].loaded["name"] == "my/model"
+    with pytest.raises(UserError, match=r"\{label\}"):
+        zero_shot(run, clips, template="a sound")
+
+
+def test_captions_of_classes() -> None:
+    assert caption_of("glass_breaking", "{label} can be heard") == "glass breaking can be heard"
+    assert caption_of("{odd}", "{label} can be heard") == "{odd} can be heard"
+
+
+def test_a_text_model_of_another_length_is_refused(run: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(np.zeros((4, 5)), {"name": name}))
+    with pytest.raises(UserError, match="5 numbers"):
+        zero_shot(run, ClipSet.read(held_out))
+
+
+def test_other_weights_are_noted(
+    run: Path,
+    held_out: Path,
+    encoders: list[FakeEncoder],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FakeEncoder, "describe", lambda self: {"model": "x", "weights": "sha256:1"})
+    zero_shot(run, ClipSet.read(held_out))
+    assert "other weights" in capsys.readouterr().err
+
+
+def test_checkpoints_that_cannot_classify(
+    run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path
+) -> None:
+    weights = Checkpoint.read(next(run.rglob("*.pth"))).weights
+    torch.save({"model": weights}, tmp_path / "unknown-text-model.pth")
+    with pytest.raises(UserError, match="--text-model"):
+        zero_shot(tmp_path / "unknown-text-model.pth", ClipSet.read(held_out))
+    encoder = {key: value for key, value in weights.items() if not key.startswith(("audio_proj", "text_proj"))}
+    torch.save(encoder, tmp_path / "encoder.pth")
+    with pytest.raises(UserError, match="audio_proj"):
+        zero_shot(tmp_path / "encoder.pth", ClipSet.read(held_out))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("file_name,class\na.wav,x\n", "label"),
+        ("file_name,label\n", "0 clips"),
+        ("file_name,label\na.wav,x\nb.wav,x\n", "1 classes"),
+        ("file_name,label\na.wav,x\nb.wav,\n", "row 3"),
+        ("file_name,label\na.wav,x\nb.wav,z\n", "does not list: z"),
+    ],
+)
+def test_tables_that_cannot_be_used(table: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text(table)
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    with pytest.raises(UserError, match=message):
+        ClipSet.read(tmp_path / "clips.csv", None, tmp_path / "classes.txt" if "z\n" in table else None)
+
+
+def test_class_lists_are_checked(tmp_path: Path, held_out: Path) -> None:
+    (tmp_path / "twice.txt").write_text("x\nx\n")
+    with pytest.raises(UserError, match="twice"):
+        ClipSet.read(held_out, None, tmp_path / "twice.txt")
+    with pytest.raises(UserError, match="no such file"):
+        ClipSet.read(held_out, None, tmp_path / "nowhere.txt")
+
+
+def test_report_as_text() -> None:
+    result = ZeroShotResult("c.pth", "m", "{label}", ["bark", "purr"], [[3, 1], [0, 0]], [])
+    assert render(result).splitlines() == [
+        "accuracy 75.00% (3 of 4 clips, 2 classes, chance 50.00%)",
+        "4 clips = 4 classified + 0 failed",
+        "checkpoint c.pth",
+        "captions '{label}' by m",
+        "",
+        "class  clips  right  accuracy",
+        "bark       4      3     75.0%",
+        "purr       0      0         –",
+        "",
+        "true \\ predicted  0  1",
+        "0 bark            3  1",
+        "1 purr            ·  ·",
+    ]
+
+
+def test_many_classes_list_the_commonest_confusions() -> None:
+    classes = [f"c{number:02}" for number in range(30)]
+    confusion = [[0] * 30 for _ in classes]
+    confusion[3][7], confusion[4][4], confusion[9][1] = 5, 2, 6
+    text = render(ZeroShotResult("c.pth", "m", "{label}", classes, confusion, []))
+    assert "commonest confusions\nclips  true  predicted\n    6  c09   c01\n    5  c03   c07" in text
