@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,12 +61,12 @@ class RunLog:
         now = time.monotonic()
         line = {"step": step, "epoch": round(epoch, 6)}
         line |= dict(zip(LOSSES, losses.double().mean(dim=0).tolist(), strict=True))
-        line |= {name: float(value) for name, value in figures.items()}
+        line |= {name: _finite(value) for name, value in figures.items()}
         line["samples_per_second"] = round(samples / max(now - self._clock, 1e-9), 3)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in line.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self._events.add_scalar(name, value, step)
         self._losses.clear()
         self._indices.clear()
@@ -86,8 +87,14 @@ class RunLog:
         )
         raise NonFiniteLossError(
             f"the loss of step {step} is not finite. Its batch: {shown}. Look for NaN in these with `m2dprep check`; "
-            "otherwise lower --blr. The last checkpoint is from before this step."
+            "otherwise start anew (--overwrite) with a lower --blr. Checkpoints of this run are from before this step."
         )
+
+
+def _finite(value: float | torch.Tensor) -> float | None:
+    """None for infinity and NaN, which are not JSON; a gradient's norm is infinite where fp16 overflowed."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -81,6 +81,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     device = pick_device(options.device)
     data = open_training_data(choice, model.input_size[0])
     model = replace(model, off_emb_dim=data.captions.dim)
+    _require_a_batch(len(data.file_names), config.batch_size)
     print(f"train: {data.summary()}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out):
@@ -176,11 +177,6 @@ def make_loader(
     dataset: Clips, order: EpochOrder, batch_size: int, workers: int | None, device: torch.device
 ) -> DataLoader[Batch]:
     """Whole batches in the sampler's order; the clips left over at an epoch's end are others in every epoch."""
-    if len(dataset) < batch_size:
-        raise UserError(
-            f"{len(dataset):,} captioned clips do not fill a batch of {batch_size:,}; "
-            f"use --batch-size {len(dataset)} or less."
-        )
     if workers is None:
         workers = min(LARGEST_AUTO_WORKERS, os.cpu_count() or 1) if device.type == "cuda" else 0
     return DataLoader(
@@ -193,6 +189,13 @@ def make_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
+
+
+def _require_a_batch(clips: int, batch_size: int) -> None:
+    if clips < batch_size:
+        raise UserError(
+            f"{clips:,} captioned clips do not fill a batch of {batch_size:,}; use --batch-size {clips} or less."
+        )
 
 
 def _open_run(out: Path, data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> RunFolder:
