@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,15 @@ class CaptionEncoder(Protocol):
     ) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A finished store, and how many of its rows this run wrote (``done``) and earlier ones had (``skipped``)."""
+
+    store: EmbeddingStore
+    done: int
+    skipped: int
+
+
 def embed_captions(
     captions_path: Path,
     out: Path,
@@ -49,7 +59,7 @@ def embed_captions(
     batch_size: int = 128,
     overwrite: bool = False,
     shard_texts: int = SHARD_TEXTS,
-) -> EmbeddingStore:
+) -> Embedded:
     """Encode ``captions.parquet`` into the store ``out``: row i of its (N, D) array is row i of the table.
 
     An interrupted run is taken up where its last shard ended; a finished store is left as it is. In the end some rows
@@ -64,19 +74,19 @@ def embed_captions(
     captions = require_captions(captions_path)
     index = index_of(captions)
     writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
+    skipped = writer.rows_done
     if not writer.finished:
         plan = _Plan(one_array(captions["caption"]))
-        with Progress(captions.num_rows, "embedding", "captions", initial=writer.rows_done) as progress:
-            for texts, rows, text_of_row in plan.shards(writer.rows_done, shard_texts):
+        with Progress(len(plan.texts), "embedding", "texts", initial=plan.texts_done(skipped)) as progress:
+            for texts, rows, text_of_row in plan.shards(skipped, shard_texts):
                 before = encoder.truncated
-                embeddings = encoder.encode(texts, batch_size)
+                embeddings = encoder.encode(texts, batch_size, progress.advance)
                 stored = _as_stored(embeddings, dtype, captions, rows, text_of_row)
                 writer.write_shard(rows, stored, text_of_row, {"truncated": encoder.truncated - before})
-                progress.advance(len(rows))
         check = _check(writer, captions, encoder)
         counts = {"texts": len(plan.texts), **writer.counts}
         writer.finish({"counts": counts, "batch_size": batch_size, **encoder.notes(), "check": check})
-    return EmbeddingStore.open(out)
+    return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped, skipped)
 
 
 def require_captions(path: Path) -> pa.Table:
@@ -102,10 +112,13 @@ class _Plan:
         self._rows = np.argsort(rank[text_of_row], kind="stable")  # all rows, in the order of their texts
         self._ends = np.cumsum(np.bincount(rank[text_of_row]))  # (texts,): rows of all texts up to this one
 
+    def texts_done(self, rows_done: int) -> int:
+        """How many texts the first ``rows_done`` rows are."""
+        return int(np.searchsorted(self._ends, rows_done, side="right"))
+
     def shards(self, rows_done: int, shard_texts: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         """``(texts, rows, text of each row)`` of every shard after the first ``rows_done`` rows."""
-        first = int(np.searchsorted(self._ends, rows_done, side="right"))
-        for start in range(first, len(self.texts), shard_texts):
+        for start in range(self.texts_done(rows_done), len(self.texts), shard_texts):
             stop = min(start + shard_texts, len(self.texts))
             begin, end = (int(self._ends[start - 1]) if start else 0), int(self._ends[stop - 1])
             counts = np.diff(self._ends[start:stop], prepend=begin)

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from cli.options import PATH, M2dprepCommand, device_option, json_option, overwrite_option
 
 if TYPE_CHECKING:
+    from artifacts.embedding_store import EmbeddingStore
     from captions.coverage import Coverage
 
 unmatched_option = click.option(
@@ -201,7 +202,7 @@ def embed_captions(
     )
     if options["pooling"] not in ("model", encoder.own_pooling):
         click.echo(f"note: the model itself pools by {encoder.own_pooling}; --pooling model does as it does.", err=True)
-    store = embed(
+    result = embed(
         paths[0],
         paths[1],
         encoder,
@@ -209,7 +210,9 @@ def embed_captions(
         batch_size=options["batch_size"],
         overwrite=options["overwrite"],
     )
-    _report_store(store.folder, store.meta, as_json)
+    rows = result.done + result.skipped
+    click.echo(f"{rows:,} captions = {result.done:,} done + {result.skipped:,} skipped + 0 failed", err=True)
+    _report_store(result.store, as_json)
 
 
 def _import(context: click.Context, paths: tuple[Path, ...], file: Path, overwrite: bool, as_json: bool) -> None:
@@ -235,22 +238,17 @@ def _import(context: click.Context, paths: tuple[Path, ...], file: Path, overwri
         raise click.UsageError(f"{flags}: not with --from-m2d, which encodes nothing and keeps the file's type.")
     if len(paths) != 1:
         raise click.UsageError("with --from-m2d, OUT alone is needed.")
-    store = import_dictionary(file, paths[0], overwrite=overwrite)
-    _report_store(store.folder, store.meta, as_json)
+    _report_store(import_dictionary(file, paths[0], overwrite=overwrite), as_json)
 
 
-def _report_store(folder: Path, meta: dict[str, Any], as_json: bool) -> None:
-    counts, check = meta.get("counts", {}), meta.get("check")
-    if counts:
-        truncated = counts.get("truncated", 0)
+def _report_store(store: EmbeddingStore, as_json: bool) -> None:
+    meta = store.meta
+    if store.has_captions:
+        counts, check = meta["counts"], meta["check"]
         click.echo(
-            f"{meta['rows']:,} captions, {counts['texts']:,} different texts, {truncated:,} of them cut to "
-            f"{meta['max_length']} tokens",
+            f"{counts['texts']:,} different texts, {counts['truncated']:,} cut to {meta['max_length']} tokens; "
+            f"{check['rows']} rows encoded again, alone: smallest cosine {check['smallest_cosine']:.7f}",
             err=True,
         )
-    if check:
-        click.echo(
-            f"{check['rows']} captions encoded again, alone: smallest cosine {check['smallest_cosine']:.7f}", err=True
-        )
-    summary = f"{folder}: {meta['rows']} x {meta['dim']} {meta['dtype']}"
-    click.echo(json.dumps({"store": str(folder), **meta}, indent=2) if as_json else summary)
+    summary = f"{store.folder}: {meta['rows']} x {meta['dim']} {meta['dtype']}"
+    click.echo(json.dumps({"store": str(store.folder), **meta}, indent=2) if as_json else summary)

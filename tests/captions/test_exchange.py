@@ -1,0 +1,148 @@
+"""Stores to and from the original's dictionaries."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artifacts.embedding_store import EmbeddingStore, EmbeddingStoreWriter, index_of
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.m2d_dictionary import read_dictionary
+from artifacts.tables import CAPTIONS_SCHEMA
+from captions.exchange import export_dictionary, import_dictionary
+
+DIM = 3
+
+
+def store_of(folder: Path, clips: list[str], embeddings: np.ndarray) -> Path:
+    rows = [
+        {"clip_id": clip, "caption": str(i), "source": "s", "caption_index": i, "split": None, "labels": None}
+        for i, clip in enumerate(clips)
+    ]
+    index = index_of(pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    writer = EmbeddingStoreWriter(folder, index, DIM, str(embeddings.dtype), {"model": "m"})
+    writer.write_shard(np.arange(len(clips)), embeddings, np.arange(len(clips)))
+    writer.finish({})
+    return folder
+
+
+def numbers(rows: int, dtype: str = "float16") -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, DIM)).astype(dtype)
+
+
+def test_the_original_loads_what_is_written(tmp_path: Path) -> None:
+    embeddings = numbers(5)
+    store_of(tmp_path / "store", ["a", "b", "b", "c", "b"], embeddings)
+    exported = export_dictionary(tmp_path / "store", tmp_path / "sub" / "capemb.npy")
+    assert (exported.clips, exported.rows, exported.dim) == (3, 5, DIM)
+    loaded = np.load(tmp_path / "sub" / "capemb.npy", allow_pickle=True).item()  # as the original trainer does
+    assert list(loaded) == ["a", "b", "c"]
+    assert {key: (value.shape, value.dtype, type(value)) for key, value in loaded.items()} == {
+        "a": ((DIM,), np.float16, np.ndarray),
+        "b": ((3, DIM), np.float16, np.ndarray),
+        "c": ((DIM,), np.float16, np.ndarray),
+    }
+    np.testing.assert_array_equal(loaded["a"], embeddings[0])
+    np.testing.assert_array_equal(loaded["b"], embeddings[[1, 2, 4]])
+
+
+def test_float32_stores_become_float16_or_are_refused(tmp_path: Path) -> None:
+    embeddings = numbers(2, "float32")
+    store_of(tmp_path / "store", ["a", "b"], embeddings)
+    export_dictionary(tmp_path / "store", tmp_path / "x.npy")
+    np.testing.assert_array_equal(read_dictionary(tmp_path / "x.npy")["b"], embeddings[1].astype(np.float16))
+    embeddings[1, 1] = 1e5
+    store_of(tmp_path / "large", ["a", "b"], embeddings)
+    with pytest.raises(UserError, match="clip 'b' does not fit float16"):
+        export_dictionary(tmp_path / "large", tmp_path / "y.npy")
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+    store_of(tmp_path / "store", ["a"], numbers(1))
+    (tmp_path / "x.npy").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        export_dictionary(tmp_path / "store", tmp_path / "x.npy")
+    assert (tmp_path / "x.npy").read_text() == "mine"
+    assert export_dictionary(tmp_path / "store", tmp_path / "x.npy", overwrite=True).clips == 1
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from("abcdé"), min_size=1, max_size=12))
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, clips: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    embeddings = numbers(len(clips))
+    store_of(folder / "store", clips, embeddings)
+    export_dictionary(folder / "store", folder / "x.npy")
+    back = import_dictionary(folder / "x.npy", folder / "back")
+    order = np.argsort([clips.index(clip) for clip in clips], kind="stable")
+    np.testing.assert_array_equal(back.embeddings, embeddings[order])
+    index = back.index()
+    assert index["clip_id"].to_pylist() == [clips[row] for row in order]
+    counts: dict[str, int] = {}
+    for clip, number in zip(index["clip_id"].to_pylist(), index["caption_index"].to_pylist(), strict=True):
+        assert number == counts.get(clip, 0)
+        counts[clip] = number + 1
+    export_dictionary(folder / "back", folder / "y.npy")
+    assert (folder / "x.npy").read_bytes() == (folder / "y.npy").read_bytes()
+
+
+def test_an_imported_store_says_that_its_captions_are_unknown(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", {"a": numbers(1, "float32")[0], "b": numbers(2, "float16")})  # type: ignore[arg-type]
+    store = import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    assert store.meta["captions"] == "unknown"
+    assert store.meta["model"] is None
+    assert store.meta["imported_from"] == "x.npy"
+    assert store.meta["dtype"] == "float32"  # as the widest of the file
+    assert not store.has_captions
+    again = import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    assert again.meta == store.meta
+    np.save(tmp_path / "x.npy", {"a": numbers(1)[0]})  # type: ignore[arg-type]
+    with pytest.raises(FingerprintConflictError, match="imported"):
+        import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    assert import_dictionary(tmp_path / "x.npy", tmp_path / "store", overwrite=True).meta["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "holds no embedding"),
+        ({"a": np.zeros(3, np.float16), "b": np.zeros(4, np.float16)}, r"'b' has an array of shape \(1, 4\)"),
+        ({"a": np.zeros((2, 3), np.float16), "b": np.zeros((0, 3), np.float16)}, r"'b'|refused"),
+        ({"a": np.array([1, np.nan], np.float16)}, "'a' holds NaN"),
+        ({"a": np.array([1, 1e300], np.float64)}, "'a' holds NaN, infinity, or values beyond float32"),
+        ({"a": [1.0, 2.0]}, "not an array"),
+    ],
+)
+def test_dictionaries_that_are_no_embeddings(tmp_path: Path, value: dict[str, object], message: str) -> None:
+    np.save(tmp_path / "x.npy", value)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_malicious_dictionary_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    np.save(tmp_path / "x.npy", {"a": Evil()})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"refused.*system"):
+        import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
+    with pytest.raises(pickle.UnpicklingError), (tmp_path / "x.npy").open("rb") as file:
+        pickle.load(file)  # it is a .npy, not a bare pickle
+
+
+def test_unfinished_stores_are_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UserError, match="no store of caption embeddings"):
+        export_dictionary(tmp_path / "store", tmp_path / "x.npy")
+    assert EmbeddingStore  # what is exported is always an opened, whole store

