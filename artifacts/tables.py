@@ -36,7 +36,8 @@ def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = N
 def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the columns of ``schema`` (or those named) from ``path``, cast to it, in file order.
 
-    Raises `UserError` where the file is missing, is no Parquet, lacks a column, or holds other types.
+    Raises `UserError` where the file is missing, is no Parquet, lacks a column, or holds other types or nulls where
+    the schema has none.
     """
     require_file(path, purpose)
     wanted = list(columns) if columns is not None else schema.names
@@ -48,7 +49,7 @@ def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[
                 f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(file.schema_arrow.names)}."
             )
         return file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a null in a column that has none
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
 
 

@@ -169,6 +169,8 @@ def test_add_on_bad_input(tables: Path) -> None:
     (tables / "no_match.csv").write_text("id,caption\nq,x\n")
     (tables / "broken.parquet").write_bytes(b"PAR1 and no more")
     write_parquet(tables / "columns.parquet", pa.table({"clip_id": ["a"]}))
+    nullable = pa.schema([field.with_nullable(True) for field in CAPTIONS_SCHEMA])
+    write_parquet(tables / "null.parquet", pa.Table.from_pylist([{"clip_id": None, "caption": "x"}], schema=nullable))
     assert fill(tables).exit_code == 0
     before = (tables / "c.parquet").read_bytes()
     table, csv = tables / "c.parquet", ["--csv", tables / "no_match.csv", "--source", "mine"]
@@ -176,6 +178,7 @@ def test_add_on_bad_input(tables: Path) -> None:
         ([tables / "missing.parquet", "--acalt4", tables / "acalt4.csv"], ("missing.parquet: no such file", "fill")),
         ([tables / "broken.parquet", *csv], ("broken.parquet cannot be read",)),
         ([tables / "columns.parquet", *csv], ("no column caption",)),
+        ([tables / "null.parquet", *csv], ("null.parquet cannot be read", "clip_id", "null")),
         ([table, *csv], ("not one id of mine", "q")),
         ([table, "--csv", tables / "missing.csv", "--source", "mine"], ("missing.csv: no such file",)),
         ([table, "--acalt4", tables / "train.csv"], ("no column caption1",)),
