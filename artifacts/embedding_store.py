@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ INDEX_SCHEMA = pa.schema(
 EMBEDDINGS, INDEX, META = "embeddings.npy", "index.parquet", "meta.json"
 PARTIAL, PROGRESS = "embeddings.partial.npy", "progress.json"
 SCATTER_ROWS = 16384
+SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
 
 
 def index_of(captions: pa.Table) -> pa.Table:
@@ -135,7 +137,7 @@ def _first_difference(ours: pa.Table, theirs: pa.Table) -> int | None:
 
 
 class EmbeddingStoreWriter:
-    """Fills a store shard by shard and resumes after a kill: a shard counts only once its rows are synced to disk.
+    """Fills a store shard by shard and resumes after a kill: rows count only once they are synced to disk.
 
     ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
     rows of ``index`` they are the fingerprint that a resumed run must share. The writer's user visits all rows in an
@@ -174,6 +176,7 @@ class EmbeddingStoreWriter:
         if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
             (folder / EMBEDDINGS).replace(folder / PARTIAL)
         self._array: np.memmap
+        self._synced = time.monotonic()
         if progress and (folder / PARTIAL).exists():
             stored = _read_json(folder / PROGRESS) or {}
             self.rows_done, self.counts = stored["rows_done"], stored["counts"]
@@ -190,11 +193,12 @@ class EmbeddingStoreWriter:
         for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
             part = slice(start, start + SCATTER_ROWS)
             self._array[rows[part]] = embeddings[which[part]]
-        self._array.flush()
         self.rows_done += len(rows)
         for name, count in (counts or {}).items():
             self.counts[name] = self.counts.get(name, 0) + count
-        self._write_progress()
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self._array.flush()
+            self._write_progress()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
@@ -215,6 +219,7 @@ class EmbeddingStoreWriter:
     def _write_progress(self) -> None:
         progress = {"rows_done": self.rows_done, "counts": self.counts}
         write_json(self.folder / PROGRESS, {**self._identity, **progress})
+        self._synced = time.monotonic()
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""

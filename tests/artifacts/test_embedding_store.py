@@ -23,6 +23,11 @@ SETTINGS = {"model": "m", "pooling": "mean"}
 DIM = 4
 
 
+@pytest.fixture(autouse=True)
+def _sync_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 0.0)
+
+
 def captions_of(texts: list[str]) -> pa.Table:
     rows = [
         {"clip_id": f"c{i}", "caption": text, "source": "s", "caption_index": 0, "split": None, "labels": None}
@@ -78,6 +83,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, stop
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
+def test_rows_that_were_not_synced_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path / "whole", index)
+    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 3600.0)
+    assert write(tmp_path / "stopped", index, stop_after=6).rows_done == 6
+    assert EmbeddingStoreWriter(tmp_path / "stopped", index, DIM, "float16", SETTINGS).rows_done == 0
+    write(tmp_path / "stopped", index)
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
 def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
     index = index_of(captions_of(["a", "b"]))
     write(tmp_path, index)
@@ -110,7 +125,9 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from tests_store import captions_of, embed, DIM, SETTINGS
+import artifacts.embedding_store
 from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+artifacts.embedding_store.SYNC_SECONDS = 0
 index = index_of(captions_of([f"caption {i}" for i in range(10)]))
 writer = EmbeddingStoreWriter(Path(sys.argv[1]), index, DIM, "float16", SETTINGS)
 order = np.arange(10)[::-1]

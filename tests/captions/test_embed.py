@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 DIM = 6
 
 
+@pytest.fixture(autouse=True)
+def _sync_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 0.0)
+
+
 class HashEncoder:
     """Numbers between -1 and 1 that depend on the text alone; counts what it is asked for."""
 
@@ -145,6 +150,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[1])))
 from embedding_test import HashEncoder
 from captions.embed import embed_captions
+import artifacts.embedding_store
+artifacts.embedding_store.SYNC_SECONDS = 0
 folder = Path(sys.argv[1])
 embed_captions(folder / "captions.parquet", folder / "killed", HashEncoder(5, kill=True), shard_texts=3)
 """
