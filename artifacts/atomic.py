@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +17,12 @@ import numpy as np
 
 TEMPORARY_PREFIX = ".m2dprep-"
 TEMPORARY_SUFFIX = ".tmp"
+ABANDONED_SECONDS = 86400.0
 
 
 def temporary_path(folder: Path) -> Path:
     """A fresh name in ``folder`` that `sweep_temporaries` recognises; its length does not depend on the final name."""
-    return folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    return folder / f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
 @contextmanager
@@ -86,9 +90,29 @@ def write_array(path: Path, array: np.ndarray, *, temporary_folder: Path | None 
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def sweep_temporaries(folder: Path) -> int:
-    """Remove what killed runs left half-written in ``folder`` (not below it). Returns how many files went."""
+def sweep_temporaries(folder: Path, *, shared: bool = False) -> int:
+    """Remove what killed runs left half-written in ``folder`` (not below it). Returns how many files went.
+
+    In a ``shared`` folder, where others may be writing now, only leftovers of processes of this machine that are gone
+    are removed, and those that nobody has touched for a day.
+    """
     leftovers = list(folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}")) if folder.is_dir() else []
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    return len(leftovers)
+    swept = [path for path in leftovers if not shared or _is_abandoned(path)]
+    for path in swept:
+        path.unlink(missing_ok=True)
+    return len(swept)
+
+
+def _is_abandoned(path: Path) -> bool:
+    host, _, rest = path.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0].rpartition("-")
+    if host == _host() and rest.isdigit():
+        return not Path("/proc", rest).exists()
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _host() -> str:
+    """This machine's name as it appears in names of temporaries; short, so that they never get too long."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())[:64]

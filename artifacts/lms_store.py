@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +85,24 @@ def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.
     return table.take(_latest_rows(table["source"])).select(wanted)
 
 
-def compact_records(layout: LmsLayout) -> None:
+def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
     """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
+
+    With ``keep_failures``, rows of failures whose source is not in it are dropped.
 
     The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
     A last rename gives it the number 0.
     """
     parts = record_parts(layout)
     final = layout.melspec / "records-000000.parquet"
-    if parts == [final] and _is_compact(final):
+    keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
+    order = _latest_rows(keys["source"])
+    if keep_failures is not None:
+        latest = keys.take(order).to_pydict()
+        rows = zip(latest["source"], latest["status"], strict=True)
+        order = order.filter(pa.array([status == OK or source in keep_failures for source, status in rows], pa.bool_()))
+    if parts == [final] and order.equals(pa.array(range(keys.num_rows), pa.int64())):
         return
-    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
-    order = _latest_rows(sources)
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
     table = pa.concat_tables(_read_part(part, RECORD_SCHEMA.names) for part in parts)
     with atomic_file(merged) as file, pq.ParquetWriter(file, RECORD_SCHEMA, compression="zstd") as writer:
@@ -106,13 +111,6 @@ def compact_records(layout: LmsLayout) -> None:
     for part in parts:
         part.unlink()
     merged.rename(final)
-
-
-def iterate_records(layout: LmsLayout, columns: Iterable[str], batch_rows: int = ROW_GROUP_ROWS) -> Iterator[pa.Table]:
-    """`read_records` in tables of at most ``batch_rows`` rows."""
-    table = read_records(layout, columns)
-    for start in range(0, table.num_rows, batch_rows):
-        yield table.slice(start, batch_rows)
 
 
 def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
@@ -149,11 +147,3 @@ def _latest_rows(sources: pa.ChunkedArray) -> pa.Array:
     rows = pa.table({"source": sources, "row": pa.array(range(len(sources)), pa.int64())})
     latest = rows.group_by("source").aggregate([("row", "max")]).sort_by("source")
     return latest["row_max"].combine_chunks()
-
-
-def _is_compact(path: Path) -> bool:
-    try:
-        sources = pq.read_table(path, columns=["source"])["source"].to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as conversion records: {first_line(error)}") from error
-    return all(before < after for before, after in pairwise(sources))

@@ -62,10 +62,11 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
     """
-    from artifacts.failures import top_reasons
+    from artifacts.failures import FailureLimit, top_reasons
     from audioprep.config import PRESETS, ConvertConfig
     from workflows.melspec import run_melspec
 
+    limit = FailureLimit.parse(max_failures)
     config = ConvertConfig(PRESETS[preset], min_seconds=min_seconds, max_seconds=max_seconds, dtype=dtype)
     report = run_melspec(
         src,
@@ -75,7 +76,6 @@ def melspec(
         overwrite=overwrite,
         retry_failed=retry_failed,
         check_sources=check_sources,
-        max_failures=max_failures,
         name=name,
     )
     click.echo(
@@ -84,6 +84,7 @@ def melspec(
         err=True,
     )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.files_csv)
+    report.require(limit)
 
 
 @click.command(cls=M2dprepCommand)

@@ -57,6 +57,10 @@ class MelspecReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def require(self, limit: FailureLimit) -> None:
+        """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
+        limit.require(self.failed, self.inputs, f"the rows with status failed in {self.records}/records-*.parquet")
+
 
 def run_melspec(
     src: Path,
@@ -67,19 +71,17 @@ def run_melspec(
     overwrite: bool = False,
     retry_failed: bool = False,
     check_sources: bool = False,
-    max_failures: str = "1%",
     name: str | None = None,
 ) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call again goes on.
 
     A source counts as done when its record says so and its array is there. ``check_sources`` also converts again what
     has another size or modification time than recorded; where ``src`` is another folder than the one recorded, sizes
-    are compared anyway. Raises `FingerprintConflictError` where ``dst`` was begun with another configuration,
-    `TooManyFailuresError` after a finished run with more failures than ``max_failures``, `UserError` for requests
+    are compared anyway. Rows of earlier failures whose source is no longer there are dropped; arrays stay.
+    Raises `FingerprintConflictError` where ``dst`` was begun with another configuration, `UserError` for requests
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
-    limit = FailureLimit.parse(max_failures)
     sources = discover(src, exclude=dst)
     if not sources:
         raise UserError(f"{src} holds no audio files.")
@@ -89,13 +91,15 @@ def run_melspec(
         if overwrite:
             _remove_conversion(layout)
         same_root = _freeze_config(layout, config, src)
-        sweep_temporaries(layout.temporaries)
+        for folder in (layout.temporaries, layout.melspec):
+            sweep_temporaries(folder)
+        sweep_temporaries(layout.data, shared=True)
         pending, kept = _split_pending(layout, sources, retry_failed, check_sources, same_root)
         reasons = _convert(layout, src, config, pending, workers)
-        compact_records(layout)
+        compact_records(layout, keep_failures={source.relative for source in sources})
         listed = _write_file_list(layout, name)
     failed = Counter(kept[FAILED]) + reasons
-    report = MelspecReport(
+    return MelspecReport(
         inputs=len(sources),
         done=len(pending) - reasons.total(),
         skipped=kept[OK].total(),
@@ -106,8 +110,6 @@ def run_melspec(
         listed=listed,
         records=str(layout.melspec),
     )
-    limit.require(report.failed, report.inputs, f"the rows with status failed in {layout.melspec}/records-*.parquet")
-    return report
 
 
 def _files_csv(layout: LmsLayout, name: str | None) -> Path:
@@ -190,7 +192,7 @@ def _convert(
     if not pending:
         return reasons
     function = functools.partial(convert_shard, src=src, dst=layout.root, config=config)
-    poisoned = functools.partial(failure_record, reason="worker_died", message="the worker died while converting it")
+    poisoned = functools.partial(_give_up, layout)
     shards = split_into_shards(pending, workers, LARGEST_SHARD)
     with Progress(len(pending), "melspec") as progress, _RecordBuffer(layout) as records:
         for rows in run_shards(function, shards, workers, poisoned):
@@ -199,6 +201,13 @@ def _convert(
             reasons += failed
             progress.advance(len(rows), failed=failed.total())
     return reasons
+
+
+def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
+    """The row of a source that kills its worker; an array of an earlier version of it goes."""
+    record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
+    (layout.root / record["file_name"]).unlink(missing_ok=True)
+    return record
 
 
 class _RecordBuffer:

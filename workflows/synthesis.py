@@ -87,7 +87,7 @@ def harmonic(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
     """A steady tone of 12 harmonics over a fundamental of 100 to 400 Hz."""
     fundamental = _log_uniform(rng, 100, 400)
     phases = rng.uniform(0, 2 * np.pi, size=12)
-    return sum(np.sin(2 * np.pi * fundamental * k * time + phases[k - 1]) / k**0.7 for k in range(1, 13))  # type: ignore[return-value]
+    return sum(np.sin(2 * np.pi * fundamental * k * time + phases[k - 1]) / k**0.7 for k in range(1, 13))
 
 
 def siren(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:

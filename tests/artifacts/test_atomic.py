@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts.atomic import atomic_file, sweep_temporaries, write_array, write_json, write_text
+from artifacts.atomic import TEMPORARY_PREFIX, atomic_file, sweep_temporaries, write_array, write_json, write_text
 
 
 def test_written_file_has_the_content_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -47,6 +47,21 @@ def test_kill_in_the_middle_leaves_the_old_file_and_a_temporary_that_is_swept(tm
     assert len(list(tmp_path.iterdir())) == 2
     assert sweep_temporaries(tmp_path) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_in_a_shared_folder_only_what_nobody_writes_is_swept(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "mine") as file:
+        mine = next(tmp_path.iterdir())
+        dead = tmp_path / mine.name.replace(f"-{os.getpid()}-", "-4194305-")  # above the kernel's largest pid
+        elsewhere = tmp_path / mine.name.replace(TEMPORARY_PREFIX, f"{TEMPORARY_PREFIX}other.")
+        old = tmp_path / mine.name.replace(TEMPORARY_PREFIX, f"{TEMPORARY_PREFIX}older.")
+        for path in (dead, elsewhere, old):
+            path.touch()
+        os.utime(old, (0, 0))
+        assert sweep_temporaries(tmp_path, shared=True) == 2
+        assert set(tmp_path.iterdir()) == {mine, elsewhere}
+        file.write(b"whole")
+    assert (tmp_path / "mine").read_bytes() == b"whole"
 
 
 def test_sweeping_touches_only_temporaries(tmp_path: Path) -> None:

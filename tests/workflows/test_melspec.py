@@ -1,5 +1,6 @@
 """The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
 
+import contextlib
 import functools
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
+from artifacts.failures import FailureLimit
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
 from artifacts.lock import exclusive
@@ -40,7 +42,7 @@ def src(tmp_path: Path) -> Path:
 
 
 def convert(src: Path, **settings: object) -> MelspecReport:
-    arguments = {"workers": 0, "max_failures": "100%", **settings}
+    arguments = {"workers": 0, **settings}
     return run_melspec(src, src.parent / "data" / "audioset_lms", CONFIG, **arguments)  # type: ignore[arg-type]
 
 
@@ -103,10 +105,24 @@ def test_failures_are_rows_kept_until_retried(src: Path) -> None:
 
 def test_too_many_failures_raise_after_everything_is_written(src: Path) -> None:
     (src / "train" / "bad.wav").write_bytes(b"")
+    report = convert(src)
+    report.require(FailureLimit.parse("10%"))
     with pytest.raises(TooManyFailuresError, match="1 of 13 failed, --max-failures allows 1 %") as caught:
-        convert(src, max_failures="1%")
+        report.require(FailureLimit.parse("1%"))
     assert caught.value.exit_code == 3
     assert len(read_file_list(src.parent / "data/files_audioset.csv")) == 9
+
+
+def test_failures_of_sources_that_went_are_forgotten_and_arrays_stay(src: Path) -> None:
+    (src / "train" / "bad.wav").write_bytes(b"")
+    convert(src)
+    (src / "train" / "bad.wav").unlink()
+    (src / "train" / "clip 0.wav").unlink()
+    report = convert(src)
+    assert (report.inputs, report.skipped, report.failed, report.listed) == (11, 11, 0, 9)
+    records = read_records(LmsLayout(src.parent / "data" / "audioset_lms"), ["source", "status"])
+    assert records.num_rows == 12
+    assert set(records["status"].to_pylist()) == {"ok"}
 
 
 def test_another_configuration_is_refused_by_name_and_overwritten_on_demand(src: Path) -> None:
@@ -187,32 +203,38 @@ if __name__ == "__main__":
 """
 
 
-def run_and_kill(script: Path, src: Path, dst: Path, workers: int, after: float) -> bool:
-    """Run the job in its own process group and kill the whole group ``after`` seconds. Returns whether it finished."""
-    command = [sys.executable, str(script), str(src), str(dst), str(workers)]
+def start(script: Path, src: Path, dst: Path) -> subprocess.Popen[bytes]:
+    """The job in its own process group."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        return process.wait(after) == 0
-    except subprocess.TimeoutExpired:
+    command = [sys.executable, str(script), str(src), str(dst), "0"]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
+
+
+def kill_after_progress(process: subprocess.Popen[bytes], dst: Path, arrays: int, delay: float) -> bool:
+    """Kill the group a moment after ``arrays`` more files are there. Returns whether it was still running."""
+    enough = len(list(dst.rglob("*.npy"))) + arrays
+    while len(list(dst.rglob("*.npy"))) < enough and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    killed = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
+    process.wait()
+    return killed
 
 
 def test_kills_at_random_moments_then_the_same_bytes(tmp_path: Path) -> None:
     src, dst, script = tmp_path / "wavs", tmp_path / "data" / "audioset_lms", tmp_path / "job.py"
-    for seed in range(60):
+    for seed in range(40):
         write_wav(src / f"clip {seed}.wav", seed, seconds=8.0)
     script.write_text(SCRIPT)
     run_melspec(src, tmp_path / "undisturbed" / "audioset_lms", CONFIG, workers=0)
     rng = random.Random(1)
-    started = time.monotonic()
-    kills = 0
-    while not run_and_kill(script, src, dst, 0, after=rng.uniform(0.4, 1.2)):
-        kills += 1
-        assert time.monotonic() - started < 120, "the job makes no headway"
-    assert kills >= 1
+    kills = [
+        kill_after_progress(start(script, src, dst), dst, rng.randint(1, 6), rng.uniform(0, 0.03)) for _ in range(6)
+    ]
+    assert sum(kills) >= 3
+    assert start(script, src, dst).wait() == 0
     assert snapshot(tmp_path / "data") == snapshot(tmp_path / "undisturbed")
 
 
