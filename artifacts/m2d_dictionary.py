@@ -7,7 +7,7 @@ whose states are checked and turned into arrays here. Anything but arrays, strin
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,21 @@ import numpy as np
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
 from artifacts.layout import require_file
+from artifacts.m2d_pickle import write_pickle
 from artifacts.tables import first_line
 
 NUMERIC_CODES = {"f2", "f4", "f8"}
 
 
-def write_dictionary(path: Path, embeddings: Mapping[str, np.ndarray]) -> None:
-    """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads."""
+def write_dictionary(path: Path, embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> int:
+    """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads.
+
+    Pairs may come one by one, so that they need never be in memory together. Returns how many there were.
+    """
+    items = embeddings.items() if isinstance(embeddings, Mapping) else embeddings
     with atomic_file(path) as file:
-        np.lib.format.write_array(file, np.array(dict(embeddings), dtype=object), allow_pickle=True)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        return write_pickle(file, items)
 
 
 def read_dictionary(path: Path) -> dict[str, np.ndarray]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +35,7 @@ class Exported:
 def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False) -> Exported:
     """Write a store as the dictionary that the original trainer loads: float16, one caption (D,), several (n, D).
 
-    Keys are the store's clip ids; a clip's captions keep their order. All of the store is held in memory.
+    Keys are the store's clip ids; a clip's captions keep their order. The embeddings are streamed.
 
     Raises `UserError` where the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not asked for, or
     a value does not fit float16.
@@ -45,16 +47,21 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     clip = codes(clip_ids)
     order = np.argsort(clip, kind="stable")
     ends = np.cumsum(np.bincount(clip))
-    dictionary = {}
-    for key, rows in zip(pc.unique(clip_ids).to_pylist(), np.split(order, ends[:-1]), strict=True):
-        with np.errstate(over="ignore"):
-            values = np.array(store.embeddings[rows], dtype=np.float16)
-        if not np.isfinite(values).all():
-            raise UserError(f"{store_folder}: the embedding of clip {key!r} does not fit float16, the original's type.")
-        dictionary[key] = values[0] if len(values) == 1 else values
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_dictionary(file, dictionary)
-    return Exported(file, len(dictionary), len(clip), store.embeddings.shape[1])
+    clips = write_dictionary(file, _clips(store, pc.unique(clip_ids).to_pylist(), order, ends))
+    return Exported(file, clips, len(clip), store.embeddings.shape[1])
+
+
+def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.ndarray) -> Iterator[tuple[str, Any]]:
+    """``(clip id, float16 (D,) or (n, D))`` of each clip; its rows are ``order`` up to its end."""
+    start = 0
+    for key, end in zip(keys, ends.tolist(), strict=True):
+        with np.errstate(over="ignore"):
+            values = np.array(store.embeddings[order[start:end]], dtype=np.float16)
+        if not np.isfinite(values).all():
+            raise UserError(f"{store.folder}: the embedding of clip {key!r} does not fit float16, the original's type.")
+        yield key, values[0] if len(values) == 1 else values
+        start = end
 
 
 def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> EmbeddingStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import struct
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,50 @@ def test_what_we_write_is_what_numpy_loads_and_what_we_read(tmp_path: Path) -> N
     loaded = np.load(path, allow_pickle=True).item()
     assert all(np.array_equal(loaded[key], value) for key, value in EXAMPLE.items())
     assert_same(read_dictionary(path), EXAMPLE)
+
+
+def test_pairs_may_come_one_by_one_and_numpy_1_can_load_them(tmp_path: Path) -> None:
+    path = tmp_path / "capemb.npy"
+    pairs = ((f"clip {number}", np.full((number % 3 + 1, 2), number, np.float16)) for number in range(2500))
+    assert write_dictionary(path, pairs) == 2500
+    names = {argument for opcode, argument, _ in pickletools.genops(_pickle_in(path)) if opcode.name == "GLOBAL"}
+    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
+    loaded = np.load(path, allow_pickle=True).item()
+    assert len(loaded) == 2500
+    assert loaded["clip 2"].tolist() == [[2, 2], [2, 2], [2, 2]]
+    assert loaded["clip 2"].flags.c_contiguous
+    assert loaded["clip 2"].dtype == np.dtype(np.float16)
+    assert list(read_dictionary(path)) == list(loaded)
+
+
+def test_an_empty_dictionary_and_other_types(tmp_path: Path) -> None:
+    write_dictionary(tmp_path / "empty.npy", {})
+    assert np.load(tmp_path / "empty.npy", allow_pickle=True).item() == {}
+    assert read_dictionary(tmp_path / "empty.npy") == {}
+    with pytest.raises(TypeError, match="int64"):
+        write_dictionary(tmp_path / "whole.npy", {"a": np.arange(3)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.npy"]
+
+
+def _pickle_in(path: Path) -> bytes:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return file.read()
+
+
+@given(
+    st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(["f2", "f4", "f8"]), st.integers(0, 3)), max_size=5)
+)
+def test_what_is_written_is_what_numpy_and_we_read(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict[str, tuple[str, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.npy"
+    value = {key: np.arange(max(rows, 1) * 4, dtype=dtype) for key, (dtype, rows) in kinds.items()}
+    value = {key: array.reshape(-1, 4) if kinds[key][1] else array for key, array in value.items()}
+    write_dictionary(path, value)
+    assert_same(np.load(path, allow_pickle=True).item(), value)
+    assert_same(read_dictionary(path), value)
 
 
 def test_what_np_save_writes_is_read(tmp_path: Path) -> None:
