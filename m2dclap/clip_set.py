@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file, require_folder
+from artifacts.layout import inside, require_file, require_folder
 from artifacts.tables import read_csv_columns
 
 
@@ -31,7 +31,7 @@ class ClipSet:
         """Read a CSV with the columns file_name and label; paths are relative to ``root``, by default the CSV's folder.
 
         Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
-        missing, there are no clips, fewer than two classes, or a label is no class.
+        missing, a path leads out of the root, there are fewer than two classes, or a label is no class.
         """
         columns = read_csv_columns(clips_csv, ["file_name", "label"], "the table of clips")
         base = require_folder(root, "the root of the clips") if root is not None else clips_csv.parent
@@ -45,7 +45,7 @@ class ClipSet:
             raise UserError(f"{clips_csv} has labels that {classes_file} does not list: {', '.join(unknown[:5])}.")
         if len(classes) < 2:
             raise UserError(f"{clips_csv} has {len(rows)} clips of {len(classes)} classes; at least two are needed.")
-        return cls([LabelledClip(name, base / name, label) for name, label in rows], classes)
+        return cls([LabelledClip(name, inside(base, name), label) for name, label in rows], classes)
 
 
 def _read_classes(path: Path) -> list[str]:

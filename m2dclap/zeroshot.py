@@ -107,7 +107,7 @@ def zero_shot(
     """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder: its newest).
 
     ``text_model`` is a name or path; by default the one that the training embeddings were made with. Raises `UserError`
-    where the checkpoint cannot classify, or the text model is unknown or another than it was trained with.
+    where the checkpoint cannot classify, or the text model is unknown or makes embeddings of another length.
     """
     template = check_template(template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
