@@ -31,7 +31,7 @@ class ClipSet:
         """Read a CSV with the columns file_name and label; paths are relative to ``root``, by default the CSV's folder.
 
         Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
-        missing, a path leads out of the root, there are fewer than two classes, or a label is no class.
+        missing, there are no clips or fewer than two classes, a label is no class, or a path leads out of the root.
         """
         columns = read_csv_columns(clips_csv, ["file_name", "label"], "the table of clips")
         base = require_folder(root, "the root of the clips") if root is not None else clips_csv.parent
@@ -39,6 +39,8 @@ class ClipSet:
         for number, (file_name, label) in enumerate(rows, start=2):
             if not file_name or not label:
                 raise UserError(f"{clips_csv}, row {number}: file_name or label is empty.")
+        if not rows:
+            raise UserError(f"{clips_csv} lists no clips.")
         labels = {label for _, label in rows}
         classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
         if unknown := sorted(labels - set(classes)):

@@ -59,7 +59,7 @@ class RunLog:
             self._stop(step - len(losses) + offset + 1, self._indices[offset])
         samples = sum(len(indices) for indices in self._indices)
         now = time.monotonic()
-        line = {"step": step, "epoch": round(epoch, 6)}
+        line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6)}
         line |= dict(zip(LOSSES, losses.double().mean(dim=0).tolist(), strict=True))
         line |= {name: _finite(value) for name, value in figures.items()}
         line["samples_per_second"] = round(samples / max(now - self._clock, 1e-9), 3)

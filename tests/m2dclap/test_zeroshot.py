@@ -218,7 +218,7 @@ def test_checkpoints_that_cannot_classify(
     ("table", "message"),
     [
         ("file_name,class\na.wav,x\n", "label"),
-        ("file_name,label\n", "0 clips"),
+        ("file_name,label\n", "no clips"),
         ("file_name,label\n../a.wav,x\nb.wav,y\n", "leads out of"),
         ("file_name,label\na.wav,x\nb.wav,x\n", "1 classes"),
         ("file_name,label\na.wav,x\nb.wav,\n", "row 3"),
