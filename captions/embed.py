@@ -18,7 +18,7 @@ from artifacts.tables import read_captions
 from captions.columns import codes, first_occurrences, one_array
 
 DTYPES = ("float16", "float32")
-SHARD_TEXTS = 8192  # a constant: which texts share a batch, and with it the last bit of a result, depends on it
+SHARD_TEXTS = 1024  # a constant: which texts share a batch, and with it the last bit of a result, depends on it
 CHECK_ROWS = 64
 CHECK_SEED = 0
 LEAST_COSINE = 0.999
