@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
 
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
@@ -31,3 +34,22 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     if array.dtype not in (np.float32, np.float16):
         raise UserError(f"{path} holds {array.dtype}, not float32 or float16.")
     return array
+
+
+def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durable: bool = True) -> None:
+    """Write ``log_mel`` (1, n_mels, T) to ``path`` atomically: the bytes of `numpy.save`, which depend on it alone.
+
+    ``temporary_folder`` is on the same file system. Raises `OSError`.
+    """
+    values = np.ascontiguousarray(log_mel)
+    with atomic_file(path, temporary_folder=temporary_folder, durable=durable) as file:
+        file.write(_header(values.shape, values.dtype.str))
+        file.write(values.data)
+
+
+@lru_cache(maxsize=1024)
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The header of a ``.npy`` file; clips of one length share one."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()

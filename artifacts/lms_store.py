@@ -35,6 +35,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("frames", pa.int32()),
         pa.field("padded", pa.bool_()),
         pa.field("silent", pa.bool_()),
+        pa.field("clipped", pa.bool_()),
         pa.field("peak", pa.float64()),
         pa.field("n", pa.int64()),
         pa.field("mean", pa.float64()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,11 @@ import scipy
 import soundfile
 import soxr
 
-from artifacts.atomic import sync_file, sync_folder, write_array
 from artifacts.clip_id import clip_id
+from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
-from artifacts.lms_array import FAILED, OK
+from artifacts.lms_array import FAILED, OK, write_lms
 from audioprep.config import ConvertConfig, LogMelConfig
 from audioprep.decode import AudioInfo, decode
 from audioprep.discover import Source, output_name
@@ -32,6 +31,8 @@ Record = dict[str, Any]
 
 # Nothing louder than one step of 16-bit audio counts as silence.
 SILENT_PEAK = 1 / 32768
+# Files that are made safe at once; few enough that the last ones of a shard are not waited for long.
+FILES_PER_SYNC = 64
 # What an output's own name can be guilty of; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
@@ -48,24 +49,33 @@ def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: Conve
     Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone: then every
     further source would fail as well.
     """
-    records, syncs = [], []
-    # The disk is waited for in a thread, while the next file is converted.
+    records: list[Record] = []
+    unsynced: list[Path] = []
+    # The disk is waited for in a thread, while the next files are converted.
     with ThreadPoolExecutor(max_workers=1) as pool:
+        syncs = []
         for source in sources:
-            if source.reason:
-                records.append(failure_record(source, source.reason, source.message))
-                continue
-            record = convert_file(source.relative, src, dst, config, durable=False)
+            record = _convert_source(source, src, dst, config)
             records.append(record)
             if record["status"] == OK:
-                syncs.append(pool.submit(sync_file, dst / record["file_name"]))
-            elif record["reason"] in ("not_found", "io_error") and not src.is_dir():
-                raise UserError(f"{src}: the folder has gone while its files were being converted.")
+                unsynced.append(dst / record["file_name"])
+            if len(unsynced) == FILES_PER_SYNC:
+                syncs.append(pool.submit(sync_files, dst, unsynced))
+                unsynced = []
         for sync in syncs:
             sync.result()
-    for folder in {(dst / record["file_name"]).parent for record in records if record["status"] == OK}:
-        sync_folder(folder)
+    if unsynced:
+        sync_files(dst, unsynced)
     return records
+
+
+def _convert_source(source: Source, src: Path, dst: Path, config: ConvertConfig) -> Record:
+    if source.reason:
+        return failure_record(source, source.reason, source.message)
+    record = convert_file(source.relative, src, dst, config, durable=False)
+    if record["reason"] in ("not_found", "io_error") and not src.is_dir():
+        raise UserError(f"{src}: the folder has gone while its files were being converted.")
+    return record
 
 
 def convert_file(relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True) -> Record:
@@ -165,6 +175,7 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "frames": None,
         "padded": None,
         "silent": None,
+        "clipped": info.clipped,
         "peak": info.peak,
         "n": None,
         "mean": None,
@@ -178,9 +189,12 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
 
 def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> None:
     """Write the array; folders are made where they are missing."""
-    for folder in (output.parent, layout.temporaries):
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-    write_array(output, log_mel, temporary_folder=layout.temporaries, durable=durable)
+    try:
+        write_lms(output, log_mel, layout.temporaries, durable=durable)
+    except FileNotFoundError:
+        for folder in (output.parent, layout.temporaries):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_lms(output, log_mel, layout.temporaries, durable=durable)
 
 
 def _remove(output: Path) -> None:

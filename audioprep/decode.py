@@ -9,25 +9,24 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
 from audioprep.config import ConvertConfig
 from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
 from audioprep.faults import DecodeError
+from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.mp3 import walk_mp3, with_stated_length
+from audioprep.pcm import HEAD_BYTES, plain_pcm
+from audioprep.sounds import DecodedSound, Sound
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
 # Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
-# Subtypes that libsndfile decodes to 16 bits anyway; reading them as int16 halves the bytes that move.
-INT16_SUBTYPES = ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
 # MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
 MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
 # What libsndfile reports as the length where the header does not know it.
@@ -40,7 +39,10 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 @dataclass
 class AudioInfo:
-    """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix."""
+    """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
+
+    ``clipped``: a channel stays at full scale for some samples in a row (`audioprep.mixing`).
+    """
 
     source_bytes: int | None = None
     source_mtime_ns: int | None = None
@@ -48,6 +50,7 @@ class AudioInfo:
     channels: int | None = None
     seconds: float | None = None
     peak: float | None = None
+    clipped: bool | None = None
 
 
 def decode(path: Path, config: ConvertConfig) -> tuple[np.ndarray, AudioInfo]:
@@ -99,10 +102,12 @@ def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
 
 def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
     try:
-        source = _checked_source(descriptor)
-        with _sound_file(source, os.pread(descriptor, 16, 0)) as file:
-            _check_header(file, info, config)
-            return _read_resampled(file, info, config)
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        pcm = plain_pcm(descriptor, head, os.fstat(descriptor).st_size)
+        if pcm is not None:
+            return _checked_waveform(pcm, info, config)
+        with _sound_file(_checked_source(descriptor), head) as file:
+            return _checked_waveform(DecodedSound(file), info, config)
     except OSError as error:
         raise _from_os_error(error, None) from error
 
@@ -150,84 +155,43 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
         raise DecodeError("io_error" if error.code == SF_SYSTEM else "malformed", message) from error
 
 
-def _check_header(file: soundfile.SoundFile, info: AudioInfo, config: ConvertConfig) -> None:
-    """Note what the header says, and refuse what must not be decoded."""
-    info.sample_rate, info.channels = file.samplerate, file.channels
-    if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-        raise DecodeError("bad_rate", f"{file.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
-    if file.channels > MAX_CHANNELS:
-        raise DecodeError("too_many_channels", f"{file.channels} channels, at most {MAX_CHANNELS} are mixed")
-    if file.frames == UNKNOWN_FRAMES:
-        raise DecodeError("unsupported", f"a {file.format} file that does not state its length; encode it again")
-    info.seconds = file.frames / file.samplerate
-    if file.frames <= 0:
+def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+    """Note what the header says, refuse what must not be decoded, and decode the rest."""
+    info.sample_rate, info.channels = sound.sample_rate, sound.channels
+    if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
+        raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
+    if sound.channels > MAX_CHANNELS:
+        raise DecodeError("too_many_channels", f"{sound.channels} channels, at most {MAX_CHANNELS} are mixed")
+    if sound.frames == UNKNOWN_FRAMES:
+        raise DecodeError("unsupported", f"a {sound.kind} file that does not state its length; encode it again")
+    info.seconds = sound.frames / sound.sample_rate
+    if sound.frames <= 0:
         raise DecodeError("no_samples", "it holds no samples")
     if info.seconds > config.max_seconds:
         raise DecodeError("too_long", f"{info.seconds:.1f} s, --max-seconds allows {config.max_seconds:g}")
+    return _read_resampled(sound, info, config)
 
 
-def _read_resampled(file: soundfile.SoundFile, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
-    """Decode, mix and resample block by block; the resampled waveform (n,). Sets ``info.peak``."""
-    rate_in, rate_out = file.samplerate, config.log_mel.sample_rate
-    resample = _resampler(rate_in, rate_out, config.resampler, file.frames <= _block_frames(file))
-    parts, decoded, peak = [], 0, 0.0
-    for mono in _mono_blocks(file):
-        decoded += len(mono)
-        highest, lowest = float(mono.max()), float(mono.min())
-        if not (np.isfinite(highest) and np.isfinite(lowest)):
+def _read_resampled(sound: Sound, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+    """Decode, mix and resample block by block; the resampled waveform (n,). Sets ``info.peak`` and ``info.clipped``."""
+    rate_in, rate_out = sound.sample_rate, config.log_mel.sample_rate
+    block_frames = max(1, SAMPLES_PER_BLOCK // sound.channels)
+    resample = resampler(rate_in, rate_out, config.resampler, sound.frames <= block_frames)
+    level = LevelMeter(sound.full_scale, sound.unit * sound.channels)
+    scale = np.float32(1 / (sound.unit * sound.channels))
+    parts, decoded = [], 0
+    while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
+        decoded += len(block)
+        mono = mix(block)
+        if not level.finite(block, mono):
             raise DecodeError("nonfinite", f"not all samples before {decoded / rate_in:.3f} s are finite numbers")
-        peak = max(peak, highest, -lowest)
-        parts.append(resample(mono, decoded == file.frames))
-    if decoded < file.frames:
-        raise DecodeError("truncated", f"the header promises {file.frames} samples, {decoded} could be decoded")
-    info.peak = peak
+        part = resample(mono, decoded == sound.frames)
+        # Scaling what is resampled touches fewer samples; by a power of two it gives the very same ones.
+        parts.append(np.multiply(part, scale, out=part) if scale != 1 else part)
+    if decoded < sound.frames:
+        raise DecodeError("truncated", f"the header promises {sound.frames} samples, {decoded} could be decoded")
+    info.peak, info.clipped = level.peak, level.clipped
     return _with_length(parts, -(-decoded * rate_out // rate_in))
-
-
-def _resampler(rate_in: int, rate_out: int, quality: str, one_block: bool) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """What resamples a block; the flag says that it is the last one. Blocks give the very samples of the whole."""
-    if rate_in == rate_out:
-        return lambda mono, last: mono
-    if one_block:
-        return lambda mono, last: soxr.resample(mono, rate_in, rate_out, quality)
-    stream = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32", quality=quality)
-    return lambda mono, last: stream.resample_chunk(mono, last=last)
-
-
-def _block_frames(file: soundfile.SoundFile) -> int:
-    return max(1, SAMPLES_PER_BLOCK // int(file.channels))
-
-
-def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The file's samples, averaged over its channels, in float32 blocks (n,)."""
-    is_int16 = file.subtype in INT16_SUBTYPES
-    scale = np.float32((32768 if is_int16 else 1) * file.channels)
-    left = file.frames
-    while left > 0:
-        try:
-            block = file.read(
-                min(left, _block_frames(file)),
-                dtype="int16" if is_int16 else "float32",
-                always_2d=True,
-            )
-        except soundfile.LibsndfileError as error:
-            raise DecodeError("truncated", f"the decoder stopped: {error.error_string}") from error
-        if len(block) == 0:
-            return
-        left -= len(block)
-        yield _mix(block, scale)
-
-
-def _mix(block: np.ndarray, scale: np.float32) -> np.ndarray:
-    """Sum over the channels of ``block`` (n, channels), divided by ``scale``: float32 (n,)."""
-    samples = block.astype(np.float32, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and reported by the caller
-        mono = samples[:, 0] if samples.shape[1] == 1 else samples[:, 0] + samples[:, 1]
-        for channel in range(2, samples.shape[1]):
-            mono += samples[:, channel]
-        if scale != 1:
-            mono /= scale
-    return mono
 
 
 def _with_length(parts: list[np.ndarray], length: int) -> np.ndarray:

@@ -116,6 +116,19 @@ def test_silence_is_kept_and_flagged(src: Path, dst: Path, level: float, silent:
     assert (record["status"], record["silent"]) == (OK, silent)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_U8", "PCM_24", "FLOAT", "ULAW", "ALAW"])
+@pytest.mark.parametrize(("in_a_row", "clipped"), [(0, False), (2, False), (3, True), (400, True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clipping_is_kept_and_flagged(
+    src: Path, dst: Path, subtype: str, in_a_row: int, clipped: bool, sign: int
+) -> None:
+    samples = np.zeros((16000, 2))
+    samples[5000 : 5000 + in_a_row, 1] = sign
+    soundfile.write(src / "a.wav", samples, 16000, subtype=subtype)
+    record = convert_file("a.wav", src, dst, CONFIG)
+    assert (record["status"], record["clipped"]) == (OK, clipped)
+
+
 def test_float16_records_describe_the_values_as_written(src: Path, dst: Path) -> None:
     write_noise(src / "a.wav", 7.0)
     record = convert_file("a.wav", src, dst, ConvertConfig(PRESETS["16k"], dtype="float16"))
@@ -221,7 +234,7 @@ def test_an_output_that_cannot_be_written_stops_the_run(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("artifacts.atomic.np.lib.format.write_array", refuse)
+    monkeypatch.setattr("artifacts.lms_array.atomic_file", refuse)
     with pytest.raises(OSError, match=os.strerror(number)):
         convert_shard(discover(src), src, dst, CONFIG)
     assert files_below(dst) == []
@@ -230,10 +243,10 @@ def test_an_output_that_cannot_be_written_stops_the_run(
 def test_a_sync_that_fails_stops_the_run(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_noise(src / "a.wav")
 
-    def refuse(_: int) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("artifacts.atomic.os.fsync", refuse)
+    monkeypatch.setattr("audioprep.convert.sync_files", refuse)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         convert_shard(discover(src), src, dst, CONFIG)
 
