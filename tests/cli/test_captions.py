@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -232,6 +233,19 @@ def test_embed_captions(captions: Path) -> None:
     opened = EmbeddingStore.open(store)
     np.testing.assert_allclose(np.linalg.norm(opened.embeddings, axis=1), 1, atol=1e-5)
     assert opened.meta["prefix"] == "q: "
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    """They stand in the command too, since its help must not import the library."""
+    from captions.embed import DTYPES, embed_captions
+    from captions.encoder import DEFAULT_BATCH_SIZE, DEFAULT_MODEL, EncoderSettings
+    from cli.captions import embed_captions as command
+
+    options = command.make_context("embed-captions", ["captions.parquet", "out"]).params
+    assert options["model"] == DEFAULT_MODEL
+    assert options["batch_size"] == DEFAULT_BATCH_SIZE == embed_captions.__kwdefaults__["batch_size"]
+    assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]
+    assert EncoderSettings(**{field: options[field] for field in asdict(EncoderSettings())}) == EncoderSettings()
 
 
 def test_embed_captions_on_bad_input(captions: Path) -> None:
