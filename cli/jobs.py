@@ -38,7 +38,7 @@ def check(data: Path, quick: bool, workers: int, as_json: bool) -> None:
 
 @click.command(cls=M2dprepCommand)
 @click.option("--dir", "folder", type=PATH, default="m2dprep-demo", help="Where the set, the data and the run go.")
-@click.option("--clips", type=click.IntRange(min=2), default=40, help="Training clips a class.")
+@click.option("--clips", type=click.IntRange(min=4), default=40, help="Training clips a class.")
 @click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
 @click.option("--epochs", type=click.IntRange(min=1), default=None, show_default="the tiny model's", help="Epochs.")
 @click.option("--text-model", default=None, show_default="the bundled MiniLM", help="Name or path of the text encoder.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # PyTorch's unpickler fails in any way it likes on bytes that are no pickle
         raise UserError(f"{path} is not a checkpoint that can be read: {first_line(error)}") from error
     if not isinstance(value, Mapping):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(value).__name__}.")

@@ -221,3 +221,10 @@ def test_newest_checkpoint_is_found(tmp_path: Path) -> None:
     (tmp_path / "other" / "checkpoint-1.pth").touch()
     with pytest.raises(UserError, match="several models"):
         find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"some text\n", b"PK\x03\x04 half a zip", b"\x80\x04K\x01.", bytes(64)])
+def test_any_bytes_that_are_no_checkpoint_are_refused_in_a_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint-1.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint-1\.pth is not a checkpoint"):
+        Checkpoint.read(tmp_path / "checkpoint-1.pth")
