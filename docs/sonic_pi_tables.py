@@ -33,9 +33,7 @@ def main(samples: Path, folder: Path) -> None:
     kind = {path: KINDS.get(path.stem.split("_")[0], "") for path in files}
     counts = Counter(kind.values())
     held_out = [path for path in files[::5] if kind[path] and counts[kind[path]] >= CLIPS_OF_A_CLASS]
-    captions = [
-        (path.stem, f"the sound of {kind[path] or 'something'}", path.stem.replace("_", " ")) for path in files
-    ]
+    captions = [(path.stem, f"the sound of {kind[path] or 'something'}", path.stem.replace("_", " ")) for path in files]
     write_csv(folder / "captions.csv", ["id", "caption1", "caption2"], captions)
     write_csv(folder / "held_out.csv", ["file_name", "label"], [(path.name, kind[path]) for path in held_out])
     training = [f"sonicpi_lms/{path.stem}.npy" for path in files if path not in held_out]
