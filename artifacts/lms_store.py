@@ -37,6 +37,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("silent", pa.bool_()),
         pa.field("clipped", pa.bool_()),
         pa.field("peak", pa.float64()),
+        pa.field("decoder", pa.string()),
         pa.field("n", pa.int64()),
         pa.field("mean", pa.float64()),
         pa.field("m2", pa.float64()),

@@ -42,10 +42,13 @@ NAME_ERRORS = {
 }
 
 
-def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig) -> list[Record]:
+def convert_shard(
+    sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig, *, ffmpeg: bool = False
+) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails is a row. When the rows are returned, the files that they speak of are safe on disk.
+    A source that fails is a row. ``ffmpeg`` lets that program decode what libsndfile cannot. When the rows are
+    returned, the files that they speak of are safe on disk.
     Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone: then every
     further source would fail as well.
     """
@@ -55,7 +58,7 @@ def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: Conve
     with ThreadPoolExecutor(max_workers=1) as pool:
         syncs = []
         for source in sources:
-            record = _convert_source(source, src, dst, config)
+            record = _convert_source(source, src, dst, config, ffmpeg)
             records.append(record)
             if record["status"] == OK:
                 unsynced.append(dst / record["file_name"])
@@ -69,23 +72,25 @@ def convert_shard(sources: Sequence[Source], src: Path, dst: Path, config: Conve
     return records
 
 
-def _convert_source(source: Source, src: Path, dst: Path, config: ConvertConfig) -> Record:
+def _convert_source(source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool) -> Record:
     if source.reason:
         return failure_record(source, source.reason, source.message)
-    record = convert_file(source.relative, src, dst, config, durable=False)
+    record = convert_file(source.relative, src, dst, config, durable=False, ffmpeg=ffmpeg)
     if record["reason"] in ("not_found", "io_error") and not src.is_dir():
         raise UserError(f"{src}: the folder has gone while its files were being converted.")
     return record
 
 
-def convert_file(relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True) -> Record:
+def convert_file(
+    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool = False
+) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
     A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
     Raises `OSError` where ``dst`` cannot be written to.
     """
     try:
-        return _convert(relative, src, dst, config, durable)
+        return _convert(relative, src, dst, config, durable, ffmpeg)
     except DecodeError as error:
         failure = error
     except OSError:
@@ -97,9 +102,9 @@ def convert_file(relative: str, src: Path, dst: Path, config: ConvertConfig, *, 
     return {**record, "reason": failure.reason, "message": failure.message}
 
 
-def _convert(relative: str, src: Path, dst: Path, config: ConvertConfig, durable: bool) -> Record:
+def _convert(relative: str, src: Path, dst: Path, config: ConvertConfig, durable: bool, ffmpeg: bool) -> Record:
     """The record of a source that was converted. Raises `DecodeError` where it cannot be."""
-    log_mel, info, padded = log_mel_of_file(src / relative, config)
+    log_mel, info, padded = log_mel_of_file(src / relative, config, ffmpeg=ffmpeg)
     moments = Moments.from_values(log_mel)
     try:
         _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
@@ -120,13 +125,13 @@ def _convert(relative: str, src: Path, dst: Path, config: ConvertConfig, durable
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig) -> tuple[np.ndarray, AudioInfo, bool]:
+def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
     be converted.
     """
-    waveform, info = decode(path, config)
+    waveform, info = decode(path, config, ffmpeg=ffmpeg)
     padded = len(waveform) < config.min_samples
     if padded:
         waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
@@ -177,6 +182,7 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "silent": None,
         "clipped": info.clipped,
         "peak": info.peak,
+        "decoder": info.decoder,
         "n": None,
         "mean": None,
         "m2": None,

@@ -18,6 +18,7 @@ import soundfile
 from audioprep.config import ConvertConfig
 from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
 from audioprep.faults import DecodeError
+from audioprep.ffmpeg import ffmpeg_sound
 from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.mp3 import walk_mp3, with_stated_length
 from audioprep.pcm import HEAD_BYTES, plain_pcm
@@ -41,7 +42,8 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class AudioInfo:
     """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
 
-    ``clipped``: a channel stays at full scale for some samples in a row (`audioprep.mixing`).
+    ``decoder``: what decoded it, with its version. ``clipped``: a channel stays at full scale for some samples in a
+    row (`audioprep.mixing`).
     """
 
     source_bytes: int | None = None
@@ -51,19 +53,26 @@ class AudioInfo:
     seconds: float | None = None
     peak: float | None = None
     clipped: bool | None = None
+    decoder: str | None = None
 
 
-def decode(path: Path, config: ConvertConfig) -> tuple[np.ndarray, AudioInfo]:
+def decode(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo]:
     """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    Nothing is padded: that is the front end's caller's choice. Raises `DecodeError`, whose ``info`` holds what was
-    found out before, for everything that can be wrong with one file, and `OSError` where the machine is at its end.
+    ``ffmpeg`` lets that program decode what libsndfile cannot. Nothing is padded: that is the front end's caller's
+    choice. Raises `DecodeError`, whose ``info`` holds what was found out before, for everything that can be wrong with
+    one file, and `OSError` where the machine is at its end.
     """
     info = AudioInfo()
     try:
         descriptor = _open(path, info)
         try:
             return _decode_open(descriptor, info, config), info
+        except DecodeError as error:
+            if error.reason != "unsupported" or not ffmpeg:
+                raise
+            with ffmpeg_sound(path, config.max_seconds) as sound:
+                return _checked_waveform(sound, info, config), info
         finally:
             os.close(descriptor)
     except DecodeError as error:
@@ -144,7 +153,7 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
         message = error.error_string
         if error.code == SF_UNRECOGNISED and (foreign := foreign_format(head)):
             raise DecodeError(
-                "unsupported", f"{foreign} cannot be read; make it WAV or FLAC, e.g. with ffmpeg"
+                "unsupported", f"{foreign} needs --decoder ffmpeg, with that program installed; or make it WAV or FLAC"
             ) from error
         if error.code == SF_UNRECOGNISED:
             raise DecodeError("not_audio", "its content is of no known audio format") from error
@@ -157,13 +166,16 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
 
 def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
     """Note what the header says, refuse what must not be decoded, and decode the rest."""
-    info.sample_rate, info.channels = sound.sample_rate, sound.channels
+    info.sample_rate, info.channels, info.decoder = sound.sample_rate, sound.channels, sound.decoder
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
         raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
     if sound.channels > MAX_CHANNELS:
         raise DecodeError("too_many_channels", f"{sound.channels} channels, at most {MAX_CHANNELS} are mixed")
     if sound.frames == UNKNOWN_FRAMES:
-        raise DecodeError("unsupported", f"a {sound.kind} file that does not state its length; encode it again")
+        raise DecodeError(
+            "unsupported",
+            f"a {sound.kind} file that does not state its length; encode it again, or use --decoder ffmpeg",
+        )
     info.seconds = sound.frames / sound.sample_rate
     if sound.frames <= 0:
         raise DecodeError("no_samples", "it holds no samples")

@@ -30,6 +30,7 @@ class PlainPcm:
     channels: int
     sample_rate: int
     kind = "WAV"
+    decoder = "pcm"
     unit = 32768.0
     full_scale = 32767.0
 

@@ -17,7 +17,8 @@ FLOAT_FULL_SCALE = 1 - 2**-15
 
 
 class Sound(Protocol):
-    """An opened sound: ``frames`` of ``channels`` at ``sample_rate`` Hz; ``kind`` names the format for messages.
+    """An opened sound: ``frames`` of ``channels`` at ``sample_rate`` Hz; ``kind`` names the format for messages,
+    ``decoder`` what decodes it, for the record.
 
     Samples are whole or floating numbers; ``unit`` is the number that stands for 1.0, ``full_scale`` the magnitude from
     which a sample may be clipped.
@@ -31,6 +32,8 @@ class Sound(Protocol):
     def frames(self) -> int: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def decoder(self) -> str: ...
     @property
     def unit(self) -> float: ...
     @property
@@ -47,6 +50,8 @@ class Sound(Protocol):
 
 class DecodedSound:
     """A `Sound` that libsndfile decodes."""
+
+    decoder = f"libsndfile {soundfile.__libsndfile_version__}"
 
     def __init__(self, file: soundfile.SoundFile) -> None:
         self._file = file

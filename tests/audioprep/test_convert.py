@@ -266,7 +266,7 @@ def test_messages_are_one_line_of_unicode() -> None:
 def test_an_error_that_nobody_foresaw_is_a_row(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_noise(src / "a.wav")
 
-    def explode(*_: object) -> None:
+    def explode(*_: object, **__: object) -> None:
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr("audioprep.convert.decode", explode)
