@@ -4,51 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from artifacts.atomic import atomic_file, write_json
+from artifacts.atomic import write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
+from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
+from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.tables import first_line, read_parquet, write_parquet
 
-# One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
-# stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.
-RECORD_SCHEMA = pa.schema(
-    [
-        pa.field("file_name", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("message", pa.string()),
-        pa.field("sample_rate", pa.int32()),
-        pa.field("channels", pa.int32()),
-        pa.field("seconds", pa.float64()),
-        pa.field("frames", pa.int32()),
-        pa.field("padded", pa.bool_()),
-        pa.field("silent", pa.bool_()),
-        pa.field("clipped", pa.bool_()),
-        pa.field("peak", pa.float64()),
-        pa.field("decoder", pa.string()),
-        pa.field("n", pa.int64()),
-        pa.field("mean", pa.float64()),
-        pa.field("m2", pa.float64()),
-        pa.field("bin_mean", pa.list_(pa.float64())),
-        pa.field("bin_m2", pa.list_(pa.float64())),
-        pa.field("source_bytes", pa.int64()),
-        pa.field("source_mtime_ns", pa.int64()),
-    ]
-)
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
-ROW_GROUP_ROWS = 16384
 
 
 def record_parts(layout: LmsLayout) -> list[Path]:
@@ -73,18 +47,49 @@ def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> Path
 def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:
     """All records, the latest row for each ``source``, sorted by ``source``; the columns named, or all.
 
+    For a few narrow columns: two million rows with their moments are gigabytes, for which there is `iter_records`.
     Raises `UserError` where there are no records or a part cannot be read.
     """
+    wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
+    table = pa.concat_tables(
+        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in require_parts(layout)
+    )
+    order = _latest_rows(table["source"])
+    return (table if order is None else table.take(order)).select(wanted)
+
+
+def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """The latest row for each ``source``, in tables of some thousand rows in the order of the files: bounded memory.
+
+    In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
+    """
+    wanted = list(columns)
+    parts = require_parts(layout)
+    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
+    order = _latest_rows(sources)
+    latest = np.ones(len(sources), bool)
+    if order is not None:
+        latest[:] = False
+        latest[order.to_numpy()] = True
+    del sources, order
+    first = 0
+    for part in parts:
+        file = RecordFile(part)
+        for number in range(len(file.group_rows)):
+            table = file.read(number, wanted)
+            keep = latest[first : first + table.num_rows]
+            first += table.num_rows
+            yield table if keep.all() else table.filter(pa.array(keep))
+
+
+def require_parts(layout: LmsLayout) -> list[Path]:
+    """`record_parts`, at least one. Raises `UserError` where there are none."""
     parts = record_parts(layout)
     if not parts:
         raise UserError(
             f"{layout.root} has no records ({layout.melspec}/records-*.parquet); run `m2dprep melspec` first."
         )
-    wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
-    table = pa.concat_tables(
-        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in parts
-    )
-    return table.take(_latest_rows(table["source"])).select(wanted)
+    return parts
 
 
 def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
@@ -98,18 +103,16 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
     parts = record_parts(layout)
     final = layout.melspec / "records-000000.parquet"
     keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
-    order = _latest_rows(keys["source"])
+    latest = _latest_rows(keys["source"])
+    order = np.arange(keys.num_rows) if latest is None else latest.to_numpy()
     if keep_failures is not None:
-        latest = keys.take(order).to_pydict()
-        rows = zip(latest["source"], latest["status"], strict=True)
-        order = order.filter(pa.array([status == OK or source in keep_failures for source, status in rows], pa.bool_()))
-    if parts == [final] and order.equals(pa.array(range(keys.num_rows), pa.int64())):
+        failed = order[keys["status"].combine_chunks().take(pa.array(order)).to_numpy(zero_copy_only=False) != OK]
+        gone = [row for row in failed.tolist() if keys["source"][row].as_py() not in keep_failures]
+        order = order[~np.isin(order, gone)]
+    if parts == [final] and latest is None and len(order) == keys.num_rows:
         return
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
-    table = pa.concat_tables(_read_part(part, RECORD_SCHEMA.names) for part in parts)
-    with atomic_file(merged) as file, pq.ParquetWriter(file, RECORD_SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(order), ROW_GROUP_ROWS):
-            writer.write_table(table.take(order.slice(start, ROW_GROUP_ROWS)).combine_chunks())
+    write_rows(merged, parts, order)
     for part in parts:
         part.unlink()
     merged.rename(final)
@@ -144,8 +147,10 @@ def _part_number(path: Path) -> int:
     return int(match[1])
 
 
-def _latest_rows(sources: pa.ChunkedArray) -> pa.Array:
-    """Row numbers of the last occurrence of each source, ordered by source."""
-    rows = pa.table({"source": sources, "row": pa.array(range(len(sources)), pa.int64())})
+def _latest_rows(sources: pa.ChunkedArray) -> pa.Array | None:
+    """Row numbers of the last occurrence of each source, ordered by source; None where that is every row as it is."""
+    if len(sources) < 2 or pc.all(pc.less(sources.slice(0, len(sources) - 1), sources.slice(1))).as_py():
+        return None
+    rows = pa.table({"source": sources, "row": pa.array(np.arange(len(sources)))})
     latest = rows.group_by("source").aggregate([("row", "max")]).sort_by("source")
     return latest["row_max"].combine_chunks()

@@ -15,12 +15,12 @@ from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.layout import MELSPEC_FOLDER, LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
-from artifacts.lms_store import read_config, read_records, record_parts
+from artifacts.lms_store import iter_records, read_config, read_records, record_parts
 from artifacts.progress import Progress
 from artifacts.tables import read_file_list
 from audioprep.moments import Moments
 
-# Records that are merged, and arrays whose moments are kept, at once.
+# Arrays whose moments are kept before they are merged.
 ROWS_PER_BATCH = 16384
 # Unreadable arrays that an error message names; it counts them all.
 MOST_NAMED = 20
@@ -65,13 +65,8 @@ def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None)
         names = _recorded_names(layout) if record_parts(layout) else _arrays_below(layout)
         chosen, excluded = _chosen(names, wanted, layout, files)
         return _summary(layout, _moments_of_arrays(layout, chosen), len(chosen), "arrays", excluded)
-    records = read_records(layout, ["file_name", "status", "frames", "bin_mean", "bin_m2"])
-    records = records.filter(pc.equal(records["status"], OK))
-    names = records["file_name"].to_pylist()
-    chosen, excluded = _chosen(names, wanted, layout, files)
-    if excluded or wanted is not None:
-        records = records.filter(pc.is_in(records["file_name"], pa.array(chosen, pa.string())))
-    return _summary(layout, _moments_of_records(layout, records), len(chosen), "records", excluded)
+    chosen, excluded = _chosen(_recorded_names(layout), wanted, layout, files)
+    return _summary(layout, _moments_of_records(layout, chosen), len(chosen), "records", excluded)
 
 
 def write_norm_stats(path: Path, stats: NormStats) -> None:
@@ -118,16 +113,23 @@ def _chosen(
     return chosen, len(names) - len(chosen)
 
 
-def _moments_of_records(layout: LmsLayout, records: pa.Table) -> Moments:
-    parts = []
-    for start in range(0, records.num_rows, ROWS_PER_BATCH):
-        batch = records.slice(start, ROWS_PER_BATCH).combine_chunks()
+def _moments_of_records(layout: LmsLayout, names: Sequence[str]) -> Moments:
+    """The merged moments of the records of ``names``, row group by row group."""
+    wanted = pa.array(names, pa.string())
+    parts: list[Moments] = []
+    n_mels = None
+    for records in iter_records(layout, ["file_name", "status", "frames", "bin_mean", "bin_m2"]):
+        chosen = pc.and_(pc.equal(records["status"], OK), pc.is_in(records["file_name"], wanted))
+        batch = records.filter(chosen).combine_chunks()
+        if batch.num_rows == 0:
+            continue
         frames = batch["frames"].to_numpy()
         bin_mean = batch["bin_mean"].combine_chunks().flatten().to_numpy()
         bin_m2 = batch["bin_m2"].combine_chunks().flatten().to_numpy()
-        if len(bin_mean) != len(bin_m2) or len(bin_mean) % len(frames):
+        n_mels = n_mels or len(bin_mean) // len(frames)
+        if not len(bin_mean) == len(bin_m2) == n_mels * len(frames):
             raise UserError(f"{layout.melspec}: the records have different numbers of mel bins; convert them anew.")
-        shape = (len(frames), -1)
+        shape = (len(frames), n_mels)
         parts.append(Moments.from_rows(frames, bin_mean.reshape(shape), bin_m2.reshape(shape)))
     return Moments.merge_all(parts)
 

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts import lms_store, record_file
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import (
     append_records,
     compact_records,
+    iter_records,
     read_config,
     read_records,
     record_parts,
@@ -97,3 +100,28 @@ def test_config_round_trip_and_tampering(layout: LmsLayout) -> None:
     layout.config.write_text(layout.config.read_text().replace("float32", "float16"))
     with pytest.raises(UserError, match="fingerprint"):
         read_config(layout)
+
+
+def test_records_come_row_group_by_row_group(layout: LmsLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (lms_store, record_file):
+        monkeypatch.setattr(module, "ROW_GROUP_ROWS", 3)
+    monkeypatch.setattr(record_file, "GROUPS_IN_MEMORY", 2)
+    names = [f"{number:03d}" for number in np.random.default_rng(0).permutation(40)]
+    append_records(layout, [row(name, frames=1) for name in names])
+    append_records(layout, [row(name, frames=2) for name in names[::3]])
+    expected = {name: 2 if name in names[::3] else 1 for name in sorted(names)}
+    rows = [row for table in iter_records(layout, ["source", "frames"]) for row in table.to_pylist()]
+    streamed = [(row["source"], row["frames"]) for row in rows]
+    assert dict(streamed) == expected
+    assert len(streamed) == 40
+    compact_records(layout)
+    assert read_records(layout, ["source", "frames"])["frames"].to_pylist() == list(expected.values())
+    tables = list(iter_records(layout, ["source"]))
+    assert [table.num_rows for table in tables] == [3] * 13 + [1]
+    assert [name for table in tables for name in table["source"].to_pylist()] == sorted(names)
+
+
+def test_records_of_failures_whose_source_went_are_dropped_and_others_kept(layout: LmsLayout) -> None:
+    append_records(layout, [row("a"), row("b", "failed"), row("c", "failed")])
+    compact_records(layout, keep_failures={"c"})
+    assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "c"]
