@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,14 @@ class LmsLayout:
     root: Path
 
     @property
+    def folder(self) -> str:
+        """The folder's name in the data directory; also where it is a link to another disk."""
+        return self._absolute().name
+
+    @property
     def name(self) -> str:
         """The data set's name: the folder's, without ``_lms``."""
-        name = self.root.resolve().name
-        return name.removesuffix(LMS_SUFFIX) or name
+        return self.folder.removesuffix(LMS_SUFFIX) or self.folder
 
     @property
     def melspec(self) -> Path:
@@ -41,7 +46,10 @@ class LmsLayout:
     @property
     def data(self) -> Path:
         """The data directory that the folder lies in; paths in the file list are relative to it."""
-        return self.root.resolve().parent
+        return self.root.parent if self.root.name not in ("", "..") else self._absolute().parent
+
+    def _absolute(self) -> Path:
+        return Path(os.path.abspath(self.root))  # noqa: PTH100 (links are not followed)
 
     @property
     def files_csv(self) -> Path:

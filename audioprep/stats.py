@@ -76,7 +76,7 @@ def write_norm_stats(path: Path, stats: NormStats) -> None:
 
 def _listed(layout: LmsLayout, files: Path) -> set[str]:
     """The arrays of the folder that a file list names, relative to the folder."""
-    prefix = layout.root.resolve().name + "/"
+    prefix = layout.folder + "/"
     listed = {name.removeprefix(prefix) for name in read_file_list(files) if name.startswith(prefix)}
     if not listed:
         raise UserError(f"{files} lists no file of {layout.root}: none of its paths begins with {prefix}")

@@ -1,0 +1,41 @@
+"""Names in a data directory, however its folders are spelled."""
+
+from pathlib import Path
+
+import pytest
+
+from artifacts.layout import LmsLayout
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "files_csv"),
+    [
+        ("data/audioset_lms", "audioset", "data/files_audioset.csv"),
+        ("audioset_lms", "audioset", "files_audioset.csv"),
+        ("data/audioset_lms/", "audioset", "data/files_audioset.csv"),
+        ("data/plain", "plain", "data/files_plain.csv"),
+        ("data/_lms", "_lms", "data/files__lms.csv"),
+    ],
+)
+def test_names_as_they_were_typed(root: str, name: str, files_csv: str) -> None:
+    layout = LmsLayout(Path(root))
+    assert layout.name == name
+    assert layout.files_csv == Path(files_csv)
+
+
+def test_the_current_folder_and_a_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "a_lms" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a_lms")
+    assert LmsLayout(Path()).files_csv == tmp_path / "files_a.csv"
+    monkeypatch.chdir(inner)
+    assert LmsLayout(Path("..")).files_csv == tmp_path / "files_a.csv"
+
+
+def test_a_link_to_another_disk_keeps_its_name_and_place(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "bulk").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "set_lms").symlink_to(tmp_path / "disk" / "bulk")
+    layout = LmsLayout(tmp_path / "data" / "set_lms")
+    assert layout.folder == "set_lms"
+    assert layout.files_csv == tmp_path / "data" / "files_set.csv"
