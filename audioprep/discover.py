@@ -1,14 +1,15 @@
-"""Every audio file under a folder, sorted, as relative paths; what cannot be a source says so in its entry."""
+"""Every audio file under a folder or in a list, sorted, as relative paths; what cannot be one says so in its entry."""
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UserError
-from artifacts.layout import MELSPEC_FOLDER
+from artifacts.layout import MELSPEC_FOLDER, inside, require_file, require_folder
 
 READABLE_SUFFIXES = {
     *("wav", "wave", "bwf", "rf64", "w64", "aiff", "aif", "aifc", "au", "snd", "caf"),
@@ -69,6 +70,36 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
         raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
     sources = sorted(_walk(root, "", ancestors, excluded, found or (lambda count: None)))
     return _with_conflicts(sources)
+
+
+def listed_sources(src: Path, files: Path) -> list[Source]:
+    """The sources that the column ``source`` of a CSV file names, relative to ``src``, sorted, each once: no scan.
+
+    What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
+    folder, the list cannot be read, or a path leads out of ``src``.
+    """
+    require_folder(src, "the audio files to convert")
+    root = os.fspath(src)
+    names = set(read_source_list(files))
+    for name in names:
+        inside(src, name)
+        if not name or name.endswith("/"):
+            raise UserError(f"{files}: {name!r} is no path of a file below {src}.")
+    return _with_conflicts([_source(root, name) for name in sorted(names)])
+
+
+def read_source_list(files: Path) -> list[str]:
+    """The column ``source`` of a CSV file. Raises `UserError`."""
+    require_file(files, "the list of sources")
+    with files.open(newline="", encoding="utf-8") as stream:
+        try:
+            reader = csv.DictReader(stream)
+            columns = reader.fieldnames or ()
+            if "source" not in columns:
+                raise UserError(f"{files} has no column source (paths relative to SRC); it has {', '.join(columns)}.")
+            return [row["source"] or "" for row in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{files} cannot be read as a list of sources: {error}") from error
 
 
 def _walk(

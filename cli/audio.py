@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,12 +32,21 @@ from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, 
     default=1800.0,
     help="Refuse longer sounds, as failures.",
 )
+@click.option(
+    "--decoder",
+    type=click.Choice(["soundfile", "ffmpeg"]),
+    default="soundfile",
+    help="ffmpeg: what libsndfile cannot read (m4a, webm, wma, aac) goes through that program.",
+)
+@click.option("--files", type=PATH, default=None, help="A CSV file whose column source names the inputs, not a scan.")
 @workers_option
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
 @max_failures_option
 @click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
+@click.option("--dry-run", is_flag=True, help="Only convert a sample, and say what the run needs and what is free.")
+@click.option("--ignore-space", is_flag=True, help="Start even if the file system looks too small.")
 @json_option
 def melspec(
     src: Path,
@@ -45,13 +55,11 @@ def melspec(
     dtype: str,
     min_seconds: float,
     max_seconds: float,
-    workers: int,
-    overwrite: bool,
-    retry_failed: bool,
-    check_sources: bool,
     max_failures: str,
-    name: str | None,
+    dry_run: bool,
     as_json: bool,
+    decoder: str,
+    **options: Any,
 ) -> None:
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
 
@@ -61,28 +69,23 @@ def melspec(
     Examples:
       m2dprep melspec audioset_wavs data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
+      m2dprep melspec audioset_wavs data/audioset_lms --dry-run
     """
-    from artifacts.failures import FailureLimit, top_reasons
+    from artifacts.failures import FailureLimit
     from audioprep.config import PRESETS, ConvertConfig
-    from workflows.melspec import run_melspec
+    from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
     config = ConvertConfig(PRESETS[preset], min_seconds=min_seconds, max_seconds=max_seconds, dtype=dtype)
-    report = run_melspec(
-        src,
-        dst,
-        config,
-        workers=workers,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        check_sources=check_sources,
-        name=name,
-    )
-    click.echo(
-        f"{report.inputs:,} inputs = {report.done:,} done + {report.skipped:,} skipped + {report.failed:,} failed"
-        + (f" ({top_reasons(report.reasons)}; rows in {report.records})" if report.failed else ""),
-        err=True,
-    )
+    request = MelspecOptions(ffmpeg=decoder == "ffmpeg", **options)
+    if dry_run:
+        found = forecast_melspec(src, dst, config, request)
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
+        if not request.ignore_space:
+            found.require_space(dst)
+        return
+    report = run_melspec(src, dst, config, request)
+    click.echo(report.summary(), err=True)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.files_csv)
     report.require(limit)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from artifacts.atomic import sweep_temporaries
-from artifacts.errors import UserError
-from artifacts.failures import FailureLimit
+from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
-from artifacts.layout import LmsLayout, is_evaluation_clip
+from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip
 from artifacts.lms_store import (
     FAILED,
     OK,
@@ -31,12 +31,17 @@ from artifacts.progress import Progress
 from artifacts.tables import write_file_list
 from audioprep.config import ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
-from audioprep.discover import Source, discover
-from workflows.engine import run_shards, split_into_shards
+from audioprep.discover import Source
+from audioprep.ffmpeg import require_ffmpeg
+from workflows.engine import ShardFunction, run_shards, split_into_shards
+from workflows.forecast import Forecast, forecast, sweep_forecasts
+from workflows.melspec_plan import find_sources, make_plan
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
 LARGEST_SHARD = 256
 RECORD_PART_ROWS = 8192
+# Fewer are converted in the time that a forecast takes.
+CLIPS_WORTH_A_FORECAST = 2048
 RECORD_PART_SECONDS = 20.0
 
 
@@ -57,59 +62,109 @@ class MelspecReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def summary(self) -> str:
+        """``inputs = done + skipped + failed`` in one line, with the commonest reasons."""
+        return f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed" + (
+            f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
+        )
+
     def require(self, limit: FailureLimit) -> None:
         """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
         limit.require(self.failed, self.inputs, f"the rows with status failed in {self.records}/records-*.parquet")
 
 
-def run_melspec(
-    src: Path,
-    dst: Path,
-    config: ConvertConfig,
-    *,
-    workers: int,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    check_sources: bool = False,
-    name: str | None = None,
-) -> MelspecReport:
+@dataclass(frozen=True)
+class MelspecOptions:
+    """How to go about a conversion; nothing here changes a byte of its arrays.
+
+    ``workers`` processes; 0 works in this one. ``retry_failed`` converts again what failed before. ``check_sources``
+    also converts again what has another size or modification time than recorded; where the sources lie in another
+    folder than the one recorded, sizes are compared anyway. ``files`` is a CSV file whose column ``source`` names the
+    sources, instead of a scan. ``ffmpeg`` lets that program decode what libsndfile cannot. ``name`` is that in
+    ``files_<name>.csv``. ``ignore_space`` starts even if the file system looks too small.
+    """
+
+    workers: int = 1
+    overwrite: bool = False
+    retry_failed: bool = False
+    check_sources: bool = False
+    files: Path | None = None
+    ffmpeg: bool = False
+    name: str | None = None
+    ignore_space: bool = False
+
+
+def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call again goes on.
 
-    A source counts as done when its record says so and its array is there. ``check_sources`` also converts again what
-    has another size or modification time than recorded; where ``src`` is another folder than the one recorded, sizes
-    are compared anyway. Rows of earlier failures whose source is no longer there are dropped; arrays stay.
+    A source counts as done when its record says so and its array is there. Rows of earlier failures whose source is
+    no longer there are dropped; arrays stay.
     Raises `FingerprintConflictError` where ``dst`` was begun with another configuration, `UserError` for requests
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
-    sources = discover(src, exclude=dst)
-    if not sources:
-        raise UserError(f"{src} holds no audio files.")
+    sources = _sources(src, dst, options)
     layout = LmsLayout(dst)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
     with exclusive(layout.melspec):
-        if overwrite:
+        if options.overwrite:
             _remove_conversion(layout)
         same_root = _freeze_config(layout, config, src)
         for folder in (layout.temporaries, layout.melspec):
             sweep_temporaries(folder)
         sweep_temporaries(layout.data, shared=True)
-        pending, kept = _split_pending(layout, sources, retry_failed, check_sources, same_root)
-        reasons = _convert(layout, src, config, pending, workers)
-        compact_records(layout, keep_failures={source.relative for source in sources})
-        listed = _write_file_list(layout, name)
-    failed = Counter(kept[FAILED]) + reasons
+        sweep_forecasts(layout)
+        plan = make_plan(
+            layout,
+            sources,
+            retry_failed=options.retry_failed,
+            check_sources=options.check_sources,
+            same_root=same_root,
+        )
+        convert = functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg)
+        if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
+            forecast(plan.pending, dst, config, options.workers, convert).require_space(dst)
+        reasons = _convert(layout, functools.partial(convert, dst=dst), plan.pending, options.workers)
+        # A list may name a part of the sources: what failed outside of it is none of its business.
+        compact_records(layout, None if options.files else {source.relative for source in sources})
+        listed = _write_file_list(layout, options.name)
+    failed = plan.failed + reasons
     return MelspecReport(
         inputs=len(sources),
-        done=len(pending) - reasons.total(),
-        skipped=kept[OK].total(),
+        done=len(plan.pending) - reasons.total(),
+        skipped=plan.done,
         failed=failed.total(),
         reasons=dict(failed),
         seconds=round(time.monotonic() - started, 3),
-        files_csv=str(_files_csv(layout, name)),
+        files_csv=str(_files_csv(layout, options.name)),
         listed=listed,
         records=str(layout.melspec),
     )
+
+
+def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> Forecast:
+    """What `run_melspec` with the same arguments would cost; nothing stays of it.
+
+    Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
+    """
+    sources = _sources(src, dst, options)
+    layout = LmsLayout(dst)
+    frozen = None if options.overwrite else read_config(layout)
+    pending = sources
+    if frozen is not None:
+        require_same(frozen["config"], config.to_dict(), layout.root)
+        same_root = frozen.get("source_root") == str(src.resolve())
+        retry, check = options.retry_failed, options.check_sources
+        pending = make_plan(layout, sources, retry_failed=retry, check_sources=check, same_root=same_root).pending
+    convert = functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg)
+    return forecast(pending, dst, config, options.workers, convert)
+
+
+def _sources(src: Path, dst: Path, options: MelspecOptions) -> list[Source]:
+    """The sources of a run. Raises `UserError` before anything is written where it cannot be carried out."""
+    if options.ffmpeg:
+        require_ffmpeg()
+    return find_sources(src, dst, options.files)
 
 
 def _files_csv(layout: LmsLayout, name: str | None) -> Path:
@@ -137,61 +192,11 @@ def _remove_conversion(layout: LmsLayout) -> None:
     layout.config.unlink(missing_ok=True)
 
 
-def _split_pending(
-    layout: LmsLayout, sources: Sequence[Source], retry_failed: bool, check_sources: bool, same_root: bool
-) -> tuple[list[Source], dict[str, Counter[str]]]:
-    """The sources still to convert, and for the others the reasons (``ok`` or the failure's) counted by status."""
-    kept: dict[str, Counter[str]] = {OK: Counter(), FAILED: Counter()}
-    if not record_parts(layout):
-        return list(sources), kept
-    columns = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
-    records = {row["source"]: row for row in read_records(layout, columns).to_pylist()}
-    arrays = _arrays_below(layout.root)
-    pending = []
-    for source in sources:
-        record = records.get(source.relative)
-        if record is None or (record["status"] == FAILED and retry_failed):
-            pending.append(source)
-        elif record["status"] == FAILED:
-            kept[FAILED][record["reason"] or "unknown"] += 1
-        elif record["file_name"] not in arrays or _has_changed(source, record, check_sources, same_root):
-            pending.append(source)
-        else:
-            kept[OK][OK] += 1
-    return pending, kept
-
-
-def _arrays_below(root: Path) -> set[str]:
-    """Relative paths of the .npy files under ``root``."""
-    found: set[str] = set()
-    for folder, _, names in os.walk(root):
-        prefix = os.path.relpath(folder, root)
-        prefix = "" if prefix == "." else prefix + "/"
-        found.update(prefix + name for name in names if name.endswith(".npy"))
-    return found
-
-
-def _has_changed(source: Source, record: Mapping[str, Any], check_sources: bool, same_root: bool) -> bool:
-    """Whether the source is another file than the one recorded, as far as the call asks for it."""
-    if same_root and not check_sources:
-        return False
-    try:
-        status = source.path.stat()
-    except OSError:
-        return True
-    if status.st_size != record["source_bytes"]:
-        return True
-    return check_sources and same_root and status.st_mtime_ns != record["source_mtime_ns"]
-
-
-def _convert(
-    layout: LmsLayout, src: Path, config: ConvertConfig, pending: Sequence[Source], workers: int
-) -> Counter[str]:
+def _convert(layout: LmsLayout, function: ShardFunction, pending: Sequence[Source], workers: int) -> Counter[str]:
     """Convert ``pending``, writing records as they come. Returns the failures counted by reason."""
     reasons: Counter[str] = Counter()
     if not pending:
         return reasons
-    function = functools.partial(convert_shard, src=src, dst=layout.root, config=config)
     poisoned = functools.partial(_give_up, layout)
     shards = split_into_shards(pending, workers, LARGEST_SHARD)
     with Progress(len(pending), "melspec") as progress, _RecordBuffer(layout) as records:
@@ -236,9 +241,12 @@ class _RecordBuffer:
 
 def _write_file_list(layout: LmsLayout, name: str | None) -> int:
     """Write ``files_<name>.csv``: every array made so far, relative to the data directory, no evaluation clips."""
-    records = read_records(layout, ["file_name", "status"]).to_pylist()
-    folder = layout.root.resolve().name
-    made = [row["file_name"] for row in records if row["status"] == OK]
-    listed = [f"{folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
+    records = read_records(layout, ["file_name", "status"])
+    made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+    listed = [
+        f"{layout.folder}/{file_name}"
+        for file_name in made
+        if EVALUATION_FOLDER not in file_name or not is_evaluation_clip(file_name)
+    ]
     write_file_list(_files_csv(layout, name), listed)
     return len(listed)

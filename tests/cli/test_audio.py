@@ -114,6 +114,36 @@ def test_changed_sources_are_seen_on_request(src: Path, dst: Path) -> None:
     assert "4 inputs = 1 done + 3 skipped + 0 failed" in melspec(src, dst, "--check-sources").stderr
 
 
+def test_a_dry_run_prints_what_is_needed_and_writes_nothing(
+    src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = melspec(src, dst, "--dry-run")
+    assert "4 clips to convert, judged by 4 of them (0 failed)" in result.stdout
+    assert "it fits" in result.stdout
+    found = json.loads(melspec(src, dst, "--dry-run", "--json").stdout)
+    assert (found["clips"], found["inodes_needed"], found["shortage"]) == (4, 4, None)
+    assert not dst.parent.exists()
+    monkeypatch.setattr("workflows.forecast._free", lambda place: (1000, None))
+    result = melspec(src, dst, "--dry-run", expect=2)
+    assert "it does not fit" in result.stdout
+    assert "--dtype float16" in result.stderr
+    melspec(src, dst, "--dry-run", "--ignore-space")
+
+
+def test_a_list_of_files(src: Path, dst: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("source\na/2.flac\n3.WAV\n")
+    assert "2 inputs = 2 done" in melspec(src, dst, "--files", str(tmp_path / "list.csv")).stderr
+    assert "no such file" in melspec(src, dst, "--files", str(tmp_path / "none.csv"), expect=2).stderr
+
+
+def test_the_decoder_is_asked_for_before_anything_is_written(
+    src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "install ffmpeg" in melspec(src, dst, "--decoder", "ffmpeg", expect=2).stderr
+    assert not dst.exists()
+
+
 def test_worker_processes_give_the_same_bytes(src: Path, dst: Path, tmp_path: Path) -> None:
     melspec(src, dst)
     run("melspec", src, tmp_path / "two" / "set_lms", "--workers", "2")

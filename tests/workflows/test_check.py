@@ -18,7 +18,7 @@ from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, wri
 from audioprep.config import PRESETS, ConvertConfig
 from cli.main import m2dprep
 from workflows.check import CheckResult, run_checks
-from workflows.melspec import run_melspec
+from workflows.melspec import MelspecOptions, run_melspec
 
 CLIPS = ["Yaaaaaaaaaaa", "Ybbbbbbbbbbb", "plain"]
 IDS = ["aaaaaaaaaaa", "bbbbbbbbbbb", "plain"]
@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "wavs").mkdir(exist_ok=True)
         soundfile.write(root / "wavs" / f"{name}.wav", 0.1 * rng.standard_normal(16000), 16000)
     data = root / "data"
-    run_melspec(root / "wavs", data / "audioset_lms", ConvertConfig(PRESETS["16k"]), workers=0)
+    run_melspec(root / "wavs", data / "audioset_lms", ConvertConfig(PRESETS["16k"]), MelspecOptions(workers=0))
     config = json.loads((data / "audioset_lms/_melspec/config.json").read_text())
     stats = {"mean": -7.0, "std": 4.0, "fingerprint": config["fingerprint"]}
     (data / "norm_stats.json").write_text(json.dumps(stats))

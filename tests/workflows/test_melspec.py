@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from artifacts.failures import FailureLimit
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
 from artifacts.lock import exclusive
-from artifacts.tables import read_file_list
+from artifacts.tables import read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig
-from workflows import melspec
-from workflows.melspec import MelspecReport, run_melspec
+from workflows import forecast, melspec
+from workflows.melspec import MelspecOptions, MelspecReport, forecast_melspec, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
+HERE = MelspecOptions(workers=0)
 
 
 def write_wav(path: Path, seed: int, seconds: float = 1.2) -> None:
@@ -42,8 +44,8 @@ def src(tmp_path: Path) -> Path:
 
 
 def convert(src: Path, **settings: object) -> MelspecReport:
-    arguments = {"workers": 0, **settings}
-    return run_melspec(src, src.parent / "data" / "audioset_lms", CONFIG, **arguments)  # type: ignore[arg-type]
+    options = MelspecOptions(**{"workers": 0, **settings})  # type: ignore[arg-type]
+    return run_melspec(src, src.parent / "data" / "audioset_lms", CONFIG, options)
 
 
 def snapshot(data: Path) -> dict[str, bytes]:
@@ -131,8 +133,8 @@ def test_another_configuration_is_refused_by_name_and_overwritten_on_demand(src:
     other = ConvertConfig(PRESETS["16k"], min_seconds=1.0, dtype="float16")
     dst = src.parent / "data" / "audioset_lms"
     with pytest.raises(FingerprintConflictError, match="dtype: 'float32' → 'float16'"):
-        run_melspec(src, dst, other, workers=0)
-    report = run_melspec(src, dst, other, workers=0, overwrite=True)
+        run_melspec(src, dst, other, HERE)
+    report = run_melspec(src, dst, other, MelspecOptions(workers=0, overwrite=True))
     assert report.done == 11
     assert {np.load(path).dtype for path in dst.rglob("*.npy")} == {np.dtype(np.float16)}
     assert not (dst / "train" / "clip 0.npy").exists()
@@ -161,7 +163,7 @@ def test_empty_missing_and_unwritable(src: Path, tmp_path: Path) -> None:
         convert(tmp_path / "missing")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory"):
-        run_melspec(src, tmp_path / "file" / "lms", CONFIG, workers=0)
+        run_melspec(src, tmp_path / "file" / "lms", CONFIG, HERE)
 
 
 def test_two_runs_at_once_are_refused(src: Path) -> None:
@@ -190,16 +192,97 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(src: Path, monkeypatc
     assert report.done + report.skipped == 12
 
 
+def write_list(path: Path, sources: list[str]) -> Path:
+    write_csv(path, ["source"], [[source] for source in sources])
+    return path
+
+
+def test_a_list_instead_of_a_scan(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.melspec_plan.discover", None)
+    names = ["train/clip 3.wav", "train/clip 1.wav", "train/clip 3.wav", "gone,\n.wav"]
+    report = convert(src, files=write_list(tmp_path / "list.csv", names))
+    assert (report.inputs, report.done, report.failed, report.reasons) == (3, 2, 1, {"not_found": 1})
+    again = convert(src, files=write_list(tmp_path / "list.csv", ["train/clip 1.wav", "train/clip 2.wav"]))
+    assert (again.inputs, again.done, again.skipped, again.failed, again.listed) == (2, 1, 1, 0, 3)
+    records = read_records(LmsLayout(src.parent / "data" / "audioset_lms"), ["source"])["source"].to_pylist()
+    assert records == ["gone,\n.wav", "train/clip 1.wav", "train/clip 2.wav", "train/clip 3.wav"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("source\n../secret.wav\n", "leads out of"),
+        ("source\n/etc/passwd\n", "leads out of"),
+        ("file\na.wav\n", "no column source"),
+        ("source\n", "lists no audio files"),
+        ("source\n\xff.wav\n", "cannot be read"),
+        ("source,b\n,1\n", "no path of a file"),
+    ],
+)
+def test_bad_lists(src: Path, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "list.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=message):
+        convert(src, files=tmp_path / "list.csv")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_forecast_converts_a_sample_and_keeps_nothing(src: Path) -> None:
+    dst = src.parent / "data" / "audioset_lms"
+    found = forecast_melspec(src, dst, CONFIG, MelspecOptions(workers=2))
+    assert (found.clips, found.sampled, found.failed_in_sample, found.inodes_needed) == (12, 12, 0, 12)
+    assert 12 * (128 + 4 * 80 * 121) <= found.bytes_needed <= 12 * (4 * 80 * 121 + 8192)
+    assert found.clips_per_second > 0
+    assert found.shortage is None
+    assert sorted(path.name for path in src.parent.iterdir()) == ["wavs"]
+    convert(src)
+    (dst / "train" / "clip 1.npy").unlink()
+    before = snapshot(src.parent / "data")
+    assert forecast_melspec(src, dst, CONFIG, HERE).clips == 1
+    assert forecast_melspec(src, dst, CONFIG, MelspecOptions(overwrite=True)).clips == 12
+    assert snapshot(src.parent / "data") == before
+    with pytest.raises(FingerprintConflictError):
+        forecast_melspec(src, dst, replace(CONFIG, dtype="float16"), HERE)
+
+
+def test_a_finished_run_has_nothing_to_forecast(src: Path) -> None:
+    convert(src)
+    found = forecast_melspec(src, src.parent / "data" / "audioset_lms", CONFIG, HERE)
+    assert (found.clips, found.bytes_needed, found.shortage) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("free", "message"), [((1000, 50), "are needed and 1,000 bytes are free"), ((10**9, 3), "inodes")]
+)
+def test_what_cannot_fit_is_refused_before_it_starts(
+    src: Path, monkeypatch: pytest.MonkeyPatch, free: tuple[int, int], message: str
+) -> None:
+    monkeypatch.setattr(forecast, "_free", lambda place: free)
+    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 10)
+    with pytest.raises(UserError, match=message):
+        convert(src)
+    dst = src.parent / "data" / "audioset_lms"
+    assert not list(dst.rglob("*.npy"))
+    assert not list(LmsLayout(dst).temporaries.iterdir())
+    assert convert(src, ignore_space=True).done == 12
+
+
+def test_what_a_killed_forecast_left_is_swept(src: Path) -> None:
+    left = LmsLayout(src.parent / "data" / "audioset_lms").temporaries / ".m2dprep-forecast-x" / "y"
+    left.mkdir(parents=True)
+    convert(src)
+    assert not left.parent.exists()
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 from audioprep.config import PRESETS, ConvertConfig
-from workflows import melspec
+from workflows import forecast, melspec
 melspec.LARGEST_SHARD = 2
 melspec.RECORD_PART_SECONDS = 0.01
 if __name__ == "__main__":
     config = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
-    melspec.run_melspec(Path(sys.argv[1]), Path(sys.argv[2]), config, workers=int(sys.argv[3]))
+    melspec.run_melspec(Path(sys.argv[1]), Path(sys.argv[2]), config, melspec.MelspecOptions(workers=int(sys.argv[3])))
 """
 
 
@@ -228,7 +311,7 @@ def test_kills_at_random_moments_then_the_same_bytes(tmp_path: Path) -> None:
     for seed in range(40):
         write_wav(src / f"clip {seed}.wav", seed, seconds=8.0)
     script.write_text(SCRIPT)
-    run_melspec(src, tmp_path / "undisturbed" / "audioset_lms", CONFIG, workers=0)
+    run_melspec(src, tmp_path / "undisturbed" / "audioset_lms", CONFIG, HERE)
     rng = random.Random(1)
     kills = [
         kill_after_progress(start(script, src, dst), dst, rng.randint(1, 6), rng.uniform(0, 0.03)) for _ in range(6)

@@ -1,0 +1,150 @@
+"""What a conversion will cost, by a sample: hours, bytes and inodes, against what the file system has free."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.progress import duration
+from audioprep.config import ConvertConfig
+from audioprep.discover import Source
+
+SAMPLE = 64
+# A record with its moments, and once more while the records are merged.
+RECORD_BYTES = 2 * 1400
+# The forecast converts the same files every time.
+SAMPLE_SEED = 0
+FORECAST_PREFIX = ".m2dprep-forecast-"
+
+
+class ConvertSample(Protocol):
+    """Converts sources to arrays below ``dst`` and returns their records."""
+
+    def __call__(self, sources: Sequence[Source], /, *, dst: Path) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What ``clips`` conversions need. Inodes are None where the file system does not count them."""
+
+    clips: int
+    sampled: int
+    failed_in_sample: int
+    clips_per_second: float
+    seconds: float
+    bytes_needed: int
+    bytes_free: int
+    inodes_needed: int
+    inodes_free: int | None
+
+    @property
+    def shortage(self) -> str | None:
+        """What there is too little of, None where it fits."""
+        if self.bytes_needed > self.bytes_free:
+            return f"{size(self.bytes_needed)} are needed and {size(self.bytes_free)} are free"
+        if self.inodes_free is not None and self.inodes_needed > self.inodes_free:
+            return f"{self.inodes_needed:,} inodes (files) are needed and {self.inodes_free:,} are free"
+        return None
+
+    def require_space(self, dst: Path) -> None:
+        """Raise `UserError` where it does not fit."""
+        if self.shortage is not None:
+            raise UserError(
+                f"{dst}: the file system is too small for {self.clips:,} clips: {self.shortage}. Free some, choose "
+                "another, or use --dtype float16, which halves the bytes (--ignore-space starts all the same)."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "shortage": self.shortage}
+
+    def summary(self) -> str:
+        """Some lines for people."""
+        inodes = "unlimited" if self.inodes_free is None else f"{self.inodes_free:,} free"
+        return (
+            f"{self.clips:,} clips to convert, judged by {self.sampled} of them ({self.failed_in_sample} failed)\n"
+            f"time    {self.clips_per_second:,.1f} clips/s, {duration(self.seconds)} in all\n"
+            f"bytes   {size(self.bytes_needed)} needed, {size(self.bytes_free)} free\n"
+            f"inodes  {self.inodes_needed:,} needed, {inodes}\n"
+            + ("it fits" if self.shortage is None else f"it does not fit: {self.shortage}")
+        )
+
+
+def forecast(
+    pending: Sequence[Source], dst: Path, config: ConvertConfig, workers: int, convert: ConvertSample
+) -> Forecast:
+    """Convert a sample of ``pending`` to a temporary folder beside ``dst``, which is removed again.
+
+    ``convert`` takes sources and a folder and returns their records; the rate of this one process is taken ``workers``
+    times.
+    """
+    sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
+    temporaries = LmsLayout(dst).temporaries
+    place = temporaries if temporaries.is_dir() else nearest_folder(dst)
+    with tempfile.TemporaryDirectory(prefix=FORECAST_PREFIX, dir=place) as folder:
+        convert(sample[:1], dst=Path(folder))  # tables are made once a process
+        started = time.perf_counter()
+        records = convert(sample, dst=Path(folder))
+        seconds = (time.perf_counter() - started) / max(1, len(sample))
+    rate = max(1, workers) / seconds if seconds > 0 else 0.0
+    needed, inodes = _needs(records, config, os.statvfs(place).f_frsize)
+    free_bytes, free_inodes = _free(place)
+    clips = len(pending)
+    return Forecast(
+        clips=clips,
+        sampled=len(sample),
+        failed_in_sample=sum(record["status"] != "ok" for record in records),
+        clips_per_second=rate,
+        seconds=clips / rate if rate else 0.0,
+        bytes_needed=round(needed * clips),
+        bytes_free=free_bytes,
+        inodes_needed=round(inodes * clips),
+        inodes_free=free_inodes,
+    )
+
+
+def sweep_forecasts(layout: LmsLayout) -> None:
+    """Remove what a forecast that was killed left among the temporaries."""
+    for folder in layout.temporaries.glob(f"{FORECAST_PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _needs(records: Sequence[dict[str, Any]], config: ConvertConfig, block: int) -> tuple[float, float]:
+    """Bytes on disk and inodes that a clip takes on average."""
+    item_bytes = 2 if config.dtype == "float16" else 4
+    total, files = 0, 0
+    for record in records:
+        total += RECORD_BYTES
+        if record["frames"] is not None:
+            files += 1
+            content = 128 + item_bytes * config.log_mel.n_mels * record["frames"]
+            total += -(-content // block) * block
+    return total / max(1, len(records)), files / max(1, len(records))
+
+
+def _free(place: Path) -> tuple[int, int | None]:
+    """Bytes and inodes that are free for this user."""
+    system = os.statvfs(place)
+    return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else None
+
+
+def nearest_folder(path: Path) -> Path:
+    """``path`` or the first of its parents that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def size(count: float) -> str:
+    """``341.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -1,0 +1,114 @@
+"""What a conversion has to do: the sources, by a scan or by a list, less what the records say is done."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_store import FAILED, OK, read_records, record_parts
+from audioprep.discover import Source, discover, listed_sources
+
+PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sources still to convert, and how many of the others are done or failed before, by reason."""
+
+    pending: list[Source]
+    done: int
+    failed: Counter[str]
+
+
+def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
+    """The sources that ``files`` lists, or all that a scan of ``src`` finds. Raises `UserError` for none at all."""
+    sources = discover(src, exclude=dst) if files is None else listed_sources(src, files)
+    if not sources:
+        raise UserError(f"{src} holds no audio files." if files is None else f"{files} lists no audio files.")
+    return sources
+
+
+def make_plan(
+    layout: LmsLayout, sources: list[Source], *, retry_failed: bool, check_sources: bool, same_root: bool
+) -> Plan:
+    """Compare ``sources`` with the records of ``layout``.
+
+    A source is done where its latest record says so and its array is there. Failed ones are left alone unless
+    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded; sizes are compared
+    anyway where the records speak of another folder (not ``same_root``).
+    """
+    if not record_parts(layout):
+        return Plan(sources, 0, Counter())
+    records = read_records(layout, PLAN_COLUMNS)
+    names = pa.array([source.relative for source in sources], pa.string())
+    row_of = pc.index_in(names, value_set=records["source"].combine_chunks()).fill_null(-1).to_numpy()
+    del names
+    status = _values(records["status"])
+    known = row_of >= 0
+    good = known & (status[row_of] == OK)
+    failed = known & (status[row_of] == FAILED)
+    good &= _present(layout.root, records["file_name"])[row_of]
+    if check_sources or not same_root:
+        good &= ~_changed(sources, good, row_of, records, compare_times=check_sources and same_root)
+    kept_failed = np.zeros(len(sources), bool) if retry_failed else failed
+    reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
+    pending = np.flatnonzero(~(good | kept_failed)).tolist()
+    return Plan([sources[index] for index in pending], int(good.sum()), reasons)
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of few different strings as objects, each string once in memory."""
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+    codes: np.ndarray = encoded.indices.fill_null(len(texts) - 1).to_numpy()
+    chosen: np.ndarray = texts[codes]
+    return chosen
+
+
+def _present(root: Path, file_names: pa.ChunkedArray) -> np.ndarray:
+    """Which of ``file_names`` are files under ``root``: one scan instead of a question for each."""
+    found = pa.array(arrays_below(root), pa.string())
+    present: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=found).to_numpy(zero_copy_only=False)
+    return present
+
+
+def arrays_below(root: Path) -> list[str]:
+    """Relative paths of the .npy files under ``root``."""
+    found: list[str] = []
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if entry.name.endswith(".npy"):
+                    found.append(prefix + entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{entry.name}/")
+    return found
+
+
+def _changed(
+    sources: Sequence[Source], candidates: np.ndarray, row_of: np.ndarray, records: pa.Table, *, compare_times: bool
+) -> np.ndarray:
+    """Which of the ``candidates`` are other files than those recorded, by size and, if asked for, by time."""
+    sizes = records["source_bytes"].fill_null(-1).to_numpy()
+    times = records["source_mtime_ns"].fill_null(-1).to_numpy()
+    changed = np.zeros(len(sources), bool)
+    for index in np.flatnonzero(candidates).tolist():
+        row = row_of[index]
+        try:
+            status = sources[index].path.stat()
+        except OSError:
+            changed[index] = True
+            continue
+        changed[index] = status.st_size != sizes[row] or (compare_times and status.st_mtime_ns != times[row])
+    return changed
