@@ -7,20 +7,30 @@ and line: a clip id that occurred before (the first one stays), a label id that 
 
 from __future__ import annotations
 
+import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 
 from artifacts.errors import UserError
-from captions.columns import codes, first_occurrences, keep_in_lists
-from captions.csv_table import read_csv_table
-from captions.text_files import EXAMPLES, Finding, decode, listing, read_bytes, read_lines
+from artifacts.layout import require_file
+from captions.clip_ids import ID_BYTES
+from captions.columns import chunks, keep_in_lists, one_array, repeats, text_bytes
+from captions.csv_table import BLOCK_BYTES, read_csv_table
+from captions.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 
+PURPOSE = "a list of AudioSet segments"
+PUBLISHED = pa.schema(
+    [("clip_id", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64()), ("mids", pa.string())]
+)
 # id, start, end, then label ids: a quoted list, or a single one without quotes.
 SEGMENT = (
     r'^\s*(?P<clip_id>[^\s,"#](?:[^,"]*[^\s,"])?)\s*,\s*(?P<start>\d+(?:\.\d*)?)\s*,\s*(?P<end>\d+(?:\.\d*)?)\s*,'
@@ -67,18 +77,34 @@ def read_segments(paths: Sequence[Path], label_names: Mapping[str, str]) -> Segm
     if repeated := {str(path) for path in paths if list(paths).count(path) > 1}:
         raise UserError(f"{', '.join(sorted(repeated))}: given more than once as a list of segments.")
     parts = [_read_list(path) for path in paths]
-    places = _Places(paths, [part.num_rows for part in parts], [part["line"].to_numpy() for part in parts])
-    table = pa.concat_tables(parts).combine_chunks()
-    labels, unknown = _label_lists(table["mids"].combine_chunks(), label_names, places)
-    first = first_occurrences(codes(table["clip_id"]))
-    repeats = np.flatnonzero(~first).tolist()
-    ids = table["clip_id"].take(pa.array(repeats[:EXAMPLES], pa.int64())).to_pylist()
+    places = _Places(paths, [part.lines for part in parts])
+    mids = [chunk for part in parts for chunk in chunks(part.rows["mids"])]
+    labels, unknown = _label_lists(mids, label_names, places)
+    splits = pa.array([split_name(path) for path in paths])
+    split_of_row = np.repeat(np.arange(len(paths), dtype=np.int32), [part.rows.num_rows for part in parts])
+    split = pa.DictionaryArray.from_arrays(pa.array(split_of_row), splits).cast(pa.string())
+    read = pa.concat_tables([part.rows for part in parts])
+    ids = one_array(read["clip_id"])
+    again = repeats(ids)
+    shown = ids.take(pa.array(again[:EXAMPLES])).to_pylist()
     duplicates = Finding(
-        len(repeats), tuple(f"{identifier} at {places[row]}" for identifier, row in zip(ids, repeats, strict=False))
+        len(again),
+        tuple(f"{identifier} at {places[row]}" for identifier, row in zip(shown, again.tolist(), strict=False)),
     )
-    columns = [table["clip_id"], table["start_seconds"], table["split"], labels]
-    clips = pa.Table.from_arrays(columns, schema=SEGMENTS_SCHEMA).filter(pa.array(first))
-    return Segments(clips, table.num_rows, duplicates, unknown)
+    columns = [pa.chunked_array([ids]), read["start_seconds"], pa.chunked_array([split]), labels]
+    clips = pa.Table.from_arrays(columns, schema=SEGMENTS_SCHEMA)
+    if len(again):
+        keep = np.ones(len(ids), bool)
+        keep[again] = False
+        clips = clips.filter(pa.array(keep))
+    return Segments(clips, read.num_rows, duplicates, unknown)
+
+
+class _List(NamedTuple):
+    """One file: columns clip_id, start_seconds and mids (``mid,mid,…``), and the line that each row was read from."""
+
+    rows: pa.Table
+    lines: Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -86,19 +112,83 @@ class _Places:
     """Where each row of the concatenated lists was read: ``file:line``."""
 
     paths: Sequence[Path]
-    rows: list[int]
-    lines: list[np.ndarray]
+    lines: Sequence[Sequence[int] | np.ndarray]
 
     def __getitem__(self, row: int) -> str:
-        for path, rows, lines in zip(self.paths, self.rows, self.lines, strict=True):
-            if row < rows:
+        for path, lines in zip(self.paths, self.lines, strict=True):
+            if row < len(lines):
                 return f"{path}:{lines[row]}"
-            row -= rows
+            row -= len(lines)
         raise IndexError(row)
 
 
-def _read_list(path: Path) -> pa.Table:
-    lines = read_lines(path, "a list of AudioSet segments")
+def _read_list(path: Path) -> _List:
+    """A file in the published form is read at full speed; any other line by line, and explained if malformed."""
+    require_file(path, PURPOSE)
+    return read_published(path) or _read_any(path)
+
+
+def read_published(path: Path) -> _List | None:
+    """A list in the very form in which AudioSet is published; None where anything in it has another form."""
+    try:
+        with open_binary(path) as file:
+            comments, first = 0, file.readline()
+            while first.startswith(b"#"):
+                comments, first = comments + 1, file.readline()
+            source = _WithoutSpaceBeforeQuotes(first, file)
+            table = pyarrow.csv.read_csv(
+                source,
+                read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=PUBLISHED, strings_can_be_null=False),
+            )
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error):
+        return None
+    if source.quotes % 2 or not table.num_rows or not _is_published(table):
+        return None
+    return _List(table.drop_columns(["end_seconds"]), range(comments + 1, comments + 1 + table.num_rows))
+
+
+def _is_published(table: pa.Table) -> bool:
+    """Whether ids are made of the characters of YouTube's, times are times, and label ids have no quotes."""
+    ids = [text_bytes(chunk) for chunk in chunks(table["clip_id"])]
+    times = [table[name].to_numpy() for name in ("start_seconds", "end_seconds")]
+    mids = [text_bytes(chunk)[0] for chunk in chunks(table["mids"])]
+    return (
+        all(ID_BYTES[content].all() and (np.diff(offsets) > 0).all() for content, offsets in ids)
+        and all((np.isfinite(seconds) & (seconds >= 0)).all() for seconds in times)
+        and not any(((content == ord('"')) | (content == ord("\n"))).any() for content in mids)
+    )
+
+
+class _WithoutSpaceBeforeQuotes(io.RawIOBase):
+    """The bytes of ``first`` and ``rest`` with ``, "`` as ``,"``, so that quotes open fields as CSV knows them."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self._pending, self._rest = first, rest
+        self.quotes = 0  # how many went through
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes, none at the end; what may be the beginning of ``, "`` waits for the next call."""
+        ended = False
+        while size < 0 or len(self._pending) < size:
+            more = self._rest.read(size - len(self._pending) if size >= 0 else -1)
+            self._pending += more
+            if ended := not more:
+                break
+        data = self._pending if size < 0 else self._pending[:size]
+        kept = 0 if ended or len(data) < 3 else 2 if data.endswith(b", ") else int(data.endswith(b","))
+        data = data[: len(data) - kept]
+        self._pending = self._pending[len(data) :]
+        self.quotes += data.count(b'"')
+        return data.replace(b', "', b',"')
+
+
+def _read_any(path: Path) -> _List:
+    lines = read_lines(path, PURPOSE)
     content = pc.and_(pc.match_substring_regex(lines, r"\S"), pc.invert(pc.match_substring_regex(lines, r"^\s*#")))
     numbers = np.flatnonzero(content.to_numpy(zero_copy_only=False)) + 1
     rows = lines.filter(content)
@@ -108,15 +198,12 @@ def _read_list(path: Path) -> pa.Table:
     if not len(rows):
         raise UserError(f'{path} lists no segment; it should have lines like: id, 30.000, 40.000, "/m/09x0r".')
     mids = pc.binary_join_element_wise(pc.struct_field(fields, "quoted"), pc.struct_field(fields, "bare"), "")
-    return pa.table(
-        {
-            "clip_id": pc.struct_field(fields, "clip_id"),
-            "start_seconds": pc.struct_field(fields, "start").cast(pa.float64()),
-            "split": pa.array([split_name(path)]).take(pa.array(np.zeros(len(rows), np.int8))),
-            "mids": mids,
-            "line": numbers,
-        }
-    )
+    columns = {
+        "clip_id": pc.struct_field(fields, "clip_id"),
+        "start_seconds": pc.struct_field(fields, "start").cast(pa.float64()),
+        "mids": mids,
+    }
+    return _List(pa.table(columns), numbers)
 
 
 def _raise_malformed(path: Path, rows: pa.Array, numbers: np.ndarray, malformed: np.ndarray) -> None:
@@ -128,23 +215,38 @@ def _raise_malformed(path: Path, rows: pa.Array, numbers: np.ndarray, malformed:
     )
 
 
-def _label_lists(mids: pa.Array, label_names: Mapping[str, str], places: _Places) -> tuple[pa.Array, Finding]:
+def _label_lists(
+    mids: Sequence[pa.Array], label_names: Mapping[str, str], places: _Places
+) -> tuple[pa.ChunkedArray, Finding]:
     """Per row the names of its labels in CSV order; label ids that have no name are left out and counted."""
-    lists = pc.split_pattern(mids, ",")
-    flat = pc.utf8_trim_whitespace(pc.list_flatten(lists))
-    known = pc.index_in(flat, value_set=pa.array(list(label_names), pa.string()))
-    names = pa.array(list(label_names.values()), pa.string()).take(known)
-    is_known = known.is_valid().to_numpy(zero_copy_only=False)
-    is_there = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
-    unknown = np.flatnonzero(~is_known & is_there).tolist()
-    if len(unknown) and not is_known.any():
+    table, names = pa.array(list(label_names), pa.string()), pa.array(list(label_names.values()), pa.string())
+    lists: list[pa.Array] = []
+    examples: list[tuple[str, str]] = []
+    count, row, any_known = 0, 0, False
+    for chunk in mids:
+        split = pc.split_pattern(chunk, ",")
+        flat = split.flatten()
+        if (text_bytes(flat)[0] == ord(" ")).any():
+            flat = pc.utf8_trim_whitespace(flat)
+        known = pc.index_in(flat, value_set=table)
+        is_known = known.is_valid().to_numpy(zero_copy_only=False)
+        any_known |= bool(is_known.any())
+        if not is_known.all():
+            is_there = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
+            unknown = np.flatnonzero(~is_known & is_there)
+            count += len(unknown)
+            row_of = np.repeat(np.arange(len(chunk)), pc.list_value_length(split).to_numpy(zero_copy_only=False))
+            some = unknown[: EXAMPLES - len(examples)]
+            examples += [(flat[at].as_py(), places[row + int(row_of[at])]) for at in some.tolist()]
+        lists.append(keep_in_lists(split, is_known, names.take(known)))
+        row += len(chunk)
+    if count and not any_known:
         raise UserError(
-            f"{places[0]}: label {flat[unknown[0]].as_py()!r} is not in the table of labels, and neither is any other "
+            f"{examples[0][1]}: label {examples[0][0]!r} is not in the table of labels, and neither is any other "
             "label of the segments; is it the right ontology.json or class_labels_indices.csv?"
         )
-    row_of = np.repeat(np.arange(len(mids)), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
-    examples = tuple(f"{flat[at].as_py()} at {places[row_of[at]]}" for at in unknown[:EXAMPLES])
-    return keep_in_lists(lists, is_known, names), Finding(len(unknown), examples)
+    shown = tuple(f"{label} at {place}" for label, place in examples)
+    return pa.chunked_array(lists, pa.list_(pa.string())), Finding(count, shown)
 
 
 def read_label_names(path: Path) -> dict[str, str]:

@@ -2,60 +2,111 @@
 
 Changed: every run of white space (line breaks, tabs, no-break and zero-width spaces) becomes one space and is removed
 at both ends; a wrapper such as ``The audio caption for the given information could be: "A dog barks."`` is removed,
-also with curly quotes, without its closing quote, or, where the wrapper speaks of a caption, without quotes at all.
+also with curly quotes, without its closing quote, or, where the wrapper speaks of a caption, without quotes at all
+(``Audio caption: A dog barks.``, ``Here is a possible description of the sound: “A dog barks.``).
 
 Kept as it is: letter case, punctuation, quotes inside a caption and quotes around all of it where no wrapper is,
-text in other languages, label names quoted back, numbers. They may be meant, and an encoder copes with them.
+text in other languages, label names quoted back, numbers. They may be meant, and an encoder copes with them;
+`captions.lint` finds them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from captions.columns import chunks, rows_at, text_bytes
 
 QUOTES = '"“”„‟«»'
 # RE2's \s is ASCII only; the control characters are those that Python's str.split() takes for white space.
 WHITE_SPACE = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}\x{200b}\x{feff}]+"
-IRREGULAR_SPACE = r"^ | $|  |[\t-\r\x1c-\x1f\x{85}\x{200b}\x{2028}\x{2029}\x{feff}]|[^\P{Zs} ]"
-MAYBE_WRAPPED = r"(?i)could be\s*:"
 SINGLE_QUOTES = "'`´‘’"
-QUOTED_WRAPPER = re.compile(
-    rf"^.*?\bcould be\s*:\s*(?P<open>[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}})\s*(?P<body>.*)$", re.IGNORECASE | re.DOTALL
+INTRODUCTION = r"(?:(?:sure|certainly|of course|okay|ok)[!,.]+\s*)?"
+# Words before "caption" that belong to a wrapper: "A man reads a caption: hello." has others and is none.
+BEFORE = (
+    r"(?:(?:here(?:'s|’s)?|is|the|an?|one|my|your|possible|potential|suggested|generated|final|short|brief|concise|new|"
+    r"audio|sound|video|clip|example|of|suitable|simple)\s+)*"
+)
+CAPTION_WRAPPER = re.compile(
+    rf"^{INTRODUCTION}{BEFORE}(?:caption|description)s?\b(?:\s+\d+)?[^.!?:{QUOTES}]{{0,100}}:\s*(?P<body>.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+COULD_BE_WRAPPER = re.compile(
+    rf"^.*?\bcould be\s*:\s*(?P<body>(?:[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}}).*)$", re.IGNORECASE | re.DOTALL
 )
 BARE_WRAPPER = re.compile(r"^[^.!?]*\bcaption\b[^.!?]*\bcould be\s*:\s*(?P<body>.*)$", re.IGNORECASE | re.DOTALL)
+WRAPPERS = (COULD_BE_WRAPPER, BARE_WRAPPER, CAPTION_WRAPPER)
+QUOTE = re.compile(f"[{QUOTES}]")
+OPENING = re.compile(rf"^(?P<open>[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}})\s*(?P<body>.*)$", re.DOTALL)
 
 
-def clean(captions: pa.Array) -> tuple[pa.Array, int]:
+def clean(captions: pa.Array | pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
     """The captions cleaned, in their order, and how many were unwrapped. A caption may end up empty."""
-    spaced = normalise_space(captions)
-    suspects = pc.match_substring_regex(spaced, MAYBE_WRAPPED)
-    texts = spaced.filter(suspects).to_pylist()
-    bare = [unwrap(text) for text in texts]
-    unwrapped = sum(text != other for text, other in zip(texts, bare, strict=True))
-    return pc.replace_with_mask(spaced, suspects, pa.array(bare, spaced.type)), unwrapped
+    cleaned, unwrapped = [], 0
+    for texts in chunks(captions):
+        oddly_spaced, with_colon = _suspects(texts)
+        texts = _with_rows(texts, oddly_spaced, _one_space)
+        before = texts.filter(pa.array(with_colon))
+        texts = _with_rows(texts, with_colon, lambda rows: pa.array(map(unwrap, rows.to_pylist()), rows.type))
+        unwrapped += pc.sum(pc.not_equal(before, texts.filter(pa.array(with_colon)))).as_py() or 0
+        cleaned.append(texts)
+    return pa.chunked_array(cleaned, pa.string()), unwrapped
 
 
 def normalise_space(texts: pa.Array) -> pa.Array:
     """Every run of Unicode white space as one space, none at the ends."""
-    irregular = pc.match_substring_regex(texts, IRREGULAR_SPACE)  # rare; replacing is slow, so only there
-    replaced = pc.utf8_trim(pc.replace_substring_regex(texts.filter(irregular), WHITE_SPACE, " "), " ")
-    return pc.replace_with_mask(texts, irregular, replaced)
+    return _with_rows(texts, _suspects(texts)[0], _one_space)
+
+
+def _one_space(texts: pa.Array) -> pa.Array:
+    return pc.utf8_trim(pc.replace_substring_regex(texts, WHITE_SPACE, " "), " ")
+
+
+def _with_rows(texts: pa.Array, rows: np.ndarray, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """``texts`` with only the chosen ``rows`` changed; most need nothing, and what they'd need is slow."""
+    if not rows.any():
+        return texts
+    mask = pa.array(rows)
+    return pc.replace_with_mask(texts, mask, change(texts.filter(mask)))
+
+
+def _suspects(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """bool (N,) twice: texts whose white space may be irregular, and texts with a colon, as every wrapper has.
+
+    Looks at bytes: irregular is whatever is neither printable ASCII nor a lone space between two other characters.
+    """
+    content, offsets = text_bytes(texts)
+    if not len(content):
+        return np.zeros(len(texts), bool), np.zeros(len(texts), bool)
+    spaces = content == 0x20
+    odd = (content - np.uint8(0x20)) > 0x7E - 0x20
+    odd[1:] |= spaces[1:] & spaces[:-1]
+    irregular = rows_at(offsets, np.flatnonzero(odd))
+    filled = offsets[:-1] < offsets[1:]
+    irregular[filled] |= spaces[offsets[:-1][filled]] | spaces[offsets[1:][filled] - 1]
+    return irregular, rows_at(offsets, np.flatnonzero(content == ord(":")))
 
 
 def unwrap(text: str) -> str:
-    """The caption inside a wrapper, or ``text`` where there is none. White space must have been normalised.
+    """The caption inside a wrapper, or ``text`` where there is none. White space must have been normalised."""
+    match = next(filter(None, (wrapper.match(text) for wrapper in WRAPPERS)), None)
+    return text if match is None else _unquote(match["body"])
+
+
+def _unquote(body: str) -> str:
+    """What a wrapper held, without the quotes around it.
 
     Quotes inside a caption come in pairs, so an odd number after the opening one means that the last is its closing
     quote, and what follows that is the wrapper's; an even number means that the closing quote is missing.
     """
-    if match := QUOTED_WRAPPER.match(text):
-        body = match["body"]
-        if match["open"] not in QUOTES:  # an apostrophe inside looks the same, so only those at the end can close
-            return body.rstrip(SINGLE_QUOTES).strip()
-        places = [at for at, character in enumerate(body) if character in QUOTES]
-        return (body[: places[-1]] if len(places) % 2 else body).strip()
-    if match := BARE_WRAPPER.match(text):
-        return match["body"].strip()
-    return text
+    if (match := OPENING.match(body)) is None:
+        return body.strip()
+    text = match["body"]
+    if match["open"] not in QUOTES:  # an apostrophe inside looks the same, so only those at the end can close
+        return text.rstrip(SINGLE_QUOTES).strip()
+    places = [match.start() for match in QUOTE.finditer(text)]
+    return (text[: places[-1]] if len(places) % 2 else text).strip()

@@ -2,18 +2,70 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_id import AUDIOSET_FORM, VGGSOUND_FORM
+from artifacts.clip_id import AUDIOSET_FORM, TIMED_FORM, VGGSOUND_FORM
+from captions.columns import chunks, one_array, text_bytes
 
 AUDIO_FILE = r"(?i)^(?:.*/)?([^/]+)\.(?:wav|flac|mp3|ogg|opus|m4a|aac|aif|aiff|npy)$"
+ID_BYTES = np.zeros(256, dtype=bool)
+ID_BYTES[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")] = True
+FEW = 4  # names are few where clips are so many times as many
+VGGSOUND_LENGTH, AUDIOSET_LENGTH, ID_LENGTH = 18, 12, 11
+
+
+class Matches(NamedTuple):
+    """For every name the row of its clip, int32 with null where no clip is meant, and the start second it names.
+
+    ``start_seconds`` float64 (N,) is that of VGGSound's form, where the name was read by it; NaN elsewhere.
+    """
+
+    clip: pa.Array
+    start_seconds: np.ndarray
 
 
 def youtube_ids(names: pa.Array) -> pa.Array:
     """`artifacts.clip_id.youtube_id` of every name: VGGSound's form first, then AudioSet's; else null."""
-    vggsound = whole(VGGSOUND_FORM.pattern)
-    audioset = whole(AUDIOSET_FORM.pattern)
+    return _read_forms(names)[0]
+
+
+def _read_forms(names: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The YouTube id (or null) and the start second (or NaN) of every name.
+
+    Where all bytes may stand in an id, the two frequent forms are told by their length and a few bytes; regular
+    expressions read what is left.
+    """
+    content, offsets = text_bytes(names)
+    lengths = np.diff(offsets)
+    seconds = np.full(len(names), np.nan)
+    audioset, vggsound = np.zeros(len(names), bool), np.zeros(len(names), bool)
+    if ID_BYTES[content].all():
+        rows = np.flatnonzero(lengths == AUDIOSET_LENGTH)
+        audioset[rows] = content[offsets[rows]] == ord("Y")
+        rows = np.flatnonzero(lengths == VGGSOUND_LENGTH)
+        tail = content[offsets[rows, None] + np.arange(ID_LENGTH, VGGSOUND_LENGTH)].astype(np.int64)
+        digits = tail[:, 1:] - ord("0")
+        is_form = (tail[:, 0] == ord("_")) & ((digits >= 0) & (digits <= 9)).all(axis=1)
+        vggsound[rows[is_form]] = True
+        seconds[rows[is_form]] = digits[is_form] @ 10 ** np.arange(5, -1, -1)
+    first = pc.if_else(pa.array(audioset), pc.binary_slice(names.cast(pa.binary()), 1, 12).cast(pa.string()), None)
+    ids = pc.if_else(
+        pa.array(vggsound), pc.binary_slice(names.cast(pa.binary()), 0, ID_LENGTH).cast(pa.string()), first
+    )
+    left = ~(audioset | vggsound) & (lengths >= AUDIOSET_LENGTH)
+    if left.any():
+        others = names.filter(pa.array(left))
+        ids = pc.replace_with_mask(ids, pa.array(left), _read_with_expressions(others))
+        seconds[left] = _start_with_expressions(others)
+    return ids, seconds
+
+
+def _read_with_expressions(names: pa.Array) -> pa.Array:
+    vggsound, audioset = whole(VGGSOUND_FORM.pattern), whole(AUDIOSET_FORM.pattern)
     return pc.if_else(
         pc.match_substring_regex(names, vggsound),
         pc.replace_substring_regex(names, vggsound, r"\1"),
@@ -25,23 +77,79 @@ def youtube_ids(names: pa.Array) -> pa.Array:
     )
 
 
+def _start_with_expressions(names: pa.Array) -> np.ndarray:
+    form = whole(VGGSOUND_FORM.pattern)
+    digits = pc.if_else(
+        pc.match_substring_regex(names, form), pc.replace_substring_regex(names, form, r"\2"), pa.scalar(None)
+    )
+    return digits.cast(pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
 def without_file_name(names: pa.Array) -> pa.Array:
     """Names of audio files without folder and suffix (``sub/rain.wav`` → ``rain``); other names stay as they are."""
+    content, _ = text_bytes(names)
+    if not (content == ord(".")).any():
+        return names
     files = pc.match_substring_regex(names, AUDIO_FILE)
     return pc.replace_with_mask(names, files, pc.replace_substring_regex(names.filter(files), AUDIO_FILE, r"\1"))
 
 
-def match_clips(names: pa.Array, clips: pa.Array) -> pa.Array:
-    """For every name the row of its clip in ``clips`` (unique ids), int32; null where no clip is meant.
+def match_clips(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> Matches:
+    """Find the clips that ``names`` (no nulls) mean among ``clips`` (unique ids).
 
     The most literal reading wins: the name itself, then without an audio file's folder and suffix, then the YouTube
     id where the name has one of its forms. A clip named ``dog_barking_000001`` is never taken for another one.
     """
-    stems = without_file_name(names)
-    readings = (names, stems, youtube_ids(stems))
-    return pc.coalesce(*(pc.index_in(reading, value_set=clips, skip_nulls=True) for reading in readings))
+    stems, ids, seconds = [], [], []
+    for chunk in chunks(names):
+        stem = without_file_name(chunk)
+        stems.append(stem)
+        youtube, second = _read_forms(stem)
+        ids.append(youtube)
+        seconds.append(second)
+    lengths = np.unique(pc.binary_length(clips).to_numpy(zero_copy_only=False))
+    names = one_array(names)
+    literal = _find(names, clips, lengths)
+    if (together := pa.concat_arrays(stems)) != names:
+        literal = pc.coalesce(literal, _find(together, clips, lengths))
+    clip = pc.coalesce(literal, _find(pa.concat_arrays(ids), clips, lengths))
+    start = np.concatenate(seconds)
+    start[literal.is_valid().to_numpy(zero_copy_only=False)] = np.nan
+    return Matches(clip, start)
+
+
+def _find(names: pa.Array, clips: pa.Array, lengths: np.ndarray) -> pa.Array:
+    """The row of every name in ``clips``, null where it isn't there. Names as long as no clip's are not looked for."""
+    own = pc.binary_length(names)
+    possible = np.isin(pc.fill_null(own, -1).to_numpy(zero_copy_only=False), lengths)
+    if not possible.any():
+        return pa.nulls(len(names), pa.int32())
+    if possible.all():
+        return _index_in(names, clips)
+    rows = _index_in(names.filter(pa.array(possible)), clips)
+    return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
+
+
+def _index_in(names: pa.Array, clips: pa.Array) -> pa.Array:
+    """The row of every name in ``clips``, int32. Of few names and many clips, the clips are looked up in the names."""
+    if FEW * len(names) > len(clips):
+        return pc.index_in(names, value_set=clips)
+    encoded = names.dictionary_encode()
+    name_of_clip = pc.index_in(clips, value_set=encoded.dictionary)
+    known = np.flatnonzero(name_of_clip.is_valid().to_numpy(zero_copy_only=False))
+    clip_of_name = np.full(len(encoded.dictionary), -1, np.int32)
+    clip_of_name[name_of_clip.take(pa.array(known)).to_numpy()] = known
+    rows = clip_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
+    return pa.array(rows, mask=rows < 0)
 
 
 def whole(pattern: str) -> str:
     """A regular expression that must match all of a text."""
     return rf"^(?:{pattern})$"
+
+
+def timed_ids(names: pa.Array) -> pa.Array:
+    """The first eleven characters of names like ``<id>_30.000_40.000`` (AudioSet copies without the "Y"); else null."""
+    form = whole(TIMED_FORM.pattern)
+    fits = pc.match_substring_regex(names, form)
+    return pc.if_else(fits, pc.replace_substring_regex(names, form, r"\1"), pa.scalar(None, names.type))

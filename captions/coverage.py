@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captions.exclusion import ExclusionCounts
 from captions.text_files import EXAMPLES, Finding
 
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """One source's captions: ``rows = without_id + empty + unmatched + duplicates + used``.
+    """One source's captions: ``rows = without_id + empty + unmatched + start_refused +
+    duplicates + used``.
 
-    ``rows`` are captions, not lines: a line with four captions is four. ``unmatched`` have an id of no clip,
-    ``duplicates`` belong to a clip whose caption was already taken (fill) or repeat one (add). ``other_start`` of the
-    used ones come from another second of the same video. ``unwrapped`` says how many had a wrapper around them.
+    ``rows`` are captions, not lines: a line with four captions is four. ``unmatched`` have an id of no clip;
+    ``start_refused`` are of another start second where that is not wanted (``--match-start``); ``duplicates`` belong
+    to a clip whose caption was already taken (fill) or repeat one (add). ``other_start`` of the used ones come from
+    another second of the same video. ``unwrapped`` says how many had a wrapper around them.
     """
 
     source: str
@@ -27,6 +30,7 @@ class SourceCounts:
     without_id: int
     empty: int
     unmatched: int
+    start_refused: int
     duplicates: int
     used: int
     unwrapped: int
@@ -54,6 +58,7 @@ class Coverage:
     without_caption: Finding
     source: SourceCounts | None
     segments: SegmentCounts | None = None
+    excluded: tuple[ExclusionCounts, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -61,20 +66,21 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """The table for people."""
-        rows: list[tuple[str, int | Finding]] = [("clips", self.clips), ("captions", self.captions)]
+        rows: list[tuple[str, int | Finding | ExclusionCounts]] = [("clips", self.clips), ("captions", self.captions)]
         rows += [(f"  from {name}", count) for name, count in self.by_source.items()]
         if self.segments:
             rows.append(("segments read", self.segments.rows))
             rows.append(("  repeated ids (first kept)", self.segments.duplicates))
             rows.append(("  unknown labels (left out)", self.segments.unknown_labels))
         rows.append(("  clips without a caption" if self.segments else "clips left without one", self.without_caption))
+        rows += [(f"  excluded by {counts.path}", counts) for counts in self.excluded]
         rows += _source_rows(self.source) if self.source else []
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {_shown(value)}" for name, value in rows]
 
 
-def _shown(value: int | Finding) -> str:
-    return str(value) if isinstance(value, Finding) else f"{value:,}"
+def _shown(value: int | Finding | ExclusionCounts) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
@@ -83,6 +89,7 @@ def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
         ("  used", source.used),
         ("  of another start second", source.other_start),
         ("  unwrapped", source.unwrapped),
+        ("  refused: other start second", source.start_refused),
         ("  empty", source.empty),
         ("  without an id", source.without_id),
         ("  duplicates", source.duplicates),

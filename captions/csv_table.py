@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import gzip
 import io
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 
 from artifacts.errors import UserError
+from artifacts.layout import require_file
 from artifacts.tables import first_line
-from captions.text_files import EXAMPLES, decode, listing, read_bytes
+from captions.columns import chunks, text_bytes
+from captions.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
+LAST_BYTES = 1 << 20
 
 
 def read_csv_table(path: Path, purpose: str, columns: Sequence[str], *, others: bool = False) -> pa.Table:
@@ -31,34 +36,41 @@ def read_csv_table(path: Path, purpose: str, columns: Sequence[str], *, others: 
     Raises `UserError`, naming the lines, where a row has another number of columns than the header, a quote is
     opened and not closed, or the text is not UTF-8; and naming the columns that are there where one is missing.
     """
-    data = read_bytes(path, purpose)
-    header = _header(path, data, purpose)
+    require_file(path, purpose)
+    header = _header(path, purpose)
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
     wanted = header if others else [header[names.index(name)] for name in columns]
     try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        _raise_malformed(path, data, purpose)
+        with open_binary(path) as file:
+            table = pyarrow.csv.read_csv(
+                file,
+                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+                ),
+            )
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError, zlib.error) as error:
+        _raise_malformed(path, read_bytes(path, purpose), purpose)
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
-    if _may_have_swallowed_rows(data, table):
-        _raise_malformed(path, data, purpose)
+    if _may_have_swallowed_rows(path, table):
+        _raise_malformed(path, read_bytes(path, purpose), purpose)
     return table.rename_columns([name.strip() for name in wanted])
 
 
-def _header(path: Path, data: bytes, purpose: str) -> list[str]:
+def _header(path: Path, purpose: str) -> list[str]:
     """The column names of the first line that is not empty."""
-    start = decode(path, data.lstrip(b"\r\n").split(b"\n", 1)[0])
+    start = b""
     try:
-        header = next(csv.reader(io.StringIO(start, newline=""), strict=True), [])
+        with open_binary(path) as file:
+            start = next((line for line in file if line.strip(b"\r\n")), b"")
+    except (OSError, EOFError, zlib.error):
+        read_bytes(path, purpose)  # says what is wrong with the file
+        raise
+    try:
+        header = next(csv.reader(io.StringIO(decode(path, start), newline=""), strict=True), [])
     except csv.Error as error:
         raise UserError(f"{path}: its header line cannot be read ({purpose}): {error}") from error
     if not any(name.strip() for name in header):
@@ -69,14 +81,19 @@ def _header(path: Path, data: bytes, purpose: str) -> list[str]:
     return header
 
 
-def _may_have_swallowed_rows(data: bytes, table: pa.Table) -> bool:
+def _may_have_swallowed_rows(path: Path, table: pa.Table) -> bool:
     """Whether a quote that was never closed could have made one value of several rows.
 
-    Quotes come in pairs, and what a lost one swallows holds a line break or reaches the end of the file.
+    Quotes come in pairs, and what a lost one swallows holds a line break or, in the last line, the end of the file.
     """
-    if data.count(b'"') % 2:
+    columns = [column for column in table.columns for column in chunks(column)]
+    if any((text_bytes(column)[0] == ord("\n")).any() for column in columns):
         return True
-    return any(pc.any(pc.match_substring(column, "\n")).as_py() for column in table.columns)
+    with open_binary(path) as file:
+        if not isinstance(file, gzip.GzipFile):
+            file.seek(max(path.stat().st_size - LAST_BYTES, 0))
+        last = collections.deque(iter(lambda: file.read(LAST_BYTES), b""), maxlen=2)
+    return bool(b"".join(last).rstrip(b"\r\n").rpartition(b"\n")[2].count(b'"') % 2)
 
 
 def _raise_malformed(path: Path, data: bytes, purpose: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,10 +13,11 @@ import pyarrow.csv
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.tables import read_captions, write_captions
+from artifacts.tables import read_captions
+from captions.assembly import CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
 from captions.coverage import Coverage, count_sources
-from captions.merge import Merged, add, fill
+from captions.merge import DEFAULTS, AddOptions, FillOptions, Merged, add, add_to, fill
 from captions.sources import AUTO_ACD, LABEL, read_auto_acd
 
 
@@ -24,6 +27,7 @@ def fill_file(
     labels: Path,
     auto_acd: Path | None,
     *,
+    options: FillOptions = DEFAULTS,
     unmatched: Path | None = None,
     overwrite: bool = False,
 ) -> Coverage:
@@ -35,11 +39,15 @@ def fill_file(
     and ``overwrite`` is not asked for.
     """
     names = read_label_names(labels)
-    merged = fill(read_segments(segments, names), None if auto_acd is None else read_auto_acd(auto_acd))
+    with ThreadPoolExecutor(1) as pool:  # both tables are large
+        reading = None if auto_acd is None else pool.submit(read_auto_acd, auto_acd)
+        clips = read_segments(segments, names)
+        rows = None if reading is None else reading.result()
+    merged = fill(clips, rows, options)
     if output.exists() and not overwrite:
         _require_filled(output, merged.captions)
     else:
-        _write(output, merged.captions)
+        _write(output, merged)
     write_unmatched(unmatched, merged)
     return merged.coverage
 
@@ -64,6 +72,7 @@ def add_file(
     *,
     create: bool = False,
     replace: bool = False,
+    options: AddOptions | None = None,
     unmatched: Path | None = None,
 ) -> Coverage:
     """Put the captions ``rows`` (`captions.sources.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
@@ -71,19 +80,24 @@ def add_file(
     ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.merge.add`
     does, and where the file is missing otherwise; the file is then as it was.
     """
-    if not captions.exists() and not create:
+    options = options or AddOptions(replace=replace)
+    if captions.exists():
+        read = CaptionsFile(captions)
+        merged = add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
+    elif create:
+        merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
+    else:
         raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
-    merged = add(read_captions(captions) if captions.exists() else None, rows, source, replace=replace)
-    _write(captions, merged.captions)
+    _write(captions, merged)
     write_unmatched(unmatched, merged)
     return merged.coverage
 
 
-def _write(path: Path, captions: pa.Table) -> None:
+def _write(path: Path, merged: Merged) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_captions(path, captions)
+    write_assembly(path, merged.assembly)
 
 
 def write_unmatched(path: Path | None, merged: Merged) -> None:

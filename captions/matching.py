@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_id import VGGSOUND_FORM
 from artifacts.errors import UserError
 from captions.clean import clean
-from captions.clip_ids import match_clips, whole
+from captions.clip_ids import match_clips
 from captions.columns import one_array
 from captions.coverage import SourceCounts, distinct
 from captions.text_files import listing
@@ -21,33 +20,47 @@ UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("ca
 
 @dataclass(frozen=True)
 class MatchedSource:
-    """The usable captions of a source, in file order: cleaned, not empty, each with the row of its clip."""
+    """A source's captions, cleaned, in file order, and which of them belong to which clip.
+
+    ``row`` and ``clip``, int64 (M,), pair the usable captions (not empty, of a clip) with rows of the clips;
+    ``start_seconds`` (M,) is what VGGSound's form of the id says, NaN for other ids.
+    """
 
     name: str
     ids: pa.Array  # as in the file
-    captions: pa.Array
-    clip: np.ndarray  # int64 (N,), rows of the clips
+    captions: pa.ChunkedArray
+    row: np.ndarray
+    clip: np.ndarray
+    start_seconds: np.ndarray
     unmatched: pa.Table  # UNMATCHED_SCHEMA
-    rows: int
     without_id: int
     empty: int
     unwrapped: int
 
-    def counts(self, used: int, other_start: int = 0) -> SourceCounts:
+    def counts(self, used: int, *, other_start: int = 0, start_refused: int = 0) -> SourceCounts:
         """How the source went in, given how many of its matched captions were used."""
         return SourceCounts(
             source=self.name,
-            rows=self.rows,
+            rows=len(self.ids),
             without_id=self.without_id,
             empty=self.empty,
             unmatched=self.unmatched.num_rows,
-            duplicates=len(self.clip) - used,
+            start_refused=start_refused,
+            duplicates=len(self.clip) - used - start_refused,
             used=used,
             unwrapped=self.unwrapped,
             other_start=other_start,
-            ids_matched=distinct(self.ids),
+            ids_matched=self._ids_matched(),
             ids_unmatched=distinct(self.unmatched["id"]),
         )
+
+    def _ids_matched(self) -> int:
+        """How many different ids have a clip; those of different clips differ, so only a clip's own are compared."""
+        if not len(self.clip):
+            return 0
+        captions_of_clip = np.bincount(self.clip)
+        alone = captions_of_clip[self.clip] == 1
+        return int(alone.sum()) + distinct(self.ids.take(pa.array(self.row[~alone])))
 
 
 def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
@@ -55,44 +68,50 @@ def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
 
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
-    ids, (captions, unwrapped) = one_array(rows["id"]), clean(one_array(rows["caption"]))
-    has_id, has_caption = pc.not_equal(ids, ""), pc.not_equal(captions, "")
-    usable = pc.and_(has_id, has_caption)
-    ids, captions = ids.filter(usable), captions.filter(usable)
-    if not len(ids):
+    captions, unwrapped = clean(rows["caption"])
+    ids = rows["id"]
+    has_id = _not_empty(ids)
+    usable = has_id & _not_empty(captions)
+    if not usable.any():
         raise UserError(f"{name} holds no caption: each of its {rows.num_rows:,} rows lacks its id or its text.")
-    clip = match_clips(ids, clips)
-    if clip.null_count == len(clip):
+    matches = match_clips(ids, clips)
+    is_known = matches.clip.is_valid().to_numpy(zero_copy_only=False)
+    row = np.flatnonzero(usable & is_known)
+    if not len(row):
+        shown = ids.filter(pa.array(usable)).slice(0, 5).to_pylist()
         raise UserError(
-            f"not one id of {name} is that of a clip. Its ids: {listing(ids[:5].to_pylist(), len(ids))}; "
+            f"not one id of {name} is that of a clip. Its ids: {listing(shown, int(usable.sum()))}; "
             f"the clips': {listing(clips[:5].to_pylist(), len(clips))}."
         )
-    known, unknown = pc.is_valid(clip), pc.is_null(clip)
-    without_id = len(has_id) - pc.sum(has_id).as_py()
-    unmatched = [pa.repeat(name, clip.null_count), ids.filter(unknown), captions.filter(unknown)]
+    clip = matches.clip.fill_null(0).to_numpy(zero_copy_only=False)[row].astype(np.int64)
     return MatchedSource(
         name=name,
-        ids=ids.filter(known),
-        captions=captions.filter(known),
-        clip=clip.filter(known).to_numpy().astype(np.int64),
-        unmatched=pa.Table.from_arrays(unmatched, schema=UNMATCHED_SCHEMA),
-        rows=rows.num_rows,
-        without_id=without_id,
-        empty=rows.num_rows - without_id - len(ids),
+        ids=one_array(ids),
+        captions=captions,
+        row=row,
+        clip=clip,
+        start_seconds=matches.start_seconds[row],
+        unmatched=unmatched_rows(name, ids, captions, usable & ~is_known),
+        without_id=int((~has_id).sum()),
+        empty=int((has_id & ~usable).sum()),
         unwrapped=unwrapped,
     )
 
 
+def unmatched_rows(name: str, ids: pa.ChunkedArray, captions: pa.ChunkedArray, chosen: np.ndarray) -> pa.Table:
+    """The ``chosen`` rows (bool) as a table of `UNMATCHED_SCHEMA`."""
+    rows = pa.array(np.flatnonzero(chosen))
+    columns = [pa.repeat(name, len(rows)), ids.take(rows), captions.take(rows)]
+    return pa.Table.from_arrays(columns, schema=UNMATCHED_SCHEMA)
+
+
 def nothing_matched(name: str) -> MatchedSource:
     """A source that was not given."""
-    none = pa.array([], pa.string())
-    return MatchedSource(name, none, none, np.zeros(0, np.int64), UNMATCHED_SCHEMA.empty_table(), 0, 0, 0, 0)
+    none, no_rows = pa.array([], pa.string()), np.zeros(0, np.int64)
+    captions, unmatched = pa.chunked_array([none]), UNMATCHED_SCHEMA.empty_table()
+    return MatchedSource(name, none, captions, no_rows, no_rows, np.zeros(0), unmatched, 0, 0, 0)
 
 
-def start_seconds(ids: pa.Array) -> np.ndarray:
-    """float64 (N,): the start second in an id of VGGSound's form, NaN in others."""
-    form = whole(VGGSOUND_FORM.pattern)
-    digits = pc.if_else(
-        pc.match_substring_regex(ids, form), pc.replace_substring_regex(ids, form, r"\2"), pa.scalar(None, pa.string())
-    )
-    return digits.cast(pa.float64()).to_numpy(zero_copy_only=False)
+def _not_empty(texts: pa.ChunkedArray) -> np.ndarray:
+    """bool (N,): whether a text has a character."""
+    return pc.binary_length(texts).to_numpy() > 0

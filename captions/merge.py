@@ -7,7 +7,9 @@ in which they were added; ``caption_index`` counts them from 0.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,27 +17,55 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
+from captions.assembly import Assembly
 from captions.audioset import Segments
-from captions.clip_ids import without_file_name
-from captions.columns import codes, first_occurrences, one_array, position_in_group
-from captions.coverage import Coverage, SegmentCounts, count_sources, distinct, places
-from captions.matching import MatchedSource, match_source, nothing_matched, start_seconds
+from captions.clip_ids import match_clips, without_file_name
+from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats
+from captions.coverage import Coverage, SegmentCounts, count_sources, places
+from captions.debias import debias
+from captions.exclusion import ExclusionList, keep_clips
+from captions.m2d_compat import match_as_original
+from captions.matching import MatchedSource, match_source, nothing_matched
 from captions.sources import AUTO_ACD, LABEL
-from captions.template import label_captions
+from captions.template import M2D, Template, label_captions
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+Rules = Literal["m2dprep", "m2d_compat"]
 
 
 @dataclass(frozen=True)
 class Merged:
     """The new table (`CAPTIONS_SCHEMA`), how its inputs went in, and the captions that found no clip."""
 
-    captions: pa.Table
+    assembly: Assembly
     coverage: Coverage
     unmatched: pa.Table
 
+    @property
+    def captions(self) -> pa.Table:
+        """The table as a whole."""
+        return self.assembly.table()
 
-def fill(segments: Segments, auto_acd: pa.Table | None) -> Merged:
+
+@dataclass(frozen=True)
+class FillOptions:
+    """How `fill` reads and chooses.
+
+    ``match_start``: VGGSound's captions count only where they are of the segment's start second. ``rules``
+    ``m2d_compat``: Auto-ACD as the original reads it (`captions.m2d_compat`). ``exclude``: clips that are left out.
+    """
+
+    template: Template = M2D
+    match_start: bool = False
+    rules: Rules = "m2dprep"
+    debias: bool = False
+    exclude: tuple[ExclusionList, ...] = ()
+
+
+DEFAULTS = FillOptions()
+
+
+def fill(segments: Segments, auto_acd: pa.Table | None, options: FillOptions = DEFAULTS) -> Merged:
     """One row a segment: its Auto-ACD caption where there is one, else the template with its label names.
 
     Of several Auto-ACD captions for a clip one is kept: first come those with AudioSet's form of the id, which mean
@@ -44,113 +74,222 @@ def fill(segments: Segments, auto_acd: pa.Table | None) -> Merged:
 
     Raises `UserError` where not one Auto-ACD id is that of a segment.
     """
-    clips = segments.table
-    clip_ids = one_array(clips["clip_id"])
-    source = nothing_matched(AUTO_ACD) if auto_acd is None else match_source(AUTO_ACD, auto_acd, clip_ids)
-    chosen, other_start = _one_caption_a_clip(source, clips)
-    found = source.captions.take(pa.array(chosen, mask=chosen < 0))
-    caption = pc.coalesce(found, label_captions(one_array(clips["labels"])))
-    columns = {
-        "clip_id": clips["clip_id"],
-        "caption": caption,
-        "source": pc.if_else(pc.is_valid(found), AUTO_ACD, LABEL),
-        "caption_index": pa.array(np.zeros(clips.num_rows, np.int32)),
-        "split": clips["split"],
-        "labels": clips["labels"],
-    }
-    complete = pc.is_valid(caption)
-    captions = pa.table(columns).filter(complete).cast(CAPTIONS_SCHEMA)
+    keep, excluded = keep_clips(segments.table["clip_id"], options.exclude)
+    clips = segments.table if keep.all() else segments.table.filter(pa.array(keep))
+    source, chosen, other_start, refused = _choose(segments, clips, auto_acd, options)
+    with_caption = chosen >= 0
+    made = label_captions(one_array(clips["labels"].filter(pa.array(~with_caption))), options.template)
+    captions = pa.chunked_array([*source.captions.chunks, made])
+    captions = debias(captions) if options.debias else captions
+    place = chosen.copy()
+    place[~with_caption] = len(source.captions) + np.arange(len(made))
+    complete = np.ones(len(chosen), bool)
+    complete[~with_caption] = made.is_valid().to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(complete)
+    by_source = {AUTO_ACD: int(with_caption.sum()), LABEL: int((complete & ~with_caption).sum())}
     coverage = Coverage(
-        clips=captions.num_rows,
-        captions=captions.num_rows,
-        by_source=count_sources(captions),
-        without_caption=places(clip_ids, np.flatnonzero(~complete.to_numpy(zero_copy_only=False))),
-        source=None if auto_acd is None else source.counts(int((chosen >= 0).sum()), other_start),
+        clips=len(rows),
+        captions=len(rows),
+        by_source=_sorted_counts(by_source),
+        without_caption=places(clips["clip_id"], np.flatnonzero(~complete)),
+        source=None
+        if auto_acd is None
+        else source.counts(by_source[AUTO_ACD], other_start=other_start, start_refused=refused),
         segments=SegmentCounts(segments.rows, segments.duplicates, segments.unknown_labels),
+        excluded=tuple(excluded),
     )
-    return Merged(captions, coverage, source.unmatched)
+    assembly = Assembly(len(rows), _Filling(clips, captions, rows, place, with_caption))
+    return Merged(assembly, coverage, source.unmatched)
 
 
-def _one_caption_a_clip(source: MatchedSource, clips: pa.Table) -> tuple[np.ndarray, int]:
-    """int64 (clips,): the row of the caption that `fill` keeps, -1 for none; and how many are of another start."""
-    own_clip = clips.take(pa.array(source.clip))
-    literal = pc.equal(source.ids, one_array(own_clip["clip_id"])).to_numpy(zero_copy_only=False)
-    start = np.where(literal, np.nan, start_seconds(source.ids))
-    same_start = start == np.floor(own_clip["start_seconds"].to_numpy())
-    rank = np.where(np.isnan(start), 0, np.where(same_start, 1, 2))
-    order = np.lexsort((rank, source.clip))  # stable: rows of equal rank stay in file order
-    best = order[first_occurrences(source.clip[order])]
+@dataclass(frozen=True)
+class _Filling:
+    """Makes `fill`'s rows: ``rows`` of the clips, whose captions are at ``place`` of ``captions``."""
+
+    clips: pa.Table
+    captions: pa.ChunkedArray
+    rows: np.ndarray
+    place: np.ndarray
+    from_source: np.ndarray
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        rows = self.rows[start:stop]
+        clips = self.clips.slice(start, stop - start)
+        if rows[0] != start or rows[-1] != stop - 1:
+            clips = self.clips.take(pa.array(rows))
+        columns = {
+            "clip_id": clips["clip_id"],
+            "caption": self.captions.take(pa.array(self.place[rows])),
+            "source": pc.if_else(pa.array(self.from_source[rows]), AUTO_ACD, LABEL),
+            "caption_index": pa.array(np.zeros(len(rows), np.int32)),
+            "split": clips["split"],
+            "labels": clips["labels"],
+        }
+        return pa.table(columns).cast(CAPTIONS_SCHEMA)
+
+
+def _choose(
+    segments: Segments, clips: pa.Table, auto_acd: pa.Table | None, options: FillOptions
+) -> tuple[MatchedSource, np.ndarray, int, int]:
+    """The source, int64 (clips,) the row of the caption that `fill` keeps, -1 for none; and how many of those kept, and
+    of those refused for that, are of another start second."""
     chosen = np.full(clips.num_rows, -1, dtype=np.int64)
-    chosen[source.clip[best]] = best
-    return chosen, int((rank[best] == 2).sum())
+    if auto_acd is None:
+        return nothing_matched(AUTO_ACD), chosen, 0, 0
+    ids = one_array(clips["clip_id"])
+    if options.rules == "m2d_compat":
+        if segments.unknown_labels:
+            raise UserError(f"unknown labels, where the original fails, so m2d_compat does: {segments.unknown_labels}.")
+        source = match_as_original(AUTO_ACD, auto_acd, ids)
+        chosen[source.clip] = source.row  # the last one of a clip stays
+        return source, chosen, 0, 0
+    source = match_source(AUTO_ACD, auto_acd, ids)
+    timed = ~np.isnan(source.start_seconds)
+    same = source.start_seconds == np.floor(clips["start_seconds"].to_numpy()[source.clip])
+    rank = np.where(timed, np.where(same, 1, 2), 0)
+    best = np.full(len(chosen), -1, np.int64)
+    for worse in range(1 if options.match_start else 2, -1, -1):  # what is written last stays: the first of the best
+        rows = np.flatnonzero(rank == worse)[::-1]
+        best[source.clip[rows]] = rows
+    found = best >= 0
+    chosen[found] = source.row[best[found]]
+    refused = int((rank == 2).sum()) if options.match_start else 0
+    return source, chosen, int((rank[best[found]] == 2).sum()), refused
 
 
-def add(captions: pa.Table | None, rows: pa.Table, source: str, *, replace: bool = False) -> Merged:
+@dataclass(frozen=True)
+class AddOptions:
+    """``replace`` first takes out what the source had given before. ``new_clips``: ids of no clip become clips."""
+
+    replace: bool = False
+    new_clips: bool = False
+    debias: bool = False
+    exclude: tuple[ExclusionList, ...] = ()
+
+
+def add(
+    captions: pa.Table | None, rows: pa.Table, source: str, *, replace: bool = False, options: AddOptions | None = None
+) -> Merged:
     """``captions`` with the captions ``rows`` (`captions.sources.CAPTION_ROWS`) put in under their clips as ``source``.
 
-    Only clips that ``captions`` know get more; ``captions`` None makes a new table, whose clips are the rows' ids
-    (names of audio files without folder and suffix). A text that the source gives a clip twice is kept once.
-    ``replace`` first takes out what ``source`` had given before.
+    Only clips that ``captions`` know get more, unless ``new_clips``; ``captions`` None makes a new table, whose clips
+    are the rows' ids (names of audio files without folder and suffix). A text that the source gives a clip twice is
+    kept once.
 
     Raises `UserError` where ``source`` is there already and ``replace`` is not asked for, or where no id has a clip.
     """
+    options = options or AddOptions(replace=replace, new_clips=captions is None)
+    table = CAPTIONS_SCHEMA.empty_table() if captions is None else captions
+    return add_to(
+        table.select(["clip_id", "source"]), lambda start, stop: table.slice(start, stop - start), rows, source, options
+    )
+
+
+def add_to(
+    there: pa.Table, read: Callable[[int, int], pa.Table], rows: pa.Table, source: str, options: AddOptions
+) -> Merged:
+    """`add` to a table of which only the columns ``clip_id`` and ``source`` are ``there``; ``read`` gives its rows."""
     if not SOURCE_NAME.fullmatch(source):
         raise UserError(f"{source!r} cannot name a source: letters, digits, '_', '-' and '.' are allowed.")
-    if captions is None:
-        rows, captions = _name_clips(rows), CAPTIONS_SCHEMA.empty_table()
-        clips = pc.unique(one_array(rows["id"].filter(pc.not_equal(rows["id"], ""))))
-    else:
-        clips = pc.unique(one_array(captions["clip_id"]))
-    if source in count_sources(captions) and not replace:
+    sources = count_sources(there)
+    if source in sources and not options.replace:
         raise UserError(f"captions from {source!r} are there already; --replace puts the new ones in their place.")
+    encoded = one_array(there["clip_id"]).dictionary_encode()
+    clips = encoded.dictionary
+    if options.new_clips:
+        clips = _with_new_clips(clips, rows)
     new = match_source(source, rows, clips)
-    texts = codes(new.captions)
-    kept = first_occurrences(new.clip * (len(texts) + 1) + texts)
-    merged = _append(captions, new, kept, clips)
-    clip = pc.index_in(one_array(merged["clip_id"]), value_set=clips).to_numpy()
-    bare = np.flatnonzero(np.bincount(clip, minlength=len(clips)) == 0)
+    texts = new.captions.take(pa.array(new.row))
+    text_codes = codes(texts)
+    kept = first_occurrences(new.clip * (len(text_codes) + 1) + text_codes)
+    keep, excluded = keep_clips(clips, options.exclude)
+    kept_new = np.flatnonzero(kept & keep[new.clip])
+    clip_of_row = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    stays = np.flatnonzero(
+        pc.not_equal(one_array(there["source"]), source).to_numpy(zero_copy_only=False) & keep[clip_of_row]
+    )
+    clip = np.concatenate([clip_of_row[stays], new.clip[kept_new]])
+    order = np.argsort(clip, kind="stable")
+    texts = texts.take(pa.array(kept_new))
+    first_row = np.full(len(clips), -1)
+    first_row[clip_of_row[::-1]] = np.arange(len(clip_of_row))[::-1]
+    adding = _Adding(
+        read=read,
+        source=source,
+        origin=np.concatenate([stays, ~np.arange(len(kept_new))])[order],
+        caption_index=position_in_group(clip[order]).astype(np.int32),
+        clip_ids=clips.take(pa.array(new.clip[kept_new])),
+        texts=debias(texts) if options.debias else texts,
+        example=first_row[new.clip[kept_new]],
+    )
+    bare = np.flatnonzero((np.bincount(clip, minlength=len(clips)) == 0) & keep)
+    stayed = there["source"].take(pa.array(stays))
     coverage = Coverage(
-        clips=distinct(merged["clip_id"]),
-        captions=merged.num_rows,
-        by_source=count_sources(merged),
+        clips=int((np.bincount(clip, minlength=len(clips)) > 0).sum()),
+        captions=len(clip),
+        by_source=_sorted_counts({**count_sources(pa.table({"source": stayed})), source: len(kept_new)}),
         without_caption=places(clips, bare),
         source=new.counts(int(kept.sum())),
+        excluded=tuple(excluded),
     )
-    return Merged(merged, coverage, new.unmatched)
+    return Merged(Assembly(len(clip), adding), coverage, new.unmatched)
 
 
-def _append(captions: pa.Table, new: MatchedSource, kept: np.ndarray, clips: pa.Array) -> pa.Table:
-    """``captions`` without those of the source's name, plus the ``kept`` new ones, each clip's together."""
-    clip_of_row = pc.index_in(one_array(captions["clip_id"]), value_set=clips).to_numpy(zero_copy_only=False)
-    stays = pc.not_equal(one_array(captions["source"]), new.name).to_numpy(zero_copy_only=False)
-    clip_of_new = new.clip[kept]
-    row_of_clip = np.full(len(clips), -1)
-    row_of_clip[clip_of_row[::-1]] = np.arange(captions.num_rows)[::-1]  # the first row of each clip
-    example = row_of_clip[clip_of_new]
-    rows = pa.array(example, mask=example < 0)
-    additions = {
-        "clip_id": clips.take(pa.array(clip_of_new)),
-        "caption": new.captions.filter(pa.array(kept)),
-        "source": pa.repeat(new.name, len(clip_of_new)),
-        "caption_index": pa.array(np.zeros(len(clip_of_new), np.int32)),
-        "split": captions["split"].take(rows),
-        "labels": captions["labels"].take(rows),
-    }
-    together = pa.concat_tables([captions.filter(pa.array(stays)), pa.table(additions).cast(CAPTIONS_SCHEMA)])
-    clip = np.concatenate([clip_of_row[stays], clip_of_new])
-    order = np.argsort(clip, kind="stable")
-    index = pa.array(position_in_group(clip[order]).astype(np.int32))
-    at = CAPTIONS_SCHEMA.get_field_index("caption_index")
-    return together.take(pa.array(order)).set_column(at, CAPTIONS_SCHEMA.field(at), index)
+@dataclass(frozen=True)
+class _Adding:
+    """Makes `add`'s rows. ``origin``: a row of the old table if 0 or more, else ~(a row of the new captions)."""
+
+    read: Callable[[int, int], pa.Table]
+    source: str
+    origin: np.ndarray
+    caption_index: np.ndarray
+    clip_ids: pa.Array
+    texts: pa.ChunkedArray
+    example: np.ndarray  # of every new caption a row of the old table with its clip's split and labels, or -1
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        origin = self.origin[start:stop]
+        new = ~origin[origin < 0]
+        example = self.example[new]
+        needed = np.concatenate([origin[origin >= 0], example[example >= 0]])
+        first, last = (int(needed.min()), int(needed.max()) + 1) if len(needed) else (0, 0)
+        old = self.read(first, last)
+        rows = pa.array(example - first, mask=example < 0)
+        additions = {
+            "clip_id": self.clip_ids.take(pa.array(new)),
+            "caption": self.texts.take(pa.array(new)),
+            "source": pa.repeat(self.source, len(new)),
+            "caption_index": pa.array(np.zeros(len(new), np.int32)),
+            "split": old["split"].take(rows),
+            "labels": old["labels"].take(rows),
+        }
+        together = pa.concat_tables([old, pa.table(additions).cast(CAPTIONS_SCHEMA)])
+        place = origin - first
+        place[origin < 0] = old.num_rows + np.arange(len(new))
+        at = CAPTIONS_SCHEMA.get_field_index("caption_index")
+        index = pa.array(self.caption_index[start:stop])
+        return together.take(pa.array(place)).set_column(at, CAPTIONS_SCHEMA.field(at), index)
 
 
-def _name_clips(rows: pa.Table) -> pa.Table:
-    """The rows of a new table: ids without an audio file's folder and suffix, which must not make two ids one."""
-    ids = one_array(rows["id"])
-    names = without_file_name(ids)
-    if distinct(names) != distinct(ids):
-        pairs = pa.table({"id": ids, "name": names}).group_by(["name", "id"], use_threads=False).aggregate([])
-        name = pairs["name"].filter(pa.array(~first_occurrences(codes(pairs["name"]))))[0].as_py()
-        two = pairs.filter(pc.equal(pairs["name"], name))["id"].to_pylist()[:2]
-        raise UserError(f"{two[0]!r} and {two[1]!r} would both be the clip {name!r}; clips need names of their own.")
-    return rows.set_column(0, rows.schema.field(0), names)
+def _with_new_clips(clips: pa.Array, rows: pa.Table) -> pa.Array:
+    """``clips`` and those of the ids that none of them has: without an audio file's folder and suffix.
+
+    Raises `UserError` where that makes two ids one clip.
+    """
+    ids = pc.unique(one_array(rows["id"]))
+    ids = ids.filter(pc.not_equal(ids, ""))
+    new = ids.filter(pc.is_null(match_clips(ids, clips).clip))
+    names = without_file_name(new)
+    repeated = repeats(names)
+    if len(repeated):
+        name = names[int(repeated[0])]
+        two = new.filter(pc.equal(names, name))[:2].to_pylist()
+        raise UserError(
+            f"{two[0]!r} and {two[1]!r} would both be the clip {name.as_py()!r}; clips need names of their own."
+        )
+    return pa.concat_arrays([clips, names])
+
+
+def _sorted_counts(counts: dict[str, int]) -> dict[str, int]:
+    """Most frequent first, then by name; without what does not occur."""
+    return dict(sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0])))

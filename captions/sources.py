@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
+from captions.columns import chunks, text_bytes
 from captions.csv_table import read_csv_table
 
 AUTO_ACD, ACALT4, LABEL = "auto_acd", "acalt4", "label"
@@ -75,4 +76,10 @@ def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, capti
     texts = pa.chunked_array([chunk for name in caption_columns for chunk in table[name].chunks], pa.string())
     if columns > 1:
         ids, texts = ids.take(row_major), texts.take(row_major)
-    return pa.Table.from_arrays([pc.utf8_trim_whitespace(ids), texts], schema=CAPTION_ROWS)
+    return pa.Table.from_arrays([_trimmed(ids), texts], schema=CAPTION_ROWS)
+
+
+def _trimmed(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids without white space around them; most tables have none."""
+    printable = all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids))
+    return ids if printable else pc.utf8_trim_whitespace(ids)

@@ -175,7 +175,7 @@ def test_ids_of_columns_are_those_of_names(names: list[str]) -> None:
 def test_the_most_literal_reading_of_an_id_wins() -> None:
     clips = ["dog_barking_000001", "dog_barking", "b.c", "Yaaaaaaaaaaa"]
     names = ["dog_barking_000001", "dog_barking_000002", "x/b.c.mp3", "b.c", "Yaaaaaaaaaaa", "aaaaaaaaaaa", "no"]
-    matched = match_clips(pa.array(names), pa.array(clips)).to_pylist()
+    matched = match_clips(pa.array(names), pa.array(clips)).clip.to_pylist()
     assert matched == [0, 1, 2, 2, 3, None, None]
     assert without_file_name(pa.array(["a/b.WAV", "a/b", "b.txt", ".wav", "a.30.000"])).to_pylist() == [
         "b",
@@ -252,7 +252,11 @@ def test_row_order_survives_an_ungrouped_table(tmp_path: Path) -> None:
 def test_a_coverage_table_lists_every_count() -> None:
     merged = fill(segments_of([("a", ["L"]), ("b", [])]), rows_of([("a", "x"), ("a", "y"), ("q", "z")]))
     text = "\n".join(merged.coverage.lines())
-    for line in ("clips                        1", "  from auto_acd              1", "  duplicates                 1"):
+    for line in (
+        "clips                          1",
+        "  from auto_acd                1",
+        "  duplicates                   1",
+    ):
         assert line in text
     assert "1 (b)" in text
     assert merged.coverage.to_dict()["source"]["ids_unmatched"] == 1
