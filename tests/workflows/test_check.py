@@ -28,7 +28,7 @@ def write_store(data: Path, name: str = "capemb_tiny") -> None:
     captions = read_captions(data / "captions.parquet")
     writer = EmbeddingStoreWriter(data / name, index_of(captions), 4, "float16", {"model": "tiny"})
     rows = np.arange(captions.num_rows)
-    writer.write_shard(rows, np.random.default_rng(0).standard_normal((len(rows), 4)))
+    writer.write_shard(rows, np.random.default_rng(0).standard_normal((len(rows), 4)), rows)
     writer.finish({})
 
 
