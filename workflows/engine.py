@@ -1,7 +1,8 @@
 """The engine: shards in, rows out, through worker processes of Dask, with a bounded window in flight.
 
 The shard function is plain Python: it takes a list of items and returns a list of rows. Local runs and clusters call
-the same one. A shard whose worker dies again and again is halved until the one item that kills it is left alone.
+the same one, which may see a shard twice. A shard whose worker dies again and again is halved until the one item that
+kills it is left alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 TASKS_PER_WORKER_IN_FLIGHT = 3
+# A finished shard's rows are here within milliseconds, or they are lost.
+RESULT_SECONDS = 15.0
 # How often a shard may lose its worker before it is halved.
 DEATHS_ALLOWED = 1
 
@@ -63,8 +66,10 @@ def local_client(workers: int) -> Iterator[Any]:
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.worker.memory.terminate": False,
         "distributed.comm.timeouts.connect": "60s",
+        "distributed.deploy.lost-worker-timeout": "2s",
     }
     with (
+        _quiet_event_loop(),
         dask.config.set(settings),
         LocalCluster(
             n_workers=workers,
@@ -75,7 +80,22 @@ def local_client(workers: int) -> Iterator[Any]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        # A worker that dies while its nanny still waits for it to come up takes the nanny with it; a fixed number of
+        # workers is only kept by an adaptive cluster, which starts another one.
+        cluster.adapt(minimum=workers, maximum=workers, interval="1s")
         yield client
+
+
+@contextmanager
+def _quiet_event_loop() -> Iterator[None]:
+    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; what concerns us reaches futures."""
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run_on(
@@ -102,7 +122,7 @@ def _run_on(
         future = next(completed)
         shard = in_flight.pop(future)
         try:
-            rows = future.result()
+            rows = _result(future)
         except KilledWorker:
             if len(shard) == 1:
                 yield [poisoned(shard[0])]
@@ -112,5 +132,26 @@ def _run_on(
                 submit(shard[:middle])
                 submit(shard[middle:])
             continue
+        if rows is None:
+            submit(shard)
+            continue
         submit_next()
         yield rows
+
+
+def _result(future: Any) -> list[Row] | None:
+    """The rows of a finished shard; None where they were lost with the worker that held them.
+
+    Dask computes lost results again, but a client that asks in the wrong moment waits for ever. A shard function may be
+    called twice, so the shard is simply submitted anew. Raises what the shard function raised.
+    """
+    from distributed import CancelledError
+
+    try:
+        rows: list[Row] = future.result(timeout=RESULT_SECONDS)
+    except (TimeoutError, CancelledError):
+        if future.status == "error":  # the shard function's own
+            raise
+        future.cancel()
+        return None
+    return rows
