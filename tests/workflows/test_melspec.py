@@ -1,14 +1,7 @@
 """The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
 
-import contextlib
 import functools
-import os
 import pickle
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,54 +264,6 @@ def test_what_a_killed_forecast_left_is_swept(src: Path) -> None:
     left.mkdir(parents=True)
     convert(src)
     assert not left.parent.exists()
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from audioprep.config import PRESETS, ConvertConfig
-from workflows import forecast, melspec
-melspec.LARGEST_SHARD = 2
-melspec.RECORD_PART_SECONDS = 0.01
-if __name__ == "__main__":
-    config = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
-    melspec.run_melspec(Path(sys.argv[1]), Path(sys.argv[2]), config, melspec.MelspecOptions(workers=int(sys.argv[3])))
-"""
-
-
-def start(script: Path, src: Path, dst: Path) -> subprocess.Popen[bytes]:
-    """The job in its own process group."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(script), str(src), str(dst), "0"]
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
-
-
-def kill_after_progress(process: subprocess.Popen[bytes], dst: Path, arrays: int, delay: float) -> bool:
-    """Kill the group a moment after ``arrays`` more files are there. Returns whether it was still running."""
-    enough = len(list(dst.rglob("*.npy"))) + arrays
-    while len(list(dst.rglob("*.npy"))) < enough and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(delay)
-    killed = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return killed
-
-
-def test_kills_at_random_moments_then_the_same_bytes(tmp_path: Path) -> None:
-    src, dst, script = tmp_path / "wavs", tmp_path / "data" / "audioset_lms", tmp_path / "job.py"
-    for seed in range(40):
-        write_wav(src / f"clip {seed}.wav", seed, seconds=8.0)
-    script.write_text(SCRIPT)
-    run_melspec(src, tmp_path / "undisturbed" / "audioset_lms", CONFIG, HERE)
-    rng = random.Random(1)
-    kills = [
-        kill_after_progress(start(script, src, dst), dst, rng.randint(1, 6), rng.uniform(0, 0.03)) for _ in range(6)
-    ]
-    assert sum(kills) >= 3
-    assert start(script, src, dst).wait() == 0
-    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "undisturbed")
 
 
 def test_the_shard_function_travels_light() -> None:
