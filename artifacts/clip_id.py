@@ -33,10 +33,11 @@ def clip_id_candidates(file_name: str) -> list[str]:
     """Ids under which a file's captions may be found, from the most literal to the most derived, without repeats.
 
     A table that knows the whole stem wins over any reading of it, so a set with files ``dog_barking_01`` and
-    ``dog_barking_02`` is never folded into one clip only because ``dog_barking`` has the length of a YouTube id.
+    ``dog_barking_02`` is never folded into one clip only because ``dog_barking`` has the length of a YouTube id. Sets
+    of several parts that number their files alike (WavCaps) have ids with the part's folder: ``FreeSound/1234``.
     """
-    stem = file_stem(file_name)
-    candidates = [stem]
+    stem, folder = file_stem(file_name), PurePosixPath(file_name).parent.name
+    candidates = [f"{folder}/{stem}", stem] if folder and folder != ".." else [stem]
     derived = [youtube_id(stem)]
     if timed := TIMED_FORM.fullmatch(stem):
         derived.append(timed[1])

@@ -36,10 +36,11 @@ SEGMENT = (
     r'^\s*(?P<clip_id>[^\s,"#](?:[^,"]*[^\s,"])?)\s*,\s*(?P<start>\d+(?:\.\d*)?)\s*,\s*(?P<end>\d+(?:\.\d*)?)\s*,'
     r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^,"]*?))\s*$'
 )
+EVALUATION_SPLIT = "eval"
 SPLITS = {
     "balanced_train_segments": "balanced_train",
     "unbalanced_train_segments": "unbalanced_train",
-    "eval_segments": "eval",
+    "eval_segments": EVALUATION_SPLIT,
 }
 SEGMENTS_SCHEMA = pa.schema(
     [

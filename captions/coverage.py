@@ -41,11 +41,15 @@ class SourceCounts:
 
 @dataclass(frozen=True)
 class SegmentCounts:
-    """The segments that were read: ``rows = clips + duplicates + without_caption``."""
+    """The segments that were read: ``rows = clips + duplicates + excluded + without_caption``.
+
+    ``of_evaluation``: how many of the clips are of AudioSet's ``eval_segments``.
+    """
 
     rows: int
     duplicates: Finding
     unknown_labels: Finding
+    of_evaluation: int = 0
 
 
 @dataclass(frozen=True)

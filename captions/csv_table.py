@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.csv
@@ -26,24 +27,27 @@ BLOCK_BYTES = 4 << 20
 LAST_BYTES = 1 << 20
 
 
-def read_csv_table(path: Path, purpose: str, columns: Sequence[str], *, others: bool = False) -> pa.Table:
+def read_csv_table(
+    path: Path, purpose: str, columns: Sequence[str], *, others: bool = False, content: bytes | None = None
+) -> pa.Table:
     """A UTF-8 CSV file (gzipped or not) with a header line as a table of strings, in file order.
 
     ``columns`` must be there, and only they are read unless ``others`` are wanted too, in file order. Names are
     compared without surrounding white space. Quoted commas, quotes and line breaks belong to their value; empty lines
-    are skipped; an empty value is an empty string.
+    are skipped; an empty value is an empty string. ``content``, if given, stands for
+    that of the file, which only names it then.
 
     Raises `UserError`, naming the lines, where a row has another number of columns than the header, a quote is
     opened and not closed, or the text is not UTF-8; and naming the columns that are there where one is missing.
     """
     require_file(path, purpose)
-    header = _header(path, purpose)
+    header = _header(path, purpose, content)
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
     wanted = header if others else [header[names.index(name)] for name in columns]
     try:
-        with open_binary(path) as file:
+        with _open(path, content) as file:
             table = pyarrow.csv.read_csv(
                 file,
                 read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -53,18 +57,27 @@ def read_csv_table(path: Path, purpose: str, columns: Sequence[str], *, others: 
                 ),
             )
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError, zlib.error) as error:
-        _raise_malformed(path, read_bytes(path, purpose), purpose)
+        _raise_malformed(path, content or read_bytes(path, purpose), purpose)
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
-    if _may_have_swallowed_rows(path, table):
-        _raise_malformed(path, read_bytes(path, purpose), purpose)
+    if _may_have_swallowed_rows(path, table, content):
+        _raise_malformed(path, content or read_bytes(path, purpose), purpose)
     return table.rename_columns([name.strip() for name in wanted])
 
 
-def _header(path: Path, purpose: str) -> list[str]:
+@contextmanager
+def _open(path: Path, content: bytes | None) -> Iterator[IO[bytes]]:
+    if content is not None:
+        yield io.BytesIO(content)
+        return
+    with open_binary(path) as file:
+        yield file
+
+
+def _header(path: Path, purpose: str, content: bytes | None) -> list[str]:
     """The column names of the first line that is not empty."""
     start = b""
     try:
-        with open_binary(path) as file:
+        with _open(path, content) as file:
             start = next((line for line in file if line.strip(b"\r\n")), b"")
     except (OSError, EOFError, zlib.error):
         read_bytes(path, purpose)  # says what is wrong with the file
@@ -81,7 +94,7 @@ def _header(path: Path, purpose: str) -> list[str]:
     return header
 
 
-def _may_have_swallowed_rows(path: Path, table: pa.Table) -> bool:
+def _may_have_swallowed_rows(path: Path, table: pa.Table, content: bytes | None) -> bool:
     """Whether a quote that was never closed could have made one value of several rows.
 
     Quotes come in pairs, and what a lost one swallows holds a line break or, in the last line, the end of the file.
@@ -89,8 +102,8 @@ def _may_have_swallowed_rows(path: Path, table: pa.Table) -> bool:
     columns = [column for column in table.columns for column in chunks(column)]
     if any((text_bytes(column)[0] == ord("\n")).any() for column in columns):
         return True
-    with open_binary(path) as file:
-        if not isinstance(file, gzip.GzipFile):
+    with _open(path, content) as file:
+        if content is None and not isinstance(file, gzip.GzipFile):
             file.seek(max(path.stat().st_size - LAST_BYTES, 0))
         last = collections.deque(iter(lambda: file.read(LAST_BYTES), b""), maxlen=2)
     return bool(b"".join(last).rstrip(b"\r\n").rpartition(b"\n")[2].count(b'"') % 2)

@@ -1,4 +1,4 @@
-"""`fill` and `add` on files: tables are read, ``captions.parquet`` is written whole, what found no clip beside it."""
+"""What the commands do on files: tables are read, ``captions.parquet`` is written whole, lists of rows beside it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import pyarrow.csv
 from artifacts.atomic import atomic_file
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import read_captions
-from captions.assembly import CaptionsFile, write_assembly
+from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
 from captions.coverage import Coverage, count_sources
+from captions.exclusion import ExclusionList
 from captions.merge import DEFAULTS, AddOptions, FillOptions, Merged, add, add_to, fill
+from captions.sets import MergedSets, merge_sets
 from captions.sources import AUTO_ACD, LABEL, read_auto_acd
 
 
@@ -47,7 +49,7 @@ def fill_file(
     if output.exists() and not overwrite:
         _require_filled(output, merged.captions)
     else:
-        _write(output, merged)
+        write_captions(output, merged.assembly)
     write_unmatched(unmatched, merged)
     return merged.coverage
 
@@ -88,22 +90,38 @@ def add_file(
         merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
     else:
         raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
-    _write(captions, merged)
+    write_captions(captions, merged.assembly)
     write_unmatched(unmatched, merged)
     return merged.coverage
 
 
-def _write(path: Path, merged: Merged) -> None:
+def merge_files(
+    sets: Sequence[Path], output: Path, exclude: Sequence[ExclusionList] = (), *, overwrite: bool = False
+) -> MergedSets:
+    """Merge captions files into ``output``: `captions.sets.merge_sets`. Raises `UserError` where one cannot be read."""
+    if output.exists() and not overwrite:
+        raise FingerprintConflictError(f"{output} is there already. Choose another output, or --overwrite.")
+    merged = merge_sets([read_captions(path) for path in sets], exclude)
+    write_captions(output, merged.assembly)
+    return merged
+
+
+def write_captions(path: Path, assembly: Assembly) -> None:
+    """Write ``path`` atomically. Raises `UserError` where it is a folder."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_assembly(path, merged.assembly)
+    write_assembly(path, assembly)
 
 
 def write_unmatched(path: Path | None, merged: Merged) -> None:
     """Write the captions that found no clip as a CSV file with the columns source, id, caption."""
-    if path is None:
-        return
+    if path is not None:
+        write_csv(path, merged.unmatched)
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write a CSV file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        pyarrow.csv.write_csv(merged.unmatched, file)
+        pyarrow.csv.write_csv(table, file)

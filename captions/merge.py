@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
-from captions.audioset import Segments
+from captions.audioset import EVALUATION_SPLIT, Segments
 from captions.clip_ids import match_clips, without_file_name
 from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats
 from captions.coverage import Coverage, SegmentCounts, count_sources, places
@@ -95,11 +95,15 @@ def fill(segments: Segments, auto_acd: pa.Table | None, options: FillOptions = D
         source=None
         if auto_acd is None
         else source.counts(by_source[AUTO_ACD], other_start=other_start, start_refused=refused),
-        segments=SegmentCounts(segments.rows, segments.duplicates, segments.unknown_labels),
+        segments=SegmentCounts(segments.rows, segments.duplicates, segments.unknown_labels, _of_evaluation(clips)),
         excluded=tuple(excluded),
     )
     assembly = Assembly(len(rows), _Filling(clips, captions, rows, place, with_caption))
     return Merged(assembly, coverage, source.unmatched)
+
+
+def _of_evaluation(clips: pa.Table) -> int:
+    return pc.sum(pc.equal(clips["split"], EVALUATION_SPLIT)).as_py() or 0
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,7 @@ def add_to(
     """`add` to a table of which only the columns ``clip_id`` and ``source`` are ``there``; ``read`` gives its rows."""
     if not SOURCE_NAME.fullmatch(source):
         raise UserError(f"{source!r} cannot name a source: letters, digits, '_', '-' and '.' are allowed.")
-    sources = count_sources(there)
-    if source in sources and not options.replace:
-        raise UserError(f"captions from {source!r} are there already; --replace puts the new ones in their place.")
+    require_new_source(there, source, replace=options.replace)
     encoded = one_array(there["clip_id"]).dictionary_encode()
     clips = encoded.dictionary
     if options.new_clips:
@@ -233,6 +235,12 @@ def add_to(
         excluded=tuple(excluded),
     )
     return Merged(Assembly(len(clip), adding), coverage, new.unmatched)
+
+
+def require_new_source(there: pa.Table, source: str, *, replace: bool) -> None:
+    """Raise `UserError` where a table has captions of ``source`` already and ``replace`` is not asked for."""
+    if not replace and source in count_sources(there):
+        raise UserError(f"captions from {source!r} are there already; --replace puts the new ones in their place.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FORMS = {
     "--PJHxphWEs_30.000.wav": ("--PJHxphWEs_30.000", ["--PJHxphWEs_30.000", "--PJHxphWEs"]),
     "YXqu1CeA2c4.wav": ("YXqu1CeA2c4", ["YXqu1CeA2c4"]),  # a bare id of 11 characters that starts with Y
     "dog barking.ogg": ("dog barking", ["dog barking"]),
-    "sub/folder/rain.npy": ("rain", ["rain"]),
+    "sub/folder/rain.npy": ("rain", ["folder/rain", "rain"]),
     "Yellow.wav": ("Yellow", ["Yellow"]),
 }
 
@@ -45,7 +45,7 @@ def test_every_youtube_id_comes_back_from_both_forms(identifier: str, start: int
 @given(st.text(max_size=40))
 def test_any_name_has_an_id_among_its_candidates(name: str) -> None:
     candidates = clip_id_candidates(name)
-    assert candidates[0] == file_stem(name)
+    assert file_stem(name) in candidates[:2]  # only the folder's part of a set is more literal
     assert clip_id(name) in candidates
     assert len(set(candidates)) == len(candidates)
 

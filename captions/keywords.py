@@ -1,0 +1,162 @@
+"""Label names → a sentence with a keyword-to-text model (T5 and other seq2seq models), as LAION made captions of tags.
+
+Decoding: 4 beams, length penalty 1.5, no repeated trigrams, at most 1024 tokens, early stopping. Input: quotes and
+brackets removed, commas replaced by a separator (``|``; a space for models made with common_gen), split at full stops;
+the sentences of its parts are put together. Every different list of labels is decoded once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from artifacts.atomic import sweep_temporaries, write_text
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.fingerprint import differing_keys, fingerprint
+from artifacts.progress import Progress
+from artifacts.tables import first_line, read_parquet, write_parquet
+from captions.sources import CAPTION_ROWS
+
+DECODING = {
+    "num_beams": 4,
+    "length_penalty": 1.5,
+    "no_repeat_ngram_size": 3,
+    "max_length": 1024,
+    "early_stopping": True,
+}
+REMOVED = re.compile(r"[\"'“”‘’«»()\[\]{}]")
+SENTENCES = pa.schema(
+    [pa.field("keywords", pa.string(), nullable=False), pa.field("caption", pa.string(), nullable=False)]
+)
+PART = "part-{:06d}.parquet"
+
+
+@dataclass(frozen=True)
+class KeywordOptions:
+    """``separator`` stands between keywords; ``batch_size`` inputs are decoded together and saved when done."""
+
+    model: str
+    separator: str = "|"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class KeywordRun:
+    """The captions (`CAPTION_ROWS`), one a clip with labels, and how many inputs were decoded now and before."""
+
+    rows: pa.Table
+    done: int
+    skipped: int
+    without_labels: int
+
+
+class KeywordModel:
+    """A seq2seq model and its tokenizer, from a folder or the hub. Raises `UserError` where it cannot be loaded."""
+
+    def __init__(self, name_or_path: str, device: str) -> None:
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: there is no GPU here.")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self._model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path).eval().to(device)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"{name_or_path!r} cannot be loaded as a seq2seq model: {first_line(error)}") from error
+
+    @torch.inference_mode()
+    def sentences(self, inputs: Sequence[str]) -> list[str]:
+        """One sentence an input."""
+        batch = self._tokenizer(list(inputs), return_tensors="pt", padding=True).to(self._model.device)
+        batch.pop("token_type_ids", None)
+        decoded = self._model.generate(**batch, **DECODING)
+        return [text.strip() for text in self._tokenizer.batch_decode(decoded, skip_special_tokens=True)]
+
+
+def model_inputs(labels: Sequence[str], separator: str) -> list[str]:
+    """What a model is given for a list of labels: its parts between full stops, keywords between separators."""
+    text = REMOVED.sub("", ", ".join(labels))
+    parts = (part.strip(" ,") for part in text.split("."))
+    return [separator.join(word.strip() for word in part.split(",") if word.strip()) for part in parts if part]
+
+
+def write_sentences(
+    captions: pa.Table, work: Path, options: KeywordOptions, device: str, *, overwrite: bool
+) -> KeywordRun:
+    """A sentence for every clip of ``captions`` (columns clip_id, labels) that has labels.
+
+    ``work`` is a folder in which every finished batch lies, so that the same call goes on where it was interrupted and
+    gives the same; equal inputs make equal batches. Raises `FingerprintConflictError` where it was begun with other
+    options or labels and ``overwrite`` is not asked for.
+    """
+    clips, keys = _keyed(captions)
+    unique = sorted(set(keys) - {""})
+    if not unique:
+        raise UserError("no clip has labels, so there are no keywords to make captions of.")
+    texts = {key: model_inputs(json.loads(key), options.separator) for key in unique}
+    needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
+    _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
+    sentences, done = _decode(needed, work, options, device)
+    made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
+    pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
+    rows = pa.Table.from_arrays(
+        [pa.array(column, pa.string()) for column in zip(*pairs, strict=True)], schema=CAPTION_ROWS
+    )
+    return KeywordRun(rows, done, len(needed) - done, len(clips) - len(pairs))
+
+
+def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
+    """The clips, each once, and their labels as JSON, "" for those without."""
+    ids = captions["clip_id"].combine_chunks()
+    first = np.sort(np.unique(ids.dictionary_encode().indices.to_numpy(zero_copy_only=False), return_index=True)[1])
+    clips = captions.take(pa.array(first))
+    return clips["clip_id"].to_pylist(), [json.dumps(names) if names else "" for names in clips["labels"].to_pylist()]
+
+
+def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(work)
+    meta = work / "meta.json"
+    there = json.loads(meta.read_text()) if meta.exists() else None
+    if there is not None and there != settings:
+        if not overwrite:
+            lines = "; ".join(differing_keys(there, settings))
+            raise FingerprintConflictError(
+                f"{work} was begun otherwise ({lines}). Choose another --work, or --overwrite."
+            )
+        there = None
+    if there is None or overwrite:
+        for part in work.glob("part-*.parquet"):
+            part.unlink()
+        write_text(meta, json.dumps(settings, indent=2))
+
+
+def _decode(inputs: list[str], work: Path, options: KeywordOptions, device: str) -> tuple[dict[str, str], int]:
+    """{input: sentence}, and how many were decoded now. Batches are slices of ``inputs``, each saved as a file."""
+    size, model, decoded = options.batch_size, None, 0
+    sentences: dict[str, str] = {}
+    with Progress(len(inputs), "keywords to captions", "inputs") as progress:
+        for number, start in enumerate(range(0, len(inputs), size)):
+            batch, part = inputs[start : start + size], work / PART.format(number)
+            if not part.exists():
+                model = model or KeywordModel(options.model, device)
+                columns = [pa.array(batch, pa.string()), pa.array(model.sentences(batch), pa.string())]
+                write_parquet(part, pa.Table.from_arrays(columns, schema=SENTENCES))
+                decoded += len(batch)
+            table = read_parquet(part, SENTENCES, "a batch of sentences")
+            if not pc.all(pc.equal(table["keywords"], pa.array(batch, pa.string()))).as_py():
+                raise UserError(f"{part} holds other inputs; --overwrite begins anew.")
+            sentences.update(zip(batch, table["caption"].to_pylist(), strict=True))
+            progress.advance(len(batch))
+    return sentences, decoded

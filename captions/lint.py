@@ -1,0 +1,273 @@
+"""What is wrong with captions: rules that find texts a model should not learn, each finding a row with its rule.
+
+| rule | finds |
+|---|---|
+| ``empty`` | no letter and no digit |
+| ``wrapper`` | a wrapper that `captions.clean` would remove, or the beginning of one |
+| ``quoted_label`` | label names of the clip in quotes: two, or the only one |
+| ``probability`` | numbers such as 0.93 or 93% beside words of confidence, or after a label's name |
+| ``refusal`` | refusals, apologies and remarks of a language model |
+| ``url`` | addresses of web pages and mail |
+| ``non_english`` | mostly letters of other scripts, or function words of other languages and none of English |
+| ``duplicate`` | the very text of an earlier caption of the clip |
+| ``near_duplicate`` | the words of an earlier caption of the clip, apart from case, punctuation, order and articles |
+| ``too_long`` | more tokens than the encoder takes (only with a tokenizer) |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.errors import UserError
+from captions.clean import unwrap
+from captions.columns import codes, first_occurrences, one_array, position_in_group, rows_at, text_bytes
+
+RULES = (
+    "empty",
+    "wrapper",
+    "quoted_label",
+    "probability",
+    "refusal",
+    "url",
+    "non_english",
+    "duplicate",
+    "near_duplicate",
+    "too_long",
+)
+FINDINGS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("clip_id", pa.string()),
+        ("caption_index", pa.int32()),
+        ("source", pa.string()),
+        ("rule", pa.string()),
+        ("caption", pa.string()),
+    ]
+)
+SHARE = r"(?:0?\.\d+|\d+(?:\.\d+)?\s?%)"
+PATTERNS = {
+    "probability": rf"(?i)\b(?:probabilit|confidence|likelihood|score)\w*\W+(?:\w+\W+){{0,3}}?{SHARE}"
+    rf"|\(\s*{SHARE}\s*\)|\w:\s*0?\.\d+",
+    "refusal": r"(?i)\bas an ai\b|language model|\b(?:i'm|i am) (?:sorry|unable|afraid)|\bi apologi[sz]e|"
+    r"\bmy apologies|\bi (?:cannot|can't|can not) (?:provide|generate|create|determine|hear|help|describe)|"
+    r"\bsorry, (?:but )?i\b|\b(?:given|provided) information\b|not enough information|insufficient information|"
+    r"please provide",
+    "url": r"(?i)\bhttps?://|\bwww\.[a-z0-9-]+\.|\b[a-z0-9-]+\.(?:com|org|net)\b|\b[\w.+-]+@[\w-]+\.\w+",
+}
+OPEN_WRAPPER = (
+    r"(?i)^[^.!?]*\b(?:caption|description)\b[^.!?]*\b(?:could|can|may|might|would) be\s*[:\"“]|\bcould be\s*:\s*[\"“]"
+)
+OTHER_LANGUAGES = frozenset(
+    {
+        "der",
+        "die",
+        "das",
+        "und",
+        "ein",
+        "eine",
+        "ist",
+        "mit",
+        "auf",
+        "nicht",
+        "im",
+        "von",
+        "el",
+        "los",
+        "las",
+        "una",
+        "es",
+    }
+    | {"con", "por", "y", "del", "que", "le", "les", "des", "est", "dans", "avec", "et", "une", "du", "il", "lo", "gli"}
+    | {
+        "di",
+        "che",
+        "è",
+        "sono",
+        "o",
+        "os",
+        "um",
+        "uma",
+        "em",
+        "não",
+        "é",
+        "het",
+        "een",
+        "en",
+        "att",
+        "på",
+        "som",
+        "och",
+    }
+)
+ENGLISH = frozenset(
+    {
+        "the",
+        "a",
+        "an",
+        "and",
+        "of",
+        "in",
+        "is",
+        "are",
+        "to",
+        "with",
+        "on",
+        "as",
+        "by",
+        "at",
+        "from",
+        "for",
+        "it",
+        "while",
+    }
+    | {"someone", "sound", "sounds", "into", "over", "followed"}
+)
+MIN_WORDS, FOREIGN_WORDS, OTHER_SCRIPT_SHARE = 4, 2, 0.3
+ARTICLES = frozenset({"a", "an", "the"})
+WORD = re.compile(r"[^\W_]+(?:'\w+)?")
+TokenLimit = tuple[Callable[[Sequence[str]], list[int]], int]
+
+
+def find(captions: pa.Table, rules: Sequence[str] = RULES, token_limit: TokenLimit | None = None) -> pa.Table:
+    """All findings of ``rules`` in a table of `CAPTIONS_SCHEMA`, as `FINDINGS`, by row and then by rule.
+
+    ``token_limit``: a function that counts the tokens of texts, and how many an encoder takes; without it ``too_long``
+    finds nothing. Raises `UserError` where a rule is unknown.
+    """
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise UserError(f"no rule {', '.join(unknown)}; there are {', '.join(RULES)}.")
+    rows, which = [], []
+    for number, rule in enumerate(RULES):
+        if rule in rules:
+            found = np.flatnonzero(_too_long(captions, token_limit) if rule == "too_long" else CHECKS[rule](captions))
+            rows.append(found)
+            which.append(np.full(len(found), number))
+    row, rule_of = np.concatenate(rows), np.concatenate(which)
+    order = np.lexsort((rule_of, row))
+    taken = captions.take(pa.array(row[order]))
+    names = pa.array(RULES).take(pa.array(rule_of[order]))
+    columns = [pa.array(row[order]), taken["clip_id"], taken["caption_index"], taken["source"], names, taken["caption"]]
+    return pa.Table.from_arrays(columns, schema=FINDINGS)
+
+
+def drop(captions: pa.Table, findings: pa.Table, rules: Sequence[str]) -> pa.Table:
+    """``captions`` without the rows that one of ``rules`` found; ``caption_index`` is counted anew."""
+    bad = findings["row"].filter(pc.is_in(findings["rule"], value_set=pa.array(list(rules), pa.string()))).to_numpy()
+    keep = np.ones(captions.num_rows, bool)
+    keep[bad] = False
+    kept = captions.filter(pa.array(keep))
+    at = captions.schema.get_field_index("caption_index")
+    clip = codes(kept["clip_id"])
+    order = np.argsort(clip, kind="stable")
+    index = np.empty(len(clip), np.int32)
+    index[order] = position_in_group(clip[order])
+    return kept.set_column(at, captions.schema.field(at), pa.array(index))
+
+
+def _matches(captions: pa.Table, pattern: str) -> np.ndarray:
+    found: np.ndarray = pc.match_substring_regex(captions["caption"], pattern).to_numpy()
+    return found
+
+
+def _among(captions: pa.Table, suspects: np.ndarray, is_bad: Callable[[str], bool]) -> np.ndarray:
+    """bool (N,): the suspects that are bad; only they are looked at one by one."""
+    rows = np.flatnonzero(suspects)
+    texts = captions["caption"].take(pa.array(rows)).to_pylist()
+    found = np.zeros(captions.num_rows, bool)
+    found[rows] = [is_bad(text) for text in texts]
+    return found
+
+
+def _empty(captions: pa.Table) -> np.ndarray:
+    return ~_matches(captions, r"[\p{L}\p{N}]")
+
+
+def _wrapper(captions: pa.Table) -> np.ndarray:
+    with_colon = pc.match_substring(captions["caption"], ":").to_numpy()
+    return _matches(captions, OPEN_WRAPPER) | _among(captions, with_colon, lambda text: unwrap(text) != text)
+
+
+def _quoted_label(captions: pa.Table) -> np.ndarray:
+    quoted = re.compile(r"[\"“'‘]([^\"”'’]+)[\"”'’]")
+    rows = np.flatnonzero(_matches(captions, "[\"“'‘][^\"”'’]+[\"”'’]"))
+    some = captions.select(["caption", "labels"]).take(pa.array(rows))
+    found = np.zeros(captions.num_rows, bool)
+    for row, caption, labels in zip(rows, some["caption"].to_pylist(), some["labels"].to_pylist(), strict=True):
+        names = {name.casefold() for name in labels or []}
+        found[row] = sum(text.strip(" ,.").casefold() in names for text in quoted.findall(caption)) >= min(
+            2, len(names) or 1
+        )
+    return found
+
+
+def _non_english(captions: pa.Table) -> np.ndarray:
+    texts = one_array(captions["caption"])
+    content, offsets = text_bytes(texts)
+    suspects = rows_at(offsets, np.flatnonzero(content >= 0x80)) if len(content) else np.zeros(len(texts), bool)
+    english = "|".join(sorted(ENGLISH))
+    suspects |= ~_matches(captions, rf"(?i)\b(?:{english})\b")
+    return _among(captions, suspects, is_other_language)
+
+
+def is_other_language(text: str) -> bool:
+    """Whether a text is mostly of another script, or has function words of other languages and none of English."""
+    letters = [character for character in text if character.isalpha()]
+    other = sum(ord(character) > 0x24F for character in letters)
+    if letters and other / len(letters) > OTHER_SCRIPT_SHARE:
+        return True
+    words = [word.casefold() for word in WORD.findall(text)]
+    foreign = sum(word in OTHER_LANGUAGES and word not in ENGLISH for word in words)
+    return len(words) >= MIN_WORDS and foreign >= FOREIGN_WORDS and not ENGLISH.intersection(words)
+
+
+def _duplicate(captions: pa.Table) -> np.ndarray:
+    return _repeats(captions, codes(captions["caption"]))
+
+
+def _near_duplicate(captions: pa.Table) -> np.ndarray:
+    """Only clips with several captions can have one, so only theirs are taken apart."""
+    clip = codes(captions["clip_id"])
+    several = np.bincount(clip)[clip] > 1 if len(clip) else np.zeros(0, bool)
+    rows = np.flatnonzero(several)
+    texts = captions["caption"].take(pa.array(rows)).to_pylist()
+    words = [" ".join(sorted(word for word in WORD.findall(text.casefold()) if word not in ARTICLES)) for text in texts]
+    found = np.zeros(captions.num_rows, bool)
+    found[rows] = _repeats(captions.take(pa.array(rows)), codes(pa.array(words, pa.string())))
+    return found & ~_duplicate(captions)
+
+
+def _repeats(captions: pa.Table, text: np.ndarray) -> np.ndarray:
+    """bool (N,): whether an earlier caption of the same clip has the same text code."""
+    return ~first_occurrences(codes(captions["clip_id"]) * (len(text) + 1) + text)
+
+
+def _too_long(captions: pa.Table, token_limit: TokenLimit | None) -> np.ndarray:
+    """A token is at least a byte long, so only texts with more bytes than tokens allowed are tokenized."""
+    found = np.zeros(captions.num_rows, bool)
+    if token_limit is None:
+        return found
+    count, limit = token_limit
+    specials = count([""])[0]
+    rows = np.flatnonzero(pc.binary_length(captions["caption"]).to_numpy() > (limit - specials) // EXPANSION)
+    texts = captions["caption"].take(pa.array(rows)).to_pylist()
+    found[rows] = np.array(count(texts) if texts else [], np.int64) > limit
+    return found
+
+
+# Normalisation of compatibility characters can make several letters of a few bytes.
+EXPANSION = 2
+CHECKS: Mapping[str, Callable[[pa.Table], np.ndarray]] = {
+    "empty": _empty,
+    "wrapper": _wrapper,
+    "quoted_label": _quoted_label,
+    **{rule: partial(_matches, pattern=pattern) for rule, pattern in PATTERNS.items()},
+    "non_english": _non_english,
+    "duplicate": _duplicate,
+    "near_duplicate": _near_duplicate,
+}

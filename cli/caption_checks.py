@@ -1,0 +1,101 @@
+"""Commands that look into captions.parquet: captions check (lint) and captions show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import PATH, M2dprepCommand, json_option
+
+
+@click.command(cls=M2dprepCommand, short_help="Find captions that a model should not learn; drop them if asked.")
+@click.argument("captions_path", metavar="CAPTIONS", type=PATH)
+@click.option("--rule", "rules", multiple=True, show_default="all", help="Look for this only; several.")
+@click.option(
+    "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+)
+@click.option(
+    "--model", default=None, help="Text encoder whose tokens are counted (rule too_long): a name or a folder."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=None, show_default="the model's", help="With --model."
+)
+@click.option("--drop", "dropped", multiple=True, help="Write CAPTIONS without what this rule finds; several.")
+@click.option("--output", "-o", type=PATH, default=None, show_default="CAPTIONS itself", help="Where --drop writes.")
+@click.option("--strict", is_flag=True, help="Exit with 4 where there are findings that were not dropped.")
+@json_option
+def check(
+    captions_path: Path,
+    rules: tuple[str, ...],
+    findings: Path | None,
+    model: str | None,
+    max_tokens: int | None,
+    dropped: tuple[str, ...],
+    output: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Look for wrappers, quoted labels, probabilities, refusals, URLs, other languages, empty, long and repeated texts.
+
+    Rules: empty, wrapper, quoted_label, probability, refusal, url, non_english, duplicate, near_duplicate, too_long.
+
+    \b
+    Examples:
+      m2dprep captions check data/captions.parquet --findings findings.csv --model thenlper/gte-base
+      m2dprep captions check data/captions.parquet --drop refusal --drop near_duplicate
+    """
+    from captions.check_file import check_file
+
+    if max_tokens is not None and model is None:
+        raise click.UsageError("--max-tokens needs --model, whose tokens are counted.")
+    if output is not None and not dropped:
+        raise click.UsageError("--output is where --drop writes, which is not given.")
+    if "too_long" in (*rules, *dropped) and model is None:
+        raise click.UsageError("the rule too_long needs --model, whose tokens are counted.")
+    result = check_file(
+        captions_path, rules, findings=findings, model=model, max_tokens=max_tokens, dropped=dropped, output=output
+    )
+    if model is None and not rules:
+        click.echo("no --model: tokens are not counted.", err=True)
+    lines = [f"{rule:<15} {count:>9,}" for rule, count in result.by_rule.items()]
+    kept = result.captions - result.dropped
+    click.echo(
+        f"{result.captions:,} captions = {kept:,} done + {result.dropped:,} skipped + 0 failed; "
+        f"{result.with_findings:,} with findings",
+        err=True,
+    )
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(lines))
+    if strict and result.left:
+        from artifacts.errors import CheckFailedError
+
+        raise CheckFailedError(f"{captions_path}: {result.left:,} findings.")
+
+
+@click.command(cls=M2dprepCommand, short_help="All captions of a clip.")
+@click.argument("captions_path", metavar="CAPTIONS", type=PATH)
+@click.argument("clip")
+@json_option
+def show(captions_path: Path, clip: str, as_json: bool) -> None:
+    """Print all captions of CLIP: its id, an audio file's name, or another form of a YouTube id.
+
+    Put -- before an id that begins with a dash.
+
+    \b
+    Examples:
+      m2dprep captions show data/captions.parquet YXqu1CeA2c4_000044.wav
+      m2dprep captions show data/captions.parquet -- --PJHxphWEs
+    """
+    from captions.sets import captions_of
+
+    rows = captions_of(captions_path, clip)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    first = rows[0]
+    labels = first["labels"]
+    names = "; ".join(labels) if isinstance(labels, list) else ""
+    click.echo(f"{first['clip_id']}  {first['split'] or ''}  {names}".rstrip())
+    for row in rows:
+        click.echo(f"{row['caption_index']:>3}  {row['source']:<12} {row['caption']}")

@@ -1,0 +1,121 @@
+"""Labels → sentences with a tiny random T5: inputs, decoding, resuming, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from artifacts.errors import FingerprintConflictError, UserError
+from captions.keywords import DECODING, KeywordModel, KeywordOptions, model_inputs, write_sentences
+
+WORDS = "Speech Dog Male speech , man speaking | sound of the a wind".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A T5 of two small layers with random weights, and a tokenizer of a few words, made here."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("t5")
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    made = T5ForConditionalGeneration(config)
+    made.generation_config.max_length = 12
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights hardly ever end a sentence."""
+    monkeypatch.setitem(DECODING, "max_length", 10)
+
+
+CLIPS = pa.table(
+    {
+        "clip_id": ["a", "b", "a", "c", "d", "e"],
+        "labels": [["Dog"], ["Dog", "Speech"], ["Dog"], None, ["Dog"], ["Wind. Speech"]],
+    }
+)
+
+
+def test_decoding_is_as_documented() -> None:
+    assert {name: value for name, value in DECODING.items() if name != "max_length"} == {
+        "num_beams": 4,
+        "length_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "separator", "inputs"),
+    [
+        (["Dog"], "|", ["Dog"]),
+        (["Male speech, man speaking", "Grunt (sound)"], "|", ["Male speech|man speaking|Grunt sound"]),
+        (["Male speech, man speaking", '"Bow-wow"'], " ", ["Male speech man speaking Bow-wow"]),
+        (["St. Bernard", "Dog"], "|", ["St", "Bernard|Dog"]),
+    ],
+)
+def test_inputs_of_the_model(labels: list[str], separator: str, inputs: list[str]) -> None:
+    assert model_inputs(labels, separator) == inputs
+
+
+def test_a_sentence_for_every_clip_with_labels_once_per_list(model: str, tmp_path: Path) -> None:
+    options = KeywordOptions(model, batch_size=2)
+    run = write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=False)
+    rows = {row["id"]: row["caption"] for row in run.rows.to_pylist()}
+    assert list(rows) == ["a", "b", "d", "e"]
+    assert rows["a"] == rows["d"] != ""
+    alone = KeywordModel(model, "cpu")
+    assert rows["a"] == alone.sentences(["Dog"])[0]
+    assert rows["e"] == " ".join(alone.sentences([text])[0] for text in ("Wind", "Speech")).strip()
+    assert (run.done, run.skipped, run.without_labels) == (4, 0, 1)
+
+
+def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = KeywordOptions(model, batch_size=1)
+    whole = write_sentences(CLIPS, tmp_path / "whole", options, "cpu", overwrite=False)
+    sentences, calls = KeywordModel.sentences, []
+
+    def interrupted(self: KeywordModel, inputs: list[str]) -> list[str]:
+        calls.append(inputs)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sentences(self, inputs)
+
+    monkeypatch.setattr(KeywordModel, "sentences", interrupted)
+    work = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        write_sentences(CLIPS, work, options, "cpu", overwrite=False)
+    run = write_sentences(CLIPS, work, options, "cpu", overwrite=False)
+    assert (run.done, run.skipped) == (2, 2)
+    assert run.rows.equals(whole.rows)
+    assert len(calls) == 5
+    again = write_sentences(CLIPS, work, options, "cpu", overwrite=False)
+    assert (again.done, again.skipped) == (0, 4)
+    with pytest.raises(FingerprintConflictError, match=r"separator.*--overwrite"):
+        write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=False)
+    assert write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=True).done == 4
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded as a seq2seq model"):
+        write_sentences(CLIPS, tmp_path, KeywordOptions(str(tmp_path / "nowhere")), "cpu", overwrite=False)
+    with pytest.raises(UserError, match="no clip has labels"):
+        write_sentences(CLIPS.slice(3, 1), tmp_path, KeywordOptions("x"), "cpu", overwrite=False)
