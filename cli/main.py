@@ -14,6 +14,7 @@ from artifacts.errors import UserError
 COMMANDS = {
     "melspec": ("cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
     "stats": ("cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
+    "pack": ("cli.pack", "pack", "Log-mel arrays → few large files, which training reads faster."),
     "captions": ("cli.captions", "captions", "Caption tables → one captions.parquet (fill, add)."),
     "embed-captions": ("cli.captions", "embed_captions", "Captions → an aligned store of sentence embeddings."),
     "train": ("cli.train", "train", "Train M2D-CLAP on a data directory."),
@@ -78,7 +79,8 @@ def m2dprep() -> None:
     """From audio files and caption tables to a trained M2D-CLAP audio-language model.
 
     Every stage reads files and writes files, resumes where it was interrupted, and exits with
-    0 complete, 2 usage, 3 too many failures, 4 check failed, 5 other configuration, 130 interrupted.
+    0 complete, 2 usage, 3 too many failures, 4 check failed, 5 other configuration, 75 told to stop and saved,
+    130 interrupted.
     """
 
 

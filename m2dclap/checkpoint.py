@@ -1,4 +1,4 @@
-"""Checkpoints: what training saves, how it goes on from it, and models read back from ours and the original's files."""
+"""Models read back from checkpoints, ours and the original's in all their forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from artifacts.tables import first_line
@@ -21,8 +20,6 @@ from m2dclap.config import ModelConfig
 from m2dclap.frames import NormStats
 from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
 
-# Our own key in a checkpoint; the original's loaders pass it over.
-EXTRA = "m2dprep"
 # A fine-tuned encoder, as the original's evaluation saves it.
 FINE_TUNED_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.backbone.", "backbone."
 # What only training needs; a checkpoint without it can still encode.
@@ -30,51 +27,6 @@ TRAINING_ONLY = ("norm_stats", "logit_scale", "mask_token", "decoder_", "target_
 DEFAULT_MEL_BINS = 80
 HEAD_DIM, DECODER_HEAD_DIM = 64, 32
 SHAPE_FIELD = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(?:p.*)?")
-
-
-@dataclass
-class TrainState:
-    """Everything that changes while training, and so everything that is saved; ``step`` counts data iterations.
-
-    Random generators are not part of it: what is random follows from the seed, the epoch and the clip.
-    """
-
-    model: M2DCLAP
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    step: int = 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.cls_token.device
-
-    def save(self, path: Path, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Write the state in the original's form to ``path``, whole or not at all.
-
-        ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``.
-        """
-        value = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "scaler": self.scaler.state_dict(),
-            "args": dict(args),
-            EXTRA: {"step": self.step, "settings": dict(settings)},
-        }
-        with atomic_file(path) as file:
-            torch.save(value, file)
-
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
-        value = read_file(path)
-        try:
-            self.model.load_state_dict(value["model"])
-            self.optimizer.load_state_dict(value["optimizer"])
-            self.scaler.load_state_dict(value["scaler"])
-            self.epoch, self.step = int(value["epoch"]), int(value[EXTRA]["step"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
 
 
 @dataclass(frozen=True)

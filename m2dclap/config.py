@@ -109,11 +109,14 @@ class ModelConfig:
 class TrainConfig:
     """How a model is trained. The defaults are the original trainer's, for one process.
 
-    Only settings that change the result are here; not the number of workers, nor how often to log or save.
+    Only settings that change the result are here; not the number of processes or workers, nor how often to log or save.
     """
 
     epochs: int = 300
     batch_size: int = 512
+    """Clips a step, over all processes and accumulated parts; so the number of processes changes nothing."""
+    accumulate: int = 1
+    """Parts that a step's batch is computed in, one after another; captions are contrasted within a part."""
     blr: float = 3e-4
     """Base learning rate; the peak is ``blr * batch_size / 256``."""
     min_lr: float = 0.0
@@ -126,6 +129,10 @@ class TrainConfig:
     amp: str = "auto"
     """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU and none on a CPU."""
     seed: int = 0
+    noise_ratio: float = 0.0
+    """Share of mel power that comes from a background clip; 0 mixes none. The target sees the clean clip."""
+    weighted: bool = False
+    """Draw clips in proportion to the ``weight`` column of the file lists."""
     shuffle_captions: bool = False
     """A control: captions are dealt to the wrong clips, so a model that still learns their names betrays a leak."""
 
@@ -136,6 +143,14 @@ class TrainConfig:
                 f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 epoch and, as captions are "
                 "contrasted within a batch, a batch of at least 2 are needed."
             )
+        if self.accumulate < 1 or self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise UserError(
+                f"accumulate {self.accumulate} does not divide the batch of {self.batch_size} into parts of 2 or more."
+            )
+        if not 0 <= self.noise_ratio <= 1:
+            raise UserError(f"noise_ratio is {self.noise_ratio}; it must be within 0 … 1.")
+        if self.weight_decay < 0 or self.min_lr < 0:
+            raise UserError(f"weight_decay {self.weight_decay} and min_lr {self.min_lr} must not be below zero.")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
         if self.amp not in AMP_CHOICES:
@@ -184,6 +199,13 @@ class Preset:
 
 PRESETS = {
     "base": Preset(ModelConfig(), TrainConfig(), save_every=5),
+    # ViT-S and ViT-L, with 64 dimensions a head and 32 in the predictor, as in the base model.
+    "small": Preset(
+        replace(ModelConfig(), embed_dim=384, num_heads=6, decoder_embed_dim=256, decoder_num_heads=8),
+        TrainConfig(),
+        save_every=5,
+    ),
+    "large": Preset(replace(ModelConfig(), embed_dim=1024, depth=24, num_heads=16), TrainConfig(), save_every=5),
     # Learns the demo's classes on two CPU cores in minutes. Few steps: quick warm-up and target, and since there is no
     # time to learn from masking first, captions weigh as much as patches.
     "tiny": Preset(

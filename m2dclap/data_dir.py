@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from artifacts.atomic import write_text
 from artifacts.errors import UserError
@@ -23,12 +22,14 @@ from artifacts.layout import DataLayout, LmsLayout, inside, require_file, requir
 from artifacts.lms_array import open_lms
 from artifacts.lms_store import read_config
 from artifacts.progress import Progress
-from artifacts.tables import read_file_list
+from artifacts.tables import read_csv_columns, read_file_list
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.dataset import DEAL_STREAM, Clips
+from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
+from m2dclap.log_mels import LogMels, find_log_mels
 from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, common_text_model, deal_wrongly, match_files
+from m2dclap.random_numbers import DEAL_STREAM
 
 DEFAULT_FRONT_END = "16k"
 # Opening headers waits for the file system more than it computes.
@@ -40,12 +41,17 @@ class DataChoice:
     """Which parts of a data directory to train on; empty means all file lists and all embedding stores there.
 
     ``dictionaries`` are the original's pickled ``capemb_*.npy`` files, which are read only when they are named here.
+    ``held_out`` lists are validated on and never trained on, also where a list to train on has the same files;
+    ``backgrounds`` lists are mixed in as noise. ``weighted`` reads a column ``weight`` from the lists to train on.
     """
 
     root: Path
     file_lists: tuple[Path, ...] = ()
     stores: tuple[Path, ...] = ()
     dictionaries: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
+    backgrounds: tuple[Path, ...] = ()
+    weighted: bool = False
 
 
 class Skipped(NamedTuple):
@@ -56,16 +62,26 @@ class Skipped(NamedTuple):
     message: str
 
 
+class CaptionedFiles(NamedTuple):
+    """Log-mels that have captions; ``clips`` (n,) is the number of each one's clip within the captions."""
+
+    log_mels: LogMels
+    clips: np.ndarray
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """Everything that training takes from a data directory.
 
-    ``text_model`` says how a text becomes an embedding (None: unknown); ``identity`` is what a resumed run must share.
+    ``weights`` (n,) go with ``training``, or are None. ``text_model`` says how a text becomes an embedding (None:
+    unknown); ``identity`` is what a resumed run must share.
     """
 
     choice: DataChoice
-    file_names: pa.Array
-    clips: np.ndarray
+    training: CaptionedFiles
+    weights: np.ndarray | None
+    held_out: CaptionedFiles | None
+    backgrounds: LogMels | None
     captions: CaptionRows
     stats: NormStats
     front_end: LogMelConfig
@@ -73,20 +89,32 @@ class TrainingData:
     skipped: list[Skipped]
     identity: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(self.training.log_mels)
+
     def dataset(self, model: ModelConfig, config: TrainConfig) -> Clips:
         """The samples for a model; with ``shuffle_captions`` every clip gets another clip's captions."""
-        clips = self.clips
+        clips = self.training.clips
         if config.shuffle_captions:
             clips = deal_wrongly(clips, np.random.default_rng((DEAL_STREAM, config.seed)))
-        return Clips(self.choice.root, self.file_names, clips, self.captions, self.stats, model, config.seed)
+        noise = self.backgrounds if config.noise_ratio > 0 else None
+        return Clips(self.training.log_mels, clips, self.captions, model, config.seed, noise)
+
+    def held_out_dataset(self, model: ModelConfig, config: TrainConfig) -> Clips | None:
+        """The held-out clips with their own captions, clean; None where none were chosen."""
+        if self.held_out is None:
+            return None
+        return Clips(self.held_out.log_mels, self.held_out.clips, self.captions, model, config.seed)
 
     def summary(self) -> str:
         """``input = used + skipped`` in one line."""
         reasons = Counter(skipped.reason for skipped in self.skipped)
-        used = len(self.file_names)
+        held_out = 0 if self.held_out is None else len(self.held_out.log_mels)
+        others = f" + {held_out:,} held out" if self.held_out is not None else ""
+        backgrounds = f"; {len(self.backgrounds):,} backgrounds" if self.backgrounds is not None else ""
         return (
-            f"{used + len(self.skipped):,} files listed = {used:,} used + {reasons['no_captions']:,} without captions "
-            f"+ {reasons['unreadable']:,} unreadable"
+            f"{len(self) + held_out + len(self.skipped):,} files listed = {len(self):,} used{others} "
+            f"+ {reasons['no_captions']:,} without captions + {reasons['unreadable']:,} unreadable{backgrounds}"
         )
 
 
@@ -97,32 +125,50 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
     stats = read_norm_stats(layout.norm_stats)
-    listed = _listed_files(layout, choice.file_lists)
+    weights, held_names = _listed_files(layout, choice), _names_in(choice.held_out)
     sources = _caption_sources(layout, choice)
     text_model = common_text_model(sources)
     captions = CaptionRows(sources)
-    clips = match_files(listed, captions.clip_ids)
-    skipped = _without_captions(listed, clips, sources, captions.clip_ids)
-    listed, clips = _select(listed, clips, clips != NO_CAPTIONS)
-    problems = _unreadable(layout.root, listed, n_mels)
-    skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
-    used, clips = _select(listed, clips, np.array([name not in problems for name in listed]))
+    listed = [name for name in weights if name not in held_names]
+    if not listed:
+        raise UserError("every file that is listed for training is held out; choose other lists with --files.")
+    training, skipped = _usable(layout.root, listed, captions, sources, n_mels)
+    held_out = None
+    if held_names:
+        held_out, more = _usable(layout.root, list(held_names), captions, sources, n_mels)
+        skipped += more
+        if len(held_out.clips) < 2:
+            raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
+    backgrounds, more = _backgrounds(layout.root, choice.backgrounds, n_mels)
+    used = training.log_mels.file_names.to_pylist()
+    drawn = np.array([weights[name] for name in used]) if choice.weighted else None
+    if drawn is not None and not drawn.any():
+        raise UserError("the weights of all clips that can be used are 0.")
     return TrainingData(
         choice=replace(choice, root=choice.root.resolve()),
-        file_names=pa.array(used, pa.string()),
-        clips=clips,
+        training=training,
+        weights=drawn,
+        held_out=held_out,
+        backgrounds=backgrounds,
         captions=captions,
         stats=stats,
         front_end=_front_end(layout.root, used),
         text_model=text_model,
-        skipped=skipped,
+        skipped=skipped + more,
         identity={
             "clips": len(used),
             "file_names": fingerprint({"names": used}),
             "embeddings": [source.fingerprint for source in sources],
             "norm_stats": list(stats),
+            "weights": None if drawn is None else fingerprint({"weights": drawn.tolist()}),
+            "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
+            "backgrounds": _names_fingerprint(backgrounds),
         },
     )
+
+
+def _names_fingerprint(log_mels: LogMels | None) -> str | None:
+    return None if log_mels is None else fingerprint({"names": log_mels.file_names.to_pylist()})
 
 
 def read_norm_stats(path: Path) -> NormStats:
@@ -147,15 +193,66 @@ def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     write_text(path, text.getvalue())
 
 
-def _listed_files(layout: DataLayout, chosen: Sequence[Path]) -> list[str]:
-    """Paths in the file lists, each once, in the order of the lists."""
-    lists = list(chosen) or layout.file_lists()
+def _listed_files(layout: DataLayout, choice: DataChoice) -> dict[str, float]:
+    """Paths in the lists to train on with their weights, each once, in the order of the lists."""
+    lists = list(choice.file_lists) or layout.file_lists()
     if not lists:
         raise UserError(f"{layout.root} has no files_<name>.csv; `m2dprep melspec` writes one beside its log-mels.")
-    file_names = list(dict.fromkeys(name for path in lists for name in read_file_list(path)))
-    if not file_names:
+    listed: dict[str, float] = {}
+    for path in lists:
+        names = read_file_list(path)
+        for name, weight in zip(names, _weights_in(path) if choice.weighted else [1.0] * len(names), strict=True):
+            if listed.setdefault(name, weight) != weight:
+                raise UserError(f"{path}: {name} has the weight {weight:g} here and {listed[name]:g} before.")
+    if not listed:
         raise UserError(f"{', '.join(map(str, lists))} lists no files.")
-    return file_names
+    return listed
+
+
+def _weights_in(path: Path) -> list[float]:
+    """The column ``weight`` of a file list. Raises `UserError` where it is missing or not finite and from 0."""
+    weights = []
+    for row, text in enumerate(read_csv_columns(path, ["weight"], "a file list with weights")["weight"], start=2):
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = float("nan")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{path}, row {row}: weight {text!r} is no number from 0.")
+        weights.append(weight)
+    return weights
+
+
+def _names_in(lists: Sequence[Path]) -> dict[str, None]:
+    """Paths in some file lists, each once. Raises `UserError` where lists are given that list nothing."""
+    names = dict.fromkeys(name for path in lists for name in read_file_list(path))
+    if lists and not names:
+        raise UserError(f"{', '.join(map(str, lists))} lists no files.")
+    return names
+
+
+def _usable(
+    root: Path, listed: list[str], captions: CaptionRows, sources: Sequence[CaptionSource], n_mels: int
+) -> tuple[CaptionedFiles, list[Skipped]]:
+    """Those of the ``listed`` files that have captions and can be read, and why the others are left out."""
+    clips = match_files(listed, captions.clip_ids)
+    skipped = _without_captions(listed, clips, sources, captions.clip_ids)
+    listed, clips = _select(listed, clips, clips != NO_CAPTIONS)
+    log_mels = find_log_mels(root, listed)
+    problems = _unreadable(log_mels, n_mels)
+    skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
+    kept = np.flatnonzero([name not in problems for name in listed])
+    return CaptionedFiles(log_mels.take(kept), clips[kept]), skipped
+
+
+def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMels | None, list[Skipped]]:
+    names = list(_names_in(lists))
+    if not names:
+        return None, []
+    log_mels = find_log_mels(root, names)
+    problems = _unreadable(log_mels, n_mels)
+    kept = np.flatnonzero([name not in problems for name in names])
+    return log_mels.take(kept), [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
 
 
 def _caption_sources(layout: DataLayout, choice: DataChoice) -> list[CaptionSource]:
@@ -189,25 +286,29 @@ def _select(listed: Sequence[str], clips: np.ndarray, keep: np.ndarray) -> tuple
     return [listed[index] for index in np.flatnonzero(keep).tolist()], clips[keep]
 
 
-def _unreadable(root: Path, file_names: Sequence[str], n_mels: int) -> dict[str, str]:
+def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
     """What is wrong with each file that is not a whole log-mel of ``n_mels`` bins. Reads headers, not values.
 
-    Raises `UserError` where that is all of them.
+    What is packed was looked at when it was packed. Raises `UserError` where something is wrong with all of them.
     """
     problems: dict[str, str] = {}
-    with Progress(len(file_names), "looking at log-mels") as progress, ThreadPoolExecutor(HEADER_THREADS) as pool:
-        found = pool.map(partial(_problem, root, n_mels=n_mels), file_names)
-        for name, problem in zip(file_names, found, strict=True):
+    names = log_mels.file_names.to_pylist()
+    with Progress(len(names), "looking at log-mels") as progress, ThreadPoolExecutor(HEADER_THREADS) as pool:
+        found = pool.map(partial(_problem, log_mels, n_mels=n_mels), range(len(names)))
+        for name, problem in zip(names, found, strict=True):
             if problem is not None:
                 problems[name] = problem
             progress.advance(failed=int(problem is not None))
-    if len(problems) == len(file_names):
-        raise UserError(f"none of the {len(problems):,} captioned log-mels can be read: {problems[file_names[0]]}")
+    if len(problems) == len(names):
+        raise UserError(f"none of the {len(problems):,} listed log-mels can be read: {problems[names[0]]}")
     return problems
 
 
-def _problem(root: Path, file_name: str, *, n_mels: int) -> str | None:
-    path = inside(root, file_name)
+def _problem(log_mels: LogMels, index: int, *, n_mels: int) -> str | None:
+    path = inside(log_mels.root, log_mels.name(index))
+    if log_mels.is_packed(index):
+        bins = len(log_mels[index])
+        return None if bins == n_mels else f"{path}: its pack has {bins} mel bins, not {n_mels}."
     try:
         open_lms(path, n_mels=n_mels)
     except UserError as error:

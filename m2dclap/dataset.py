@@ -1,92 +1,139 @@
-"""Training samples: a random crop, one of the clip's captions, and the noise of its mask.
+"""Batches for training: random crops, one of each clip's captions, and the noise of their masks.
 
-Everything random about a sample comes from (seed, epoch, index) and nothing else: not from the number of workers, the
-order of loading, or what was drawn before. So a resumed run needs no state of random generators.
+Everything random about a sample comes from (seed, epoch, clip) and nothing else: not from the number of workers or
+processes, the order of loading, or what was drawn before. So a resumed run needs no state of random generators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from artifacts.layout import inside
-from artifacts.lms_array import open_lms
 from m2dclap.config import ModelConfig
-from m2dclap.frames import NormStats, random_crop
+from m2dclap.log_mels import LogMels
+from m2dclap.order import BatchKey
 from m2dclap.pairing import CaptionRows
+from m2dclap.random_numbers import SAMPLE_STREAM, pick, uniform
 
-# Kinds of random streams; the first number of a seed, so that no two streams share one.
-SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM = 0, 1, 2
+# The first numbers of a sample's stream; those of the mask follow.
+CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
 
 
 class Batch(NamedTuple):
-    """One sample, or several stacked by PyTorch's default collation (then with a leading axis B).
+    """B samples as they come from disk.
 
-    ``log_mel`` (1, F, T) normalised; ``text_embedding`` (D,); ``noise`` (L,) uniform; ``clip`` is its number.
+    ``log_mel`` (B, 1, F, T) of which only the first ``frames`` (B,) of each are filled; ``background`` the same shape,
+    or None where no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,) numbers.
     """
 
     log_mel: torch.Tensor
+    frames: torch.Tensor
+    background: torch.Tensor | None
     text_embedding: torch.Tensor
     noise: torch.Tensor
     clip: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
 
 class Clips(Dataset[Batch]):
-    """Captioned log-mel files; asked for with (epoch, index), so that workers need not be told of a new epoch."""
+    """Captioned log-mels, a batch at a time.
+
+    ``clips`` (n,) is the number of each log-mel's clip within ``captions``. Float16 arrays stay float16 on their way
+    to the device, where they are normalised.
+    """
 
     def __init__(
         self,
-        root: Path,
-        file_names: pa.Array,
+        log_mels: LogMels,
         clips: np.ndarray,
         captions: CaptionRows,
-        stats: NormStats,
         model: ModelConfig,
         seed: int,
+        background: LogMels | None = None,
     ) -> None:
-        self.root, self._file_names, self._clips, self._captions = root, file_names, clips, captions
-        self._stats, self._model, self._seed = stats, model, seed
+        self._log_mels, self._clips, self._captions = log_mels, clips, captions
+        self._model, self._seed, self._background = model, seed, background
 
     def __len__(self) -> int:
-        return len(self._file_names)
+        return len(self._log_mels)
 
     def file_name(self, index: int) -> str:
         """The path of a clip's log-mel, relative to the data directory."""
-        return str(self._file_names[index].as_py())
+        return self._log_mels.name(index)
+
+    def log_mel(self, index: int) -> np.ndarray:
+        """A whole log-mel (F, T)."""
+        return self._log_mels[index]
 
     def caption_rows(self, index: int) -> np.ndarray:
         """Numbers of the caption rows that a clip may be paired with."""
         return self._captions.of_clip(int(self._clips[index]))
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        epoch, index = key
-        rng = np.random.default_rng((SAMPLE_STREAM, self._seed, epoch, index))
-        caption = self._captions[int(rng.choice(self.caption_rows(index)))]
-        log_mel = open_lms(inside(self.root, self.file_name(index)), n_mels=self._model.input_size[0])
-        crop = random_crop(log_mel, self._model.input_size[1], self._stats, rng)
-        noise = rng.random(self._model.num_patches, dtype=np.float32)
-        return Batch(torch.from_numpy(crop), torch.from_numpy(caption), torch.from_numpy(noise), torch.tensor(index))
+    def __getitems__(self, key: BatchKey) -> Batch:
+        """The batch of ``key``; PyTorch's loader calls this with what the sampler yields."""
+        numbers = uniform(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
+        log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
+        background = None
+        if self._background is not None:
+            others = pick(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
+            background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
+        return Batch(
+            torch.from_numpy(log_mel),
+            torch.from_numpy(frames),
+            None if background is None else torch.from_numpy(background),
+            torch.from_numpy(self._text_embeddings(key.clips, numbers[:, CAPTION])),
+            torch.from_numpy(numbers[:, MASK:].astype(np.float32)),
+            torch.from_numpy(key.clips.astype(np.int64)),
+        )
+
+    __getitem__ = __getitems__
+
+    def _text_embeddings(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        rows = [self.caption_rows(index) for index in clips.tolist()]
+        chosen = pick(shares, np.array([len(choice) for choice in rows]))
+        embeddings = np.empty((len(clips), self._captions.dim), np.float32)
+        for place, (choice, number) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            embeddings[place] = self._captions[int(choice[number])]
+        return embeddings
+
+    def _crops(
+        self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Crops (B, 1, F, T) whose start is any of 0 … T_clip − T, equally likely, and how many frames each has.
+
+        A shorter clip leaves the frames behind it empty, or with ``repeat`` is repeated.
+        """
+        n_mels, width = self._model.input_size
+        crops: np.ndarray | None = None
+        frames = np.full(len(indices), width, np.int64)
+        for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
+            log_mel = log_mels[index]
+            if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
+                crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel.dtype)
+            length = log_mel.shape[1]
+            if length >= width:
+                start = min(int(share * (length - width + 1)), length - width)
+                crops[place, 0] = log_mel[:, start : start + width]
+            elif repeat:
+                crops[place, 0] = np.tile(log_mel, -(-width // length))[:, :width]
+            else:
+                crops[place, 0, :, :length] = log_mel
+                crops[place, 0, :, length:] = 0
+                frames[place] = length
+        assert crops is not None, "a batch has clips"
+        return crops, frames
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """(epoch, index) of every clip once, in an order that depends on (seed, epoch) alone. Set ``epoch`` before use."""
+def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far."""
+    new = np.empty(shape, dtype)
+    if crops is not None:
+        new[:filled] = crops[:filled]
+    return new
 
-    def __init__(self, clips: int, seed: int) -> None:
-        self._clips, self._seed = clips, seed
-        self.epoch = 0
 
-    def __len__(self) -> int:
-        return self._clips
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((ORDER_STREAM, self._seed, self.epoch)).permutation(self._clips)
-        return ((self.epoch, int(index)) for index in order)
+def whole_batch(batch: Batch) -> Batch:
+    """The collation of a loader whose data set yields batches."""
+    return batch

@@ -21,3 +21,9 @@ def resolve_amp(amp: str, device: torch.device) -> str:
     if amp == "auto":
         return "bf16" if device.type == "cuda" else "none"
     return amp
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The context in which matrix products are computed in the arithmetic of ``amp``."""
+    dtype = AMP_DTYPES[resolve_amp(amp, device)]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -24,12 +24,3 @@ def pad_frames(normalised: np.ndarray, frames: int) -> np.ndarray:
     if missing <= 0:
         return normalised
     return np.pad(normalised, [(0, 0)] * (normalised.ndim - 1) + [(0, missing)])
-
-
-def random_crop(log_mel: np.ndarray, frames: int, stats: NormStats, rng: np.random.Generator) -> np.ndarray:
-    """``frames`` frames from a log-mel (1, F, T), normalised; every start 0 … T − frames is equally likely.
-
-    A shorter log-mel is padded after it is normalised. Only the frames that are used are read from a memory map.
-    """
-    start = int(rng.integers(max(log_mel.shape[-1] - frames, 0) + 1))
-    return pad_frames(stats.normalise(log_mel[..., start : start + frames]), frames)

@@ -70,11 +70,20 @@ class M2DCLAP(Encoder):
         self.target_blocks.requires_grad_(False)
         self.target_norm.requires_grad_(False)
 
-    def forward(self, log_mel: torch.Tensor, text_embedding: torch.Tensor, noise: torch.Tensor | None = None) -> Output:
+    def forward(
+        self,
+        log_mel: torch.Tensor,
+        text_embedding: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        clean: torch.Tensor | None = None,
+        *,
+        gather: bool = False,
+    ) -> Output:
         """Both losses of a batch.
 
         ``log_mel`` (B, 1, F, T) normalised; ``text_embedding`` (B, off_emb_dim), one caption a clip, of any length;
-        ``noise`` (B, L) uniform fixes the mask, and is drawn where it is not given.
+        ``noise`` (B, L) uniform fixes the mask, and is drawn where it is not given; ``clean`` is what the target sees
+        where ``log_mel`` has noise mixed in. With ``gather`` captions are contrasted over all processes.
         """
         tokens = self.embed_patches(log_mel)
         if noise is None:
@@ -82,10 +91,13 @@ class M2DCLAP(Encoder):
         mask = random_mask(noise, self.config.num_visible)
         latent = self.encode_tokens(take(tokens, mask.visible))
         pred = self.predict(latent, mask)
-        target = self.target(take(tokens.detach(), mask.masked))
+        with torch.no_grad():
+            to_predict = tokens if clean is None else self.embed_patches(clean)
+            target = self.target(take(to_predict, mask.masked))
         audio, text = self.project_audio(latent[:, 1:].mean(dim=1)), self.project_text(text_embedding)
         with torch.autocast(log_mel.device.type, enabled=False):
-            loss_m2d, loss_clap = m2d_loss(pred, target), clap_loss(audio, text, self.logit_scale)
+            loss_m2d = m2d_loss(pred, target)
+            loss_clap = clap_loss(audio, text, self.logit_scale, gather=gather)
         loss = self.config.loss_m2d * loss_m2d + self.config.loss_clap * loss_clap
         return Output(loss, loss_m2d, loss_clap, mask.hidden, latent, pred, target, audio, text)
 
@@ -124,14 +136,11 @@ class M2DCLAP(Encoder):
 
     @torch.no_grad()
     def update_target(self, decay: float) -> None:
-        """target ← decay · target + (1 − decay) · encoder, after an optimiser's step.
-
-        Two products and a sum, not one `lerp`: the same roundings as the original's.
-        """
+        """target ← decay · target + (1 − decay) · encoder, after an optimiser's step; all tensors in two kernels."""
         target: list[torch.Tensor] = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
         online: list[torch.Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
         torch._foreach_mul_(target, decay)
-        torch._foreach_add_(target, list(torch._foreach_mul(online, 1 - decay)))
+        torch._foreach_add_(target, online, alpha=1 - decay)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

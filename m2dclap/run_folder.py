@@ -1,9 +1,11 @@
 """Where a training run lies on disk, and the checks that let the same command go on with it.
 
-RUN/config.json                                          the resolved settings
-RUN/log.jsonl, RUN/events.out.tfevents.*                 how it went
-RUN/skipped.csv                                          listed files that are not trained on, and why
-RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth
+RUN/config.json                            the resolved settings, and what a resumed run must share
+RUN/train.yaml                             the same as a file for --config
+RUN/log.jsonl, RUN/events.out.tfevents.*   how it went
+RUN/skipped.csv                            listed files that are not trained on, and why
+RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth          after so many epochs
+RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and so many steps of the next one
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint, require_same
 from m2dclap.config import ModelConfig, TrainConfig
 
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)\.pth")
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
 MODEL_PREFIX = "m2d_clap_vit_"
+RUN_FILES = ("log.jsonl", "skipped.csv", "train.yaml", "run.png", "nonfinite.txt")
 
 
 def model_name(size: str) -> str:
@@ -38,10 +41,10 @@ def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sa
     return f"{model_name(size)}-{size_and_patch}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
 
 
-def checkpoints_in(folder: Path) -> dict[int, Path]:
-    """The checkpoints directly in a folder by their epoch, in rising order."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints directly in a folder, the newest last."""
     names = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
-    return dict(sorted((int(match[1]), path) for match, path in names if match))
+    return [path for _, path in sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in names if match)]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -58,9 +61,9 @@ def find_checkpoint(path: Path) -> Path:
     if not found:
         raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
     if len(found) > 1:
-        listed = ", ".join(sorted(str(next(iter(checkpoints.values())).parent) for checkpoints in found))
+        listed = ", ".join(sorted(str(checkpoints[0].parent) for checkpoints in found))
         raise UserError(f"{path} holds checkpoints of several models; name one of {listed}.")
-    return list(found[0].values())[-1]
+    return found[0][-1]
 
 
 @dataclass(frozen=True)
@@ -93,20 +96,24 @@ class RunFolder:
         return self.root / "log.jsonl"
 
     @property
+    def recipe(self) -> Path:
+        return self.root / "train.yaml"
+
+    @property
     def skipped(self) -> Path:
         return self.root / "skipped.csv"
 
-    def checkpoint(self, epoch: int) -> Path:
-        """The file of the checkpoint after ``epoch`` epochs."""
-        return self.checkpoints / f"checkpoint-{epoch}.pth"
+    def checkpoint(self, epoch: int, steps: int = 0) -> Path:
+        """The file of the checkpoint after ``epoch`` epochs and ``steps`` steps of the next one."""
+        return self.checkpoints / f"checkpoint-{epoch}{f'-{steps}' if steps else ''}.pth"
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""
-        return next(reversed(checkpoints_in(self.checkpoints).values()), None)
+        return next(reversed(checkpoints_in(self.checkpoints)), None)
 
     def keep_newest(self, count: int) -> None:
         """Remove all checkpoints but the newest ``count``; 0 keeps all."""
-        for path in list(checkpoints_in(self.checkpoints).values())[:-count] if count else ():
+        for path in checkpoints_in(self.checkpoints)[:-count] if count else ():
             path.unlink(missing_ok=True)
 
 
@@ -114,12 +121,12 @@ def remove_run(root: Path) -> None:
     """Remove what a run has written to ``root``, and nothing else that may lie there."""
     (root / "config.json").unlink(missing_ok=True)  # first: without it the rest is nobody's
     for folder in root.glob(f"{MODEL_PREFIX}*-*"):
-        for path in checkpoints_in(folder).values():
+        for path in checkpoints_in(folder):
             path.unlink()
         sweep_temporaries(folder)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    for path in [root / "log.jsonl", root / "skipped.csv", *root.glob("events.out.tfevents.*")]:
+    for path in [*(root / name for name in RUN_FILES), *root.glob("events.out.tfevents.*")]:
         path.unlink(missing_ok=True)
 
 

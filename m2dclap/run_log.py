@@ -1,10 +1,10 @@
-"""How a run went: JSON lines, TensorBoard events, and the watch for losses that are not finite."""
+"""How a run went: JSON lines, TensorBoard events, optionally wandb; and the watch for losses that are not finite."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from artifacts.atomic import write_text
 from artifacts.errors import UserError
-from m2dclap.model import Output
 
 LOSSES = ("loss", "loss_m2d", "loss_clap")
 FILES_SHOWN = 8
+Figures = dict[str, float | int | None]
 
 
 class NonFiniteLossError(UserError):
@@ -26,52 +26,70 @@ class NonFiniteLossError(UserError):
     exit_code = 1
 
 
-class RunLog:
-    """Collects losses on the device and writes a line every ``every`` steps, so that a step never waits for the host.
+class LossWindow:
+    """The losses since the last line of the log; they stay on the device until a line or a checkpoint is due.
 
-    A line holds ``step`` (data iterations so far), ``epoch`` (a fraction), the mean losses since the last line, and
-    what the loop adds. Lines after ``step`` of an earlier run are dropped when the log is opened.
+    ``reduce`` averages a tensor over processes, on the CPU. What was reduced before a checkpoint is part of it, so a
+    resumed run writes the same lines.
     """
 
-    def __init__(self, path: Path, every: int, step: int, name_of: Callable[[int], str]) -> None:
-        self._path, self._every, self._name_of = path, every, name_of
-        self._losses: list[torch.Tensor] = []
-        self._indices: list[torch.Tensor] = []
+    def __init__(self, reduce: Callable[[torch.Tensor], torch.Tensor], unlogged: torch.Tensor) -> None:
+        self._reduce, self._settled = reduce, unlogged
+        self._fresh: list[torch.Tensor] = []
+
+    def add(self, losses: torch.Tensor) -> None:
+        """Remember a step's losses (3,); no transfer from the device."""
+        self._fresh.append(losses)
+
+    def settle(self) -> torch.Tensor:
+        """All losses since the last line (n, 3), averaged over processes; a step that is not finite stays so."""
+        if self._fresh:
+            self._settled = torch.cat([self._settled, self._reduce(torch.stack(self._fresh))])
+            self._fresh.clear()
+        return self._settled
+
+    def take(self) -> dict[str, float]:
+        """Their means by name; the next window begins."""
+        means = self.settle().double().mean(dim=0).tolist()
+        self._settled = self._settled[:0]
+        return dict(zip(LOSSES, means, strict=True))
+
+
+def first_non_finite(losses: torch.Tensor) -> int | None:
+    """The row of the first losses (n, 3) that are not finite."""
+    finite = losses.isfinite().all(dim=1)
+    return None if bool(finite.all()) else int((~finite).int().argmax())
+
+
+class RunLog:
+    """Writes lines to a run's ``log.jsonl`` and its TensorBoard events; ``also`` gets every line as well.
+
+    Lines after ``step`` of an earlier run are dropped when the log is opened.
+    """
+
+    def __init__(self, path: Path, step: int, also: Callable[[Figures, int], None] | None = None) -> None:
+        self._also = also
         _truncate(path, step)
         self._file = path.open("a")
         self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
-        self._clock = time.monotonic()
 
-    def add(self, output: Output, indices: torch.Tensor) -> None:
-        """Remember a step's losses and which clips it saw; no transfer from the device."""
-        self._losses.append(torch.stack([getattr(output, name).detach().float() for name in LOSSES]))
-        self._indices.append(indices)
-
-    def is_due(self, step: int) -> bool:
-        return step % self._every == 0
-
-    def write(self, step: int, epoch: float, **figures: float | torch.Tensor) -> dict[str, Any]:
-        """Write the line after ``step`` steps. Raises `NonFiniteLossError`, naming the first such batch's files."""
-        losses = torch.stack(self._losses).cpu()
-        finite = losses.isfinite().all(dim=1)
-        if not finite.all():
-            offset = int((~finite).int().argmax())
-            self._stop(step - len(losses) + offset + 1, self._indices[offset])
-        samples = sum(len(indices) for indices in self._indices)
-        now = time.monotonic()
-        line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6)}
-        line |= dict(zip(LOSSES, losses.double().mean(dim=0).tolist(), strict=True))
-        line |= {name: _finite(value) for name, value in figures.items()}
-        line["samples_per_second"] = round(samples / max(now - self._clock, 1e-9), 3)
+    def write(self, step: int, epoch: float, figures: Figures) -> Figures:
+        """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
+        line: Figures = {"step": step, "epoch": round(epoch, 6)}
+        line |= {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in line.items():
             if name != "step" and value is not None:
                 self._events.add_scalar(name, value, step)
-        self._losses.clear()
-        self._indices.clear()
-        self._clock = now
+        if self._also is not None:
+            self._also(line, step)
         return line
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut, before a checkpoint that comes after it."""
+        os.fsync(self._file.fileno())
+        self._events.flush()
 
     def __enter__(self) -> RunLog:
         return self
@@ -79,22 +97,6 @@ class RunLog:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
         self._events.close()
-
-    def _stop(self, step: int, indices: torch.Tensor) -> None:
-        names = [self._name_of(int(index)) for index in indices.tolist()]
-        shown = ", ".join(names[:FILES_SHOWN]) + (
-            f" and {len(names) - FILES_SHOWN} more" if names[FILES_SHOWN:] else ""
-        )
-        raise NonFiniteLossError(
-            f"the loss of step {step} is not finite. Its batch: {shown}. Look for NaN in these with `m2dprep check`; "
-            "otherwise start anew (--overwrite) with a lower --blr. Checkpoints of this run are from before this step."
-        )
-
-
-def _finite(value: float | torch.Tensor) -> float | None:
-    """None for infinity and NaN, which are not JSON; a gradient's norm is infinite where fp16 overflowed."""
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -55,7 +55,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel on a GPU; the learning rate is set at every step from a `Schedule`."""
-    on_gpu = next(model.parameters()).is_cuda
+    """AdamW in one fused kernel; the learning rate is set at every step from a `Schedule`."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

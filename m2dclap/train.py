@@ -1,49 +1,64 @@
-"""The training loop: data directory in, checkpoints and a log out. The same call goes on where a run stopped."""
+"""Training from a data directory to checkpoints and a log. The same call goes on where a run stopped."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from artifacts.atomic import write_text
 from artifacts.errors import UserError
-from artifacts.fingerprint import fingerprint
+from artifacts.fingerprint import file_digest, fingerprint
 from artifacts.lock import exclusive
-from artifacts.progress import Progress
-from m2dclap.checkpoint import TrainState
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
-from m2dclap.dataset import Batch, Clips, EpochOrder
-from m2dclap.device import AMP_DTYPES, pick_device, resolve_amp
+from m2dclap.dataset import Batch, Clips, whole_batch
+from m2dclap.device import resolve_amp
+from m2dclap.flops import matrix_peak, train_flops_per_clip
+from m2dclap.initialise import initialise
+from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
+from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import RunFolder, checkpoint_folder_name, model_name, remove_run
-from m2dclap.run_log import LOSSES, RunLog, read_log
+from m2dclap.order import TrainOrder
+from m2dclap.recipe import recipe_text
+from m2dclap.run_folder import RunFolder, checkpoint_folder_name, find_checkpoint, model_name, remove_run
+from m2dclap.run_log import LOSSES, Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
+from m2dclap.stop_signals import ignore_stop_signals
+from m2dclap.train_state import TrainState
+from m2dclap.wandb_log import open_wandb
+from m2dclap.watch import Watch, WatchOptions
+from m2dclap.world import World, join_world
 
 LARGEST_AUTO_WORKERS = 8
+BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, without any influence on the result.
+    """How to run, without any influence on the result; but for ``init``, the checkpoint that weights begin with.
 
     ``size`` is the model's name in its folder; ``workers`` None loads in the training process on a CPU and in several
-    of their own on a GPU; ``save_every`` is in epochs, ``log_every`` in steps; the newest ``keep`` checkpoints stay
-    (0: all).
+    of their own on a GPU; ``log_every`` is in steps.
     """
 
     size: str
+    init: Path | None = None
     device: str = "auto"
     workers: int | None = None
-    save_every: int = 1
-    keep: int = 3
+    compile: bool = False
+    save: SavePlan = field(default_factory=SavePlan)
     log_every: int = 10
+    watch: WatchOptions = field(default_factory=WatchOptions)
+    wandb: str | None = None
     overwrite: bool = False
 
 
@@ -59,9 +74,11 @@ class TrainResult:
     loss_clap: float | None
     clips: int
     skipped: int
+    is_main: bool = True
+    """Whether this is the first process, whose result it is to show."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "is_main"}
 
     def summary(self) -> str:
         """Two lines for a terminal."""
@@ -75,91 +92,67 @@ class TrainResult:
 def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> TrainResult:
     """Train ``model`` on a data directory, writing to the folder ``out``; resumes from its newest checkpoint.
 
-    ``model.off_emb_dim`` is set to the length of the text embeddings found. Raises `UserError` for what cannot be
-    trained on, `FingerprintConflictError` where ``out`` holds a run with other settings, and `NonFiniteLossError`.
+    ``model.off_emb_dim`` is set to the length of the text embeddings found. Started by torchrun, this is one process of
+    several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
+    where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    device = pick_device(options.device)
-    data = open_training_data(choice, model.input_size[0])
-    model = replace(model, off_emb_dim=data.captions.dim)
-    _require_a_batch(len(data.file_names), config.batch_size)
-    print(f"train: {data.summary()}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out):
-        if options.overwrite:
-            remove_run(out)
-        run = _open_run(out, data, model, config, options)
-        write_skipped(run.skipped, data.skipped)
-        state = make_state(model, config, data, device)
-        if (newest := run.newest()) is not None:
+    with join_world(options.device) as world, ExitStack() as stack:
+        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+        model = replace(model, off_emb_dim=data.captions.dim)
+        require_whole_batches(len(data), config, world.size)
+        _say(world, data.summary())
+        recipe = recipe_text(choice, out, model, config, options)
+        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe))
+        state = make_state(model, config, data, world.device)
+        if (newest := world.from_main(run.newest)) is not None:
             state.restore(newest)
-            print(f"train: going on from {newest}", file=sys.stderr)
-        if state.epoch < config.epochs:
-            args = _checkpoint_args(data, model, config, options)
-            run_epochs(state, data.dataset(model, config), config, run, args, options)
-        last = (read_log(run.log) or [{}])[-1]
-    return TrainResult(
-        checkpoint=str(run.checkpoint(state.epoch)),
-        epochs=state.epoch,
-        steps=state.step,
-        loss=last.get("loss"),
-        loss_m2d=last.get("loss_m2d"),
-        loss_clap=last.get("loss_clap"),
-        clips=len(data.file_names),
-        skipped=len(data.skipped),
-    )
+            _say(world, f"going on from {newest}")
+        elif options.init is not None:
+            _say(world, initialise(state.model, options.init))
+        steps_per_epoch = len(data) // config.batch_size
+        schedule = Schedule(config, steps_per_epoch)
+        if state.step < schedule.total_steps:
+            _run(stack, state, schedule, data, run, world, options)
+        epochs = state.step // steps_per_epoch
+        last = (read_log(run.log) or [{}])[-1] if world.is_main else {}
+        return TrainResult(
+            checkpoint=str(run.checkpoint(epochs)),
+            epochs=epochs,
+            steps=state.step,
+            **{name: last.get(name) for name in LOSSES},
+            clips=len(data),
+            skipped=len(data.skipped),
+            is_main=world.is_main,
+        )
 
 
-def run_epochs(
-    state: TrainState, dataset: Clips, config: TrainConfig, run: RunFolder, args: dict[str, Any], options: RunOptions
+def _run(
+    stack: ExitStack,
+    state: TrainState,
+    schedule: Schedule,
+    data: TrainingData,
+    run: RunFolder,
+    world: World,
+    options: RunOptions,
 ) -> None:
-    """Every epoch that ``state`` has not seen, with a checkpoint every ``save_every`` epochs and after the last."""
-    order = EpochOrder(len(dataset), config.seed)
-    loader = make_loader(dataset, order, config.batch_size, options.workers, state.device)
-    schedule = Schedule(config, len(loader))
-    with (
-        RunLog(run.log, options.log_every, state.step, dataset.file_name) as log,
-        Progress(schedule.total_steps, "train", "steps", initial=state.step) as progress,
-    ):
-        while state.epoch < config.epochs:
-            order.epoch = state.epoch
-            for batch in loader:
-                line = train_step(state, batch, schedule, log)
-                progress.advance(note=f"loss {line['loss']:.4f}" if line else "")
-            state.epoch += 1
-            if state.epoch % options.save_every == 0 or state.epoch == config.epochs:
-                state.save(run.checkpoint(state.epoch), args, run.settings)
-                run.keep_newest(options.keep)
-
-
-def train_step(state: TrainState, batch: Batch, schedule: Schedule, log: RunLog) -> dict[str, Any] | None:
-    """One step on a batch: forward, backward, clip, update, target. Returns the line of the log where one is due."""
-    config, model, optimizer, scaler = schedule.config, state.model, state.optimizer, state.scaler
-    lr, decay = schedule.learning_rate(state.step), schedule.target_decay(state.step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    dtype = AMP_DTYPES[resolve_amp(config.amp, state.device)]
-    with torch.autocast(state.device.type, dtype=dtype, enabled=dtype is not None):
-        log_mel, text_embedding, noise, _ = batch.to(state.device)
-        output = model(log_mel, text_embedding, noise)
-    optimizer.zero_grad()
-    scaler.scale(output.loss).backward()
-    scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-    scaler.step(optimizer)
-    scaler.update()
-    model.update_target(decay)
-    model.clamp_logit_scale()
-    state.step += 1
-    log.add(output, batch.clip)
-    if not log.is_due(state.step) and state.step % schedule.steps_per_epoch:
-        return None
-    figures: dict[str, float | torch.Tensor] = {
-        "lr": lr,
-        "target_decay": decay,
-        "logit_scale": model.logit_scale.detach().exp(),
-        "grad_norm": grad_norm,
-    }
-    return log.write(state.step, state.step / schedule.steps_per_epoch, **figures)
+    """Wire the parts of a run together and go through its steps."""
+    config, model = schedule.config, state.model
+    dataset = data.dataset(model.config, config)
+    order = make_order(data, config, schedule, world, state.step)
+    loader = make_loader(dataset, order, options.workers, world.device)
+    if options.compile:
+        compile_blocks(model)
+    job = Job(
+        run=run,
+        args=_checkpoint_args(data, model.config, config, options),
+        plan=options.save,
+        log_every=options.log_every,
+        files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
+        meter=make_meter(model.config, config, world),
+        log=_open_log(stack, run, state, options) if world.is_main else None,
+        watch=_watch_of_main(world, options, data, config, model),
+    )
+    run_steps(Trainer(state, wrap(model, world, config), schedule, data.stats, world), iter(loader), job)
 
 
 def make_state(model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device) -> TrainState:
@@ -173,37 +166,119 @@ def make_state(model_config: ModelConfig, config: TrainConfig, data: TrainingDat
     return TrainState(model, make_optimizer(model, config), scaler)
 
 
-def make_loader(
-    dataset: Clips, order: EpochOrder, batch_size: int, workers: int | None, device: torch.device
-) -> DataLoader[Batch]:
-    """Whole batches in the sampler's order; the clips left over at an epoch's end are others in every epoch."""
+def make_order(
+    data: TrainingData, config: TrainConfig, schedule: Schedule, world: World, first_step: int
+) -> TrainOrder:
+    """What this process trains on from ``first_step`` (0, 1, …) to the end."""
+    return TrainOrder(
+        len(data),
+        config.batch_size,
+        config.seed,
+        total_steps=schedule.total_steps,
+        first_step=first_step,
+        accumulate=config.accumulate,
+        rank=world.rank,
+        world_size=world.size,
+        weights=data.weights,
+    )
+
+
+def make_loader(dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device) -> DataLoader[Batch]:
+    """Batches in the order's order, ready in pinned memory for a GPU. Workers share memory maps with each other."""
     if workers is None:
-        workers = min(LARGEST_AUTO_WORKERS, os.cpu_count() or 1) if device.type == "cuda" else 0
+        workers = min(LARGEST_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=order,
+        batch_sampler=order,  # type: ignore[arg-type]  # a key for a whole batch instead of a list
         num_workers=workers,
-        drop_last=True,
+        collate_fn=whole_batch,  # type: ignore[arg-type]  # gets what the data set makes of a key
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        prefetch_factor=BATCHES_AHEAD if workers else None,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
 
 
-def _require_a_batch(clips: int, batch_size: int) -> None:
-    if clips < batch_size:
+def make_meter(model: ModelConfig, config: TrainConfig, world: World) -> Meter:
+    """A meter against what all devices could do, if all are like this one."""
+    peak = matrix_peak(world.device, resolve_amp(config.amp, world.device)) * world.size
+    return Meter(world.device, train_flops_per_clip(model), peak)
+
+
+def compile_blocks(model: M2DCLAP) -> None:
+    """Compile each transformer block where it stands: most of the gain, names of weights and gathering as they are."""
+    for blocks in (model.blocks, model.target_blocks, model.decoder_blocks):
+        for block in blocks:
+            block.compile()
+
+
+def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
+    """Raise `UserError` where a step's batch cannot be filled, or not divided evenly among ``processes``."""
+    if clips < config.batch_size:
         raise UserError(
-            f"{clips:,} captioned clips do not fill a batch of {batch_size:,}; use --batch-size {clips} or less."
+            f"{clips:,} captioned clips do not fill a batch of {config.batch_size:,}; use --batch-size {clips} or less."
+        )
+    if config.batch_size % (pieces := processes * config.accumulate):
+        raise UserError(
+            f"a batch of {config.batch_size:,} cannot be divided among {processes} processes and {config.accumulate} "
+            f"accumulated parts; use a --batch-size that is a multiple of {pieces}."
         )
 
 
-def _open_run(out: Path, data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> RunFolder:
-    settings = {"size": options.size, "model": model.to_dict(), "train": config.to_dict(), "data": data.identity}
+def settings_of(data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+    """What a resumed run must share."""
+    init = None if options.init is None else file_digest(find_checkpoint(options.init))
+    return {
+        "size": options.size,
+        "model": model.to_dict(),
+        "train": config.to_dict(),
+        "data": data.identity,
+        "init": init,
+    }
+
+
+def _open_run(
+    stack: ExitStack,
+    out: Path,
+    data: TrainingData,
+    model: ModelConfig,
+    config: TrainConfig,
+    options: RunOptions,
+    recipe: str,
+) -> RunFolder:
+    settings = settings_of(data, model, config, options)
+    out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(exclusive(out))
+    if options.overwrite:
+        remove_run(out)
     name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     notes = {"data": str(data.choice.root), "text_model": data.text_model, "versions": versions}
-    return RunFolder.open(out, name, settings, notes)
+    run = RunFolder.open(out, name, settings, notes)
+    write_text(run.recipe, recipe)
+    write_skipped(run.skipped, data.skipped)
+    return run
+
+
+def _open_log(stack: ExitStack, run: RunFolder, state: TrainState, options: RunOptions) -> RunLog:
+    also: Callable[[Figures, int], None] | None = None
+    if options.wandb is not None:
+        also = stack.enter_context(open_wandb(options.wandb, run))
+    return stack.enter_context(RunLog(run.log, state.step, also))
+
+
+def _watch_of_main(
+    world: World, options: RunOptions, data: TrainingData, config: TrainConfig, model: M2DCLAP
+) -> Watch | None:
+    """The watch, in the first process; what is wrong with its tables stops all of them."""
+    made: list[Watch] = []
+    world.from_main(lambda: made.append(Watch(options.watch, data, config, model)))
+    return made[0] if made else None
+
+
+def _say(world: World, words: str) -> None:
+    if world.is_main:
+        print(f"train: {words}", file=sys.stderr)
 
 
 def _checkpoint_args(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,38 +113,52 @@ def zero_shot(
     template = check_template(template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
     checkpoint.require_clap_head()
-    encoder = load_text_encoder(checkpoint, text_model, device)
+    encoder = load_text_encoder(
+        checkpoint.text_model, checkpoint.config.off_emb_dim, text_model, str(checkpoint.path), device
+    )
     model = checkpoint.load_model(pick_device(device))
-    directions = embed_texts(model, encoder.encode([caption_of(label, template) for label in clip_set.classes]))
+    directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
     predictions = classify(
         clip_set.clips,
         directions,
         AudioEncoder(model, checkpoint.norm_stats, batch_size),
         ClipReader(checkpoint.front_end),
     )
-    confusion, failures = _tally(clip_set, predictions)
+    confusion, failures = tally(clip_set, predictions)
     name = str(encoder.describe()["model"])
     return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)
 
 
+def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str) -> np.ndarray:
+    """The sentence embeddings (C, off_emb_dim) of the classes' captions."""
+    return encoder.encode([caption_of(label, template) for label in classes])
+
+
 def classify(
-    clips: Sequence[LabelledClip], directions: np.ndarray, encoder: AudioEncoder, reader: ClipReader
+    clips: Sequence[LabelledClip],
+    directions: np.ndarray,
+    encoder: AudioEncoder,
+    reader: ClipReader,
+    *,
+    quiet: bool = False,
 ) -> Iterator[int | Unreadable]:
     """For each clip the row of ``directions`` (C, D) that has the largest cosine with it, or why it was not read.
 
-    Ties go to the first class. Clips are read by threads, a block at a time.
+    Ties go to the first class. Clips are read by threads, a block at a time; ``quiet`` shows no progress.
     """
     threads = min(len(os.sched_getaffinity(0)), 8)
-    with ThreadPoolExecutor(threads) as pool, Progress(len(clips), "zero-shot") as progress:
+    shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(len(clips), "zero-shot")
+    with ThreadPoolExecutor(threads) as pool, shown as progress:
         for start in range(0, len(clips), BLOCK_CLIPS):
             read = list(pool.map(reader, [clip.path for clip in clips[start : start + BLOCK_CLIPS]]))
             log_mels = [log_mel for log_mel in read if isinstance(log_mel, np.ndarray)]
             nearest = iter((encoder.embed(log_mels) @ directions.T).argmax(axis=1).tolist() if log_mels else [])
             yield from (one if isinstance(one, Unreadable) else next(nearest) for one in read)
-            progress.advance(len(read), failed=len(read) - len(log_mels))
+            if progress is not None:
+                progress.advance(len(read), failed=len(read) - len(log_mels))
 
 
-def _tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:
+def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:
     """The confusion matrix, and a row for every clip that was not read."""
     numbers = {label: number for number, label in enumerate(clip_set.classes)}
     confusion = [[0] * len(numbers) for _ in numbers]
@@ -156,15 +171,17 @@ def _tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[
     return confusion, failures
 
 
-def load_text_encoder(checkpoint: Checkpoint, text_model: str | None, device: str) -> TextEncoder:
-    """The encoder named, or else the one that the checkpoint was trained with; with the pooling and prefix of then.
+def load_text_encoder(
+    trained: Mapping[str, Any], dim: int, text_model: str | None, owner: str, device: str
+) -> TextEncoder:
+    """The encoder named, or else the one of the training (``trained``), with the pooling and prefix of then.
 
-    Raises `UserError` where neither is known, or its embeddings have another length.
+    Raises `UserError` where neither is known (``owner`` is what does not say it), or its embeddings have not ``dim``
+    numbers.
     """
-    trained = checkpoint.text_model
     name = text_model or trained.get("model_path") or trained.get("model")
     if not name:
-        raise UserError(f"{checkpoint.path} does not say what its captions were encoded with; give --text-model.")
+        raise UserError(f"{owner} does not say what its captions were encoded with; give --text-model.")
     encoder = load_encoder(
         name,
         device=device,
@@ -174,10 +191,10 @@ def load_text_encoder(checkpoint: Checkpoint, text_model: str | None, device: st
         max_length=trained.get("max_length"),
         revision=None if text_model else trained.get("revision"),
     )
-    if encoder.dim != checkpoint.config.off_emb_dim:
+    if encoder.dim != dim:
         raise UserError(
-            f"{name} makes embeddings of {encoder.dim} numbers, {checkpoint.path} was trained with "
-            f"{checkpoint.config.off_emb_dim}; give --text-model the one that it was trained with."
+            f"{name} makes embeddings of {encoder.dim} numbers, {owner} was trained with {dim}; "
+            "give --text-model the one that it was trained with."
         )
     weights = encoder.describe().get("weights")
     if trained.get("weights") not in (None, weights):

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import COMMANDS, m2dprep
-from cli.train import MODELS
+from cli.train_options import MODELS
 from m2dclap.config import PRESETS
 
 

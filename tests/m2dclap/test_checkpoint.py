@@ -14,11 +14,12 @@ import torch
 
 from artifacts.errors import UserError
 from audioprep.config import PRESETS as FRONT_ENDS
-from m2dclap.checkpoint import Checkpoint, TrainState, infer_config
+from m2dclap.checkpoint import Checkpoint, infer_config
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import checkpoint_folder_name, find_checkpoint
 from m2dclap.schedule import make_optimizer
+from m2dclap.train_state import TrainState
 
 CPU = torch.device("cpu")
 # Heads of 64 and 32 dimensions, as in the original, so that its configuration can be read from the shapes.
@@ -78,15 +79,16 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
     state = new_state()
     state.model(torch.randn(2, 1, 80, 48), torch.randn(2, 8)).loss.backward()
     state.optimizer.step()
-    state.epoch, state.step = 4, 17
-    state.save(tmp_path / "checkpoint-4.pth", {"model": "m2d_clap_vit_tiny"}, {"train": {}})
+    state.step, state.unlogged = 17, torch.rand(2, 3)
+    state.save(tmp_path / "checkpoint-4.pth", 4, {"model": "m2d_clap_vit_tiny"}, {"train": {}})
     raw = torch.load(tmp_path / "checkpoint-4.pth", weights_only=True)
     assert list(raw) == ["model", "optimizer", "epoch", "scaler", "args", "m2dprep"]
     assert type(raw["args"]) is dict
     assert raw["model"]["norm_stats"].shape == (2,)
     other = new_state()
     other.restore(tmp_path / "checkpoint-4.pth")
-    assert (other.epoch, other.step) == (4, 17)
+    assert other.step == 17
+    assert other.unlogged.equal(state.unlogged)
     for key, value in state.model.state_dict().items():
         assert other.model.state_dict()[key].equal(value)
     moments = [s.optimizer.state_dict()["state"] for s in (state, other)]
@@ -212,11 +214,13 @@ def test_newest_checkpoint_is_found(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     folder = tmp_path / FOLDER
     folder.mkdir()
-    for epoch in (9, 100, 20):
-        (folder / f"checkpoint-{epoch}.pth").touch()
+    for place in ("9", "100", "20", "20-30", "99-7000"):
+        (folder / f"checkpoint-{place}.pth").touch()
     (folder / "checkpoint-200.pth.part").touch()
     for start in (tmp_path, folder, folder / "checkpoint-100.pth"):
         assert find_checkpoint(start) == folder / "checkpoint-100.pth"
+    (folder / "checkpoint-100-3.pth").touch()
+    assert find_checkpoint(folder) == folder / "checkpoint-100-3.pth"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoint-1.pth").touch()
     with pytest.raises(UserError, match="several models"):

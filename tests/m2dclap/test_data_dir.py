@@ -45,7 +45,7 @@ def test_what_is_left_out_is_named(data: Path) -> None:
     write_file_list(data / "files_more.csv", [*names[:4], "made_lms/stranger.npy"])
     opened = open_training_data(DataChoice(data), 80)
     assert opened.summary() == "9 files listed = 5 used + 1 without captions + 3 unreadable"
-    assert opened.file_names.to_pylist() == names[3:]
+    assert opened.training.log_mels.file_names.to_pylist() == names[3:]
     write_skipped(data / "skipped.csv", opened.skipped)
     lines = (data / "skipped.csv").read_text().splitlines()
     assert lines[0] == "file_name,reason,message"
@@ -81,7 +81,7 @@ def test_mixed_front_ends_are_refused(data: Path) -> None:
         write_config(LmsLayout(data / folder), ConvertConfig(PRESETS[rate]).to_dict(), {})
     with pytest.raises(UserError, match="sample_rate: 16000 → 32000"):
         open_training_data(DataChoice(data), 80)
-    assert len(open_training_data(DataChoice(data, (data / "files_made.csv",)), 80).file_names) == 8
+    assert len(open_training_data(DataChoice(data, (data / "files_made.csv",)), 80)) == 8
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_mixed_front_ends_are_refused(data: Path) -> None:
         (lambda data: write_file_list(data / "files_made.csv", ["made_lms/other.npy"]), "clip ids like"),
         (lambda data: (data / "capemb_made").rename(data / "away"), "embed-captions"),
         (lambda data: (data / "capemb_made" / "meta.json").unlink(), "meta.json"),
-        (lambda data: [path.unlink() for path in data.glob("made_lms/*.npy")], "none of the 8 captioned"),
+        (lambda data: [path.unlink() for path in data.glob("made_lms/*.npy")], "none of the 8 listed"),
     ],
 )
 def test_what_cannot_be_used_says_why(data: Path, breaking: Callable[[Path], object], message: str) -> None:
@@ -120,4 +120,4 @@ def test_stores_of_different_models_are_not_mixed(data: Path) -> None:
     write_json(second / "meta.json", {**meta, "pooling": "cls"})
     with pytest.raises(UserError, match="pooling: 'mean' → 'cls'"):
         open_training_data(DataChoice(data), 80)
-    assert len(open_training_data(DataChoice(data, (), (second,)), 80).file_names) == 8
+    assert len(open_training_data(DataChoice(data, (), (second,)), 80)) == 8

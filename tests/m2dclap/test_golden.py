@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from m2dclap.config import ModelConfig
+from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.model import M2DCLAP
-from m2dclap.schedule import decays, parameter_groups
+from m2dclap.schedule import decays, make_optimizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = ["m2d_clap_tiny.npz", "m2d_clap_tiny_textproj.npz"]
@@ -78,8 +78,8 @@ def test_weight_decay_spares_the_originals_parameters(golden: Golden) -> None:
 def test_three_training_steps(golden: Golden) -> None:
     config = golden.config
     model = golden.model()
-    groups = parameter_groups(model, config["weight_decay"])
-    optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=config["betas"])
+    train = TrainConfig(batch_size=256, blr=config["lr"], betas=config["betas"], weight_decay=config["weight_decay"])
+    optimizer = make_optimizer(model, train)
     for step in STEPS:
         key = f"step{step}/"
         output = model(golden[key + "x"], golden[key + "text_emb"], golden[key + "noise"])

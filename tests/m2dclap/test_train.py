@@ -1,13 +1,9 @@
-"""Training learns, writes what it promises, and goes on from a kill as if nothing had happened."""
+"""Training learns, writes what it promises, and stops with a reason where it cannot go on."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +13,20 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import FingerprintConflictError, UserError
 from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice
+from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.loop import SavePlan, Trainer
+from m2dclap.meter import TIMING_FIGURES
+from m2dclap.order import BatchKey
 from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import NonFiniteLossError, read_log
-from m2dclap.train import RunOptions, TrainResult, train
+from m2dclap.schedule import Schedule
+from m2dclap.train import RunOptions, TrainResult, make_state, train
+from m2dclap.watch import WatchOptions
+from m2dclap.world import World
 
 MakeData = Callable[..., Path]
 MODEL = ModelConfig(
@@ -37,7 +40,7 @@ MODEL = ModelConfig(
     loss_clap=1.0,
 )
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
-OPTIONS = RunOptions("tiny", log_every=3, keep=0)
+OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), watch=WatchOptions(features_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,10 @@ def run(data: Path, out: Path, train_config: TrainConfig = TRAIN, **options: Any
     return train(DataChoice(data), out, MODEL, train_config, replace(OPTIONS, **options))
 
 
-def losses(out: Path) -> list[tuple[Any, ...]]:
+def losses(out: Path) -> list[dict[str, Any]]:
     """The log without its times."""
     lines = read_log(out / "log.jsonl")
-    return [tuple(value for key, value in line.items() if key != "samples_per_second") for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_FIGURES} for line in lines]
 
 
 def weights(out: Path) -> dict[str, Any]:
@@ -80,7 +83,9 @@ def test_files_of_a_run(finished: Path) -> None:
     lines = read_log(finished / "log.jsonl")
     assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12, 15, 16]
     assert lines[-1]["epoch"] == 4.0
-    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", "samples_per_second"} <= set(lines[0])
+    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", *TIMING_FIGURES} <= set(lines[0])
+    assert [line["step"] for line in lines if "rank_me" in line] == [8, 16]
+    assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] <= 1 and line["memory_gib"] > 0.1 for line in lines)
     folders = [path for path in finished.iterdir() if path.is_dir()]
     assert len(folders) == 1
     assert folders[0].name.startswith("m2d_clap_vit_tiny-80x48p16x16p16k-e4b6s0-")
@@ -155,32 +160,6 @@ def test_resumed_run_equals_an_undisturbed_one(data: Path, finished: Path, tmp_p
     assert not list(out.rglob("*.tmp"))
 
 
-def _run_in_child(data: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    run(data, out, replace(TRAIN, epochs=12), save_every=1, log_every=1, keep=1)
-
-
-def test_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    child = context.Process(target=_run_in_child, args=(data, tmp_path / "killed"))
-    child.start()
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "killed").rglob("checkpoint-*.pth"))) < 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    threads = torch.get_num_threads()
-    try:
-        _run_in_child(data, tmp_path / "killed")
-        _run_in_child(data, tmp_path / "undisturbed")
-    finally:
-        torch.set_num_threads(threads)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-    assert same_weights(tmp_path / "killed", tmp_path / "undisturbed")
-
-
 def test_other_settings_are_a_conflict_that_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -212,7 +191,7 @@ def test_overwriting_spares_what_is_not_a_runs(data: Path, tmp_path: Path) -> No
 
 
 def test_only_the_newest_checkpoints_stay(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path, keep=1, save_every=3)
+    run(data, tmp_path, save=SavePlan(every_epochs=3, every_steps=7, keep=1))
     assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint-4.pth"]
 
 
@@ -220,10 +199,15 @@ def test_non_finite_loss_stops_with_step_and_files(data: Path, tmp_path: Path) -
     shutil.copytree(data, tmp_path / "data")
     bad = tmp_path / "data/made_lms/clip0005-1.npy"
     np.save(bad, np.full((1, 80, 60), np.nan, np.float32))
-    with pytest.raises(NonFiniteLossError, match=r"step [1-4] is not finite.*clip0005-1\.npy") as error:
-        run(tmp_path / "data", tmp_path / "run", log_every=100)
+    with pytest.raises(
+        NonFiniteLossError, match=r"step [2-4] is not finite.*clip0005-1\.npy.*checkpoint-0-[12]\.pth"
+    ) as error:
+        run(tmp_path / "data", tmp_path / "run", log_every=100, save=SavePlan(every_steps=1))
     assert error.value.exit_code == 1
-    assert not list((tmp_path / "run").rglob("*.pth"))
+    saved = [torch.load(path, weights_only=True)["model"] for path in (tmp_path / "run").rglob("*.pth")]
+    assert saved
+    assert all(value.isfinite().all() for weights in saved for value in weights.values())
+    assert "made_lms/clip0005-1.npy" in (tmp_path / "run/nonfinite.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -242,3 +226,61 @@ def test_callers_random_state_is_left_alone(data: Path, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     run(data, tmp_path, replace(TRAIN, epochs=1, warmup_epochs=0))
     assert torch.random.get_rng_state().equal(before)
+
+
+def test_accumulated_parts_are_one_step(data: Path, finished: Path, tmp_path: Path) -> None:
+    """Without contrast between clips the sum over parts is the whole batch."""
+    masked_only = replace(MODEL, loss_clap=0.0)
+    for parts in (1, 3):
+        out = tmp_path / str(parts)
+        train(DataChoice(data), out, masked_only, replace(TRAIN, epochs=1, warmup_epochs=0, accumulate=parts), OPTIONS)
+    one, three = (read_log(tmp_path / name / "log.jsonl") for name in ("1", "3"))
+    assert [line["step"] for line in three] == [line["step"] for line in one] == [3, 4]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in three] == pytest.approx([line[key] for line in one], rel=1e-3)
+    assert abs(three[0]["loss_clap"] - one[0]["loss_clap"]) > 0.3, "captions are contrasted within a part"
+
+
+def test_compiled_blocks_train_the_same(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a backend that only captures graphs, so that no compiler is needed."""
+    compiled = []
+    original = torch.nn.Module.compile
+
+    def compile_eagerly(module: torch.nn.Module) -> None:
+        compiled.append(type(module).__name__)
+        original(module, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    result = run(data, tmp_path, compile=True)
+    assert compiled == ["Block"] * 3
+    assert result.loss == pytest.approx(read_log(finished / "log.jsonl")[-1]["loss"], rel=1e-4)
+    assert set(weights(tmp_path)["model"]) == set(weights(finished)["model"])
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes a host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
+    """Between batch and log nothing reads a value: on a GPU each reading would be a synchronisation."""
+    opened = open_training_data(DataChoice(data), 80)
+    config, device = replace(TRAIN, amp=amp), torch.device("cpu")
+    state = make_state(replace(MODEL, off_emb_dim=16), config, opened, device)
+    trainer = Trainer(state, state.model, Schedule(config, 4), opened.stats, World(0, 1, device))
+    batch = opened.dataset(state.model.config, config)[BatchKey(0, np.arange(6))]
+    trainer.step([batch])
+    with HostReads() as reads:
+        trainer.step([batch])
+    assert reads.found == ["aten._local_scalar_dense.default"], "only whether the batch, on the CPU, has padding"

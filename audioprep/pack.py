@@ -1,0 +1,173 @@
+"""A folder of log-mel arrays → its pack: few large files, which training reads faster and file systems bear better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from artifacts.atomic import sweep_temporaries, write_json
+from artifacts.errors import UserError
+from artifacts.failures import FailureLimit
+from artifacts.fingerprint import fingerprint, require_same
+from artifacts.layout import MELSPEC_FOLDER, LmsLayout, require_folder
+from artifacts.lms_array import OK, open_lms
+from artifacts.lms_store import read_config, read_records, record_parts
+from artifacts.lock import exclusive
+from artifacts.packed_store import (
+    INDEX,
+    META,
+    PACK_SCHEMA,
+    PACKED_FOLDER,
+    finish_pack,
+    read_pack_meta,
+    shard_index_path,
+    write_shard,
+)
+from artifacts.progress import Progress
+from artifacts.tables import read_parquet
+
+BEGUN = "progress.json"
+# At 10 s a clip in float32 a shard has 1.3 GB.
+CLIPS_A_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What a finished pack holds. ``packed_before`` are clips of shards that an earlier call had finished."""
+
+    folder: str
+    clips: int
+    packed_before: int
+    failed: int
+    shards: int
+    bytes: int
+
+    def summary(self) -> str:
+        """``input = done + skipped + failed`` in one line."""
+        done = self.clips - self.packed_before - self.failed
+        return (
+            f"{self.clips:,} clips = {done:,} packed + {self.packed_before:,} packed before + {self.failed:,} failed "
+            f"(reasons in {INDEX}); {self.shards} shards, {self.bytes / 2**30:.2f} GiB"
+        )
+
+
+def pack(
+    lms_folder: Path,
+    *,
+    dtype: str | None = None,
+    clips_a_shard: int = CLIPS_A_SHARD,
+    threads: int = 2,
+    max_failures: str = "1%",
+    overwrite: bool = False,
+) -> PackResult:
+    """Pack all arrays of ``lms_folder`` into its ``_packed`` folder; the same call again goes on where one stopped.
+
+    ``dtype`` None keeps that of the first array. ``threads`` shards are written at a time. Raises `UserError` where
+    there is nothing to pack, `FingerprintConflictError` where a pack of something else was begun, and
+    `TooManyFailuresError` after a finished one.
+    """
+    limit = FailureLimit.parse(max_failures)
+    layout = LmsLayout(require_folder(lms_folder, "a folder of log-mels"))
+    names = _file_names(layout)
+    folder = layout.root / PACKED_FOLDER
+    folder.mkdir(exist_ok=True)
+    with exclusive(folder):
+        if overwrite:
+            _remove(folder)
+        identity = _identity(layout, names, dtype, clips_a_shard)
+        shards = [names[start : start + clips_a_shard] for start in range(0, len(names), clips_a_shard)]
+        before = _begin(folder, shards, identity)
+        if before < len(names):
+            _write_shards(folder, layout.root, shards, identity, threads)
+        if read_pack_meta(folder) is None:
+            finish_pack(folder, len(shards), identity)
+        for path in [folder / BEGUN, *folder.glob("shard-*.parquet")]:
+            path.unlink(missing_ok=True)
+    result = _result(folder, len(names), before)
+    limit.require(result.failed, result.clips, f"{folder / INDEX}")
+    return result
+
+
+def _file_names(layout: LmsLayout) -> list[str]:
+    """The arrays that records call good, or all there are in a folder without records; sorted."""
+    if record_parts(layout):
+        records = read_records(layout, ["file_name", "status"])
+        names = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+    else:
+        found = (path.relative_to(layout.root) for path in layout.root.rglob("*.npy"))
+        names = [path.as_posix() for path in found if path.parts[0] not in (MELSPEC_FOLDER, PACKED_FOLDER)]
+    if not names:
+        raise UserError(f"{layout.root} holds no log-mel arrays; `m2dprep melspec` makes them.")
+    return sorted(names)
+
+
+def _identity(layout: LmsLayout, names: Sequence[str], dtype: str | None, clips_a_shard: int) -> dict[str, Any]:
+    """What a pack is of; the first array that can be opened decides about the shape."""
+    first = None
+    for name in names:
+        try:
+            first = open_lms(layout.root / name)
+            break
+        except UserError:
+            continue
+    if first is None:
+        raise UserError(f"{layout.root}: none of its {len(names):,} arrays can be read.")
+    config = read_config(layout)
+    return {
+        "dtype": dtype or str(first.dtype),
+        "n_mels": int(first.shape[1]),
+        "clips": len(names),
+        "names": fingerprint({"names": list(names)}),
+        "config": None if config is None else config["fingerprint"],
+        "clips_a_shard": clips_a_shard,
+    }
+
+
+def _begin(folder: Path, shards: Sequence[Sequence[str]], identity: dict[str, Any]) -> int:
+    """Note what is being packed, or compare with what was begun. Returns how many clips are through."""
+    sweep_temporaries(folder)
+    finished = read_pack_meta(folder)
+    begun = json.loads((folder / BEGUN).read_text()) if (folder / BEGUN).exists() else None
+    if (stored := finished or begun) is not None:
+        require_same({key: stored.get(key) for key in identity}, identity, folder)
+    if finished is not None:
+        return int(identity["clips"])
+    if begun is None:
+        _remove(folder)
+        write_json(folder / BEGUN, identity)
+    return sum(len(names) for number, names in enumerate(shards) if shard_index_path(folder, number).exists())
+
+
+def _write_shards(
+    folder: Path, root: Path, shards: Sequence[Sequence[str]], identity: dict[str, Any], threads: int
+) -> None:
+    missing = [number for number in range(len(shards)) if not shard_index_path(folder, number).exists()]
+    total = sum(map(len, shards))
+
+    def write(number: int) -> tuple[int, int]:
+        failed = write_shard(folder, number, root, shards[number], identity["n_mels"], identity["dtype"])
+        return len(shards[number]), failed
+
+    before = total - sum(len(shards[number]) for number in missing)
+    with Progress(total, "pack", initial=before) as progress, ThreadPoolExecutor(max(1, threads)) as pool:
+        for clips, failed in pool.map(write, missing):
+            progress.advance(clips, failed=failed)
+
+
+def _result(folder: Path, clips: int, before: int) -> PackResult:
+    index = read_parquet(folder / INDEX, PACK_SCHEMA, "the index of a pack")
+    failed = pc.sum(pc.is_valid(index["reason"])).as_py()
+    sizes = (read_pack_meta(folder) or {})["shard_bytes"]
+    return PackResult(str(folder), clips, min(before, clips - failed), failed, len(sizes), sum(sizes))
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a pack has written to ``folder``; the marker of a finished one first."""
+    for path in [folder / META, folder / BEGUN, folder / INDEX, *folder.glob("shard-*")]:
+        path.unlink(missing_ok=True)

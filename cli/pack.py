@@ -1,0 +1,57 @@
+"""The command pack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("lms", type=PATH)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default=None,
+    show_default="that of the arrays",
+    help="Of the packed values; float16 halves them and moves log-mels by 0.004 at most.",
+)
+@click.option("--clips-per-shard", type=click.IntRange(min=1), default=4096, help="Clips a file.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, help="Shards that are written at a time.")
+@max_failures_option
+@overwrite_option
+@json_option
+def pack(
+    lms: Path,
+    dtype: str | None,
+    clips_per_shard: int,
+    threads: int,
+    max_failures: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Pack the log-mel arrays of the folder LMS into few large files, LMS/_packed, which training then reads instead.
+
+    File lists stay as they are. The .npy files may be removed afterwards, or _packed copied to where training runs.
+
+    \b
+    Examples:
+      m2dprep pack data/audioset_lms
+      m2dprep pack data/audioset_lms --dtype float16 --threads 8
+    """
+    from audioprep.pack import pack as run_pack
+
+    result = run_pack(
+        lms,
+        dtype=dtype,
+        clips_a_shard=clips_per_shard,
+        threads=threads,
+        max_failures=max_failures,
+        overwrite=overwrite,
+    )
+    click.echo(result.summary(), err=True)
+    click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)

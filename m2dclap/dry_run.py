@@ -1,0 +1,121 @@
+"""What a run would take, before it begins: parameters, memory, steps, and one measured step. Writes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from artifacts.progress import duration
+from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.device import resolve_amp
+from m2dclap.initialise import initialise
+from m2dclap.loop import Trainer, wrap
+from m2dclap.meter import GIB, peak_memory
+from m2dclap.model import M2DCLAP
+from m2dclap.schedule import Schedule
+from m2dclap.train import RunOptions, compile_blocks, make_loader, make_order, make_state, require_whole_batches
+from m2dclap.world import join_world
+
+# What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
+# norms and four products, queries, keys and values, the attention's output, and the MLP's four times wider ones.
+KEPT_PER_BLOCK = 17
+WARM_UP_STEPS = 1
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """``memory_gib`` is an estimate for one process, ``measured_gib`` the peak of a step on this device."""
+
+    clips: int
+    skipped: int
+    parameters: int
+    trained_parameters: int
+    steps_per_epoch: int
+    steps: int
+    processes: int
+    memory_gib: float
+    measured_gib: float
+    step_seconds: float
+    samples_per_second: float
+    loss: float
+    is_main: bool = True
+    """Whether this is the first process, whose result it is to show."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "is_main"}
+
+    def summary(self) -> str:
+        """A line a figure."""
+        return "\n".join(
+            [
+                f"clips       {self.clips:,} used, {self.skipped:,} skipped",
+                f"parameters  {self.parameters:,}, of which {self.trained_parameters:,} are trained",
+                f"steps       {self.steps:,} ({self.steps_per_epoch:,} an epoch)",
+                f"memory      about {self.memory_gib:.2f} GiB a process; peak of the measured step "
+                f"{self.measured_gib:.2f} GiB",
+                f"one step    {self.step_seconds:.3f} s, {self.samples_per_second:,.1f} clips/s, loss {self.loss:.4f}",
+                f"all steps   {duration(self.steps * self.step_seconds)} at that rate",
+            ]
+        )
+
+
+def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
+    """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
+    with join_world(options.device) as world:
+        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+        model = replace(model, off_emb_dim=data.captions.dim)
+        require_whole_batches(len(data), config, world.size)
+        state = make_state(model, config, data, world.device)
+        if options.init is not None:
+            initialise(state.model, options.init)
+        if options.compile:
+            compile_blocks(state.model)
+        schedule = Schedule(config, len(data) // config.batch_size)
+        order = make_order(data, config, schedule, world, 0)
+        batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
+        parts = [next(batches) for _ in range(config.accumulate)]
+        trainer = Trainer(state, wrap(state.model, world, config), schedule, data.stats, world)
+        for _ in range(WARM_UP_STEPS):
+            losses, _ = trainer.step(parts)
+        loss = world.mean(losses)[0]
+        started = time.perf_counter()
+        world.mean(trainer.step(parts)[0])  # waits for the device
+        seconds = time.perf_counter() - started
+        return DryRun(
+            clips=len(data),
+            skipped=len(data.skipped),
+            parameters=_count(state.model),
+            trained_parameters=_count(state.model, trained=True),
+            steps_per_epoch=schedule.steps_per_epoch,
+            steps=schedule.total_steps,
+            processes=world.size,
+            memory_gib=estimate_memory(state.model, config, world.device, world.size) / GIB,
+            measured_gib=peak_memory(world.device) / GIB,
+            step_seconds=seconds,
+            samples_per_second=config.batch_size / seconds,
+            loss=float(loss),
+            is_main=world.is_main,
+        )
+
+
+def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, processes: int) -> int:
+    """Bytes for weights, gradients, Adam's two moments, and what the backward pass needs from the forward pass.
+
+    Without libraries, buffers and fragmentation, which are a GiB or so on a GPU.
+    """
+    shape = model.config
+    state = 4 * (_count(model) + 3 * _count(model, trained=True))
+    visible, total = 1 + shape.num_visible, 1 + shape.num_patches
+    kept = shape.depth * visible * shape.embed_dim + shape.decoder_depth * total * shape.decoder_embed_dim
+    width = 4 if resolve_amp(config.amp, device) == "none" else 2
+    clips = config.batch_size // (config.accumulate * processes)
+    inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1]
+    return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
+
+
+def _count(model: M2DCLAP, *, trained: bool = False) -> int:
+    return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)

@@ -1,0 +1,95 @@
+"""Training that begins with the weights of a checkpoint, ours or the original's, instead of random ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from artifacts.errors import UserError
+from m2dclap.checkpoint import Checkpoint
+from m2dclap.config import ModelConfig
+from m2dclap.model import M2DCLAP
+from m2dclap.positions import fit_positions
+from m2dclap.run_folder import find_checkpoint
+
+ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
+# Parts that a checkpoint may lack or have in another form, and that then begin at random.
+OPTIONAL = (
+    "decoder_embed.",
+    "decoder_blocks.",
+    "decoder_norm.",
+    "decoder_pred.",
+    "mask_token",
+    "audio_proj.",
+    "text_proj.",
+    "logit_scale",
+)
+TARGETS = {"target_blocks.": "blocks.", "target_norm.": "norm."}
+# Statistics are those of the data that is trained on.
+KEPT = ("norm_stats",)
+
+
+def initialise(model: M2DCLAP, path: Path) -> str:
+    """Take the weights of a checkpoint (a file, or a run folder: its newest) into ``model``; says in a line what fits.
+
+    The encoder must fit. A target that is missing (an encoder alone, or a fine-tuned one) begins as the encoder; a
+    predictor or projections that are missing or of another shape begin as they are. Positions are fitted to the
+    model's input. Raises `UserError` where the encoder lacks a weight or has another shape.
+    """
+    checkpoint = Checkpoint.read(find_checkpoint(path))
+    own = model.state_dict()
+    given = {key: value for key, value in checkpoint.weights.items() if key in own and key not in KEPT}
+    _require_encoder(checkpoint, given, own)
+    given |= _positions(checkpoint, model.config)
+    for target, source in TARGETS.items():
+        wanted = [key for key in own if key.startswith(target)]
+        if any(key not in given for key in wanted):
+            given |= {key: given[key.replace(target, source, 1)] for key in wanted}
+    fresh = _drop_what_does_not_fit(given, own)
+    model.load_state_dict(given, strict=False)
+    unused = sorted(set(checkpoint.weights) - set(own))
+    parts = [f"{len(given)} of {len(own)} weights from {checkpoint.path}"]
+    if fresh:
+        parts.append("new ones: " + ", ".join(f"{part.rstrip('.')} ({count})" for part, count in fresh.items()))
+    if unused:
+        parts.append(f"{len(unused)} not used ({', '.join(unused[:3])}{', …' if unused[3:] else ''})")
+    return "; ".join(parts)
+
+
+def _require_encoder(checkpoint: Checkpoint, given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    for key, value in own.items():
+        if not key.startswith(ENCODER):
+            continue
+        if key not in given:
+            raise UserError(f"{checkpoint.path} lacks {key} of the encoder; choose the --model that it is of.")
+        if given[key].shape != value.shape:
+            raise UserError(
+                f"{checkpoint.path}: {key} is {list(given[key].shape)}, the model's is {list(value.shape)}; "
+                "choose the --model and --patch-size that it is of."
+            )
+    deeper = [key for key in checkpoint.weights if key.startswith("blocks.") and key not in own]
+    if deeper:
+        raise UserError(f"{checkpoint.path} has more blocks than the model ({deeper[0]}); choose its --model.")
+
+
+def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The checkpoint's positions for the model's grid. The predictor's are always the fixed ones, as the model has."""
+    if "pos_embed" not in checkpoint.weights:
+        return {}
+    table = checkpoint.weights["pos_embed"].float()
+    return {"pos_embed": fit_positions(table, checkpoint.config.grid_size, config.grid_size)}
+
+
+def _drop_what_does_not_fit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Counter[str]:
+    """Leave the parts to chance that are not whole: all weights of such a part. Returns how many by part."""
+    given.pop("decoder_pos_embed", None)
+    fresh: Counter[str] = Counter()
+    for part in OPTIONAL:
+        keys = [key for key in own if key.startswith(part)]
+        if any(key not in given or given[key].shape != own[key].shape for key in keys):
+            fresh[part] = len(keys)
+            for key in keys:
+                given.pop(key, None)
+    return fresh

@@ -1,0 +1,66 @@
+"""What training saves, and how it goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.atomic import atomic_file
+from artifacts.errors import UserError
+from artifacts.tables import first_line
+from m2dclap.checkpoint import read_file
+from m2dclap.model import M2DCLAP
+
+# Our own key in a checkpoint; the original's loaders pass it over.
+EXTRA = "m2dprep"
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training, and so everything that is saved.
+
+    ``step`` counts the optimiser's steps, and with it the place in the learning rate's schedule and in the order of
+    clips; ``unlogged`` (n, 3) are losses since the last line of the log. Random generators are not part of it: what is
+    random follows from the seed, the epoch and the clip.
+    """
+
+    model: M2DCLAP
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    unlogged: torch.Tensor = field(default_factory=lambda: torch.empty(0, 3))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.cls_token.device
+
+    def save(self, path: Path, epoch: int, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Write the state in the original's form to ``path``, whole or not at all; ``epoch`` are whole epochs.
+
+        ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``.
+        """
+        value = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": epoch,
+            "scaler": self.scaler.state_dict(),
+            "args": dict(args),
+            EXTRA: {"step": self.step, "unlogged": self.unlogged, "settings": dict(settings)},
+        }
+        with atomic_file(path) as file:
+            torch.save(value, file)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
+        value = read_file(path)
+        try:
+            self.model.load_state_dict(value["model"])
+            self.optimizer.load_state_dict(value["optimizer"])
+            self.scaler.load_state_dict(value["scaler"])
+            self.step, self.unlogged = int(value[EXTRA]["step"]), value[EXTRA]["unlogged"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error

@@ -1,0 +1,156 @@
+"""What is measured between epochs, without changing the run: validation loss, rank of features, zero-shot accuracy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m2dclap.clip_set import ClipSet
+from m2dclap.config import TrainConfig
+from m2dclap.data_dir import TrainingData
+from m2dclap.dataset import Clips
+from m2dclap.device import autocast
+from m2dclap.device_batch import to_model_input
+from m2dclap.encode import AudioEncoder, embed_texts
+from m2dclap.features import explained_variance_area, rank_me
+from m2dclap.model import M2DCLAP
+from m2dclap.order import BatchKey
+from m2dclap.random_numbers import FEATURE_STREAM
+from m2dclap.read_clip import ClipReader
+from m2dclap.run_log import LOSSES, Figures
+from m2dclap.zeroshot import DEFAULT_TEMPLATE, check_template, class_embeddings, classify, load_text_encoder, tally
+
+# Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
+# whatever the batch or the number of processes in training.
+VALIDATION_BATCH = 64
+# Features are of so many clips at most; their rank needs more of them than they have dimensions.
+FEATURE_CLIPS = 2048
+FEATURE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What to measure and every how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
+
+    valid_every: int = 1
+    features_every: int = 10
+    probe_every: int = 5
+    probe_clips: Path | None = None
+    probe_root: Path | None = None
+    probe_text_model: str | None = None
+    probe_template: str = DEFAULT_TEMPLATE
+
+
+class Watch:
+    """Measures a model that is being trained; in the first process only."""
+
+    def __init__(self, options: WatchOptions, data: TrainingData, config: TrainConfig, model: M2DCLAP) -> None:
+        self._options, self._data, self._config = options, data, config
+        self._held_out = data.held_out_dataset(model.config, config)
+        self._feature_clips = self._held_out or data.dataset(model.config, config)
+        self._probe = None if options.probe_clips is None else Probe(options, data, model)
+
+    def due(self, epoch: int) -> bool:
+        """Whether anything is to be measured after ``epoch`` epochs."""
+        options = self._options
+        valid = self._held_out is not None and _is_due(epoch, options.valid_every)
+        probe = self._probe is not None and _is_due(epoch, options.probe_every)
+        return valid or probe or _is_due(epoch, options.features_every)
+
+    def figures(self, model: M2DCLAP, epoch: int) -> Figures:
+        """What is due after ``epoch`` epochs, by the names that it has in the log."""
+        options, figures = self._options, Figures()
+        with evaluating(model):
+            if self._held_out is not None and _is_due(epoch, options.valid_every):
+                figures |= validation_losses(model, self._held_out, self._data, self._config)
+            if _is_due(epoch, options.features_every):
+                figures |= feature_figures(model, self._feature_clips, self._data, self._config.seed)
+            if self._probe is not None and _is_due(epoch, options.probe_every):
+                figures |= self._probe.figures(model, self._data)
+        return figures
+
+
+@contextmanager
+def evaluating(model: M2DCLAP) -> Iterator[None]:
+    """Evaluation mode, without gradients, for the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def validation_losses(model: M2DCLAP, clips: Clips, data: TrainingData, config: TrainConfig) -> Figures:
+    """``valid_loss``, ``valid_loss_m2d``, ``valid_loss_clap`` over held-out clips: means over clips.
+
+    Crops, captions and masks are those of epoch 0, so that epochs differ by the model alone. Batches have
+    `VALIDATION_BATCH` clips or, where that does not divide them, evenly fewer.
+    """
+    parts = np.array_split(np.arange(len(clips)), -(-len(clips) // VALIDATION_BATCH))
+    device = model.cls_token.device
+    total = torch.zeros(len(LOSSES), dtype=torch.float64)
+    for part in parts:
+        given = to_model_input(clips[BatchKey(0, part)], data.stats, 0.0, device)
+        with autocast(device, config.amp):
+            output = model(given.log_mel, given.text_embedding, given.noise)
+        total += torch.stack([getattr(output, name).double() for name in LOSSES]).cpu() * len(part)
+    return {f"valid_{name}": value for name, value in zip(LOSSES, (total / len(clips)).tolist(), strict=True)}
+
+
+def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int) -> Figures:
+    """``rank_me`` and ``explained_variance_area`` of the averaged patches of a fixed choice of clips, whole."""
+    rng = np.random.default_rng((FEATURE_STREAM, seed))
+    chosen = rng.permutation(len(clips))[:FEATURE_CLIPS]
+    encoder = AudioEncoder(model, data.stats, FEATURE_BATCH)
+    pooled = []
+    for start in range(0, len(chosen), 8 * FEATURE_BATCH):
+        part = chosen[start : start + 8 * FEATURE_BATCH].tolist()
+        pooled.append(encoder.pool([clips.log_mel(index)[None].copy() for index in part]).cpu())
+    features = torch.cat(pooled)
+    if not bool(features.isfinite().all()):
+        return {"rank_me": None, "explained_variance_area": None}
+    return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
+
+
+class Probe:
+    """Zero-shot classification of a fixed table of clips, with the encoder that the captions were embedded with."""
+
+    def __init__(self, options: WatchOptions, data: TrainingData, model: M2DCLAP) -> None:
+        assert options.probe_clips is not None
+        self._clips = ClipSet.read(options.probe_clips, options.probe_root)
+        template = check_template(options.probe_template)
+        encoder = load_text_encoder(
+            data.text_model or {},
+            model.config.off_emb_dim,
+            options.probe_text_model,
+            "the data",
+            model.cls_token.device.type,
+        )
+        self._texts = class_embeddings(encoder, self._clips.classes, template)
+        self._reader = ClipReader(data.front_end)
+
+    def figures(self, model: M2DCLAP, data: TrainingData) -> Figures:
+        """``zero_shot_accuracy`` (a share; None where no clip could be read) and ``zero_shot_failed`` clips."""
+        encoder = AudioEncoder(model, data.stats)
+        predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
+        confusion, failures = tally(self._clips, predictions)
+        classified = sum(map(sum, confusion))
+        right = sum(row[index] for index, row in enumerate(confusion))
+        if failures:
+            print(f"train: {len(failures)} clips of the probe failed, {failures[0].file_name} first", file=sys.stderr)
+        return {
+            "zero_shot_accuracy": right / classified if classified else None,
+            "zero_shot_failed": len(failures),
+        }
+
+
+def _is_due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0

@@ -1,0 +1,119 @@
+"""The processes of a run: one, or those that torchrun started, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from artifacts.errors import UserError
+from m2dclap.device import pick_device
+
+Value = TypeVar("Value")
+# Validation and probes run in the first process; the others wait for it that long at most.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all; rank 0 opens the data, writes files and validates."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` returns in rank 0, in every process; also a `UserError` that it raises there."""
+        if self.size == 1:
+            return make()
+        message: list[Any] = [None]
+        if self.is_main:
+            try:
+                message = [(make(), None)]
+            except UserError as error:
+                message = [(None, error)]
+        dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        made, failure = message[0]
+        if failure is not None:
+            raise failure
+        value: Value = made
+        return value
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag whether it is set in any process. Passes through the CPU, so no device is waited for."""
+        if self.size == 1:
+            return list(flags)
+        votes = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return [bool(vote) for vote in votes.tolist()]
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The average of ``values`` over all processes, on the CPU."""
+        values = values.cpu()
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+
+@contextmanager
+def join_world(device_name: str) -> Iterator[World]:
+    """The world that torchrun's environment variables describe; without them a world of one process.
+
+    Within such a block another one joins the same world: processes can meet only once under torchrun. Raises `UserError` where there are fewer GPUs than processes on this machine.
+    """
+    size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    device = pick_device(device_name)
+    if size <= 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs (torchrun --nproc-per-node)."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        yield World(rank, size, device)
+        return
+    # Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; a row's gradient is the sum of what all processes make of it."""
+
+    @staticmethod
+    def forward(context: Any, rows: torch.Tensor) -> torch.Tensor:
+        context.rows, context.rank = len(rows), dist.get_rank()
+        gathered = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        summed = gradients[0].contiguous()
+        dist.all_reduce(summed)
+        return summed[context.rank * context.rows : (context.rank + 1) * context.rows]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(n, …) of each of W processes → (W · n, …), in the order of ranks, with the gradient of all of them."""
+    gathered: torch.Tensor = _Gather.apply(rows)
+    return gathered

@@ -1,0 +1,136 @@
+"""Packs hold every array exactly, name what they could not take, go on after a kill, and notice when they are stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts import packed_store
+from artifacts.atomic import write_array
+from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_store import write_config
+from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PACKED_FOLDER, PackedStore
+from artifacts.tables import read_parquet
+from audioprep import pack as pack_module
+from audioprep.config import PRESETS, ConvertConfig
+from audioprep.pack import pack
+
+FRAMES = (7, 33, 1, 20, 8)
+
+
+@pytest.fixture
+def lms(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "some_lms"
+    (folder / "deep").mkdir(parents=True)
+    for number, frames in enumerate(FRAMES):
+        write_array(folder / "deep" / f"{number}.npy", rng.normal(-7, 4, (1, 80, frames)).astype(np.float32))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / PACKED_FOLDER).iterdir()) if path.name != "lock"}
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_every_array_comes_back(lms: Path, dtype: str | None) -> None:
+    result = pack(lms, dtype=dtype, clips_a_shard=2)
+    assert (result.clips, result.failed, result.shards) == (5, 0, 3)
+    assert result.summary().startswith("5 clips = 5 packed + 0 packed before + 0 failed")
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    store, names = opened
+    assert names.to_pylist() == [f"deep/{number}.npy" for number in range(5)]
+    for row, name in enumerate(names.to_pylist()):
+        original = np.load(lms / name)[0]
+        assert np.array_equal(store.array(row), original.astype(dtype or np.float32))
+        assert not store.array(row).flags.writeable
+
+
+def test_the_same_call_again_changes_nothing_and_other_settings_conflict(lms: Path) -> None:
+    pack(lms)
+    before = content(lms)
+    assert "0 packed + 5 packed before" in pack(lms).summary()
+    assert content(lms) == before
+    with pytest.raises(FingerprintConflictError, match="dtype: 'float32' → 'float16'"):
+        pack(lms, dtype="float16")
+    assert pack(lms, dtype="float16", overwrite=True).bytes < sum(map(len, before.values()))
+    write_array(lms / "new.npy", np.zeros((1, 80, 4), np.float32))
+    with pytest.raises(FingerprintConflictError, match="clips: 5 → 6"):
+        pack(lms, dtype="float16")
+
+
+@pytest.mark.parametrize("killed_at", ["write_shard", "finish_pack"])
+def test_an_interrupted_pack_goes_on(lms: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
+    pack(lms, clips_a_shard=1, threads=1)
+    undisturbed = content(lms)
+    for path in (lms / PACKED_FOLDER).iterdir():
+        path.unlink()
+    original, calls = getattr(packed_store, killed_at), iter(range(100))
+
+    def interrupted(*arguments: object) -> object:
+        if killed_at == "finish_pack" or next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(pack_module, killed_at, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(lms, clips_a_shard=1, threads=1)
+    monkeypatch.undo()
+    assert PackedStore.open(lms, None) is None
+    (lms / PACKED_FOLDER / ".m2dprep-host-1-abc.tmp").touch()
+    assert pack(lms, clips_a_shard=1, threads=1).packed_before >= 2
+    assert content(lms) == undisturbed
+
+
+def test_failures_are_rows(lms: Path) -> None:
+    (lms / "deep/1.npy").write_bytes(b"no array")
+    write_array(lms / "deep/3.npy", np.full((1, 80, 5), np.inf, np.float32))
+    with pytest.raises(TooManyFailuresError, match="2 of 5 failed"):
+        pack(lms)
+    result = pack(lms, max_failures="2")
+    assert result.failed == 2
+    rows = read_parquet(lms / PACKED_FOLDER / INDEX, PACK_SCHEMA, "index").to_pylist()
+    assert {row["file_name"]: row["reason"] for row in rows if row["reason"]} == {
+        "deep/1.npy": "unreadable",
+        "deep/3.npy": "nonfinite",
+    }
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    assert len(opened[1]) == 3
+
+
+def test_stale_and_broken_packs_are_refused(lms: Path) -> None:
+    write_config_of(lms, "16k")
+    pack(lms)
+    fingerprint_then = packed_store.read_pack_meta(lms / PACKED_FOLDER)
+    assert fingerprint_then is not None
+    assert PackedStore.open(lms, fingerprint_then["config"]) is not None
+    with pytest.raises(UserError, match=r"another configuration.*pack --overwrite"):
+        PackedStore.open(lms, "0123456789abcdef")
+    shard = lms / PACKED_FOLDER / "shard-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has not the"):
+        PackedStore.open(lms, None)
+    (lms / PACKED_FOLDER / META).write_text("{}")
+    with pytest.raises(UserError, match=META):
+        PackedStore.open(lms, None)
+
+
+def write_config_of(lms: Path, rate: str) -> None:
+    (lms / "_melspec").mkdir()
+    write_config(LmsLayout(lms), ConvertConfig(PRESETS[rate]).to_dict(), {})
+
+
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        pack(tmp_path / "nowhere")
+    (tmp_path / "empty_lms").mkdir()
+    with pytest.raises(UserError, match="holds no log-mel arrays"):
+        pack(tmp_path / "empty_lms")
+    (tmp_path / "empty_lms/x.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 1 arrays"):
+        pack(tmp_path / "empty_lms")

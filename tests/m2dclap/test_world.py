@@ -1,0 +1,67 @@
+"""Two processes under torchrun are one: losses, gradients, and a whole run on data that they do not divide."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from artifacts.errors import UserError
+from m2dclap.data_dir import DataChoice
+from m2dclap.losses import clap_loss
+from m2dclap.run_log import read_log
+from m2dclap.train import require_whole_batches, train
+from m2dclap.world import World, join_world
+from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
+
+
+def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    data = make_data(tmp_path / "data", clips=15, frames=60)
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    finished = subprocess.run(
+        [*command, str(data), str(tmp_path / "pair")], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("equal") == 1
+    assert finished.stderr.count("15 files listed = 15 used") == 1, "only the first process speaks"
+    train(DataChoice(data), tmp_path / "alone", MODEL, TRAIN, OPTIONS)
+    pair, alone = (read_log(tmp_path / name / "log.jsonl") for name in ("pair", "alone"))
+    assert [line["step"] for line in pair] == [line["step"] for line in alone] == [1, 2, 3, 4]
+    for name in ("loss", "loss_m2d", "loss_clap", "grad_norm"):
+        assert [line[name] for line in pair] == pytest.approx([line[name] for line in alone], rel=1e-3), name
+        assert pair[0][name] == pytest.approx(alone[0][name], rel=1e-5), name
+
+
+def test_one_process_needs_no_others() -> None:
+    with join_world("cpu") as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.from_main(lambda: 3) == 3
+        assert world.any([True, False]) == [True, False]
+        assert world.mean(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_batches_that_processes_cannot_share_are_refused() -> None:
+    require_whole_batches(100, TRAIN, 3)
+    with pytest.raises(UserError, match="multiple of 4"):
+        require_whole_batches(100, TRAIN, 4)
+
+
+def test_the_originals_gradient_is_one_over_w_of_it() -> None:
+    """Gathered without gradient and averaged over W processes, audio learns W times less; see docs/fidelity.md."""
+    torch.manual_seed(0)
+    audio, text, scale = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8), torch.tensor(2.0)
+    (ours,) = torch.autograd.grad(clap_loss(audio, text, scale), audio)
+    theirs = torch.zeros_like(audio)
+    for rank in range(3):
+        own = slice(2 * rank, 2 * rank + 2)
+        seen = audio.detach().clone()
+        seen[own] = audio[own]
+        (gradient,) = torch.autograd.grad(clap_loss(seen, text, scale), audio)
+        theirs += gradient / 3
+    torch.testing.assert_close(theirs, ours / 3)
+    assert not World(1, 3, torch.device("cpu")).is_main
