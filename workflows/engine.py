@@ -7,6 +7,7 @@ kills it is left alone.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ def local_client(workers: int) -> Iterator[Any]:
 
 @contextmanager
 def _quiet_event_loop() -> Iterator[None]:
-    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; what concerns us reaches futures."""
+    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; what matters reaches futures."""
     logger = logging.getLogger("asyncio")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -101,42 +102,56 @@ def _quiet_event_loop() -> Iterator[None]:
 def _run_on(
     client: Any, function: ShardFunction, shards: Iterator[Sequence[Item]], window: int, poisoned: Callable[[Item], Row]
 ) -> Iterator[list[Row]]:
+    """Every shard's rows: those that keep losing their worker are halved, single items that do are tried alone last.
+
+    Dask blames a death on all that the worker held, finished rows included; only an item that kills workers with
+    nothing else around is poisoned.
+    """
+    suspects: list[Item] = []
+    for shard, rows in _run_window(client, function, shards, window):
+        if rows is not None:
+            yield rows
+        else:
+            suspects += shard
+    for suspect in suspects:
+        for _, rows in _run_window(client, function, iter([[suspect]]), 1):
+            yield [poisoned(suspect)] if rows is None else rows
+
+
+def _run_window(
+    client: Any, function: ShardFunction, shards: Iterator[Sequence[Item]], window: int
+) -> Iterator[tuple[Sequence[Item], list[Row] | None]]:
+    """Shards with their rows, at most ``window`` of them in flight; None for single items that lost their workers."""
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     in_flight: dict[Any, Sequence[Item]] = {}
     completed = as_completed()
 
-    def submit(shard: Sequence[Item]) -> None:
-        future = client.submit(function, shard, pure=False)
-        in_flight[future] = shard
-        completed.add(future)
+    def submit(*parts: Sequence[Item]) -> None:
+        for shard in parts:
+            future = client.submit(function, shard, pure=False)
+            in_flight[future] = shard
+            completed.add(future)
 
-    def submit_next() -> None:
-        if (shard := next(shards, None)) is not None:
-            submit(shard)
-
-    for _ in range(window):
-        submit_next()
+    submit(*itertools.islice(shards, window))
     while in_flight:
         future = next(completed)
         shard = in_flight.pop(future)
         try:
             rows = _result(future)
         except KilledWorker:
-            if len(shard) == 1:
-                yield [poisoned(shard[0])]
-                submit_next()
-            else:
+            if len(shard) > 1:
                 middle = len(shard) // 2
-                submit(shard[:middle])
-                submit(shard[middle:])
-            continue
-        if rows is None:
-            submit(shard)
-            continue
-        submit_next()
-        yield rows
+                submit(shard[:middle], shard[middle:])
+                continue
+            yield shard, None
+        else:
+            if rows is None:
+                submit(shard)
+                continue
+            yield shard, rows
+        submit(*itertools.islice(shards, 1))
 
 
 def _result(future: Any) -> list[Row] | None:
@@ -150,8 +165,8 @@ def _result(future: Any) -> list[Row] | None:
     try:
         rows: list[Row] = future.result(timeout=RESULT_SECONDS)
     except (TimeoutError, CancelledError):
-        if future.status == "error":  # the shard function's own
-            raise
+        if future.status == "error":  # the shard function's own, or it came while we waited
+            future.result()
         future.cancel()
         return None
     return rows
