@@ -24,7 +24,8 @@ def block_flops(tokens: int, dim: int) -> int:
 
 
 def train_flops_per_clip(config: ModelConfig) -> int:
-    """Of a training step, for each clip: three times forward for what learns, once for the target.
+    """Of a training step, for each clip: three times forward for what learns, once for the target; twice for the
+    patches, as log-mels need no gradient.
 
     Projections of pooled vectors, norms, masks and losses are left out; they are less than a hundredth.
     """
@@ -35,7 +36,7 @@ def train_flops_per_clip(config: ModelConfig) -> int:
     decoder_dim = config.decoder_embed_dim
     decoder = config.decoder_depth * block_flops(1 + total, decoder_dim)
     ends = 2 * (1 + visible) * dim * decoder_dim + 2 * (1 + total) * decoder_dim * dim
-    return 3 * (patch + encoder + decoder + ends) + target
+    return 2 * patch + 3 * (encoder + decoder + ends) + target
 
 
 def matrix_peak(device: torch.device, amp: str) -> float:

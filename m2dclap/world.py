@@ -70,7 +70,8 @@ class World:
 def join_world(device_name: str) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one process.
 
-    Within such a block another one joins the same world: processes can meet only once under torchrun. Raises `UserError` where there are fewer GPUs than processes on this machine.
+    Within such a block another one joins the same world: processes can meet only once under torchrun. Raises
+    `UserError` where there are fewer GPUs than processes on this machine.
     """
     size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     device = pick_device(device_name)
