@@ -10,7 +10,9 @@ from typing import Any
 from artifacts.errors import UserError
 
 DTYPES = ("float32", "float16")
-RESAMPLERS = ("soxr_hq", "soxr_vhq")
+# The resampler of `audioprep.gpu`; it stands for that whole front end, whose values are close to the other's.
+DEVICE_RESAMPLER = "torchaudio_kaiser96"
+RESAMPLERS = ("soxr_hq", "soxr_vhq", DEVICE_RESAMPLER)
 FLOAT32_EPSILON = 2.0**-23
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -89,8 +89,18 @@ def convert_file(
     A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
     Raises `OSError` where ``dst`` cannot be written to.
     """
+
+    def convert() -> Record:
+        log_mel, info, padded = log_mel_of_file(src / relative, config, ffmpeg=ffmpeg)
+        return store(relative, log_mel, info, padded, dst, durable=durable)
+
+    return row_of(relative, dst, convert)
+
+
+def row_of(relative: str, dst: Path, convert: Callable[[], Record]) -> Record:
+    """What ``convert`` returns, or the record of its failure, which leaves no output. Raises `OSError` as it does."""
     try:
-        return _convert(relative, src, dst, config, durable, ffmpeg)
+        return convert()
     except DecodeError as error:
         failure = error
     except OSError:
@@ -102,9 +112,11 @@ def convert_file(
     return {**record, "reason": failure.reason, "message": failure.message}
 
 
-def _convert(relative: str, src: Path, dst: Path, config: ConvertConfig, durable: bool, ffmpeg: bool) -> Record:
-    """The record of a source that was converted. Raises `DecodeError` where it cannot be."""
-    log_mel, info, padded = log_mel_of_file(src / relative, config, ffmpeg=ffmpeg)
+def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst: Path, *, durable: bool) -> Record:
+    """Write the log-mel of ``relative`` (1, n_mels, T) and return its record.
+
+    Raises `DecodeError` where its name is at fault, `OSError` where ``dst`` cannot be written to.
+    """
     moments = Moments.from_values(log_mel)
     try:
         _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
@@ -137,9 +149,14 @@ def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) 
         waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
     with np.errstate(over="ignore", invalid="ignore"):  # found just below
         log_mel = front_end(config.log_mel)(waveform)
+    return as_stored(log_mel, info, config), info, padded
+
+
+def as_stored(log_mel: np.ndarray, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+    """``log_mel`` in the dtype of ``config``. Raises `DecodeError` where it is not finite."""
     if not np.isfinite(log_mel).all():
         raise DecodeError("nonfinite", f"samples up to {info.peak:g} are too large for a spectrum in float32", info)
-    return log_mel.astype(config.dtype, copy=False), info, padded
+    return log_mel.astype(config.dtype, copy=False)
 
 
 @lru_cache(maxsize=4)

@@ -56,10 +56,13 @@ class AudioInfo:
     decoder: str | None = None
 
 
-def decode(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo]:
+def decode(
+    path: Path, config: ConvertConfig, *, ffmpeg: bool = False, resample: bool = True
+) -> tuple[np.ndarray, AudioInfo]:
     """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    ``ffmpeg`` lets that program decode what libsndfile cannot. Nothing is padded: that is the front end's caller's
+    ``ffmpeg`` lets that program decode what libsndfile cannot. Without ``resample`` the waveform keeps its own rate,
+    which is in the info. Nothing is padded: that is the front end's caller's
     choice. Raises `DecodeError`, whose ``info`` holds what was found out before, for everything that can be wrong with
     one file, and `OSError` where the machine is at its end.
     """
@@ -67,12 +70,12 @@ def decode(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[
     try:
         descriptor = _open(path, info)
         try:
-            return _decode_open(descriptor, info, config), info
+            return _decode_open(descriptor, info, config, resample), info
         except DecodeError as error:
             if error.reason != "unsupported" or not ffmpeg:
                 raise
             with ffmpeg_sound(path, config.max_seconds) as sound:
-                return _checked_waveform(sound, info, config), info
+                return _checked_waveform(sound, info, config, resample), info
         finally:
             os.close(descriptor)
     except DecodeError as error:
@@ -109,14 +112,14 @@ def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
     return DecodeError("io_error", f"the system could not read it: {error.strerror or error}")
 
 
-def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     try:
         head = os.pread(descriptor, HEAD_BYTES, 0)
         pcm = plain_pcm(descriptor, head, os.fstat(descriptor).st_size)
         if pcm is not None:
-            return _checked_waveform(pcm, info, config)
+            return _checked_waveform(pcm, info, config, resample)
         with _sound_file(_checked_source(descriptor), head) as file:
-            return _checked_waveform(DecodedSound(file), info, config)
+            return _checked_waveform(DecodedSound(file), info, config, resample)
     except OSError as error:
         raise _from_os_error(error, None) from error
 
@@ -164,7 +167,7 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
         raise DecodeError("io_error" if error.code == SF_SYSTEM else "malformed", message) from error
 
 
-def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     """Note what the header says, refuse what must not be decoded, and decode the rest."""
     info.sample_rate, info.channels, info.decoder = sound.sample_rate, sound.channels, sound.decoder
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
@@ -181,14 +184,14 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig) -> n
         raise DecodeError("no_samples", "it holds no samples")
     if info.seconds > config.max_seconds:
         raise DecodeError("too_long", f"{info.seconds:.1f} s, --max-seconds allows {config.max_seconds:g}")
-    return _read_resampled(sound, info, config)
+    return _read_resampled(sound, info, config.log_mel.sample_rate if resample else sound.sample_rate, config.resampler)
 
 
-def _read_resampled(sound: Sound, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
+def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) -> np.ndarray:
     """Decode, mix and resample block by block; the resampled waveform (n,). Sets ``info.peak`` and ``info.clipped``."""
-    rate_in, rate_out = sound.sample_rate, config.log_mel.sample_rate
+    rate_in = sound.sample_rate
     block_frames = max(1, SAMPLES_PER_BLOCK // sound.channels)
-    resample = resampler(rate_in, rate_out, config.resampler, sound.frames <= block_frames)
+    resample = resampler(rate_in, rate_out, quality, sound.frames <= block_frames)
     level = LevelMeter(sound.full_scale, sound.unit * sound.channels)
     scale = np.float32(1 / (sound.unit * sound.channels))
     parts, decoded = [], 0

@@ -39,6 +39,12 @@ from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, 
     help="ffmpeg: what libsndfile cannot read (m4a, webm, wma, aac) goes through that program.",
 )
 @click.option("--files", type=PATH, default=None, help="A CSV file whose column source names the inputs, not a scan.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="cuda: resample and transform in batches on a GPU, with torchaudio; close to the CPU's values, not equal.",
+)
 @workers_option
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
@@ -59,6 +65,7 @@ def melspec(
     dry_run: bool,
     as_json: bool,
     decoder: str,
+    device: str,
     **options: Any,
 ) -> None:
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
@@ -72,12 +79,18 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms --dry-run
     """
     from artifacts.failures import FailureLimit
-    from audioprep.config import PRESETS, ConvertConfig
+    from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
     from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
-    config = ConvertConfig(PRESETS[preset], min_seconds=min_seconds, max_seconds=max_seconds, dtype=dtype)
-    request = MelspecOptions(ffmpeg=decoder == "ffmpeg", **options)
+    config = ConvertConfig(
+        PRESETS[preset],
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        dtype=dtype,
+        resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
+    )
+    request = MelspecOptions(device=device, ffmpeg=decoder == "ffmpeg", **options)
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from artifacts.atomic import sweep_temporaries
+from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
 from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip
@@ -29,12 +30,12 @@ from artifacts.lms_store import (
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.tables import write_file_list
-from audioprep.config import ConvertConfig
+from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
 from audioprep.discover import Source
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.engine import ShardFunction, run_shards, split_into_shards
-from workflows.forecast import Forecast, forecast, sweep_forecasts
+from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import find_sources, make_plan
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
@@ -81,7 +82,9 @@ class MelspecOptions:
     also converts again what has another size or modification time than recorded; where the sources lie in another
     folder than the one recorded, sizes are compared anyway. ``files`` is a CSV file whose column ``source`` names the
     sources, instead of a scan. ``ffmpeg`` lets that program decode what libsndfile cannot. ``name`` is that in
-    ``files_<name>.csv``. ``ignore_space`` starts even if the file system looks too small.
+    ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many decoding threads as
+    there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the
+    file system looks too small.
     """
 
     workers: int = 1
@@ -91,6 +94,7 @@ class MelspecOptions:
     files: Path | None = None
     ffmpeg: bool = False
     name: str | None = None
+    device: str = "cpu"
     ignore_space: bool = False
 
 
@@ -103,7 +107,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
-    sources = _sources(src, dst, options)
+    sources = _sources(src, dst, config, options)
     layout = LmsLayout(dst)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
     with exclusive(layout.melspec):
@@ -121,10 +125,10 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             check_sources=options.check_sources,
             same_root=same_root,
         )
-        convert = functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg)
+        convert, workers = _converter(src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
-            forecast(plan.pending, dst, config, options.workers, convert).require_space(dst)
-        reasons = _convert(layout, functools.partial(convert, dst=dst), plan.pending, options.workers)
+            forecast(plan.pending, dst, config, workers, convert).require_space(dst)
+        reasons = _convert(layout, functools.partial(convert, dst=dst), plan.pending, workers)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = _write_file_list(layout, options.name)
@@ -147,7 +151,7 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
 
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
-    sources = _sources(src, dst, options)
+    sources = _sources(src, dst, config, options)
     layout = LmsLayout(dst)
     frozen = None if options.overwrite else read_config(layout)
     pending = sources
@@ -156,14 +160,26 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
         same_root = frozen.get("source_root") == str(src.resolve())
         retry, check = options.retry_failed, options.check_sources
         pending = make_plan(layout, sources, retry_failed=retry, check_sources=check, same_root=same_root).pending
-    convert = functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg)
-    return forecast(pending, dst, config, options.workers, convert)
+    convert, workers = _converter(src, config, options)
+    return forecast(pending, dst, config, workers, convert)
 
 
-def _sources(src: Path, dst: Path, options: MelspecOptions) -> list[Source]:
+def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, int]:
+    """What converts a shard, and in how many processes; 0 is this one. Raises `UserError` where a device is missing."""
+    if options.device == "cpu":
+        return functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg), options.workers
+    from audioprep.convert_on_device import DeviceConverter  # imports torch
+
+    threads = max(1, options.workers)
+    return DeviceConverter(src, config, device=options.device, threads=threads, ffmpeg=options.ffmpeg), 0
+
+
+def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> list[Source]:
     """The sources of a run. Raises `UserError` before anything is written where it cannot be carried out."""
     if options.ffmpeg:
         require_ffmpeg()
+    if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
+        raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
     return find_sources(src, dst, options.files)
 
 

@@ -1,0 +1,139 @@
+"""The front end on a GPU: close to the processor's, the same records and faults; clear errors where it cannot be had.
+
+Where torchaudio can be imported everything runs on the processor as well, through the same code.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from artifacts.errors import UserError
+from artifacts.lms_array import open_lms
+from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
+from audioprep.convert import convert_shard, log_mel_of_file
+from audioprep.convert_on_device import DeviceConverter
+from audioprep.discover import discover
+from audioprep.gpu import DeviceLogMel, load_torchaudio, require_device
+from workflows.melspec import MelspecOptions, run_melspec
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
+CONFIG = ConvertConfig(PRESETS["16k"])
+DEVICE_CONFIG = ConvertConfig(PRESETS["16k"], resampler=DEVICE_RESAMPLER)
+# Mean and largest difference of log-mels; the largest are in the bins at the edge of the resampler's pass band.
+SAME_RATE = (2e-5, 2e-3)
+RESAMPLED = (2e-3, 1.0)
+
+
+def torchaudio_missing() -> str:
+    try:
+        load_torchaudio()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+needs_torchaudio = pytest.mark.skipif(bool(torchaudio_missing()), reason=f"torchaudio: {torchaudio_missing()[:100]}")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=needs_gpu)]
+
+
+def test_without_torchaudio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    with pytest.raises(UserError, match=r'needs torchaudio, .*pip install "m2dprep\[torchaudio\]"'):
+        DeviceLogMel(DEVICE_CONFIG, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"finds no GPU here; install torchaudio beside a CUDA build"):
+        require_device("cuda")
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
+    with pytest.raises(UserError, match="finds no GPU here"):
+        run_melspec(tmp_path, tmp_path / "x_lms", DEVICE_CONFIG, MelspecOptions(workers=0, device="cuda"))
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_two_front_ends_are_not_mixed(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
+    for config, device in [(CONFIG, "cuda"), (DEVICE_CONFIG, "cpu")]:
+        with pytest.raises(UserError, match="does not belong to --device"):
+            run_melspec(tmp_path, tmp_path / "x_lms", config, MelspecOptions(workers=0, device=device))
+    with pytest.raises(UserError, match="not as 'soxr_hq'"):
+        DeviceLogMel(CONFIG, "cpu")
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.wav")), ids=lambda path: path.stem)
+def test_parity_with_the_processor(tmp_path: Path, path: Path, device: str, preset: str) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / path.name).symlink_to(path)
+    config = ConvertConfig(PRESETS[preset], resampler=DEVICE_RESAMPLER)
+    convert = DeviceConverter(tmp_path / "src", config, device=device, threads=2)
+    (record,) = convert(discover(tmp_path / "src"), dst=tmp_path / "x_lms")
+    assert record["status"] == "ok", record
+    expected, info, padded = log_mel_of_file(path, ConvertConfig(PRESETS[preset]))
+    found = open_lms(tmp_path / "x_lms" / record["file_name"])
+    assert (found.shape, found.dtype, record["padded"]) == (expected.shape, expected.dtype, padded)
+    difference = np.abs(found - expected)
+    mean, largest = SAME_RATE if info.sample_rate == PRESETS[preset].sample_rate else RESAMPLED
+    assert difference.mean() <= mean
+    assert difference.max() <= largest
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    rng = np.random.default_rng(0)
+    for number, (rate, seconds, channels) in enumerate(
+        [(16000, 1, 1), (44100, 2, 2), (44100, 0.001, 1), (44100, 2, 1), (8000, 7, 1), (16000, 0.001, 2)]
+    ):
+        soundfile.write(src / f"{number}.wav", rng.uniform(-0.5, 0.5, (round(rate * seconds), channels)), rate)
+    soundfile.write(src / "silent.wav", np.zeros(44100), 44100)
+    (src / "cut.wav").write_bytes((src / "1.wav").read_bytes()[:5000])
+    (src / "text.wav").write_text("text")
+    (src / "folder.wav").mkdir()
+    monkeypatch.setattr("audioprep.convert_on_device.SAMPLES_PER_BATCH", 200_000)
+    monkeypatch.setattr("audioprep.convert_on_device.SOURCES_AT_ONCE", 7)
+    sources = discover(src)
+    found = DeviceConverter(src, DEVICE_CONFIG, device=device, threads=3)(sources, dst=tmp_path / "device_lms")
+    expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in theirs:
+            if name in ("mean", "m2", "bin_mean", "bin_m2") and theirs[name] is not None:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=0.05, atol=0.05 * (theirs["n"] or 1))
+            else:
+                assert ours[name] == theirs[name], (theirs["source"], name)
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("device", DEVICES)
+def test_neighbours_in_a_batch_change_nothing(device: str) -> None:
+    rng = np.random.default_rng(1)
+    waveforms = [rng.standard_normal(count).astype(np.float32) for count in (3, 900, 44100, 44100, 50000)]
+    front_end = DeviceLogMel(ConvertConfig(PRESETS["16k"], min_seconds=0.0, resampler=DEVICE_RESAMPLER), device)
+    together = front_end(waveforms, 44100)
+    for waveform, log_mel in zip(waveforms, together, strict=True):
+        np.testing.assert_allclose(log_mel, front_end([waveform], 44100)[0], atol=2e-3)
+
+
+@needs_torchaudio
+def test_a_run_resumes_and_its_configuration_is_another(tmp_path: Path) -> None:
+    src, dst = tmp_path / "src", tmp_path / "x_lms"
+    src.mkdir()
+    for number in range(3):
+        soundfile.write(src / f"{number}.wav", np.random.default_rng(number).uniform(-0.5, 0.5, 8000), 8000)
+    on_device = MelspecOptions(workers=2, device="cpu:0")  # not "cpu": the device's code, on the processor
+    assert run_melspec(src, dst, DEVICE_CONFIG, on_device).done == 3
+    (dst / "1.npy").unlink()
+    again = run_melspec(src, dst, DEVICE_CONFIG, on_device)
+    assert (again.done, again.skipped) == (1, 2)
+    with pytest.raises(UserError, match="resampler: 'torchaudio_kaiser96' → 'soxr_hq'"):
+        run_melspec(src, dst, CONFIG, MelspecOptions(workers=0))
