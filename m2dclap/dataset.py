@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from m2dclap.config import ModelConfig
 from m2dclap.log_mels import LogMels
@@ -93,10 +93,7 @@ class Clips(Dataset[Batch]):
     def _text_embeddings(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
         rows = [self.caption_rows(index) for index in clips.tolist()]
         chosen = pick(shares, np.array([len(choice) for choice in rows]))
-        embeddings = np.empty((len(clips), self._captions.dim), np.float32)
-        for place, (choice, number) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            embeddings[place] = self._captions[int(choice[number])]
-        return embeddings
+        return self._captions.take(np.array([choice[number] for choice, number in zip(rows, chosen, strict=True)]))
 
     def _crops(
         self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False
@@ -128,10 +125,20 @@ class Clips(Dataset[Batch]):
 
 def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far."""
-    new = np.empty(shape, dtype)
+    new = empty(shape, dtype)
     if crops is not None:
         new[:filled] = crops[:filled]
     return new
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array for a batch; in a worker of a loader in memory that it shares with the training process, where the
+    loader would otherwise copy it to."""
+    if get_worker_info() is None:
+        return np.empty(shape, dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    shared = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(shared).numpy().view(dtype).reshape(shape)
 
 
 def whole_batch(batch: Batch) -> Batch:

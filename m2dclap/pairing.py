@@ -108,6 +108,17 @@ class CaptionRows:
         first = self._ends[array - 1] if array else 0
         return np.asarray(self._arrays[array][row - first], np.float32)
 
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings of some captions (n, D), float32."""
+        if len(self._arrays) == 1:
+            return self._arrays[0][rows].astype(np.float32)
+        sources = np.searchsorted(self._ends, rows, side="right")
+        embeddings = np.empty((len(rows), self.dim), np.float32)
+        for number in np.unique(sources):
+            places = np.flatnonzero(sources == number)
+            embeddings[places] = self._arrays[number][rows[places] - (self._ends[number - 1] if number else 0)]
+        return embeddings
+
     def __getstate__(self) -> dict[str, Any]:
         arrays = [Path(str(array.filename)) if isinstance(array, np.memmap) else array for array in self._arrays]
         return {**self.__dict__, "_arrays": arrays}

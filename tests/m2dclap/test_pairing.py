@@ -46,6 +46,9 @@ def test_rows_of_several_sources() -> None:
     assert [rows.of_clip(clip).tolist() for clip in range(3)] == [[0, 2], [1, 3], [4]]
     assert [rows[row].tolist() for row in range(5)] == [[value] * 3 for value in (100, 101, 102, 200, 201)]
     assert rows[0].dtype == np.float32
+    assert np.array_equal(rows.take(np.array([4, 0, 3, 0])), np.stack([rows[row] for row in (4, 0, 3, 0)]))
+    alone = CaptionRows([source("a", ["x", "y"])])
+    assert np.array_equal(alone.take(np.array([1, 1])), np.stack([alone[1], alone[1]]))
 
 
 def test_memory_maps_travel_as_paths(tmp_path: Path) -> None:

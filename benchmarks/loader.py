@@ -1,0 +1,124 @@
+"""Claim: packed shards feed training several times as fast as one `numpy.load` a sample, and one core is plenty.
+
+Every way makes batches of crops (80 × 608) of the same clips in the same random order, all from the page cache:
+
+numpy.load      one `numpy.load` a sample and nothing else: what the plainest data path cannot go below
+plain           a plain data path: `numpy.load`, a crop, normalisation, a caption, mask noise, `numpy.stack`
+npy, packed     `m2dclap.dataset.Clips` over .npy files, and over packed shards
+
+Prints samples a second and process of each, side by side in one process with one thread, and the ratio to numpy.load.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from _machine import ONE_THREAD, machine, table
+
+os.environ.update(ONE_THREAD)
+
+import numpy as np
+import pyarrow as pa
+
+from artifacts.atomic import write_array
+from audioprep.pack import pack
+from m2dclap.config import ModelConfig
+from m2dclap.dataset import Clips
+from m2dclap.frames import NormStats
+from m2dclap.log_mels import find_log_mels
+from m2dclap.order import BatchKey
+from m2dclap.pairing import CaptionRows, CaptionSource
+
+CLIPS, BATCH, ROUNDS = 1024, 64, 7
+FRAMES, CAPTIONS, DIM = 1001, 5, 768
+WANTED, CORES = 5000, 16
+STATS = NormStats(-7.1, 4.2)
+
+
+def make_clips(root: Path, dtype: str) -> list[str]:
+    """10 s clips; returns their names."""
+    rng = np.random.default_rng(0)
+    (root / f"{dtype}_lms").mkdir()
+    names = [f"{dtype}_lms/{number:05d}.npy" for number in range(CLIPS)]
+    values = rng.normal(-7, 4, (1, 80, FRAMES)).astype(dtype)
+    for name in names:
+        write_array(root / name, values, durable=False)
+    return names
+
+
+def plain_batches(root: Path, names: list[str], model: ModelConfig, captions: np.ndarray) -> Iterator[object]:
+    """What a data set of a few lines does."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(CLIPS)
+    for start in range(0, CLIPS, BATCH):
+        crops, texts, noise = [], [], []
+        for index in order[start : start + BATCH]:
+            log_mel = np.load(root / names[index])
+            first = rng.integers(log_mel.shape[-1] - model.input_size[1] + 1)
+            crop = log_mel[..., first : first + model.input_size[1]]
+            crops.append((crop.astype(np.float32) - STATS.mean) / STATS.std)
+            texts.append(captions[CAPTIONS * index + rng.integers(CAPTIONS)].astype(np.float32))
+            noise.append(rng.random(model.num_patches, dtype=np.float32))
+        yield np.stack(crops), np.stack(texts), np.stack(noise)
+
+
+def rates(root: Path, dtype: str) -> dict[str, list[float]]:
+    """Samples a second of each way, alternating."""
+    names, model = make_clips(root, dtype), ModelConfig()
+    embeddings = np.random.default_rng(0).normal(size=(CLIPS * CAPTIONS, DIM)).astype(np.float16)
+    ids = pa.array([str(number) for number in range(CLIPS) for _ in range(CAPTIONS)])
+    captions = CaptionRows([CaptionSource("made", embeddings, ids, None, "made")])
+    single = Clips(find_log_mels(root, names), np.arange(CLIPS), captions, model, 0)
+    pack(root / f"{dtype}_lms")
+    packed = Clips(find_log_mels(root, names), np.arange(CLIPS), captions, model, 0)
+
+    def load() -> None:
+        for index in np.random.default_rng(0).permutation(CLIPS):
+            np.load(root / names[index])
+
+    def plain() -> None:
+        for _ in plain_batches(root, names, model, embeddings):
+            pass
+
+    def ours(clips: Clips) -> Callable[[], None]:
+        def batches() -> None:
+            order = np.random.default_rng(0).permutation(CLIPS)
+            for start in range(0, CLIPS, BATCH):
+                clips[BatchKey(0, order[start : start + BATCH])]
+
+        return batches
+
+    ways = {"numpy.load": load, "plain": plain, "npy": ours(single), "packed": ours(packed)}
+    measured: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(ROUNDS + 1):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            if round_:  # the first one warms the page cache
+                measured[name].append(CLIPS / (time.process_time() - started))
+    return measured
+
+
+def main() -> None:
+    print(machine())
+    for dtype in ("float32", "float16"):
+        with tempfile.TemporaryDirectory() as name:
+            measured = rates(Path(name), dtype)
+        rows = []
+        for way, values in measured.items():
+            to_load = median(value / base for value, base in zip(values, measured["numpy.load"], strict=True))
+            to_plain = median(value / base for value, base in zip(values, measured["plain"], strict=True))
+            rows.append([way, f"{median(values):,.0f}", f"{to_load:.2f}", f"{to_plain:.2f}"])
+        print(f"\n{dtype}, {FRAMES} frames")
+        print(table(["", "samples/s a core", "to numpy.load", "to plain"], rows))
+        rate = median(measured["packed"])
+        print(f"\n{WANTED:,} samples/s take {WANTED / rate:.2f} cores of {CORES} with packed shards.")
+
+
+if __name__ == "__main__":
+    main()
