@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -19,6 +20,8 @@ from audioprep.config import ConvertConfig
 from audioprep.discover import Source
 
 SAMPLE = 64
+# Converted at a time, and removed again.
+SAMPLE_AT_ONCE = 8
 # A record with its moments, and once more while the records are merged.
 RECORD_BYTES = 2 * 1400
 # The forecast converts the same files every time.
@@ -89,11 +92,8 @@ def forecast(
     sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
     temporaries = LmsLayout(dst).temporaries
     place = temporaries if temporaries.is_dir() else nearest_folder(dst)
-    with tempfile.TemporaryDirectory(prefix=FORECAST_PREFIX, dir=place) as folder:
-        convert(sample[:1], dst=Path(folder))  # tables are made once a process
-        started = time.perf_counter()
-        records = convert(sample, dst=Path(folder))
-        seconds = (time.perf_counter() - started) / max(1, len(sample))
+    records, seconds = _convert_sample(sample, dst, place, convert)
+    seconds /= max(1, len(sample))
     rate = max(1, workers) / seconds if seconds > 0 else 0.0
     needed, inodes = _needs(records, config, os.statvfs(place).f_frsize)
     free_bytes, free_inodes = _free(place)
@@ -109,6 +109,27 @@ def forecast(
         inodes_needed=round(inodes * clips),
         inodes_free=free_inodes,
     )
+
+
+def _convert_sample(
+    sample: Sequence[Source], dst: Path, place: Path, convert: ConvertSample
+) -> tuple[list[dict[str, Any]], float]:
+    """The records of ``sample`` and the seconds that converting it took; a few arrays at a time lie in ``place``."""
+    records: list[dict[str, Any]] = []
+    seconds = 0.0
+    try:
+        for start in range(0, len(sample), SAMPLE_AT_ONCE):
+            with tempfile.TemporaryDirectory(prefix=FORECAST_PREFIX, dir=place) as folder:
+                if start == 0:  # tables are made once a process
+                    convert(sample[:1], dst=Path(folder))
+                started = time.perf_counter()
+                records += convert(sample[start : start + SAMPLE_AT_ONCE], dst=Path(folder))
+                seconds += time.perf_counter() - started
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{dst}: not even a sample of them fits: {error.strerror}.") from error
+    return records, seconds
 
 
 def sweep_forecasts(layout: LmsLayout) -> None:
