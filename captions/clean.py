@@ -13,13 +13,13 @@ text in other languages, label names quoted back, numbers. They may be meant, an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captions.columns import chunks, rows_at, text_bytes
+from captions.columns import chunks, rows_at, take, text_bytes
 
 QUOTES = '"“”„‟«»'
 # RE2's \s is ASCII only; the control characters are those that Python's str.split() takes for white space.
@@ -44,34 +44,37 @@ QUOTE = re.compile(f"[{QUOTES}]")
 OPENING = re.compile(rf"^(?P<open>[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}})\s*(?P<body>.*)$", re.DOTALL)
 
 
-def clean(captions: pa.Array | pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """The captions cleaned, in their order, and how many were unwrapped. A caption may end up empty."""
-    cleaned, unwrapped = [], 0
+class Cleaned(NamedTuple):
+    """Cleaned captions without a copy of those that were clean: the i-th is ``texts[place[i]]`` (int64 (N,))."""
+
+    texts: pa.ChunkedArray
+    place: np.ndarray
+    unwrapped: int
+
+    def captions(self) -> pa.Array:
+        """All of them, in their order."""
+        return take(self.texts, self.place)
+
+
+def clean(captions: pa.Array | pa.ChunkedArray) -> Cleaned:
+    """The captions cleaned, and how many were unwrapped. A caption may end up empty."""
+    place = np.arange(len(captions))
+    changed, unwrapped, start, end = [], 0, 0, len(captions)
     for texts in chunks(captions):
         oddly_spaced, with_colon = _suspects(texts)
-        texts = _with_rows(texts, oddly_spaced, _one_space)
-        before = texts.filter(pa.array(with_colon))
-        texts = _with_rows(texts, with_colon, lambda rows: pa.array(map(unwrap, rows.to_pylist()), rows.type))
-        unwrapped += pc.sum(pc.not_equal(before, texts.filter(pa.array(with_colon)))).as_py() or 0
-        cleaned.append(texts)
-    return pa.chunked_array(cleaned, pa.string()), unwrapped
+        rows = np.flatnonzero(oddly_spaced | with_colon)
+        spaced = normalise_space(texts.take(pa.array(rows)))
+        bare = pa.array(map(unwrap, spaced.to_pylist()), pa.string())
+        unwrapped += pc.sum(pc.not_equal(spaced, bare)).as_py() or 0
+        changed.append(bare)
+        place[start + rows] = np.arange(end, end + len(rows))
+        start, end = start + len(texts), end + len(rows)
+    return Cleaned(pa.chunked_array([*chunks(captions), pa.concat_arrays(changed)], pa.string()), place, unwrapped)
 
 
 def normalise_space(texts: pa.Array) -> pa.Array:
     """Every run of Unicode white space as one space, none at the ends."""
-    return _with_rows(texts, _suspects(texts)[0], _one_space)
-
-
-def _one_space(texts: pa.Array) -> pa.Array:
     return pc.utf8_trim(pc.replace_substring_regex(texts, WHITE_SPACE, " "), " ")
-
-
-def _with_rows(texts: pa.Array, rows: np.ndarray, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
-    """``texts`` with only the chosen ``rows`` changed; most need nothing, and what they'd need is slow."""
-    if not rows.any():
-        return texts
-    mask = pa.array(rows)
-    return pc.replace_with_mask(texts, mask, change(texts.filter(mask)))
 
 
 def _suspects(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -100,6 +100,7 @@ def match_clips(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> Matches:
     The most literal reading wins: the name itself, then without an audio file's folder and suffix, then the YouTube
     id where the name has one of its forms. A clip named ``dog_barking_000001`` is never taken for another one.
     """
+    lengths = np.unique(pc.binary_length(clips).to_numpy(zero_copy_only=False))
     stems, ids, seconds = [], [], []
     for chunk in chunks(names):
         stem = without_file_name(chunk)
@@ -107,21 +108,19 @@ def match_clips(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> Matches:
         youtube, second = _read_forms(stem)
         ids.append(youtube)
         seconds.append(second)
-    lengths = np.unique(pc.binary_length(clips).to_numpy(zero_copy_only=False))
-    names = one_array(names)
     literal = _find(names, clips, lengths)
-    if (together := pa.concat_arrays(stems)) != names:
-        literal = pc.coalesce(literal, _find(together, clips, lengths))
-    clip = pc.coalesce(literal, _find(pa.concat_arrays(ids), clips, lengths))
+    if any(stem is not chunk for stem, chunk in zip(stems, chunks(names), strict=True)):
+        literal = pc.coalesce(literal, _find(pa.chunked_array(stems), clips, lengths))
+    clip = pc.coalesce(literal, _find(pa.chunked_array(ids), clips, lengths))
     start = np.concatenate(seconds)
     start[literal.is_valid().to_numpy(zero_copy_only=False)] = np.nan
     return Matches(clip, start)
 
 
-def _find(names: pa.Array, clips: pa.Array, lengths: np.ndarray) -> pa.Array:
+def _find(names: pa.Array | pa.ChunkedArray, clips: pa.Array, lengths: np.ndarray) -> pa.Array:
     """The row of every name in ``clips``, null where it isn't there. Names as long as no clip's are not looked for."""
-    own = pc.binary_length(names)
-    possible = np.isin(pc.fill_null(own, -1).to_numpy(zero_copy_only=False), lengths)
+    own = pc.fill_null(pc.binary_length(names), -1)
+    possible = np.isin(np.asarray(own), lengths)
     if not possible.any():
         return pa.nulls(len(names), pa.int32())
     if possible.all():
@@ -130,11 +129,11 @@ def _find(names: pa.Array, clips: pa.Array, lengths: np.ndarray) -> pa.Array:
     return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
 
 
-def _index_in(names: pa.Array, clips: pa.Array) -> pa.Array:
+def _index_in(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> pa.Array:
     """The row of every name in ``clips``, int32. Of few names and many clips, the clips are looked up in the names."""
     if FEW * len(names) > len(clips):
-        return pc.index_in(names, value_set=clips)
-    encoded = names.dictionary_encode()
+        return one_array(pc.index_in(names, value_set=clips))
+    encoded = one_array(names).dictionary_encode()
     name_of_clip = pc.index_in(clips, value_set=encoded.dictionary)
     known = np.flatnonzero(name_of_clip.is_valid().to_numpy(zero_copy_only=False))
     clip_of_name = np.full(len(encoded.dictionary), -1, np.int32)

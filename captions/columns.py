@@ -65,6 +65,21 @@ def chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return column.chunks or [pa.array([], column.type)]
 
 
+def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
+    """The ``rows`` of a column in many chunks, each asked alone: pyarrow's own ``take`` copies all of them first."""
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    chunk_of_row = np.searchsorted(ends, rows, side="right")
+    order = np.argsort(chunk_of_row, kind="stable")
+    bounds = np.searchsorted(chunk_of_row[order], np.arange(column.num_chunks + 1))
+    parts = [pa.array([], column.type)]
+    for chunk, end, first, last in zip(column.chunks, ends, bounds[:-1], bounds[1:], strict=True):
+        if first < last:
+            parts.append(chunk.take(pa.array(rows[order[first:last]] - (end - len(chunk)))))
+    place = np.empty(len(rows), np.int64)
+    place[order] = np.arange(len(rows))
+    return pa.concat_arrays(parts).take(pa.array(place))
+
+
 def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 bytes of an array of strings, uint8, and where each text starts in them, int32 (N + 1,). No nulls."""
     _, offsets_buffer, data = texts.buffers()

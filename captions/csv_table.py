@@ -23,7 +23,7 @@ from artifacts.tables import first_line
 from captions.columns import chunks, text_bytes
 from captions.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 LAST_BYTES = 1 << 20
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
+from captions.clean import Cleaned
 from captions.columns import one_array
 from captions.matching import MatchedSource, unmatched_rows
 
@@ -32,6 +33,7 @@ def match_as_original(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSour
     texts = captions.filter(wrapped).to_pylist()
     bare = pa.array([_unwrap(name, text) for text in texts], pa.string())
     unwrapped = pc.replace_with_mask(one_array(captions), one_array(wrapped), bare)
+    cleaned = Cleaned(pa.chunked_array([unwrapped]), np.arange(len(unwrapped)), len(texts))
     ids = one_array(rows["id"])
     without_y = pc.if_else(pc.starts_with(ids, "Y"), pc.utf8_slice_codeunits(ids, 1, 12), ids)
     found = pc.index_in(pc.utf8_slice_codeunits(without_y, 0, 11), value_set=clips)
@@ -39,15 +41,16 @@ def match_as_original(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSour
     row = np.flatnonzero(known)
     return MatchedSource(
         name=name,
-        ids=ids,
-        captions=pa.chunked_array([unwrapped]),
+        ids=rows["id"],
+        captions=cleaned.texts,
         row=row,
+        place=row,
         clip=found.fill_null(0).to_numpy(zero_copy_only=False)[row].astype(np.int64),
         start_seconds=np.full(len(row), np.nan),
-        unmatched=unmatched_rows(name, rows["id"], pa.chunked_array([unwrapped]), ~known),
+        unmatched=unmatched_rows(name, rows["id"], cleaned, ~known),
         without_id=0,
         empty=0,
-        unwrapped=len(texts),
+        unwrapped=cleaned.unwrapped,
     )
 
 

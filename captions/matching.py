@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from captions.clean import clean
+from captions.clean import Cleaned, clean
 from captions.clip_ids import match_clips
-from captions.columns import one_array
+from captions.columns import take
 from captions.coverage import SourceCounts, distinct
 from captions.text_files import listing
 
@@ -22,14 +22,16 @@ UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("ca
 class MatchedSource:
     """A source's captions, cleaned, in file order, and which of them belong to which clip.
 
-    ``row`` and ``clip``, int64 (M,), pair the usable captions (not empty, of a clip) with rows of the clips;
+    ``row`` and ``clip``, int64 (M,), pair the usable captions (not empty, of a clip) with rows of the clips; their
+    texts are at ``place`` (M,) of ``captions``, which holds others too;
     ``start_seconds`` (M,) is what VGGSound's form of the id says, NaN for other ids.
     """
 
     name: str
-    ids: pa.Array  # as in the file
+    ids: pa.ChunkedArray  # as in the file
     captions: pa.ChunkedArray
     row: np.ndarray
+    place: np.ndarray
     clip: np.ndarray
     start_seconds: np.ndarray
     unmatched: pa.Table  # UNMATCHED_SCHEMA
@@ -60,7 +62,7 @@ class MatchedSource:
             return 0
         captions_of_clip = np.bincount(self.clip)
         alone = captions_of_clip[self.clip] == 1
-        return int(alone.sum()) + distinct(self.ids.take(pa.array(self.row[~alone])))
+        return int(alone.sum()) + distinct(take(self.ids, self.row[~alone]))
 
 
 def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
@@ -68,10 +70,9 @@ def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
 
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
-    captions, unwrapped = clean(rows["caption"])
-    ids = rows["id"]
+    cleaned, ids = clean(rows["caption"]), rows["id"]
     has_id = _not_empty(ids)
-    usable = has_id & _not_empty(captions)
+    usable = has_id & _not_empty(cleaned.texts)[cleaned.place]
     if not usable.any():
         raise UserError(f"{name} holds no caption: each of its {rows.num_rows:,} rows lacks its id or its text.")
     matches = match_clips(ids, clips)
@@ -86,30 +87,31 @@ def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
     clip = matches.clip.fill_null(0).to_numpy(zero_copy_only=False)[row].astype(np.int64)
     return MatchedSource(
         name=name,
-        ids=one_array(ids),
-        captions=captions,
+        ids=ids,
+        captions=cleaned.texts,
         row=row,
+        place=cleaned.place[row],
         clip=clip,
         start_seconds=matches.start_seconds[row],
-        unmatched=unmatched_rows(name, ids, captions, usable & ~is_known),
+        unmatched=unmatched_rows(name, ids, cleaned, usable & ~is_known),
         without_id=int((~has_id).sum()),
         empty=int((has_id & ~usable).sum()),
-        unwrapped=unwrapped,
+        unwrapped=cleaned.unwrapped,
     )
 
 
-def unmatched_rows(name: str, ids: pa.ChunkedArray, captions: pa.ChunkedArray, chosen: np.ndarray) -> pa.Table:
+def unmatched_rows(name: str, ids: pa.ChunkedArray, captions: Cleaned, chosen: np.ndarray) -> pa.Table:
     """The ``chosen`` rows (bool) as a table of `UNMATCHED_SCHEMA`."""
-    rows = pa.array(np.flatnonzero(chosen))
-    columns = [pa.repeat(name, len(rows)), ids.take(rows), captions.take(rows)]
+    rows = np.flatnonzero(chosen)
+    columns = [pa.repeat(name, len(rows)), take(ids, rows), take(captions.texts, captions.place[rows])]
     return pa.Table.from_arrays(columns, schema=UNMATCHED_SCHEMA)
 
 
 def nothing_matched(name: str) -> MatchedSource:
     """A source that was not given."""
-    none, no_rows = pa.array([], pa.string()), np.zeros(0, np.int64)
-    captions, unmatched = pa.chunked_array([none]), UNMATCHED_SCHEMA.empty_table()
-    return MatchedSource(name, none, captions, no_rows, no_rows, np.zeros(0), unmatched, 0, 0, 0)
+    none, no_rows = pa.chunked_array([pa.array([], pa.string())]), np.zeros(0, np.int64)
+    unmatched = UNMATCHED_SCHEMA.empty_table()
+    return MatchedSource(name, none, none, no_rows, no_rows, no_rows, np.zeros(0), unmatched, 0, 0, 0)
 
 
 def _not_empty(texts: pa.ChunkedArray) -> np.ndarray:

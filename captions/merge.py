@@ -20,7 +20,7 @@ from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
 from captions.audioset import EVALUATION_SPLIT, Segments
 from captions.clip_ids import match_clips, without_file_name
-from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats
+from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats, take
 from captions.coverage import Coverage, SegmentCounts, count_sources, places
 from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips
@@ -123,7 +123,7 @@ class _Filling:
             clips = self.clips.take(pa.array(rows))
         columns = {
             "clip_id": clips["clip_id"],
-            "caption": self.captions.take(pa.array(self.place[rows])),
+            "caption": take(self.captions, self.place[rows]),
             "source": pc.if_else(pa.array(self.from_source[rows]), AUTO_ACD, LABEL),
             "caption_index": pa.array(np.zeros(len(rows), np.int32)),
             "split": clips["split"],
@@ -135,8 +135,10 @@ class _Filling:
 def _choose(
     segments: Segments, clips: pa.Table, auto_acd: pa.Table | None, options: FillOptions
 ) -> tuple[MatchedSource, np.ndarray, int, int]:
-    """The source, int64 (clips,) the row of the caption that `fill` keeps, -1 for none; and how many of those kept, and
-    of those refused for that, are of another start second."""
+    """Which caption `fill` keeps: the source, and int64 (clips,) the place of each clip's in it, -1 for none.
+
+    Then how many of those kept, and of those refused for that, are of another start second.
+    """
     chosen = np.full(clips.num_rows, -1, dtype=np.int64)
     if auto_acd is None:
         return nothing_matched(AUTO_ACD), chosen, 0, 0
@@ -145,7 +147,7 @@ def _choose(
         if segments.unknown_labels:
             raise UserError(f"unknown labels, where the original fails, so m2d_compat does: {segments.unknown_labels}.")
         source = match_as_original(AUTO_ACD, auto_acd, ids)
-        chosen[source.clip] = source.row  # the last one of a clip stays
+        chosen[source.clip] = source.place  # the last one of a clip stays
         return source, chosen, 0, 0
     source = match_source(AUTO_ACD, auto_acd, ids)
     timed = ~np.isnan(source.start_seconds)
@@ -156,7 +158,7 @@ def _choose(
         rows = np.flatnonzero(rank == worse)[::-1]
         best[source.clip[rows]] = rows
     found = best >= 0
-    chosen[found] = source.row[best[found]]
+    chosen[found] = source.place[best[found]]
     refused = int((rank == 2).sum()) if options.match_start else 0
     return source, chosen, int((rank[best[found]] == 2).sum()), refused
 
@@ -201,7 +203,7 @@ def add_to(
     if options.new_clips:
         clips = _with_new_clips(clips, rows)
     new = match_source(source, rows, clips)
-    texts = new.captions.take(pa.array(new.row))
+    texts = take(new.captions, new.place)
     text_codes = codes(texts)
     kept = first_occurrences(new.clip * (len(text_codes) + 1) + text_codes)
     keep, excluded = keep_clips(clips, options.exclude)
@@ -221,7 +223,7 @@ def add_to(
         origin=np.concatenate([stays, ~np.arange(len(kept_new))])[order],
         caption_index=position_in_group(clip[order]).astype(np.int32),
         clip_ids=clips.take(pa.array(new.clip[kept_new])),
-        texts=debias(texts) if options.debias else texts,
+        texts=one_array(debias(pa.chunked_array([texts]))) if options.debias else texts,
         example=first_row[new.clip[kept_new]],
     )
     bare = np.flatnonzero((np.bincount(clip, minlength=len(clips)) == 0) & keep)
@@ -252,7 +254,7 @@ class _Adding:
     origin: np.ndarray
     caption_index: np.ndarray
     clip_ids: pa.Array
-    texts: pa.ChunkedArray
+    texts: pa.Array
     example: np.ndarray  # of every new caption a row of the old table with its clip's split and labels, or -1
 
     def __call__(self, start: int, stop: int) -> pa.Table:

@@ -100,6 +100,7 @@ def fill(
       m2dprep captions fill --segments eval_segments.csv.gz --ontology class_labels_indices.csv -o eval.parquet
     """
     from captions.files import fill_file
+    from captions.memory import reuse_pages
     from captions.merge import FillOptions
     from captions.template import read_template
 
@@ -107,6 +108,7 @@ def fill(
         raise click.UsageError("--match-start and --rules say how --auto-acd is read, which is not given.")
     if choices["match_start"] and choices["rules"] != "m2dprep":
         raise click.UsageError("--rules m2d_compat knows no start seconds, so --match-start does not go with it.")
+    reuse_pages()
     options = FillOptions(
         template=read_template(choices["template"], choices["template_many"]),
         match_start=choices["match_start"],
@@ -169,6 +171,7 @@ def add(
       m2dprep captions add mine/captions.parquet --csv mine.csv --source mine --id-column file_name
     """
     from captions.files import add_file
+    from captions.memory import reuse_pages
     from captions.merge import AddOptions
     from captions.sources import FOR_AUDIOSET, ReadOptions, read_source
 
@@ -178,6 +181,7 @@ def add(
     kind = given[0].replace("-", "_")
     if source is None and kind in NEED_A_NAME:
         raise click.UsageError(f"--{kind} needs --source NAME.")
+    reuse_pages()
     read = ReadOptions(choices["id_column"], choices["caption_columns"], choices["id_pattern"])
     rows = read_source(kind, choices[kind], read)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], _lists(choices["exclude"]))

@@ -1,0 +1,157 @@
+"""Claim: captions fill + add on tables of AudioSet's size take seconds, and give a row-by-row version's rows.
+
+Makes look-alikes of the tables (`_caption_tables`), runs `m2dprep captions fill` and `captions add`, and then a version
+with pandas, row by row, by the original's rules. Prints seconds, CPU seconds and peak memory of both, and every kind of
+difference between their rows; one without an explanation makes the script fail. ``--scale 0.01`` is for trying it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from _caption_tables import SPLITS, WRAPPER, make_tables
+from _machine import machine, table
+
+from artifacts.clip_id import youtube_id
+from artifacts.tables import read_captions
+
+ROUNDS = 2
+KEY_TYPES = {"caption_index": "int32"}
+EXPLANATIONS = {
+    "first_letter": "a VGGSound id that starts with Y: the original strips the Y and gives the caption to another clip",
+    "several": "several captions for a clip: the original keeps the last, we the segment's own, then the first",
+    "wrapper": "a wrapper without its closing quote, or in curly quotes: the original fails on it or keeps it",
+    "space": "white space: the original keeps it",
+}
+
+
+class Cost(NamedTuple):
+    """Of one or several processes; peak memory of the largest."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+def run(*command: str) -> Cost:
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {command}")
+    seconds = time.perf_counter() - started
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def ours(tables: Path, output: Path) -> Cost:
+    output.unlink(missing_ok=True)
+    segments = [word for split in SPLITS for word in ("--segments", str(tables / f"{split}_segments.csv"))]
+    inputs = ["--ontology", str(tables / "ontology.json"), "--auto-acd", str(tables / "train.csv")]
+    fill = run("-m", "cli.main", "captions", "fill", *segments, *inputs, "-o", str(output))
+    add = run("-m", "cli.main", "captions", "add", str(output), "--acalt4", str(tables / "acalt4.csv"))
+    return Cost(fill.seconds + add.seconds, fill.cpu_seconds + add.cpu_seconds, max(fill.peak_mib, add.peak_mib))
+
+
+def row_by_row(tables: Path, output: Path) -> None:
+    """The original's steps with pandas: a function a row, a dictionary of clips. It fails on unclosed wrappers; here
+    they stay as they are."""
+    names = {entry["id"]: entry["name"] for entry in json.loads((tables / "ontology.json").read_text())}
+    lists = [pd.read_csv(tables / f"{split}_segments.csv", skiprows=2, sep=", ", engine="python") for split in SPLITS]
+    clips = pd.concat(lists)[["# YTID", "positive_labels"]]
+    clips.columns = pd.Index(["clip_id", "labels"])
+
+    def sentence(labels: str) -> str:
+        named = [names[label] for label in labels.strip('"').split(",")]
+        return (
+            f"The sound of {', '.join(named[:-1])}, and {named[-1]}." if len(named) > 1 else f"The sound of {named[0]}."
+        )
+
+    def unwrapped(caption: str) -> str:
+        match = re.search(r'be: "(.+)"', caption)
+        return match[1] if match else caption
+
+    clips["caption"] = clips["labels"].apply(sentence)
+    found = {clip: [caption] for clip, caption in clips[["clip_id", "caption"]].values}
+    source = pd.read_csv(tables / "train.csv")
+    source["caption"] = source["caption"].apply(unwrapped)
+    source["clip_id"] = source["youtube_id"].apply(lambda name: name[1:12] if name[0] == "Y" else name[:11])
+    for clip, caption in source[["clip_id", "caption"]].values:
+        if clip in found:
+            found[clip] = [caption]
+    for _, row in pd.read_csv(tables / "acalt4.csv").iterrows():
+        if row["youtube_id"] in found:
+            found[row["youtube_id"]] += [row[f"caption{number}"] for number in range(1, 5)]
+    rows = [(clip, caption, index) for clip, captions in found.items() for index, caption in enumerate(captions)]
+    pd.DataFrame(rows, columns=["clip_id", "caption", "caption_index"]).to_parquet(output)
+
+
+def differences(tables: Path, own: Path, other: Path) -> Counter[str]:
+    """How many captions differ, by reason, and are ``equal``. Raises `SystemExit` where clips are others."""
+    first, second = read_captions(own).to_pandas(), pd.read_parquet(other)
+    if not first[["clip_id", "caption_index"]].equals(second[["clip_id", "caption_index"]].astype(KEY_TYPES)):
+        raise SystemExit("the two versions have other rows")
+    source = pd.read_csv(tables / "train.csv", usecols=["youtube_id"])["youtube_id"]
+    right = source.map(lambda name: youtube_id(name) or name)
+    original = source.map(lambda name: name[1:12] if name[0] == "Y" else name[:11])
+    moved = set(right[right != original]) | set(original[right != original])
+    several = set(right[right.duplicated()])
+    differ = first["caption"] != second["caption"]
+    counts = Counter({"equal": int((~differ).sum())})
+    for clip, mine, theirs in zip(
+        first["clip_id"][differ], first["caption"][differ], second["caption"][differ], strict=True
+    ):
+        counts[reason(clip, mine, theirs, moved, several)] += 1
+    return counts
+
+
+def reason(clip: str, mine: str, theirs: str, moved: set[str], several: set[str]) -> str:
+    if clip in moved:
+        return "first_letter"
+    if clip in several:
+        return "several"
+    if theirs.startswith(WRAPPER) and theirs.removeprefix(WRAPPER).strip('"“”') == mine:
+        return "wrapper"
+    return "space" if mine == " ".join(theirs.split()) else "unexplained"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--row-by-row", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row_by_row:
+        row_by_row(*arguments.row_by_row)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_tables(folder / "tables", arguments.scale)
+        own = [ours(folder / "tables", folder / "own.parquet")]
+        other = run(__file__, "--row-by-row", str(folder / "tables"), str(folder / "other.parquet"))
+        own += [ours(folder / "tables", folder / "own.parquet") for _ in range(ROUNDS - 1)]
+        counts = differences(folder / "tables", folder / "own.parquet", folder / "other.parquet")
+    best = min(own)
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f}; scale {arguments.scale:g}\n")
+    rows = [["m2dprep captions fill + add", *(f"{value:,.1f}" for value in best), "1.0", "1.0"]]
+    ratios = (other.seconds / best.seconds, other.cpu_seconds / best.cpu_seconds)
+    rows.append(["pandas, row by row", *(f"{value:,.1f}" for value in (*other, *ratios))])
+    print(table(["", "seconds", "CPU seconds", "peak MiB", "seconds, ratio", "CPU, ratio"], rows), "\n")
+    total = sum(counts.values())
+    reasons = [[f"{counts[key]:,}", text] for key, text in EXPLANATIONS.items()]
+    print(table(["captions", "of"], [[f"{counts['equal']:,}", f"{total:,} are equal"], *reasons]))
+    if counts["unexplained"]:
+        raise SystemExit(f"{counts['unexplained']:,} differences have no explanation")
+
+
+if __name__ == "__main__":
+    main()
