@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ OPTIONS = RunOptions(
     "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), watch=WatchOptions(features_every=1), workers=0
 )
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["m2dclap.train", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])
 Point = tuple[str, int]
 
 
@@ -114,7 +115,7 @@ def _arm(point: Point) -> None:
     """Let this process end, or be told to, at a point of training: (where, how often it is passed before)."""
     where, passes = point
     if where.startswith("SIG"):
-        tell = Countdown(passes, lambda: os.kill(os.getpid(), signal.Signals[where]))
+        tell = Countdown(passes, lambda: os.killpg(0, signal.Signals[where]))  # also its loading process
         return _wrap(M2DCLAP, "update_target", after=tell)
     die = Countdown(passes, _die)
     return {
@@ -129,12 +130,13 @@ def _arm(point: Point) -> None:
 
 def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    os.setpgrp()
     os.environ.update(world)
     sys.stderr = (out.parent / f"{out.name}.err").open("a")
     if point is not None:
         _arm(point)
     try:
-        train(choice, out, MODEL, TRAIN, OPTIONS)
+        train(choice, out, MODEL, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
     except StoppedError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

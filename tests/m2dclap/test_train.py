@@ -195,6 +195,13 @@ def test_only_the_newest_checkpoints_stay(data: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint-4.pth"]
 
 
+def test_minutes_between_checkpoints(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "often", save=SavePlan(every_epochs=4, every_minutes=1e-9, keep=0))
+    assert len(list(tmp_path.rglob("*.pth"))) == 16
+    run(data, tmp_path / "seldom", save=SavePlan(every_epochs=4, every_minutes=60, keep=0))
+    assert len(list((tmp_path / "seldom").rglob("*.pth"))) == 1
+
+
 def test_non_finite_loss_stops_with_step_and_files(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     bad = tmp_path / "data/made_lms/clip0005-1.npy"
