@@ -56,11 +56,10 @@ def test_local_processes_return_every_row() -> None:
     assert sorted(rows) == [2 * item for item in range(100)]
 
 
-def test_poisonous_items_are_left_alone_and_the_rest_returns(tmp_path: Path) -> None:
-    shards = split_into_shards(range(24), 1, 8)
-    function = functools.partial(die_on, deadly={5, 20})
-    rows = [row for part in run_shards(function, shards, 2, lambda item: -item) for row in part]
-    assert sorted(rows) == sorted([-5, -20, *(item for item in range(24) if item not in (5, 20))])
+def test_a_poisonous_item_is_left_alone_and_the_rest_returns() -> None:
+    function = functools.partial(die_on, deadly={2})
+    rows = [row for part in run_shards(function, [[0, 1], [2, 3]], 2, lambda item: -item) for row in part]
+    assert sorted(rows) == [-2, 0, 1, 3]
 
 
 def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
