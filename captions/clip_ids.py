@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.clip_id import AUDIOSET_FORM, TIMED_FORM, VGGSOUND_FORM
-from captions.columns import chunks, one_array, text_bytes
+from captions.columns import chunks, index_in, one_array, text_bytes
 
 AUDIO_FILE = r"(?i)^(?:.*/)?([^/]+)\.(?:wav|flac|mp3|ogg|opus|m4a|aac|aif|aiff|npy)$"
 ID_BYTES = np.zeros(256, dtype=bool)
@@ -132,7 +132,7 @@ def _find(names: pa.Array | pa.ChunkedArray, clips: pa.Array, lengths: np.ndarra
 def _index_in(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> pa.Array:
     """The row of every name in ``clips``, int32. Of few names and many clips, the clips are looked up in the names."""
     if FEW * len(names) > len(clips):
-        return one_array(pc.index_in(names, value_set=clips))
+        return index_in(one_array(names), clips)
     encoded = one_array(names).dictionary_encode()
     name_of_clip = pc.index_in(clips, value_set=encoded.dictionary)
     known = np.flatnonzero(name_of_clip.is_valid().to_numpy(zero_copy_only=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def codes(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -27,15 +28,70 @@ def repeats(values: pa.Array) -> np.ndarray:
 
 
 def _surely_unique(texts: pa.Array) -> bool:
-    """True only where no two texts are equal; told by 64-bit hashes of texts of one length of 8 to 16 bytes."""
-    content, offsets = text_bytes(texts)
-    width = int(offsets[1] - offsets[0]) if len(texts) else 0
-    if not 8 <= width <= 16 or (np.diff(offsets) != width).any():
+    """True only where no two texts are equal; False may mean that it cannot be told quickly."""
+    if (words := _words(texts)) is None:
         return False
-    begin, end = (np.ndarray(len(texts), "<u8", content[at:], strides=(width,)) for at in (0, width - 8))
-    hashes = begin * np.uint64(0x9E3779B97F4A7C15) ^ end * np.uint64(0xC2B2AE3D27D4EB4F)
-    hashes.sort()
+    hashes = np.sort(_hashes(*words))
     return not (hashes[1:] == hashes[:-1]).any()
+
+
+def runs(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The different values in the order of first appearance, and int64 (N,) the number of each row's among them.
+
+    Quick where equal values stand together, as the rows of a clip do.
+    """
+    if not len(values):
+        return values, np.zeros(0, np.int64)
+    first = np.ones(len(values), bool)
+    first[1:] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    heads = values.filter(pa.array(first))
+    if not len(repeats(heads)):
+        return heads, np.cumsum(first) - 1
+    encoded = values.dictionary_encode()
+    return encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def index_in(values: pa.Array, unique: pa.Array) -> pa.Array:
+    """int32 (N,): the row of every value in ``unique`` texts, null where it isn't there. No nulls in either.
+
+    Texts of one length of 8 to 16 bytes, as YouTube ids are, are joined by sorting their hashes, and then compared:
+    twice as fast as pyarrow's own hash table once that outgrows the processor's caches.
+    """
+    words, unique_words = _words(values), _words(unique)
+    if words is None or unique_words is None:
+        return pc.index_in(values, value_set=unique)
+    hashes, unique_hashes = _hashes(*words), _hashes(*unique_words)
+    unique_order = np.argsort(unique_hashes)
+    unique_hashes = unique_hashes[unique_order]
+    if _width(values) != _width(unique) or (unique_hashes[1:] == unique_hashes[:-1]).any():
+        return pc.index_in(values, value_set=unique)
+    order = np.argsort(hashes)  # in order, so that the search stays in the caches
+    place = np.minimum(np.searchsorted(unique_hashes, hashes[order]), len(unique) - 1)
+    rows = np.empty(len(values), np.int32)
+    rows[order] = unique_order[place]
+    differs = (words[0] != unique_words[0][rows]) | (words[1] != unique_words[1][rows])
+    return pa.array(rows, mask=differs)
+
+
+def _width(texts: pa.Array) -> int:
+    """The bytes of the first text."""
+    _, offsets = text_bytes(texts)
+    return int(offsets[1] - offsets[0]) if len(texts) else 0
+
+
+def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
+    """The first and the last 8 bytes of every text, uint64 (N,), where all are of one length of 8 to 16; else None."""
+    content, offsets = text_bytes(texts)
+    width = _width(texts)
+    if not 8 <= width <= 16 or (np.diff(offsets) != width).any():
+        return None
+    begin, end = (np.ndarray(len(texts), "<u8", content[at:], strides=(width,)) for at in (0, width - 8))
+    return begin, end
+
+
+def _hashes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    hashes: np.ndarray = begin * np.uint64(0x9E3779B97F4A7C15) ^ end * np.uint64(0xC2B2AE3D27D4EB4F)
+    return hashes
 
 
 def position_in_group(groups: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
 from captions.coverage import Coverage, count_sources
 from captions.exclusion import ExclusionList
+from captions.matching import CleanRows, clean_rows
 from captions.merge import DEFAULTS, AddOptions, FillOptions, Merged, add, add_to, fill
 from captions.sets import MergedSets, merge_sets
 from captions.sources import AUTO_ACD, LABEL, read_auto_acd
@@ -42,7 +43,7 @@ def fill_file(
     """
     names = read_label_names(labels)
     with ThreadPoolExecutor(1) as pool:  # both tables are large
-        reading = None if auto_acd is None else pool.submit(read_auto_acd, auto_acd)
+        reading = None if auto_acd is None else pool.submit(_read_source, auto_acd, options)
         clips = read_segments(segments, names)
         rows = None if reading is None else reading.result()
     merged = fill(clips, rows, options)
@@ -52,6 +53,11 @@ def fill_file(
         write_captions(output, merged.assembly)
     write_unmatched(unmatched, merged)
     return merged.coverage
+
+
+def _read_source(path: Path, options: FillOptions) -> pa.Table | CleanRows:
+    rows = read_auto_acd(path)
+    return rows if options.rules == "m2d_compat" else clean_rows(rows)
 
 
 def _require_filled(output: Path, expected: pa.Table) -> None:

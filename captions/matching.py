@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -65,16 +66,28 @@ class MatchedSource:
         return int(alone.sum()) + distinct(take(self.ids, self.row[~alone]))
 
 
-def match_source(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
+class CleanRows(NamedTuple):
+    """`captions.sources.CAPTION_ROWS`, cleaned."""
+
+    ids: pa.ChunkedArray
+    captions: Cleaned
+
+
+def clean_rows(rows: pa.Table) -> CleanRows:
+    """Clean the captions of a source."""
+    return CleanRows(rows["id"], clean(rows["caption"]))
+
+
+def match_source(name: str, rows: pa.Table | CleanRows, clips: pa.Array) -> MatchedSource:
     """Clean ``rows`` (`captions.sources.CAPTION_ROWS`) and find their clips among ``clips`` (unique ids).
 
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
-    cleaned, ids = clean(rows["caption"]), rows["id"]
+    ids, cleaned = rows if isinstance(rows, CleanRows) else clean_rows(rows)
     has_id = _not_empty(ids)
     usable = has_id & _not_empty(cleaned.texts)[cleaned.place]
     if not usable.any():
-        raise UserError(f"{name} holds no caption: each of its {rows.num_rows:,} rows lacks its id or its text.")
+        raise UserError(f"{name} holds no caption: each of its {len(ids):,} rows lacks its id or its text.")
     matches = match_clips(ids, clips)
     is_known = matches.clip.is_valid().to_numpy(zero_copy_only=False)
     row = np.flatnonzero(usable & is_known)

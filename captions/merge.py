@@ -20,12 +20,12 @@ from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
 from captions.audioset import EVALUATION_SPLIT, Segments
 from captions.clip_ids import match_clips, without_file_name
-from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats, take
+from captions.columns import codes, first_occurrences, one_array, position_in_group, repeats, runs, take
 from captions.coverage import Coverage, SegmentCounts, count_sources, places
 from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips
 from captions.m2d_compat import match_as_original
-from captions.matching import MatchedSource, match_source, nothing_matched
+from captions.matching import CleanRows, MatchedSource, match_source, nothing_matched
 from captions.sources import AUTO_ACD, LABEL
 from captions.template import M2D, Template, label_captions
 
@@ -65,7 +65,7 @@ class FillOptions:
 DEFAULTS = FillOptions()
 
 
-def fill(segments: Segments, auto_acd: pa.Table | None, options: FillOptions = DEFAULTS) -> Merged:
+def fill(segments: Segments, auto_acd: pa.Table | CleanRows | None, options: FillOptions = DEFAULTS) -> Merged:
     """One row a segment: its Auto-ACD caption where there is one, else the template with its label names.
 
     Of several Auto-ACD captions for a clip one is kept: first come those with AudioSet's form of the id, which mean
@@ -133,7 +133,7 @@ class _Filling:
 
 
 def _choose(
-    segments: Segments, clips: pa.Table, auto_acd: pa.Table | None, options: FillOptions
+    segments: Segments, clips: pa.Table, auto_acd: pa.Table | CleanRows | None, options: FillOptions
 ) -> tuple[MatchedSource, np.ndarray, int, int]:
     """Which caption `fill` keeps: the source, and int64 (clips,) the place of each clip's in it, -1 for none.
 
@@ -144,6 +144,8 @@ def _choose(
         return nothing_matched(AUTO_ACD), chosen, 0, 0
     ids = one_array(clips["clip_id"])
     if options.rules == "m2d_compat":
+        if isinstance(auto_acd, CleanRows):
+            raise TypeError("the rules of the original are for captions as they stand in the file")
         if segments.unknown_labels:
             raise UserError(f"unknown labels, where the original fails, so m2d_compat does: {segments.unknown_labels}.")
         source = match_as_original(AUTO_ACD, auto_acd, ids)
@@ -198,8 +200,7 @@ def add_to(
     if not SOURCE_NAME.fullmatch(source):
         raise UserError(f"{source!r} cannot name a source: letters, digits, '_', '-' and '.' are allowed.")
     require_new_source(there, source, replace=options.replace)
-    encoded = one_array(there["clip_id"]).dictionary_encode()
-    clips = encoded.dictionary
+    clips, clip_of_row = runs(one_array(there["clip_id"]))
     if options.new_clips:
         clips = _with_new_clips(clips, rows)
     new = match_source(source, rows, clips)
@@ -208,7 +209,6 @@ def add_to(
     kept = first_occurrences(new.clip * (len(text_codes) + 1) + text_codes)
     keep, excluded = keep_clips(clips, options.exclude)
     kept_new = np.flatnonzero(kept & keep[new.clip])
-    clip_of_row = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     stays = np.flatnonzero(
         pc.not_equal(one_array(there["source"]), source).to_numpy(zero_copy_only=False) & keep[clip_of_row]
     )

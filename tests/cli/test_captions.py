@@ -242,7 +242,9 @@ def test_defaults_are_those_of_the_library() -> None:
     from captions.encoder import DEFAULT_BATCH_SIZE, DEFAULT_MODEL, EncoderSettings
     from cli.captions import embed_captions as command
 
-    options = command.make_context("embed-captions", ["captions.parquet", "out"]).params
+    names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
+    context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)
+    options = context.params
     assert options["model"] == DEFAULT_MODEL
     assert options["batch_size"] == DEFAULT_BATCH_SIZE == embed_captions.__kwdefaults__["batch_size"]
     assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]
