@@ -1,4 +1,4 @@
-"""Commands from audio to statistics: melspec, stats."""
+"""Commands from audio to statistics: melspec, stats, and unpack."""
 
 from __future__ import annotations
 
@@ -131,3 +131,27 @@ def stats(lms: Path, recompute: bool, files: Path | None, out: Path | None, as_j
         err=True,
     )
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("lms", type=PATH)
+@click.option("--out", type=PATH, default=None, show_default="LMS itself", help="Another folder for the arrays.")
+@click.option("--threads", type=click.IntRange(min=1), default=8, help="Arrays that are written at a time.")
+@json_option
+def unpack(lms: Path, out: Path | None, threads: int, as_json: bool) -> None:
+    """Write the .npy files that LMS/_packed holds, with the values and the dtype of the pack.
+
+    Arrays that are there with these values stay; the same command again goes on where it stopped.
+
+    \b
+    Examples:
+      m2dprep unpack data/audioset_lms
+      m2dprep unpack data/audioset_lms --out /scratch/audioset_lms --json
+    """
+    from dataclasses import asdict
+
+    from audioprep.unpack import unpack as run_unpack
+
+    result = run_unpack(lms, out, threads=threads)
+    click.echo(f"{result.clips:,} clips = {result.done:,} done + {result.skipped:,} skipped", err=True)
+    click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)

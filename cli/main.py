@@ -15,6 +15,7 @@ COMMANDS = {
     "melspec": ("cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
     "stats": ("cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
     "pack": ("cli.pack", "pack", "Log-mel arrays → few large files, which training reads faster."),
+    "unpack": ("cli.audio", "unpack", "A pack → the .npy files that it holds."),
     "captions": ("cli.captions", "captions", "Caption tables → one captions.parquet (fill, add)."),
     "embed-captions": ("cli.captions", "embed_captions", "Captions → an aligned store of sentence embeddings."),
     "train": ("cli.train", "train", "Train M2D-CLAP on a data directory."),

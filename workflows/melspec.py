@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from artifacts.lms_store import (
     write_config,
 )
 from artifacts.lock import exclusive
+from artifacts.packed_store import PACKED_FOLDER
 from artifacts.progress import Progress
 from artifacts.tables import write_file_list
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
@@ -36,7 +38,7 @@ from audioprep.discover import Source
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.engine import ShardFunction, run_shards, split_into_shards
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
-from workflows.melspec_plan import find_sources, make_plan
+from workflows.melspec_plan import find_sources, make_plan, require_unpacked
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
 LARGEST_SHARD = 256
@@ -125,6 +127,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             check_sources=options.check_sources,
             same_root=same_root,
         )
+        require_unpacked(layout, plan.pending)
         convert, workers = _converter(src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
             forecast(plan.pending, dst, config, workers, convert).require_space(dst)
@@ -199,7 +202,9 @@ def _freeze_config(layout: LmsLayout, config: ConvertConfig, src: Path) -> bool:
 
 
 def _remove_conversion(layout: LmsLayout) -> None:
-    """Forget an earlier conversion: its arrays by its records, then the records and the configuration."""
+    """Forget an earlier conversion: its pack, its arrays by its records, then the records and the configuration."""
+    if (layout.root / PACKED_FOLDER).exists():
+        shutil.rmtree(layout.root / PACKED_FOLDER)
     if record_parts(layout):
         for file_name in read_records(layout, ["file_name"])["file_name"].to_pylist():
             (layout.root / file_name).unlink(missing_ok=True)

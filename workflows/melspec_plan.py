@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import FAILED, OK, read_records, record_parts
-from audioprep.discover import Source, discover, listed_sources
+from artifacts.packed_store import PACKED_FOLDER, PackedStore
+from audioprep.discover import Source, discover, listed_sources, output_name
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
 
@@ -75,10 +76,32 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _present(root: Path, file_names: pa.ChunkedArray) -> np.ndarray:
-    """Which of ``file_names`` are files under ``root``: one scan instead of a question for each."""
+    """Which of ``file_names`` are files under ``root`` or in its pack: one scan instead of a question for each."""
     found = pa.array(arrays_below(root), pa.string())
+    if (packed := packed_names(root)) is not None:
+        found = pa.concat_arrays([found, packed])
     present: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=found).to_numpy(zero_copy_only=False)
     return present
+
+
+def packed_names(root: Path) -> pa.Array | None:
+    """The file names in the finished pack of ``root``, None where there is none."""
+    opened = PackedStore.open(root, None)
+    return None if opened is None else opened[1]
+
+
+def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
+    """Raise `UserError` where a pack holds arrays that shall be made anew: it would go on giving the old values."""
+    packed = packed_names(layout.root) if pending else None
+    if packed is None:
+        return
+    outputs = pa.array([output_name(source.relative) for source in pending], pa.string())
+    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py()
+    if again:
+        raise UserError(
+            f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
+            "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
+        )
 
 
 def arrays_below(root: Path) -> list[str]:

@@ -1,0 +1,71 @@
+"""A pack → the .npy files that it was made from, for programs that read nothing else."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.atomic import sweep_temporaries
+from artifacts.disk_sync import sync_files
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout, inside, require_folder
+from artifacts.lms_array import open_lms, write_lms
+from artifacts.lms_store import read_config
+from artifacts.packed_store import PACKED_FOLDER, PackedStore
+from artifacts.progress import Progress
+
+# Arrays that are made safe at once.
+ARRAYS_PER_SYNC = 512
+
+
+@dataclass(frozen=True)
+class UnpackResult:
+    """``clips = done + skipped``; skipped are those whose array was there with the same values."""
+
+    folder: str
+    clips: int
+    done: int
+    skipped: int
+
+
+def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> UnpackResult:
+    """Write every array of the pack of ``lms_folder`` to ``dst/<its file name>``, by default ``lms_folder`` itself.
+
+    The values and their dtype are those of the pack: the same bytes as before where the pack has the arrays' dtype.
+    Arrays that are there with these values stay, so the same call again goes on where one stopped. Raises `UserError`
+    where there is no pack or another file stands in the way, and `OSError` where ``dst`` cannot be written to.
+    """
+    layout = LmsLayout(require_folder(lms_folder, "a folder of log-mels"))
+    config = read_config(layout)
+    opened = PackedStore.open(layout.root, None if config is None else config["fingerprint"])
+    if opened is None:
+        raise UserError(f"{layout.root} has no finished pack ({PACKED_FOLDER}/meta.json).")
+    store, names = opened
+    target = dst or lms_folder
+    paths = [inside(target, name) for name in names.to_pylist()]
+    for folder in sorted({path.parent for path in paths}):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(folder, shared=True)
+    done = 0
+    with ThreadPoolExecutor(max(1, threads)) as pool, Progress(len(paths), "unpack", "arrays") as progress:
+        for start in range(0, len(paths), ARRAYS_PER_SYNC):
+            rows = range(start, min(start + ARRAYS_PER_SYNC, len(paths)))
+            written = list(pool.map(lambda row: _write(paths[row], store.array(row)[None]), rows))
+            sync_files(target, [paths[row] for row, new in zip(rows, written, strict=True) if new])
+            done += sum(written)
+            progress.advance(len(rows))
+    return UnpackResult(str(target), len(paths), done, len(paths) - done)
+
+
+def _write(path: Path, log_mel: np.ndarray) -> bool:
+    """Write an array unless it is there. Returns whether it was written."""
+    if path.exists():
+        there = open_lms(path)
+        if there.dtype != log_mel.dtype or not np.array_equal(there, log_mel):
+            raise UserError(f"{path} is there with other values than the pack's; choose another folder, or remove it.")
+        return False
+    write_lms(path, log_mel, path.parent, durable=False)
+    return True

@@ -1,0 +1,115 @@
+"""unpack gives back the arrays of a pack: the same bytes, what is there stays, and a conversion goes on from a pack."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from artifacts.errors import UserError
+from artifacts.lms_array import open_lms
+from audioprep.config import PRESETS, ConvertConfig
+from audioprep.pack import pack
+from audioprep.unpack import unpack
+from cli.main import m2dprep
+from workflows.melspec import MelspecOptions, run_melspec
+
+CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.5)
+HERE = MelspecOptions(workers=0)
+
+
+@pytest.fixture
+def lms(tmp_path: Path) -> Path:
+    """A converted and packed folder."""
+    for number in range(7):
+        path = tmp_path / "wavs" / str(number % 2) / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).uniform(-0.5, 0.5, 9000 + 500 * number)
+        soundfile.write(path, noise, 16000)
+    run_melspec(tmp_path / "wavs", tmp_path / "data" / "x_lms", CONFIG, HERE)
+    pack(tmp_path / "data" / "x_lms", clips_a_shard=3)
+    return tmp_path / "data" / "x_lms"
+
+
+def arrays(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npy")}
+
+
+def test_the_same_bytes_come_back(lms: Path) -> None:
+    before = arrays(lms)
+    for name in before:
+        (lms / name).unlink()
+    result = unpack(lms, threads=3)
+    assert (result.clips, result.done, result.skipped) == (7, 7, 0)
+    assert arrays(lms) == before
+
+
+def test_what_is_there_stays_and_the_rest_follows(lms: Path) -> None:
+    before = arrays(lms)
+    removed = sorted(before)[:2]
+    for name in removed:
+        (lms / name).unlink()
+    times = {name: (lms / name).stat().st_mtime_ns for name in before if name not in removed}
+    result = unpack(lms)
+    assert (result.done, result.skipped) == (2, 5)
+    assert arrays(lms) == before
+    assert {name: (lms / name).stat().st_mtime_ns for name in times} == times
+
+
+def test_other_values_in_the_way_are_an_error(lms: Path, tmp_path: Path) -> None:
+    name = sorted(arrays(lms))[0]
+    np.save(lms / name, np.zeros((1, 80, 10), np.float32))
+    with pytest.raises(UserError, match="is there with other values"):
+        unpack(lms)
+    assert unpack(lms, tmp_path / "elsewhere").done == 7
+
+
+def test_nothing_to_unpack(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no finished pack"):
+        unpack(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        unpack(tmp_path / "missing")
+
+
+def test_the_command(lms: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(m2dprep, ["unpack", str(lms), "--out", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["done"] == 7
+    assert "7 clips = 7 done + 0 skipped" in result.stderr
+    assert arrays(tmp_path / "out") == arrays(lms)
+    assert not (tmp_path / "out" / "_melspec").exists()
+
+
+def test_packed_float16_is_within_half_a_step_of_float32(lms: Path, tmp_path: Path) -> None:
+    """Steps of float16 are 2**-7 from 8 to 16, where the loudest and the silent log-mels lie."""
+    pack(lms, dtype="float16", overwrite=True)
+    unpack(lms, tmp_path / "half")
+    for name in arrays(lms):
+        whole, half = open_lms(lms / name), open_lms(tmp_path / "half" / name)
+        assert half.dtype == np.float16
+        assert np.abs(whole - half).max() <= 2.0**-8
+
+
+class TestAConversionOnTopOfAPack:
+    """The .npy files may go once they are packed; what is converted again must not be read from an old pack."""
+
+    def test_packed_arrays_are_done(self, lms: Path, tmp_path: Path) -> None:
+        for name in arrays(lms):
+            (lms / name).unlink()
+        report = run_melspec(tmp_path / "wavs", lms, CONFIG, HERE)
+        assert (report.done, report.skipped) == (0, 7)
+
+    def test_new_sources_join(self, lms: Path, tmp_path: Path) -> None:
+        soundfile.write(tmp_path / "wavs" / "new.wav", np.zeros(9000), 16000)
+        assert run_melspec(tmp_path / "wavs", lms, CONFIG, HERE).done == 1
+
+    def test_changed_sources_are_refused(self, lms: Path, tmp_path: Path) -> None:
+        soundfile.write(tmp_path / "wavs" / "0" / "2.wav", np.zeros(9000), 16000)
+        with pytest.raises(UserError, match="_packed holds the arrays of 1 of the sources"):
+            run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, check_sources=True))
+
+    def test_starting_anew_removes_the_pack(self, lms: Path, tmp_path: Path) -> None:
+        run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))
+        assert not (lms / "_packed").exists()
