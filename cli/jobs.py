@@ -27,7 +27,8 @@ def check(data: Path, quick: bool, workers: int, as_json: bool) -> None:
       m2dprep check data --quick --json > problems.json
     """
     from artifacts.errors import CheckFailedError
-    from workflows.check import run_checks, summary
+    from workflows.check import run_checks
+    from workflows.check_result import summary
 
     results = run_checks(data, workers=workers, quick=quick)
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,58 +15,14 @@ from artifacts.clip_id import clip_id_candidates
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
-from artifacts.lms_array import open_lms
 from artifacts.lms_store import OK, read_config, read_records
-from artifacts.progress import Progress
+from artifacts.packed_store import PackedStore
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
-from audioprep.moments import Moments
-from workflows.engine import run_shards, split_into_shards
+from workflows.check_arrays import ExpectedArray, check_arrays
+from workflows.check_result import CheckResult, Collecting
 
-ARRAYS_A_SHARD = 512
 ROWS_A_BLOCK = 65536
-MOMENT_TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that does not fit: in which check, on what, and how."""
-
-    check: str
-    item: str
-    message: str
-
-
-@dataclass
-class CheckResult:
-    """One check: how many things it looked at and which did not fit. ``absent`` says what there was none of."""
-
-    check: str
-    checked: int = 0
-    absent: str = ""
-    problems: list[Problem] = field(default_factory=list)
-
-    def problem(self, item: str, message: str) -> None:
-        self.problems.append(Problem(self.check, item, message))
-
-    @property
-    def state(self) -> str:
-        return "FAILED" if self.problems else "absent" if self.absent else "ok"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "state": self.state}
-
-
-@dataclass(frozen=True)
-class ExpectedArray:
-    """What a list and a record promise of one array. Without a record only the form can be checked."""
-
-    path: str
-    n_mels: int | None = None
-    dtype: str | None = None
-    frames: int | None = None
-    mean: float | None = None
-    m2: float | None = None
 
 
 def run_checks(data: Path, *, workers: int, quick: bool = False) -> list[CheckResult]:
@@ -80,8 +34,8 @@ def run_checks(data: Path, *, workers: int, quick: bool = False) -> list[CheckRe
     if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
         raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
     lists, listed = check_file_lists(layout)
-    conversions, expected = check_conversions(layout, listed)
-    arrays = check_arrays(expected, workers, quick)
+    conversions, expected, packs = check_conversions(layout, listed)
+    arrays = check_arrays(expected, packs, workers, quick)
     captions_result, captions = check_captions(layout)
     return [
         lists,
@@ -99,7 +53,7 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     result = CheckResult("file lists")
     names: set[str] = set()
     for path in layout.file_lists():
-        with _Collecting(result, path.name):
+        with Collecting(result, path.name):
             file_names = read_file_list(path)
             result.checked += len(file_names)
             if not file_names:
@@ -110,30 +64,49 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
             for name in file_names:
                 if is_evaluation_clip(name):
                     result.problem(path.name, f"{name} is an evaluation clip in a training list")
-                with _Collecting(result, path.name):
+                with Collecting(result, path.name):
                     inside(layout.root, name)
                     names.add(name)
     result.absent = "" if layout.file_lists() else "no files_*.csv"
     return result, sorted(names)
 
 
-def check_conversions(layout: DataLayout, listed: Sequence[str]) -> tuple[CheckResult, list[ExpectedArray]]:
+def check_conversions(
+    layout: DataLayout, listed: Sequence[str]
+) -> tuple[CheckResult, list[ExpectedArray], dict[str, PackedStore]]:
     """Records and arrays agree, and every listed file of a converted folder has a good record.
 
-    Also returns what is to be expected of every recorded or listed array.
+    Also returns what is to be expected of every recorded or listed array, and the packs by folder name.
     """
+    packs: dict[str, PackedStore] = {}
     result = CheckResult("conversions")
     expected: dict[str, ExpectedArray] = {name: ExpectedArray(str(layout.root / name)) for name in listed}
     for folder in layout.lms_folders():
-        with _Collecting(result, folder.name):
+        with Collecting(result, folder.name):
             promised = _expected_of(LmsLayout(folder), result)
             result.checked += len(promised)
             for name in listed:
                 if name.startswith(folder.name + "/") and name not in promised:
                     result.problem(name, "is listed but has no record of a good conversion")
             expected.update(promised)
+        with Collecting(result, folder.name):
+            packs |= _find_packed(LmsLayout(folder), expected)
     result.absent = "" if layout.lms_folders() else "no folder with _melspec/"
-    return result, [expected[name] for name in sorted(expected)]
+    return result, [expected[name] for name in sorted(expected)], packs
+
+
+def _find_packed(layout: LmsLayout, expected: dict[str, ExpectedArray]) -> dict[str, PackedStore]:
+    """A folder's pack by its name, if it has one; what it holds is noted in ``expected``."""
+    frozen = read_config(layout)
+    opened = PackedStore.open(layout.root, frozen["fingerprint"] if frozen else None)
+    if opened is None:
+        return {}
+    pack, names = opened
+    for row, name in enumerate(names.to_pylist()):
+        path = f"{layout.folder}/{name}"
+        if path in expected:
+            expected[path] = replace(expected[path], pack=layout.folder, pack_row=row)
+    return {layout.folder: pack}
 
 
 def _expected_of(layout: LmsLayout, result: CheckResult) -> dict[str, ExpectedArray]:
@@ -155,50 +128,6 @@ def _expected_of(layout: LmsLayout, result: CheckResult) -> dict[str, ExpectedAr
     }
 
 
-def check_arrays(expected: Sequence[ExpectedArray], workers: int, quick: bool) -> CheckResult:
-    """Every array has the promised shape and dtype and, unless ``quick``, finite values with the promised moments."""
-    result = CheckResult("arrays", checked=len(expected))
-    if not expected:
-        result.absent = "no arrays listed or recorded"
-        return result
-    shards = split_into_shards(expected, workers, ARRAYS_A_SHARD)
-    function = functools.partial(check_array_shard, quick=quick)
-    with Progress(len(expected), "check", "arrays") as progress:
-        for rows in run_shards(function, shards, workers, lambda item: (item.path, "killed the process reading it")):
-            problems = [(path, message) for path, message in rows if message]
-            for path, message in problems:
-                result.problem(path, message)
-            progress.advance(len(rows), failed=len(problems))
-    result.problems.sort(key=lambda problem: problem.item)
-    return result
-
-
-def check_array_shard(shard: Sequence[ExpectedArray], quick: bool) -> list[tuple[str, str]]:
-    """For every array its path and what is wrong with it, or an empty string."""
-    return [(item.path, _array_problem(item, quick)) for item in shard]
-
-
-def _array_problem(item: ExpectedArray, quick: bool) -> str:
-    try:
-        array = open_lms(Path(item.path), n_mels=item.n_mels)
-    except UserError as error:
-        return str(error)
-    if item.dtype is not None and str(array.dtype) != item.dtype:
-        return f"is {array.dtype}, its configuration promises {item.dtype}"
-    if item.frames is not None and array.shape[2] != item.frames:
-        return f"has {array.shape[2]} frames, its record promises {item.frames}"
-    if quick:
-        return ""
-    if not np.isfinite(array).all():
-        return "holds values that are not finite"
-    if item.mean is not None and item.m2 is not None:
-        found = Moments.from_values(array)
-        scale = max(1.0, abs(item.mean))
-        if abs(found.mean - item.mean) > MOMENT_TOLERANCE * scale or abs(found.m2 - item.m2) > 1e-6 * max(1.0, item.m2):
-            return f"has mean {found.mean:.9g}, its record says {item.mean:.9g}: its values have changed since"
-    return ""
-
-
 def check_statistics(layout: DataLayout) -> CheckResult:
     """``norm_stats.json`` is finite, belongs to a configuration that is here, and counts no more than there is."""
     result = CheckResult("statistics")
@@ -215,7 +144,7 @@ def check_statistics(layout: DataLayout) -> CheckResult:
         return result
     if not (np.isfinite([mean, std]).all() and std > 0):
         result.problem(path.name, f"mean {mean} and standard deviation {std} cannot normalise anything")
-    with _Collecting(result, path.name):
+    with Collecting(result, path.name):
         configs = [read_config(LmsLayout(folder)) for folder in layout.lms_folders()]
         if configs and fingerprint not in {config["fingerprint"] for config in configs if config}:
             result.problem(path.name, "was computed from arrays of another configuration than those here")
@@ -229,7 +158,7 @@ def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
         result.absent = f"no {layout.captions.name}"
         return result, None
     table: pa.Table | None = None
-    with _Collecting(result, layout.captions.name):
+    with Collecting(result, layout.captions.name):
         table = read_captions(layout.captions)
         result.checked = table.num_rows
         keys = zip(table["clip_id"].to_pylist(), table["caption_index"].to_pylist(), strict=True)
@@ -258,7 +187,7 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
     """Every store is whole, row-aligned with the captions, finite and not zero, and knows every listed clip."""
     result = CheckResult("embeddings")
     for folder in layout.embedding_stores():
-        with _Collecting(result, folder.name):
+        with Collecting(result, folder.name):
             store = EmbeddingStore.open(folder)
             if captions is not None and store.has_captions:
                 store.verify(captions)
@@ -287,34 +216,3 @@ def _bad_rows(embeddings: np.ndarray) -> Iterator[tuple[int, str]]:
             yield start + int(row), "holds values that are not finite"
         for row in np.flatnonzero(norms == 0):
             yield start + int(row), "is all zeros"
-
-
-class _Collecting:
-    """Turns a `UserError` inside the block into a problem of the check, so that one bad file does not hide the rest."""
-
-    def __init__(self, result: CheckResult, item: str) -> None:
-        self._result, self._item = result, item
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, UserError):
-            self._result.problem(self._item, str(error))
-            return True
-        return False
-
-
-def summary(results: Iterable[CheckResult], most: int = 20) -> str:
-    """The checks as a table, then the first ``most`` problems."""
-    results = list(results)
-    lines = [
-        f"{result.state:>6}  {result.check:<22} {result.absent or f'{result.checked:,} checked'}"
-        + (f", {len(result.problems):,} problems" if result.problems else "")
-        for result in results
-    ]
-    problems = [problem for result in results for problem in result.problems]
-    lines += [f"  {problem.check}: {problem.item}: {problem.message}" for problem in problems[:most]]
-    if len(problems) > most:
-        lines.append(f"  … and {len(problems) - most:,} more (all with --json)")
-    return "\n".join(lines)

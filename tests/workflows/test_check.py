@@ -17,7 +17,8 @@ from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from cli.main import m2dprep
-from workflows.check import CheckResult, run_checks
+from workflows.check import run_checks
+from workflows.check_result import CheckResult
 from workflows.melspec import MelspecOptions, run_melspec
 
 CLIPS = ["Yaaaaaaaaaaa", "Ybbbbbbbbbbb", "plain"]
@@ -203,6 +204,30 @@ def test_every_fault_is_found(data: Path, fault: Callable[[Path], object], check
     fault(data)
     found = problems(data)
     assert any(re.search(message, line) for line in found.get(check, [])), found
+
+
+def pack(data: Path, *options: str) -> None:
+    result = CliRunner().invoke(m2dprep, ["pack", str(data / "audioset_lms"), *options])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_pack_stands_for_arrays_that_are_gone(data: Path, dtype: str) -> None:
+    pack(data, "--dtype", dtype)
+    assert problems(data) == {}
+    for name in LISTED:
+        (data / name).unlink()
+    assert problems(data) == {}
+
+
+def test_a_pack_with_other_values_is_found(data: Path) -> None:
+    pack(data)
+    shard = next((data / "audioset_lms/_packed").glob("*.bin"))
+    values = np.fromfile(shard, np.float32)
+    (values + 1).tofile(shard)
+    assert all("in _packed: has mean" in line for line in problems(data)["arrays"])
+    shard.write_bytes(shard.read_bytes()[:-64])
+    assert "promises" in problems(data)["conversions"][0]
 
 
 def test_quick_reads_no_values(data: Path) -> None:
