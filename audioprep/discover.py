@@ -168,15 +168,36 @@ def _as_text(name: str) -> str:
 
 def _with_conflicts(sources: list[Source]) -> list[Source]:
     """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it."""
-    first: dict[str, str] = {}
+    first = _contested(sources)
+    return [source if source.reason else _with_conflict(source, first) for source in sources] if first else sources
+
+
+def _contested(sources: list[Source]) -> dict[str, str]:
+    """The first source of every output that may be in another's way; of two million, a few at most.
+
+    Outputs are counted by their hashes first, which takes a third of the memory of their names.
+    """
+    seen: set[int] = set()
+    twice: set[int] = set()
+    folders: set[int] = set()
     for source in sources:
-        if not source.reason:
-            first.setdefault(output_name(source.relative), source.relative)
-    return [source if source.reason else _with_conflict(source, first) for source in sources]
+        if source.reason:
+            continue
+        key = hash(output_name(source.relative))
+        (twice if key in seen else seen).add(key)
+        if ".npy/" in source.relative:
+            folders.update(hash(folder.as_posix()) for folder in Path(source.relative).parents)
+    contested = twice | (folders & seen)
+    first: dict[str, str] = {}
+    for source in sources if contested else ():
+        output = output_name(source.relative)
+        if not source.reason and hash(output) in contested:
+            first.setdefault(output, source.relative)
+    return first
 
 
 def _with_conflict(source: Source, first: dict[str, str]) -> Source:
-    owner = first[output_name(source.relative)]
+    owner = first.get(output_name(source.relative), source.relative)
     if owner != source.relative:
         return source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
     if ".npy/" in source.relative:

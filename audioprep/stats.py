@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
-from artifacts.layout import MELSPEC_FOLDER, LmsLayout, is_evaluation_clip, require_folder
+from artifacts.layout import EVALUATION_FOLDER, MELSPEC_FOLDER, LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
 from artifacts.lms_store import iter_records, read_config, read_records, record_parts
 from artifacts.progress import Progress
@@ -65,8 +65,13 @@ def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None)
         names = _recorded_names(layout) if record_parts(layout) else _arrays_below(layout)
         chosen, excluded = _chosen(names, wanted, layout, files)
         return _summary(layout, _moments_of_arrays(layout, chosen), len(chosen), "arrays", excluded)
-    chosen, excluded = _chosen(_recorded_names(layout), wanted, layout, files)
-    return _summary(layout, _moments_of_records(layout, chosen), len(chosen), "records", excluded)
+    counted = _Counted(wanted)
+    moments = _moments_of_records(layout, counted)
+    if counted.missing:
+        raise _unrecorded(layout, files, counted.missing)
+    if moments is None:
+        raise _nothing(layout, counted.excluded)
+    return _summary(layout, moments, counted.files, "records", counted.excluded)
 
 
 def write_norm_stats(path: Path, stats: NormStats) -> None:
@@ -100,27 +105,54 @@ def _chosen(
 ) -> tuple[list[str], int]:
     """The ``names`` to count in, and how many evaluation clips are left out of them."""
     if wanted is not None:
-        missing = sorted(wanted.difference(names))
+        missing = wanted.difference(names)
         if missing:
-            raise UserError(
-                f"{files} lists {len(missing)} files that {layout.root} has no record of, the first {missing[0]!r}."
-            )
+            raise _unrecorded(layout, files, missing)
         names = [name for name in names if name in wanted]
     chosen = [name for name in names if not is_evaluation_clip(name)]
     if not chosen:
-        what = "only evaluation clips" if names else "no converted files"
-        raise UserError(f"{layout.root} has {what} to compute statistics of.")
+        raise _nothing(layout, len(names))
     return chosen, len(names) - len(chosen)
 
 
-def _moments_of_records(layout: LmsLayout, names: Sequence[str]) -> Moments:
-    """The merged moments of the records of ``names``, row group by row group."""
-    wanted = pa.array(names, pa.string())
+def _unrecorded(layout: LmsLayout, files: Path | None, missing: set[str]) -> UserError:
+    return UserError(
+        f"{files} lists {len(missing)} files that {layout.root} has no record of, the first {min(missing)!r}."
+    )
+
+
+def _nothing(layout: LmsLayout, excluded: int) -> UserError:
+    what = "only evaluation clips" if excluded else "no converted files"
+    return UserError(f"{layout.root} has {what} to compute statistics of.")
+
+
+class _Counted:
+    """Decides name by name what is counted in: the ``wanted`` ones (None: all), without evaluation clips."""
+
+    def __init__(self, wanted: set[str] | None) -> None:
+        self._wanted = wanted
+        self.missing = set(wanted or ())
+        self.files = self.excluded = 0
+
+    def __call__(self, name: str) -> bool:
+        if self._wanted is not None and name not in self._wanted:
+            return False
+        self.missing.discard(name)
+        if EVALUATION_FOLDER in name and is_evaluation_clip(name):
+            self.excluded += 1
+            return False
+        self.files += 1
+        return True
+
+
+def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
+    """The merged moments of the good records that are ``counted`` in, row group by row group; None for none."""
     parts: list[Moments] = []
     n_mels = None
     for records in iter_records(layout, ["file_name", "status", "frames", "bin_mean", "bin_m2"]):
-        chosen = pc.and_(pc.equal(records["status"], OK), pc.is_in(records["file_name"], wanted))
-        batch = records.filter(chosen).combine_chunks()
+        good = records.filter(pc.equal(records["status"], OK))
+        chosen = pa.array([counted(name) for name in good["file_name"].to_pylist()], pa.bool_())
+        batch = good.filter(chosen).combine_chunks()
         if batch.num_rows == 0:
             continue
         frames = batch["frames"].to_numpy()
@@ -131,7 +163,7 @@ def _moments_of_records(layout: LmsLayout, names: Sequence[str]) -> Moments:
             raise UserError(f"{layout.melspec}: the records have different numbers of mel bins; convert them anew.")
         shape = (len(frames), n_mels)
         parts.append(Moments.from_rows(frames, bin_mean.reshape(shape), bin_m2.reshape(shape)))
-    return Moments.merge_all(parts)
+    return Moments.merge_all(parts) if parts else None
 
 
 def _moments_of_arrays(layout: LmsLayout, names: Sequence[str]) -> Moments:
