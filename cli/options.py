@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +34,8 @@ max_failures_option = click.option(
 
 
 class M2dprepCommand(click.Command):
-    """A command that lists its examples as they are written, and takes ``-h``, also when it is used alone."""
+    """A command that takes ``-h`` and shows its defaults, also when it is used without the group."""
 
-    context_settings = {"help_option_names": ["-h", "--help"], "show_default": True}  # noqa: RUF012
+    def __init__(self, *arguments: Any, context_settings: dict[str, Any] | None = None, **settings: Any) -> None:
+        ours = {"help_option_names": ["-h", "--help"], "show_default": True}
+        super().__init__(*arguments, context_settings={**ours, **(context_settings or {})}, **settings)

@@ -41,8 +41,12 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
 def test_every_command_has_help_with_two_examples_and_described_options(name: str, command: click.Command) -> None:
-    for flag in ("-h", "--help"):
-        result = CliRunner().invoke(m2dprep, [*name.split(), flag])
+    for called, arguments in (
+        (command, ["-h"]),
+        (m2dprep, [*name.split(), "-h"]),
+        (m2dprep, [*name.split(), "--help"]),
+    ):
+        result = CliRunner().invoke(called, arguments)
         assert result.exit_code == 0, result.output
     assert "Examples:" in result.stdout
     assert len(re.findall(rf"^ +m2dprep {name}\b", result.stdout, re.MULTILINE)) >= 2
