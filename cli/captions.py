@@ -11,13 +11,13 @@ from click.core import ParameterSource
 
 from cli.caption_checks import check, show
 from cli.caption_sets import add, fill, keywords, merge, training_list
-from cli.options import PATH, M2dprepCommand, device_option, json_option, overwrite_option
+from cli.options import CONTEXT_SETTINGS, PATH, M2dprepCommand, device_option, json_option, overwrite_option
 
 if TYPE_CHECKING:
     from artifacts.embedding_store import EmbeddingStore
 
 
-@click.group(context_settings=M2dprepCommand.context_settings)
+@click.group(context_settings=CONTEXT_SETTINGS)
 def captions() -> None:
     """Caption tables → one captions.parquet, one row a (clip, caption); its row order is that of the embeddings."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, M2dprepCommand, json_option
+from cli.options import CONTEXT_SETTINGS, PATH, M2dprepCommand, json_option
 
 
-@click.group(context_settings=M2dprepCommand.context_settings)
+@click.group(context_settings=CONTEXT_SETTINGS)
 def export() -> None:
     """Write what we have in the formats of others."""
 

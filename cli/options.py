@@ -33,9 +33,11 @@ max_failures_option = click.option(
 )
 
 
+CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
 class M2dprepCommand(click.Command):
     """A command that takes ``-h`` and shows its defaults, also when it is used without the group."""
 
-    def __init__(self, *arguments: Any, context_settings: dict[str, Any] | None = None, **settings: Any) -> None:
-        ours = {"help_option_names": ["-h", "--help"], "show_default": True}
-        super().__init__(*arguments, context_settings={**ours, **(context_settings or {})}, **settings)
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, **{"context_settings": CONTEXT_SETTINGS, **settings})
