@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401  # pyarrow imports it sooner or later: once here, not in every fork
+
 from artifacts import disk_sync
 from audioprep.config import PRESETS, ConvertConfig
 from workflows import melspec

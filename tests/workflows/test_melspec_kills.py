@@ -27,7 +27,7 @@ from workflows import melspec
 from workflows.melspec import MelspecOptions, run_melspec
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-EXACT_KILLS = 50
+EXACT_KILLS = 60
 CLIPS = 14
 
 
