@@ -18,6 +18,10 @@ from m2dclap.device import pick_device
 Value = TypeVar("Value")
 # Validation and probes run in the first process; the others wait for it that long at most.
 PATIENCE = timedelta(hours=2)
+# A group that is freed with the last DistributedDataParallel joins its thread while it holds Python's lock, which that
+# thread may be waiting for: the process never ends (seen with PyTorch 2.13 and Gloo after a stop signal). A reference
+# from here outlives the models, and Python's own way of freeing a group lets go of the lock first.
+_kept_groups: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def join_world(device_name: str) -> Iterator[World]:
         return
     # Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    _kept_groups.append(dist.group.WORLD)
     try:
         yield World(rank, size, device)
     finally:
