@@ -53,7 +53,7 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         metadata = self._file.metadata

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UserError
-from artifacts.layout import MELSPEC_FOLDER, inside, require_file, require_folder
+from artifacts.layout import MELSPEC_FOLDER, inside
 
 READABLE_SUFFIXES = {
     *("wav", "wave", "bwf", "rf64", "w64", "aiff", "aif", "aifc", "au", "snd", "caf"),
@@ -72,34 +71,19 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
     return _with_conflicts(sources)
 
 
-def listed_sources(src: Path, files: Path) -> list[Source]:
-    """The sources that the column ``source`` of a CSV file names, relative to ``src``, sorted, each once: no scan.
+def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
+    """Sources of these paths relative to ``src``, sorted, each once, without looking whether they are there.
 
-    What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
-    folder, the list cannot be read, or a path leads out of ``src``.
+    Raises `UserError` for a path that leads out of ``src`` or is none of a file.
     """
-    require_folder(src, "the audio files to convert")
     root = os.fspath(src)
-    names = set(read_source_list(files))
-    for name in names:
-        inside(src, name)
-        if not name or name.endswith("/"):
-            raise UserError(f"{files}: {name!r} is no path of a file below {src}.")
-    return _with_conflicts([_source(root, name) for name in sorted(names)])
-
-
-def read_source_list(files: Path) -> list[str]:
-    """The column ``source`` of a CSV file. Raises `UserError`."""
-    require_file(files, "the list of sources")
-    with files.open(newline="", encoding="utf-8") as stream:
-        try:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or ()
-            if "source" not in columns:
-                raise UserError(f"{files} has no column source (paths relative to SRC); it has {', '.join(columns)}.")
-            return [row["source"] or "" for row in reader]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{files} cannot be read as a list of sources: {error}") from error
+    unique = sorted(set(names))
+    for name in unique:
+        if name.startswith("/") or ".." in name:
+            inside(src, name)
+        if not name or name.endswith("/") or "\0" in name:
+            raise UserError(f"{name!r} is no path of a file below {src}.")
+    return _with_conflicts([_source(root, name) for name in unique])
 
 
 def _walk(

@@ -20,7 +20,7 @@ from _machine import machine, table
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import append_records, compact_records
 from artifacts.tables import write_csv
-from audioprep.discover import discover, listed_sources
+from audioprep.discover import discover
 from audioprep.stats import norm_stats
 from workflows import melspec, melspec_plan
 
@@ -94,7 +94,9 @@ def main() -> None:
         measured("records merged", lambda: compact_records(layout), rows)
         listed = root / "list.csv"
         write_csv(listed, ["source"], ([f"{name_of(number)}.wav"] for number in range(CLIPS)))
-        sources = measured("sources from a list (--files)", lambda: listed_sources(root, listed), rows)
+        sources = measured(
+            "sources from a list (--files)", lambda: melspec_plan.find_sources(root, layout.root, listed), rows
+        )
         melspec_plan.arrays_below = lambda folder: [f"{name_of(number)}.npy" for number in range(CLIPS)]
 
         def resume() -> int:

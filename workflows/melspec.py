@@ -264,8 +264,9 @@ def _write_file_list(layout: LmsLayout, name: str | None) -> int:
     """Write ``files_<name>.csv``: every array made so far, relative to the data directory, no evaluation clips."""
     records = read_records(layout, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+    folder = layout.folder
     listed = [
-        f"{layout.folder}/{file_name}"
+        f"{folder}/{file_name}"
         for file_name in made
         if EVALUATION_FOLDER not in file_name or not is_evaluation_clip(file_name)
     ]

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.layout import LmsLayout
+from artifacts.layout import LmsLayout, require_folder
 from artifacts.lms_store import FAILED, OK, read_records, record_parts
 from artifacts.packed_store import PACKED_FOLDER, PackedStore
-from audioprep.discover import Source, discover, listed_sources, output_name
+from artifacts.tables import read_csv_columns
+from audioprep.discover import Source, discover, named_sources, output_name
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
 
@@ -31,10 +32,20 @@ class Plan:
 
 
 def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
-    """The sources that ``files`` lists, or all that a scan of ``src`` finds. Raises `UserError` for none at all."""
-    sources = discover(src, exclude=dst) if files is None else listed_sources(src, files)
+    """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
+
+    What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
+    folder, the list cannot be read, a path leads out of ``src``, or there are no sources at all.
+    """
+    if files is None:
+        sources = discover(src, exclude=dst)
+        if not sources:
+            raise UserError(f"{src} holds no audio files.")
+        return sources
+    require_folder(src, "the audio files to convert")
+    sources = named_sources(src, read_csv_columns(files, ["source"], "the list of sources")["source"])
     if not sources:
-        raise UserError(f"{src} holds no audio files." if files is None else f"{files} lists no audio files.")
+        raise UserError(f"{files} lists no audio files.")
     return sources
 
 
