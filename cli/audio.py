@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option, workers_option
+from cli.cluster_options import pool_options
+from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option
+
+if TYPE_CHECKING:
+    from workflows.cluster import WorkerPool
 
 
 @click.command(cls=M2dprepCommand)
@@ -45,7 +49,7 @@ from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, 
     default="cpu",
     help="cuda: resample and transform in batches on a GPU, with torchaudio; close to the CPU's values, not equal.",
 )
-@workers_option
+@pool_options
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
@@ -66,6 +70,7 @@ def melspec(
     as_json: bool,
     decoder: str,
     device: str,
+    pool: WorkerPool,
     **options: Any,
 ) -> None:
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
@@ -77,6 +82,7 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
       m2dprep melspec audioset_wavs data/audioset_lms --dry-run
+      m2dprep melspec audioset_wavs data/audioset_lms --cluster slurm --cluster-config slurm.yaml --jobs 20
     """
     from artifacts.failures import FailureLimit
     from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
@@ -90,7 +96,7 @@ def melspec(
         dtype=dtype,
         resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
     )
-    request = MelspecOptions(device=device, ffmpeg=decoder == "ffmpeg", **options)
+    request = MelspecOptions(workers=pool, device=device, ffmpeg=decoder == "ffmpeg", **options)
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from cli.cluster_options import pool_options
 from cli.options import PATH, M2dprepCommand, json_option, seed_option, workers_option
+
+if TYPE_CHECKING:
+    from workflows.cluster import WorkerPool
 
 
 @click.command(cls=M2dprepCommand)
 @click.argument("data", type=PATH)
 @click.option("--quick", is_flag=True, help="Open every array, but do not read its values.")
-@workers_option
+@pool_options
 @json_option
-def check(data: Path, quick: bool, workers: int, as_json: bool) -> None:
+def check(data: Path, quick: bool, pool: WorkerPool, as_json: bool) -> None:
     """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
 
     Looks at the file lists, the arrays (form, finite values, moments as recorded), the conversion records, the
@@ -30,7 +35,7 @@ def check(data: Path, quick: bool, workers: int, as_json: bool) -> None:
     from workflows.check import run_checks
     from workflows.check_result import summary
 
-    results = run_checks(data, workers=workers, quick=quick)
+    results = run_checks(data, workers=pool, quick=quick)
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:

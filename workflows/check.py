@@ -21,21 +21,24 @@ from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
 from workflows.check_arrays import ExpectedArray, check_arrays
 from workflows.check_result import CheckResult, Collecting
+from workflows.cluster import WorkerPool
 
 ROWS_A_BLOCK = 65536
 
 
-def run_checks(data: Path, *, workers: int, quick: bool = False) -> list[CheckResult]:
+def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) -> list[CheckResult]:
     """Check the data directory ``data``; ``quick`` opens every array but does not read its values.
 
     Raises `UserError` where ``data`` is no folder or holds nothing that could be checked.
     """
-    layout = DataLayout(require_folder(data, "the data directory to check"))
+    pool = WorkerPool.of(workers)
+    folder = require_folder(data, "the data directory to check")
+    layout = DataLayout(folder.absolute() if pool.elsewhere else folder)
     if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
         raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
     lists, listed = check_file_lists(layout)
     conversions, expected, packs = check_conversions(layout, listed)
-    arrays = check_arrays(expected, packs, workers, quick)
+    arrays = check_arrays(expected, packs, pool, quick)
     captions_result, captions = check_captions(layout)
     return [
         lists,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,9 @@ from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
 from audioprep.moments import Moments
 from workflows.check_result import CheckResult
+from workflows.cluster import WorkerPool
 from workflows.engine import run_shards, split_into_shards
+from workflows.workers import Shared
 
 ARRAYS_A_SHARD = 512
 # Relative, of a mean; the squares of deviations lose more digits. Rounding to float16 moves values by 0.004 at most.
@@ -41,7 +45,7 @@ class ExpectedArray:
 
 
 def check_arrays(
-    expected: Sequence[ExpectedArray], packs: Mapping[str, PackedStore], workers: int, quick: bool
+    expected: Sequence[ExpectedArray], packs: Mapping[str, PackedStore], pool: WorkerPool, quick: bool
 ) -> CheckResult:
     """Every array has the promised shape and dtype and, unless ``quick``, finite values with the promised moments.
 
@@ -51,16 +55,22 @@ def check_arrays(
     if not expected:
         result.absent = "no arrays listed or recorded"
         return result
-    shards = split_into_shards(expected, workers, ARRAYS_A_SHARD)
+    shards = split_into_shards(expected, pool.size, ARRAYS_A_SHARD)
+    seen = (Path(item.path) for item in expected if item.pack_row < 0)
+    shared = Shared(tuple(itertools.islice(filter(os.path.lexists, seen), 1)))
     function = functools.partial(check_array_shard, packs=packs, quick=quick)
     with Progress(len(expected), "check", "arrays") as progress:
-        for rows in run_shards(function, shards, workers, lambda item: (item.path, "killed the process reading it")):
+        for rows in run_shards(function, shards, pool, _poisoned, shared):
             problems = [(path, message) for path, message in rows if message]
             for path, message in problems:
                 result.problem(path, message)
             progress.advance(len(rows), failed=len(problems))
     result.problems.sort(key=lambda problem: problem.item)
     return result
+
+
+def _poisoned(item: ExpectedArray) -> tuple[str, str]:
+    return item.path, "killed the process reading it"
 
 
 def check_array_shard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import time
 from collections import Counter
@@ -36,9 +37,11 @@ from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
 from audioprep.discover import Source
 from audioprep.ffmpeg import require_ffmpeg
+from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import find_sources, make_plan, require_unpacked
+from workflows.workers import Shared
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
 LARGEST_SHARD = 256
@@ -46,6 +49,7 @@ RECORD_PART_ROWS = 8192
 # Fewer are converted in the time that a forecast takes.
 CLIPS_WORTH_A_FORECAST = 2048
 RECORD_PART_SECONDS = 20.0
+SOURCES_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,16 @@ class MelspecReport:
 class MelspecOptions:
     """How to go about a conversion; nothing here changes a byte of its arrays.
 
-    ``workers`` processes; 0 works in this one. ``retry_failed`` converts again what failed before. ``check_sources``
-    also converts again what has another size or modification time than recorded; where the sources lie in another
-    folder than the one recorded, sizes are compared anyway. ``files`` is a CSV file whose column ``source`` names the
-    sources, instead of a scan. ``ffmpeg`` lets that program decode what libsndfile cannot. ``name`` is that in
-    ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many decoding threads as
-    there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the
-    file system looks too small.
+    ``workers`` says where they come from; a number means local processes, 0 works in this one. ``retry_failed``
+    converts again what failed before. ``check_sources`` also converts again what has another size or modification time
+    than recorded; where the sources lie in another folder than the one recorded, sizes are compared anyway. ``files``
+    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` lets that program decode what
+    libsndfile cannot. ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one
+    process with as many decoding threads as there are ``workers``; it belongs to a configuration with
+    `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the file system looks too small.
     """
 
-    workers: int = 1
+    workers: WorkerPool | int = 1
     overwrite: bool = False
     retry_failed: bool = False
     check_sources: bool = False
@@ -128,10 +132,12 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             same_root=same_root,
         )
         require_unpacked(layout, plan.pending)
-        convert, workers = _converter(src, config, options)
+        convert, pool = _converter(src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
-            forecast(plan.pending, dst, config, workers, convert).require_space(dst)
-        reasons = _convert(layout, functools.partial(convert, dst=dst), plan.pending, workers)
+            forecast(plan.pending, dst, config, pool.size, convert).require_space(dst)
+        # Workers elsewhere may stand in another folder.
+        function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
+        reasons = _convert(layout, src, function, plan.pending, pool)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = _write_file_list(layout, options.name)
@@ -163,18 +169,22 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
         same_root = frozen.get("source_root") == str(src.resolve())
         retry, check = options.retry_failed, options.check_sources
         pending = make_plan(layout, sources, retry_failed=retry, check_sources=check, same_root=same_root).pending
-    convert, workers = _converter(src, config, options)
-    return forecast(pending, dst, config, workers, convert)
+    convert, pool = _converter(src, config, options)
+    return forecast(pending, dst, config, pool.size, convert)
 
 
-def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, int]:
-    """What converts a shard, and in how many processes; 0 is this one. Raises `UserError` where a device is missing."""
+def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
+    """What converts a shard, and by which workers. Raises `UserError` where a device is missing."""
+    pool = WorkerPool.of(options.workers)
     if options.device == "cpu":
-        return functools.partial(convert_shard, src=src, config=config, ffmpeg=options.ffmpeg), options.workers
+        root = src.absolute() if pool.elsewhere else src
+        return functools.partial(convert_shard, src=root, config=config, ffmpeg=options.ffmpeg), pool
+    if pool.elsewhere:
+        raise UserError(f"--device {options.device} converts in this process; it does not go with a cluster.")
     from audioprep.convert_on_device import DeviceConverter  # imports torch
 
-    threads = max(1, options.workers)
-    return DeviceConverter(src, config, device=options.device, threads=threads, ffmpeg=options.ffmpeg), 0
+    converter = DeviceConverter(src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg)
+    return converter, WorkerPool(local=0)
 
 
 def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> list[Source]:
@@ -213,20 +223,28 @@ def _remove_conversion(layout: LmsLayout) -> None:
     layout.config.unlink(missing_ok=True)
 
 
-def _convert(layout: LmsLayout, function: ShardFunction, pending: Sequence[Source], workers: int) -> Counter[str]:
+def _convert(
+    layout: LmsLayout, src: Path, function: ShardFunction, pending: Sequence[Source], pool: WorkerPool
+) -> Counter[str]:
     """Convert ``pending``, writing records as they come. Returns the failures counted by reason."""
     reasons: Counter[str] = Counter()
     if not pending:
         return reasons
     poisoned = functools.partial(_give_up, layout)
-    shards = split_into_shards(pending, workers, LARGEST_SHARD)
+    shards = split_into_shards(pending, pool.size, LARGEST_SHARD)
     with Progress(len(pending), "melspec") as progress, _RecordBuffer(layout) as records:
-        for rows in run_shards(function, shards, workers, poisoned):
+        for rows in run_shards(function, shards, pool, poisoned, _shared(layout, src, pending)):
             records.add(rows)
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed
             progress.advance(len(rows), failed=failed.total())
     return reasons
+
+
+def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
+    """What workers elsewhere must see: the sources, of which one stands for all, and the output."""
+    paths = (src / source.relative for source in pending[:SOURCES_LOOKED_AT])
+    return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
 
 
 def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:

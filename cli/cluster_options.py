@@ -1,0 +1,95 @@
+"""Options that say where the workers come from; commands that take them get one ``pool``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from cli.options import PATH, workers_option
+
+if TYPE_CHECKING:
+    from workflows.cluster import WorkerPool
+
+Command = Callable[..., Any]
+
+OPTIONS = [
+    workers_option,
+    click.option("--scheduler", metavar="ADDRESS", default=None, help="Use the Dask cluster at tcp://host:port."),
+    click.option("--scheduler-file", type=PATH, default=None, help="Use the one whose scheduler wrote this file."),
+    click.option(
+        "--cluster", type=click.Choice(["slurm"]), default=None, help="slurm: start workers as jobs (docs/cluster.md)."
+    ),
+    click.option(
+        "--cluster-config",
+        type=PATH,
+        default=None,
+        help="YAML file of the jobs: queue, account, walltime, memory, cores, gpu, prologue, …",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=None,
+        show_default="the file's, or 1",
+        help="Jobs to keep running.",
+    ),
+    click.option("--print-job", is_flag=True, help="Print the script of such a job, and do nothing."),
+]
+
+
+def pool_options(command: Command) -> Command:
+    """Add the options to ``command``, which is called with ``pool``; with --print-job it is not called."""
+
+    @functools.wraps(command)
+    def with_pool(
+        *arguments: Any,
+        workers: int,
+        scheduler: str | None,
+        scheduler_file: Path | None,
+        cluster: str | None,
+        cluster_config: Path | None,
+        jobs: int | None,
+        print_job: bool,
+        **options: Any,
+    ) -> Any:
+        if sum(map(bool, (scheduler, scheduler_file, cluster))) > 1:
+            raise click.UsageError("--scheduler, --scheduler-file and --cluster exclude each other.")
+        if not cluster and (cluster_config or jobs or print_job):
+            raise click.UsageError("--cluster-config, --jobs and --print-job belong to --cluster slurm.")
+        chosen = click.get_current_context().get_parameter_source("workers") is not ParameterSource.DEFAULT
+        if chosen and (scheduler or scheduler_file or cluster):
+            raise click.UsageError("--workers are processes of this machine; a cluster has its own (--jobs for SLURM).")
+        pool = _pool(workers, scheduler, scheduler_file, cluster, cluster_config, jobs)
+        if print_job:
+            # Whether each worker has a GPU is the command's affair.
+            gpu = options.get("device") == "cuda"
+            click.echo((pool.with_gpus() if gpu else pool).job_script(), nl=False)
+            return None
+        return command(*arguments, pool=pool, **options)
+
+    decorated: Command = with_pool
+    for option in reversed(OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def _pool(
+    workers: int,
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    cluster: str | None,
+    cluster_config: Path | None,
+    jobs: int | None,
+) -> WorkerPool:
+    from workflows.cluster import WorkerPool
+
+    slurm = None
+    if cluster:
+        from workflows.job_settings import read_job_settings
+
+        slurm = read_job_settings(cluster_config, jobs=jobs)
+    return WorkerPool(local=workers, scheduler=scheduler, scheduler_file=scheduler_file, slurm=slurm)

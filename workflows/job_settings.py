@@ -1,0 +1,177 @@
+"""What a SLURM job of workers asks for: read from a YAML file, and written as the job's script by dask-jobqueue."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from artifacts.errors import UserError
+from artifacts.layout import require_file
+from workflows.workers import WORKER_ENVIRONMENT
+
+# Seconds after which a worker without its scheduler ends, and with it its job.
+DEATH_TIMEOUT = 120
+# Of the wall time: before its end, workers take no new work, each at its own moment.
+LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a job asks of SLURM; what is None comes from Dask's own configuration (``jobqueue.slurm``), if there.
+
+    A job has ``cores`` single-threaded workers; with ``gpu`` one worker and one GPU. ``prologue`` are lines of shell
+    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``.
+    """
+
+    jobs: int = 1
+    queue: str | None = None
+    account: str | None = None
+    walltime: str | None = None
+    memory: str | None = None
+    cores: int | None = None
+    gpu: bool = False
+    interface: str | None = None
+    prologue: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    log_directory: str | None = None
+    local_directory: str | None = None
+    python: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """Worker processes in all jobs."""
+        return self.jobs * self._processes
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.gpu else int(self._required("cores"))
+
+    def _required(self, name: str) -> Any:
+        jobqueue()  # adds its defaults to Dask's configuration
+        import dask
+
+        value = getattr(self, name) or dask.config.get(f"jobqueue.slurm.{name}", None)
+        if value is None:
+            raise UserError(f"SLURM jobs need {name}: give it in the file of --cluster-config ({name}: ...).")
+        return value
+
+    def for_jobqueue(self) -> dict[str, Any]:
+        """The arguments of dask-jobqueue's job. Raises `UserError` where one is missing."""
+        exports = [f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()]
+        walltime = str(self.walltime or self._required("walltime"))
+        margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
+        lifetime = max(1.0, wall_seconds(walltime) - margin)
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
+        extra += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
+        directives = list(self.directives)
+        if self.gpu:
+            extra += ["--resources", "GPU=1"]
+            if not any("gpu" in directive for directive in directives):
+                directives.append("--gres=gpu:1")
+        arguments = {
+            "queue": self.queue,
+            "account": self.account,
+            "walltime": walltime,
+            "memory": str(self._required("memory")),
+            "cores": int(self._required("cores")),
+            "processes": self._processes,
+            "interface": self.interface,
+            "job_script_prologue": [*exports, *self.prologue] if self.prologue else [*exports, *_configured_prologue()],
+            "job_extra_directives": directives or None,
+            "log_directory": self.log_directory,
+            "local_directory": self.local_directory,
+            "python": self.python,
+            "worker_extra_args": extra,
+            "death_timeout": DEATH_TIMEOUT,
+            "job_name": "m2dprep",
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _configured_prologue() -> list[str]:
+    import dask
+
+    return list(dask.config.get("jobqueue.slurm.job-script-prologue", None) or [])
+
+
+def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
+    """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        require_file(path, "the file of cluster settings")
+        try:
+            # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
+            values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+    kinds = {field.name: field.type for field in fields(JobSettings)}
+    read = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in kinds:
+            nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
+            raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")
+        read[name] = _read(path, name, value, str(kinds[name]))
+    settings = JobSettings(**read)
+    settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
+    if settings.walltime is not None:
+        wall_seconds(settings.walltime)
+    return settings
+
+
+def _read(path: Path | None, name: str, value: Any, kind: str) -> Any:
+    """A setting's text as its type."""
+    if kind.startswith("tuple"):
+        lines = value if isinstance(value, list) else str(value).splitlines()
+        return tuple(str(line) for line in lines)
+    if isinstance(value, list | dict):
+        raise UserError(f"{path}: {name} is one value, not {value!r}.")
+    if value == "" or value == "null":
+        return None
+    if kind == "bool" and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind.startswith("int") and value.isdigit() and int(value) > 0:
+        return int(value)
+    if kind.startswith("str"):
+        return value
+    raise UserError(f"{path}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
+
+
+def wall_seconds(text: str) -> float:
+    """Seconds of a wall time as SLURM writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `UserError`."""
+    days, dash, rest = text.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        if dash:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        elif len(parts) == 3:
+            hours, minutes, seconds = parts
+        else:
+            hours, (minutes, seconds) = 0, [*parts, 0][:2]
+        total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    except ValueError:
+        total = 0
+    if total <= 0 or len(rest.split(":")) > 3:
+        raise UserError(f"wall time {text!r} is not like 90 (minutes), 04:00:00 or 1-12:00:00.")
+    return float(total)
+
+
+def job_script(settings: JobSettings) -> str:
+    """The script of a job; SLURM need not be there."""
+    job = jobqueue().SLURMCluster.job_cls("tcp://<scheduler>", name="m2dprep", **settings.for_jobqueue())
+    return str(job.job_script())
+
+
+def jobqueue() -> Any:
+    """The module dask_jobqueue. Raises `UserError` where it is not installed."""
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise UserError("SLURM jobs need dask-jobqueue: pip install 'm2dprep[cluster]'.") from error
+    return dask_jobqueue

@@ -1,0 +1,139 @@
+"""What runs in a worker: the shard function, once it is sure that this process is like the one that asked for it.
+
+Workers that were started elsewhere may have another version, other libraries or another view of the file system; their
+results would differ, or be failures of files that are well. They refuse, and the engine leaves them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "workflows")
+# What the bytes of a result depend on.
+LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
+# Network file systems show a new file late.
+PATIENCE_SECONDS = 20.0
+# Parameters of glibc's mallopt, and what WORKER_ENVIRONMENT sets where we start the workers.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a worker must be like: the same code and libraries, ``paths`` to be seen, and a ``probe`` file's content."""
+
+    code: str
+    versions: tuple[tuple[str, str], ...]
+    paths: tuple[str, ...] = ()
+    probe: str = ""
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Instead of rows: the worker at ``address`` cannot do the work, and why."""
+
+    address: str
+    reason: str
+
+
+def call(
+    function: Callable[[Sequence[Any]], list[Any]], shard: Sequence[Any], expected: Expected | None
+) -> tuple[list[Any], float] | Unfit:
+    """The rows of a shard and the seconds that it took, or why this worker cannot do it."""
+    if expected is not None and (reason := fault(expected)):
+        from distributed import get_worker
+
+        return Unfit(get_worker().address, reason)
+    started = time.monotonic()
+    return function(shard), time.monotonic() - started
+
+
+@lru_cache(maxsize=4)
+def fault(expected: Expected) -> str:
+    """What is wrong with this process, starting with its host's name; empty where it is as ``expected``."""
+    found = _other_software(expected) or _unseen(expected)
+    if not found:
+        _keep_freed_memory()
+    return found and f"{socket.gethostname()}: {found}"
+
+
+def expectation(paths: Sequence[Path] = (), probe: Path | None = None, content: str = "") -> Expected:
+    """What this process is like, and what else is to be seen. Paths become absolute."""
+    seen = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 (links are not followed)
+    where = os.path.abspath(probe) if probe else ""  # noqa: PTH100
+    return Expected(code_digest(), _versions(), seen, where, content)
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A digest of this installation's own code: the version number alone misses another checkout."""
+    digest = hashlib.sha256()
+    house = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        for path in sorted((house / package).rglob("*.py")):
+            digest.update(path.relative_to(house).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = [("python", platform.python_version())]
+    for name in LIBRARIES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, "missing"))
+    return tuple(found)
+
+
+def _other_software(expected: Expected) -> str:
+    if code_digest() != expected.code:
+        return f"its m2dprep in {Path(__file__).resolve().parents[1]} is another version than the one of this command"
+    for (name, here), (_, there) in zip(_versions(), expected.versions, strict=True):
+        if here != there:
+            return f"its {name} is {here}, that of this command {there}"
+    return ""
+
+
+def _unseen(expected: Expected) -> str:
+    """Which path is not there, or not the same."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    missing = "at first"
+    while missing and time.monotonic() < deadline:
+        missing = next((f"it does not see {path}" for path in expected.paths if not os.path.lexists(path)), "")
+        missing = missing or _other_probe(expected)
+        if missing:
+            time.sleep(0.5)
+    return missing
+
+
+def _other_probe(expected: Expected) -> str:
+    if not expected.probe:
+        return ""
+    folder = os.path.dirname(expected.probe)  # noqa: PTH120
+    try:
+        os.listdir(folder)  # noqa: PTH208  # makes a network file system look again
+        if Path(expected.probe).read_text() == expected.content:
+            return ""
+    except OSError as error:
+        return f"it cannot read a file that this command wrote to {folder}: {error.strerror}"
+    return f"its {folder} is another folder than this command's"
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next clip, as WORKER_ENVIRONMENT does where we start the process."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

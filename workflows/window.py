@@ -1,0 +1,185 @@
+"""The window of shards in flight: submits, halves what kills its worker, repeats what got lost or takes too long."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from artifacts.errors import UserError
+from workflows import on_worker
+from workflows.workers import Workers
+
+Shard = Sequence[Any]
+Rows = list[Any]
+
+TASKS_PER_WORKER_IN_FLIGHT = 3
+# A finished shard's rows are here within milliseconds, or they are lost.
+RESULT_SECONDS = 15.0
+TEND_SECONDS = 1.0
+# A shard counts as straggling when it takes that many times as long as most, and at least so many seconds.
+STRAGGLER_RATIO, STRAGGLER_SECONDS = 3.0, 10.0
+LARGEST_COPIES = 3
+RECENT_SHARDS = 200
+
+
+@dataclass
+class _Task:
+    """A shard in flight, the futures that compute it, and when the last of them was submitted."""
+
+    shard: Shard
+    futures: set[Any] = field(default_factory=set)
+    submitted: float = 0.0
+
+
+class Window:
+    """Runs ``function`` on ``shards``, a bounded number of them at a time.
+
+    The bound is some tasks for each of ``size`` workers or of those that are there, whichever are more; with ``alone``
+    it is 1.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        function: Callable[[Shard], Rows],
+        shards: Iterator[Shard],
+        size: int,
+        *,
+        alone: bool = False,
+    ) -> None:
+        self._workers, self._function, self._shards = workers, function, shards
+        self._size, self._alone = size, alone
+        self._tasks: dict[Any, _Task] = {}  # by future
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._seconds: deque[float] = deque(maxlen=RECENT_SHARDS)
+        self._exhausted = False
+        self._idle_since: float | None = None
+        self._tended = 0.0
+        self._threads = 0
+
+    def run(self) -> Iterator[tuple[Shard, Rows | None]]:
+        """Shards with their rows as they come; None for single items that lost their workers."""
+        while True:
+            self._tend()
+            self._fill()
+            if not self._tasks:
+                return
+            try:
+                future = self._done.get(timeout=TEND_SECONDS)
+            except queue.Empty:
+                continue
+            if (task := self._tasks.pop(future, None)) is not None:
+                task.futures.discard(future)
+                yield from self._finished(task, future)
+
+    def _fill(self) -> None:
+        """Submit shards until the window is full."""
+        bound = 1 if self._alone else max(self._size, self._threads) * TASKS_PER_WORKER_IN_FLIGHT
+        for shard in itertools.islice(self._shards, max(0, bound - len(self._tasks))):
+            self._submit(_Task(shard))
+
+    def _submit(self, task: _Task) -> None:
+        try:
+            future = self._workers.client.submit(
+                on_worker.call,
+                self._function,
+                task.shard,
+                self._workers.expected,
+                pure=False,
+                resources=self._workers.resources,
+            )
+        except RuntimeError:  # a client that has lost its scheduler takes nothing; `tend` says so better
+            self._workers.tend()
+            raise
+        task.futures.add(future)
+        task.submitted = time.monotonic()
+        self._tasks[future] = task
+        future.add_done_callback(self._done.put)
+
+    def _finished(self, task: _Task, future: Any) -> Iterator[tuple[Shard, Rows | None]]:
+        """What becomes of a task, one of whose futures has come to an end."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            answer = _result(future)
+        except KilledWorker:
+            if task.futures:  # a copy is on its way
+                return
+            if len(task.shard) == 1:
+                yield task.shard, None
+                return
+            middle = len(task.shard) // 2
+            self._submit(_Task(task.shard[:middle]))
+            self._submit(_Task(task.shard[middle:]))
+            return
+        except ImportError as error:
+            if error.name is None or error.name.partition(".")[0] not in on_worker.PACKAGES:
+                raise
+            raise UserError(f"a worker cannot import m2dprep ({error}); start it in this environment.") from error
+        if isinstance(answer, on_worker.Unfit):
+            self._workers.leave_out(answer)
+        if answer is None or isinstance(answer, on_worker.Unfit):
+            if not task.futures:
+                self._submit(task)
+            return
+        rows, seconds = answer
+        self._seconds.append(seconds)
+        self._drop_copies(task)
+        yield task.shard, rows
+
+    def _drop_copies(self, task: _Task) -> None:
+        if task.futures:
+            for copy in task.futures:
+                self._tasks.pop(copy, None)
+            self._workers.abandon(task.futures)
+
+    def _tend(self) -> None:
+        """Every second: the workers' own affairs, how many there are, and stragglers."""
+        now = time.monotonic()
+        if now - self._tended < TEND_SECONDS:
+            return
+        self._tended = now
+        self._workers.tend()
+        self._threads = self._workers.threads()
+        if self._workers.remote and self._seconds:
+            self._repeat_stragglers(now)
+
+    def _repeat_stragglers(self, now: float) -> None:
+        """Submit once more what has been running for long while others have nothing left to do.
+
+        When fewer tasks than threads are left, all of them run; since when is known, though not since when each does.
+        """
+        if len(self._tasks) >= self._threads:
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or now
+        patience = max(STRAGGLER_SECONDS, STRAGGLER_RATIO * statistics.median(self._seconds))
+        tasks = {id(task): task for task in self._tasks.values()}.values()
+        for task in tasks:
+            waited = now - max(self._idle_since, task.submitted)
+            if waited > patience and len(task.futures) < LARGEST_COPIES:
+                self._submit(task)
+
+
+def _result(future: Any) -> tuple[Rows, float] | on_worker.Unfit | None:
+    """The answer of a worker; None where it was lost with the worker that held it.
+
+    Dask computes lost results again, but a client that asks in the wrong moment waits for ever. A shard function may be
+    called twice, so the shard is simply submitted anew. Raises what the shard function raised.
+    """
+    from distributed import CancelledError
+
+    try:
+        answer: tuple[Rows, float] | on_worker.Unfit = future.result(timeout=RESULT_SECONDS)
+    except (TimeoutError, CancelledError):
+        if future.status == "error":  # the shard function's own, or it came while we waited
+            future.result()
+        future.cancel()
+        return None
+    return answer
