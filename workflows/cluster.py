@@ -53,6 +53,11 @@ class WorkerPool:
             return self.slurm.workers
         return UNKNOWN_WORKERS if self.elsewhere else max(1, self.local)
 
+    @property
+    def promised(self) -> int:
+        """How many workers will be there; of a cluster that somebody else keeps, 1."""
+        return 1 if self.scheduler or self.scheduler_file else self.size
+
     def with_gpus(self) -> WorkerPool:
         """The same, with one GPU for every worker."""
         slurm = None if self.slurm is None else replace(self.slurm, gpu=True)

@@ -46,7 +46,7 @@ def run_shards(
         yield from map(function, shards)
         return
     with pool.connect(shared or Shared()) as workers:
-        yield from _run_on(workers, function, iter(shards), pool.size, poisoned)
+        yield from _run_on(workers, function, iter(shards), pool.promised, poisoned)
 
 
 def _run_on(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from artifacts.errors import UserError
 from workflows import on_worker
 from workflows.workers import Workers
 
@@ -67,16 +66,27 @@ class Window:
         """Shards with their rows as they come; None for single items that lost their workers."""
         while True:
             self._tend()
-            self._fill()
-            if not self._tasks:
-                return
             try:
-                future = self._done.get(timeout=TEND_SECONDS)
-            except queue.Empty:
-                continue
-            if (task := self._tasks.pop(future, None)) is not None:
-                task.futures.discard(future)
-                yield from self._finished(task, future)
+                self._fill()
+                if not self._tasks:
+                    return
+                outcomes = self._next_outcomes()
+            except Exception:
+                self._workers.tend()  # a client that has lost its scheduler fails in many ways; this says it better
+                raise
+            yield from outcomes
+
+    def _next_outcomes(self) -> list[tuple[Shard, Rows | None]]:
+        """What has come to an end within a second, if anything."""
+        try:
+            future = self._done.get(timeout=TEND_SECONDS)
+        except queue.Empty:
+            return []
+        task = self._tasks.pop(future, None)
+        if task is None:
+            return []
+        task.futures.discard(future)
+        return self._finished(task, future)
 
     def _fill(self) -> None:
         """Submit shards until the window is full."""
@@ -85,24 +95,20 @@ class Window:
             self._submit(_Task(shard))
 
     def _submit(self, task: _Task) -> None:
-        try:
-            future = self._workers.client.submit(
-                on_worker.call,
-                self._function,
-                task.shard,
-                self._workers.expected,
-                pure=False,
-                resources=self._workers.resources,
-            )
-        except RuntimeError:  # a client that has lost its scheduler takes nothing; `tend` says so better
-            self._workers.tend()
-            raise
+        future = self._workers.client.submit(
+            on_worker.call,
+            self._function,
+            task.shard,
+            self._workers.expected,
+            pure=False,
+            resources=self._workers.resources,
+        )
         task.futures.add(future)
         task.submitted = time.monotonic()
         self._tasks[future] = task
         future.add_done_callback(self._done.put)
 
-    def _finished(self, task: _Task, future: Any) -> Iterator[tuple[Shard, Rows | None]]:
+    def _finished(self, task: _Task, future: Any) -> list[tuple[Shard, Rows | None]]:
         """What becomes of a task, one of whose futures has come to an end."""
         from distributed.scheduler import KilledWorker
 
@@ -110,34 +116,26 @@ class Window:
             answer = _result(future)
         except KilledWorker:
             if task.futures:  # a copy is on its way
-                return
+                return []
             if len(task.shard) == 1:
-                yield task.shard, None
-                return
+                return [(task.shard, None)]
             middle = len(task.shard) // 2
             self._submit(_Task(task.shard[:middle]))
             self._submit(_Task(task.shard[middle:]))
-            return
-        except ImportError as error:
-            if error.name is None or error.name.partition(".")[0] not in on_worker.PACKAGES:
-                raise
-            raise UserError(f"a worker cannot import m2dprep ({error}); start it in this environment.") from error
+            return []
         if isinstance(answer, on_worker.Unfit):
             self._workers.leave_out(answer)
         if answer is None or isinstance(answer, on_worker.Unfit):
             if not task.futures:
                 self._submit(task)
-            return
+            return []
         rows, seconds = answer
         self._seconds.append(seconds)
-        self._drop_copies(task)
-        yield task.shard, rows
-
-    def _drop_copies(self, task: _Task) -> None:
-        if task.futures:
+        if task.futures:  # copies that nobody waits for any more
             for copy in task.futures:
                 self._tasks.pop(copy, None)
             self._workers.abandon(task.futures)
+        return [(task.shard, rows)]
 
     def _tend(self) -> None:
         """Every second: the workers' own affairs, how many there are, and stragglers."""

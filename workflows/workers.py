@@ -142,13 +142,11 @@ class Workers:
         """Raise `UserError`, naming the host, where a worker that is there cannot do the work."""
         answers = self.client.run(on_worker.fault, self.expected, on_error="return")
         for address, answer in answers.items():
-            if isinstance(answer, ImportError):
-                raise UserError(
-                    f"the worker at {address} cannot import m2dprep ({answer}); start it in the environment of this "
-                    "command."
-                )
             if isinstance(answer, Exception):
-                raise UserError(f"the worker at {address} does not answer: {answer!r}") from answer
+                raise UserError(
+                    f"the worker at {address} cannot run this m2dprep ({answer}); start it in the environment of this "
+                    "command."
+                ) from answer
             if answer:
                 raise UserError(f"the worker at {address} cannot do this work: {answer}.")
         if self.resources and not self._offer_gpu():
