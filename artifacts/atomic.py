@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,10 +69,32 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically."""
-    with atomic_file(path) as file:
-        file.write(data)
+def write_bytes(path: Path, *parts: Any, temporary_folder: Path | None = None, durable: bool = True) -> None:
+    """Write the bytes of ``parts`` (contiguous buffers), one after another, to ``path`` as `atomic_file` does.
+
+    Without a file object in between, which costs a small file a third of the time that its writing takes.
+    """
+    temporary = temporary_path(temporary_folder or path.parent)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            for part in parts:
+                _write_all(descriptor, memoryview(part).cast("B"))
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,6 +136,7 @@ def _is_abandoned(path: Path) -> bool:
         return False
 
 
+@lru_cache(maxsize=1)
 def _host() -> str:
     """This machine's name as it appears in names of temporaries; short, so that they never get too long."""
     return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())[:64]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts.atomic import atomic_file
+from artifacts.atomic import write_bytes
 from artifacts.errors import UserError
 
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
@@ -42,9 +42,8 @@ def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durabl
     ``temporary_folder`` is on the same file system. Raises `OSError`.
     """
     values = np.ascontiguousarray(log_mel)
-    with atomic_file(path, temporary_folder=temporary_folder, durable=durable) as file:
-        file.write(_header(values.shape, values.dtype.str))
-        file.write(values.data)
+    header = _header(values.shape, values.dtype.str)
+    write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable)
 
 
 @lru_cache(maxsize=1024)

@@ -65,9 +65,20 @@ class LogMel:
 
 def _centred_frames(waveform: np.ndarray, n_fft: int, hop_length: int) -> np.ndarray:
     """A read-only view (t, n_fft) of the frames around every ``hop_length``-th sample, the ends reflected."""
-    padded = np.pad(waveform, (n_fft // 2, n_fft - n_fft // 2), mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)
+    frames = np.lib.stride_tricks.sliding_window_view(_reflected(waveform, n_fft // 2, n_fft - n_fft // 2), n_fft)
     return frames[: len(waveform) + 1 : hop_length]
+
+
+def _reflected(waveform: np.ndarray, before: int, after: int) -> np.ndarray:
+    """``waveform`` (n,) with reflections of its ends on both sides: (before + n + after,), as `numpy.pad` makes it."""
+    count = len(waveform)
+    if count <= max(before, after):
+        return np.pad(waveform, (before, after), mode="reflect")
+    padded = np.empty(before + count + after, waveform.dtype)
+    padded[:before] = waveform[before:0:-1]
+    padded[before : before + count] = waveform
+    padded[before + count :] = waveform[-2 : -2 - after : -1]
+    return padded
 
 
 @lru_cache(maxsize=8)

@@ -13,12 +13,26 @@ CLIPPED_IN_A_ROW = 3
 
 def mix(block: np.ndarray) -> np.ndarray:
     """The sum over the channels of ``block`` (n, channels): float32 (n,), still in the block's unit."""
+    if block.dtype == np.int16 and block.shape[1] == 2 and block.flags.c_contiguous:
+        return _sum_of_pairs(block).astype(np.float32)
     samples = block.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and reported by the caller
         mono: np.ndarray = samples[:, 0] if samples.shape[1] == 1 else samples[:, 0] + samples[:, 1]
         for channel in range(2, samples.shape[1]):
             mono += samples[:, channel]
     return mono
+
+
+def _sum_of_pairs(block: np.ndarray) -> np.ndarray:
+    """The sums of the two int16 in each row: int32 (n,). A pair is taken as one int32, whose halves are its samples.
+
+    Every operation runs over numbers that lie side by side, which the processor does many of at once.
+    """
+    pairs = block.view(np.int32)[:, 0]
+    total = pairs << 16
+    total >>= 16
+    total += pairs >> 16
+    return total
 
 
 class LevelMeter:

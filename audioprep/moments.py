@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -64,12 +65,12 @@ class Moments:
         """The number of values in all bins."""
         return self.frames * len(self.bin_mean)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """The mean of all values; bins hold equally many."""
         return float(self.bin_mean.mean())
 
-    @property
+    @cached_property
     def m2(self) -> float:
         """The sum of squared deviations of all values from `mean`."""
         return float(self.bin_m2.sum() + self.frames * np.square(self.bin_mean - self.mean).sum())

@@ -1,5 +1,6 @@
 """A file appears whole or not at all; killed runs leave only what the next start sweeps away."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts.atomic import TEMPORARY_PREFIX, atomic_file, sweep_temporaries, write_array, write_json, write_text
+from artifacts.atomic import (
+    TEMPORARY_PREFIX,
+    atomic_file,
+    sweep_temporaries,
+    write_array,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_written_file_has_the_content_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -26,6 +35,31 @@ def test_an_error_in_the_block_keeps_the_old_file_and_leaves_no_temporary(tmp_pa
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_bytes_in_parts_arrive_whole_though_the_system_takes_them_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:7])))
+    values = np.arange(10, dtype=np.float32).reshape(2, 5)
+    write_bytes(tmp_path / "a", b"header", values, b"")
+    assert (tmp_path / "a").read_bytes() == b"header" + values.tobytes()
+
+
+def test_bytes_that_the_disk_has_no_room_for_leave_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes(tmp_path / "a", b"old")
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space"):
+            write_bytes(tmp_path / "a", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:

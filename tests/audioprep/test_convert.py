@@ -234,7 +234,7 @@ def test_an_output_that_cannot_be_written_stops_the_run(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("artifacts.lms_array.atomic_file", refuse)
+    monkeypatch.setattr("artifacts.atomic._write_all", refuse)
     with pytest.raises(OSError, match=os.strerror(number)):
         convert_shard(discover(src), src, dst, CONFIG)
     assert files_below(dst) == []
