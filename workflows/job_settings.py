@@ -14,7 +14,7 @@ from artifacts.layout import require_file
 from workflows.workers import WORKER_ENVIRONMENT
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
-DEATH_TIMEOUT = 120
+DEATH_TIMEOUT = 60
 # Of the wall time: before its end, workers take no new work, each at its own moment.
 LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
 

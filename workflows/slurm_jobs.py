@@ -81,14 +81,28 @@ class SlurmWorkers(Workers):
     def submit(self) -> None:
         """Submit what is missing. Raises `UserError` with what sbatch says where it refuses."""
 
+        cluster = self._cluster
+        while len(cluster.worker_spec) < self._settings.jobs:
+            cluster.worker_spec.update(cluster.new_worker_spec())
+
         async def fill() -> None:
-            self._cluster.scale(jobs=self._settings.jobs)
-            await self._cluster
+            await cluster
 
         try:
-            self._cluster.sync(fill)
+            cluster.sync(fill)
         except (RuntimeError, OSError, ValueError) as error:
+            self._forget_unsubmitted()
             raise UserError(f"a job could not be submitted to SLURM: {' '.join(str(error).split())}") from error
+
+    def _forget_unsubmitted(self) -> None:
+        """Leave nothing behind that could not be submitted: closing the cluster would stumble over it."""
+        from distributed.core import Status
+
+        for name, job in list(self._cluster.workers.items()):
+            if job.job_id is None:
+                job.status = Status.failed
+                self._cluster.workers.pop(name)
+                self._cluster.worker_spec.pop(name, None)
 
     def tend(self) -> None:
         """Replace jobs that have ended. Raises `ClusterLostError` where one after the other ends without any worker."""
@@ -116,7 +130,17 @@ class SlurmWorkers(Workers):
             self._cluster.worker_spec.pop(name, None)
         short = len(self._cluster.worker_spec) < self._settings.jobs or missing
         if short and time.monotonic() >= self._resume_at:
+            self._submit_again()
+
+    def _submit_again(self) -> None:
+        """Replace jobs; as long as others work, SLURM may refuse for now (a limit, a controller that restarts)."""
+        try:
             self.submit()
+        except UserError as error:
+            if not self.threads():
+                raise
+            self.note(str(error))
+            self._resume_at = time.monotonic() + LONGEST_PAUSE
 
     def leave_out(self, unfit: Any) -> None:
         """As its base; the job counts as one in vain."""

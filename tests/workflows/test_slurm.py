@@ -1,0 +1,138 @@
+"""A real SLURM of one node: workers as its jobs, cancelled and replaced; the client killed and started again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.lms_store import read_records
+from tests.workflows.dask_processes import ENVIRONMENT, ROOT, kill_group, wait_until
+from tests.workflows.slurm import Slurm, why_not
+from workflows import slurm_jobs
+from workflows.cluster import WorkerPool
+from workflows.engine import run_shards
+from workflows.job_settings import JobSettings
+from workflows.workers import ClusterLostError
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+CLIPS = 300
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def settings(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    monkeypatch.setattr(slurm_jobs, "LOOK_SECONDS", 0.5)
+    return JobSettings(
+        jobs=2, queue="debug", walltime="10", memory="500MB", cores=2, log_directory=str(tmp_path / "logs"),
+        prologue=(f"export PYTHONPATH={ROOT}",),
+    )  # fmt: skip
+
+
+def whose(shard: Sequence[int]) -> list[tuple[int, str]]:
+    """Each item with the job that did it."""
+    time.sleep(0.05)
+    return [(item, os.environ["SLURM_JOB_ID"]) for item in shard]
+
+
+def unexpected(item: int) -> tuple[int, str]:
+    raise AssertionError(f"{item} poisoned nobody")
+
+
+def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings: JobSettings) -> None:
+    seen: list[str] = []
+    cancelled: list[str] = []
+
+    def shards() -> Iterator[list[int]]:
+        """Until three jobs have worked."""
+        for item in itertools.count():
+            if len(set(seen)) == 2 and not cancelled:
+                cancelled.append(seen[-1])
+                slurm.cancel(seen[-1])
+            if len(set(seen)) == 3:
+                return
+            yield [item]
+
+    items = []
+    for rows in run_shards(whose, shards(), WorkerPool(slurm=settings), unexpected):
+        items += [item for item, _ in rows]
+        seen += [job for _, job in rows]
+    assert sorted(items) == list(range(len(items)))
+    assert cancelled
+    wait_until(lambda: not slurm.jobs(), "the end of the jobs")
+
+
+def test_jobs_that_cannot_come_up_end_the_run(
+    slurm: Slurm, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_jobs, "LONGEST_PAUSE", 0.2)
+    broken = WorkerPool(slurm=replace(settings, prologue=("exit 3",)))
+    with pytest.raises(ClusterLostError, match=r"SLURM jobs in a row ended before .*logs"):
+        list(run_shards(whose, [[1]], broken, unexpected))
+    refused = WorkerPool(slurm=replace(settings, queue="nowhere"))
+    with pytest.raises(UserError, match=r"submitted to SLURM: .*invalid partition"):
+        list(run_shards(whose, [[1]], refused, unexpected))
+    assert not slurm.jobs()
+
+
+def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+    for seed in range(CLIPS):
+        path = tmp_path / "wavs" / f"{seed % 7}" / f"{seed}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(160000), 16000, subtype="PCM_16")
+    (tmp_path / "slurm.yaml").write_text(
+        f"queue: debug\nwalltime: 00:10:00\nmemory: 500MB\ncores: 1\njobs: 2\nlog_directory: {tmp_path}/logs\n"
+        f"prologue:\n  - export PYTHONPATH={ROOT}\n"
+    )
+    command = [sys.executable, "-m", "cli.main", "melspec", str(tmp_path / "wavs"), str(tmp_path / "data" / "a_lms")]
+    command += ["--cluster", "slurm", "--cluster-config", str(tmp_path / "slurm.yaml")]
+    layout = LmsLayout(tmp_path / "data" / "a_lms")
+
+    def start() -> subprocess.Popen[str]:
+        environment = {**ENVIRONMENT, "SLURM_CONF": slurm.environment["SLURM_CONF"]}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def wait_for_arrays(count: int) -> None:
+        wait_until(lambda: len(list(layout.root.rglob("*.npy"))) >= count, f"{count} arrays")
+
+    first = start()
+    wait_for_arrays(20)
+    kill_group(first)
+    orphans = slurm.jobs()
+    assert len(orphans) == 2
+    second = start()
+    wait_until(lambda: len(slurm.jobs()) == 4, "the jobs of the second run")
+    made = len(list(layout.root.rglob("*.npy")))
+    assert made < CLIPS
+    wait_for_arrays(made + 10)
+    slurm.cancel(slurm.jobs("RUNNING")[-1])
+    _, message = second.communicate(timeout=100)
+    assert second.returncode == 0, message
+    assert "Traceback" not in message
+    records = read_records(layout, ["source", "status"])
+    assert sorted(records["source"].to_pylist()) == sorted(f"{seed % 7}/{seed}.wav" for seed in range(CLIPS))
+    assert set(records["status"].to_pylist()) == {"ok"}
+    assert len(list(layout.root.rglob("*.npy"))) == CLIPS
+    assert not list(layout.temporaries.iterdir())
+    assert set(slurm.jobs()) <= set(orphans), "the jobs end with the run; those of the killed one by themselves"
