@@ -1,52 +1,64 @@
-"""Captions to an aligned store of embeddings: every different text is encoded once, in shards that survive a kill."""
+"""Captions to an aligned store of embeddings: every different text is encoded once, in blocks that survive a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from artifacts.embedding_store import EmbeddingStore, EmbeddingStoreWriter, index_of
-from artifacts.errors import CheckFailedError, UserError
+from artifacts.embedding_store import META, EmbeddingStore, index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
+from artifacts.errors import UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
-from captions.columns import codes, first_occurrences, one_array
+from captions.embed_check import SampleCheck
+from captions.embed_plan import Block, EmbedPlan
+from captions.embed_reuse import copy_reusable, find_reusable, open_reusable
+from captions.encoder_batches import EncodedBlock
 
 DTYPES = ("float16", "float32")
-SHARD_TEXTS = 1024  # a constant: which texts share a batch, and with it the last bit of a result, depends on it
-CHECK_ROWS = 64
-CHECK_SEED = 0
-LEAST_COSINE = 0.999
+COLUMNS = ["clip_id", "caption", "source", "caption_index"]
+COUNTS = {"reused_texts": 0, "reused_rows": 0, "truncated": 0, "tokens": 0, "tokens_with_padding": 0}
+
+Advance = Callable[[int], object]
+# Encodes blocks and yields each with its result, in any order.
+BlockRunner = Callable[[Iterator[Block], Advance], Iterator[tuple[Block, EncodedBlock]]]
 
 
 class CaptionEncoder(Protocol):
     """What `embed_captions` needs of an encoder; `captions.encoder.TextEncoder` is one."""
 
-    truncated: int
-
     @property
     def dim(self) -> int: ...
+
+    @property
+    def block_tokens(self) -> int: ...
 
     def describe(self) -> dict[str, Any]: ...
 
     def notes(self) -> dict[str, Any]: ...
 
-    def encode(
-        self, texts: Sequence[str], batch_size: int = ..., progress: Callable[[int], object] | None = ...
-    ) -> np.ndarray: ...
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def encode_blocks(
+        self, blocks: Iterable[Sequence[str]], progress: Advance | None = ...
+    ) -> Iterator[EncodedBlock]: ...
+
+    def reference(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A finished store, and how many of its rows this run wrote (``done``) and earlier ones had (``skipped``)."""
+    """A finished store; of its rows this run encoded ``done``, copied ``reused``, and earlier runs had ``skipped``."""
 
     store: EmbeddingStore
     done: int
+    reused: int
     skipped: int
 
 
@@ -56,85 +68,101 @@ def embed_captions(
     encoder: CaptionEncoder,
     *,
     dtype: str = "float16",
-    batch_size: int = 128,
     overwrite: bool = False,
-    shard_texts: int = SHARD_TEXTS,
+    reuse: Path | None = None,
+    block_tokens: int | None = None,
+    run_blocks: BlockRunner | None = None,
 ) -> Embedded:
     """Encode ``captions.parquet`` into the store ``out``: row i of its (N, D) array is row i of the table.
 
-    An interrupted run is taken up where its last shard ended; a finished store is left as it is. In the end some rows
-    are encoded again, alone, and their smallest cosine to what was stored is noted in ``meta.json``.
+    An interrupted run is taken up where it stopped; a finished store is left as it is. ``reuse`` is another store of
+    the same settings, whose rows are copied where the text is the same. ``run_blocks`` computes elsewhere; by default
+    ``encoder`` does. In the end some rows are held against a plain float32 computation, which ``meta.json`` notes.
 
     Raises `UserError` where there are no captions, or an embedding is not finite as ``dtype``;
-    `FingerprintConflictError` where ``out`` was made with other settings or captions; `CheckFailedError` where the rows
-    encoded again are others than the stored ones.
+    `FingerprintConflictError` where ``out`` or ``reuse`` was made with other settings or captions; `CheckFailedError`
+    where embeddings differ from the plain computation.
     """
     if dtype not in DTYPES:
         raise UserError(f"embeddings are stored as {' or '.join(DTYPES)}, not {dtype!r}.")
     captions = require_captions(captions_path)
+    earlier = open_reusable(reuse, out, encoder.describe(), dtype) if reuse is not None else None
+    check = None
+    if overwrite or not (out / META).exists():
+        check = SampleCheck(captions, encoder)
+        computed_cosine = check.of_encoder(encoder)  # before anything is written, and before hours of work
     index = index_of(captions)
     writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
-    skipped = writer.rows_done
-    if not writer.finished:
-        plan = _Plan(one_array(captions["caption"]))
-        with Progress(len(plan.texts), "embedding", "texts", initial=plan.texts_done(skipped)) as progress:
-            for texts, rows, text_of_row in plan.shards(skipped, shard_texts):
-                before = encoder.truncated
-                embeddings = encoder.encode(texts, batch_size, progress.advance)
-                stored = _as_stored(embeddings, dtype, captions, rows, text_of_row)
-                writer.write_shard(rows, stored, text_of_row, {"truncated": encoder.truncated - before})
-        check = _check(writer, captions, encoder)
-        counts = {"texts": len(plan.texts), **writer.counts}
-        writer.finish({"counts": counts, "batch_size": batch_size, **encoder.notes(), "check": check})
-    return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped, skipped)
+    skipped, reused = writer.rows_done, 0
+    if check is not None and not writer.finished:
+        plan = EmbedPlan(captions["caption"])
+        given = np.zeros(len(plan.texts), bool)
+        if earlier is not None:
+            found = find_reusable(earlier, index, plan)
+            given = found >= 0
+            reused = copy_reusable(earlier, found, plan, writer, dtype)
+        del index
+        blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
+        runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
+        _encode(writer, plan, runner, blocks, captions, dtype)
+        stored_cosine = check.of_store(writer.read(check.rows))
+        cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
+        counts = {"texts": len(plan.texts), **COUNTS, **writer.counts}
+        writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
+    return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped - reused, reused, skipped)
+
+
+def _encode(
+    writer: EmbeddingStoreWriter,
+    plan: EmbedPlan,
+    runner: BlockRunner,
+    blocks: Iterator[Block],
+    captions: pa.Table,
+    dtype: str,
+) -> None:
+    """Encode ``blocks`` and write each as it comes."""
+    done = int(np.count_nonzero(writer.done[plan.first_rows]))
+    with Progress(len(plan.texts), "embedding", "texts", initial=done) as progress:
+        for block, encoded in runner(blocks, progress.advance):
+            counts = {
+                "truncated": encoded.truncated,
+                "tokens": encoded.tokens,
+                "tokens_with_padding": encoded.computed,
+            }
+            writer.write_shard(block.rows, _as_stored(encoded.embeddings, dtype, captions, block), block.which, counts)
+
+
+def run_here(
+    encoder: CaptionEncoder, blocks: Iterator[Block], advance: Advance
+) -> Iterator[tuple[Block, EncodedBlock]]:
+    """Encode ``blocks`` in this process, in order."""
+    waiting: deque[Block] = deque()
+
+    def texts() -> Iterator[list[str]]:
+        for block in blocks:
+            waiting.append(block)
+            yield block.texts
+
+    for encoded in encoder.encode_blocks(texts(), advance):
+        yield waiting.popleft(), encoded
 
 
 def require_captions(path: Path) -> pa.Table:
-    """The captions table in ``path``. Raises `UserError` where it cannot be read or has no rows."""
-    captions = read_captions(path)
+    """What of the captions in ``path`` is needed. Raises `UserError` where it cannot be read or has no rows."""
+    captions = read_captions(path, COLUMNS)
     if captions.num_rows == 0:
         raise UserError(f"{path} holds no captions.")
     return captions
 
 
-class _Plan:
-    """Which texts are encoded when: each once, by length, then by text, so that the captions alone decide the order."""
-
-    def __init__(self, captions: pa.Array) -> None:
-        text_of_row = codes(captions)
-        texts = captions.filter(pa.array(first_occurrences(text_of_row)))
-        lengths = pc.binary_length(texts)  # bytes of UTF-8: close to tokens, and known without a tokenizer
-        table = pa.table({"length": lengths, "text": texts})
-        order = pc.sort_indices(table, [("length", "ascending"), ("text", "ascending")]).to_numpy()
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        self.texts = texts.take(pa.array(order))
-        self._rows = np.argsort(rank[text_of_row], kind="stable")  # all rows, in the order of their texts
-        self._ends = np.cumsum(np.bincount(rank[text_of_row]))  # (texts,): rows of all texts up to this one
-
-    def texts_done(self, rows_done: int) -> int:
-        """How many texts the first ``rows_done`` rows are."""
-        return int(np.searchsorted(self._ends, rows_done, side="right"))
-
-    def shards(self, rows_done: int, shard_texts: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        """``(texts, rows, text of each row)`` of every shard after the first ``rows_done`` rows."""
-        for start in range(self.texts_done(rows_done), len(self.texts), shard_texts):
-            stop = min(start + shard_texts, len(self.texts))
-            begin, end = (int(self._ends[start - 1]) if start else 0), int(self._ends[stop - 1])
-            counts = np.diff(self._ends[start:stop], prepend=begin)
-            yield self.texts[start:stop].to_pylist(), self._rows[begin:end], np.repeat(np.arange(stop - start), counts)
-
-
-def _as_stored(
-    embeddings: np.ndarray, dtype: str, captions: pa.Table, rows: np.ndarray, text_of_row: np.ndarray
-) -> np.ndarray:
+def _as_stored(embeddings: np.ndarray, dtype: str, captions: pa.Table, block: Block) -> np.ndarray:
     """The embeddings (texts, D) as ``dtype``. Raises `UserError` naming a caption where a value is not finite in it."""
     with np.errstate(over="ignore"):
         stored = embeddings.astype(dtype)
     bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
     if not len(bad):
         return stored
-    row = int(rows[np.flatnonzero(text_of_row == bad[0])[0]])
+    row = int(block.rows[np.flatnonzero(block.which == bad[0])[0]])
     caption = captions.slice(row, 1).to_pylist()[0]
     where = f"row {row} (clip {caption['clip_id']!r}, caption {caption['caption'][:80]!r})"
     if np.isfinite(embeddings[bad[0]]).all():
@@ -142,29 +170,4 @@ def _as_stored(
             f"the embedding of {where} goes beyond {dtype}: its largest value is {np.abs(embeddings[bad[0]]).max():g}. "
             "Use --dtype float32 --overwrite."
         )
-    raise UserError(f"the embedding of {where} holds NaN or infinity; {len(bad)} of {len(stored)} in its shard do.")
-
-
-def _check(writer: EmbeddingStoreWriter, captions: pa.Table, encoder: CaptionEncoder) -> Mapping[str, Any]:
-    """Encode some rows again, each alone, and compare them with the stored ones."""
-    rows = np.sort(np.random.default_rng(CHECK_SEED).permutation(captions.num_rows)[:CHECK_ROWS])
-    before = encoder.truncated
-    again = [encoder.encode([text], 1)[0] for text in captions["caption"].take(pa.array(rows)).to_pylist()]
-    encoder.truncated = before
-    cosines = _cosines(np.stack(again), writer.read(rows))
-    worst = int(np.argmin(cosines))
-    if not cosines[worst] >= LEAST_COSINE:
-        clip = captions["clip_id"][int(rows[worst])].as_py()
-        raise CheckFailedError(
-            f"row {rows[worst]} (clip {clip!r}), encoded again, has a cosine of {cosines[worst]:.6f} to the stored "
-            f"embedding; at least {LEAST_COSINE} was expected. Encode anew with --overwrite."
-        )
-    return {"rows": len(rows), "smallest_cosine": float(cosines[worst])}
-
-
-def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosines (N,) of rows, in float64; 1 where both are zero."""
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    both_zero = ~left.any(axis=1) & ~right.any(axis=1)
-    return np.where(both_zero, 1.0, (left * right).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    raise UserError(f"the embedding of {where} holds NaN or infinity; {len(bad)} of {len(stored)} in its block do.")

@@ -6,23 +6,40 @@ model's own Normalize module is left out unless asked for, its own pooling is us
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from artifacts.errors import UserError
-from artifacts.tables import first_line
+from captions.encoder_batches import (
+    BLOCK_BATCHES,
+    CPU_BATCH_TOKENS,
+    BatchBudget,
+    EncodedBlock,
+    block_ends,
+    tokens_that_fit,
+)
+from captions.encoder_model import (
+    Pooling,
+    attention_of,
+    head_of,
+    load_model,
+    most_tokens,
+    own_pooling,
+    resolve_device,
+    resolve_precision,
+)
+from captions.encoder_pipeline import encode_ahead
+from captions.encoder_reference import reference_embeddings
+from captions.encoder_tokens import Padded, TextTokenizer, Tokens
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
-DEFAULT_BATCH_SIZE = 128
-UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
-
-Pooling = Literal["mean", "cls", "model"]
+PROBE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,7 @@ class EncoderSettings:
     normalize: bool = False
     prefix: str = ""
     max_length: int | None = None
+    precision: str = "fp32"
 
 
 def load_encoder(
@@ -44,199 +62,176 @@ def load_encoder(
     prefix: str = "",
     max_length: int | None = None,
     revision: str | None = None,
+    precision: str = "fp32",
+    batch_tokens: int | None = None,
+    trust_remote_code: bool = False,
 ) -> TextEncoder:
-    """Load a text encoder by its hub name or from a local folder, in float32.
+    """Load a text encoder by its hub name or from a local folder.
 
     ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, the first token's; ``model``, what
     the model itself does, its Dense modules included. ``normalize`` scales each embedding to length 1. ``prefix`` is
-    put before every text. ``max_length`` None is the model's own limit. Models that need code of their own are refused.
+    put before every text. ``max_length`` None is the model's own limit. ``precision`` of the computation: ``fp32``,
+    ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling is in float32 always. ``batch_tokens`` None
+    suits the device. Models that bring code of their own are refused unless ``trust_remote_code``.
 
     Raises `UserError` where the model is unknown, cannot be loaded or reached, the device is not there, or a text of
     ``max_length`` tokens would not fit.
     """
-    target = _device(device)
+    target = resolve_device(device)
+    settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
-    model = _load(files, target)
-    return TextEncoder(model, files, EncoderSettings(pooling, normalize, prefix, max_length))
+    model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
+    return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
 
 
 class TextEncoder:
-    """Encodes texts to float32 embeddings. ``truncated`` counts the texts that were cut to ``max_length`` so far."""
+    """Encodes texts to float32 embeddings, block by block (`encode_blocks`) or all at once (`encode`).
 
-    def __init__(self, model: nn.Sequential, files: ModelFiles, settings: EncoderSettings) -> None:
-        self._files, self._weights_digest = files, files.weights_digest()
-        self._transformer: Any = model[0]
-        self._head = _head(model, settings.pooling)
-        self._tokenizer: Any = getattr(self._transformer, "tokenizer", None)
-        if not hasattr(self._transformer, "auto_model") or not callable(self._tokenizer):
+    The division into batches depends on the texts and ``batch_tokens``, and changes an embedding by rounding alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        files: ModelFiles,
+        settings: EncoderSettings,
+        *,
+        batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.files, self._weights_digest, self.remote_code = files, files.weights_digest(), trust_remote_code
+        self.transformer: Any = model[0]
+        self.head = head_of(model, settings.pooling)
+        tokenizer: Any = getattr(self.transformer, "tokenizer", None)
+        if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
             raise UserError(f"{files.name} is no transformer of texts, so it cannot encode captions.")
-        self.own_pooling = _own_pooling(model)
+        self.own_pooling = own_pooling(model)
         if settings.pooling == "model" and self.own_pooling == "none":
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
-        self.settings = EncoderSettings(**{**asdict(settings), "max_length": self._max_length(model, settings)})
-        self.truncated = 0
-        self.device = next(self._transformer.parameters()).device
-        self.dim = self._forward([self._tokenize(["a"])[0]]).shape[1]
+        special = tokenizer.num_special_tokens_to_add()
+        limit = most_tokens(model, self.transformer, settings.max_length, special, files.name)
+        self.settings = replace(settings, max_length=limit)
+        lower = bool(getattr(self.transformer, "do_lower_case", False))
+        self.tokenizer = TextTokenizer(tokenizer, settings.prefix, limit, lower)
+        self.device = next(self.transformer.parameters()).device
+        self._may_omit_mask = False
+        probe = self.tokenizer(["a", "b"])
+        masked = self.forward(probe, np.arange(1))
+        self.dim = masked.shape[1]
+        self._may_omit_mask = self._is_same_without_mask(probe, masked)
+        self.batch_tokens = batch_tokens or self._fitting_tokens()
+        self.block_tokens = BLOCK_BATCHES * self.batch_tokens
+        self.budget = BatchBudget(self.batch_tokens)
 
     def describe(self) -> dict[str, Any]:
         """What embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to rounding."""
         return {
-            "model": self._files.name,
-            "revision": self._files.revision,
+            "model": self.files.name,
+            "revision": self.files.revision,
             "weights": self._weights_digest,
             "pooling": self.settings.pooling,
             "normalized": self.settings.normalize,
             "prefix": self.settings.prefix,
             "max_length": self.settings.max_length,
+            "precision": self.settings.precision,
+            **({"remote_code": True} if self.remote_code else {}),
         }
 
     def notes(self) -> dict[str, Any]:
-        """What ``meta.json`` says besides: where a local model lay, how it pools itself, where it computed."""
-        path = None if self._files.revision else str(self._files.folder.resolve())
-        return {"model_path": path, "model_pooling": self.own_pooling, "device": str(self.device)}
+        """What ``meta.json`` says besides: where a local model lay, how it pools itself, where and how it computed."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return {
+            "model_path": None if self.files.revision else str(self.files.folder.resolve()),
+            "model_pooling": self.own_pooling,
+            "device": name,
+            "attention": attention_of(self.transformer),
+            "batch_tokens": self.batch_tokens,
+            "batch_halvings": self.budget.halvings,
+        }
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
-        """float32 (N, dim), row i for text i. Batches hold texts of similar length, whatever the order of ``texts``.
+    def encode(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> np.ndarray:
+        """float32 (N, dim), row i for text i. ``progress`` is called with numbers of texts as they are through.
 
-        ``progress`` is called with the number of texts after each batch. Raises `UserError` where a batch does not
-        fit in the GPU's memory.
+        Raises `UserError` where a text alone does not fit in the GPU's memory.
         """
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
-        tokens = self._tokenize(texts)
-        order = sorted(range(len(texts)), key=lambda row: (len(tokens[row]["input_ids"]), texts[row]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            try:
-                embeddings[rows] = self._forward([tokens[row] for row in rows]).cpu().numpy()
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"{len(rows)} texts of up to {len(tokens[rows[-1]]['input_ids'])} tokens do not fit in the memory "
-                    f"of {self.device}; use a smaller --batch-size than {batch_size}."
-                ) from error
-            if progress is not None:
-                progress(len(rows))
+        lengths = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        blocks = np.split(order, block_ends(lengths[order], self.block_tokens)[:-1])
+        encoded = self.encode_blocks(([texts[row] for row in rows] for rows in blocks if len(rows)), progress)
+        for rows, block in zip(blocks, encoded, strict=False):
+            embeddings[rows] = block.embeddings
         return embeddings
 
-    def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Token ids and masks of every text, unpadded."""
-        if not len(texts):
-            return []
-        prefixed = [self.settings.prefix + text for text in texts]
-        if getattr(self._transformer, "do_lower_case", False):
-            prefixed = [text.lower() for text in prefixed]
-        limit = self.settings.max_length
-        encoded = self._tokenizer(
-            prefixed, padding=False, truncation=limit is not None, max_length=limit, return_attention_mask=True
-        )
-        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        at_limit = [text for text, row in zip(prefixed, rows, strict=True) if len(row["input_ids"]) == limit]
-        if at_limit and limit is not None:
-            whole = self._tokenizer(at_limit, padding=False, truncation=False, verbose=False)["input_ids"]
-            self.truncated += sum(len(ids) > limit for ids in whole)
-        return rows
+    def encode_blocks(
+        self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
+    ) -> Iterator[EncodedBlock]:
+        """Each block's embeddings in order; the next block is tokenized meanwhile."""
+        return encode_ahead(self, blocks, progress)
+
+    def reference(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, dim), computed plainly: each text alone, in float32 (`captions.encoder_reference`)."""
+        return reference_embeddings(self, texts)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[dict[str, list[int]]]) -> torch.Tensor:
-        """Embeddings (B, dim) of tokenized texts, float32."""
-        features: dict[str, Any] = self._transformer(self._pad(rows))
+    def forward(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+        """Embeddings (B, dim) of some of the tokenized texts, float32, on the encoder's device."""
+        padded = self.tokenizer.pad(tokens, rows)
+        features: dict[str, Any] = self.transformer(self._features(padded))
+        mask = None if padded.mask is None else self._to_device(padded.mask)
         if self.settings.pooling == "model":
-            for module in self._head:
+            features.setdefault("attention_mask", torch.ones(padded.ids.shape, dtype=torch.int64, device=self.device))
+            for module in self.head:
                 features = module(features)
             embeddings = features["sentence_embedding"].float()
         else:
-            hidden = features["token_embeddings"].float()  # (B, T, D)
-            mask = features["attention_mask"]  # (B, T)
-            if self.settings.pooling == "mean":
-                weights = mask.unsqueeze(-1).float()
-                embeddings = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-            else:
-                first = mask.int().argmax(dim=1)
-                embeddings = hidden[torch.arange(len(hidden), device=hidden.device), first]
+            embeddings = self._pooled(features["token_embeddings"], mask)
         return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize else embeddings
 
-    def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Tensors (B, T) on the model's device, padded on the tokenizer's side to the longest text."""
-        fills = {"input_ids": self._tokenizer.pad_token_id or 0, "token_type_ids": self._tokenizer.pad_token_type_id}
-        width = max(1, *(len(row["input_ids"]) for row in rows))
-        left = self._tokenizer.padding_side == "left"
-        padded = {}
-        for name in rows[0]:
-            array = np.full((len(rows), width), fills.get(name, 0), dtype=np.int64)
-            for line, row in zip(array, rows, strict=True):
-                at = width - len(row[name]) if left else 0
-                line[at : at + len(row[name])] = row[name]
-            padded[name] = torch.from_numpy(array).to(self.device)
-        return padded
+    def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """float32 (B, D) of the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""
+        if self.settings.pooling == "cls":
+            if mask is None:
+                return hidden[:, 0].float()
+            return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)].float()
+        if mask is None:
+            return hidden.mean(dim=1, dtype=torch.float32)
+        weights = mask.unsqueeze(-1).float()
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def _max_length(self, model: nn.Sequential, settings: EncoderSettings) -> int | None:
-        """Tokens a text is cut to: what was asked for, else the model's own limit; None where it has none."""
-        own = getattr(model, "max_seq_length", None)
-        own = own if own is not None and own < UNLIMITED else None
-        possible = _positions(self._transformer.auto_model)
-        if settings.max_length is None:
-            return min((limit for limit in (own, possible) if limit is not None), default=None)
-        least = self._tokenizer.num_special_tokens_to_add() + 1
-        if settings.max_length < least or (possible is not None and settings.max_length > possible):
-            raise UserError(
-                f"--max-length {settings.max_length}: {self._files.name} takes texts of {least} to "
-                f"{possible or 'any number of'} tokens."
-            )
-        return settings.max_length
+    def _features(self, padded: Padded) -> dict[str, torch.Tensor]:
+        features = {"input_ids": self._to_device(padded.ids)}
+        if padded.type_ids is not None:
+            features["token_type_ids"] = self._to_device(padded.type_ids)
+        if padded.mask is not None:
+            features["attention_mask"] = self._to_device(padded.mask)
+        elif not self._may_omit_mask:
+            features["attention_mask"] = torch.ones_like(features["input_ids"])
+        return features
 
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA GPU that torch can use; try --device cpu.")
-    return device
+    def _is_same_without_mask(self, probe: Tokens, masked: torch.Tensor) -> bool:
+        """Whether the model takes texts of one length without a mask; its fastest attention often wants none."""
+        self._may_omit_mask = True
+        try:
+            return bool(torch.allclose(self.forward(probe, np.arange(1)), masked, rtol=1e-3, atol=1e-3))
+        except Exception:  # whatever a model that needs its mask raises
+            return False
 
-
-def _load(files: ModelFiles, device: str) -> nn.Sequential:
-    """The sentence-transformers model in float32, whatever type its weights are stored in."""
-    # Imported here since it takes seconds, which a wrong model name should not cost.
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model: nn.Sequential = SentenceTransformer(str(files.folder), device=device, local_files_only=True)
-    except Exception as error:  # whatever a broken or foreign folder makes the libraries raise
-        raise UserError(f"{files.folder} cannot be loaded as a text encoder: {first_line(error)}") from error
-    finally:
-        if had_bar:
-            transformers_logging.enable_progress_bar()
-    return model.float().eval()
-
-
-def _head(model: nn.Sequential, pooling: Pooling) -> list[nn.Module]:
-    """What follows the transformer, without Normalize; nothing where the pooling is ours."""
-    return [module for module in list(model)[1:] if type(module).__name__ != "Normalize"] if pooling == "model" else []
-
-
-def _own_pooling(model: nn.Sequential) -> str:
-    """How the model itself pools, and what it does after that: ``mean``, ``cls``, ``mean+Dense``, …"""
-    names = []
-    modules: list[Any] = list(model)[1:]
-    for module in modules:
-        name = type(module).__name__
-        if name == "Pooling":
-            mode = getattr(module, "pooling_mode", None) or module.get_pooling_mode_str()  # before release 6
-            name = mode if isinstance(mode, str) else "+".join(mode)
-        names.append(name)
-    return "+".join(name for name in names if name != "Normalize") or "none"
-
-
-def _positions(transformer: nn.Module) -> int | None:
-    """The most tokens that a transformer's position table or configuration allows; None where it does not say."""
-    table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    limit = getattr(getattr(transformer, "config", None), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    def _fitting_tokens(self) -> int:
+        """The tokens of a batch that suit the device: on a GPU half of its free memory, measured with one batch."""
+        if self.device.type != "cuda":
+            return CPU_BATCH_TOKENS
+        length = min(32, self.settings.max_length or 32)
+        count = PROBE_TOKENS // length
+        probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.forward(probe, np.arange(count))
+        used = torch.cuda.max_memory_allocated(self.device) - before
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return tokens_that_fit(free + cached, used / (count * length))

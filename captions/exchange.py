@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.embedding_store import INDEX_SCHEMA, EmbeddingStore, EmbeddingStoreWriter
+from artifacts.embedding_index import INDEX_SCHEMA
+from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
 from artifacts.m2d_dictionary import read_dictionary, write_dictionary

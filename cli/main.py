@@ -17,7 +17,7 @@ COMMANDS = {
     "pack": ("cli.pack", "pack", "Log-mel arrays → few large files, which training reads faster."),
     "unpack": ("cli.audio", "unpack", "A pack → the .npy files that it holds."),
     "captions": ("cli.captions", "captions", "Caption tables → one captions.parquet (fill, add, check, merge, …)."),
-    "embed-captions": ("cli.captions", "embed_captions", "Captions → an aligned store of sentence embeddings."),
+    "embed-captions": ("cli.embed", "embed_captions", "Captions → an aligned store of sentence embeddings."),
     "train": ("cli.train", "train", "Train M2D-CLAP on a data directory."),
     "zero-shot": ("cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
     "check": ("cli.jobs", "check", "Prove that what lies in a data directory fits together."),

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from artifacts.atomic import write_array, write_json
-from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+from artifacts.embedding_store import index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 
 MakeData = Callable[..., Path]

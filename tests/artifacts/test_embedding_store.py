@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.embedding_store import EmbeddingStore, EmbeddingStoreWriter, index_of
+from artifacts.embedding_store import EmbeddingStore, index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA
 
@@ -25,7 +26,7 @@ DIM = 4
 
 @pytest.fixture(autouse=True)
 def _sync_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 0.0)
+    monkeypatch.setattr("artifacts.embedding_writer.SYNC_SECONDS", 0.0)
 
 
 def captions_of(texts: list[str]) -> pa.Table:
@@ -86,7 +87,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, stop
 def test_rows_that_were_not_synced_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_of(captions_of([f"caption {i}" for i in range(10)]))
     write(tmp_path / "whole", index)
-    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 3600.0)
+    monkeypatch.setattr("artifacts.embedding_writer.SYNC_SECONDS", 3600.0)
     assert write(tmp_path / "stopped", index, stop_after=6).rows_done == 6
     assert EmbeddingStoreWriter(tmp_path / "stopped", index, DIM, "float16", SETTINGS).rows_done == 0
     write(tmp_path / "stopped", index)
@@ -125,9 +126,10 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from tests_store import captions_of, embed, DIM, SETTINGS
-import artifacts.embedding_store
-from artifacts.embedding_store import EmbeddingStoreWriter, index_of
-artifacts.embedding_store.SYNC_SECONDS = 0
+import artifacts.embedding_writer
+from artifacts.embedding_store import index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
+artifacts.embedding_writer.SYNC_SECONDS = 0
 index = index_of(captions_of([f"caption {i}" for i in range(10)]))
 writer = EmbeddingStoreWriter(Path(sys.argv[1]), index, DIM, "float16", SETTINGS)
 order = np.arange(10)[::-1]
@@ -158,7 +160,7 @@ def test_other_settings_conflict_and_are_named(tmp_path: Path) -> None:
             ({"settings": {**SETTINGS, "pooling": "cls"}}, "pooling"),
             ({"dtype": "float32"}, "dtype"),
             ({"dim": 8}, "dim"),
-            ({"index": index_of(captions_of(["a", "c"]))}, "rows_digest"),
+            ({"index": index_of(captions_of(["a", "c"]))}, "--reuse"),
         ):
             request = {"index": index_of(captions), "dim": DIM, "dtype": "float16", "settings": SETTINGS, **change}
             with pytest.raises(FingerprintConflictError, match=key):

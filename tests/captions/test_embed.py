@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import CheckFailedError, FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from captions.embed import embed_captions
+from captions.encoder_batches import EncodedBlock
 
 if TYPE_CHECKING:
     from captions.encoder import TextEncoder
@@ -30,17 +31,17 @@ DIM = 6
 
 @pytest.fixture(autouse=True)
 def _sync_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.embedding_store.SYNC_SECONDS", 0.0)
+    monkeypatch.setattr("artifacts.embedding_writer.SYNC_SECONDS", 0.0)
 
 
 class HashEncoder:
     """Numbers between -1 and 1 that depend on the text alone; counts what it is asked for."""
 
     dim = DIM
+    block_tokens = 24  # two or three texts
 
     def __init__(self, stop_after: int | None = None, kill: bool = False, **settings: Any) -> None:
         self.stop_after, self.kill, self.settings = stop_after, kill, settings
-        self.truncated = 0
         self.calls: list[list[str]] = []
 
     def describe(self) -> dict[str, Any]:
@@ -49,15 +50,24 @@ class HashEncoder:
     def notes(self) -> dict[str, Any]:
         return {"model_path": None}
 
-    def encode(
-        self, texts: Sequence[str], batch_size: int = 4, progress: Callable[[int], object] | None = None
-    ) -> np.ndarray:
-        if self.stop_after is not None and len(self.calls) >= self.stop_after:
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("stopped")
-        self.calls.append(list(texts))
-        self.truncated += sum(len(text) > 20 for text in texts)
+    def encode_blocks(
+        self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
+    ) -> Iterator[EncodedBlock]:
+        for texts in blocks:
+            if self.stop_after is not None and len(self.calls) >= self.stop_after:
+                if self.kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("stopped")
+            self.calls.append(list(texts))
+            yield EncodedBlock(self.vectors(texts), sum(len(text) > 20 for text in texts), 0, 0)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return self.reference(texts)
+
+    def reference(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([vector(text) for text in texts])
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack([vector(text) for text in texts])
 
 
@@ -92,29 +102,30 @@ TEXTS = [f"caption number {i % 13}{' and more words' * (i % 3)}" for i in range(
     st.integers(1, 7),
 )
 def test_row_i_is_the_embedding_of_caption_i(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], shard_texts: int
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], block_tokens: int
 ) -> None:
     folder = tmp_path_factory.mktemp("embed")
     path, encoder = captions_in(folder, texts), HashEncoder()
-    store = embed_captions(path, folder / "store", encoder, shard_texts=shard_texts).store
+    store = embed_captions(path, folder / "store", encoder, block_tokens=block_tokens).store
     np.testing.assert_array_equal(store.embeddings, np.stack([vector(text) for text in texts]).astype(np.float16))
     store.verify(read_captions(path))
-    shards = encoder.calls[: -len(texts)]  # without the check, which encodes each row alone
-    encoded = [text for shard in shards for text in shard]
+    encoded = [text for block in encoder.calls for text in block]
     assert sorted(encoded) == sorted(set(texts))  # each text once
-    assert [len(text.encode()) for text in encoded] == sorted(len(text.encode()) for text in encoded)
-    assert all(len(shard) <= shard_texts for shard in shards)
+    lengths = [len(text.encode()) for text in encoded]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_what_the_metadata_say(tmp_path: Path) -> None:
     path = captions_in(tmp_path, TEXTS)
-    meta = embed_captions(path, tmp_path / "store", HashEncoder(), batch_size=16).store.meta
-    assert {key: meta[key] for key in ("model", "pooling", "rows", "dim", "dtype", "batch_size", "model_path")} == {
-        "model": "hash", "pooling": "mean", "rows": 50, "dim": DIM, "dtype": "float16", "batch_size": 16,
+    meta = embed_captions(path, tmp_path / "store", HashEncoder()).store.meta
+    assert {key: meta[key] for key in ("model", "pooling", "rows", "dim", "dtype", "format", "model_path")} == {
+        "model": "hash", "pooling": "mean", "rows": 50, "dim": DIM, "dtype": "float16", "format": 2,
         "model_path": None,
     }  # fmt: skip
     different = set(TEXTS)
-    assert meta["counts"] == {"texts": len(different), "truncated": sum(len(text) > 20 for text in different)}
+    expected = {"texts": len(different), "truncated": sum(len(text) > 20 for text in different)}
+    none = {"reused_texts": 0, "reused_rows": 0, "tokens": 0, "tokens_with_padding": 0}
+    assert meta["counts"] == {**none, **expected}
     assert meta["check"]["rows"] == 50
     assert 0.99999 < meta["check"]["smallest_cosine"] <= 1
     assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "meta.json"]
@@ -128,20 +139,22 @@ def test_float32_is_stored_as_it_is(tmp_path: Path) -> None:
         embed_captions(path, tmp_path / "other", HashEncoder(), dtype="int8")
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 4, 9, 12])
+@pytest.mark.parametrize("stop_after", [0, 1, 4, 9])
 def test_a_run_that_stops_anywhere_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, stop_after: int) -> None:
     path = captions_in(tmp_path, TEXTS)
-    embed_captions(path, tmp_path / "whole", HashEncoder(), shard_texts=3)
+    embed_captions(path, tmp_path / "whole", HashEncoder())
     with pytest.raises(RuntimeError, match="stopped"):
-        embed_captions(path, tmp_path / "stopped", HashEncoder(stop_after), shard_texts=3)
+        embed_captions(path, tmp_path / "stopped", HashEncoder(stop_after))
     with pytest.raises(UserError, match="unfinished"):
         EmbeddingStore.open(tmp_path / "stopped")
     again = HashEncoder()
-    result = embed_captions(path, tmp_path / "stopped", again, shard_texts=3)
+    result = embed_captions(path, tmp_path / "stopped", again)
     assert result.done + result.skipped == 50
     assert (result.skipped > 0) == (stop_after > 0)
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
-    assert len(again.calls) == 13 - min(stop_after, 13) + 50  # the other shards, and the check
+    whole = HashEncoder()
+    embed_captions(path, tmp_path / "again", whole)
+    assert again.calls == whole.calls[stop_after:]  # the other blocks, divided as ever
 
 
 KILLED = """
@@ -150,10 +163,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[1])))
 from embedding_test import HashEncoder
 from captions.embed import embed_captions
-import artifacts.embedding_store
-artifacts.embedding_store.SYNC_SECONDS = 0
+from captions.encoder_batches import EncodedBlock
+import artifacts.embedding_writer
+artifacts.embedding_writer.SYNC_SECONDS = 0
 folder = Path(sys.argv[1])
-embed_captions(folder / "captions.parquet", folder / "killed", HashEncoder(5, kill=True), shard_texts=3)
+embed_captions(folder / "captions.parquet", folder / "killed", HashEncoder(5, kill=True))
 """
 
 
@@ -164,8 +178,8 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "killed" / "progress.json").exists()
-    embed_captions(path, tmp_path / "killed", HashEncoder(), shard_texts=3)
-    embed_captions(path, tmp_path / "whole", HashEncoder(), shard_texts=3)
+    embed_captions(path, tmp_path / "killed", HashEncoder())
+    embed_captions(path, tmp_path / "whole", HashEncoder())
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
@@ -183,7 +197,7 @@ def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:
 def test_other_settings_or_captions_are_a_conflict(tmp_path: Path, stop_after: int | None) -> None:
     path, store = captions_in(tmp_path, TEXTS), tmp_path / "store"
     try:
-        embed_captions(path, store, HashEncoder(stop_after), shard_texts=3)
+        embed_captions(path, store, HashEncoder(stop_after))
     except RuntimeError:
         assert stop_after is not None
     with pytest.raises(FingerprintConflictError, match="prefix: '' → 'query: '"):
@@ -191,7 +205,7 @@ def test_other_settings_or_captions_are_a_conflict(tmp_path: Path, stop_after: i
     with pytest.raises(FingerprintConflictError, match="dtype: 'float16' → 'float32'"):
         embed_captions(path, store, HashEncoder(), dtype="float32")
     captions_in(tmp_path, [*TEXTS[:-1], "another"])
-    with pytest.raises(FingerprintConflictError, match="rows_digest"):
+    with pytest.raises(FingerprintConflictError, match=r"other captions.*--reuse"):
         embed_captions(path, store, HashEncoder())
     embed_captions(path, store, HashEncoder(), overwrite=True).store.verify(read_captions(path))
 
@@ -214,8 +228,11 @@ class FaultyEncoder(HashEncoder):
         super().__init__()
         self.text, self.value = text, value
 
-    def encode(self, texts: Sequence[str], *rest: Any, **named: Any) -> np.ndarray:
-        embeddings = super().encode(texts, *rest, **named)
+    def reference(self, texts: Sequence[str]) -> np.ndarray:
+        return self.vectors(texts) if np.isfinite(self.value) else super().reference(texts)
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        embeddings = super().vectors(texts)
         embeddings[[text == self.text for text in texts], 2] = self.value
         return embeddings
 
@@ -236,23 +253,50 @@ def test_values_beyond_float16_name_their_caption_and_the_way_out(tmp_path: Path
     ).store.meta
 
 
-class ForgetfulEncoder(HashEncoder):
-    """Gives a text alone other numbers than among others."""
+class OtherEncoder(HashEncoder):
+    """Its batches are a little off the plain computation: in the sample that is encoded first, or only later."""
 
-    def encode(self, texts: Sequence[str], *rest: Any, **named: Any) -> np.ndarray:
-        return -super().encode(texts, *rest, **named) if len(texts) == 1 else super().encode(texts, *rest, **named)
+    def __init__(self, off: float, sample: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.off, self.sample = off, sample
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return self.turned(texts) if self.sample else super().encode(texts)
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        return super().vectors(texts) if self.sample else self.turned(texts)
+
+    def turned(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = super().vectors(texts).astype(np.float64)
+        across = np.roll(vectors, 1, axis=1)
+        across -= vectors * ((across * vectors).sum(1) / (vectors**2).sum(1))[:, None]
+        across *= (np.linalg.norm(vectors, axis=1) / np.linalg.norm(across, axis=1))[:, None]
+        return (vectors + self.off * across).astype(np.float32)
 
 
-def test_rows_that_do_not_come_out_again_fail_the_check(tmp_path: Path) -> None:
+def test_an_encoder_that_loses_too_much_is_found_out_before_anything_is_written(tmp_path: Path) -> None:
+    path = captions_in(tmp_path, TEXTS)
+    off = 0.008  # a cosine of 0.99997
+    with pytest.raises(CheckFailedError, match=r"row \d+ \(clip 'c\d+'\), encoded in batches .*0\.99996"):
+        embed_captions(path, tmp_path / "store", OtherEncoder(off, sample=True, precision="fp32"))
+    assert not (tmp_path / "store").exists()
+    half = embed_captions(path, tmp_path / "store", OtherEncoder(off, sample=True, precision="bf16")).store
+    check = half.meta["check"]
+    assert 0.99995 < check["smallest_cosine_before_storing"] < 0.99999 < check["smallest_cosine"]
+    with pytest.raises(CheckFailedError, match="--precision fp32"):
+        embed_captions(path, tmp_path / "other", OtherEncoder(0.02, sample=True, precision="bf16"))
+
+
+def test_stored_rows_that_are_off_make_no_store(tmp_path: Path) -> None:
     path = captions_in(tmp_path, ["a", "b"])
-    with pytest.raises(CheckFailedError, match=r"row \d \(clip 'c\d'\), encoded again, has a cosine of -1\.0"):
-        embed_captions(path, tmp_path / "store", ForgetfulEncoder())
+    with pytest.raises(CheckFailedError, match=r"row \d \(clip 'c\d'\), as stored, .*--overwrite"):
+        embed_captions(path, tmp_path / "store", OtherEncoder(0.008, sample=False))
     with pytest.raises(UserError, match="unfinished"):
         EmbeddingStore.open(tmp_path / "store")
 
 
 def test_a_text_with_very_many_rows_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.embedding_store.SCATTER_ROWS", 4)
+    monkeypatch.setattr("artifacts.embedding_writer.SCATTER_ROWS", 4)
     texts = ["label"] * 11 + ["other"] * 6
     store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", HashEncoder()).store
     np.testing.assert_array_equal(store.embeddings, np.stack([vector(text) for text in texts]).astype(np.float16))
@@ -260,8 +304,55 @@ def test_a_text_with_very_many_rows_is_written_in_parts(tmp_path: Path, monkeypa
 
 def test_with_a_real_encoder(tmp_path: Path, encoder: TextEncoder) -> None:
     texts = ["A dog barks.", "The sound of Speech.", "A dog barks.", "Wind blows, and a man speaks softly.", "x"]
-    store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", encoder, batch_size=2).store
+    store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", encoder).store
     np.testing.assert_allclose(store.embeddings, encoder.encode(texts), atol=2e-3)
     np.testing.assert_array_equal(store.embeddings[0], store.embeddings[2])
     assert store.meta["weights"] == encoder.describe()["weights"]
     assert store.meta["check"]["smallest_cosine"] > 0.99999
+
+
+MORE = ["new text", *TEXTS[10:], "another new text", "caption number 3", "new text"]
+
+
+def test_reuse_encodes_only_new_texts(tmp_path: Path) -> None:
+    embed_captions(captions_in(tmp_path, TEXTS), tmp_path / "old", HashEncoder())
+    path, encoder = captions_in(tmp_path, MORE), HashEncoder()
+    result = embed_captions(path, tmp_path / "new", encoder, reuse=tmp_path / "old")
+    assert sorted(text for block in encoder.calls for text in block) == ["another new text", "new text"]
+    assert (result.done, result.reused, result.skipped) == (3, len(MORE) - 3, 0)
+    assert result.store.meta["counts"]["reused_rows"] == len(MORE) - 3
+    np.testing.assert_array_equal(result.store.embeddings, np.stack([vector(t) for t in MORE]).astype(np.float16))
+    result.store.verify(read_captions(path))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1])
+def test_reuse_survives_a_stop(tmp_path: Path, stop_after: int) -> None:
+    embed_captions(captions_in(tmp_path, TEXTS), tmp_path / "old", HashEncoder())
+    texts = [*MORE, *(f"added {i}" for i in range(20))]
+    path = captions_in(tmp_path, texts)
+    embed_captions(path, tmp_path / "whole", HashEncoder(), reuse=tmp_path / "old")
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "stopped", HashEncoder(stop_after), reuse=tmp_path / "old")
+    embed_captions(path, tmp_path / "stopped", HashEncoder(), reuse=tmp_path / "old")
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "without", HashEncoder(stop_after), reuse=tmp_path / "old")
+    without = embed_captions(path, tmp_path / "without", HashEncoder())  # what was copied stays
+    assert without.skipped >= len(MORE) - 3
+    np.testing.assert_array_equal(without.store.embeddings, EmbeddingStore.open(tmp_path / "whole").embeddings)
+
+
+def test_reuse_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    path = captions_in(tmp_path, TEXTS)
+    embed_captions(path, tmp_path / "old", HashEncoder())
+    embed_captions(path, tmp_path / "wide", HashEncoder(), dtype="float32")
+    with pytest.raises(FingerprintConflictError, match="prefix: '' → 'q'"):
+        embed_captions(path, tmp_path / "new", HashEncoder(prefix="q"), reuse=tmp_path / "old")
+    with pytest.raises(FingerprintConflictError, match="dtype: 'float16' → 'float32'"):
+        embed_captions(path, tmp_path / "new", HashEncoder(), dtype="float32", reuse=tmp_path / "old")
+    with pytest.raises(UserError, match="another folder"):
+        embed_captions(path, tmp_path / "old", HashEncoder(), reuse=tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+    embed_captions(path, tmp_path / "new", HashEncoder(), reuse=tmp_path / "wide")
+    files = {name: (tmp_path / name / "embeddings.npy").read_bytes() for name in ("old", "new")}
+    assert files["old"] == files["new"]

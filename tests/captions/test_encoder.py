@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from artifacts.errors import UserError
-from captions.encoder import TextEncoder, _positions, load_encoder
+from captions.encoder import TextEncoder, load_encoder
+from captions.encoder_batches import BatchBudget
+from captions.encoder_model import positions
+from captions.encoder_tokens import Tokens
 from captions.model_files import ModelFiles, find_model
 
 TEXTS = [
@@ -72,10 +75,10 @@ def test_a_prefix_is_part_of_every_text(encoder: TextEncoder, minilm: Path) -> N
 
 def test_truncated_texts_are_counted(minilm: Path) -> None:
     encoder = load_encoder(str(minilm), "cpu", max_length=5)
-    assert encoder.truncated == 0
     exact, longer, short = "a b c", "a b c d", "a"  # with the two special tokens 5, 6 and 3 tokens
-    embeddings = encoder.encode([exact, longer, short, longer])
-    assert encoder.truncated == 2
+    block = next(encoder.encode_blocks([[exact, longer, short, longer]]))
+    embeddings = block.embeddings
+    assert (block.truncated, block.tokens, block.computed) == (2, 18, 20)  # padded to five each
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-5)
     assert load_encoder(str(minilm), "cpu").describe()["max_length"] == 256
 
@@ -88,8 +91,9 @@ def test_a_length_that_the_model_cannot_take(minilm: Path, max_length: int) -> N
 
 def test_the_longest_text_that_the_model_can_take(minilm: Path) -> None:
     encoder = load_encoder(str(minilm), "cpu", max_length=512)
-    assert np.isfinite(encoder.encode(["word " * 5000])).all()
-    assert encoder.truncated == 1
+    block = next(encoder.encode_blocks([["word " * 5000]]))
+    assert np.isfinite(block.embeddings).all()
+    assert (block.truncated, block.tokens) == (1, 512)
 
 
 def test_nothing_to_encode(encoder: TextEncoder) -> None:
@@ -101,16 +105,21 @@ def test_nothing_to_encode(encoder: TextEncoder) -> None:
 def test_rows_do_not_depend_on_their_order_or_neighbours(
     encoder: TextEncoder, texts: list[str], random: object, batch_size: int
 ) -> None:
-    expected = encoder.encode(texts, batch_size=64)
+    expected = encoder.encode(texts)
     order = list(range(len(texts)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    shuffled = encoder.encode([texts[row] for row in order], batch_size=batch_size)
+    encoder.batch_tokens, batch_tokens = batch_size, encoder.batch_tokens
+    try:
+        shuffled = encoder.encode([texts[row] for row in order])
+    finally:
+        encoder.batch_tokens = batch_tokens
     np.testing.assert_allclose(shuffled, expected[order], atol=3e-6)
 
 
-def test_progress_is_told_after_every_batch(encoder: TextEncoder) -> None:
+def test_progress_is_told_after_every_batch(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    encoder.encode(["a", "b", "c"], batch_size=2, progress=steps.append)
+    monkeypatch.setattr(encoder, "batch_tokens", 6)  # each text is three tokens
+    encoder.encode(["a", "b", "c"], progress=steps.append)
     assert steps == [2, 1]
 
 
@@ -124,10 +133,18 @@ def test_what_metadata_say(encoder: TextEncoder, minilm: Path) -> None:
         "normalized": False,
         "prefix": "",
         "max_length": 256,
+        "precision": "fp32",
     }
     assert described["weights"].startswith("sha256:")
     assert json.loads(json.dumps(described)) == described
-    assert encoder.notes() == {"model_path": str(minilm.resolve()), "model_pooling": "mean", "device": "cpu"}
+    assert encoder.notes() == {
+        "model_path": str(minilm.resolve()),
+        "model_pooling": "mean",
+        "device": "cpu",
+        "attention": "sdpa",
+        "batch_tokens": 2048,
+        "batch_halvings": 0,
+    }
 
 
 def copy_of(minilm: Path, folder: Path) -> Path:
@@ -225,12 +242,34 @@ def test_broken_models(minilm: Path, tmp_path: Path, name: str, content: bytes |
 
 
 def test_a_gpu_without_memory_says_which_option_helps(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(encoder, "_forward", full)
-    with pytest.raises(UserError, match="smaller --batch-size than 2"):
-        encoder.encode(["a", "b"], batch_size=2)
+    monkeypatch.setattr(encoder, "budget", BatchBudget(2048))
+    monkeypatch.setattr(encoder, "forward", full)
+    with pytest.raises(UserError, match=r"a text of 3 tokens does not fit .* --max-length"):
+        encoder.encode(["a", "b"])
+
+
+def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with room for 40 tokens: what is too large is tried once, then never again."""
+    expected, forward, refused = encoder.encode(TEXTS[:4] * 8), encoder.forward, []
+
+    def small(tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+        size = len(rows) * int(tokens.lengths[rows].max())
+        if size > 40:
+            refused.append(size)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(tokens, rows)
+
+    monkeypatch.setattr(encoder, "budget", BatchBudget(2048))
+    monkeypatch.setattr(encoder, "forward", small)
+    np.testing.assert_allclose(encoder.encode(TEXTS[:4] * 8), expected, atol=3e-6)
+    assert encoder.notes()["batch_halvings"] == len(refused) > 0
+    assert encoder.budget.tokens <= 40
+    again = len(refused)
+    encoder.encode(TEXTS[:4] * 8)
+    assert len(refused) == again
 
 
 def test_digests_of_weights(tmp_path: Path) -> None:
@@ -324,4 +363,4 @@ def test_how_many_tokens_a_model_has_places_for(
     if table is not None:
         embeddings.position_embeddings = table
     model.embeddings, model.config = embeddings, type("Config", (), config)()
-    assert _positions(model) == limit
+    assert positions(model) == limit

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.embedding_store import EmbeddingStore, EmbeddingStoreWriter, index_of
+from artifacts.embedding_store import EmbeddingStore, index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.m2d_dictionary import read_dictionary
 from artifacts.tables import CAPTIONS_SCHEMA

