@@ -22,6 +22,10 @@ COMMANDS = {
     "zero-shot": ("cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
     "check": ("cli.jobs", "check", "Prove that what lies in a data directory fits together."),
     "export": ("cli.export", "export", "Write what we have in the formats of others."),
+    "run": ("cli.recipes", "run", "Run the stages in a recipe: what is done is skipped, what changed is redone."),
+    "status": ("cli.recipes", "status", "How far a recipe has come."),
+    "init": ("cli.recipes", "init", "Write a commented recipe to fill in."),
+    "sound-set": ("cli.sound_set", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
     "demo": ("cli.jobs", "demo", "Every stage on a small synthetic AudioSet-like set."),
 }
 

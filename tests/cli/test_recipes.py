@@ -1,0 +1,291 @@
+"""Recipes as the command line knows them: every option of every command, the written ones that ship, and bad ones."""
+
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import COMMANDS, m2dprep
+from cli.recipe_kinds import stage_kinds
+from workflows.demo import DemoSettings, _commands, _zero_shot_command
+from workflows.recipe import Recipe, read_recipe
+from workflows.recipe_plan import HOW, HOW_OF
+from workflows.recipe_template import audioset_recipe, demo_recipe
+from workflows.recipe_uses import HOW as HOW_PATHS
+from workflows.recipe_uses import ROLES
+
+RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
+KINDS = stage_kinds()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(m2dprep, [*arguments])
+
+
+def read(path: Path, text: str) -> Recipe:
+    path.write_text(text)
+    return read_recipe(path, KINDS, {"bundled_text_model": lambda: "the-model"})
+
+
+def test_every_command_is_a_stage_or_no_stage_on_purpose() -> None:
+    assert {kind.words[0] for kind in KINDS.values()} == set(COMMANDS) - {"demo", "run", "status", "init"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_is_known_what_every_path_of_a_stage_is_to_it(name: str) -> None:
+    paths = {option.key for option in KINDS[name].options if option.is_path} - HOW_PATHS
+    assert paths == set(ROLES[name]) & paths, (
+        f"workflows/recipe_uses.py does not say what {paths - set(ROLES[name])} is"
+    )
+
+
+def test_options_that_decide_nothing_are_options() -> None:
+    everywhere = {option.key for kind in KINDS.values() for option in kind.options}
+    assert everywhere >= HOW
+    for name, keys in HOW_OF.items():
+        assert set(KINDS[name].keys()) >= keys
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_stage_types_is_what_the_command_reads(name: str, tmp_path: Path) -> None:
+    """Every option of a command with some value, through a recipe's text and Click's own parser."""
+    kind = KINDS[name]
+    samples = {option.key: _sample(option.key, option.choices, option.is_flag) for option in kind.options}
+    lines = [f"    {key}: {json.dumps(value)}" for key, value in samples.items()]
+    recipe = read(tmp_path / "r.yaml", f"data: d\nstages:\n  {name}:\n" + "\n".join(lines) + "\n")
+    (stage,) = recipe.stages
+    arguments = kind.arguments(stage.values)
+    group: click.Command = m2dprep
+    context = click.Context(group)
+    for word in kind.words:
+        assert isinstance(group, click.Group)
+        command = group.get_command(context, word)
+        assert command is not None
+        group = command
+    parser = group.make_parser(click.Context(group))
+    parsed, _, _ = parser.parse_args(arguments[len(kind.words) :])
+    for parameter in group.params:
+        if parameter.name in ("as_json", "overwrite", "help") or parameter.name not in parsed:
+            continue
+        value = parsed[parameter.name]
+        texts = value if isinstance(value, list | tuple) else [value]
+        assert texts, parameter.name
+        assert all(isinstance(text, bool) or str(text) in map(str, samples.values()) for text in texts), parameter.name
+
+
+def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
+    if is_flag:
+        return True
+    if choices:
+        return choices[-1]
+    if key in ("input_size", "patch_size"):
+        return "80x208"
+    numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
+    words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
+    others = ("nodes", "gpus", "check", "port")
+    number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))
+    return (1 if "ratio" in key else 4) if number else f"-{key}"
+
+
+BAD = [
+    ("stages: {melspec: {src: a, dst: b}}", "line 1: a recipe needs data"),
+    ("data: d", "needs stages"),
+    ("data: d\nstage: {}", "line 2: a recipe has no 'stage'; did you mean 'stages'?"),
+    (
+        "data: d\nstages:\n  melspecs: {src: a, dst: b}",
+        "line 3: 'melspecs' is no kind of stage; did you mean 'melspec'?",
+    ),
+    ("data: d\nstages:\n  a: {stage: melspek}", "line 3: there is no stage 'melspek'; did you mean 'melspec'?"),
+    ("data: d\nstages:\n  melspec:\n    src: a\n    dts: b", "line 5: melspec has no 'dts'; did you mean 'dst'?"),
+    ("data: d\nstages:\n  melspec:\n    src: a", "line 3: melspec needs dst"),
+    ("data: d\nstages:\n  stats:\n    lms: l\n    recompute: 1", "line 5: recompute must be true or false, not 1"),
+    ("data: d\nstages:\n  stats:\n    lms: [a, b]", "line 4: lms takes one value, not a list"),
+    ("data: d\nstages:\n  stats:\n    lms: {a: b}", "line 4: lms must be a path, not keys with values"),
+    ("data: d\nstages:\n  pack: {lms: l, threads: two}", "line 3: threads: 'two' is not a valid integer"),
+    ("data: d\nstages:\n  pack: {lms: l, threads: 0}", "threads: 0 is not in the range x>=1"),
+    ("data: d\nstages:\n  pack: {lms: l, dtype: float64}", "dtype: 'float64' is not one of"),
+    ("data: d\nstages:\n  pack: {lms: l, dtype: yes}", "dtype must be one of float32, float16, not true"),
+    ("data: d\nstages:\n  pack: {lms: l, overwrite: true}", "overwrite is not for recipes: `m2dprep run --overwrite`"),
+    ("data: d\nstages:\n  pack: {lms: l}\n  pack: {lms: m}", "line 4: 'pack' is set twice, first in line 3"),
+    ("data: d\nstages:\n  pack: {lms: l, clips-per-shard: 1, clips_per_shard: 2}", "clips_per_shard is set twice"),
+    ("data: d\nstages:\n  pack: {lms: '${NO_SUCH_VARIABLE}/l'}", "${NO_SUCH_VARIABLE} is not set"),
+    (
+        "data: d\nstages:\n  pack: {lms: l, after: stat}\n  stats: {lms: l}",
+        "'stat', which is no stage; did you mean 'stats'?",
+    ),
+    ("data: d\nstages:\n  pack: {lms: l, after: stats}\n  stats: {lms: l, after: pack}", "stages wait for each other"),
+    ("data: d\nstages:\n  stats: {lms: l}\n  again: {stage: stats, lms: l}", "both write"),
+    ("data: d\nworkers: many\nstages:\n  check: {}", "line 2: workers: 'many' is not a valid integer"),
+    ("data: d\ncluster: {clustre: slurm}\nstages:\n  check: {}", "cluster has no 'clustre'; did you mean 'cluster'?"),
+    ("data: d\nstages:\n  embed-captions: {captions: c}", "embed-captions needs out"),
+    ("data: [d", "is not YAML"),
+    ("- data", "a recipe must be keys with values, not a list"),
+    ("data: d\nstages:\n  stats: {lms: nowhere}", "stats reads"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_recipes_are_refused_with_file_line_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(text + "\n")
+    result = run("run", "r.yaml")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "r.yaml" in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.glob("d/_recipe/*/state.json"))
+
+
+def test_settings_for_all_stages_reach_those_that_know_them(tmp_path: Path) -> None:
+    text = """
+data: d
+seed: 7
+workers: 3
+cluster: {cluster: slurm, jobs: 2}
+stages:
+  melspec: {src: wavs, dst: "${data}/a_lms"}
+  check: {workers: 1}
+  held-out: {stage: melspec, src: wavs, dst: b_lms, cluster: null}
+  elsewhere: {stage: melspec, src: wavs, dst: c_lms, scheduler: "tcp://host:1"}
+  train: {out: run, seed: 1}
+"""
+    values = {stage.name: stage.values for stage in read(tmp_path / "r.yaml", text).stages}
+    assert values["melspec"] == {"src": ["wavs"], "dst": ["d/a_lms"], "cluster": ["slurm"], "jobs": ["2"]}
+    assert values["check"] == {"data": ["d"], "workers": ["1"]}  # its own workers are on this machine
+    assert values["held-out"] == {"src": ["wavs"], "dst": ["b_lms"], "workers": ["3"]}
+    assert values["elsewhere"] == {"src": ["wavs"], "dst": ["c_lms"], "scheduler": ["tcp://host:1"]}
+    assert values["train"] == {"data": ["d"], "out": ["run"], "seed": ["1"]}  # whose workers load data
+
+
+def test_values_are_taken_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAVS", "/nfs/wavs")
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+data: d
+stages:
+  melspec: &common {src: "${WAVS}/a", dst: a_lms, min_seconds: 2.10, name: 2024, files: ~/list.csv, ignore_space: true}
+  other: {<<: *common, stage: melspec, dst: "${DST:-b_lms}", name: b, ignore_space: false}
+"""
+    first, second = read(tmp_path / "r.yaml", text).stages
+    line = ["melspec", "--min-seconds=2.10", "--files=/home/me/list.csv", "--name=2024", "--ignore-space"]
+    assert first.kind.arguments(first.values) == [*line, "/nfs/wavs/a", "a_lms"]
+    assert second.kind.arguments(second.values) == [*line[:3], "--name=b", "/nfs/wavs/a", "b_lms"]
+
+
+def test_the_demo_as_a_recipe_types_what_the_demo_types(tmp_path: Path) -> None:
+    assert (RECIPES / "demo.yaml").read_text() == demo_recipe(), "write docs/recipes/demo.yaml anew"
+    recipe = read(tmp_path / "demo.yaml", demo_recipe())
+    settings = DemoSettings(Path("demo"), 40, 10, 0, 2, None, "the-model", False)
+    source, data, trained = Path("demo/source"), Path("demo/data"), Path("demo/run")
+    wanted = [*_commands(settings, source, data, trained), _zero_shot_command(settings, source, trained)]
+    assert [_meaning(stage.kind.arguments(stage.values)) for stage in recipe.stages[1:]] == list(map(_meaning, wanted))
+    assert _meaning(recipe.stages[0].kind.arguments(recipe.stages[0].values)) == (
+        "sound-set", {"clips": 40, "held_out": 10, "seed": 0, "out": Path("demo/source")},
+    )  # fmt: skip
+
+
+def _meaning(line: list[str]) -> tuple[str, dict[str, object]]:
+    """A command line as its command understands it, without what does not change the result."""
+    command: click.Command = m2dprep
+    words = []
+    while isinstance(command, click.Group):
+        words.append(line[len(words)])
+        found = command.get_command(click.Context(command), words[-1])
+        assert found is not None
+        command = found
+    values = command.make_context(words[-1], list(line[len(words) :]), resilient_parsing=False).params
+    return " ".join(words), {
+        key: value for key, value in values.items() if value and key not in ("workers", "as_json")
+    } | ({"seed": values["seed"]} if "seed" in values else {})
+
+
+def test_the_audioset_recipe_is_planned_as_it_should_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, files in {
+        "audioset": [
+            "balanced_train_segments.csv",
+            "unbalanced_train_segments.csv",
+            "eval_segments.csv",
+            "ontology.json",
+        ],
+        "captions": ["auto_acd/train.csv", "ACalt4.csv"],
+        "esc50": ["clips.csv"],
+    }.items():
+        monkeypatch.setenv(folder.upper(), str(tmp_path / folder))
+        for name in files:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).touch()
+    (tmp_path / "audioset" / "wavs").mkdir()
+    monkeypatch.setenv("M2DPREP_DATA", str(tmp_path / "data"))
+    planned = run("run", str(RECIPES / "audioset.yaml"), "--dry-run", "--json")
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)
+    order = [decision["stage"] for decision in plan["plan"]]
+    assert {decision["action"] for decision in plan["plan"]} == {"run"}
+    assert order.index("fill") < order.index("acalt4") < order.index("lint") < order.index("embed-captions")
+    assert order[-3:] == ["check", "train", "zero-shot"]
+    recipe = read_recipe(RECIPES / "audioset.yaml", KINDS)
+    assert set(recipe.stage("train").needs) == {"melspec", "stats", "pack", "training-list", "embed-captions", "check"}
+    assert recipe.stage("melspec").values["cluster"] == ["slurm"]
+    (tmp_path / "captions" / "ACalt4.csv").unlink()
+    missing = run("run", str(RECIPES / "audioset.yaml"), "--dry-run")
+    assert missing.exit_code == 2
+    assert re.search(r"audioset\.yaml, line \d+: acalt4 reads .*ACalt4\.csv, which is missing", missing.stderr)
+
+
+def test_init_writes_a_recipe_of_all_options_and_never_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init").exit_code == 0
+    text = Path("recipe.yaml").read_text()
+    assert text == audioset_recipe(KINDS)
+    recipe = read_recipe(Path("recipe.yaml"), KINDS)
+    assert [stage.name for stage in recipe.stages] == [
+        "melspec", "stats", "fill", "acalt4", "embed-captions", "check", "train",
+    ]  # fmt: skip
+    again = run("init")
+    assert again.exit_code == 2
+    assert "there already" in again.stderr
+    assert run("init", "demo.yaml", "--demo").exit_code == 0
+    assert Path("demo.yaml").read_text() == demo_recipe()
+
+
+def test_every_line_in_comments_of_a_new_recipe_is_valid_when_uncommented(tmp_path: Path) -> None:
+    text = audioset_recipe(KINDS)
+    commented = re.sub(r"^    # (\w+:)", r"    \1", text, flags=re.MULTILINE)
+    recipe = read(tmp_path / "options.yaml", commented)
+    plain = read(tmp_path / "plain.yaml", text)
+    offered = {
+        stage.name: set(re.findall(r"^    (\w+):", part, re.MULTILINE)) for stage, part in _parts(recipe, commented)
+    }
+    for stage in recipe.stages:
+        keys = {option.key for option in stage.kind.options if not option.of_cluster} - {"seed", "data"}
+        assert offered[stage.name] - {"stage", "after"} == keys, stage.name
+        defaults = {key: texts for key, texts in stage.values.items() if key not in plain.stage(stage.name).values}
+        for key, texts in defaults.items():
+            option = stage.kind.option(key)
+            assert option is not None
+            assert texts in ([option.default], []), key
+    stages = re.sub(r"^# ( {2}\S| {4}\S)", r"\1", text.partition("stages:")[2], flags=re.MULTILINE)
+    whole = read(tmp_path / "stages.yaml", "data: data\nstages:" + stages)
+    assert {"pack", "lint", "training-list", "zero-shot"} < {stage.name for stage in whole.stages}
+
+
+def _parts(recipe: Recipe, text: str) -> list[tuple[object, str]]:
+    lines = text.splitlines()
+    starts = [*sorted(stage.where.line for stage in recipe.stages), len(lines) + 1]
+    by_line = {stage.where.line: stage for stage in recipe.stages}
+    return [(by_line[start], "\n".join(lines[start : end - 1])) for start, end in pairwise(starts)]
+
+
+def test_examples_in_help_are_commands() -> None:
+    for name in ("run", "status", "init"):
+        for line in re.findall(r"^ +(m2dprep .*)", run(name, "-h").stdout, re.MULTILINE):
+            assert shlex.split(line)[1] == name

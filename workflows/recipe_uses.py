@@ -1,0 +1,162 @@
+"""Which files a stage reads, writes and changes: worked out from its settings, before it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifacts.layout import DataLayout, LmsLayout
+from artifacts.packed_store import PACKED_FOLDER
+from workflows.recipe_schema import Values
+
+READ, WRITE, CHANGE, NOTHING = "read", "write", "change", "nothing"
+# What every path option of every command is to it. Options that are not here are taken for something that is read.
+ROLES: dict[str, dict[str, str]] = {
+    "sound-set": {"out": WRITE},
+    "melspec": {"src": READ, "dst": WRITE, "files": READ},
+    "stats": {"lms": READ, "files": READ, "out": WRITE},
+    "pack": {"lms": READ},
+    "unpack": {"lms": READ, "out": WRITE},
+    "captions fill": {
+        "segments": READ, "ontology": READ, "auto_acd": READ, "exclude": READ, "output": WRITE, "unmatched": WRITE,
+    },
+    "captions add": {
+        "captions": CHANGE, "acalt4": READ, "auto_acd": READ, "audiocaps": READ, "clotho": READ, "wavcaps": READ,
+        "laion": READ, "csv": READ, "jsonl": READ, "parquet": READ, "exclude": READ, "unmatched": WRITE,
+    },
+    "captions merge": {"captions": READ, "exclude": READ, "output": WRITE},
+    "captions keywords": {"captions": CHANGE, "work": NOTHING},
+    "captions check": {"captions": READ, "findings": WRITE, "output": WRITE},
+    "captions training-list": {"files_csv": READ, "captions": READ, "exclude": READ, "output": WRITE},
+    "embed-captions": {"captions": READ, "out": WRITE, "from_m2d": READ, "reuse": READ},
+    "train": {
+        "data": NOTHING, "out": WRITE, "config": READ, "files": READ, "valid_files": READ, "noise_files": READ,
+        "embeddings": READ, "m2d_embeddings": READ, "init": READ, "probe_clips": READ, "probe_root": NOTHING,
+    },
+    "zero-shot": {"checkpoint": READ, "clips_csv": READ, "root": NOTHING, "classes": READ},
+    "check": {"data": NOTHING},
+    "export m2d": {"store": READ, "file": WRITE},
+}  # fmt: skip
+# Where a cluster's settings are: they decide how, not what.
+HOW = {"scheduler_file", "cluster_config"}
+# Models are named or lie in a folder; a folder is read.
+MODEL_KEYS = ("model", "text_model", "probe_text_model")
+# What a command needs without saying so in its options.
+NEEDED = {"embed-captions": ("out",)}
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Absolute paths. ``changes`` are read and written in place; ``below`` is whatever stages make in these folders."""
+
+    reads: list[Path] = field(default_factory=list)
+    writes: list[Path] = field(default_factory=list)
+    changes: list[Path] = field(default_factory=list)
+    below: list[Path] = field(default_factory=list)
+
+
+def uses(kind: str, values: Values, root: Path, path_keys: Collection[str]) -> Uses:
+    """What a stage of ``kind`` with these settings uses, relative paths from ``root`` on; but see `reads_of_data`."""
+    found = Uses()
+    for key in path_keys:
+        paths = [absolute(root, text) for text in values.get(key, ())]
+        role = NOTHING if key in HOW else ROLES.get(kind, {}).get(key, READ)
+        {READ: found.reads, WRITE: found.writes, CHANGE: found.changes, NOTHING: []}[role].extend(paths)
+    for key in MODEL_KEYS:
+        folders = [absolute(root, text) for text in values.get(key, ()) if (root / text).is_dir()]
+        found.reads.extend(folders)
+    if (more := _MORE.get(kind)) is not None:
+        more(values, root, found)
+    return found
+
+
+def absolute(root: Path, text: str) -> Path:
+    """``text`` as an absolute path without ``..``; links are not followed."""
+    return Path(os.path.abspath(root / text))  # noqa: PTH100
+
+
+def _melspec(values: Values, root: Path, found: Uses) -> None:
+    layout = LmsLayout(absolute(root, values["dst"][0]))
+    found.writes.append(layout.data / f"files_{values['name'][0]}.csv" if values.get("name") else layout.files_csv)
+
+
+def _stats(values: Values, root: Path, found: Uses) -> None:
+    if not values.get("out"):
+        found.writes.append(LmsLayout(absolute(root, values["lms"][0])).norm_stats)
+
+
+def _pack(values: Values, root: Path, found: Uses) -> None:
+    found.writes.append(absolute(root, values["lms"][0]) / PACKED_FOLDER)
+
+
+def _unpack(values: Values, root: Path, found: Uses) -> None:
+    found.reads.append(absolute(root, values["lms"][0]) / PACKED_FOLDER)
+
+
+def _captions_check(values: Values, root: Path, found: Uses) -> None:
+    if values.get("drop") and not values.get("output"):
+        _changes(found, absolute(root, values["captions"][0]))
+
+
+def _training_list(values: Values, root: Path, found: Uses) -> None:
+    if not values.get("output"):
+        _changes(found, absolute(root, values["files_csv"][0]))
+
+
+def _zero_shot(values: Values, root: Path, found: Uses) -> None:
+    found.below.extend(absolute(root, text) for text in values.get("root", ()))
+
+
+def _changes(found: Uses, path: Path) -> None:
+    found.reads.remove(path)
+    found.changes.append(path)
+
+
+_MORE: dict[str, Callable[[Values, Path, Uses], None]] = {
+    "melspec": _melspec,
+    "stats": _stats,
+    "pack": _pack,
+    "unpack": _unpack,
+    "captions check": _captions_check,
+    "captions training-list": _training_list,
+    "zero-shot": _zero_shot,
+}
+
+
+def reads_of_data(kind: str, values: Values, root: Path, makers: Mapping[Path, str]) -> list[Path]:
+    """What ``train`` and ``check`` take from their data directory: what is there, and what other stages make there.
+
+    ``makers`` are the kinds of the stages that make a path.
+    """
+    if kind not in ("train", "check"):
+        return []
+    data = absolute(root, values["data"][0])
+    layout = DataLayout(data)
+    inside = {path for path in makers if path.is_relative_to(data)}
+    lists = set(layout.file_lists()) | {path for path in inside if _matches(path, data, "files_*.csv")}
+    stores = set(layout.embedding_stores()) | {path for path in inside if _matches(path, data, "capemb_*")}
+    folders = set(layout.lms_folders()) | {
+        path for path in inside if makers[path] == "melspec" and path.suffix != ".csv"
+    }
+    packs = {pack for folder in folders if (pack := folder / PACKED_FOLDER) in inside or pack.is_dir()}
+    if kind == "check":
+        tables = {layout.norm_stats, layout.captions}
+        found = lists | stores | folders | packs | {path for path in tables if path in inside or path.exists()}
+        return sorted(found)
+    if values.get("files"):
+        lists = {
+            absolute(root, text) for key in ("files", "valid_files", "noise_files") for text in values.get(key, ())
+        }
+        named = {data / f"{path.stem.removeprefix('files_')}_lms" for path in lists}
+        if named <= folders:  # lists of another name may be of any folder
+            folders = named
+            packs = {pack for pack in packs if pack.parent in named}
+    if values.get("embeddings") or values.get("m2d_embeddings"):
+        stores = set()  # those that are named are read, no others
+    return sorted(lists | stores | folders | packs | {layout.norm_stats})
+
+
+def _matches(path: Path, data: Path, pattern: str) -> bool:
+    return path.parent == data and path.match(pattern)
