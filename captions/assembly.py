@@ -18,6 +18,8 @@ from artifacts.tables import CAPTIONS_SCHEMA, first_line
 GROUP_ROWS = 1 << 17
 # Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.
 REPEATING = ["source", "split", "labels.list.element"]
+# Least and greatest values; of captions and labels nobody needs them, and finding them takes as long as writing does.
+WITH_STATISTICS = ["clip_id", "source", "caption_index", "split"]
 T = TypeVar("T")
 
 
@@ -43,11 +45,18 @@ class Assembly:
 
 def write_assembly(path: Path, assembly: Assembly) -> None:
     """Write ``path`` atomically, each group while the next one is made. Equal tables give equal bytes."""
-    with atomic_file(path) as file:
-        write = pq.ParquetWriter(file, CAPTIONS_SCHEMA, compression="snappy", use_dictionary=REPEATING)
-        with write as writer:
-            for group in ahead(assembly.groups()):
-                writer.write_table(group, row_group_size=GROUP_ROWS)
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            CAPTIONS_SCHEMA,
+            compression="snappy",
+            use_dictionary=REPEATING,
+            write_statistics=WITH_STATISTICS,
+        ) as writer,
+    ):
+        for group in ahead(assembly.groups()):
+            writer.write_table(group, row_group_size=GROUP_ROWS)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

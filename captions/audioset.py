@@ -22,8 +22,8 @@ import pyarrow.csv
 
 from artifacts.errors import UserError
 from artifacts.layout import require_file
-from captions.clip_ids import ID_BYTES
-from captions.columns import chunks, keep_in_lists, one_array, repeats, text_bytes
+from captions.clip_ids import only_id_bytes
+from captions.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
 from captions.csv_table import BLOCK_BYTES, read_csv_table
 from captions.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 
@@ -154,11 +154,10 @@ def _is_published(table: pa.Table) -> bool:
     """Whether ids are made of the characters of YouTube's, times are times, and label ids have no quotes."""
     ids = [text_bytes(chunk) for chunk in chunks(table["clip_id"])]
     times = [table[name].to_numpy() for name in ("start_seconds", "end_seconds")]
-    mids = [text_bytes(chunk)[0] for chunk in chunks(table["mids"])]
     return (
-        all(ID_BYTES[content].all() and (np.diff(offsets) > 0).all() for content, offsets in ids)
+        all(only_id_bytes(content) and (np.diff(offsets) > 0).all() for content, offsets in ids)
         and all((np.isfinite(seconds) & (seconds >= 0)).all() for seconds in times)
-        and not any(((content == ord('"')) | (content == ord("\n"))).any() for content in mids)
+        and not any(holds_byte(chunk, b'"') or holds_byte(chunk, b"\n") for chunk in chunks(table["mids"]))
     )
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+THREADS = 4  # numpy and pyarrow let go of Python's lock
+T = TypeVar("T")
+
+
+def in_threads(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
+    """``map`` in several threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, *columns))
 
 
 def codes(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -60,17 +73,21 @@ def index_in(values: pa.Array, unique: pa.Array) -> pa.Array:
     words, unique_words = _words(values), _words(unique)
     if words is None or unique_words is None:
         return pc.index_in(values, value_set=unique)
-    hashes, unique_hashes = _hashes(*words), _hashes(*unique_words)
+    unique_hashes = _hashes(*unique_words)
     unique_order = np.argsort(unique_hashes)
     unique_hashes = unique_hashes[unique_order]
     if _width(values) != _width(unique) or (unique_hashes[1:] == unique_hashes[:-1]).any():
         return pc.index_in(values, value_set=unique)
-    order = np.argsort(hashes)  # in order, so that the search stays in the caches
-    place = np.minimum(np.searchsorted(unique_hashes, hashes[order]), len(unique) - 1)
-    rows = np.empty(len(values), np.int32)
-    rows[order] = unique_order[place]
-    differs = (words[0] != unique_words[0][rows]) | (words[1] != unique_words[1][rows])
-    return pa.array(rows, mask=differs)
+
+    def look_up(begin: np.ndarray, end: np.ndarray) -> pa.Array:
+        hashes = _hashes(begin, end)
+        order = np.argsort(hashes)  # in order, so that the search stays in the caches
+        place = np.minimum(np.searchsorted(unique_hashes, hashes[order]), len(unique) - 1)
+        rows = np.empty(len(hashes), np.int32)
+        rows[order] = unique_order[place]
+        return pa.array(rows, mask=(begin != unique_words[0][rows]) | (end != unique_words[1][rows]))
+
+    return pa.concat_arrays(in_threads(look_up, *(np.array_split(column, THREADS) for column in words)))
 
 
 def _width(texts: pa.Array) -> int:
@@ -144,6 +161,11 @@ def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.uint8), np.zeros(1, np.int32)
     content = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
     return content[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def holds_byte(texts: pa.Array, byte: bytes) -> bool:
+    """Whether any of the texts holds this byte."""
+    return byte in text_bytes(texts)[0].tobytes()
 
 
 def rows_at(offsets: np.ndarray, places: np.ndarray) -> np.ndarray:

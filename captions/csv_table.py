@@ -20,7 +20,7 @@ import pyarrow.csv
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from artifacts.tables import first_line
-from captions.columns import chunks, text_bytes
+from captions.columns import chunks, holds_byte
 from captions.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
 
 BLOCK_BYTES = 1 << 20
@@ -99,8 +99,7 @@ def _may_have_swallowed_rows(path: Path, table: pa.Table, content: bytes | None)
 
     Quotes come in pairs, and what a lost one swallows holds a line break or, in the last line, the end of the file.
     """
-    columns = [column for column in table.columns for column in chunks(column)]
-    if any((text_bytes(column)[0] == ord("\n")).any() for column in columns):
+    if any(holds_byte(chunk, b"\n") for column in table.columns for chunk in chunks(column)):
         return True
     with _open(path, content) as file:
         if content is None and not isinstance(file, gzip.GzipFile):

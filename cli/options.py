@@ -41,3 +41,9 @@ class M2dprepCommand(click.Command):
 
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **{"context_settings": CONTEXT_SETTINGS, **settings})
+
+    def invoke(self, context: click.Context) -> Any:
+        from artifacts.arrow import keep_pandas_out
+
+        keep_pandas_out()
+        return super().invoke(context)

@@ -1,0 +1,21 @@
+"""pyarrow does not import pandas by itself, and still converts to it when asked."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from artifacts.arrow import keep_pandas_out
+finders = list(sys.meta_path)
+keep_pandas_out()
+import pyarrow
+table = pyarrow.table({"a": pyarrow.array([1, 2])})
+assert "pandas" not in sys.modules
+assert sys.meta_path == finders
+assert table.to_pandas()["a"].tolist() == [1, 2]
+assert pyarrow.Table.from_pandas(table.to_pandas()).equals(table)
+"""
+
+
+def test_pandas_is_imported_only_when_something_is_converted() -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)
