@@ -213,6 +213,10 @@ def _after(entry: Entry | None) -> tuple[str, ...]:
 
 def _ordered(path: Path, data: Path, written: list[_Written]) -> Recipe:
     """The stages with what they read, whom they wait for, and in their order."""
+    files: dict[str, str] = {}
+    for stage in written:
+        if (other := files.setdefault(stage.name.replace(" ", "-"), stage.name)) != stage.name:
+            raise stage.where.error(f"{stage.name!r} and {other!r} would share a log; give one another name.")
     kinds = {made: stage.kind.name for stage in written for made in _makes(stage)}
     names = [stage.name for stage in written]
     order = Order()

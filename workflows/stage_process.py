@@ -32,7 +32,10 @@ HANDED_ON = {
 
 
 class HandedOn:
-    """While entered, stop signals end no process here, but are noted in ``received`` and handed on to the stage."""
+    """While entered, stop signals end no process here, but are noted in ``received`` and handed on to the stage.
+
+    What this process was started to ignore (nohup, jobs in the background) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -56,12 +59,13 @@ class HandedOn:
             self._process = None
 
     def __enter__(self) -> HandedOn:
-        self._previous = {watched: signal.signal(watched, self._hand_on) for watched in HANDED_ON}
+        watched = [number for number in HANDED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._hand_on) for number in watched}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for watched, handler in self._previous.items():
-            signal.signal(watched, handler)  # type: ignore[arg-type]
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def run_stage(

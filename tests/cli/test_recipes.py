@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from cli.main import COMMANDS, m2dprep
 from cli.recipe_kinds import stage_kinds
 from workflows.demo import DemoSettings, _commands, _zero_shot_command
+from workflows.job_settings import read_job_settings
 from workflows.recipe import Recipe, read_recipe
 from workflows.recipe_plan import HOW, HOW_OF
 from workflows.recipe_template import audioset_recipe, demo_recipe
@@ -123,6 +124,7 @@ BAD = [
     ("data: d\nworkers: many\nstages:\n  check: {}", "line 2: workers: 'many' is not a valid integer"),
     ("data: d\ncluster: {clustre: slurm}\nstages:\n  check: {}", "cluster has no 'clustre'; did you mean 'cluster'?"),
     ("data: d\nstages:\n  embed-captions: {captions: c}", "embed-captions needs out"),
+    ("data: d\nstages:\n  captions check: {captions: c}\n  captions-check: {captions: c}", "would share a log"),
     ("data: [d", "is not YAML"),
     ("- data", "a recipe must be keys with values, not a list"),
     ("data: d\nstages:\n  stats: {lms: nowhere}", "stats reads"),
@@ -233,6 +235,9 @@ def test_the_audioset_recipe_is_planned_as_it_should_run(tmp_path: Path, monkeyp
     recipe = read_recipe(RECIPES / "audioset.yaml", KINDS)
     assert set(recipe.stage("train").needs) == {"melspec", "stats", "pack", "training-list", "embed-captions", "check"}
     assert recipe.stage("melspec").values["cluster"] == ["slurm"]
+    assert recipe.stage("embed-captions").values["cluster_config"] == ["slurm-gpu.yaml"]
+    assert read_job_settings(RECIPES / "slurm.yaml").walltime == "12:00:00"
+    assert read_job_settings(RECIPES / "slurm-gpu.yaml").gpu
     (tmp_path / "captions" / "ACalt4.csv").unlink()
     missing = run("run", str(RECIPES / "audioset.yaml"), "--dry-run")
     assert missing.exit_code == 2
