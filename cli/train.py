@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import M2dprepCommand
+from cli.launch_options import LaunchableCommand, launch, launch_options
 from cli.train_options import (
     SETTINGS,
     data_options,
@@ -24,26 +24,35 @@ if TYPE_CHECKING:
     from m2dclap.train import RunOptions
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=LaunchableCommand)
 @general_options
 @data_options
 @model_options
 @optimiser_options
 @run_options
 @watch_options
+@launch_options
 @click.pass_context
 def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train M2D-CLAP on the data directory DATA. The same command again goes on from the newest checkpoint.
 
     DATA holds files_<name>.csv, norm_stats.json and one or more capemb_<model>/ stores. Listed files without captions
     are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75. On several GPUs:
-    torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would.
+    torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm does that in a
+    job.
 
     \b
     Examples:
       m2dprep train data --model tiny --out runs/tiny
       m2dprep train data --embeddings data/capemb_gte-base --batch-size 512 --epochs 300 --out runs/base
+      m2dprep train data --out runs/base --launch slurm --nodes 2 --gpus-per-node 8 --cluster-config slurm.yaml
     """
+    job = {key: options.pop(key) for key in ("nodes", "gpus_per_node", "cluster_config", "print_job")}
+    if options.pop("launch_on"):
+        launch(context, data, out, **job, as_json=as_json, overwrite=options["overwrite"], dry_run=dry_run)
+        return
+    if unused := [key for key, value in job.items() if value]:
+        raise click.UsageError(f"--{unused[0].replace('_', '-')} belongs to --launch.")
     from m2dclap.config import preset
     from m2dclap.data_dir import DataChoice
 

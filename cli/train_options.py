@@ -15,7 +15,8 @@ THE_MODELS = "the model's"
 # Keys of a settings file that have another name in the command's function.
 ALIASES = {"model": "size", "compile": "compile_blocks"}
 SETTINGS = "m2dprep.settings"
-FLAGS_ONLY = {"config", "plot", "help", "as_json", "dry_run", "overwrite"}
+LAUNCH_ONLY = {"launch_on", "nodes", "gpus_per_node", "cluster_config", "print_job"}
+FLAGS_ONLY = {"config", "plot", "help", "as_json", "dry_run", "overwrite"} | LAUNCH_ONLY
 Command = Callable[..., Any]
 
 

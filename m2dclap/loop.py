@@ -122,6 +122,8 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
                 shown.advance(note=note)
             stop = saver.after_step(signals.received is not None)
             if stop and state.step < schedule.total_steps:
+                # torchrun kills the others half a minute after one has ended: all wait for the first one's saving.
+                trainer.world.any([False])
                 raise StoppedError(
                     f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} of "
                     f"{schedule.total_steps:,}. The same command goes on."

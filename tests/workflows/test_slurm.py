@@ -6,18 +6,22 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
+from cli.main import m2dprep
+from m2dclap.run_log import read_log
 from tests.workflows.dask_processes import ENVIRONMENT, ROOT, kill_group, wait_until
 from tests.workflows.slurm import Slurm, why_not
 from workflows import slurm_jobs
@@ -28,16 +32,18 @@ from workflows.workers import ClusterLostError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 CLIPS = 300
+EPOCHS = 10
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
-    try:
-        cluster.up()
-        yield cluster
-    finally:
-        cluster.down()
+def slurm() -> Iterator[Slurm]:
+    with tempfile.TemporaryDirectory(prefix="m2dprep-slurm-") as folder:
+        cluster = Slurm(Path(folder))
+        try:
+            cluster.up()
+            yield cluster
+        finally:
+            cluster.down()
 
 
 @pytest.fixture
@@ -136,3 +142,38 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     assert len(list(layout.root.rglob("*.npy"))) == CLIPS
     assert not list(layout.temporaries.iterdir())
     assert set(slurm.jobs()) <= set(orphans), "the jobs end with the run; those of the killed one by themselves"
+
+
+def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
+    slurm: Slurm, tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    data, run = make_data(tmp_path / "data", clips=24, frames=210), tmp_path / "run"
+    (tmp_path / "slurm.yaml").write_text(
+        f"queue: debug\nwalltime: 10\nmemory: 2GB\ncores: 2\nprologue: export PYTHONPATH={ROOT}\n"
+    )
+    command = ["train", str(data), "--out", str(run), "--model", "tiny", "--epochs", str(EPOCHS), "--batch-size", "8"]
+    command += ["--log-every", "1", "--valid-every", "0", "--features-every", "0", "--save-every", "1000"]
+    launched = CliRunner().invoke(
+        m2dprep, [*command, "--launch", "slurm", "--gpus-per-node", "2", "--cluster-config", f"{tmp_path}/slurm.yaml"]
+    )
+    assert launched.exit_code == 0, launched.output
+    job = launched.stdout.strip()
+
+    def log() -> str:
+        return "".join(path.read_text() for path in run.glob("slurm-*.out"))
+
+    def steps() -> list[int]:
+        return [line["step"] for line in read_log(run / "log.jsonl") if "loss" in line]
+
+    wait_until(lambda: (run / "log.jsonl").exists() and len(steps()) >= 3, "the first steps")
+    slurm.signal_script(job, "USR1")
+    wait_until(lambda: slurm.state(job) == "PENDING", "the job's being queued again")
+    stopped = max(steps())
+    assert 3 <= stopped < EPOCHS * 3
+    assert not list(run.glob("stopped-*"))
+    slurm.start_soon(job)
+    wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED"), "the end of the job")
+    assert slurm.state(job) == "COMPLETED", log()[-2000:]
+    assert sorted(steps()) == list(range(1, EPOCHS * 3 + 1)), "every step once"
+    assert "going on from" in log()

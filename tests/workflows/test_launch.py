@@ -1,0 +1,78 @@
+"""``m2dprep train --launch slurm``: the script that it prints or submits; the job itself is tested in test_slurm.py."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.launch_options import without_launch
+from cli.main import m2dprep
+
+CONFIG = (
+    "queue: gpu\naccount: us\nwalltime: 12:00:00\nmemory: 120GB\ncores: 16\ninterface: ib0\nprologue: module load x\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "slurm.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def launch(*arguments: str) -> Result:
+    return CliRunner().invoke(m2dprep, ["train", "data", "--out", "runs/my run", "--launch", "slurm", *arguments])
+
+
+def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) -> None:
+    options = ("--nodes", "2", "--gpus-per-node=8", "--cluster-config", "slurm.yaml", "--seed", "3", "--print-job")
+    result = launch(*options)
+    assert result.exit_code == 0, result.output
+    script = result.stdout
+    asked = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert asked >= {
+        "--partition=gpu", "--account=us", "--time=12:00:00", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=16",
+        "--mem=120G", "--gpus-per-node=8", "--requeue", "--signal=B:USR1@600",
+    }  # fmt: skip
+    assert f"--output='{folder}/runs/my run/slurm-%j.out'" in asked
+    assert "train data --out 'runs/my run' --seed 3 &" in script
+    assert "--nnodes 2 --nproc-per-node 8" in script
+    assert "export NCCL_SOCKET_IFNAME=ib0" in script
+    assert script.index("module load x") < script.index("srun")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert not (folder / "runs").exists()
+
+
+def test_what_cannot_be_launched_is_refused_before_it_is_queued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, message in [
+        (("--cluster-config", "slurm.yaml", "--overwrite"), "start anew each time"),
+        (("--cluster-config", "slurm.yaml", "--dry-run"), "--print-job prints the job"),
+        (("--print-job",), "need a wall time"),
+        (("--cluster-config", "none.yaml"), "none.yaml"),
+    ]:
+        result = launch(*options)
+        assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
+    result = CliRunner().invoke(m2dprep, ["train", "data", "--out", "run", "--nodes", "2"])
+    assert (result.exit_code, "--nodes belongs to --launch" in result.output) == (2, True)
+    monkeypatch.setenv("PATH", str(folder))
+    result = launch("--cluster-config", "slurm.yaml")
+    assert (result.exit_code, "sbatch cannot be called" in result.output) == (2, True)
+
+
+def test_only_the_launch_is_taken_out_of_the_arguments() -> None:
+    given = [
+        "data",
+        "--launch=slurm",
+        "--nodes",
+        "2",
+        "--out",
+        "--print-job-run",
+        "--print-job",
+        "--cluster-config",
+        "a",
+    ]
+    assert without_launch(given) == ["data", "--out", "--print-job-run"]
