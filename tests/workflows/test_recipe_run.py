@@ -3,12 +3,16 @@
 Real commands on ten short recordings, without a text model or training, so that a run takes seconds.
 """
 
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +338,27 @@ def test_status_of_a_data_directory_and_of_a_recipe_that_is_gone(after_a_run: Pa
         assert "recipe.yaml" in shown.stdout
         assert [line.split()[:2] for line in shown.stdout.splitlines() if line.startswith("fill")] == [["fill", "done"]]
         Path("recipe.yaml").unlink(missing_ok=True)
+
+
+def test_on_a_terminal_bars_are_drawn_and_the_log_stays_short(after_a_run: Path) -> None:
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    shutil.rmtree("data")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cli.main", "run", "--until", "melspec"], stderr=its, stdout=subprocess.DEVNULL
+    )
+    os.close(its)
+    seen = b""
+    while True:
+        try:
+            words = os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+        seen += words
+    os.close(ours)
+    assert process.wait() == 0, seen
+    assert b"| 0/10" in seen
+    assert b"| 10/10" in seen
+    log = Path("data/_recipe/recipe/melspec.log").read_text()
+    assert "| 0/10" not in log
+    assert "| 10/10" in log
