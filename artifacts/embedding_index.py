@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.fingerprint import CAPTION_DIGEST_BYTES, caption_digest
+from artifacts.fingerprint import CAPTION_DIGEST_BYTES, utf8_digest
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -24,9 +24,10 @@ DIGEST_ROWS = 65536  # texts that are Python objects at a time
 
 def index_of(captions: pa.Table) -> pa.Table:
     """The index (`INDEX_SCHEMA`) of a captions table, row by row."""
+    texts = captions["caption"].cast(pa.binary())
     chunks = [
-        pa.array([caption_digest(text) for text in batch["caption"].to_pylist()], INDEX_SCHEMA.field(3).type)
-        for batch in captions.select(["caption"]).to_batches(max_chunksize=DIGEST_ROWS)
+        pa.array(map(utf8_digest, texts.slice(start, DIGEST_ROWS).to_pylist()), INDEX_SCHEMA.field(3).type)
+        for start in range(0, len(texts), DIGEST_ROWS)
     ]
     digests = pa.chunked_array(chunks, INDEX_SCHEMA.field(3).type)
     return (

@@ -75,7 +75,7 @@ class EmbeddingStoreWriter:
             _create_array(folder / PARTIAL, (index.num_rows, dim), dtype)
             write_parquet(folder / INDEX, index)
         self._map, self._array = _map_array(folder / PARTIAL)
-        self._next_sync = 0.0
+        self._touched, self._next_sync = 0, 0.0
         self._sync()
 
     @property
@@ -90,6 +90,9 @@ class EmbeddingStoreWriter:
             part = slice(start, start + SCATTER_ROWS)
             self._array[rows[part]] = embeddings[which[part]]
         self.done[rows] = True
+        self._touched += len(rows)
+        if self._touched >= SCATTER_ROWS:
+            self._let_go()
         for name, count in (counts or {}).items():
             self.counts[name] = self.counts.get(name, 0) + count
         if time.monotonic() >= self._next_sync:
@@ -113,14 +116,19 @@ class EmbeddingStoreWriter:
         self.finished = True
 
     def _sync(self) -> None:
-        """Bring the rows to disk, note them as done, and let go of their pages, which stay in the system's cache."""
+        """Bring the rows to disk, and note them as done."""
         started = time.monotonic()
         self._map.flush()
         write_json(self.folder / PROGRESS, {**self._identity, "done": _packed(self.done), "counts": self.counts})
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        self._let_go()
         now = time.monotonic()
         self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
+
+    def _let_go(self) -> None:
+        """Leave the pages that were written to the system's cache: what this process holds does not grow."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        self._touched = 0
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""

@@ -21,7 +21,12 @@ def fingerprint(configuration: Mapping[str, Any]) -> str:
 
 def caption_digest(caption: str) -> bytes:
     """16 bytes that identify a caption's text, byte for byte. Ties a row of embeddings to the text it came from."""
-    return hashlib.blake2b(caption.encode(), digest_size=CAPTION_DIGEST_BYTES).digest()
+    return utf8_digest(caption.encode())
+
+
+def utf8_digest(caption: bytes) -> bytes:
+    """`caption_digest` of a caption's UTF-8."""
+    return hashlib.blake2b(caption, digest_size=CAPTION_DIGEST_BYTES).digest()
 
 
 def file_digest(path: Path) -> str:

@@ -95,8 +95,8 @@ def embed_captions(
     writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
     skipped, reused = writer.rows_done, 0
     if check is not None and not writer.finished:
-        plan = EmbedPlan(captions["caption"])
-        given = np.zeros(len(plan.texts), bool)
+        plan = EmbedPlan(captions["caption"], index["caption_digest"])
+        given = np.zeros(len(plan), bool)
         if earlier is not None:
             found = find_reusable(earlier, index, plan)
             given = found >= 0
@@ -107,7 +107,7 @@ def embed_captions(
         _encode(writer, plan, runner, blocks, captions, dtype)
         stored_cosine = check.of_store(writer.read(check.rows))
         cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
-        counts = {"texts": len(plan.texts), **COUNTS, **writer.counts}
+        counts = {"texts": len(plan), **COUNTS, **writer.counts}
         writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
     return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped - reused, reused, skipped)
 
@@ -122,7 +122,7 @@ def _encode(
 ) -> None:
     """Encode ``blocks`` and write each as it comes."""
     done = int(np.count_nonzero(writer.done[plan.first_rows]))
-    with Progress(len(plan.texts), "embedding", "texts", initial=done) as progress:
+    with Progress(len(plan), "embedding", "texts", initial=done) as progress:
         for block, encoded in runner(blocks, progress.advance):
             counts = {
                 "truncated": encoded.truncated,

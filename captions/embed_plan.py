@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captions.columns import one_array
+from artifacts.fingerprint import CAPTION_DIGEST_BYTES
+from captions.columns import one_array, take
 from captions.encoder_batches import block_ends
 
 
@@ -23,25 +24,30 @@ class Block:
 
 
 class EmbedPlan:
-    """The different texts of a column of captions, long ones first, and the rows of each."""
+    """The different texts of a column of ``captions``, long ones first, and the rows of each.
 
-    def __init__(self, captions: pa.ChunkedArray) -> None:
-        encoded = one_array(captions).dictionary_encode()
-        text_of_row = encoded.indices.to_numpy(zero_copy_only=False)
+    ``digests`` are those of the captions' index: texts are told apart by them, which spares a hash table of all texts.
+    """
+
+    def __init__(self, captions: pa.ChunkedArray, digests: pa.ChunkedArray) -> None:
+        self._captions = captions
+        by_text, starts = _grouped(one_array(digests))
         # bytes of UTF-8: close to tokens, and known without a tokenizer
-        lengths = pc.binary_length(encoded.dictionary).to_numpy(zero_copy_only=False).astype(np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        rank = np.empty(len(order), dtype=np.int32)
-        rank[order] = np.arange(len(order), dtype=np.int32)
-        self.texts = encoded.dictionary.take(pa.array(order))
+        lengths = pc.binary_length(captions).to_numpy().astype(np.int32)[by_text[starts[:-1]]]
+        order = np.lexsort((by_text[starts[:-1]], -lengths))  # by length, then by first row
+        counts = np.diff(starts)[order]
+        within = np.arange(len(by_text)) - np.repeat(np.cumsum(counts) - counts, counts)
         self._lengths = lengths[order]
-        self._rows = np.argsort(rank[text_of_row], kind="stable")  # all rows, in the order of their texts
-        self._starts = np.zeros(len(order) + 1, np.int64)  # where the rows of each text start
-        np.cumsum(np.bincount(rank[text_of_row], minlength=len(order)), out=self._starts[1:])
+        self._rows = by_text[np.repeat(starts[:-1][order], counts) + within]  # all rows, in the order of their texts
+        self._starts = np.concatenate([[0], np.cumsum(counts)])  # where the rows of each text start
+
+    def __len__(self) -> int:
+        """How many different texts there are."""
+        return len(self._lengths)
 
     @property
     def first_rows(self) -> np.ndarray:
-        """int64 (texts,): the first row of each text."""
+        """int32 (texts,): the first row of each text."""
         return self._rows[self._starts[:-1]]
 
     def rows_of(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,10 +64,22 @@ class EmbedPlan:
         """
         wanted = np.flatnonzero(~given)
         start = 0
-        for stop in block_ends(self._lengths[wanted], block_tokens).tolist():
+        for stop in block_ends(self._lengths[wanted].astype(np.int64), block_tokens).tolist():
             members = wanted[start:stop]
             members = members[~done[members]]
             start = stop
             if len(members):
                 rows, which = self.rows_of(members)
-                yield Block(self.texts.take(pa.array(members)).to_pylist(), rows, which)
+                texts = take(self._captions, self._rows[self._starts[members]].astype(np.int64))
+                yield Block(texts.to_pylist(), rows, which)
+
+
+def _grouped(digests: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """All rows, int32, those of one digest together and ascending; where each group starts, and the end."""
+    bytes_ = np.frombuffer(digests.buffers()[1], np.uint8)[digests.offset * CAPTION_DIGEST_BYTES :]
+    words = bytes_[: len(digests) * CAPTION_DIGEST_BYTES].view("<u8").reshape(-1, 2)
+    order = np.argsort(words[:, 0], kind="stable")
+    ordered = words[order]
+    # Two digests with one first half may take turns: then a text is encoded more than once, which harms nothing.
+    differs = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return order.astype(np.int32), np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])

@@ -16,12 +16,14 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
-from artifacts.m2d_dictionary import read_dictionary, write_dictionary
+from artifacts.m2d_dictionary import read_items, write_dictionary
+from artifacts.progress import Progress
 from captions.columns import codes, one_array
 
 # Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
 IMPORTED = "m2d"
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -71,30 +73,61 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
     Such a store cannot be checked against captions, which the dictionary does not hold: its ``meta.json`` says
     ``"captions": "unknown"`` and no encoder, its index holds `UNKNOWN_CAPTION` in place of digests. float64 becomes
-    float32. Nothing of the pickle is executed (`artifacts.m2d_dictionary`).
+    float32. Nothing of the pickle is executed (`artifacts.m2d_dictionary`). The file is read twice: once to know what
+    is in it, and once to copy; of the embeddings a few thousand are in memory at a time.
 
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
-    embeddings = {key: np.atleast_2d(value) for key, value in read_dictionary(file).items()}
-    if not embeddings:
-        raise UserError(f"{file} holds no embedding.")
-    dim = next(iter(embeddings.values())).shape[1]
-    dtype = "float16" if all(value.dtype == np.float16 for value in embeddings.values()) else "float32"
-    for key, value in embeddings.items():
-        if value.shape[1] != dim or not value.size:
-            raise UserError(f"{file}: {key!r} has an array of shape {value.shape}; the first one's rows have {dim}.")
-        with np.errstate(over="ignore"):
-            if not np.isfinite(value.astype(dtype)).all():
-                raise UserError(f"{file}: the embedding of {key!r} holds NaN, infinity, or values beyond {dtype}.")
-    lengths = np.array([len(value) for value in embeddings.values()])
-    index = _index_without_captions(list(embeddings), lengths)
+    keys, lengths, dim, dtype = _look_through(file)
+    index = _index_without_captions(keys, lengths)
+    del keys
     settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
     writer = EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite)
     if not writer.finished:
-        rows = np.arange(writer.rows_done, index.num_rows)
-        writer.write_shard(rows, np.concatenate(list(embeddings.values())), rows)
+        with Progress(index.num_rows, "copying", "embeddings") as progress:
+            for start, embeddings in _in_parts(file, dtype):
+                rows = np.arange(start, start + len(embeddings))
+                writer.write_shard(rows, embeddings, np.arange(len(rows)))
+                progress.advance(len(rows))
         writer.finish({"imported_from": file.name})
     return EmbeddingStore.open(out)
+
+
+def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
+    """Keys, how many embeddings each has, their length, and the type for all. Raises `UserError` as the import does."""
+    lengths: dict[str, int] = {}
+    dim, dtype = 0, "float16"
+    with Progress(None, "looking through the dictionary") as progress:
+        for key, value in read_items(file):
+            rows = np.atleast_2d(value)
+            dim = dim or rows.shape[1]
+            if rows.shape[1] != dim or not rows.size:
+                raise UserError(f"{file}: {key!r} has an array of shape {rows.shape}; the first one's rows have {dim}.")
+            if key in lengths:
+                raise UserError(f"{file}: {key!r} is there twice.")
+            dtype = dtype if rows.dtype == np.float16 else "float32"
+            with np.errstate(over="ignore"):
+                if not np.isfinite(rows if rows.dtype != np.float64 else rows.astype(np.float32)).all():
+                    raise UserError(f"{file}: the embedding of {key!r} holds NaN, infinity, or values beyond {dtype}.")
+            lengths[key] = len(rows)
+            progress.advance()
+    if not lengths:
+        raise UserError(f"{file} holds no embedding.")
+    return list(lengths), np.fromiter(lengths.values(), np.int64, len(lengths)), dim, dtype
+
+
+def _in_parts(file: Path, dtype: str) -> Iterator[tuple[int, np.ndarray]]:
+    """``(first row, (n, D))`` of all embeddings, a few thousand at a time."""
+    start, waiting = 0, 0
+    parts: list[np.ndarray] = []
+    for _, value in read_items(file):
+        parts.append(np.atleast_2d(value))
+        waiting += len(parts[-1])
+        if waiting >= ROWS_AT_ONCE:
+            yield start, np.concatenate(parts).astype(dtype)
+            start, waiting, parts = start + waiting, 0, []
+    if parts:
+        yield start, np.concatenate(parts).astype(dtype)
 
 
 def _index_without_captions(keys: list[str], lengths: np.ndarray) -> pa.Table:

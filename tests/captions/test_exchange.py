@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore, index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.m2d_dictionary import read_dictionary
 from artifacts.tables import CAPTIONS_SCHEMA
 from captions.exchange import export_dictionary, import_dictionary
+from captions.export_parquet import export_parquet
 
 DIM = 3
 
@@ -119,7 +124,7 @@ def test_an_imported_store_says_that_its_captions_are_unknown(tmp_path: Path) ->
         ({"a": np.zeros((2, 3), np.float16), "b": np.zeros((0, 3), np.float16)}, r"'b'|refused"),
         ({"a": np.array([1, np.nan], np.float16)}, "'a' holds NaN"),
         ({"a": np.array([1, 1e300], np.float64)}, "'a' holds NaN, infinity, or values beyond float32"),
-        ({"a": [1.0, 2.0]}, "not an array"),
+        ({"a": [1.0, 2.0]}, "refused"),
     ],
 )
 def test_dictionaries_that_are_no_embeddings(tmp_path: Path, value: dict[str, object], message: str) -> None:
@@ -147,3 +152,56 @@ def test_unfinished_stores_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no store of caption embeddings"):
         export_dictionary(tmp_path / "store", tmp_path / "x.npy")
     assert EmbeddingStore  # what is exported is always an opened, whole store
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", [None, "float16", "float32"])
+def test_parquet_holds_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str | None
+) -> None:
+    monkeypatch.setattr("captions.export_parquet.ROW_GROUP_BYTES", 2 * DIM * 4)  # a few rows
+    store = EmbeddingStore.open(store_of(tmp_path / "store", list("abcbdae"), numbers(7, stored)))
+    exported = export_parquet(tmp_path / "store", tmp_path / "x.parquet", dtype=dtype)
+    assert (exported.clips, exported.rows, exported.dim) == (5, 7, DIM)
+    file = pq.ParquetFile(tmp_path / "x.parquet")
+    assert file.num_row_groups > 1
+    read = file.read()
+    assert read.select(INDEX_SCHEMA.names).equals(store.index())
+    values = np.array(read["embedding"].to_pylist(), dtype or stored)
+    np.testing.assert_array_equal(values, store.embeddings.astype(dtype or stored))
+    assert read.schema.field("embedding").type.list_size == DIM
+    assert (
+        str(read.schema.field("embedding").type.value_type)
+        == {"float16": "halffloat", "float32": "float"}[dtype or stored]
+    )
+    assert json.loads(read.schema.metadata[b"m2dprep"]) == {"model": "m"}
+    with pytest.raises(UserError, match="--overwrite"):
+        export_parquet(tmp_path / "store", tmp_path / "x.parquet")
+
+
+def test_parquet_of_values_that_do_not_fit(tmp_path: Path) -> None:
+    store_of(tmp_path / "store", ["a", "b"], np.array([[1, 2, 3], [1, 1e5, 1]], np.float32))
+    with pytest.raises(UserError, match="row 1 does not fit halffloat"):
+        export_parquet(tmp_path / "store", tmp_path / "x.parquet", dtype="float16")
+    assert not (tmp_path / "x.parquet").exists()
+
+
+def test_large_dictionaries_are_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the objects that the pickle may refer back to nor the embeddings are all in memory."""
+    monkeypatch.setattr("captions.exchange.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("artifacts.m2d_unpickler.REMEMBERED", 24)
+    value = {f"clip {i}": numbers(i % 3 + 1) + np.float16(i) for i in range(40)}
+    for protocol in (3, 4, 5):
+        content = io.BytesIO()
+        np.lib.format.write_array_header_1_0(content, {"descr": "|O", "fortran_order": False, "shape": ()})
+        content.write(pickle.dumps(np.array(value, dtype=object), protocol=protocol))
+        (tmp_path / "x.npy").write_bytes(content.getvalue())
+        store = import_dictionary(tmp_path / "x.npy", tmp_path / f"store{protocol}")
+        np.testing.assert_array_equal(store.embeddings, np.concatenate(list(value.values())))
+
+
+def test_one_array_for_two_clips(tmp_path: Path) -> None:
+    same = numbers(1)[0]
+    np.save(tmp_path / "x.npy", {"a": same, "b": same})  # type: ignore[arg-type]
+    store = import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+    np.testing.assert_array_equal(store.embeddings, np.stack([same, same]))

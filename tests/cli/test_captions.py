@@ -206,7 +206,7 @@ def test_help_is_quick_and_complete() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     groups = [["captions", name] for name in GROUP]
-    for command in (*groups, ["embed-captions"], ["export", "m2d"]):
+    for command in (*groups, ["embed-captions"], ["export", "m2d"], ["export", "parquet"]):
         for flag in ("-h", "--help"):
             shown = run(*command, flag)
             assert shown.exit_code == 0
