@@ -27,7 +27,7 @@ def test_help_offers_every_model() -> None:
     assert set(MODELS) == set(PRESETS)
     result = run("-h")
     assert result.exit_code == 0
-    assert result.stdout.count("m2dprep train") == 3, "usage and two examples"
+    assert result.stdout.count("m2dprep train") == 4, "usage and three examples"
     assert "train" in COMMANDS
 
 
