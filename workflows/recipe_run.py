@@ -144,7 +144,7 @@ class RecipeRun:
             started=lambda pid: self.state.put(stage.name, **this_process(pid)),
         )
         seconds = round(time.monotonic() - started, 1)
-        worked = record.get("worked_seconds", 0.0) if not extra else 0.0
+        worked = 0.0 if "--overwrite" in extra else record.get("worked_seconds", 0.0)
         self.state.put(stage.name, seconds=seconds, worked_seconds=round(worked + seconds, 1))
         return code
 
@@ -177,7 +177,7 @@ class RecipeRun:
         if record.get("redo") is None or worked > REPLACED_FREELY_SECONDS:
             hours = f", which took {duration(worked)}" if record.get("redo") else ""
             _say(
-                f"{stage.name}: what is there was made with other settings{hours}: give the stage another output, or "
+                f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another output, or "
                 f"replace it with `m2dprep run {self.recipe.file.name} --overwrite`."
             )
             return None
