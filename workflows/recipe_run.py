@@ -177,8 +177,8 @@ class RecipeRun:
         if record.get("redo") is None or worked > REPLACED_FREELY_SECONDS:
             hours = f", which took {duration(worked)}" if record.get("redo") else ""
             _say(
-                f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another output, or "
-                f"replace it with `m2dprep run {self.recipe.file.name} --overwrite`."
+                f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another "
+                f"output, or replace it with `m2dprep run {self.recipe.file.name} --overwrite`."
             )
             return None
         _say(f"{stage.name}: what this recipe made with other settings is replaced.")
