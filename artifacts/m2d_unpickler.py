@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 NUMERIC_CODES = {"f2", "f4", "f8"}
 # Objects that a pickle may refer back to: the newest, and those that it came back to before.
 REMEMBERED = 65536
-MOST_STACKED = 1_000_000
+STOP = 0x2E
 
 _MARK = object()
 NAMES = {
@@ -82,29 +81,23 @@ class MappedUnpickler:
         self._content, self._at = content, at
         self._bytes = memoryview(content)  # type: ignore[arg-type]
         self._stack: list[Any] = []
-        self._recent: OrderedDict[int, Any] = OrderedDict()
+        self._recent: dict[int, Any] = {}
         self._lasting: dict[int, Any] = {}
         self._memoized = 0
         self._items: list[tuple[Any, Any]] = []
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """``(key, value)``: a value is an array (a view of the file), or whatever else stands there."""
-        operations = _OPERATIONS
-        content, step = self._bytes, operations
-        while True:
-            code = content[self._at]
+        operations, content, items = _OPERATIONS, self._bytes, self._items
+        while (code := content[self._at]) != STOP:
             self._at += 1
-            if code == 0x2E:  # STOP
-                break
-            operation = step.get(code)
+            operation = operations[code]
             if operation is None:
                 raise pickle.UnpicklingError(f"opcode {code:#x} is not part of a dictionary of arrays")
             operation(self)
-            if self._items:
-                yield from self._items
-                self._items.clear()
-            if len(self._stack) > MOST_STACKED:
-                raise pickle.UnpicklingError("it nests too much")
+            if items:
+                yield from items
+                items.clear()
         self._require_dictionary(self._stack.pop())
 
     def _require_dictionary(self, value: Any) -> None:
@@ -113,8 +106,8 @@ class MappedUnpickler:
         if not isinstance(value, _Dictionary):
             raise pickle.UnpicklingError("it holds no dictionary")
 
-    def _number(self, form: str, size: int) -> int:
-        value: int = struct.unpack_from(form, self._bytes, self._at)[0]
+    def _number(self, form: struct.Struct, size: int) -> int:
+        value: int = form.unpack_from(self._bytes, self._at)[0]
         self._at += size
         return value
 
@@ -143,17 +136,18 @@ class MappedUnpickler:
             raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}") from None
 
     def _put(self, index: int) -> None:
-        self._memoized = max(self._memoized, index + 1)
+        self._memoized += 1
         self._recent[index] = self._stack[-1]
-        if len(self._recent) > REMEMBERED:
-            self._recent.popitem(last=False)
+        self._recent.pop(index - REMEMBERED, None)  # picklers number what they remember one after another
 
     def _get(self, index: int) -> None:
-        if index in self._recent and len(self._lasting) < REMEMBERED:
-            self._lasting[index] = self._recent.pop(index)
-        value = self._lasting.get(index, self._recent.get(index, _MARK))
+        value = self._lasting.get(index, _MARK)
         if value is _MARK:
-            raise pickle.UnpicklingError("it refers to an object that is too far back")
+            value = self._recent.get(index, _MARK)
+            if value is _MARK:
+                raise pickle.UnpicklingError("it refers to an object that is too far back")
+            if len(self._lasting) < REMEMBERED:
+                self._lasting[index] = value
         self._stack.append(value)
 
     def _since_mark(self) -> list[Any]:
@@ -229,6 +223,7 @@ class MappedUnpickler:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+_U1, _U2, _U4, _U8, _I4 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q", "<i"))
 _Operation = Callable[[MappedUnpickler], Any]
 
 
@@ -244,7 +239,7 @@ def _skip(count: int) -> _Operation:
     return lambda reader: reader._span(count)
 
 
-_OPERATIONS: dict[int, _Operation] = {
+_KNOWN: dict[int, _Operation] = {
     0x80: _skip(1),  # PROTO
     0x95: _skip(8),  # FRAME
     ord("("): _push(lambda _: _MARK),
@@ -252,16 +247,16 @@ _OPERATIONS: dict[int, _Operation] = {
     ord("N"): _push(lambda _: None),
     0x88: _push(lambda _: True),
     0x89: _push(lambda _: False),
-    ord("K"): _push(lambda reader: reader._number("<B", 1)),
-    ord("M"): _push(lambda reader: reader._number("<H", 2)),
-    ord("J"): _push(lambda reader: reader._number("<i", 4)),
-    ord("X"): _push(lambda reader: reader._text(reader._number("<I", 4))),
-    0x8C: _push(lambda reader: reader._text(reader._number("<B", 1))),
-    0x8D: _push(lambda reader: reader._text(reader._number("<Q", 8))),
-    ord("B"): _push(lambda reader: reader._span(reader._number("<I", 4))),
-    ord("C"): _push(lambda reader: reader._span(reader._number("<B", 1))),
-    0x8E: _push(lambda reader: reader._span(reader._number("<Q", 8))),
-    0x96: _push(lambda reader: reader._span(reader._number("<Q", 8))),  # BYTEARRAY8
+    ord("K"): lambda reader: reader._stack.append(reader._number(_U1, 1)),
+    ord("M"): lambda reader: reader._stack.append(reader._number(_U2, 2)),
+    ord("J"): lambda reader: reader._stack.append(reader._number(_I4, 4)),
+    ord("X"): _push(lambda reader: reader._text(reader._number(_U4, 4))),
+    0x8C: _push(lambda reader: reader._text(reader._number(_U1, 1))),
+    0x8D: _push(lambda reader: reader._text(reader._number(_U8, 8))),
+    ord("B"): _push(lambda reader: reader._span(reader._number(_U4, 4))),
+    ord("C"): _push(lambda reader: reader._span(reader._number(_U1, 1))),
+    0x8E: _push(lambda reader: reader._span(reader._number(_U8, 8))),
+    0x96: _push(lambda reader: reader._span(reader._number(_U8, 8))),  # BYTEARRAY8
     ord(")"): _push(lambda _: ()),
     0x85: _tuple(1),
     0x86: _tuple(2),
@@ -277,9 +272,10 @@ _OPERATIONS: dict[int, _Operation] = {
     0x93: lambda reader: reader._named(*reader._pops(2)),
     ord("R"): MappedUnpickler._reduce,
     ord("b"): MappedUnpickler._build,
-    ord("q"): lambda reader: reader._put(reader._number("<B", 1)),
-    ord("r"): lambda reader: reader._put(reader._number("<I", 4)),
+    ord("q"): lambda reader: reader._put(reader._number(_U1, 1)),
+    ord("r"): lambda reader: reader._put(reader._number(_U4, 4)),
     0x94: lambda reader: reader._put(reader._memoized),
-    ord("h"): lambda reader: reader._get(reader._number("<B", 1)),
-    ord("j"): lambda reader: reader._get(reader._number("<I", 4)),
+    ord("h"): lambda reader: reader._get(reader._number(_U1, 1)),
+    ord("j"): lambda reader: reader._get(reader._number(_U4, 4)),
 }
+_OPERATIONS = [_KNOWN.get(code) for code in range(256)]

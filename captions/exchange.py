@@ -97,7 +97,7 @@ def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
     """Keys, how many embeddings each has, their length, and the type for all. Raises `UserError` as the import does."""
     lengths: dict[str, int] = {}
     dim, dtype = 0, "float16"
-    with Progress(None, "looking through the dictionary") as progress:
+    with np.errstate(over="ignore"), Progress(None, "looking through the dictionary") as progress:
         for key, value in read_items(file):
             rows = np.atleast_2d(value)
             dim = dim or rows.shape[1]
@@ -106,9 +106,9 @@ def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
             if key in lengths:
                 raise UserError(f"{file}: {key!r} is there twice.")
             dtype = dtype if rows.dtype == np.float16 else "float32"
-            with np.errstate(over="ignore"):
-                if not np.isfinite(rows if rows.dtype != np.float64 else rows.astype(np.float32)).all():
-                    raise UserError(f"{file}: the embedding of {key!r} holds NaN, infinity, or values beyond {dtype}.")
+            checked = rows if rows.dtype != np.float64 else rows.astype(np.float32)
+            if not np.isfinite(checked).all():
+                raise UserError(f"{file}: the embedding of {key!r} holds NaN, infinity, or values beyond {dtype}.")
             lengths[key] = len(rows)
             progress.advance()
     if not lengths:
