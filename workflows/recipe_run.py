@@ -77,18 +77,18 @@ class RecipeRun:
     def run(self) -> None:
         """Run what is to be run. Raises `UserError` before anything runs where an input is missing or another run of
         this recipe goes on, and `StageFailedError` with the code of the first stage that did not end well."""
+        plan = make_plan(self.recipe, self.state, self.choice)
+        if missing := missing_inputs(self.recipe, plan):
+            raise UserError("\n  ".join(missing))
+        wanted = self.choice.wanted(self.recipe)
         self.state.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(self.state.folder), HandedOn() as signals:
-            self.state.stages = RecipeState.of(self.recipe).stages
-            plan = make_plan(self.recipe, self.state, self.choice)
-            if missing := missing_inputs(self.recipe, plan):
-                raise UserError("\n  ".join(missing))
-            left_out = {decision.stage for decision in plan if decision.action == LEFT_OUT}
+            self.state.stages = RecipeState.of(self.recipe).stages  # another run may have ended just now
             for stage in self.recipe.stages:
-                if stage.name in left_out:
-                    self._note(stage, LEFT_OUT, "not asked for")
-                else:
+                if stage.name in wanted:
                     self._stage(stage, signals)
+                else:
+                    self._note(stage, LEFT_OUT, "not asked for")
                 if signals.received is not None or self.outcomes[-1].status == STOPPED:
                     break
         self._raise_for_failures(signals.received)

@@ -38,6 +38,7 @@ ROLES: dict[str, dict[str, str]] = {
     "zero-shot": {"checkpoint": READ, "clips_csv": READ, "root": NOTHING, "classes": READ},
     "check": {"data": NOTHING},
     "export m2d": {"store": READ, "file": WRITE},
+    "export parquet": {"store": READ, "file": WRITE},
 }  # fmt: skip
 # Where a cluster's settings are: they decide how, not what.
 HOW = {"scheduler_file", "cluster_config"}
