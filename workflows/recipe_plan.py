@@ -131,7 +131,7 @@ def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
     lines = []
     runs = {decision.stage for decision in plan if decision.action in (RUN, REDO)}
     for stage in recipe.stages:
-        for path in stage.reads if stage.name in runs else ():
+        for path in [*stage.reads, *stage.uses.how] if stage.name in runs else ():
             makers = {name for made in (path, *path.parents) for name in recipe.makers.get(made, ())} - {stage.name}
             if path.exists() or makers & runs:
                 continue

@@ -11,7 +11,7 @@ from artifacts.layout import DataLayout, LmsLayout
 from artifacts.packed_store import PACKED_FOLDER
 from workflows.recipe_schema import Values
 
-READ, WRITE, CHANGE, NOTHING = "read", "write", "change", "nothing"
+READ, WRITE, CHANGE, HOW_TO, NOTHING = "read", "write", "change", "how", "nothing"
 # What every path option of every command is to it. Options that are not here are taken for something that is read.
 ROLES: dict[str, dict[str, str]] = {
     "sound-set": {"out": WRITE},
@@ -50,12 +50,14 @@ NEEDED = {"embed-captions": ("out",)}
 
 @dataclass(frozen=True)
 class Uses:
-    """Absolute paths. ``changes`` are read and written in place; ``below`` is whatever stages make in these folders."""
+    """Absolute paths. ``changes`` are read and written in place; ``below`` is whatever stages make in these folders;
+    ``how`` has to be there, but decides nothing about the result."""
 
     reads: list[Path] = field(default_factory=list)
     writes: list[Path] = field(default_factory=list)
     changes: list[Path] = field(default_factory=list)
     below: list[Path] = field(default_factory=list)
+    how: list[Path] = field(default_factory=list)
 
 
 def uses(kind: str, values: Values, root: Path, path_keys: Collection[str]) -> Uses:
@@ -63,8 +65,9 @@ def uses(kind: str, values: Values, root: Path, path_keys: Collection[str]) -> U
     found = Uses()
     for key in path_keys:
         paths = [absolute(root, text) for text in values.get(key, ())]
-        role = NOTHING if key in HOW else ROLES.get(kind, {}).get(key, READ)
-        {READ: found.reads, WRITE: found.writes, CHANGE: found.changes, NOTHING: []}[role].extend(paths)
+        role = HOW_TO if key in HOW else ROLES.get(kind, {}).get(key, READ)
+        lists = {READ: found.reads, WRITE: found.writes, CHANGE: found.changes, HOW_TO: found.how, NOTHING: []}
+        lists[role].extend(paths)
     for key in MODEL_KEYS:
         folders = [absolute(root, text) for text in values.get(key, ()) if (root / text).is_dir()]
         found.reads.extend(folders)

@@ -127,6 +127,7 @@ BAD = [
     ("data: [d", "is not YAML"),
     ("- data", "a recipe must be keys with values, not a list"),
     ("data: d\nstages:\n  stats: {lms: nowhere}", "stats reads"),
+    ("data: d\ncluster: {cluster: slurm, cluster_config: no.yaml}\nstages:\n  check: {}", "no.yaml, which is missing"),
 ]
 
 
