@@ -177,8 +177,9 @@ class TextEncoder:
     def forward(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
         """Embeddings (B, dim) of some of the tokenized texts, float32, on the encoder's device."""
         padded = self.tokenizer.pad(tokens, rows)
-        features: dict[str, Any] = self.transformer(self._features(padded))
-        mask = None if padded.mask is None else self._to_device(padded.mask)
+        features: dict[str, Any] = self._features(padded)
+        mask = None if padded.mask is None else features["attention_mask"]
+        features = self.transformer(features)
         if self.settings.pooling == "model":
             features.setdefault("attention_mask", torch.ones(padded.ids.shape, dtype=torch.int64, device=self.device))
             for module in self.head:

@@ -61,9 +61,8 @@ def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> B
     """Encodes blocks with the workers of ``pool``, yielding each as it comes."""
     found = encoder.files
     # Every worker computes in the precision of this process, whatever its device would choose.
-    same = replace(request, precision=encoder.settings.precision)
-    if found.revision is None:
-        same = replace(same, name_or_path=str(found.folder.resolve()))
+    name = found.name if found.revision else str(found.folder.resolve())
+    same = replace(request, name_or_path=name, revision=found.revision, precision=encoder.settings.precision)
     shared = Shared((found.folder.resolve(),)) if found.revision is None else Shared()
     function = functools.partial(encode_shard, request=same, expected=encoder.describe())
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,11 @@ TEXTS = [f"caption number {i % 13}{' and more words' * (i % 3)}" for i in range(
 
 @settings(max_examples=30)
 @given(
-    st.lists(st.one_of(st.sampled_from(["", "a", "b", "🐕", "a b"]), st.text(max_size=8)), min_size=1, max_size=30),
+    st.lists(
+        st.one_of(st.sampled_from(["", "a", "b", "🐕", "a b", "word " * 5000]), st.text(max_size=8)),
+        min_size=1,
+        max_size=30,
+    ),
     st.integers(1, 7),
 )
 def test_row_i_is_the_embedding_of_caption_i(
@@ -180,6 +185,50 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
     assert (tmp_path / "killed" / "progress.json").exists()
     embed_captions(path, tmp_path / "killed", HashEncoder())
     embed_captions(path, tmp_path / "whole", HashEncoder())
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1])))
+from embedding_test import HashEncoder
+from captions.embed import embed_captions
+import artifacts.embedding_writer
+artifacts.embedding_writer.SYNC_SECONDS = 0
+class Slow(HashEncoder):
+    def vectors(self, texts):
+        time.sleep(0.03)
+        return super().vectors(texts)
+folder = Path(sys.argv[1])
+embed_captions(folder / "captions.parquet", folder / "killed", Slow(), reuse=folder / "old")
+"""
+
+
+def wait_for_change(file: Path, run: subprocess.Popen[bytes]) -> None:
+    """Wait until ``file`` is written anew."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    while (file.stat().st_mtime_ns if file.exists() else 0) == before:
+        assert run.poll() is None, "it ended before it was killed"
+        time.sleep(0.001)
+
+
+def test_kill_minus_nine_at_any_time(tmp_path: Path) -> None:
+    """Killed from outside at random moments of a run that copies and encodes, until it gets through."""
+    embed_captions(captions_in(tmp_path, TEXTS), tmp_path / "old", HashEncoder())
+    path = captions_in(tmp_path, [*TEXTS, *(f"added {i}" for i in range(80))])
+    embed_captions(path, tmp_path / "whole", HashEncoder(), reuse=tmp_path / "old")
+    (tmp_path / "embedding_test.py").write_bytes(Path(__file__).read_bytes())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    rng, progress = np.random.default_rng(0), tmp_path / "killed" / "progress.json"
+    for kill in (True, True, True, True, False):
+        run = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], env=environment)
+        if kill:
+            for _ in range(int(rng.integers(1, 4))):
+                wait_for_change(progress, run)
+            time.sleep(float(rng.uniform(0, 0.02)))
+            run.kill()
+        assert run.wait(timeout=120) == (-signal.SIGKILL if kill else 0)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
