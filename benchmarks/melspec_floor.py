@@ -24,7 +24,7 @@ from _machine import machine, restart_with, table
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_shard
 from audioprep.discover import discover
-from workflows.workers import WORKER_ENVIRONMENT
+from workflows.dask_settings import WORKER_ENVIRONMENT
 
 CLIPS, ROUNDS = 100, 7
 SECONDS, RATE = 10, 44100

@@ -11,7 +11,7 @@ import yaml
 
 from artifacts.errors import UserError
 from artifacts.layout import require_file
-from workflows.workers import WORKER_ENVIRONMENT
+from workflows.dask_settings import worker_exports
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
 DEATH_TIMEOUT = 60
@@ -61,7 +61,7 @@ class JobSettings:
 
     def for_jobqueue(self) -> dict[str, Any]:
         """The arguments of dask-jobqueue's job. Raises `UserError` where one is missing."""
-        exports = [f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()]
+        exports = [f"export {name}={value}" for name, value in worker_exports().items()]
         walltime = str(self.walltime or self._required("walltime"))
         margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
         lifetime = max(1.0, wall_seconds(walltime) - margin)

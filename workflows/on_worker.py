@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import pickle
 import platform
 import socket
 import time
@@ -41,6 +42,14 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Done:
+    """The rows of a shard, and the seconds that they took."""
+
+    rows: list[Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Unfit:
     """Instead of rows: the worker at ``address`` cannot do the work, and why."""
 
@@ -48,16 +57,27 @@ class Unfit:
     reason: str
 
 
-def call(
-    function: Callable[[Sequence[Any]], list[Any]], shard: Sequence[Any], expected: Expected | None
-) -> tuple[list[Any], float] | Unfit:
-    """The rows of a shard and the seconds that it took, or why this worker cannot do it."""
+def call(function: bytes, shard: bytes, expected: Expected | None) -> bytes | Unfit:
+    """A pickled `Done`, or why this worker cannot do it.
+
+    Pickled by ourselves: Dask would look for futures of its own in every item of a shard, and measure every row.
+    """
     if expected is not None and (reason := fault(expected)):
         from distributed import get_worker
 
         return Unfit(get_worker().address, reason)
+    work = _function(function)
+    items = pickle.loads(shard)  # noqa: S301 (of the client, as everything that a worker does)
     started = time.monotonic()
-    return function(shard), time.monotonic() - started
+    rows = work(items)
+    return pickle.dumps(Done(rows, time.monotonic() - started), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+@lru_cache(maxsize=2)
+def _function(pickled: bytes) -> Callable[[Sequence[Any]], list[Any]]:
+    """The function of a run, unpickled once a process."""
+    function: Callable[[Sequence[Any]], list[Any]] = pickle.loads(pickled)  # noqa: S301
+    return function
 
 
 @lru_cache(maxsize=4)

@@ -15,16 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from artifacts.errors import UserError
+from workflows.dask_settings import DEATHS_ALLOWED, QUIET, SATURATION, quiet_event_loop, say_dashboard
 from workflows.job_settings import JobSettings, jobqueue
-from workflows.workers import (
-    DEATHS_ALLOWED,
-    SATURATION,
-    ClusterLostError,
-    Shared,
-    Workers,
-    quiet_event_loop,
-    say_dashboard,
-)
+from workflows.workers import ClusterLostError, Shared, Workers
 
 LOOK_SECONDS = 10.0
 # Jobs in a row that end before any of their workers came up.
@@ -42,6 +35,7 @@ def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
     from distributed import Client
 
     config = {
+        **QUIET,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         "distributed.scheduler.worker-saturation": SATURATION,
         "distributed.comm.timeouts.connect": "60s",

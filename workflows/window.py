@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import queue
 import statistics
 import time
@@ -10,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import cloudpickle
 
 from workflows import on_worker
 from workflows.workers import Workers
@@ -52,7 +55,7 @@ class Window:
         *,
         alone: bool = False,
     ) -> None:
-        self._workers, self._function, self._shards = workers, function, shards
+        self._workers, self._function, self._shards = workers, cloudpickle.dumps(function), shards
         self._size, self._alone = size, alone
         self._tasks: dict[Any, _Task] = {}  # by future
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -98,7 +101,7 @@ class Window:
         future = self._workers.client.submit(
             on_worker.call,
             self._function,
-            task.shard,
+            pickle.dumps(task.shard, protocol=pickle.HIGHEST_PROTOCOL),
             self._workers.expected,
             pure=False,
             resources=self._workers.resources,
@@ -129,13 +132,12 @@ class Window:
             if not task.futures:
                 self._submit(task)
             return []
-        rows, seconds = answer
-        self._seconds.append(seconds)
+        self._seconds.append(answer.seconds)
         if task.futures:  # copies that nobody waits for any more
             for copy in task.futures:
                 self._tasks.pop(copy, None)
             self._workers.abandon(task.futures)
-        return [(task.shard, rows)]
+        return [(task.shard, answer.rows)]
 
     def _tend(self) -> None:
         """Every second: the workers' own affairs, how many there are, and stragglers."""
@@ -165,7 +167,7 @@ class Window:
                 self._submit(task)
 
 
-def _result(future: Any) -> tuple[Rows, float] | on_worker.Unfit | None:
+def _result(future: Any) -> on_worker.Done | on_worker.Unfit | None:
     """The answer of a worker; None where it was lost with the worker that held it.
 
     Dask computes lost results again, but a client that asks in the wrong moment waits for ever. A shard function may be
@@ -174,10 +176,13 @@ def _result(future: Any) -> tuple[Rows, float] | on_worker.Unfit | None:
     from distributed import CancelledError
 
     try:
-        answer: tuple[Rows, float] | on_worker.Unfit = future.result(timeout=RESULT_SECONDS)
+        answer: bytes | on_worker.Unfit = future.result(timeout=RESULT_SECONDS)
     except (TimeoutError, CancelledError):
         if future.status == "error":  # the shard function's own, or it came while we waited
             future.result()
         future.cancel()
         return None
-    return answer
+    if isinstance(answer, on_worker.Unfit):
+        return answer
+    done: on_worker.Done = pickle.loads(answer)  # noqa: S301 (of our own workers)
+    return done

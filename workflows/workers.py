@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import secrets
 import sys
@@ -16,20 +15,15 @@ from typing import Any
 from artifacts.atomic import temporary_path
 from artifacts.errors import UserError
 from workflows import on_worker
+from workflows.dask_settings import (
+    DEATHS_ALLOWED,
+    QUIET,
+    SATURATION,
+    WORKER_ENVIRONMENT,
+    quiet_event_loop,
+    say_dashboard,
+)
 
-# Glibc gives large freed blocks back to the system by default, and Dask makes it give back small ones as well; a worker
-# that handles one clip after another then pays page faults for the same memory again and again.
-WORKER_ENVIRONMENT = {
-    "MALLOC_TRIM_THRESHOLD_": str(on_worker.KEPT_BYTES),
-    "MALLOC_MMAP_THRESHOLD_": str(on_worker.MAPPED_BYTES),
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-# How often a shard may lose its worker before it is halved.
-DEATHS_ALLOWED = 1
-# One task a worker at a time: a worker that dies takes nothing with it but the shard that it was working on.
-SATURATION = 1.0
 RECONNECT_SECONDS = 30.0
 NOTE_SECONDS = 30.0
 # A worker that has not been heard of for so long does not answer either.
@@ -164,6 +158,7 @@ def local_workers(count: int, *, gpu_each: bool = False) -> Iterator[Workers]:
     from distributed import Client
 
     settings = {
+        **QUIET,
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         "distributed.scheduler.worker-saturation": SATURATION,
@@ -249,23 +244,3 @@ def _scheduler_settings(client: Any) -> Iterator[None]:
 def running_tasks(dask_worker: Any) -> list[str]:
     """The keys of what the threads of a worker are busy with, cancelled or not."""
     return [task.key for task in dask_worker.state.executing]
-
-
-def say_dashboard(client: Any) -> None:
-    """The address of Dask's dashboard on stderr, where it has one."""
-    if importlib.util.find_spec("bokeh") is not None:
-        print(f"m2dprep: dashboard at {client.dashboard_link}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def quiet_event_loop() -> Iterator[None]:
-    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; what matters reaches futures."""
-    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed.client")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

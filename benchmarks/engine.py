@@ -1,0 +1,182 @@
+"""Claim: the engine costs at most 5 % more than a plain process pool, and its memory does not grow with the plan.
+
+First the same shards of the same clips (10 s, 44.1 kHz, stereo) are converted by two local workers of the engine and
+by a `ProcessPoolExecutor` of two, in turns. A rate is that between the first shard's rows and the last's, so that
+start-up, given apart, is in neither; CPU time is that of all processes between the same two moments, scheduler and
+client included.
+
+Then a plan as large as AudioSet goes through the engine with a conversion that does nothing: tasks, seconds, and the
+memory of the one process that is client and scheduler, at 10 % of the plan and at its end.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import soundfile
+from _machine import machine, restart_with, table
+
+from audioprep.config import PRESETS, ConvertConfig
+from audioprep.convert import convert_shard, failure_record
+from audioprep.discover import Source, discover
+from workflows.dask_settings import WORKER_ENVIRONMENT
+from workflows.engine import run_shards, split_into_shards
+from workflows.melspec import LARGEST_SHARD
+
+CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
+PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+WORKERS = 2
+# A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
+CLIPS_A_SHARD = 50
+DIFFERENT_CLIPS = 50
+SECONDS, RATE = 10, 44100
+
+
+@dataclass
+class Run:
+    """Seconds to the first rows; clips a second and CPU milliseconds a clip from there to the last."""
+
+    start: float
+    rate: float
+    cpu: float
+
+
+def make_clips(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number:05d}.wav" for number in range(CLIPS)]
+    for number, path in enumerate(paths):
+        if number < DIFFERENT_CLIPS:
+            samples = 0.1 * rng.standard_normal((SECONDS * RATE, 2))
+            soundfile.write(path, samples, RATE, subtype="PCM_16")
+        else:
+            shutil.copyfile(paths[number % DIFFERENT_CLIPS], path)
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and of those below it that live."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def timed(parts: Iterable[list[Any]], started: float, clips: int) -> Run:
+    """Follow ``parts`` of rows as they come."""
+    first, first_cpu, before, seen, last, last_cpu = 0.0, 0.0, 0, 0, 0.0, 0.0
+    for rows in parts:
+        seen += len(rows)
+        last = time.perf_counter()
+        if not first:
+            first, first_cpu, before = last, cpu_seconds(), seen
+        if seen == clips:
+            last_cpu = cpu_seconds()
+    if seen != clips:
+        raise SystemExit(f"{seen} of {clips} clips came back")
+    counted = clips - before
+    return Run(first - started, counted / (last - first), 1000 * (last_cpu - first_cpu) / counted)
+
+
+def unexpected(source: Source) -> Any:
+    raise SystemExit(f"{source.relative} killed a worker")
+
+
+def with_engine(function: Any, shards: Sequence[Any]) -> Run:
+    return timed(run_shards(function, shards, WORKERS, unexpected), time.perf_counter(), CLIPS)
+
+
+def with_pool(function: Any, shards: Sequence[Any]) -> Run:
+    started = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        futures = [pool.submit(function, shard) for shard in shards]
+        return timed((future.result() for future in as_completed(futures)), started, CLIPS)
+
+
+def compare(root: Path) -> None:
+    make_clips(root / "wavs")
+    shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_A_SHARD)
+    config = ConvertConfig(PRESETS["16k"])
+    engine, pool = [], []
+    for number in range(ROUNDS):
+        for runs, run in ((engine, with_engine), (pool, with_pool)):
+            dst = root / f"{run.__name__}-{number}_lms"
+            runs.append(run(functools.partial(convert_shard, src=root / "wavs", dst=dst, config=config), shards))
+            shutil.rmtree(dst)
+    rows = [
+        [
+            label,
+            f"{median(run.rate for run in runs):.0f}",
+            f"{median(run.cpu for run in runs):.2f}",
+            f"{median(run.start for run in runs):.1f}",
+        ]
+        for label, runs in (("engine (Dask)", engine), ("process pool", pool))
+    ]
+    print(f"{CLIPS} clips in shards of {CLIPS_A_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
+    print(table(["", "clips/s", "CPU ms a clip", "seconds to the first rows"], rows))
+    rates = median(one.rate / other.rate for one, other in zip(pool, engine, strict=True))
+    cpus = median(one.cpu / other.cpu for one, other in zip(engine, pool, strict=True))
+    print(f"\ntime, engine / pool: {rates:.3f}    CPU, engine / pool: {cpus:.3f}\n")
+
+
+def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
+    """Rows like those of a conversion."""
+    return [failure_record(source, "nothing", "nothing was done") for source in shard]
+
+
+def resident() -> float:
+    return float(psutil.Process().memory_info().rss / 2**20)
+
+
+def plan() -> None:
+    before = resident()
+    sources = [Source(f"unbalanced/{number // 1000:04d}/Y{number:011d}.wav", "/wavs") for number in range(PLANNED)]
+    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    listed = resident()
+    started = time.perf_counter()
+    rows, memory, peak = 0, [], 0.0
+    for part in run_shards(do_nothing, shards, WORKERS, unexpected):
+        rows += len(part)
+        if rows > len(memory) * PLANNED / 10:
+            memory.append(resident())
+            peak = max(peak, memory[-1])
+    if rows != PLANNED:
+        raise SystemExit(f"{rows} rows came back of {PLANNED}")
+    seconds = time.perf_counter() - started
+    print(f"a plan of {PLANNED:,} files, a conversion that does nothing\n")
+    header = ["tasks", "seconds", "tasks/s", "MiB: before", "with the list", "at 10 %", "at 50 %", "at the end", "peak"]
+    figures = [before, listed, memory[1], memory[5], resident(), peak]
+    row = [f"{len(shards):,}", f"{seconds:.0f}", f"{len(shards) / seconds:.0f}", *(f"{mib:.0f}" for mib in figures)]
+    print(table(header, [row]))
+
+
+def main() -> None:
+    print(f"{machine()}, load {os.getloadavg()[0]:.1f}\n")
+    with tempfile.TemporaryDirectory() as name:
+        compare(Path(name))
+    sys.stdout.flush()
+    plan()
+
+
+if __name__ == "__main__":
+    restart_with(WORKER_ENVIRONMENT)
+    main()
