@@ -14,7 +14,7 @@ from artifacts.lock import exclusive
 from artifacts.progress import duration
 from workflows.recipe import Recipe, Stage
 from workflows.recipe_figures import read_figures
-from workflows.recipe_identity import identity
+from workflows.recipe_identity import identity, same
 from workflows.recipe_plan import (
     LEFT_OUT,
     REDO,
@@ -29,6 +29,7 @@ from workflows.recipe_plan import (
 )
 from workflows.recipe_reuse import bring_back, forget, reuse_flags, set_aside
 from workflows.recipe_state import DONE, FAILED, RUNNING, STOPPED, RecipeState, now, this_process
+from workflows.recipe_uses import absolute
 from workflows.recipe_versions import Versions
 from workflows.stage_process import HandedOn, run_stage
 
@@ -116,7 +117,8 @@ class RecipeRun:
         for path in stage.uses.writes:
             self._versions.save_stranger(path)
         again = self.overwrite and stage.name in self.choice.again and stage.kind.replaces
-        extra = sorted({*flags, *(["--overwrite"] if again or self._is_in_the_way(stage) else [])})
+        anew = again or self._is_in_the_way(stage) or self._has_other_sources(stage)
+        extra = sorted({*flags, *(["--overwrite"] if anew else [])})
         extra += [] if extra else reuse_flags(stage)
         arguments = [*stage.kind.words, *extra, "--json", *stage.kind.arguments(stage.values)[len(stage.kind.words) :]]
         record = self.state.stages.get(stage.name, {})
@@ -154,6 +156,15 @@ class RecipeRun:
             return False
         began = stage.name in self.state.stages
         return any(path.exists() and (self.overwrite or began) for path in stage.uses.writes)
+
+    def _has_other_sources(self, stage: Stage) -> bool:
+        """Whether the recordings of a conversion are made by a stage, and have changed: then arrays of recordings that
+        are gone must not stay, as they do where somebody's own recordings are moved away."""
+        if stage.kind.name != "melspec" or stage.name not in self.state.stages:
+            return False
+        src = absolute(self.recipe.root, stage.values["src"][0])
+        made = any(path in self.recipe.makers for path in (src, *src.parents))
+        return made and not same(self.state.stages[stage.name]["inputs"].get(self.recipe.shown(src)), identity(src))
 
     def _replace(self, stage: Stage, decision: Decision, signals: HandedOn) -> int:
         """Run a stage again that has found an output of other settings, if it may replace it; returns its exit code."""

@@ -127,3 +127,27 @@ def test_killed_between_setting_aside_and_encoding_the_old_store_is_still_used(
     monkeypatch.setattr(recipe_run, "run_stage", encode)
     assert run() == [f"--reuse={tmp_path}/data/.capemb_x.before"]
     assert not (tmp_path / "data/.capemb_x.before").exists()
+
+
+def test_recordings_that_a_stage_makes_are_converted_from_nothing_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays of recordings that are gone would stay in the training list."""
+    calls: dict[str, list[str]] = {}
+    sounds = tmp_path / "sounds" / "audio"
+
+    def pretend(arguments: list[str], **_: Any) -> int:
+        calls[arguments[0]] = arguments
+        if arguments[0] == "sound-set":
+            sounds.mkdir(parents=True, exist_ok=True)
+            (sounds / f"{arguments[2]}.wav").touch()
+        return 0
+
+    monkeypatch.setattr(recipe_run, "run_stage", pretend)
+    text = "data: d\nstages:\n  sound-set: {out: sounds, seed: 0}\n  melspec: {src: sounds/audio, dst: d/a_lms}\n"
+    for seed, flags in ((0, "--json"), (1, "--overwrite")):
+        calls.clear()
+        (tmp_path / "r.yaml").write_text(text.replace("seed: 0", f"seed: {seed}"))
+        RecipeRun(read_recipe(tmp_path / "r.yaml", KINDS), Choice()).run()
+        assert calls["melspec"][1] == flags
+        assert calls["sound-set"][1] == "--json", "it finds out by itself"
