@@ -154,7 +154,7 @@ def wall_seconds(text: str) -> float:
             hours, minutes, seconds = parts
         else:
             hours, (minutes, seconds) = 0, [*parts, 0][:2]
-        total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+        total = ((int(days if dash else 0) * 24 + hours) * 60 + minutes) * 60 + seconds
     except ValueError:
         total = 0
     if total <= 0 or len(rest.split(":")) > 3:

