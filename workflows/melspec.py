@@ -134,7 +134,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         require_unpacked(layout, plan.pending)
         convert, pool = _converter(src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
-            forecast(plan.pending, dst, config, pool.size, convert).require_space(dst)
+            forecast(plan.pending, dst, config, pool.promised, convert).require_space(dst)
         # Workers elsewhere may stand in another folder.
         function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
         reasons = _convert(layout, src, function, plan.pending, pool)
@@ -170,7 +170,7 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
         retry, check = options.retry_failed, options.check_sources
         pending = make_plan(layout, sources, retry_failed=retry, check_sources=check, same_root=same_root).pending
     convert, pool = _converter(src, config, options)
-    return forecast(pending, dst, config, pool.size, convert)
+    return forecast(pending, dst, config, pool.promised, convert)
 
 
 def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
