@@ -23,7 +23,7 @@ from artifacts.fingerprint import fingerprint, require_same
 from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
-SCATTER_ROWS = 16384
+SCATTER_ROWS = 4096  # each may bring in many pages of the array
 SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
 SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
 
@@ -75,7 +75,7 @@ class EmbeddingStoreWriter:
             _create_array(folder / PARTIAL, (index.num_rows, dim), dtype)
             write_parquet(folder / INDEX, index)
         self._map, self._array = _map_array(folder / PARTIAL)
-        self._touched, self._next_sync = 0, 0.0
+        self._next_sync = 0.0
         self._sync()
 
     @property
@@ -89,10 +89,8 @@ class EmbeddingStoreWriter:
         for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
             part = slice(start, start + SCATTER_ROWS)
             self._array[rows[part]] = embeddings[which[part]]
-        self.done[rows] = True
-        self._touched += len(rows)
-        if self._touched >= SCATTER_ROWS:
             self._let_go()
+        self.done[rows] = True
         for name, count in (counts or {}).items():
             self.counts[name] = self.counts.get(name, 0) + count
         if time.monotonic() >= self._next_sync:
@@ -128,7 +126,6 @@ class EmbeddingStoreWriter:
         """Leave the pages that were written to the system's cache: what this process holds does not grow."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
-        self._touched = 0
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""

