@@ -10,8 +10,9 @@ from pathlib import Path
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from workflows.job_settings import JobSettings, job_script
+from workflows.local_workers import local_workers
 from workflows.slurm_jobs import slurm_workers
-from workflows.workers import Shared, Workers, local_workers, remote_workers
+from workflows.workers import Shared, Workers, remote_workers
 
 # What a cluster whose size is not known yet is planned for.
 UNKNOWN_WORKERS = 64

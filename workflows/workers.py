@@ -1,8 +1,7 @@
-"""Worker processes that a Dask client reaches: on this machine, or of a cluster that somebody else started."""
+"""Worker processes that a Dask client reaches; here those of a cluster that somebody else started."""
 
 from __future__ import annotations
 
-import logging
 import secrets
 import sys
 import time
@@ -17,9 +16,7 @@ from artifacts.errors import UserError
 from workflows import on_worker
 from workflows.dask_settings import (
     DEATHS_ALLOWED,
-    QUIET,
     SATURATION,
-    WORKER_ENVIRONMENT,
     quiet_event_loop,
     say_dashboard,
 )
@@ -149,52 +146,6 @@ class Workers:
     def _offer_gpu(self) -> bool:
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         return any(worker["resources"].get("GPU") for worker in workers)
-
-
-@contextmanager
-def local_workers(count: int, *, gpu_each: bool = False) -> Iterator[Workers]:
-    """``count`` local single-threaded processes; with ``gpu_each`` the n-th sees the n-th GPU alone."""
-    import dask
-    from distributed import Client
-
-    settings = {
-        **QUIET,
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
-        "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
-        "distributed.scheduler.worker-saturation": SATURATION,
-        "distributed.worker.memory.terminate": False,
-        "distributed.comm.timeouts.connect": "60s",
-        "distributed.deploy.lost-worker-timeout": "2s",
-    }
-    with quiet_event_loop(), dask.config.set(settings), _local_cluster(gpu_each) as cluster, Client(cluster) as client:
-        # A worker that dies while its nanny still waits for it to come up takes the nanny with it; a fixed number of
-        # workers is only kept by an adaptive cluster, which starts another one.
-        cluster.scale(count)
-        cluster.adapt(minimum=count, maximum=count, interval="1s")
-        say_dashboard(client)
-        yield Workers(client, gpu_each=gpu_each)
-
-
-def _local_cluster(gpu_each: bool) -> Any:
-    """A cluster of single-threaded processes, none as yet."""
-    from distributed import LocalCluster
-
-    class OneGpuEach(LocalCluster):
-        """Gives the n-th worker the n-th GPU, also when it is started anew."""
-
-        def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
-            spec = super().new_worker_spec()
-            for name, worker in spec.items():
-                worker["options"] = {**worker["options"], "env": {"CUDA_VISIBLE_DEVICES": str(name)}, "resources": GPU}
-            return spec
-
-    return (OneGpuEach if gpu_each else LocalCluster)(
-        n_workers=0,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 import functools
 import os
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflows.cluster import WorkerPool
 from workflows.engine import run_shards, split_into_shards
 
 
@@ -41,6 +43,11 @@ def refuse(shard: Sequence[int]) -> list[int]:
     raise OSError(28, "No space left on device", f"/full/{shard[0]}")
 
 
+def whose_gpu(shard: Sequence[int]) -> list[str]:
+    time.sleep(0.01)
+    return [os.environ["CUDA_VISIBLE_DEVICES"]]
+
+
 def unexpected(item: int) -> int:
     raise AssertionError(f"{item} poisoned nobody")
 
@@ -67,6 +74,24 @@ def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
     rows = [row for part in run_shards(function, [[1, 2], [3, 4], [5]], 2, unexpected) for row in part]
     assert (tmp_path / "died").exists()
     assert sorted(rows) == [1, 2, 3, 4, 5]
+
+
+def test_every_local_worker_has_one_of_the_gpus_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    pool = WorkerPool(local=2, gpu_each=True)
+
+    def shards() -> Iterator[list[int]]:
+        """Until both have worked."""
+        for item in range(1000):
+            if seen == {"5", "3"}:
+                return
+            yield [item]
+
+    seen: set[str] = set()
+    for rows in run_shards(whose_gpu, shards(), pool, unexpected):
+        seen.update(rows)
+        assert seen <= {"5", "3"}
+    assert seen == {"5", "3"}
 
 
 def test_an_error_of_the_function_ends_the_run() -> None:
