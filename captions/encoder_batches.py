@@ -18,6 +18,7 @@ BLOCK_BATCHES = 8
 BLOCK_TEXTS = 8192
 BYTES_PER_TOKEN = 4  # of English; only what share a block depends on it
 SPECIAL_TOKENS = 2
+LEAST_FILLED = 0.9  # of a row of a batch
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,18 @@ def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:
 def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """The rows (n,) of each batch, longest texts first: what is too large for the memory shows at once.
 
-    A batch has at most ``budget`` tokens, padded to its longest text, and at least one text. In its second half it
-    ends where the length changes, so that most batches need no padding at all.
+    A batch has at most ``budget`` tokens, padded to its longest text, and at least one text. Once a quarter full, it
+    ends before a text that is much shorter than its longest; in its second half it ends where the length changes, so
+    that most batches need no padding at all.
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
     start = 0
     while start < len(order):
-        stop = min(len(order), start + max(1, budget // max(1, int(ordered[start]))))
+        longest = max(1, int(ordered[start]))
+        stop = min(len(order), start + max(1, budget // longest))
+        quarter = start + max(1, (stop - start) // 4)
+        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= LEAST_FILLED * longest))
         if stop < len(order) and ordered[stop - 1] == ordered[stop]:
             middle = (start + stop) // 2
             changes = np.flatnonzero(ordered[middle : stop - 1] != ordered[middle + 1 : stop])

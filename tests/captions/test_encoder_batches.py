@@ -26,6 +26,12 @@ def test_captions_need_hardly_any_padding() -> None:
     assert computed < 1.01 * lengths.sum()
 
 
+def test_few_texts_of_many_lengths_are_not_padded_to_the_longest() -> None:
+    lengths = np.arange(3, 60)
+    computed = sum(len(rows) * lengths[rows].max() for rows in batches(lengths, 10**6))
+    assert computed < 1.25 * lengths.sum()
+
+
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 500))
 def test_blocks_are_consecutive_and_of_the_size_asked_for(text_bytes: list[int], tokens: int) -> None:
     array = np.array(sorted(text_bytes, reverse=True), np.int64)
