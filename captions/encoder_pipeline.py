@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from artifacts.errors import UserError
 from captions.encoder_batches import EncodedBlock, batches
+from captions.encoder_threads import compute_threads, threads
 from captions.encoder_tokens import Tokens
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def encode_ahead(
     """Each block's embeddings, in order; while one is waited for, the next one is computed and more are tokenized."""
     launch = _launch_on_gpu if encoder.device.type == "cuda" else _launch_on_cpu
     with contextlib.ExitStack() as stack:
-        ahead = stack.enter_context(_pool(1))
-        workers = stack.enter_context(_pool(1 if encoder.device.type == "cuda" else torch.get_num_threads(), True))
+        ahead = stack.enter_context(threads(1))
+        workers = stack.enter_context(compute_threads(encoder.device))
         waiting: deque[Callable[[], EncodedBlock]] = deque()
         for tokens in _tokenized(encoder, blocks, ahead):
             waiting.append(launch(encoder, tokens, workers, progress))
@@ -40,20 +41,6 @@ def encode_ahead(
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
-
-
-@contextlib.contextmanager
-def _pool(threads: int, compute: bool = False) -> Iterator[Executor]:
-    """Threads, and nothing left to them when the block is left early."""
-    pool = ThreadPoolExecutor(threads, initializer=_one_thread if compute else None)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # of this thread's operations
 
 
 def _tokenized(encoder: TextEncoder, blocks: Iterable[Sequence[str]], ahead: Executor) -> Iterator[Tokens]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from captions.encoder_model import head_of, load_model
+from captions.encoder_threads import compute_threads
 
 if TYPE_CHECKING:
     from captions.encoder import TextEncoder
@@ -31,7 +32,9 @@ def reference_embeddings(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarr
         else:
             model, device = _load_again(encoder)
             transformer, head = model[0], head_of(model, encoder.settings.pooling)
-        rows = [_one(encoder, transformer, head, device, text) for text in texts]
+        features = [encoder.tokenizer.alone(text, device) for text in texts]  # a tokenizer serves one thread at a time
+        threads = stack.enter_context(compute_threads(device))
+        rows = list(threads.map(lambda alone: _one(encoder, transformer, head, alone), features))
     return np.stack(rows)
 
 
@@ -62,10 +65,8 @@ def _plain_attention(model: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _one(
-    encoder: TextEncoder, transformer: Any, head: Sequence[nn.Module], device: torch.device, text: str
-) -> np.ndarray:
-    features: dict[str, Any] = transformer(encoder.tokenizer.alone(text, device))
+def _one(encoder: TextEncoder, transformer: Any, head: Sequence[nn.Module], features: dict[str, Any]) -> np.ndarray:
+    features = transformer(features)
     if encoder.settings.pooling == "model":
         for module in head:
             features = module(features)
