@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,7 +47,10 @@ def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
     cluster_class = jobqueue().SLURMCluster
     with quiet_event_loop(), dask.config.set(config), shared.expected() as expected:
         try:
-            cluster = cluster_class(silence_logs=logging.CRITICAL, **settings.for_jobqueue())
+            with warnings.catch_warnings():
+                # The dashboard takes another port, and its address is printed.
+                warnings.filterwarnings("ignore", message="Port .* already in use")
+                cluster = cluster_class(silence_logs=logging.CRITICAL, **settings.for_jobqueue())
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"no Dask scheduler can be started for the jobs: {error}") from error
         with cluster, Client(cluster, set_as_default=False) as client:
