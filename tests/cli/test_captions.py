@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_parquet
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_parquet
 from cli.main import m2dprep
 
 GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list"]

@@ -21,7 +21,7 @@ STAGES = {
     "add": 'add: {stage: captions add, captions: "${data}/captions.parquet", acalt4: a.csv}',
     "lint": 'lint: {stage: captions check, captions: "${data}/captions.parquet", drop: refusal}',
     "look": 'look: {stage: captions check, captions: "${data}/captions.parquet"}',
-    "list": 'list: {stage: captions training-list, files_csv: d/files_audioset.csv, captions: d/captions.parquet}',
+    "list": "list: {stage: captions training-list, files_csv: d/files_audioset.csv, captions: d/captions.parquet}",
     "embed": 'embed: {stage: embed-captions, captions: "${data}/captions.parquet", out: "${data}/capemb_x"}',
     "check": "check:",
     "train": "train: {out: run}",
