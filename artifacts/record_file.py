@@ -53,7 +53,8 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path)
+            # What is buffered in advance stays for as long as the file is open: here that would be all of it.
+            self._file = pq.ParquetFile(path, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         metadata = self._file.metadata

@@ -101,9 +101,9 @@ def cost(started: float, cpu: float) -> dict[str, float]:
 
 def ours(model_folder: Path, captions: Path, out: Path, device: str) -> dict[str, Any]:
     """Seconds of `embed_captions`, and what its ``meta.json`` says."""
+    from artifacts.memory import keep_freed_memory
     from captions.embed import embed_captions
     from captions.encoder import load_encoder
-    from captions.memory import keep_freed_memory
 
     keep_freed_memory()
     encoder = load_encoder(str(model_folder), device, precision="auto")

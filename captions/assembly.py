@@ -76,7 +76,7 @@ class CaptionsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} cannot be read as the table of captions: {first_line(error)}") from error
         if missing := [name for name in CAPTIONS_SCHEMA.names if name not in self._file.schema_arrow.names]:

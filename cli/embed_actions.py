@@ -18,8 +18,8 @@ Options = dict[str, Any]
 
 def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options) -> None:
     """Encode ``captions`` into ``out``; ``pool`` None is a worker a GPU where there are several, else this process."""
+    from artifacts.memory import keep_freed_memory
     from captions.embed import require_captions
-    from captions.memory import keep_freed_memory
 
     require_captions(captions)  # before the seconds that torch takes
     keep_freed_memory()

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workflows import on_worker
+from artifacts.memory import KEPT_BYTES, MAPPED_BYTES
 
 # Glibc gives large freed blocks back to the system by default, and Dask makes it give back small ones as well; a worker
 # that handles one clip after another then pays page faults for the same memory again and again.
 WORKER_ENVIRONMENT = {
-    "MALLOC_TRIM_THRESHOLD_": str(on_worker.KEPT_BYTES),
-    "MALLOC_MMAP_THRESHOLD_": str(on_worker.MAPPED_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(MAPPED_BYTES),
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -6,7 +6,6 @@ results would differ, or be failures of files that are well. They refuse, and th
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import pickle
@@ -20,14 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from artifacts.memory import keep_freed_memory
+
 PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "workflows")
 # What the bytes of a result depend on.
 LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
 # Network file systems show a new file late.
 PATIENCE_SECONDS = 20.0
-# Parameters of glibc's mallopt, and what WORKER_ENVIRONMENT sets where we start the workers.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def fault(expected: Expected) -> str:
     """What is wrong with this process, starting with its host's name; empty where it is as ``expected``."""
     found = _other_software(expected) or _unseen(expected)
     if not found:
-        _keep_freed_memory()
+        keep_freed_memory()
     return found and f"{socket.gethostname()}: {found}"
 
 
@@ -149,11 +147,3 @@ def _other_probe(expected: Expected) -> str:
     except OSError as error:
         return f"it cannot read a file that this command wrote to {folder}: {error.strerror}"
     return f"its {folder} is another folder than this command's"
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next clip, as WORKER_ENVIRONMENT does where we start the process."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
