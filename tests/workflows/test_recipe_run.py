@@ -271,7 +271,13 @@ def start(here: Path) -> subprocess.Popen[bytes]:
         cwd=here,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=listen_to_sigint,
     )
+
+
+def listen_to_sigint() -> None:
+    """Whoever runs tests in the background of a shell runs them deaf to it, and what they start too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def running(name: str) -> int | None:
