@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -207,7 +208,10 @@ def wrap(model: M2DCLAP, world: World, config: TrainConfig) -> nn.Module:
     """``model`` itself, or in several processes what averages its gradients over them while they are computed."""
     if world.size == 1:
         return model
+    parallel: Any = nn.parallel.DistributedDataParallel
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
+    names = inspect.signature(parallel).parameters
+    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    wrapped: nn.Module = parallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
+    return wrapped
