@@ -25,9 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
-import soundfile
+from _clips import make_clips
 from _machine import machine, restart_with, table
 
 from audioprep.config import PRESETS, ConvertConfig
@@ -43,8 +42,6 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORKERS = 2
 # A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
 CLIPS_A_SHARD = 50
-DIFFERENT_CLIPS = 50
-SECONDS, RATE = 10, 44100
 
 
 @dataclass
@@ -54,18 +51,6 @@ class Run:
     start: float
     rate: float
     cpu: float
-
-
-def make_clips(folder: Path) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{number:05d}.wav" for number in range(CLIPS)]
-    for number, path in enumerate(paths):
-        if number < DIFFERENT_CLIPS:
-            samples = 0.1 * rng.standard_normal((SECONDS * RATE, 2))
-            soundfile.write(path, samples, RATE, subtype="PCM_16")
-        else:
-            shutil.copyfile(paths[number % DIFFERENT_CLIPS], path)
 
 
 def cpu_seconds() -> float:
@@ -113,7 +98,7 @@ def with_pool(function: Any, shards: Sequence[Any]) -> Run:
 
 
 def compare(root: Path) -> None:
-    make_clips(root / "wavs")
+    make_clips(root / "wavs", CLIPS)
     shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_A_SHARD)
     config = ConvertConfig(PRESETS["16k"])
     engine, pool = [], []

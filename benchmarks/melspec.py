@@ -29,15 +29,13 @@ from typing import Any
 
 import numpy as np
 import psutil
-import soundfile
+from _clips import make_clips
 from _machine import ONE_THREAD, machine, restart_with, table
 from melspec_floor import floor
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 POOL_CLIPS = max(40, CLIPS // 4)
 ROUNDS = 3
-DIFFERENT_CLIPS = 50
-SECONDS, RATE = 10, 44100
 
 
 @dataclass
@@ -48,19 +46,6 @@ class Run:
     cpu: float
     start: float
     memory: float
-
-
-def make_clips(folder: Path) -> list[Path]:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{number:05d}.wav" for number in range(CLIPS)]
-    for number, path in enumerate(paths):
-        if number < DIFFERENT_CLIPS:
-            samples = 0.1 * rng.standard_normal((SECONDS * RATE, 2))
-            soundfile.write(path, samples, RATE, subtype="PCM_16")
-        else:
-            shutil.copyfile(paths[number % DIFFERENT_CLIPS], path)
-    return paths
 
 
 def watched(start: Callable[[], object], finished: Callable[[], bool], folder: Path, clips: int) -> Run:
@@ -178,7 +163,7 @@ def run_floor(paths: list[Path], output: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        paths = make_clips(root / "wavs")
+        paths = make_clips(root / "wavs", CLIPS)
         one, two, convolution, stft, cores = [], [], [], [], []
         for _ in range(ROUNDS):
             one.append(ours(root / "wavs", root / "data" / "one_lms", 1))

@@ -17,8 +17,8 @@ from statistics import median
 
 import numpy as np
 import scipy.fft
-import soundfile
 import soxr
+from _clips import RATE, make_clips
 from _machine import machine, restart_with, table
 
 from audioprep.config import PRESETS, ConvertConfig
@@ -27,17 +27,7 @@ from audioprep.discover import discover
 from workflows.dask_settings import WORKER_ENVIRONMENT
 
 CLIPS, ROUNDS = 100, 7
-SECONDS, RATE = 10, 44100
 HEADER_BYTES = 44
-
-
-def make_clips(folder: Path, count: int) -> None:
-    """``count`` 10 s clips, 44.1 kHz, stereo, 16 bit."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        samples = 0.1 * rng.standard_normal((SECONDS * RATE, 2))
-        soundfile.write(folder / f"{number:05d}.wav", samples, RATE, subtype="PCM_16")
 
 
 def floor(path: Path, output: Path) -> None:
