@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.cluster_options import pool_options
-from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option
+from cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option
 
 if TYPE_CHECKING:
     from workflows.cluster import WorkerPool
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=TableCommand)
 @click.argument("src", type=PATH)
 @click.argument("dst", type=PATH)
 @click.option(
@@ -109,7 +109,7 @@ def melspec(
     report.require(limit)
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @click.option("--recompute", is_flag=True, help="Read the arrays instead of merging their records.")
 @click.option("--files", type=PATH, default=None, help="Count in only what this files_<name>.csv lists.")
@@ -139,7 +139,7 @@ def stats(lms: Path, recompute: bool, files: Path | None, out: Path | None, as_j
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @click.option("--out", type=PATH, default=None, show_default="LMS itself", help="Another folder for the arrays.")
 @click.option("--threads", type=click.IntRange(min=1), default=8, help="Arrays that are written at a time.")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, M2dprepCommand, json_option
+from cli.options import PATH, TableCommand, json_option
 
 
-@click.command(cls=M2dprepCommand, short_help="Find captions that a model should not learn; drop them if asked.")
+@click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.option("--rule", "rules", multiple=True, show_default="all", help="Look for this only; several.")
 @click.option(
@@ -73,7 +73,7 @@ def check(
         raise CheckFailedError(f"{captions_path}: {result.left:,} findings.")
 
 
-@click.command(cls=M2dprepCommand, short_help="All captions of a clip.")
+@click.command(cls=TableCommand, short_help="All captions of a clip.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.argument("clip")
 @json_option

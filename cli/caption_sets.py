@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.options import PATH, M2dprepCommand, device_option, json_option
+from cli.options import PATH, TableCommand, device_option, json_option
 
 if TYPE_CHECKING:
     from captions.coverage import Coverage
@@ -43,7 +43,7 @@ exclude_option = click.option(
 debias_option = click.option("--debias", is_flag=True, help='LAION\'s de-biasing: "woman" and "man" become "person".')
 
 
-@click.command(cls=M2dprepCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
+@click.command(cls=TableCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
 @click.option(
     "--segments", type=PATH, multiple=True, required=True, help="AudioSet's list of segments (.csv, .csv.gz); several."
 )
@@ -136,7 +136,7 @@ def source_options(command: Function) -> Function:
     return command
 
 
-@click.command(cls=M2dprepCommand, short_help="Add the captions of ACalt4, AudioCaps, Clotho, WavCaps, … or any table.")
+@click.command(cls=TableCommand, short_help="Add the captions of ACalt4, AudioCaps, Clotho, WavCaps, … or any table.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @source_options
 @click.option("--source", default=None, show_default="the kind", help="What the source column says.")
@@ -197,7 +197,7 @@ def add(
     _report(coverage, captions_path, as_json, f"{counts.rows:,} captions", counts.used, counts.duplicates, failed)
 
 
-@click.command(cls=M2dprepCommand, short_help="Several captions tables into one.")
+@click.command(cls=TableCommand, short_help="Several captions tables into one.")
 @click.argument("sets", metavar="CAPTIONS…", nargs=-1, required=True, type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="The captions.parquet to write.")
 @exclude_option
@@ -229,7 +229,7 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     click.echo(json.dumps(result, indent=2) if as_json else str(output))
 
 
-@click.command(cls=M2dprepCommand, short_help="Sentences from the clips' labels, with a keyword-to-text model.")
+@click.command(cls=TableCommand, short_help="Sentences from the clips' labels, with a keyword-to-text model.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.option("--model", required=True, help="A seq2seq model: a folder, or a name on the hub.")
 @click.option("--work", type=PATH, default=None, show_default="CAPTIONS.SOURCE", help="Folder of finished batches.")
@@ -273,7 +273,7 @@ def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: A
     _report(coverage, captions_path, as_json, f"{counts.rows:,} captions", counts.used, counts.duplicates, failed)
 
 
-@click.command("training-list", cls=M2dprepCommand, short_help="Take evaluation clips out of a training list.")
+@click.command("training-list", cls=TableCommand, short_help="Take evaluation clips out of a training list.")
 @click.argument("files", metavar="FILES_CSV", type=PATH)
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.option("--output", "-o", type=PATH, default=None, show_default="FILES_CSV itself", help="The list to write.")

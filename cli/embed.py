@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from cli.cluster_options import pool_options
 from cli.embed_actions import check, encode, import_dictionary, inspect
-from cli.options import PATH, M2dprepCommand, device_option, json_option, overwrite_option, seed_option
+from cli.options import PATH, TableCommand, device_option, json_option, overwrite_option, seed_option
 
 if TYPE_CHECKING:
     from workflows.cluster import WorkerPool
@@ -31,7 +31,7 @@ FOREIGN = {
 }
 
 
-@click.command("embed-captions", cls=M2dprepCommand)
+@click.command("embed-captions", cls=TableCommand)
 @click.argument("paths", metavar="CAPTIONS OUT", nargs=-1, type=PATH)
 @click.option("--model", default="thenlper/gte-base", help="Text encoder: a name on the hub, or a folder.")
 @click.option("--revision", default=None, help="Branch, tag or commit of a model on the hub.")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, M2dprepCommand, device_option, json_option, max_failures_option
+from cli.options import PATH, TableCommand, device_option, json_option, max_failures_option
 
 
-@click.command("zero-shot", cls=M2dprepCommand)
+@click.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)
 @click.option(

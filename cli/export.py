@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import CONTEXT_SETTINGS, PATH, M2dprepCommand, json_option
+from cli.options import CONTEXT_SETTINGS, PATH, TableCommand, json_option
 
 if TYPE_CHECKING:
     from captions.exchange import Exported
@@ -20,7 +20,7 @@ def export() -> None:
     """Write what we have in the formats of others."""
 
 
-@export.command(cls=M2dprepCommand)
+@export.command(cls=TableCommand)
 @click.argument("store", type=PATH)
 @click.argument("file", type=PATH)
 @click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
@@ -40,7 +40,7 @@ def m2d(store: Path, file: Path, overwrite: bool, as_json: bool) -> None:
     _report(export_dictionary(store, file, overwrite=overwrite), as_json)
 
 
-@export.command(cls=M2dprepCommand)
+@export.command(cls=TableCommand)
 @click.argument("store", type=PATH)
 @click.argument("file", type=PATH)
 @click.option(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cluster_options import pool_options
-from cli.options import PATH, M2dprepCommand, json_option, seed_option, workers_option
+from cli.options import PATH, M2dprepCommand, TableCommand, json_option, seed_option, workers_option
 
 if TYPE_CHECKING:
     from workflows.cluster import WorkerPool
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
 @click.option("--quick", is_flag=True, help="Open every array, but do not read its values.")
 @pool_options

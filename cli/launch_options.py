@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.options import PATH, M2dprepCommand
+from cli.options import PATH, TableCommand
 
 RAW = "m2dprep.arguments"
 WITH_VALUE = ("--launch", "--nodes", "--gpus-per-node", "--cluster-config")
@@ -41,7 +41,7 @@ OPTIONS = [
 ]
 
 
-class LaunchableCommand(M2dprepCommand):
+class LaunchableCommand(TableCommand):
     """Keeps its arguments as they were given, so that a job can be given them."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:

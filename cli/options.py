@@ -42,6 +42,10 @@ class M2dprepCommand(click.Command):
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **{"context_settings": CONTEXT_SETTINGS, **settings})
 
+
+class TableCommand(M2dprepCommand):
+    """A command that reads or writes tables, and so uses pyarrow."""
+
     def invoke(self, context: click.Context) -> Any:
         from artifacts.arrow import keep_pandas_out
 

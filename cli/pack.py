@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, M2dprepCommand, json_option, max_failures_option, overwrite_option
+from cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option
 
 
-@click.command(cls=M2dprepCommand)
+@click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @click.option(
     "--dtype",
