@@ -10,26 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_parquet
-from cli.main import m2dprep
+from tests.cli.invocation import refused, run
 
 GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list"]
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(m2dprep, [str(word) for word in words])
-
-
-def refused(result: Result, exit_code: int, *words: str) -> None:
-    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stdout == ""
-    for word in words:
-        assert word in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
 @pytest.fixture

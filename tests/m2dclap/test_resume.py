@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from artifacts.tables import read_file_list, write_file_list
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice
 from m2dclap.loop import SavePlan
 from m2dclap.meter import TIMING_FIGURES
@@ -33,18 +33,9 @@ from m2dclap.stop_signals import REQUEUE_EXIT_CODE, StoppedError
 from m2dclap.train import RunOptions, train
 from m2dclap.train_state import TrainState
 from m2dclap.watch import WatchOptions
+from tests.m2dclap.two_processes import MODEL
 
 MakeData = Callable[..., Path]
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    loss_clap=1.0,
-)
 TRAIN = TrainConfig(
     epochs=3,
     batch_size=8,

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
 from m2dclap.loop import SavePlan, Trainer
 from m2dclap.meter import TIMING_FIGURES
@@ -27,18 +27,9 @@ from m2dclap.schedule import Schedule
 from m2dclap.train import RunOptions, TrainResult, make_state, train
 from m2dclap.watch import WatchOptions
 from m2dclap.world import World
+from tests.m2dclap.two_processes import MODEL
 
 MakeData = Callable[..., Path]
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    loss_clap=1.0,
-)
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), watch=WatchOptions(features_every=2))
 

@@ -23,18 +23,9 @@ from m2dclap.flops import block_flops, matrix_peak, train_flops_per_clip
 from m2dclap.run_log import read_log
 from m2dclap.train import RunOptions, make_state, train
 from m2dclap.watch import Watch, WatchOptions
+from tests.m2dclap.two_processes import MODEL as SHARED_MODEL
 
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    off_emb_dim=16,
-    loss_clap=1.0,
-)
+MODEL = replace(SHARED_MODEL, off_emb_dim=16)
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 CPU = torch.device("cpu")
 

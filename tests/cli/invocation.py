@@ -1,0 +1,19 @@
+"""Commands called as a shell would call them, and how a refusal looks."""
+
+from click.testing import CliRunner, Result
+
+from cli.main import m2dprep
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(m2dprep, [str(word) for word in words])
+
+
+def refused(result: Result, exit_code: int, *words: str) -> None:
+    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
