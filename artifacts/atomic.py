@@ -42,8 +42,9 @@ def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bo
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
     if durable:
         sync_folder(path.parent)
@@ -85,11 +86,18 @@ def write_bytes(path: Path, *parts: Any, temporary_folder: Path | None = None, d
         finally:
             os.close(descriptor)
         os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Let an error of the system that names no file, as that of a full disk, name the one that was to be written."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = os.fspath(path)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -57,8 +57,9 @@ def test_bytes_that_the_disk_has_no_room_for_leave_the_old_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", refuse)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as refusal:
             write_bytes(tmp_path / "a", b"new")
+    assert refusal.value.filename == str(tmp_path / "a")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
