@@ -42,12 +42,13 @@ SPLITS = {
     "unbalanced_train_segments": "unbalanced_train",
     "eval_segments": EVALUATION_SPLIT,
 }
+NAME = pa.dictionary(pa.int32(), pa.string())  # few names, millions of times
 SEGMENTS_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("start_seconds", pa.float64(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("split", NAME, nullable=False),
+        pa.field("labels", pa.list_(NAME), nullable=False),
     ]
 )
 
@@ -83,7 +84,7 @@ def read_segments(paths: Sequence[Path], label_names: Mapping[str, str]) -> Segm
     labels, unknown = _label_lists(mids, label_names, places)
     splits = pa.array([split_name(path) for path in paths])
     split_of_row = np.repeat(np.arange(len(paths), dtype=np.int32), [part.rows.num_rows for part in parts])
-    split = pa.DictionaryArray.from_arrays(pa.array(split_of_row), splits).cast(pa.string())
+    split = pa.DictionaryArray.from_arrays(pa.array(split_of_row), splits)
     read = pa.concat_tables([part.rows for part in parts])
     ids = one_array(read["clip_id"])
     again = repeats(ids)
@@ -238,7 +239,7 @@ def _label_lists(
             row_of = np.repeat(np.arange(len(chunk)), pc.list_value_length(split).to_numpy(zero_copy_only=False))
             some = unknown[: EXAMPLES - len(examples)]
             examples += [(flat[at].as_py(), places[row + int(row_of[at])]) for at in some.tolist()]
-        lists.append(keep_in_lists(split, is_known, names.take(known)))
+        lists.append(keep_in_lists(split, is_known, pa.DictionaryArray.from_arrays(known, names)))
         row += len(chunk)
     if count and not any_known:
         raise UserError(
@@ -246,7 +247,7 @@ def _label_lists(
             "label of the segments; is it the right ontology.json or class_labels_indices.csv?"
         )
     shown = tuple(f"{label} at {place}" for label, place in examples)
-    return pa.chunked_array(lists, pa.list_(pa.string())), Finding(count, shown)
+    return pa.chunked_array(lists, pa.list_(NAME)), Finding(count, shown)
 
 
 def read_label_names(path: Path) -> dict[str, str]:

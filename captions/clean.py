@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captions.columns import chunks, rows_at, take, text_bytes
+from captions.columns import chunks, joined, rows_at, take, text_bytes
 
 QUOTES = '"“”„‟«»'
 # RE2's \s is ASCII only; the control characters are those that Python's str.split() takes for white space.
@@ -63,13 +63,15 @@ def clean(captions: pa.Array | pa.ChunkedArray) -> Cleaned:
     for texts in chunks(captions):
         oddly_spaced, with_colon = _suspects(texts)
         rows = np.flatnonzero(oddly_spaced | with_colon)
-        spaced = normalise_space(texts.take(pa.array(rows)))
+        odd = oddly_spaced[rows]
+        spaced = texts.take(pa.array(rows))
+        spaced = pc.replace_with_mask(spaced, pa.array(odd), normalise_space(spaced.filter(pa.array(odd))))
         bare = pa.array(map(unwrap, spaced.to_pylist()), pa.string())
         unwrapped += pc.sum(pc.not_equal(spaced, bare)).as_py() or 0
         changed.append(bare)
         place[start + rows] = np.arange(end, end + len(rows))
         start, end = start + len(texts), end + len(rows)
-    return Cleaned(pa.chunked_array([*chunks(captions), pa.concat_arrays(changed)], pa.string()), place, unwrapped)
+    return Cleaned(joined(pa.chunked_array([*chunks(captions), *changed], pa.string())), place, unwrapped)
 
 
 def normalise_space(texts: pa.Array) -> pa.Array:
@@ -96,8 +98,10 @@ def _suspects(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def unwrap(text: str) -> str:
     """The caption inside a wrapper, or ``text`` where there is none. White space must have been normalised."""
-    match = next(filter(None, (wrapper.match(text) for wrapper in WRAPPERS)), None)
-    return text if match is None else _unquote(match["body"])
+    for wrapper in WRAPPERS:
+        if match := wrapper.match(text):
+            return _unquote(match["body"])
+    return text
 
 
 def _unquote(body: str) -> str:
@@ -111,5 +115,5 @@ def _unquote(body: str) -> str:
     text = match["body"]
     if match["open"] not in QUOTES:  # an apostrophe inside looks the same, so only those at the end can close
         return text.rstrip(SINGLE_QUOTES).strip()
-    places = [match.start() for match in QUOTE.finditer(text)]
-    return (text[: places[-1]] if len(places) % 2 else text).strip()
+    pieces = QUOTE.split(text)
+    return (text if len(pieces) % 2 else text[: -len(pieces[-1]) - 1]).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.clip_id import AUDIOSET_FORM, TIMED_FORM, VGGSOUND_FORM
-from captions.columns import chunks, holds_byte, in_threads, index_in, one_array, text_bytes
+from captions.columns import Lookup, chunks, holds_byte, in_threads, one_array, text_bytes
 
 AUDIO_FILE = r"(?i)^(?:.*/)?([^/]+)\.(?:wav|flac|mp3|ogg|opus|m4a|aac|aif|aiff|npy)$"
 ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
@@ -56,16 +57,24 @@ def _read_forms(names: pa.Array) -> tuple[pa.Array, np.ndarray]:
         is_form = (tail[:, 0] == ord("_")) & ((digits >= 0) & (digits <= 9)).all(axis=1)
         vggsound[rows[is_form]] = True
         seconds[rows[is_form]] = digits[is_form] @ 10 ** np.arange(5, -1, -1)
-    first = pc.if_else(pa.array(audioset), pc.binary_slice(names.cast(pa.binary()), 1, 12).cast(pa.string()), None)
-    ids = pc.if_else(
-        pa.array(vggsound), pc.binary_slice(names.cast(pa.binary()), 0, ID_LENGTH).cast(pa.string()), first
-    )
+    ids = _windows(content, offsets[:-1] + audioset, audioset | vggsound)
     left = ~(audioset | vggsound) & (lengths >= AUDIOSET_LENGTH)
     if left.any():
         others = names.filter(pa.array(left))
         ids = pc.replace_with_mask(ids, pa.array(left), _read_with_expressions(others))
         seconds[left] = _start_with_expressions(others)
     return ids, seconds
+
+
+def _windows(content: np.ndarray, starts: np.ndarray, there: np.ndarray) -> pa.Array:
+    """The texts of `ID_LENGTH` bytes from ``starts`` on (N,); null where they are not ``there``."""
+    if not there.any():
+        return pa.nulls(len(starts), pa.string())
+    windows = np.ndarray(len(content) - ID_LENGTH + 1, f"V{ID_LENGTH}", content, strides=(1,))
+    texts = windows[np.where(there, starts, 0)]
+    offsets = np.arange(len(starts) + 1, dtype=np.int32) * ID_LENGTH
+    validity = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(texts), validity)
 
 
 def _read_with_expressions(names: pa.Array) -> pa.Array:
@@ -103,41 +112,55 @@ def match_clips(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> Matches:
     The most literal reading wins: the name itself, then without an audio file's folder and suffix, then the YouTube
     id where the name has one of its forms. A clip named ``dog_barking_000001`` is never taken for another one.
     """
-    lengths = np.unique(pc.binary_length(clips).to_numpy(zero_copy_only=False))
     stems = [without_file_name(chunk) for chunk in chunks(names)]
-    ids, seconds = zip(*in_threads(_read_forms, stems), strict=True)
-    literal = _find(names, clips, lengths)
-    if any(stem is not chunk for stem, chunk in zip(stems, chunks(names), strict=True)):
-        literal = pc.coalesce(literal, _find(pa.chunked_array(stems), clips, lengths))
-    clip = pc.coalesce(literal, _find(pa.chunked_array(ids), clips, lengths))
+    with _Finder(names, clips) as find:
+        ids, seconds = zip(*in_threads(_read_forms, stems), strict=True)
+        literal = find(names)
+        if any(stem is not chunk for stem, chunk in zip(stems, chunks(names), strict=True)):
+            literal = pc.coalesce(literal, find(pa.chunked_array(stems)))
+        clip = pc.coalesce(literal, find(pa.chunked_array(ids)))
     start = np.concatenate(seconds)
     start[literal.is_valid().to_numpy(zero_copy_only=False)] = np.nan
     return Matches(clip, start)
 
 
-def _find(names: pa.Array | pa.ChunkedArray, clips: pa.Array, lengths: np.ndarray) -> pa.Array:
-    """The row of every name in ``clips``, null where it isn't there. Names as long as no clip's are not looked for."""
-    own = pc.fill_null(pc.binary_length(names), -1)
-    possible = np.isin(np.asarray(own), lengths)
-    if not possible.any():
-        return pa.nulls(len(names), pa.int32())
-    if possible.all():
-        return _index_in(names, clips)
-    rows = _index_in(names.filter(pa.array(possible)), clips)
-    return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
+class _Finder:
+    """Finds the rows of names among ``clips``, which it sorts in a thread where ``names`` are many."""
 
+    def __init__(self, names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> None:
+        self._clips = clips
+        self._pool = ThreadPoolExecutor(1)
+        self._lookup = self._pool.submit(Lookup, clips) if FEW * len(names) > len(clips) else None
+        self._lengths = np.unique(pc.binary_length(clips).to_numpy(zero_copy_only=False))
 
-def _index_in(names: pa.Array | pa.ChunkedArray, clips: pa.Array) -> pa.Array:
-    """The row of every name in ``clips``, int32. Of few names and many clips, the clips are looked up in the names."""
-    if FEW * len(names) > len(clips):
-        return index_in(one_array(names), clips)
-    encoded = one_array(names).dictionary_encode()
-    name_of_clip = pc.index_in(clips, value_set=encoded.dictionary)
-    known = np.flatnonzero(name_of_clip.is_valid().to_numpy(zero_copy_only=False))
-    clip_of_name = np.full(len(encoded.dictionary), -1, np.int32)
-    clip_of_name[name_of_clip.take(pa.array(known)).to_numpy()] = known
-    rows = clip_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
-    return pa.array(rows, mask=rows < 0)
+    def __enter__(self) -> _Finder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, names: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """int32 (N,): the clip of every name, null where there is none. Names as long as no clip's are passed over."""
+        own = pc.fill_null(pc.binary_length(names), -1)
+        possible = np.isin(np.asarray(own), self._lengths)
+        if not possible.any():
+            return pa.nulls(len(names), pa.int32())
+        if possible.all():
+            return self._index_in(one_array(names))
+        rows = self._index_in(one_array(names.filter(pa.array(possible))))
+        return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
+
+    def _index_in(self, names: pa.Array) -> pa.Array:
+        """The row of every name. Of few names and many clips, the clips are looked up in the names."""
+        if self._lookup is not None:
+            return self._lookup.result()(names)
+        encoded = names.dictionary_encode()
+        name_of_clip = pc.index_in(self._clips, value_set=encoded.dictionary)
+        known = np.flatnonzero(name_of_clip.is_valid().to_numpy(zero_copy_only=False))
+        clip_of_name = np.full(len(encoded.dictionary), -1, np.int32)
+        clip_of_name[name_of_clip.take(pa.array(known)).to_numpy()] = known
+        rows = clip_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
+        return pa.array(rows, mask=rows < 0)
 
 
 def whole(pattern: str) -> str:

@@ -54,7 +54,10 @@ class SegmentCounts:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The captions table after a command, and how the command's inputs went into it."""
+    """The captions table after a command, and how the command's inputs went into it.
+
+    ``added``: the captions that `fill` put to those of ``source``, more than one a clip.
+    """
 
     clips: int
     captions: int
@@ -63,6 +66,7 @@ class Coverage:
     source: SourceCounts | None
     segments: SegmentCounts | None = None
     excluded: tuple[ExclusionCounts, ...] = ()
+    added: SourceCounts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -78,7 +82,7 @@ class Coverage:
             rows.append(("  unknown labels (left out)", self.segments.unknown_labels))
         rows.append(("  clips without a caption" if self.segments else "clips left without one", self.without_caption))
         rows += [(f"  excluded by {counts.path}", counts) for counts in self.excluded]
-        rows += _source_rows(self.source) if self.source else []
+        rows += [row for source in (self.source, self.added) if source for row in _source_rows(source)]
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {_shown(value)}" for name, value in rows]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +16,13 @@ from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import read_captions
 from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
+from captions.clean import Cleaned, clean
 from captions.coverage import Coverage, count_sources
 from captions.exclusion import ExclusionList
-from captions.matching import CleanRows, clean_rows
+from captions.matching import CleanRows
 from captions.merge import DEFAULTS, AddOptions, FillOptions, Merged, add, add_to, fill
 from captions.sets import MergedSets, merge_sets
-from captions.sources import AUTO_ACD, LABEL, read_auto_acd
+from captions.sources import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
 
 
 def fill_file(
@@ -29,46 +30,68 @@ def fill_file(
     segments: Sequence[Path],
     labels: Path,
     auto_acd: Path | None,
+    acalt4: Sequence[Path] = (),
     *,
     options: FillOptions = DEFAULTS,
     unmatched: Path | None = None,
     overwrite: bool = False,
 ) -> Coverage:
-    """Make ``output`` of segment lists, a table of label names and, if given, Auto-ACD: `captions.merge.fill`.
+    """Make ``output`` of segment lists, a table of label names and, if given, Auto-ACD and ACalt4: `merge.fill`.
 
-    Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since.
+    Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since; where it
+    lacks those of ACalt4 alone, they are added.
 
     Raises `UserError` where an input cannot be read, `FingerprintConflictError` where ``output`` holds other captions
     and ``overwrite`` is not asked for.
     """
     names = read_label_names(labels)
-    with ThreadPoolExecutor(1) as pool:  # both tables are large
-        reading = None if auto_acd is None else pool.submit(_read_source, auto_acd, options)
+    with ThreadPoolExecutor() as pool:  # the tables are large
+        reading = None if auto_acd is None else _start_reading(pool, auto_acd, options)
+        more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
-        rows = None if reading is None else reading.result()
-    merged = fill(clips, rows, options)
-    if output.exists() and not overwrite:
-        _require_filled(output, merged.captions)
-    else:
+        merged = fill(clips, None if reading is None else reading(), options, None if more is None else more.result())
+    if overwrite or not output.exists():
         write_captions(output, merged.assembly)
+    else:
+        lacks_acalt4 = more is not None and ACALT4 not in count_sources(read_captions(output, ["source"]))
+        _require_filled(output, merged.captions, [AUTO_ACD, LABEL, *([] if more is None or lacks_acalt4 else [ACALT4])])
+        if more is not None and lacks_acalt4:
+            add_file(output, more.result(), ACALT4, options=AddOptions(debias=options.debias))
     write_unmatched(unmatched, merged)
     return merged.coverage
 
 
-def _read_source(path: Path, options: FillOptions) -> pa.Table | CleanRows:
-    rows = read_auto_acd(path)
-    return rows if options.rules == "m2d_compat" else clean_rows(rows)
+def _start_reading(pool: Executor, auto_acd: Path, options: FillOptions) -> Callable[[], pa.Table | CleanRows]:
+    """Read Auto-ACD and then clean its captions; the function returned waits for the rows, not for the cleaning."""
+    if options.rules == "m2d_compat":
+        return pool.submit(read_auto_acd, auto_acd).result
+    uncleaned: list[pa.ChunkedArray] = []  # they go as soon as they are clean
+
+    def read() -> pa.ChunkedArray:
+        rows = read_auto_acd(auto_acd)
+        uncleaned.append(rows["caption"])
+        return rows["id"]
+
+    def clean_them() -> Cleaned:
+        reading.result()
+        return clean(uncleaned.pop())
+
+    reading = pool.submit(read)
+    cleaning = pool.submit(clean_them)
+    return lambda: CleanRows(reading.result(), cleaning.result)
 
 
-def _require_filled(output: Path, expected: pa.Table) -> None:
-    """Raise `FingerprintConflictError` unless ``output``, without captions added later, is ``expected``."""
+def _require_filled(output: Path, expected: pa.Table, sources: Sequence[str]) -> None:
+    """Raise `FingerprintConflictError` unless the captions that ``sources`` gave are the same in both tables."""
     there = read_captions(output)
-    filled = there.filter(pc.is_in(there["source"], pa.array([AUTO_ACD, LABEL])))
     columns = [name for name in expected.column_names if name != "caption_index"]
-    if not filled.select(columns).equals(expected.select(columns)):
-        sources = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
+    own, wanted = (
+        table.filter(pc.is_in(table["source"], pa.array(sources))).select(columns) for table in (there, expected)
+    )
+    if not own.equals(wanted):
+        counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
         raise FingerprintConflictError(
-            f"{output} holds other captions than these inputs give ({sources or 'none'}). "
+            f"{output} holds other captions than these inputs give ({counts or 'none'}). "
             "Choose another output, or --overwrite to replace all of it."
         )
 

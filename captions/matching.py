@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,28 +68,24 @@ class MatchedSource:
 
 
 class CleanRows(NamedTuple):
-    """`captions.sources.CAPTION_ROWS`, cleaned."""
+    """`captions.sources.CAPTION_ROWS`, whose captions ``cleaned`` gives; they may be cleaned while ids are matched."""
 
     ids: pa.ChunkedArray
-    captions: Cleaned
-
-
-def clean_rows(rows: pa.Table) -> CleanRows:
-    """Clean the captions of a source."""
-    return CleanRows(rows["id"], clean(rows["caption"]))
+    cleaned: Callable[[], Cleaned]
 
 
 def match_source(name: str, rows: pa.Table | CleanRows, clips: pa.Array) -> MatchedSource:
-    """Clean ``rows`` (`captions.sources.CAPTION_ROWS`) and find their clips among ``clips`` (unique ids).
+    """Find the clips of ``rows`` (`captions.sources.CAPTION_ROWS`) among ``clips`` (unique ids); clean the captions.
 
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
-    ids, cleaned = rows if isinstance(rows, CleanRows) else clean_rows(rows)
+    ids = rows.ids if isinstance(rows, CleanRows) else rows["id"]
+    matches = match_clips(ids, clips)
+    cleaned = rows.cleaned() if isinstance(rows, CleanRows) else clean(rows["caption"])
     has_id = _not_empty(ids)
     usable = has_id & _not_empty(cleaned.texts)[cleaned.place]
     if not usable.any():
         raise UserError(f"{name} holds no caption: each of its {len(ids):,} rows lacks its id or its text.")
-    matches = match_clips(ids, clips)
     is_known = matches.clip.is_valid().to_numpy(zero_copy_only=False)
     row = np.flatnonzero(usable & is_known)
     if not len(row):

@@ -7,8 +7,9 @@ in which they were added; ``caption_index`` counts them from 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,11 +27,12 @@ from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips
 from captions.m2d_compat import match_as_original
 from captions.matching import CleanRows, MatchedSource, match_source, nothing_matched
-from captions.sources import AUTO_ACD, LABEL
+from captions.sources import ACALT4, AUTO_ACD, LABEL
 from captions.template import M2D, Template, label_captions
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Rules = Literal["m2dprep", "m2d_compat"]
+FILLED_FROM = pa.array([AUTO_ACD, LABEL, ACALT4])
 
 
 @dataclass(frozen=True)
@@ -65,41 +67,55 @@ class FillOptions:
 DEFAULTS = FillOptions()
 
 
-def fill(segments: Segments, auto_acd: pa.Table | CleanRows | None, options: FillOptions = DEFAULTS) -> Merged:
+def fill(
+    segments: Segments,
+    auto_acd: pa.Table | CleanRows | None,
+    options: FillOptions = DEFAULTS,
+    acalt4: pa.Table | None = None,
+) -> Merged:
     """One row a segment: its Auto-ACD caption where there is one, else the template with its label names.
 
     Of several Auto-ACD captions for a clip one is kept: first come those with AudioSet's form of the id, which mean
     this very segment, then VGGSound's with the segment's start second, then VGGSound's of other seconds of the video;
     among equals the first in the file. Segments without any caption (no known label) are left out and listed.
+    The captions of ``acalt4`` (`captions.sources.CAPTION_ROWS`) come on top, as `add` would put them.
 
-    Raises `UserError` where not one Auto-ACD id is that of a segment.
+    Raises `UserError` where not one Auto-ACD id, or not one of ACalt4, is that of a segment.
     """
     keep, excluded = keep_clips(segments.table["clip_id"], options.exclude)
     clips = segments.table if keep.all() else segments.table.filter(pa.array(keep))
     source, chosen, other_start, refused = _choose(segments, clips, auto_acd, options)
     with_caption = chosen >= 0
-    made = label_captions(one_array(clips["labels"].filter(pa.array(~with_caption))), options.template)
-    captions = pa.chunked_array([*source.captions.chunks, made])
-    captions = debias(captions) if options.debias else captions
+    with ThreadPoolExecutor(1) as pool:
+        used = int(with_caption.sum())
+        counts = auto_acd and pool.submit(source.counts, used, other_start=other_start, start_refused=refused)
+        without = one_array(clips["labels"].filter(pa.array(~with_caption)))
+        made = label_captions(without.cast(pa.list_(pa.string())), options.template)
     place = chosen.copy()
     place[~with_caption] = len(source.captions) + np.arange(len(made))
     complete = np.ones(len(chosen), bool)
     complete[~with_caption] = made.is_valid().to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(complete)
-    by_source = {AUTO_ACD: int(with_caption.sum()), LABEL: int((complete & ~with_caption).sum())}
     coverage = Coverage(
         clips=len(rows),
         captions=len(rows),
-        by_source=_sorted_counts(by_source),
+        by_source=_sorted_counts({AUTO_ACD: used, LABEL: len(rows) - used}),
         without_caption=places(clips["clip_id"], np.flatnonzero(~complete)),
-        source=None
-        if auto_acd is None
-        else source.counts(by_source[AUTO_ACD], other_start=other_start, start_refused=refused),
+        source=counts.result() if counts else None,
         segments=SegmentCounts(segments.rows, segments.duplicates, segments.unknown_labels, _of_evaluation(clips)),
         excluded=tuple(excluded),
     )
-    assembly = Assembly(len(rows), _Filling(clips, captions, rows, place, with_caption))
-    return Merged(assembly, coverage, source.unmatched)
+    kind = np.where(with_caption[rows], 0, 1).astype(np.int8)
+    filling = _Filling(clips, [*source.captions.chunks, made], rows, place[rows], kind)
+    unmatched = source.unmatched
+    if acalt4 is not None:
+        filling, new, kept = _with_more(filling, acalt4)
+        by_source = _sorted_counts({**coverage.by_source, ACALT4: kept})
+        coverage = replace(coverage, captions=len(rows) + kept, by_source=by_source, added=new.counts(kept))
+        unmatched = pa.concat_tables([unmatched, new.unmatched])
+    if options.debias:
+        filling = replace(filling, texts=debias(pa.chunked_array(filling.texts)).chunks)
+    return Merged(Assembly(len(filling.clip), filling), coverage, unmatched)
 
 
 def _of_evaluation(clips: pa.Table) -> int:
@@ -108,28 +124,53 @@ def _of_evaluation(clips: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class _Filling:
-    """Makes `fill`'s rows: ``rows`` of the clips, whose captions are at ``place`` of ``captions``."""
+    """Makes `fill`'s rows: of every row the number of its ``clip``, the ``place`` of its caption in ``texts``, and the
+    number of its ``source`` in `FILLED_FROM`. A clip's rows stand together."""
 
     clips: pa.Table
-    captions: pa.ChunkedArray
-    rows: np.ndarray
+    texts: Sequence[pa.Array]
+    clip: np.ndarray
     place: np.ndarray
-    from_source: np.ndarray
+    source: np.ndarray
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        rows = self.rows[start:stop]
-        clips = self.clips.slice(start, stop - start)
-        if rows[0] != start or rows[-1] != stop - 1:
-            clips = self.clips.take(pa.array(rows))
+        if start == stop:
+            return CAPTIONS_SCHEMA.empty_table()
+        clip = self.clip[start:stop] - self.clip[start]
+        clips = self.clips.slice(int(self.clip[start]), int(clip[-1]) + 1)
+        if clips.num_rows < len(clip) or (np.diff(clip) != 1).any():
+            clips = clips.take(pa.array(clip))
+        before = int(np.searchsorted(self.clip, self.clip[start]))  # the first clip may begin in an earlier group
+        index = position_in_group(self.clip[before:stop])[start - before :]
         columns = {
             "clip_id": clips["clip_id"],
-            "caption": take(self.captions, self.place[rows]),
-            "source": pc.if_else(pa.array(self.from_source[rows]), AUTO_ACD, LABEL),
-            "caption_index": pa.array(np.zeros(len(rows), np.int32)),
+            "caption": take(pa.chunked_array(self.texts), self.place[start:stop]),
+            "source": pa.DictionaryArray.from_arrays(pa.array(self.source[start:stop]), FILLED_FROM),
+            "caption_index": pa.array(index.astype(np.int32)),
             "split": clips["split"],
             "labels": clips["labels"],
         }
         return pa.table(columns).cast(CAPTIONS_SCHEMA)
+
+
+def _with_more(filling: _Filling, acalt4: pa.Table) -> tuple[_Filling, MatchedSource, int]:
+    """Put the captions of ACalt4 after those of their clips. Also returns what was matched, and how many that were."""
+    ids = one_array(filling.clips["clip_id"]).take(pa.array(filling.clip))
+    new = match_source(ACALT4, acalt4, ids)
+    texts, kept = _once(new)
+    clip = np.concatenate([filling.clip, filling.clip[new.clip[kept]]])
+    order = np.argsort(clip, kind="stable")
+    place = np.concatenate([filling.place, sum(map(len, filling.texts)) + kept])
+    source = np.concatenate([filling.source, np.full(len(kept), 2, np.int8)])
+    more = _Filling(filling.clips, [*filling.texts, texts], clip[order], place[order], source[order])
+    return more, new, len(kept)
+
+
+def _once(new: MatchedSource) -> tuple[pa.Array, np.ndarray]:
+    """The texts of what was matched, and int64 the rows that are kept of it: what a clip is given twice, once."""
+    texts = take(new.captions, new.place)
+    text_codes = codes(texts)
+    return texts, np.flatnonzero(first_occurrences(new.clip * (len(text_codes) + 1) + text_codes))
 
 
 def _choose(
@@ -152,9 +193,10 @@ def _choose(
         chosen[source.clip] = source.place  # the last one of a clip stays
         return source, chosen, 0, 0
     source = match_source(AUTO_ACD, auto_acd, ids)
-    timed = ~np.isnan(source.start_seconds)
-    same = source.start_seconds == np.floor(clips["start_seconds"].to_numpy()[source.clip])
-    rank = np.where(timed, np.where(same, 1, 2), 0)
+    timed = np.flatnonzero(~np.isnan(source.start_seconds))
+    start = clips["start_seconds"].to_numpy()[source.clip[timed]]
+    rank = np.zeros(len(source.clip), np.int8)
+    rank[timed] = np.where(source.start_seconds[timed] == np.floor(start), 1, 2)
     best = np.full(len(chosen), -1, np.int64)
     for worse in range(1 if options.match_start else 2, -1, -1):  # what is written last stays: the first of the best
         rows = np.flatnonzero(rank == worse)[::-1]
@@ -204,11 +246,9 @@ def add_to(
     if options.new_clips:
         clips = _with_new_clips(clips, rows)
     new = match_source(source, rows, clips)
-    texts = take(new.captions, new.place)
-    text_codes = codes(texts)
-    kept = first_occurrences(new.clip * (len(text_codes) + 1) + text_codes)
+    texts, once = _once(new)
     keep, excluded = keep_clips(clips, options.exclude)
-    kept_new = np.flatnonzero(kept & keep[new.clip])
+    kept_new = once[keep[new.clip[once]]]
     stays = np.flatnonzero(
         pc.not_equal(one_array(there["source"]), source).to_numpy(zero_copy_only=False) & keep[clip_of_row]
     )
@@ -233,7 +273,7 @@ def add_to(
         captions=len(clip),
         by_source=_sorted_counts({**count_sources(pa.table({"source": stayed})), source: len(kept_new)}),
         without_caption=places(clips, bare),
-        source=new.counts(int(kept.sum())),
+        source=new.counts(len(once)),
         excluded=tuple(excluded),
     )
     return Merged(Assembly(len(clip), adding), coverage, new.unmatched)

@@ -13,7 +13,7 @@ import click
 from cli.options import PATH, TableCommand, device_option, json_option
 
 if TYPE_CHECKING:
-    from captions.coverage import Coverage
+    from captions.coverage import Coverage, SourceCounts
     from captions.exclusion import ExclusionList
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,6 +58,9 @@ debias_option = click.option("--debias", is_flag=True, help='LAION\'s de-biasing
 @click.option(
     "--auto-acd", type=PATH, default=None, help="Auto-ACD's train.csv; without it every clip gets its labels."
 )
+@click.option(
+    "--acalt4", type=PATH, multiple=True, help="ACalt4's table: its four captions a clip come on top. Several."
+)
 @click.option("--output", "-o", type=PATH, required=True, help="The captions.parquet to write.")
 @click.option("--match-start", is_flag=True, help="Refuse VGGSound's captions of another second than the segment's.")
 @click.option(
@@ -82,6 +85,7 @@ def fill(
     segments: tuple[Path, ...],
     labels: Path,
     auto_acd: Path | None,
+    acalt4: tuple[Path, ...],
     output: Path,
     unmatched: Path | None,
     overwrite: bool,
@@ -92,11 +96,12 @@ def fill(
 
     Ids are read by their form (Y<id>, <id>_<start>), wrappers like 'The audio caption could be: "…"' are removed. Of
     several Auto-ACD captions for a clip the one with AudioSet's form of the id is kept, among equals the first.
+    --acalt4 does what `captions add` would do afterwards, without writing the table twice.
 
     \b
     Examples:
       m2dprep captions fill --segments balanced_train_segments.csv --segments unbalanced_train_segments.csv \\
-          --ontology ontology.json --auto-acd train.csv -o data/captions.parquet
+          --ontology ontology.json --auto-acd train.csv --acalt4 ACalt4.csv -o data/captions.parquet
       m2dprep captions fill --segments eval_segments.csv.gz --ontology class_labels_indices.csv -o eval.parquet
     """
     from artifacts.arrow import use_jemalloc
@@ -118,15 +123,21 @@ def fill(
         debias=choices["debias"],
         exclude=_lists(choices["exclude"]),
     )
-    coverage = fill_file(output, segments, labels, auto_acd, options=options, unmatched=unmatched, overwrite=overwrite)
+    coverage = fill_file(
+        output, segments, labels, auto_acd, acalt4, options=options, unmatched=unmatched, overwrite=overwrite
+    )
     counts = coverage.segments
     assert counts is not None
     removed = sum(excluded.removed for excluded in coverage.excluded)
     skipped, failed = counts.duplicates.count + removed, coverage.without_caption.count
     if auto_acd is None:
-        click.echo("no --auto-acd: every caption is made from the clip's labels.", err=True)
+        click.echo("no --auto-acd: the first caption of every clip is made from its labels.", err=True)
     _say_evaluation(counts.of_evaluation)
-    _report(coverage, output, as_json, f"{counts.rows:,} segments", coverage.clips, skipped, failed)
+    _say_coverage(coverage)
+    _say_counts(f"{counts.rows:,} segments", coverage.clips, skipped, failed)
+    if coverage.added is not None:
+        _say_source(coverage.added)
+    _print_result(coverage, output, as_json)
 
 
 def source_options(command: Function) -> Function:
@@ -191,10 +202,7 @@ def add(
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], _lists(choices["exclude"]))
     create = kind not in FOR_AUDIOSET or options.new_clips
     coverage = add_file(captions_path, rows, source or kind, create=create, options=options, unmatched=unmatched)
-    counts = coverage.source
-    assert counts is not None
-    failed = counts.without_id + counts.empty + counts.unmatched
-    _report(coverage, captions_path, as_json, f"{counts.rows:,} captions", counts.used, counts.duplicates, failed)
+    _report_added(coverage, captions_path, as_json)
 
 
 @click.command(cls=TableCommand, short_help="Several captions tables into one.")
@@ -267,10 +275,7 @@ def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: A
         click.echo(f"{run.without_labels:,} clips have no labels.", err=True)
     options_of_add = AddOptions(replace=choices["replace"], debias=choices["debias"])
     coverage = add_file(captions_path, run.rows, source, options=options_of_add)
-    counts = coverage.source
-    assert counts is not None
-    failed = counts.without_id + counts.empty + counts.unmatched
-    _report(coverage, captions_path, as_json, f"{counts.rows:,} captions", counts.used, counts.duplicates, failed)
+    _report_added(coverage, captions_path, as_json)
 
 
 @click.command("training-list", cls=TableCommand, short_help="Take evaluation clips out of a training list.")
@@ -319,7 +324,26 @@ def _say_evaluation(clips: int) -> None:
         )
 
 
-def _report(coverage: Coverage, path: Path, as_json: bool, inputs: str, done: int, skipped: int, failed: int) -> None:
+def _report_added(coverage: Coverage, path: Path, as_json: bool) -> None:
+    """What became of the captions of one source, which were put into ``path``."""
+    assert coverage.source is not None
+    _say_coverage(coverage)
+    _say_source(coverage.source)
+    _print_result(coverage, path, as_json)
+
+
+def _say_coverage(coverage: Coverage) -> None:
     click.echo("\n".join(coverage.lines()), err=True)
+
+
+def _say_source(counts: SourceCounts) -> None:
+    failed = counts.without_id + counts.empty + counts.unmatched
+    _say_counts(f"{counts.rows:,} captions", counts.used, counts.duplicates, failed)
+
+
+def _say_counts(inputs: str, done: int, skipped: int, failed: int) -> None:
     click.echo(f"{inputs} = {done:,} done + {skipped:,} skipped + {failed:,} failed", err=True)
+
+
+def _print_result(coverage: Coverage, path: Path, as_json: bool) -> None:
     click.echo(json.dumps({"captions_path": str(path), **coverage.to_dict()}, indent=2) if as_json else str(path))

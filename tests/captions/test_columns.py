@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captions.columns import index_in, repeats, runs, take
+from captions.columns import Lookup, repeats, runs, take
 
 TEXTS = st.one_of(
     *(st.lists(st.text("ab", min_size=width, max_size=width), max_size=12) for width in (7, 8, 11, 16, 17)),
@@ -22,10 +22,10 @@ def strings(texts: list[str]) -> pa.Array:
 
 
 @given(TEXTS, TEXTS)
-def test_index_in(values: list[str], others: list[str]) -> None:
+def test_lookup(values: list[str], others: list[str]) -> None:
     unique = list(dict.fromkeys(others))
     expected = [unique.index(value) if value in unique else None for value in values]
-    assert index_in(strings(values), strings(unique)).to_pylist() == expected
+    assert Lookup(strings(unique))(strings(values)).to_pylist() == expected
 
 
 @given(TEXTS)
@@ -39,8 +39,8 @@ def test_repeats_and_runs(texts: list[str]) -> None:
 
 def test_equal_hashes_are_no_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captions.columns._hashes", lambda begin, end: np.zeros(len(begin), np.uint64))
-    assert index_in(strings(["b" * 11, "c" * 11]), strings(["a" * 11, "b" * 11])).to_pylist() == [1, None]
-    assert index_in(strings(["b" * 11]), strings(["a" * 11])).to_pylist() == [None]
+    assert Lookup(strings(["a" * 11, "b" * 11]))(strings(["b" * 11, "c" * 11])).to_pylist() == [1, None]
+    assert Lookup(strings(["a" * 11]))(strings(["b" * 11])).to_pylist() == [None]
     assert repeats(strings(["b" * 11, "c" * 11])).tolist() == []
 
 
