@@ -58,10 +58,10 @@ AUDIOSET = (
             ],
             "ontology": "/path/to/audioset/ontology.json",
             "auto_acd": "/path/to/auto_acd/train.csv",
+            "acalt4": ["/path/to/ACalt4.csv"],
             "output": "${data}/captions.parquet",
         },
     ),
-    Draft("acalt4", "captions add", {"captions": "${data}/captions.parquet", "acalt4": ["/path/to/ACalt4.csv"]}),
     Draft("lint", "captions check", {"captions": "${data}/captions.parquet"}, optional=True),
     Draft(
         "training-list",
@@ -109,12 +109,8 @@ stages:
       - demo/source/eval_segments.csv
     ontology: demo/source/ontology.json
     auto_acd: demo/source/auto_acd_train.csv
-    output: ${data}/captions.parquet
-  acalt4:
-    stage: captions add
-    captions: ${data}/captions.parquet
     acalt4: demo/source/acalt4.csv
-    replace: true
+    output: ${data}/captions.parquet
   embed-captions:
     captions: ${data}/captions.parquet
     out: ${data}/capemb_minilm

@@ -20,7 +20,8 @@ ROLES: dict[str, dict[str, str]] = {
     "pack": {"lms": READ},
     "unpack": {"lms": READ, "out": WRITE},
     "captions fill": {
-        "segments": READ, "ontology": READ, "auto_acd": READ, "exclude": READ, "output": WRITE, "unmatched": WRITE,
+        "segments": READ, "ontology": READ, "auto_acd": READ, "acalt4": READ, "exclude": READ,
+        "output": WRITE, "unmatched": WRITE,
     },
     "captions add": {
         "captions": CHANGE, "acalt4": READ, "auto_acd": READ, "audiocaps": READ, "clotho": READ, "wavcaps": READ,

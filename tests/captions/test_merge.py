@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,7 @@ from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.clip_ids import match_clips, without_file_name, youtube_ids
 from captions.coverage import Coverage
 from captions.files import add_file, fill_file
-from captions.merge import add, fill
+from captions.merge import AddOptions, FillOptions, add, fill
 from captions.sources import CAPTION_ROWS
 from captions.text_files import Finding
 
@@ -186,6 +188,39 @@ def test_the_most_literal_reading_of_an_id_wins() -> None:
     ]
 
 
+@given(
+    st.lists(st.sampled_from(IDS), unique=True, min_size=1).map(lambda ids: [(i, ["L"] * (i[0] != "B")) for i in ids]),
+    st.lists(st.tuples(NAMES, TEXTS), min_size=1, max_size=8),
+    st.lists(st.tuples(NAMES, TEXTS), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_filling_with_acalt4_is_filling_and_adding(
+    clips: list[tuple[str, list[str]]],
+    first: list[tuple[str, str]],
+    second: list[tuple[str, str]],
+    group_rows: int,
+    neutral: bool,
+) -> None:
+    options = FillOptions(debias=neutral)
+    try:
+        filled = fill(segments_of(clips), rows_of(first), options)
+        added = add(filled.captions, rows_of(second), "acalt4", options=AddOptions(debias=neutral))
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            fill(segments_of(clips), rows_of(first), options, rows_of(second))
+        return
+    together = fill(segments_of(clips), rows_of(first), options, rows_of(second))
+    assert together.captions.equals(added.captions)
+    with mock.patch("captions.assembly.GROUP_ROWS", group_rows):
+        assert together.captions.equals(added.captions), "also where a clip's captions are of two groups"
+    assert together.unmatched.equals(pa.concat_tables([filled.unmatched, added.unmatched]))
+    ours, theirs = together.coverage, added.coverage
+    assert (ours.clips, ours.captions, ours.by_source) == (theirs.clips, theirs.captions, theirs.by_source)
+    assert (ours.source, ours.added) == (filled.coverage.source, theirs.source)
+    assert (ours.segments, ours.without_caption) == (filled.coverage.segments, filled.coverage.without_caption)
+
+
 def fill_inputs(folder: Path) -> tuple[Path, list[Path], Path, Path]:
     (folder / "eval_segments.csv").write_text('#\na, 0, 10, "/m/1"\nb, 0, 10, "/m/1"\n')
     (folder / "labels.csv").write_text("index,mid,display_name\n0,/m/1,One\n")
@@ -206,6 +241,28 @@ def test_filling_again_changes_nothing_and_keeps_what_was_added(tmp_path: Path) 
     fill_file(*inputs, overwrite=True)
     assert inputs[0].read_bytes() == before
     assert [path.name for path in inputs[0].parent.iterdir()] == ["c.parquet"]
+
+
+def test_acalt4_is_added_where_it_is_missing_and_a_conflict_where_it_is_another(tmp_path: Path) -> None:
+    inputs = fill_inputs(tmp_path)
+    table, other = tmp_path / "acalt4.csv", tmp_path / "other.csv"
+    table.write_text("youtube_id,caption1,caption2,caption3,caption4\nb,1,2,3,4\n")
+    other.write_text("youtube_id,caption1,caption2,caption3,caption4\nb,1,2,3,5\n")
+    fill_file(*inputs, [table])
+    before = inputs[0].read_bytes()
+    fill_file(*inputs, overwrite=True)
+    assert read_captions(inputs[0]).num_rows == 2
+    for _ in range(2):
+        fill_file(*inputs, [table])
+        assert inputs[0].read_bytes() == before
+    fill_file(*inputs)
+    add_file(inputs[0], rows_of([("b", "x")]), "more")
+    with_more = inputs[0].read_bytes()
+    fill_file(*inputs, [table])
+    assert inputs[0].read_bytes() == with_more
+    with pytest.raises(FingerprintConflictError, match=r"4 from acalt4.*--overwrite"):
+        fill_file(*inputs, [other])
+    assert inputs[0].read_bytes() == with_more
 
 
 def test_filling_something_else_is_a_conflict(tmp_path: Path) -> None:

@@ -78,6 +78,24 @@ def test_fill_then_add(tables: Path) -> None:
     assert len(rows(tables / "c.parquet")) == 7
 
 
+def test_fill_with_acalt4(tables: Path) -> None:
+    fill(tables)
+    run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv")
+    expected = (tables / "c.parquet").read_bytes()
+    result = fill(tables, "--acalt4", tables / "acalt4.csv", "--overwrite", "--unmatched", tables / "unmatched.csv")
+    assert result.exit_code == 0, result.output
+    assert (tables / "c.parquet").read_bytes() == expected
+    assert "3 segments = 3 done + 0 skipped + 0 failed" in result.stderr
+    assert "8 captions = 4 done + 0 skipped + 4 failed" in result.stderr
+    assert (tables / "unmatched.csv").read_text().splitlines()[1:] == ['"auto_acd","nobody","x"'] + [
+        f'"acalt4","no","{text}"' for text in "wxyz"
+    ]
+    coverage = json.loads(fill(tables, "--acalt4", tables / "acalt4.csv", "--json").stdout)
+    assert (coverage["captions"], coverage["added"]["used"]) == (7, 4)
+    assert (tables / "c.parquet").read_bytes() == expected
+    refused(fill(tables, "--acalt4", tables / "train.csv"), 2, "train.csv", "caption1")
+
+
 def test_json_on_stdout(tables: Path) -> None:
     coverage = json.loads(fill(tables, "--json").stdout)
     assert coverage["captions_path"] == str(tables / "c.parquet")

@@ -230,7 +230,7 @@ def test_the_audioset_recipe_is_planned_as_it_should_run(tmp_path: Path, monkeyp
     plan = json.loads(planned.stdout)
     order = [decision["stage"] for decision in plan["plan"]]
     assert {decision["action"] for decision in plan["plan"]} == {"run"}
-    assert order.index("fill") < order.index("acalt4") < order.index("lint") < order.index("embed-captions")
+    assert order.index("fill") < order.index("lint") < order.index("embed-captions")
     assert order[-3:] == ["check", "train", "zero-shot"]
     recipe = read_recipe(RECIPES / "audioset.yaml", KINDS)
     assert set(recipe.stage("train").needs) == {"melspec", "stats", "pack", "training-list", "embed-captions", "check"}
@@ -241,7 +241,7 @@ def test_the_audioset_recipe_is_planned_as_it_should_run(tmp_path: Path, monkeyp
     (tmp_path / "captions" / "ACalt4.csv").unlink()
     missing = run("run", str(RECIPES / "audioset.yaml"), "--dry-run")
     assert missing.exit_code == 2
-    assert re.search(r"audioset\.yaml, line \d+: acalt4 reads .*ACalt4\.csv, which is missing", missing.stderr)
+    assert re.search(r"audioset\.yaml, line \d+: fill reads .*ACalt4\.csv, which is missing", missing.stderr)
 
 
 def test_init_writes_a_recipe_of_all_options_and_never_over_another(
@@ -252,9 +252,7 @@ def test_init_writes_a_recipe_of_all_options_and_never_over_another(
     text = Path("recipe.yaml").read_text()
     assert text == audioset_recipe(KINDS)
     recipe = read_recipe(Path("recipe.yaml"), KINDS)
-    assert [stage.name for stage in recipe.stages] == [
-        "melspec", "stats", "fill", "acalt4", "embed-captions", "check", "train",
-    ]  # fmt: skip
+    assert [stage.name for stage in recipe.stages] == ["melspec", "stats", "fill", "embed-captions", "check", "train"]
     again = run("init")
     assert again.exit_code == 2
     assert "there already" in again.stderr
