@@ -18,6 +18,8 @@ from artifacts.tables import CAPTIONS_SCHEMA, first_line
 GROUP_ROWS = 1 << 17
 # Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.
 REPEATING = ["source", "split", "labels.list.element"]
+# Ids of random letters hardly shrink.
+COMPRESSION = dict.fromkeys(["caption", "caption_index", *REPEATING], "snappy") | {"clip_id": "none"}
 # Least and greatest values; of captions and labels nobody needs them, and finding them takes as long as writing does.
 WITH_STATISTICS = ["clip_id", "source", "caption_index", "split"]
 T = TypeVar("T")
@@ -50,7 +52,7 @@ def write_assembly(path: Path, assembly: Assembly) -> None:
         pq.ParquetWriter(
             file,
             CAPTIONS_SCHEMA,
-            compression="snappy",
+            compression=COMPRESSION,
             use_dictionary=REPEATING,
             write_statistics=WITH_STATISTICS,
         ) as writer,

@@ -109,8 +109,12 @@ def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
 
 def count_sources(captions: pa.Table) -> dict[str, int]:
     """{source: number of captions}, most frequent first, then by name."""
-    counts = [(item["values"], item["counts"]) for item in pc.value_counts(captions["source"]).to_pylist()]
-    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
+    return by_frequency({item["values"]: item["counts"] for item in pc.value_counts(captions["source"]).to_pylist()})
+
+
+def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
+    """Most frequent first, then by name; without what does not occur."""
+    return dict(sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0])))
 
 
 def distinct(values: pa.Array | pa.ChunkedArray) -> int:

@@ -14,13 +14,15 @@ import pyarrow.csv
 from artifacts.atomic import atomic_file
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import read_captions
+from captions.add import AddOptions, add, add_to
 from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
 from captions.clean import Cleaned, clean
 from captions.coverage import Coverage, count_sources
 from captions.exclusion import ExclusionList
+from captions.fill import DEFAULTS, FillOptions, fill
 from captions.matching import CleanRows
-from captions.merge import DEFAULTS, AddOptions, FillOptions, Merged, add, add_to, fill
+from captions.merged import Merged
 from captions.sets import MergedSets, merge_sets
 from captions.sources import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
 
@@ -36,7 +38,7 @@ def fill_file(
     unmatched: Path | None = None,
     overwrite: bool = False,
 ) -> Coverage:
-    """Make ``output`` of segment lists, a table of label names and, if given, Auto-ACD and ACalt4: `merge.fill`.
+    """Make ``output`` of segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.fill.fill`.
 
     Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since; where it
     lacks those of ACalt4 alone, they are added.
@@ -108,7 +110,7 @@ def add_file(
 ) -> Coverage:
     """Put the captions ``rows`` (`captions.sources.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
 
-    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.merge.add`
+    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.add.add`
     does, and where the file is missing otherwise; the file is then as it was.
     """
     options = options or AddOptions(replace=replace)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from artifacts.errors import UserError
 from captions.clean import Cleaned, clean
 from captions.clip_ids import match_clips
-from captions.columns import take
+from captions.columns import codes, first_occurrences, take
 from captions.coverage import SourceCounts, distinct
 from captions.text_files import listing
 
@@ -57,6 +57,12 @@ class MatchedSource:
             ids_matched=self._ids_matched(),
             ids_unmatched=distinct(self.unmatched["id"]),
         )
+
+    def once(self) -> tuple[pa.Array, np.ndarray]:
+        """The texts of what was matched, and int64 the rows to keep of them: a text given to a clip twice, once."""
+        texts = take(self.captions, self.place)
+        text_codes = codes(texts)
+        return texts, np.flatnonzero(first_occurrences(self.clip * (len(text_codes) + 1) + text_codes))
 
     def _ids_matched(self) -> int:
         """How many different ids have a clip; those of different clips differ, so only a clip's own are compared."""

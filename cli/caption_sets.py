@@ -107,7 +107,7 @@ def fill(
     from artifacts.arrow import use_jemalloc
     from artifacts.memory import keep_freed_memory
     from captions.files import fill_file
-    from captions.merge import FillOptions
+    from captions.fill import FillOptions
     from captions.template import read_template
 
     if auto_acd is None and (choices["match_start"] or choices["rules"] != "m2dprep"):
@@ -185,8 +185,8 @@ def add(
     """
     from artifacts.arrow import use_jemalloc
     from artifacts.memory import keep_freed_memory
+    from captions.add import AddOptions
     from captions.files import add_file
-    from captions.merge import AddOptions
     from captions.sources import FOR_AUDIOSET, ReadOptions, read_source
 
     given = [kind for kind in SOURCES if choices[kind.replace("-", "_")]]
@@ -260,9 +260,9 @@ def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: A
       m2dprep captions keywords data/captions.parquet --model mrm8488/t5-base-finetuned-common_gen --separator " "
     """
     from artifacts.tables import read_captions
+    from captions.add import AddOptions, require_new_source
     from captions.files import add_file
     from captions.keywords import KeywordOptions, write_sentences
-    from captions.merge import AddOptions, require_new_source
 
     source = choices["source"]
     table = read_captions(captions_path, ["clip_id", "source", "labels"])

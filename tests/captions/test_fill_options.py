@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
+from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.debias import debias
 from captions.exclusion import keep_clips, read_exclusion
-from captions.merge import AddOptions, FillOptions, add, fill
+from captions.fill import FillOptions, fill
 from captions.sources import CAPTION_ROWS
 from captions.template import Template, label_captions, read_template
 from captions.text_files import Finding

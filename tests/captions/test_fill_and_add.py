@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from artifacts.clip_id import youtube_id
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.clip_ids import match_clips, without_file_name, youtube_ids
 from captions.coverage import Coverage
 from captions.files import add_file, fill_file
-from captions.merge import AddOptions, FillOptions, add, fill
+from captions.fill import FillOptions, fill
 from captions.sources import CAPTION_ROWS
 from captions.text_files import Finding
 
