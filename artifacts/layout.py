@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.errors import UserError
 
 LMS_SUFFIX = "_lms"
-MELSPEC_FOLDER = "_melspec"
+MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
 EVALUATION_FOLDER = "eval_segments"
 
 
@@ -42,6 +42,11 @@ class LmsLayout:
     def temporaries(self) -> Path:
         """Half-written arrays live here, on the same file system as the finished ones, and are swept at every start."""
         return self.melspec / "tmp"
+
+    def array_files(self) -> list[str]:
+        """The .npy files that are there, one a clip, sorted, relative to the folder; shards of a pack are none."""
+        found = (path.relative_to(self.root) for path in self.root.rglob("*.npy"))
+        return sorted(path.as_posix() for path in found if path.parts[0] not in (MELSPEC_FOLDER, PACKED_FOLDER))
 
     @property
     def data(self) -> Path:

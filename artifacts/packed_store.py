@@ -1,12 +1,13 @@
-"""Many log-mels in few files: ``<name>_lms/_packed/`` holds the values of its arrays one behind the other.
+"""Many log-mels in few files: ``<name>_lms/_packed/`` holds the frames of its arrays one behind the other.
 
-shard-<n>.bin      float32 or float16 values of arrays (n_mels, T) in C order, each beginning at a multiple of 64 bytes
-index.parquet      one row a file (`PACK_SCHEMA`): in which shard its values begin and how many frames, or why it failed
+shard-<n>.npy      float16 or float32 (frames, n_mels), C order: a clip, or any stretch of it, lies in one piece
+index.parquet      one row a file (`PACK_SCHEMA`): its shard, its first frame and how many, or why it failed
 meta.json          dtype, n_mels, shards with sizes, and what was packed; written last
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,14 @@ import pyarrow.compute as pc
 from artifacts.atomic import atomic_file, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
+from artifacts.layout import PACKED_FOLDER
 from artifacts.lms_array import open_lms
 from artifacts.tables import first_line, read_parquet, write_parquet
 
-PACKED_FOLDER = "_packed"
 META, INDEX = "meta.json", "index.parquet"
-ALIGNMENT = 64
+LAYOUT = "time-major"
+# Of a shard's .npy header, whatever its length: numpy pads them so that an array may grow.
+HEADER_BYTES = 128
 PACK_SCHEMA = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
@@ -36,11 +39,11 @@ PACK_SCHEMA = pa.schema(
         pa.field("message", pa.string()),
     ]
 )
-"""``start`` counts values, not bytes. ``reason`` and ``message`` are those of a file that was not packed."""
+"""``start``: the clip's first frame in its shard. ``reason`` and ``message``: of a file that was not packed."""
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.bin"
+    return folder / f"shard-{number:05d}.npy"
 
 
 def shard_index_path(folder: Path, number: int) -> Path:
@@ -51,26 +54,36 @@ def shard_index_path(folder: Path, number: int) -> Path:
 def write_shard(folder: Path, number: int, root: Path, file_names: Sequence[str], n_mels: int, dtype: str) -> int:
     """Write a shard of the arrays ``root / file_name``, then its marker. Returns how many could not be packed."""
     rows: list[dict[str, Any]] = []
-    step = ALIGNMENT // np.dtype(dtype).itemsize
     with atomic_file(shard_path(folder, number)) as file:
+        file.write(bytes(HEADER_BYTES))
         written = 0
         for file_name in file_names:
             try:
-                values = np.asarray(open_lms(root / file_name, n_mels=n_mels), dtype).reshape(-1)
+                frames = np.ascontiguousarray(open_lms(root / file_name, n_mels=n_mels)[0].T, dtype)
             except UserError as error:
                 rows.append({"file_name": file_name, "reason": "unreadable", "message": str(error)})
                 continue
-            if not np.isfinite(values).all():
+            if not np.isfinite(frames).all():
                 message = f"not all of its values are finite numbers in {dtype}"
                 rows.append({"file_name": file_name, "reason": "nonfinite", "message": message})
                 continue
-            rows.append({"file_name": file_name, "shard": number, "start": written, "frames": len(values) // n_mels})
-            padding = -len(values) % step
-            file.write(values.data)
-            file.write(bytes(padding * values.itemsize))
-            written += len(values) + padding
+            rows.append({"file_name": file_name, "shard": number, "start": written, "frames": len(frames)})
+            file.write(frames.data)
+            written += len(frames)
+        file.seek(0)
+        file.write(_header((written, n_mels), dtype))
     write_parquet(shard_index_path(folder, number), pa.Table.from_pylist(rows, schema=PACK_SCHEMA))
     return sum("reason" in row for row in rows)
+
+
+def _header(shape: tuple[int, int], dtype: str) -> bytes:
+    """What `numpy.save` would write before the values of such an array."""
+    stream = io.BytesIO()
+    described = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(stream, {"descr": described, "fortran_order": False, "shape": shape})
+    header = stream.getvalue()
+    assert len(header) == HEADER_BYTES, "numpy pads its headers to this length"
+    return header
 
 
 def finish_pack(folder: Path, shards: int, identity: Mapping[str, Any]) -> pa.Table:
@@ -89,6 +102,8 @@ def read_pack_meta(folder: Path) -> dict[str, Any] | None:
         value = json.loads((folder / META).read_text())
         if not {"dtype", "n_mels", "config", "shard_bytes", "fingerprint"} <= set(value):
             raise ValueError("a key is missing")
+        if value.get("layout") != LAYOUT:
+            raise ValueError(f"its shards are not {LAYOUT}: another version of m2dprep made it")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -99,7 +114,10 @@ def read_pack_meta(folder: Path) -> dict[str, Any] | None:
 
 @dataclass
 class PackedStore:
-    """A finished pack. Shards are mapped when first read, in each process; their pages are shared by all."""
+    """A finished pack. Shards are mapped when first read, in each process; their pages are shared by all.
+
+    Per row ``shards``, the first frame ``starts``, and ``frames``: (rows,) each.
+    """
 
     folder: Path
     dtype: str
@@ -136,13 +154,24 @@ class PackedStore:
         return cls(folder, meta["dtype"], int(meta["n_mels"]), *columns), names
 
     def array(self, row: int) -> np.ndarray:
-        """The log-mel (n_mels, T) of a row, a read-only view of its shard."""
+        """The log-mel (n_mels, T) of a row, a read-only view of its shard: frames lie one behind the other in it."""
         shard, start, frames = int(self.shards[row]), int(self.starts[row]), int(self.frames[row])
         values = self._maps.get(shard)
         if values is None:
+            values = self._maps[shard] = self._mapped(shard)
+        return values[start : start + frames].T
+
+    def _mapped(self, shard: int) -> np.ndarray:
+        """A shard's (frames, n_mels). Raises `UserError` where its header is not what the pack promises."""
+        path = shard_path(self.folder, shard)
+        try:
             # A plain array over the map: slices of np.memmap itself cost several times as much.
-            values = self._maps[shard] = np.asarray(np.memmap(shard_path(self.folder, shard), self.dtype, "r"))
-        return values[start : start + self.n_mels * frames].reshape(self.n_mels, frames)
+            values = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} cannot be read as a .npy file: {first_line(error)}") from error
+        if values.ndim != 2 or values.shape[1] != self.n_mels or values.dtype != self.dtype:
+            raise UserError(f"{path} holds {values.dtype} {values.shape}, not {self.dtype} (frames, {self.n_mels}).")
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
-from artifacts.layout import EVALUATION_FOLDER, MELSPEC_FOLDER, LmsLayout, is_evaluation_clip, require_folder
+from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
 from artifacts.lms_store import iter_records, read_config, read_records, record_parts
 from artifacts.progress import Progress
@@ -62,7 +62,7 @@ def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None)
     layout = LmsLayout(require_folder(lms, "the log-mels to compute statistics of"))
     wanted = None if files is None else _listed(layout, files)
     if recompute:
-        names = _recorded_names(layout) if record_parts(layout) else _arrays_below(layout)
+        names = _recorded_names(layout) if record_parts(layout) else layout.array_files()
         chosen, excluded = _chosen(names, wanted, layout, files)
         return _summary(layout, _moments_of_arrays(layout, chosen), len(chosen), "arrays", excluded)
     counted = _Counted(wanted)
@@ -92,12 +92,6 @@ def _recorded_names(layout: LmsLayout) -> list[str]:
     records = read_records(layout, ["file_name", "status"])
     names: list[str] = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
     return names
-
-
-def _arrays_below(layout: LmsLayout) -> list[str]:
-    """The .npy files of a folder without records, sorted, relative to it."""
-    found = (path.relative_to(layout.root) for path in layout.root.rglob("*.npy"))
-    return sorted(path.as_posix() for path in found if path.parts[0] != MELSPEC_FOLDER)
 
 
 def _chosen(

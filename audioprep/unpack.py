@@ -11,10 +11,10 @@ import numpy as np
 from artifacts.atomic import sweep_temporaries
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
-from artifacts.layout import LmsLayout, inside, require_folder
+from artifacts.layout import PACKED_FOLDER, LmsLayout, inside, require_folder
 from artifacts.lms_array import open_lms, write_lms
 from artifacts.lms_store import read_config
-from artifacts.packed_store import PACKED_FOLDER, PackedStore
+from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
 
 # Arrays that are made safe at once.
@@ -35,8 +35,9 @@ def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> Un
     """Write every array of the pack of ``lms_folder`` to ``dst/<its file name>``, by default ``lms_folder`` itself.
 
     The values and their dtype are those of the pack: the same bytes as before where the pack has the arrays' dtype.
-    Arrays that are there with these values stay, so the same call again goes on where one stopped. Raises `UserError`
-    where there is no pack or another file stands in the way, and `OSError` where ``dst`` cannot be written to.
+    Arrays that are there with these values, rounded or not, stay, so the same call again goes on where one stopped.
+    Raises `UserError` where there is no pack or another file stands in the way, and `OSError` where ``dst`` cannot be
+    written to.
     """
     layout = LmsLayout(require_folder(lms_folder, "a folder of log-mels"))
     config = read_config(layout)
@@ -64,7 +65,7 @@ def _write(path: Path, log_mel: np.ndarray) -> bool:
     """Write an array unless it is there. Returns whether it was written."""
     if path.exists():
         there = open_lms(path)
-        if there.dtype != log_mel.dtype or not np.array_equal(there, log_mel):
+        if not np.array_equal(there.astype(log_mel.dtype, copy=False), log_mel):
             raise UserError(f"{path} is there with other values than the pack's; choose another folder, or remove it.")
         return False
     write_lms(path, log_mel, path.parent, durable=False)

@@ -74,7 +74,7 @@ def rates(root: Path, dtype: str) -> dict[str, list[float]]:
     ids = pa.array([str(number) for number in range(CLIPS) for _ in range(CAPTIONS)])
     captions = CaptionRows([CaptionSource("made", embeddings, ids, None, "made")])
     single = Clips(find_log_mels(root, names), np.arange(CLIPS), captions, model, 0)
-    pack(root / f"{dtype}_lms")
+    pack(root / f"{dtype}_lms", dtype=dtype)
     packed = Clips(find_log_mels(root, names), np.arange(CLIPS), captions, model, 0)
 
     def load() -> None:

@@ -23,7 +23,7 @@ CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
 
 
 class Batch(NamedTuple):
-    """B samples as they come from disk.
+    """B samples as they come from disk, and with the strides that they have there.
 
     ``log_mel`` (B, 1, F, T) of which only the first ``frames`` (B,) of each are filled; ``background`` the same shape,
     or None where no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,) numbers.
@@ -108,7 +108,7 @@ class Clips(Dataset[Batch]):
         for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
             log_mel = log_mels[index]
             if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
-                crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel.dtype)
+                crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel)
             length = log_mel.shape[1]
             if length >= width:
                 start = min(int(share * (length - width + 1)), length - width)
@@ -123,9 +123,16 @@ class Clips(Dataset[Batch]):
         return crops, frames
 
 
-def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far."""
-    new = empty(shape, dtype)
+def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, int, int, int], like: np.ndarray) -> np.ndarray:
+    """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far.
+
+    Frames lie in it as in the log-mel ``like``, so that crops are copied in one piece.
+    """
+    if like.flags.c_contiguous:
+        new = empty(shape, like.dtype)
+    else:
+        count, channels, n_mels, width = shape
+        new = empty((count, channels, width, n_mels), like.dtype).swapaxes(2, 3)
     if crops is not None:
         new[:filled] = crops[:filled]
     return new

@@ -27,12 +27,12 @@ def to_model_input(batch: Batch, stats: NormStats, noise_ratio: float, device: t
     With ``noise_ratio`` r the encoder hears log((1 − r)·e^clip + r·e^background), the sum of mel powers.
     """
     frames = batch.frames if bool((batch.frames < batch.log_mel.shape[-1]).any()) else None  # on the CPU: no waiting
-    raw = batch.log_mel.to(device, non_blocking=True).float()
+    raw = batch.log_mel.to(device, non_blocking=True).contiguous().float()
     if frames is not None:
         frames = frames.to(device, non_blocking=True)
     log_mel, clean = _normalised(raw, frames, stats), None
     if batch.background is not None:
-        background = batch.background.to(device, non_blocking=True).float()
+        background = batch.background.to(device, non_blocking=True).contiguous().float()
         clean = log_mel
         log_mel = _normalised(mix_powers(raw, background, noise_ratio), frames, stats)
     text_embedding = batch.text_embedding.to(device, non_blocking=True)

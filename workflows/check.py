@@ -120,8 +120,7 @@ def _expected_of(layout: LmsLayout, result: CheckResult) -> dict[str, ExpectedAr
     config = ConvertConfig.from_dict(frozen["config"])
     rows = read_records(layout, ["file_name", "status", "frames", "mean", "m2"]).to_pylist()
     good = {row["file_name"]: row for row in rows if row["status"] == OK}
-    present = {path.relative_to(layout.root).as_posix() for path in layout.root.rglob("*.npy")}
-    for name in sorted(present - set(good)):
+    for name in sorted(set(layout.array_files()) - set(good)):
         result.problem(f"{layout.root.name}/{name}", "is an array that no good record speaks of")
     return {
         f"{layout.root.name}/{name}": ExpectedArray(

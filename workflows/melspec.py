@@ -18,7 +18,7 @@ from artifacts.atomic import sweep_temporaries
 from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
-from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip
+from artifacts.layout import EVALUATION_FOLDER, PACKED_FOLDER, LmsLayout, is_evaluation_clip
 from artifacts.lms_store import (
     FAILED,
     OK,
@@ -30,7 +30,6 @@ from artifacts.lms_store import (
     write_config,
 )
 from artifacts.lock import exclusive
-from artifacts.packed_store import PACKED_FOLDER
 from artifacts.progress import Progress
 from artifacts.tables import write_file_list
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.layout import LmsLayout, require_folder
+from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
 from artifacts.lms_store import FAILED, OK, read_records, record_parts
-from artifacts.packed_store import PACKED_FOLDER, PackedStore
+from artifacts.packed_store import PackedStore
 from artifacts.tables import read_csv_columns
 from audioprep.discover import Source, discover, named_sources, output_name
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts.layout import DataLayout, LmsLayout
-from artifacts.packed_store import PACKED_FOLDER
+from artifacts.layout import PACKED_FOLDER, DataLayout, LmsLayout
 from workflows.recipe_schema import Values
 
 READ, WRITE, CHANGE, HOW_TO, NOTHING = "read", "write", "change", "how", "nothing"

@@ -10,9 +10,9 @@ import pytest
 from artifacts import packed_store
 from artifacts.atomic import write_array
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
-from artifacts.layout import LmsLayout
+from artifacts.layout import PACKED_FOLDER, LmsLayout
 from artifacts.lms_store import write_config
-from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PACKED_FOLDER, PackedStore
+from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
 from artifacts.tables import read_parquet
 from audioprep import pack as pack_module
 from audioprep.config import PRESETS, ConvertConfig
@@ -35,8 +35,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / PACKED_FOLDER).iterdir()) if path.name != "lock"}
 
 
-@pytest.mark.parametrize("dtype", [None, "float16"])
-def test_every_array_comes_back(lms: Path, dtype: str | None) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_array_comes_back(lms: Path, dtype: str) -> None:
     result = pack(lms, dtype=dtype, clips_a_shard=2)
     assert (result.clips, result.failed, result.shards) == (5, 0, 3)
     assert result.summary().startswith("5 clips = 5 packed + 0 packed before + 0 failed")
@@ -46,14 +46,25 @@ def test_every_array_comes_back(lms: Path, dtype: str | None) -> None:
     assert names.to_pylist() == [f"deep/{number}.npy" for number in range(5)]
     for row, name in enumerate(names.to_pylist()):
         original = np.load(lms / name)[0]
-        assert np.array_equal(store.array(row), original.astype(dtype or np.float32))
+        assert np.array_equal(store.array(row), original.astype(dtype))
         assert not store.array(row).flags.writeable
+        assert store.array(row)[:, 1:3].T.flags.c_contiguous, "some frames of a clip lie in one piece"
+
+
+def test_shards_are_plain_arrays_of_frames(lms: Path) -> None:
+    pack(lms, clips_a_shard=2)
+    shards = [np.load(lms / PACKED_FOLDER / f"shard-{number:05d}.npy") for number in range(3)]
+    assert [(shard.shape, shard.dtype) for shard in shards] == [((n, 80), np.float16) for n in (40, 21, 8)]
+    rows = read_parquet(lms / PACKED_FOLDER / INDEX, PACK_SCHEMA, "index").to_pylist()
+    for row in rows:
+        frames = shards[row["shard"]][row["start"] : row["start"] + row["frames"]]
+        assert np.array_equal(frames.T, np.load(lms / row["file_name"])[0].astype(np.float16))
 
 
 def test_the_same_call_again_changes_nothing_and_other_settings_conflict(lms: Path) -> None:
-    pack(lms)
+    pack(lms, dtype="float32")
     before = content(lms)
-    assert "0 packed + 5 packed before" in pack(lms).summary()
+    assert "0 packed + 5 packed before" in pack(lms, dtype="float32").summary()
     assert content(lms) == before
     with pytest.raises(FingerprintConflictError, match="dtype: 'float32' → 'float16'"):
         pack(lms, dtype="float16")
@@ -111,10 +122,22 @@ def test_stale_and_broken_packs_are_refused(lms: Path) -> None:
     assert PackedStore.open(lms, fingerprint_then["config"]) is not None
     with pytest.raises(UserError, match=r"another configuration.*pack --overwrite"):
         PackedStore.open(lms, "0123456789abcdef")
-    shard = lms / PACKED_FOLDER / "shard-00000.bin"
+    shard = lms / PACKED_FOLDER / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match="has not the"):
         PackedStore.open(lms, None)
+    pack(lms, overwrite=True)
+    meta = (lms / PACKED_FOLDER / META).read_text()
+    (lms / PACKED_FOLDER / META).write_text(meta.replace("time-major", "mel-major"))
+    with pytest.raises(UserError, match="another version of m2dprep"):
+        PackedStore.open(lms, None)
+    (lms / PACKED_FOLDER / META).write_text(meta)
+    header = shard.read_bytes()[:128]
+    shard.write_bytes(header.replace(b"<f2", b"<f8") + shard.read_bytes()[128:])
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    with pytest.raises(UserError, match=r"shard-00000\.npy (holds|cannot be read)"):
+        opened[0].array(0)
     (lms / PACKED_FOLDER / META).write_text("{}")
     with pytest.raises(UserError, match=META):
         PackedStore.open(lms, None)
