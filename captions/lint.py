@@ -134,11 +134,16 @@ WORD = re.compile(r"[^\W_]+(?:'\w+)?")
 TokenLimit = tuple[Callable[[Sequence[str]], list[int]], int]
 
 
-def find(captions: pa.Table, rules: Sequence[str] = RULES, token_limit: TokenLimit | None = None) -> pa.Table:
+def find(
+    captions: pa.Table,
+    rules: Sequence[str] = RULES,
+    token_limit: TokenLimit | None = None,
+    advance: Callable[[], object] | None = None,
+) -> pa.Table:
     """All findings of ``rules`` in a table of `CAPTIONS_SCHEMA`, as `FINDINGS`, by row and then by rule.
 
     ``token_limit``: a function that counts the tokens of texts, and how many an encoder takes; without it ``too_long``
-    finds nothing. Raises `UserError` where a rule is unknown.
+    finds nothing. ``advance`` is called after every rule. Raises `UserError` where a rule is unknown.
     """
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UserError(f"no rule {', '.join(unknown)}; there are {', '.join(RULES)}.")
@@ -148,6 +153,8 @@ def find(captions: pa.Table, rules: Sequence[str] = RULES, token_limit: TokenLim
             found = np.flatnonzero(_too_long(captions, token_limit) if rule == "too_long" else CHECKS[rule](captions))
             rows.append(found)
             which.append(np.full(len(found), number))
+            if advance is not None:
+                advance()
     row, rule_of = np.concatenate(rows), np.concatenate(which)
     order = np.lexsort((rule_of, row))
     taken = captions.take(pa.array(row[order]))
