@@ -111,7 +111,7 @@ def require_file(path: Path, purpose: str) -> Path:
 
 def is_evaluation_clip(file_name: str) -> bool:
     """Whether a relative path lies in AudioSet's evaluation part, which stays out of training lists and statistics."""
-    return EVALUATION_FOLDER in Path(file_name).parts[:-1]
+    return EVALUATION_FOLDER in file_name and EVALUATION_FOLDER in Path(file_name).parts[:-1]
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
 LINE_SECONDS = 30.0
+# What is mostly quick says nothing until it has taken so long.
+DELAY_SECONDS = 2.0
+AT_ONCE = 4096
+T = TypeVar("T")
 
 
 class Progress:
     """Counts done and failed items of ``total``; shows rate, time left and failures.
 
     On a terminal it is a tqdm bar; elsewhere (a log file, a batch job) one line every 30 s and one at the end.
+    What has ended within ``delay`` seconds is not shown at all.
     """
 
-    def __init__(self, total: int | None, description: str, unit: str = "clips", *, initial: int = 0) -> None:
+    def __init__(
+        self, total: int | None, description: str, unit: str = "clips", *, initial: int = 0, delay: float = 0.0
+    ) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.done = initial
         self.failed = 0
-        self._initial = initial
+        self._initial, self._delay = initial, delay
         self._started = time.monotonic()
         self._last_line = self._started
         self._bar = (
-            tqdm(total=total, initial=initial, desc=description, unit=f" {unit}", smoothing=0.1, dynamic_ncols=True)
+            tqdm(
+                total=total,
+                initial=initial,
+                desc=description,
+                unit=f" {unit}",
+                smoothing=0.1,
+                dynamic_ncols=True,
+                delay=delay,
+            )
             if sys.stderr.isatty()
             else None
         )
@@ -56,7 +73,7 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done > self._initial:
+        elif self.done > self._initial and time.monotonic() - self._started >= self._delay:
             self._line()
 
     def __enter__(self) -> Progress:
@@ -66,6 +83,15 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def shown(items: Sequence[T], description: str, unit: str) -> Iterator[T]:
+    """The ``items``, with their progress where they take more than two seconds."""
+    with Progress(len(items), description, unit, delay=DELAY_SECONDS) as progress:
+        for start in range(0, len(items), AT_ONCE):
+            part = items[start : start + AT_ONCE]
+            yield from part
+            progress.advance(len(part))
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
+from artifacts.progress import DELAY_SECONDS, Progress
 from artifacts.tables import CAPTIONS_SCHEMA, first_line
 
 GROUP_ROWS = 1 << 17
@@ -56,9 +57,11 @@ def write_assembly(path: Path, assembly: Assembly) -> None:
             use_dictionary=REPEATING,
             write_statistics=WITH_STATISTICS,
         ) as writer,
+        Progress(assembly.rows, "writing", "captions", delay=DELAY_SECONDS) as progress,
     ):
         for group in ahead(assembly.groups()):
             writer.write_table(group, row_group_size=GROUP_ROWS)
+            progress.advance(group.num_rows)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

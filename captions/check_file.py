@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.progress import Progress
+from artifacts.progress import DELAY_SECONDS, Progress
 from artifacts.tables import first_line, read_captions
 from captions.assembly import Assembly
 from captions.files import write_captions, write_csv
@@ -56,7 +56,7 @@ def check_file(
     table = read_captions(captions)
     limit = None if model is None else token_limit(model, max_tokens)
     chosen = [*rules, *dropped] if rules else RULES
-    with Progress(len({*chosen, *dropped}), "check", "rules") as progress:
+    with Progress(len({*chosen, *dropped}), "check", "rules", delay=DELAY_SECONDS) as progress:
         found = find(table, [*chosen, *dropped], limit, progress.advance)
     if findings is not None:
         write_csv(findings, found)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from artifacts.clip_id import clip_id_candidates
 from artifacts.errors import UserError
 from artifacts.layout import is_evaluation_clip
+from artifacts.progress import shown
 from artifacts.tables import read_captions, read_file_list, write_file_list
 from captions.audioset import EVALUATION_SPLIT
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
@@ -42,7 +43,8 @@ def write_training_list(
         table = read_captions(captions, ["clip_id", "split"])
         clips = set(table["clip_id"].filter(pc.equal(table["split"], EVALUATION_SPLIT).fill_null(False)).to_pylist())
         known = set(table["clip_id"].to_pylist())
-        is_eval = np.array([is_evaluation_clip(name) or _first(name, known) in clips for name in names], bool)
+        looked_at = shown(names, "looking for clips", "files")
+        is_eval = np.array([is_evaluation_clip(name) or _first(name, known) in clips for name in looked_at], bool)
     left = [name for name, out in zip(names, is_eval.tolist(), strict=True) if not out]
     keep, counts = keep_clips(pa.array(left, pa.string()), exclude)
     kept = [name for name, stays in zip(left, keep.tolist(), strict=True) if stays]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
+from artifacts.progress import shown
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
@@ -131,7 +132,7 @@ class CaptionRows:
         ]
 
 
-def match_files(file_names: Iterable[str], clip_ids: Sequence[str]) -> np.ndarray:
+def match_files(file_names: Sequence[str], clip_ids: Sequence[str]) -> np.ndarray:
     """For each file the number of its clip within ``clip_ids``, `NO_CAPTIONS` where none of its ids is there (n,).
 
     A file name may be read in several ways; the most literal one that has captions wins.
@@ -140,7 +141,7 @@ def match_files(file_names: Iterable[str], clip_ids: Sequence[str]) -> np.ndarra
     return np.array(
         [
             next((numbers[clip] for clip in clip_id_candidates(name) if clip in numbers), NO_CAPTIONS)
-            for name in file_names
+            for name in shown(file_names, "pairing", "files")
         ],
         np.int64,
     )

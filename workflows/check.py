@@ -17,6 +17,7 @@ from artifacts.errors import UserError
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
 from artifacts.lms_store import OK, read_config, read_records
 from artifacts.packed_store import PackedStore
+from artifacts.progress import shown
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
 from workflows.check_arrays import ExpectedArray, check_arrays
@@ -206,7 +207,7 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
 
 def _match(result: CheckResult, listed: Sequence[str], known: set[str], message: str) -> None:
     result.checked = len(listed)
-    for name in listed:
+    for name in shown(listed, "looking for captions", "files"):
         if not any(candidate in known for candidate in clip_id_candidates(name)):
             result.problem(name, message)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.clip_id import clip_id, clip_id_candidates, file_stem, youtube_id
+from artifacts.clip_id import _last_two, clip_id, clip_id_candidates, file_stem, youtube_id
 
 YOUTUBE_IDS = st.text("abcXYZ0189_-", min_size=11, max_size=11)
 
@@ -26,6 +28,14 @@ FORMS = {
     "sub/folder/rain.npy": ("rain", ["folder/rain", "rain"]),
     "Yellow.wav": ("Yellow", ["Yellow"]),
 }
+
+
+@given(st.lists(st.sampled_from(["a", "b.wav", "..", ".", "", "/"])).map("/".join))
+def test_paths_are_taken_apart_as_pathlib_does(path: str) -> None:
+    expected = PurePosixPath(path)
+    assert file_stem(path) == file_stem(expected.name)
+    assert clip_id_candidates(path) == clip_id_candidates(f"{expected.parent.name}/{expected.name}")
+    assert (expected.parent.name, expected.name) == _last_two(path)
 
 
 @pytest.mark.parametrize("name", list(FORMS))
