@@ -291,11 +291,13 @@ def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
 
     What is packed was looked at when it was packed. Raises `UserError` where something is wrong with all of them.
     """
-    problems: dict[str, str] = {}
-    names = log_mels.file_names.to_pylist()
-    with Progress(len(names), "looking at log-mels") as progress, ThreadPoolExecutor(HEADER_THREADS) as pool:
-        found = pool.map(partial(_problem, log_mels, n_mels=n_mels), range(len(names)))
-        for name, problem in zip(names, found, strict=True):
+    names, bins = log_mels.file_names.to_pylist(), log_mels.packed_bins
+    other = np.flatnonzero((bins != 0) & (bins != n_mels)).tolist()
+    problems = {names[row]: f"its pack has {bins[row]} mel bins, not {n_mels}." for row in other}
+    files = [names[row] for row in np.flatnonzero(bins == 0).tolist()]
+    with Progress(len(files), "looking at log-mels") as progress, ThreadPoolExecutor(HEADER_THREADS) as pool:
+        found = pool.map(partial(_problem, log_mels.root, n_mels=n_mels), files)
+        for name, problem in zip(files, found, strict=True):
             if problem is not None:
                 problems[name] = problem
             progress.advance(failed=int(problem is not None))
@@ -304,13 +306,9 @@ def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
     return problems
 
 
-def _problem(log_mels: LogMels, index: int, *, n_mels: int) -> str | None:
-    path = inside(log_mels.root, log_mels.name(index))
-    if log_mels.is_packed(index):
-        bins = len(log_mels[index])
-        return None if bins == n_mels else f"{path}: its pack has {bins} mel bins, not {n_mels}."
+def _problem(root: Path, name: str, *, n_mels: int) -> str | None:
     try:
-        open_lms(path, n_mels=n_mels)
+        open_lms(inside(root, name), n_mels=n_mels)
     except UserError as error:
         return str(error)
     return None

@@ -65,8 +65,10 @@ class LogMels:
         taken = self.file_names.take(pa.array(indices, pa.int64()))
         return LogMels(self.root, taken, self._packs, self._pack_of[indices], self._row_of[indices])
 
-    def is_packed(self, index: int) -> bool:
-        return bool(self._pack_of[index] != NPY)
+    @property
+    def packed_bins(self) -> np.ndarray:
+        """int64 (n,): mel bins of those that lie in packs, 0 for .npy files."""
+        return np.array([*(pack.n_mels for pack in self._packs), 0])[self._pack_of]  # `NPY` is the last
 
     @property
     def packed(self) -> int:

@@ -16,6 +16,7 @@ from artifacts.lms_store import write_config
 from artifacts.m2d_dictionary import write_dictionary
 from artifacts.tables import read_file_list, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
+from audioprep.pack import pack
 from m2dclap.data_dir import DataChoice, open_training_data, write_skipped
 
 MakeData = Callable[..., Path]
@@ -53,6 +54,20 @@ def test_what_is_left_out_is_named(data: Path) -> None:
         ["made_lms/stranger.npy", "no_captions"],
         *([name, "unreadable"] for name in names[:3]),
     ]
+
+
+def test_a_pack_of_other_mel_bins_is_left_out(data: Path) -> None:
+    names = [Path(name).name for name in read_file_list(data / "files_made.csv")[:2]]
+    (data / "narrow_lms").mkdir()
+    for name in names:
+        np.save(data / "narrow_lms" / name, np.zeros((1, 40, 100), np.float32))
+    write_file_list(data / "files_narrow.csv", [f"narrow_lms/{name}" for name in names])
+    pack(data / "narrow_lms")
+    pack(data / "made_lms")
+    opened = open_training_data(DataChoice(data), 80)
+    assert opened.summary() == "10 files listed = 8 used + 0 without captions + 2 unreadable"
+    assert opened.training.log_mels.packed == 8
+    assert {skip.message for skip in opened.skipped} == {"its pack has 40 mel bins, not 80."}
 
 
 def test_chosen_lists_and_dictionaries(data: Path) -> None:
