@@ -35,7 +35,7 @@ from melspec_floor import floor
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 POOL_CLIPS = max(40, CLIPS // 4)
-ROUNDS = 3
+ROUNDS = 5
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Run:
 def watched(start: Callable[[], object], finished: Callable[[], bool], folder: Path, clips: int) -> Run:
     """Run something that writes ``clips`` arrays to ``folder``. Their own times say how it went: nobody looks on but
     to see, twice a second, how much memory there is in use."""
+    os.sync()  # what the one before left unwritten is not for this one to write
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.time()
     start()
