@@ -1,156 +1,130 @@
-"""Records of a conversion: one row a source file, written part by part as results come, compacted at the end."""
+"""The log-mels of a data directory by number, whatever the layout: from packed shards, else from .npy files."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import write_json
 from artifacts.errors import UserError
-from artifacts.fingerprint import fingerprint
-from artifacts.layout import LmsLayout
-from artifacts.lms_array import FAILED as FAILED
-from artifacts.lms_array import OK as OK
-from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
-from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.layout import LmsLayout, inside
+from artifacts.lms_array import open_lms
+from artifacts.packed_store import PackedStore
+from artifacts.records import read_config
 
-PART_NAME = re.compile(r"records-(\d{6})\.parquet")
-
-
-def record_parts(layout: LmsLayout) -> list[Path]:
-    """The record files in the order in which they were written; of two rows for one source the later one counts."""
-    if not layout.melspec.is_dir():
-        return []
-    return sorted(path for path in layout.melspec.iterdir() if PART_NAME.fullmatch(path.name))
+NPY = -1
+# Length of a .npy header for any array of three dimensions; longer ones are read by numpy.
+HEADER_BYTES = 128
 
 
-def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> Path | None:
-    """Write ``rows`` as the next ``records-<n>.parquet``; returns its path, or None where there are no rows."""
-    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
-    if table.num_rows == 0:
-        return None
-    parts = record_parts(layout)
-    number = _part_number(parts[-1]) + 1 if parts else 0
-    path = layout.melspec / f"records-{number:06d}.parquet"
-    write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
-    return path
+class NpyHeader(NamedTuple):
+    """What the first bytes of a .npy file say."""
+
+    dtype: np.dtype[Any]
+    frames: int
 
 
-def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:
-    """All records, the latest row for each ``source``, sorted by ``source``; the columns named, or all.
+class LogMels:
+    """Log-mels by number, in the order of a list of files. Picklable; shares nothing but the page cache.
 
-    For a few narrow columns: two million rows with their moments are gigabytes, for which there is `iter_records`.
-    Raises `UserError` where there are no records or a part cannot be read.
+    ``file_names`` are relative to ``root``. ``packs`` are opened packs; ``pack_of`` (n,) the pack that a file is in, or
+    `NPY`; ``row_of`` (n,) its row there.
     """
-    wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
-    table = pa.concat_tables(
-        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in require_parts(layout)
-    )
-    order = _latest_rows(table["source"])
-    return (table if order is None else table.take(order)).select(wanted)
+
+    def __init__(
+        self, root: Path, file_names: pa.Array, packs: Sequence[PackedStore], pack_of: np.ndarray, row_of: np.ndarray
+    ) -> None:
+        self.root, self.file_names = root, file_names
+        self._packs, self._pack_of, self._row_of = packs, pack_of, row_of
+        self._headers: dict[bytes, NpyHeader] = {}
+        self._buffer = np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def name(self, index: int) -> str:
+        return str(self.file_names[index].as_py())
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """A log-mel (F, T), float32 or float16; what came out before may be overwritten.
+
+        Raises `UserError` where a file is gone or has changed since it was looked at.
+        """
+        pack = self._pack_of[index]
+        if pack != NPY:
+            return self._packs[pack].array(self._row_of[index])
+        return self._read_npy(inside(self.root, self.name(index)))
+
+    def take(self, indices: np.ndarray) -> LogMels:
+        """The log-mels at ``indices``, in that order."""
+        taken = self.file_names.take(pa.array(indices, pa.int64()))
+        return LogMels(self.root, taken, self._packs, self._pack_of[indices], self._row_of[indices])
+
+    @property
+    def packed_bins(self) -> np.ndarray:
+        """int64 (n,): mel bins of those that lie in packs, 0 for .npy files."""
+        return np.array([*(pack.n_mels for pack in self._packs), 0])[self._pack_of]  # `NPY` is the last
+
+    @property
+    def packed(self) -> int:
+        """How many lie in packs."""
+        return int((self._pack_of != NPY).sum())
+
+    def _read_npy(self, path: Path) -> np.ndarray:
+        """A whole file into a buffer that is used again, its header parsed once for all files that share it.
+
+        A third of what `numpy.load` costs: no parsing of the header as Python, no memory that is new and cold.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); it was there when training began.") from error
+        try:
+            size = os.fstat(descriptor).st_size
+            if len(self._buffer) < size:
+                self._buffer = np.empty(size, np.uint8)
+            read = os.readv(descriptor, [self._buffer.data[:size]])
+        finally:
+            os.close(descriptor)
+        head = self._buffer[:HEADER_BYTES].tobytes()
+        header = self._headers.get(head)
+        if header is None:
+            array = open_lms(path)
+            if not array.flags.c_contiguous or size != HEADER_BYTES + array.nbytes:
+                return np.asarray(array)[0]
+            header = self._headers[head] = NpyHeader(array.dtype, array.shape[2])
+        values = self._buffer[HEADER_BYTES:size].view(header.dtype)
+        if read != size or len(values) % header.frames:
+            raise UserError(f"{path} has changed since training began.")
+        return values.reshape(-1, header.frames)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_headers": {}, "_buffer": np.empty(0, np.uint8)}
 
 
-def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table]:
-    """The latest row for each ``source``, in tables of some thousand rows in the order of the files: bounded memory.
+def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
+    """Where each of ``file_names`` (relative to ``root``) lies: in a pack of its folder that holds it, else as a file.
 
-    In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
+    Whether files are there and whole is not looked at.
     """
-    wanted = list(columns)
-    parts = require_parts(layout)
-    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
-    order = _latest_rows(sources)
-    latest = np.ones(len(sources), bool)
-    if order is not None:
-        latest[:] = False
-        latest[order.to_numpy()] = True
-    del sources, order
-    first = 0
-    for part in parts:
-        file = RecordFile(part)
-        for number in range(len(file.group_rows)):
-            table = file.read(number, wanted)
-            keep = latest[first : first + table.num_rows]
-            first += table.num_rows
-            yield table if keep.all() else table.filter(pa.array(keep))
-
-
-def require_parts(layout: LmsLayout) -> list[Path]:
-    """`record_parts`, at least one. Raises `UserError` where there are none."""
-    parts = record_parts(layout)
-    if not parts:
-        raise UserError(
-            f"{layout.root} has no records ({layout.melspec}/records-*.parquet); run `m2dprep melspec` first."
-        )
-    return parts
-
-
-def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
-    """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
-
-    With ``keep_failures``, rows of failures whose source is not in it are dropped.
-
-    The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
-    A last rename gives it the number 0.
-    """
-    parts = record_parts(layout)
-    final = layout.melspec / "records-000000.parquet"
-    keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
-    latest = _latest_rows(keys["source"])
-    order = np.arange(keys.num_rows) if latest is None else latest.to_numpy()
-    if keep_failures is not None:
-        failed = order[keys["status"].combine_chunks().take(pa.array(order)).to_numpy(zero_copy_only=False) != OK]
-        gone = [row for row in failed.tolist() if keys["source"][row].as_py() not in keep_failures]
-        order = order[~np.isin(order, gone)]
-    if parts == [final] and latest is None and len(order) == keys.num_rows:
-        return
-    merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
-    write_rows(merged, parts, order)
-    for part in parts:
-        part.unlink()
-    merged.rename(final)
-
-
-def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
-    write_json(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
-
-
-def read_config(layout: LmsLayout) -> dict[str, Any] | None:
-    """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
-    try:
-        value = json.loads(layout.config.read_text())
-        if value["fingerprint"] != fingerprint(value["config"]):
-            raise ValueError("its fingerprint is not that of its configuration")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{layout.config} cannot be read: {first_line(error)}") from error
-    checked: dict[str, Any] = value
-    return checked
-
-
-def _read_part(path: Path, columns: list[str]) -> pa.Table:
-    return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
-
-
-def _part_number(path: Path) -> int:
-    match = PART_NAME.fullmatch(path.name)
-    assert match is not None, path
-    return int(match[1])
-
-
-def _latest_rows(sources: pa.ChunkedArray) -> pa.Array | None:
-    """Row numbers of the last occurrence of each source, ordered by source; None where that is every row as it is."""
-    if len(sources) < 2 or pc.all(pc.less(sources.slice(0, len(sources) - 1), sources.slice(1))).as_py():
-        return None
-    rows = pa.table({"source": sources, "row": pa.array(np.arange(len(sources)))})
-    latest = rows.group_by("source").aggregate([("row", "max")]).sort_by("source")
-    return latest["row_max"].combine_chunks()
+    names = pa.array(file_names, pa.string())
+    pack_of, row_of = np.full(len(names), NPY, np.int16), np.zeros(len(names), np.int64)
+    packs: list[PackedStore] = []
+    folders = sorted({name.partition("/")[0] for name in file_names if "/" in name})
+    for folder in folders:
+        config = read_config(LmsLayout(root / folder))
+        opened = PackedStore.open(root / folder, None if config is None else config["fingerprint"])
+        if opened is None:
+            continue
+        store, packed_names = opened
+        packed_paths = pc.binary_join_element_wise(folder, packed_names, "/")
+        rows = pc.fill_null(pc.index_in(names, value_set=packed_paths), NPY).to_numpy()
+        row_of[rows != NPY] = rows[rows != NPY]
+        pack_of[rows != NPY] = len(packs)
+        packs.append(store)
+    return LogMels(root, names, packs, pack_of, row_of)

@@ -17,7 +17,6 @@ from artifacts.failures import FailureLimit
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
 from artifacts.lms_array import OK, open_lms
-from artifacts.lms_store import read_config, read_records, record_parts
 from artifacts.lock import exclusive
 from artifacts.packed_store import (
     INDEX,
@@ -30,6 +29,7 @@ from artifacts.packed_store import (
     write_shard,
 )
 from artifacts.progress import Progress
+from artifacts.records import read_config, read_records, record_parts
 from artifacts.tables import read_parquet
 
 BEGUN = "progress.json"

@@ -15,8 +15,8 @@ from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
-from artifacts.lms_store import iter_records, read_config, read_records, record_parts
 from artifacts.progress import Progress
+from artifacts.records import iter_records, read_config, read_records, record_parts
 from artifacts.tables import read_file_list
 from audioprep.moments import Moments
 

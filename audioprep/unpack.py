@@ -13,9 +13,9 @@ from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, inside, require_folder
 from artifacts.lms_array import open_lms, write_lms
-from artifacts.lms_store import read_config
 from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
+from artifacts.records import read_config
 
 # Arrays that are made safe at once.
 ARRAYS_PER_SYNC = 512

@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 
 from artifacts.atomic import write_array
+from artifacts.lms_store import find_log_mels
 from audioprep.pack import pack
 from m2dclap.config import ModelConfig
 from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
-from m2dclap.log_mels import find_log_mels
 from m2dclap.order import BatchKey
 from m2dclap.pairing import CaptionRows, CaptionSource
 

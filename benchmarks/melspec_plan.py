@@ -18,7 +18,7 @@ import numpy as np
 from _machine import machine, table
 
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import append_records, compact_records
+from artifacts.records import append_records, compact_records
 from artifacts.tables import write_csv
 from audioprep.discover import discover
 from audioprep.stats import norm_stats

@@ -20,14 +20,14 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
 from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
 from artifacts.lms_array import open_lms
-from artifacts.lms_store import read_config
+from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
+from artifacts.records import read_config
 from artifacts.tables import read_csv_columns, read_file_list
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
-from m2dclap.log_mels import LogMels, find_log_mels
 from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, common_text_model, deal_wrongly, match_files
 from m2dclap.random_numbers import DEAL_STREAM
 

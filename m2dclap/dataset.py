@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from artifacts.lms_store import LogMels
 from m2dclap.config import ModelConfig
-from m2dclap.log_mels import LogMels
 from m2dclap.order import BatchKey
 from m2dclap.pairing import CaptionRows
 from m2dclap.random_numbers import SAMPLE_STREAM, pick, uniform

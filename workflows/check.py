@@ -15,9 +15,9 @@ from artifacts.clip_id import clip_id_candidates
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
-from artifacts.lms_store import OK, read_config, read_records
 from artifacts.packed_store import PackedStore
 from artifacts.progress import shown
+from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
 from workflows.check_arrays import ExpectedArray, check_arrays

@@ -19,7 +19,9 @@ from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
 from artifacts.layout import EVALUATION_FOLDER, PACKED_FOLDER, LmsLayout, is_evaluation_clip
-from artifacts.lms_store import (
+from artifacts.lock import exclusive
+from artifacts.progress import Progress
+from artifacts.records import (
     FAILED,
     OK,
     append_records,
@@ -29,8 +31,6 @@ from artifacts.lms_store import (
     record_parts,
     write_config,
 )
-from artifacts.lock import exclusive
-from artifacts.progress import Progress
 from artifacts.tables import write_file_list
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions

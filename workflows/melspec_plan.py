@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
-from artifacts.lms_store import FAILED, OK, read_records, record_parts
 from artifacts.packed_store import PackedStore
+from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
 from audioprep.discover import Source, discover, named_sources, output_name
 

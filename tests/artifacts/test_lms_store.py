@@ -1,127 +1,77 @@
-"""Records: later rows win, compaction gives the same bytes whatever the order, no row is lost in between."""
+"""Log-mels by number: the same arrays from .npy files, from packs, and where some are in either."""
 
+from __future__ import annotations
+
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from artifacts import lms_store, record_file
+from artifacts.atomic import write_array
 from artifacts.errors import UserError
-from artifacts.layout import LmsLayout
-from artifacts.lms_store import (
-    append_records,
-    compact_records,
-    iter_records,
-    read_config,
-    read_records,
-    record_parts,
-    write_config,
-)
+from artifacts.lms_store import find_log_mels
+from audioprep.pack import pack
 
-
-def row(source: str, status: str = "ok", **values: object) -> dict:
-    defaults = {"file_name": f"{source}.npy", "source": source, "clip_id": source, "status": status}
-    return {**defaults, "bin_mean": [1.0], "bin_m2": [2.0], **values}
+FRAMES = (7, 33, 1, 20, 8, 1001)
+NAMES = [f"{folder}_lms/deep/{number}.npy" for folder in ("one", "two") for number in range(len(FRAMES))]
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> LmsLayout:
-    layout = LmsLayout(tmp_path / "audioset_lms")
-    layout.melspec.mkdir(parents=True)
-    return layout
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        frames = FRAMES[int(Path(name).stem)]
+        write_array(tmp_path / name, rng.normal(-7, 4, (1, 80, frames)).astype(np.float32))
+    return tmp_path
 
 
-def test_later_rows_win_and_rows_are_sorted(layout: LmsLayout) -> None:
-    append_records(layout, [row("b", "failed", reason="truncated"), row("a")])
-    append_records(layout, [row("b", frames=611)])
-    table = read_records(layout, ["source", "status", "frames"]).to_pylist()
-    assert table == [
-        {"source": "a", "status": "ok", "frames": None},
-        {"source": "b", "status": "ok", "frames": 611},
-    ]
+def arrays(data: Path) -> list[np.ndarray]:
+    return [np.load(data / name)[0] for name in NAMES]
 
 
-def test_no_rows_write_no_part(layout: LmsLayout) -> None:
-    assert append_records(layout, []) is None
-    assert record_parts(layout) == []
-    with pytest.raises(UserError, match="m2dprep melspec"):
-        read_records(layout)
+@pytest.mark.parametrize("packed", [(), ("one",), ("one", "two")])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_layout_gives_the_same_arrays(data: Path, packed: tuple[str, ...], dtype: str) -> None:
+    expected = arrays(data)
+    for folder in packed:
+        pack(data / f"{folder}_lms", dtype=dtype, clips_a_shard=4)
+        for path in (data / f"{folder}_lms" / "deep").iterdir():
+            path.unlink()
+    store = find_log_mels(data, NAMES)
+    assert (len(store), store.packed) == (len(NAMES), len(packed) * len(FRAMES))
+    order = np.random.default_rng(1).permutation(len(NAMES))
+    for chosen, rows in ((store, np.arange(len(NAMES))), (store.take(order), order)):
+        for reader in (chosen, pickle.loads(pickle.dumps(chosen))):
+            for number, row in enumerate(rows.tolist()):
+                assert reader.name(number) == NAMES[row]
+                in_pack = NAMES[row].partition("_")[0] in packed
+                assert reader.packed_bins[number] == (80 if in_pack else 0)
+                whole = expected[row].astype(dtype) if in_pack else expected[row]
+                assert reader[number].dtype == whole.dtype
+                assert np.array_equal(reader[number], whole)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4), min_size=1, max_size=5))
-def test_compaction_depends_on_the_rows_alone(tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]]) -> None:
-    names = sorted({name for part in parts for name in part})
-    if not names:
-        return
-    bytes_of = []
-    for order in (parts, [names]):
-        layout = LmsLayout(tmp_path_factory.mktemp("lms"))
-        layout.melspec.mkdir()
-        for part in order:
-            append_records(layout, [row(name) for name in part])
-        before = read_records(layout)
-        compact_records(layout)
-        assert read_records(layout) == before
-        assert [path.name for path in record_parts(layout)] == ["records-000000.parquet"]
-        bytes_of.append(record_parts(layout)[0].read_bytes())
-        compact_records(layout)
-        assert record_parts(layout)[0].read_bytes() == bytes_of[-1]
-    assert bytes_of[0] == bytes_of[1]
+def test_a_crop_of_a_pack_is_one_piece(data: Path) -> None:
+    pack(data / "one_lms")
+    crop = find_log_mels(data, NAMES)[5][:, 100:708]
+    assert crop.shape == (80, 608)
+    assert crop.T.flags.c_contiguous
 
 
-def test_a_kill_between_merging_and_removing_loses_nothing(layout: LmsLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    append_records(layout, [row("a")])
-    append_records(layout, [row("b")])
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            compact_records(layout)
-    assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "b"]
-    compact_records(layout)
-    assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "b"]
-    assert len(record_parts(layout)) == 1
+def test_a_file_that_has_changed_is_named(data: Path) -> None:
+    store = find_log_mels(data, NAMES)
+    store[1]
+    cut = data / NAMES[3]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"deep/3\.npy"):
+        store[3]
+    (data / NAMES[4]).unlink()
+    with pytest.raises(UserError, match=r"deep/4\.npy"):
+        store[4]
 
 
-def test_a_broken_part_is_an_error_that_names_it(layout: LmsLayout) -> None:
-    (layout.melspec / "records-000000.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(UserError, match=r"records-000000\.parquet"):
-        read_records(layout)
-
-
-def test_config_round_trip_and_tampering(layout: LmsLayout) -> None:
-    assert read_config(layout) is None
-    write_config(layout, {"dtype": "float32"}, {"versions": {"soxr": "1"}})
-    frozen = read_config(layout)
-    assert frozen is not None
-    assert frozen["config"] == {"dtype": "float32"}
-    layout.config.write_text(layout.config.read_text().replace("float32", "float16"))
-    with pytest.raises(UserError, match="fingerprint"):
-        read_config(layout)
-
-
-def test_records_come_row_group_by_row_group(layout: LmsLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lms_store, record_file):
-        monkeypatch.setattr(module, "ROW_GROUP_ROWS", 3)
-    monkeypatch.setattr(record_file, "GROUPS_IN_MEMORY", 2)
-    names = [f"{number:03d}" for number in np.random.default_rng(0).permutation(40)]
-    append_records(layout, [row(name, frames=1) for name in names])
-    append_records(layout, [row(name, frames=2) for name in names[::3]])
-    expected = {name: 2 if name in names[::3] else 1 for name in sorted(names)}
-    rows = [row for table in iter_records(layout, ["source", "frames"]) for row in table.to_pylist()]
-    streamed = [(row["source"], row["frames"]) for row in rows]
-    assert dict(streamed) == expected
-    assert len(streamed) == 40
-    compact_records(layout)
-    assert read_records(layout, ["source", "frames"])["frames"].to_pylist() == list(expected.values())
-    tables = list(iter_records(layout, ["source"]))
-    assert [table.num_rows for table in tables] == [3] * 13 + [1]
-    assert [name for table in tables for name in table["source"].to_pylist()] == sorted(names)
-
-
-def test_records_of_failures_whose_source_went_are_dropped_and_others_kept(layout: LmsLayout) -> None:
-    append_records(layout, [row("a"), row("b", "failed"), row("c", "failed")])
-    compact_records(layout, keep_failures={"c"})
-    assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "c"]
+def test_paths_stay_inside(data: Path) -> None:
+    with pytest.raises(UserError, match="leads out of"):
+        find_log_mels(data, ["../elsewhere.npy"])[0]

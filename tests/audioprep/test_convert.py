@@ -15,7 +15,7 @@ import soundfile
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import open_lms
-from artifacts.lms_store import FAILED, OK, RECORD_SCHEMA
+from artifacts.records import FAILED, OK, RECORD_SCHEMA
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_file, convert_shard, failure_record, software_versions
 from audioprep.discover import Source, discover

@@ -11,8 +11,8 @@ from artifacts import packed_store
 from artifacts.atomic import write_array
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout
-from artifacts.lms_store import write_config
 from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
+from artifacts.records import write_config
 from artifacts.tables import read_parquet
 from audioprep import pack as pack_module
 from audioprep.config import PRESETS, ConvertConfig

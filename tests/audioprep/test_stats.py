@@ -9,7 +9,7 @@ import soundfile
 
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import append_records, write_config
+from artifacts.records import append_records, write_config
 from artifacts.tables import write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_shard

@@ -10,7 +10,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import read_records
+from artifacts.records import read_records
 from artifacts.tables import read_file_list
 from audioprep.config import DTYPES, PRESETS, ConvertConfig
 from cli import audio

@@ -12,8 +12,8 @@ import pytest
 from artifacts.atomic import write_json
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import write_config
 from artifacts.m2d_dictionary import write_dictionary
+from artifacts.records import write_config
 from artifacts.tables import read_file_list, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack

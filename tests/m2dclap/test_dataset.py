@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from artifacts.atomic import write_array
 from artifacts.errors import UserError
+from artifacts.lms_store import find_log_mels
 from artifacts.tables import write_file_list
 from audioprep.pack import pack
 from m2dclap.config import PRESETS, ModelConfig, TrainConfig
@@ -21,7 +22,6 @@ from m2dclap.data_dir import DataChoice, TrainingData, open_training_data
 from m2dclap.dataset import Batch, Clips, whole_batch
 from m2dclap.device_batch import mix_powers, to_model_input
 from m2dclap.frames import NormStats
-from m2dclap.log_mels import find_log_mels
 from m2dclap.order import BatchKey, TrainOrder
 from m2dclap.random_numbers import pick, uniform
 

@@ -16,7 +16,7 @@ import soundfile
 
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import open_lms
-from artifacts.lms_store import read_records
+from artifacts.records import read_records
 from tests.workflows.dask_processes import ENVIRONMENT, ROOT, DaskProcesses, wait_until
 
 CLIPS = 400

@@ -12,8 +12,8 @@ import soundfile
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.failures import FailureLimit
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import read_records
 from artifacts.lock import exclusive
+from artifacts.records import read_records
 from artifacts.tables import read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig
 from workflows import forecast, melspec

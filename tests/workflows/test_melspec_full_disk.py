@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import open_lms
-from artifacts.lms_store import read_records
+from artifacts.records import read_records
 from cli.main import m2dprep
 from workflows import melspec
 

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
-from artifacts.lms_store import read_records
+from artifacts.records import read_records
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from captions.encoder_request import EncoderRequest
 from cli.main import m2dprep

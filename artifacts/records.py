@@ -1,0 +1,156 @@
+"""Records of a conversion: one row a source file, written part by part as results come, compacted at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.atomic import write_json
+from artifacts.errors import UserError
+from artifacts.fingerprint import fingerprint
+from artifacts.layout import LmsLayout
+from artifacts.lms_array import FAILED as FAILED
+from artifacts.lms_array import OK as OK
+from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
+from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
+from artifacts.tables import first_line, read_parquet, write_parquet
+
+PART_NAME = re.compile(r"records-(\d{6})\.parquet")
+
+
+def record_parts(layout: LmsLayout) -> list[Path]:
+    """The record files in the order in which they were written; of two rows for one source the later one counts."""
+    if not layout.melspec.is_dir():
+        return []
+    return sorted(path for path in layout.melspec.iterdir() if PART_NAME.fullmatch(path.name))
+
+
+def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> Path | None:
+    """Write ``rows`` as the next ``records-<n>.parquet``; returns its path, or None where there are no rows."""
+    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
+    if table.num_rows == 0:
+        return None
+    parts = record_parts(layout)
+    number = _part_number(parts[-1]) + 1 if parts else 0
+    path = layout.melspec / f"records-{number:06d}.parquet"
+    write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
+    return path
+
+
+def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:
+    """All records, the latest row for each ``source``, sorted by ``source``; the columns named, or all.
+
+    For a few narrow columns: two million rows with their moments are gigabytes, for which there is `iter_records`.
+    Raises `UserError` where there are no records or a part cannot be read.
+    """
+    wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
+    table = pa.concat_tables(
+        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in require_parts(layout)
+    )
+    order = _latest_rows(table["source"])
+    return (table if order is None else table.take(order)).select(wanted)
+
+
+def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """The latest row for each ``source``, in tables of some thousand rows in the order of the files: bounded memory.
+
+    In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
+    """
+    wanted = list(columns)
+    parts = require_parts(layout)
+    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
+    order = _latest_rows(sources)
+    latest = np.ones(len(sources), bool)
+    if order is not None:
+        latest[:] = False
+        latest[order.to_numpy()] = True
+    del sources, order
+    first = 0
+    for part in parts:
+        file = RecordFile(part)
+        for number in range(len(file.group_rows)):
+            table = file.read(number, wanted)
+            keep = latest[first : first + table.num_rows]
+            first += table.num_rows
+            yield table if keep.all() else table.filter(pa.array(keep))
+
+
+def require_parts(layout: LmsLayout) -> list[Path]:
+    """`record_parts`, at least one. Raises `UserError` where there are none."""
+    parts = record_parts(layout)
+    if not parts:
+        raise UserError(
+            f"{layout.root} has no records ({layout.melspec}/records-*.parquet); run `m2dprep melspec` first."
+        )
+    return parts
+
+
+def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
+    """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
+
+    With ``keep_failures``, rows of failures whose source is not in it are dropped.
+
+    The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
+    A last rename gives it the number 0.
+    """
+    parts = record_parts(layout)
+    final = layout.melspec / "records-000000.parquet"
+    keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
+    latest = _latest_rows(keys["source"])
+    order = np.arange(keys.num_rows) if latest is None else latest.to_numpy()
+    if keep_failures is not None:
+        failed = order[keys["status"].combine_chunks().take(pa.array(order)).to_numpy(zero_copy_only=False) != OK]
+        gone = [row for row in failed.tolist() if keys["source"][row].as_py() not in keep_failures]
+        order = order[~np.isin(order, gone)]
+    if parts == [final] and latest is None and len(order) == keys.num_rows:
+        return
+    merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
+    write_rows(merged, parts, order)
+    for part in parts:
+        part.unlink()
+    merged.rename(final)
+
+
+def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
+    write_json(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
+
+
+def read_config(layout: LmsLayout) -> dict[str, Any] | None:
+    """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
+    try:
+        value = json.loads(layout.config.read_text())
+        if value["fingerprint"] != fingerprint(value["config"]):
+            raise ValueError("its fingerprint is not that of its configuration")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{layout.config} cannot be read: {first_line(error)}") from error
+    checked: dict[str, Any] = value
+    return checked
+
+
+def _read_part(path: Path, columns: list[str]) -> pa.Table:
+    return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
+
+
+def _part_number(path: Path) -> int:
+    match = PART_NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def _latest_rows(sources: pa.ChunkedArray) -> pa.Array | None:
+    """Row numbers of the last occurrence of each source, ordered by source; None where that is every row as it is."""
+    if len(sources) < 2 or pc.all(pc.less(sources.slice(0, len(sources) - 1), sources.slice(1))).as_py():
+        return None
+    rows = pa.table({"source": sources, "row": pa.array(np.arange(len(sources)))})
+    latest = rows.group_by("source").aggregate([("row", "max")]).sort_by("source")
+    return latest["row_max"].combine_chunks()
