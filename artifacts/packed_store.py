@@ -59,7 +59,8 @@ def write_shard(folder: Path, number: int, root: Path, file_names: Sequence[str]
         written = 0
         for file_name in file_names:
             try:
-                frames = np.ascontiguousarray(open_lms(root / file_name, n_mels=n_mels)[0].T, dtype)
+                with np.errstate(over="ignore"):  # found just below
+                    frames = np.ascontiguousarray(open_lms(root / file_name, n_mels=n_mels)[0].T, dtype)
             except UserError as error:
                 rows.append({"file_name": file_name, "reason": "unreadable", "message": str(error)})
                 continue

@@ -114,6 +114,13 @@ def test_failures_are_rows(lms: Path) -> None:
     assert len(opened[1]) == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_float16_cannot_hold_is_a_failure(lms: Path) -> None:
+    write_array(lms / "deep/3.npy", np.full((1, 80, 5), 1e6, np.float32))
+    assert pack(lms, max_failures="1").failed == 1
+    assert pack(lms, dtype="float32", overwrite=True).failed == 0
+
+
 def test_stale_and_broken_packs_are_refused(lms: Path) -> None:
     write_config_of(lms, "16k")
     pack(lms)
