@@ -140,6 +140,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = _write_file_list(layout, options.name)
+        sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
     failed = plan.failed + reasons
     return MelspecReport(
         inputs=len(sources),

@@ -1,7 +1,9 @@
 """The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
 
 import functools
+import os
 import pickle
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from artifacts.atomic import temporary_path
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.failures import FailureLimit
 from artifacts.layout import LmsLayout
@@ -183,6 +186,23 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(src: Path, monkeypatc
     report = convert(src)
     assert report.skipped > 0
     assert report.done + report.skipped == 12
+
+
+def test_what_a_killed_worker_left_goes_with_the_end_of_the_run(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporaries = LmsLayout(src.parent / "data" / "audioset_lms").temporaries
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [temporary_path(temporaries).name.replace(f"-{os.getpid()}-", f"-{pid}-") for pid in (ended.pid, 1)]
+
+    def leave_something(sources, **settings):  # type: ignore[no-untyped-def]
+        for name in names:
+            (temporaries / name).touch()
+        return original(sources, **settings)
+
+    original = melspec.convert_shard
+    monkeypatch.setattr(melspec, "convert_shard", leave_something)
+    assert convert(src).done == 12
+    assert [path.name for path in temporaries.iterdir()] == names[1:], "whose process is alive may still be written"
 
 
 def write_list(path: Path, sources: list[str]) -> Path:
