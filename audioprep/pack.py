@@ -71,8 +71,8 @@ def pack(
     """Pack all arrays of ``lms_folder`` into its ``_packed`` folder; the same call again goes on where one stopped.
 
     ``dtype`` float32 keeps every bit. ``threads`` shards are written at a time. Raises `UserError` where there is
-    nothing to pack, `FingerprintConflictError` where a pack of something else was begun, and
-    `TooManyFailuresError` after a finished one.
+    nothing to pack, or ``overwrite`` would remove what lies in the pack alone, `FingerprintConflictError` where a pack
+    of something else was begun, and `TooManyFailuresError` after a finished one.
     """
     limit = FailureLimit.parse(max_failures)
     layout = LmsLayout(require_folder(lms_folder, "a folder of log-mels"))
@@ -81,6 +81,7 @@ def pack(
     folder.mkdir(exist_ok=True)
     with exclusive(folder):
         if overwrite:
+            _require_files(layout, folder)
             _remove(folder)
         identity = _identity(layout, names, dtype, clips_a_shard)
         shards = [names[start : start + clips_a_shard] for start in range(0, len(names), clips_a_shard)]
@@ -167,6 +168,20 @@ def _result(folder: Path, clips: int, before: int) -> PackResult:
     failed = pc.sum(pc.is_valid(index["reason"])).as_py()
     sizes = (read_pack_meta(folder) or {})["shard_bytes"]
     return PackResult(str(folder), clips, min(before, clips - failed), failed, len(sizes), sum(sizes))
+
+
+def _require_files(layout: LmsLayout, folder: Path) -> None:
+    """Raise `UserError` where the pack in ``folder`` holds clips whose .npy files are gone."""
+    parts = [path for path in [folder / INDEX, *sorted(folder.glob("shard-*.parquet"))] if path.exists()]
+    packed: set[str] = set()
+    for part in parts:
+        rows = read_parquet(part, PACK_SCHEMA, "the index of a pack", ["file_name", "reason"])
+        packed.update(rows.filter(pc.is_null(rows["reason"]))["file_name"].to_pylist())
+    if alone := sorted(packed.difference(layout.array_files())):
+        raise UserError(
+            f"{folder} alone holds {len(alone):,} of its clips, such as {alone[0]}; `m2dprep unpack` gives their files "
+            "back, after which it can be made anew."
+        )
 
 
 def _remove(folder: Path) -> None:

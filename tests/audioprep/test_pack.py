@@ -114,6 +114,19 @@ def test_failures_are_rows(lms: Path) -> None:
     assert len(opened[1]) == 3
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_pack_that_alone_holds_clips_is_never_removed(lms: Path, finished: bool) -> None:
+    pack(lms, clips_a_shard=2)
+    if not finished:  # as a kill before the end leaves it, but for the index that the markers become
+        (lms / PACKED_FOLDER / META).unlink()
+        (lms / PACKED_FOLDER / INDEX).rename(lms / PACKED_FOLDER / "shard-00000.parquet")
+    (lms / "deep/3.npy").unlink()
+    before = content(lms)
+    with pytest.raises(UserError, match=r"alone holds 1 of its clips, such as deep/3\.npy; `m2dprep unpack`"):
+        pack(lms, dtype="float32", overwrite=True)
+    assert content(lms) == before
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_float16_cannot_hold_is_a_failure(lms: Path) -> None:
     write_array(lms / "deep/3.npy", np.full((1, 80, 5), 1e6, np.float32))
