@@ -8,6 +8,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from artifacts.memory import keep_freed_memory
+
 
 class _NoPandas(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -31,10 +33,12 @@ def keep_pandas_out() -> None:
         sys.meta_path.remove(finder)
 
 
-def use_jemalloc() -> None:
+def suit_large_tables() -> None:
     """Let pyarrow use jemalloc in this process, where its build has it: on tables of millions of rows it spares a
-    quarter of the memory, and most of the time that the system spends on pages. For commands, not for libraries."""
+    quarter of the memory, and most of the time that the system spends on pages. Freed memory is kept for the next
+    array. For commands, not for libraries."""
     import pyarrow
 
+    keep_freed_memory()
     if "jemalloc" in pyarrow.supported_memory_backends():
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())

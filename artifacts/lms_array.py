@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from artifacts.atomic import write_bytes
 from artifacts.errors import UserError
 
+# Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
+HEADER_BYTES = 128
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
 OK = "ok"
 FAILED = "failed"
@@ -42,13 +45,13 @@ def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durabl
     ``temporary_folder`` is on the same file system. Raises `OSError`.
     """
     values = np.ascontiguousarray(log_mel)
-    header = _header(values.shape, values.dtype.str)
+    header = npy_header(values.shape, values.dtype)
     write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable)
 
 
 @lru_cache(maxsize=1024)
-def _header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """The header of a ``.npy`` file; clips of one length share one."""
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """The header of a ``.npy`` file, `HEADER_BYTES` of it; clips of one length share one."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return stream.getvalue()

@@ -13,13 +13,11 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout, inside
-from artifacts.lms_array import open_lms
+from artifacts.lms_array import HEADER_BYTES, open_lms
 from artifacts.packed_store import PackedStore
 from artifacts.records import read_config
 
 NPY = -1
-# Length of a .npy header for any array of three dimensions; longer ones are read by numpy.
-HEADER_BYTES = 128
 
 
 class NpyHeader(NamedTuple):

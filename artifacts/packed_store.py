@@ -7,7 +7,6 @@ meta.json          dtype, n_mels, shards with sizes, and what was packed; writte
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +21,11 @@ from artifacts.atomic import atomic_file, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import PACKED_FOLDER
-from artifacts.lms_array import open_lms
+from artifacts.lms_array import HEADER_BYTES, npy_header, open_lms
 from artifacts.tables import first_line, read_parquet, write_parquet
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"
-# Of a shard's .npy header, whatever its length: numpy pads them so that an array may grow.
-HEADER_BYTES = 128
 PACK_SCHEMA = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
@@ -72,19 +69,11 @@ def write_shard(folder: Path, number: int, root: Path, file_names: Sequence[str]
             file.write(frames.data)
             written += len(frames)
         file.seek(0)
-        file.write(_header((written, n_mels), dtype))
+        header = npy_header((written, n_mels), np.dtype(dtype))
+        assert len(header) == HEADER_BYTES, "a longer one would overwrite frames"
+        file.write(header)
     write_parquet(shard_index_path(folder, number), pa.Table.from_pylist(rows, schema=PACK_SCHEMA))
     return sum("reason" in row for row in rows)
-
-
-def _header(shape: tuple[int, int], dtype: str) -> bytes:
-    """What `numpy.save` would write before the values of such an array."""
-    stream = io.BytesIO()
-    described = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(stream, {"descr": described, "fortran_order": False, "shape": shape})
-    header = stream.getvalue()
-    assert len(header) == HEADER_BYTES, "numpy pads its headers to this length"
-    return header
 
 
 def finish_pack(folder: Path, shards: int, identity: Mapping[str, Any]) -> pa.Table:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
-from artifacts.layout import EVALUATION_FOLDER, LmsLayout, is_evaluation_clip, require_folder
+from artifacts.layout import LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
 from artifacts.progress import Progress
 from artifacts.records import iter_records, read_config, read_records, record_parts
@@ -132,7 +132,7 @@ class _Counted:
         if self._wanted is not None and name not in self._wanted:
             return False
         self.missing.discard(name)
-        if EVALUATION_FOLDER in name and is_evaluation_clip(name):
+        if is_evaluation_clip(name):
             self.excluded += 1
             return False
         self.files += 1

@@ -46,8 +46,7 @@ def check(
       m2dprep captions check data/captions.parquet --findings findings.csv --model thenlper/gte-base
       m2dprep captions check data/captions.parquet --drop refusal --drop near_duplicate
     """
-    from artifacts.arrow import use_jemalloc
-    from artifacts.memory import keep_freed_memory
+    from artifacts.arrow import suit_large_tables
     from captions.check_file import check_file
 
     if max_tokens is not None and model is None:
@@ -56,8 +55,7 @@ def check(
         raise click.UsageError("--output is where --drop writes, which is not given.")
     if "too_long" in (*rules, *dropped) and model is None:
         raise click.UsageError("the rule too_long needs --model, whose tokens are counted.")
-    use_jemalloc()
-    keep_freed_memory()
+    suit_large_tables()
     result = check_file(
         captions_path, rules, findings=findings, model=model, max_tokens=max_tokens, dropped=dropped, output=output
     )

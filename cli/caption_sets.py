@@ -104,8 +104,7 @@ def fill(
           --ontology ontology.json --auto-acd train.csv --acalt4 ACalt4.csv -o data/captions.parquet
       m2dprep captions fill --segments eval_segments.csv.gz --ontology class_labels_indices.csv -o eval.parquet
     """
-    from artifacts.arrow import use_jemalloc
-    from artifacts.memory import keep_freed_memory
+    from artifacts.arrow import suit_large_tables
     from captions.files import fill_file
     from captions.fill import FillOptions
     from captions.template import read_template
@@ -114,8 +113,7 @@ def fill(
         raise click.UsageError("--match-start and --rules say how --auto-acd is read, which is not given.")
     if choices["match_start"] and choices["rules"] != "m2dprep":
         raise click.UsageError("--rules m2d_compat knows no start seconds, so --match-start does not go with it.")
-    use_jemalloc()
-    keep_freed_memory()
+    suit_large_tables()
     options = FillOptions(
         template=read_template(choices["template"], choices["template_many"]),
         match_start=choices["match_start"],
@@ -183,8 +181,7 @@ def add(
       m2dprep captions add data/captions.parquet --acalt4 ACalt4.csv
       m2dprep captions add mine/captions.parquet --csv mine.csv --source mine --id-column file_name
     """
-    from artifacts.arrow import use_jemalloc
-    from artifacts.memory import keep_freed_memory
+    from artifacts.arrow import suit_large_tables
     from captions.add import AddOptions
     from captions.files import add_file
     from captions.sources import FOR_AUDIOSET, ReadOptions, read_source
@@ -195,8 +192,7 @@ def add(
     kind = given[0].replace("-", "_")
     if source is None and kind in NEED_A_NAME:
         raise click.UsageError(f"--{kind} needs --source NAME.")
-    use_jemalloc()
-    keep_freed_memory()
+    suit_large_tables()
     read = ReadOptions(choices["id_column"], choices["caption_columns"], choices["id_pattern"])
     rows = read_source(kind, choices[kind], read)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], _lists(choices["exclude"]))

@@ -18,7 +18,7 @@ from artifacts.atomic import sweep_temporaries
 from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
-from artifacts.layout import EVALUATION_FOLDER, PACKED_FOLDER, LmsLayout, is_evaluation_clip
+from artifacts.layout import PACKED_FOLDER, LmsLayout, is_evaluation_clip
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.records import (
@@ -283,10 +283,6 @@ def _write_file_list(layout: LmsLayout, name: str | None) -> int:
     records = read_records(layout, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
     folder = layout.folder
-    listed = [
-        f"{folder}/{file_name}"
-        for file_name in made
-        if EVALUATION_FOLDER not in file_name or not is_evaluation_clip(file_name)
-    ]
+    listed = [f"{folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
     write_file_list(_files_csv(layout, name), listed)
     return len(listed)
