@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from artifacts.atomic import atomic_file
+from artifacts.atomic import atomic_file, sweep_temporaries
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import read_captions
 from captions.add import AddOptions, add, add_to
@@ -138,10 +138,11 @@ def merge_files(
 
 
 def write_captions(path: Path, assembly: Assembly) -> None:
-    """Write ``path`` atomically. Raises `UserError` where it is a folder."""
+    """Write ``path`` atomically, and remove what killed writers left beside it. Raises `UserError` for a folder."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(path.parent, shared=True)
     write_assembly(path, assembly)
 
 

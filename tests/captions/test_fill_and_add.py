@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from artifacts.atomic import temporary_path
 from artifacts.clip_id import youtube_id
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
@@ -264,6 +267,17 @@ def test_acalt4_is_added_where_it_is_missing_and_a_conflict_where_it_is_another(
     with pytest.raises(FingerprintConflictError, match=r"4 from acalt4.*--overwrite"):
         fill_file(*inputs, [other])
     assert inputs[0].read_bytes() == with_more
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    inputs = fill_inputs(tmp_path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    leftover = temporary_path(inputs[0].parent)
+    leftover.parent.mkdir()
+    leftover.with_name(leftover.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).touch()
+    fill_file(*inputs)
+    assert [path.name for path in inputs[0].parent.iterdir()] == ["c.parquet"]
 
 
 def test_filling_something_else_is_a_conflict(tmp_path: Path) -> None:
