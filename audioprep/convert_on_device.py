@@ -1,12 +1,15 @@
 """A shard converted on a GPU: decoded by threads, resampled and transformed in batches, written by threads.
 
+While one part of the shard is on the device and being written, the next one is decoded.
+
 The records, the files and what happens to faults are those of `audioprep.convert`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +26,8 @@ from audioprep.gpu import DeviceLogMel, resampled_length
 
 # Samples of a batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.
 SAMPLES_PER_BATCH = 32 << 20
-# Sources that are decoded before the first of them is transformed.
-SOURCES_AT_ONCE = 256
+# Sources that are decoded before the first of them is transformed; as many again are decoded meanwhile.
+SOURCES_AT_ONCE = 128
 
 
 @dataclass
@@ -54,15 +57,24 @@ class DeviceConverter:
         """Convert ``sources`` to arrays below ``dst``, safe on disk when this returns. Raises as `convert_shard`."""
         records: list[Record] = []
         with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, len(sources), SOURCES_AT_ONCE):
-                some = sources[start : start + SOURCES_AT_ONCE]
-                decoded = list(pool.map(lambda source: self._decode(source, dst), some))
+            for decoded in self._decoded(sources, dst, pool):
                 for batch in _batches(decoded):
                     log_mels = self._log_mel([item.waveform for item in batch], batch[0].sample_rate)
                     list(pool.map(lambda item, log_mel: self._store(item, log_mel, dst), batch, log_mels))
                 records += [item.record for item in decoded if item.record is not None]
         sync_files(dst, [dst / record["file_name"] for record in records if record["status"] == OK])
         return records
+
+    def _decoded(self, sources: Sequence[Source], dst: Path, pool: Executor) -> Iterator[list[Decoded]]:
+        """The sources in parts, decoded, in order; the next part is begun before one is given out."""
+        begun: deque[list[Future[Decoded]]] = deque()
+        for start in range(0, len(sources), SOURCES_AT_ONCE):
+            part = sources[start : start + SOURCES_AT_ONCE]
+            begun.append([pool.submit(self._decode, source, dst) for source in part])
+            if len(begun) > 1:
+                yield [future.result() for future in begun.popleft()]
+        while begun:
+            yield [future.result() for future in begun.popleft()]
 
     def _decode(self, source: Source, dst: Path) -> Decoded:
         found = Decoded(source)

@@ -4,14 +4,15 @@ Clips of 10 s, 44.1 kHz, stereo, 16 bit, through the command `m2dprep melspec` w
 pool of 2 processes that call ``librosa.load(sr=16000)`` and make a mel spectrogram with torch for every file, one
 thread a process, tables made once: by convolution, as the front end of the original does, and by STFT, as most would.
 They take turns. Steady rates are those between 10 % and 90 % of the arrays; start-up is the time from the command to
-the first array. The same work without any of the engine, the clips of `melspec_floor` in 1 and in 2 processes that do
-not know of each other, says what two cores of this machine are to one.
+the first array. What no converter can leave out (`melspec_floor`), in 1 and in 2 processes that do not know of each
+other, says what two cores of this machine are to one, and how many times the pool could be outdone at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import resource
@@ -33,9 +34,14 @@ from _clips import make_clips
 from _machine import ONE_THREAD, machine, restart_with, table
 from melspec_floor import floor
 
+from artifacts.memory import keep_freed_memory
+
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 POOL_CLIPS = max(40, CLIPS // 4)
-ROUNDS = 5
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+ONE, TWO = "melspec, 1 worker", "melspec, 2 workers"
+CONVOLUTION, STFT = "librosa + torch convolution, 2", "librosa + torch STFT, 2"
+FLOOR_ONE, FLOOR_TWO = "the floor, 1 process", "the floor, 2 processes"
 
 
 @dataclass
@@ -44,27 +50,31 @@ class Run:
 
     rate: float
     cpu: float
-    start: float
-    memory: float
+    start: float = math.nan
+    memory: float = math.nan
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of the processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def watched(start: Callable[[], object], finished: Callable[[], bool], folder: Path, clips: int) -> Run:
     """Run something that writes ``clips`` arrays to ``folder``. Their own times say how it went: nobody looks on but
     to see, twice a second, how much memory there is in use."""
     os.sync()  # what the one before left unwritten is not for this one to write
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.time()
+    cpu_before, started = cpu_of_children(), time.time()
     start()
     memory = 0.0
     while not finished():
         memory = max(memory, largest_worker())
         time.sleep(0.5)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = cpu_of_children() - cpu_before
     written = sorted(path.stat().st_mtime_ns / 1e9 for path in folder.glob("*.npy"))
     if len(written) != clips:
         raise SystemExit(f"{len(written)} of {clips} arrays were made")
     low, high = clips // 10, clips - clips // 10 - 1
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(
         rate=(high - low) / (written[high] - written[low]),
         cpu=1000 * cpu / clips,
@@ -141,22 +151,26 @@ def run_pool(paths: list[Path], dst: Path, processes: int, by_convolution: bool)
         workers.join()
 
 
-def floors(paths: list[Path], dst: Path, processes: int) -> float:
-    """Clips a second of plain processes that do what no converter can leave out, each over all ``paths``."""
+def floors(paths: list[Path], dst: Path, processes: int) -> Run:
+    """Plain processes that do what no converter can leave out, each over all ``paths``."""
     dst.mkdir(exist_ok=True)
-    started = time.perf_counter()
+    os.sync()
     workers = [
         multiprocessing.get_context("fork").Process(target=run_floor, args=(paths, dst / f"{number}.npy"))
         for number in range(processes)
     ]
+    cpu_before, started = cpu_of_children(), time.perf_counter()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return processes * len(paths) / (time.perf_counter() - started)
+    clips = processes * len(paths)
+    rate = clips / (time.perf_counter() - started)
+    return Run(rate, 1000 * (cpu_of_children() - cpu_before) / clips)
 
 
 def run_floor(paths: list[Path], output: Path) -> None:
+    keep_freed_memory()  # as a worker of ours does
     for path in paths:
         floor(path, output)
 
@@ -165,40 +179,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         paths = make_clips(root / "wavs", CLIPS)
-        one, two, convolution, stft, cores = [], [], [], [], []
+        runs: dict[str, list[Run]] = {}
         for _ in range(ROUNDS):
-            one.append(ours(root / "wavs", root / "data" / "one_lms", 1))
-            two.append(ours(root / "wavs", root / "data" / "two_lms", 2))
-            convolution.append(pool(paths[:POOL_CLIPS], root / "pool", 2, True))
-            stft.append(pool(paths[:POOL_CLIPS], root / "pool", 2, False))
-            alone = floors(paths[:POOL_CLIPS], root / "floor", 1)
-            cores.append(floors(paths[:POOL_CLIPS], root / "floor", 2) / alone)
+            for name, run in [
+                (ONE, ours(root / "wavs", root / "data" / "one_lms", 1)),
+                (TWO, ours(root / "wavs", root / "data" / "two_lms", 2)),
+                (CONVOLUTION, pool(paths[:POOL_CLIPS], root / "pool", 2, True)),
+                (STFT, pool(paths[:POOL_CLIPS], root / "pool", 2, False)),
+                (FLOOR_ONE, floors(paths[:POOL_CLIPS], root / "floor", 1)),
+                (FLOOR_TWO, floors(paths[:POOL_CLIPS], root / "floor", 2)),
+            ]:
+                runs.setdefault(name, []).append(run)
     print(machine())
     print(f"{CLIPS} clips, {ROUNDS} rounds, load {os.getloadavg()[0]:.1f} at the end\n")
     rows = [
         [
-            label,
-            f"{median(run.rate for run in runs):.0f}",
-            f"{median(run.cpu for run in runs):.1f}",
-            f"{median(run.start for run in runs):.1f}",
-            f"{max(run.memory for run in runs):.0f}",
+            name,
+            f"{median(run.rate for run in same):.0f}",
+            f"{median(run.cpu for run in same):.1f}",
+            f"{median(run.start for run in same):.1f}",
+            f"{max(run.memory for run in same):.0f}",
         ]
-        for label, runs in [
-            ("melspec, 1 worker", one),
-            ("melspec, 2 workers", two),
-            ("librosa + torch convolution, 2", convolution),
-            ("librosa + torch STFT, 2", stft),
-        ]
+        for name, same in runs.items()
     ]
-    print(table(["", "clips/s", "CPU ms a clip, all included", "start-up s", "MiB a worker"], rows))
+    print(
+        table(["", "clips/s", "CPU ms a clip, all included", "start-up s", "MiB a worker"], rows).replace("nan", "   ")
+    )
     print()
-    for label, below, above in [
-        ("2 workers / 1 worker", one, two),
-        ("2 workers / librosa + torch convolution", convolution, two),
-        ("2 workers / librosa + torch STFT", stft, two),
+    for below, aboves in [
+        (ONE, [TWO]),
+        (FLOOR_ONE, [FLOOR_TWO]),
+        (CONVOLUTION, [TWO, FLOOR_TWO]),
+        (STFT, [TWO, FLOOR_TWO]),
     ]:
-        print(f"{label}: {median(b.rate / a.rate for a, b in zip(below, above, strict=True)):.2f}")
-    print(f"two cores of this machine are {median(cores):.2f} of one (the floor, in 2 processes and in 1)")
+        for above in aboves:
+            ratio = median(b.rate / a.rate for a, b in zip(runs[below], runs[above], strict=True))
+            print(f"{above} / {below}: {ratio:.2f}")
 
 
 if __name__ == "__main__":

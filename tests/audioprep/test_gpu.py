@@ -4,6 +4,7 @@ Where torchaudio can be imported everything runs on the processor as well, throu
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from artifacts.lms_array import open_lms
 from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
 from audioprep.convert import convert_shard, log_mel_of_file
 from audioprep.convert_on_device import DeviceConverter
-from audioprep.discover import discover
+from audioprep.discover import Source, discover
 from audioprep.gpu import DeviceLogMel, load_torchaudio, require_device
+from audioprep.logmel import LogMel
+from audioprep.mixing import resampler
 from workflows.melspec import MelspecOptions, run_melspec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
@@ -86,10 +89,7 @@ def test_parity_with_the_processor(tmp_path: Path, path: Path, device: str, pres
     assert difference.max() <= largest
 
 
-@needs_torchaudio
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    src = tmp_path / "src"
+def sounds_and_faults(src: Path) -> list[Source]:
     src.mkdir()
     rng = np.random.default_rng(0)
     for number, (rate, seconds, channels) in enumerate(
@@ -100,9 +100,16 @@ def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, mon
     (src / "cut.wav").write_bytes((src / "1.wav").read_bytes()[:5000])
     (src / "text.wav").write_text("text")
     (src / "folder.wav").mkdir()
+    return discover(src)
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = tmp_path / "src"
+    sources = sounds_and_faults(src)
     monkeypatch.setattr("audioprep.convert_on_device.SAMPLES_PER_BATCH", 200_000)
     monkeypatch.setattr("audioprep.convert_on_device.SOURCES_AT_ONCE", 7)
-    sources = discover(src)
     found = DeviceConverter(src, DEVICE_CONFIG, device=device, threads=3)(sources, dst=tmp_path / "device_lms")
     expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
     for ours, theirs in zip(found, expected, strict=True):
@@ -111,6 +118,36 @@ def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, mon
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=0.05, atol=0.05 * (theirs["n"] or 1))
             else:
                 assert ours[name] == theirs[name], (theirs["source"], name)
+
+
+class ProcessorsLogMel:
+    """The processor's front end in the place of the device's: what is around it then has to give the same bytes."""
+
+    def __init__(self, config: ConvertConfig, device: str) -> None:
+        self.config = config
+
+    def __call__(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
+        log_mels = []
+        for waveform in waveforms:
+            resampled = resampler(sample_rate, 16000, "HQ", True)(waveform, True)
+            missing = max(0, self.config.min_samples - len(resampled))
+            log_mels.append(LogMel(self.config.log_mel)(np.pad(resampled, (0, missing))))
+        return log_mels
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 128])
+def test_batches_change_nothing(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = tmp_path / "src"
+    sources = sounds_and_faults(src)
+    monkeypatch.setattr("audioprep.convert_on_device.DeviceLogMel", ProcessorsLogMel)
+    monkeypatch.setattr("audioprep.convert_on_device.SAMPLES_PER_BATCH", 200_000)
+    monkeypatch.setattr("audioprep.convert_on_device.SOURCES_AT_ONCE", at_once)
+    found = DeviceConverter(src, CONFIG, device="cuda", threads=3)(sources, dst=tmp_path / "device_lms")
+    assert found == convert_shard(sources, src, tmp_path / "lms", CONFIG)
+    written = sorted((tmp_path / "lms").glob("*.npy"))
+    assert len(written) == 7
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "device_lms" / path.name).read_bytes()
 
 
 @needs_torchaudio
