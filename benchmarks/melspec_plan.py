@@ -22,7 +22,7 @@ from artifacts.records import append_records, compact_records
 from artifacts.tables import write_csv
 from audioprep.discover import discover
 from audioprep.stats import norm_stats
-from workflows import melspec, melspec_plan
+from workflows import melspec, melspec_plan, record_buffer
 
 FILES = int(os.environ.get("BENCH_FILES", "200000"))
 CLIPS = int(os.environ.get("BENCH_ROWS", "2084320"))
@@ -69,8 +69,8 @@ def parts() -> Iterator[list[dict[str, Any]]]:
     """Parts of records as a run writes them: in the order in which shards were done."""
     rng = np.random.default_rng(0)
     order = np.argsort(np.arange(CLIPS) + rng.uniform(0, WINDOW, CLIPS))
-    for start in range(0, CLIPS, melspec.RECORD_PART_ROWS):
-        yield [record(number, rng) for number in order[start : start + melspec.RECORD_PART_ROWS].tolist()]
+    for start in range(0, CLIPS, record_buffer.PART_ROWS):
+        yield [record(number, rng) for number in order[start : start + record_buffer.PART_ROWS].tolist()]
 
 
 def write_records(layout: LmsLayout) -> None:

@@ -82,12 +82,17 @@ class Forecast:
 
 
 def forecast(
-    pending: Sequence[Source], dst: Path, config: ConvertConfig, workers: int, convert: ConvertSample
+    pending: Sequence[Source],
+    dst: Path,
+    config: ConvertConfig,
+    workers: int,
+    convert: ConvertSample,
+    given_back: tuple[int, int] = (0, 0),
 ) -> Forecast:
     """Convert a sample of ``pending`` to a temporary folder beside ``dst``, which is removed again.
 
     ``convert`` takes sources and a folder and returns their records; the rate of this one process is taken ``workers``
-    times.
+    times. ``given_back`` are the bytes and inodes of what will be replaced, which count as free.
     """
     sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
     temporaries = LmsLayout(dst).temporaries
@@ -105,9 +110,9 @@ def forecast(
         clips_per_second=rate,
         seconds=clips / rate if rate else 0.0,
         bytes_needed=round(needed * clips),
-        bytes_free=free_bytes,
+        bytes_free=free_bytes + given_back[0],
         inodes_needed=round(inodes * clips),
-        inodes_free=free_inodes,
+        inodes_free=None if free_inodes is None else free_inodes + given_back[1],
     )
 
 

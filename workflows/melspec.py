@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from artifacts.atomic import sweep_temporaries
+from artifacts.atomic import sweep_temporaries, temporary_path
 from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
-from artifacts.layout import PACKED_FOLDER, LmsLayout, is_evaluation_clip
+from artifacts.layout import LmsLayout, is_evaluation_clip
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.records import (
     FAILED,
     OK,
-    append_records,
     compact_records,
     read_config,
     read_records,
@@ -39,15 +37,15 @@ from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
-from workflows.melspec_plan import find_sources, make_plan, require_unpacked
+from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
+from workflows.record_buffer import RecordBuffer
+from workflows.starting_anew import forget, require_replaceable, space_given_back
 from workflows.workers import Shared
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
 LARGEST_SHARD = 256
-RECORD_PART_ROWS = 8192
 # Fewer are converted in the time that a forecast takes.
 CLIPS_WORTH_A_FORECAST = 2048
-RECORD_PART_SECONDS = 20.0
 SOURCES_LOOKED_AT = 1000
 
 
@@ -107,36 +105,28 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call again goes on.
 
     A source counts as done when its record says so and its array is there. Rows of earlier failures whose source is
-    no longer there are dropped; arrays stay.
+    no longer there are dropped; arrays stay. With ``overwrite`` all sources are converted anew, and nothing of an
+    earlier conversion goes before there are workers for it.
     Raises `FingerprintConflictError` where ``dst`` was begun with another configuration, `UserError` for requests
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
     sources = _sources(src, dst, config, options)
+    convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
+    _require_list_place(layout, options.name)
     with exclusive(layout.melspec):
-        if options.overwrite:
-            _remove_conversion(layout)
-        same_root = _freeze_config(layout, config, src)
         for folder in (layout.temporaries, layout.melspec):
             sweep_temporaries(folder)
         sweep_temporaries(layout.data, shared=True)
         sweep_forecasts(layout)
-        plan = make_plan(
-            layout,
-            sources,
-            retry_failed=options.retry_failed,
-            check_sources=options.check_sources,
-            same_root=same_root,
-        )
-        require_unpacked(layout, plan.pending)
-        convert, pool = _converter(src, config, options)
+        plan = _plan(layout, sources, src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
-            forecast(plan.pending, dst, config, pool.promised, convert).require_space(dst)
+            _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
         # Workers elsewhere may stand in another folder.
         function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
-        reasons = _convert(layout, src, function, plan.pending, pool)
+        reasons = _convert(layout, src, function, plan.pending, pool, lambda: _begin(layout, config, src, options))
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = _write_file_list(layout, options.name)
@@ -161,16 +151,54 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
     sources = _sources(src, dst, config, options)
+    convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
-    frozen = None if options.overwrite else read_config(layout)
-    pending = sources
+    return _forecast(layout, _plan(layout, sources, src, config, options).pending, config, pool, convert, options)
+
+
+def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertConfig, options: MelspecOptions) -> Plan:
+    """What is to be done; nothing is written. Raises `FingerprintConflictError` and `UserError` as `run_melspec`."""
+    if options.overwrite:
+        require_replaceable(layout, sources)
+        return Plan(sources, 0, Counter())
+    frozen = read_config(layout)
+    if frozen is None and record_parts(layout):
+        raise UserError(
+            f"{layout.melspec} has records but no {layout.config.name}, so nobody knows how its arrays were made. "
+            "Restore it, convert to another folder, or use --overwrite to convert everything anew."
+        )
     if frozen is not None:
         require_same(frozen["config"], config.to_dict(), layout.root)
-        same_root = frozen.get("source_root") == str(src.resolve())
-        retry, check = options.retry_failed, options.check_sources
-        pending = make_plan(layout, sources, retry_failed=retry, check_sources=check, same_root=same_root).pending
-    convert, pool = _converter(src, config, options)
-    return forecast(pending, dst, config, pool.promised, convert)
+    plan = make_plan(
+        layout,
+        sources,
+        retry_failed=options.retry_failed,
+        check_sources=options.check_sources,
+        same_root=frozen is None or frozen.get("source_root") == str(src.resolve()),
+    )
+    require_unpacked(layout, plan.pending)
+    return plan
+
+
+def _forecast(
+    layout: LmsLayout,
+    pending: Sequence[Source],
+    config: ConvertConfig,
+    pool: WorkerPool,
+    convert: ConvertSample,
+    options: MelspecOptions,
+) -> Forecast:
+    given_back = space_given_back(layout) if options.overwrite else (0, 0)
+    return forecast(pending, layout.root, config, pool.promised, convert, given_back)
+
+
+def _begin(layout: LmsLayout, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
+    """What comes before the first clip, once there are workers: freeze the configuration, forget an earlier one."""
+    if options.overwrite:
+        forget(layout)
+    if read_config(layout) is None:
+        root = str(src.resolve())
+        write_config(layout, config.to_dict(), {"source_root": root, "versions": software_versions()})
 
 
 def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
@@ -200,40 +228,42 @@ def _files_csv(layout: LmsLayout, name: str | None) -> Path:
     return layout.data / f"files_{name}.csv" if name else layout.files_csv
 
 
-def _freeze_config(layout: LmsLayout, config: ConvertConfig, src: Path) -> bool:
-    """Write or compare ``config.json``. Returns whether ``src`` is the folder recorded there."""
-    root = str(src.resolve())
-    frozen = read_config(layout)
-    if frozen is not None:
-        require_same(frozen["config"], config.to_dict(), layout.root)
-        return bool(frozen.get("source_root") == root)
-    write_config(layout, config.to_dict(), {"source_root": root, "versions": software_versions()})
-    return True
-
-
-def _remove_conversion(layout: LmsLayout) -> None:
-    """Forget an earlier conversion: its pack, its arrays by its records, then the records and the configuration."""
-    if (layout.root / PACKED_FOLDER).exists():
-        shutil.rmtree(layout.root / PACKED_FOLDER)
-    if record_parts(layout):
-        for file_name in read_records(layout, ["file_name"])["file_name"].to_pylist():
-            (layout.root / file_name).unlink(missing_ok=True)
-    for part in record_parts(layout):
-        part.unlink()
-    layout.config.unlink(missing_ok=True)
+def _require_list_place(layout: LmsLayout, name: str | None) -> None:
+    """Raise `UserError` where the file list could not be written at the end, hours from now."""
+    path = _files_csv(layout, name)
+    if path.parent != layout.data:
+        raise UserError(f"--name {name}: a name for files_<name>.csv, not a path.")
+    probe = temporary_path(layout.data)
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {layout.data}: {error.strerror}.") from error
 
 
 def _convert(
-    layout: LmsLayout, src: Path, function: ShardFunction, pending: Sequence[Source], pool: WorkerPool
+    layout: LmsLayout,
+    src: Path,
+    function: ShardFunction,
+    pending: Sequence[Source],
+    pool: WorkerPool,
+    begin: Callable[[], None],
 ) -> Counter[str]:
-    """Convert ``pending``, writing records as they come. Returns the failures counted by reason."""
+    """Convert ``pending``, writing records as they come. Returns the failures counted by reason.
+
+    ``begin`` is called once there are workers, before the first of them gets something to do.
+    """
     reasons: Counter[str] = Counter()
     if not pending:
         return reasons
     poisoned = functools.partial(_give_up, layout)
-    shards = split_into_shards(pending, pool.size, LARGEST_SHARD)
-    with Progress(len(pending), "melspec") as progress, _RecordBuffer(layout) as records:
-        for rows in run_shards(function, shards, pool, poisoned, _shared(layout, src, pending)):
+
+    def shards() -> Iterator[list[Source]]:
+        begin()
+        yield from split_into_shards(pending, pool.size, LARGEST_SHARD)
+
+    with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
+        for rows in run_shards(function, shards(), pool, poisoned, _shared(layout, src, pending)):
             records.add(rows)
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed
@@ -252,30 +282,6 @@ def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
     record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
     (layout.root / record["file_name"]).unlink(missing_ok=True)
     return record
-
-
-class _RecordBuffer:
-    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left."""
-
-    def __init__(self, layout: LmsLayout) -> None:
-        self._layout = layout
-        self._rows: list[Mapping[str, Any]] = []
-        self._written = time.monotonic()
-
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._rows.extend(rows)
-        if len(self._rows) >= RECORD_PART_ROWS or time.monotonic() - self._written > RECORD_PART_SECONDS:
-            self._flush()
-
-    def _flush(self) -> None:
-        append_records(self._layout, self._rows)
-        self._rows, self._written = [], time.monotonic()
-
-    def __enter__(self) -> _RecordBuffer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._flush()
 
 
 def _write_file_list(layout: LmsLayout, name: str | None) -> int:

@@ -15,7 +15,7 @@ import pandas  # noqa: F401  # pyarrow imports it sooner or later: once here, no
 
 from artifacts import disk_sync
 from audioprep.config import PRESETS, ConvertConfig
-from workflows import melspec
+from workflows import melspec, record_buffer
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -74,6 +74,6 @@ def in_fork(request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     melspec.LARGEST_SHARD = 3
-    melspec.RECORD_PART_SECONDS = 0.0  # a part for every shard
+    record_buffer.PART_SECONDS = 0.0  # a part for every shard
     for line in sys.stdin:
         print(json.dumps(in_fork(json.loads(line))), flush=True)

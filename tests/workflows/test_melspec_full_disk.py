@@ -13,7 +13,7 @@ from artifacts.layout import LmsLayout
 from artifacts.lms_array import open_lms
 from artifacts.records import read_records
 from cli.main import m2dprep
-from workflows import melspec
+from workflows import melspec, record_buffer
 
 CLIPS = 40
 ARRAY_BYTES = 128 + 4 * 80 * 611
@@ -53,7 +53,7 @@ def test_it_fills_up_in_the_middle(
     small_disk: Path, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(melspec, "LARGEST_SHARD", 4)
-    monkeypatch.setattr(melspec, "RECORD_PART_SECONDS", 0.0)
+    monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     dst = small_disk / "data" / "audioset_lms"
     filler = small_disk / "filler"
     filler.write_bytes(bytes(2 << 20))

@@ -23,7 +23,7 @@ import pytest
 import soundfile
 
 from audioprep.config import PRESETS, ConvertConfig
-from workflows import melspec
+from workflows import melspec, record_buffer
 from workflows.melspec import MelspecOptions, run_melspec
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -153,7 +153,7 @@ def test_retrying_failures_survives_kills(tmp_path: Path, src: Path, serve: Kill
 def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut loses what was not synced: no record of it may be on disk before."""
     synced: set[Path] = set()
-    original_append = melspec.append_records
+    original_append = record_buffer.append_records
 
     def sync(root: Path, files: list[Path]) -> None:
         assert all(path.is_file() for path in files)
@@ -165,9 +165,9 @@ def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeyp
 
     monkeypatch.setattr("audioprep.convert.sync_files", sync)
     monkeypatch.setattr("audioprep.convert.FILES_PER_SYNC", 2)
-    monkeypatch.setattr(melspec, "append_records", append)
+    monkeypatch.setattr(record_buffer, "append_records", append)
     monkeypatch.setattr(melspec, "LARGEST_SHARD", 5)
-    monkeypatch.setattr(melspec, "RECORD_PART_SECONDS", 0.0)
+    monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     options = MelspecOptions(workers=0)
     run_melspec(src, tmp_path / "data/audioset_lms", ConvertConfig(PRESETS["16k"], min_seconds=0.2), options)
     assert len(synced) == CLIPS
@@ -178,7 +178,7 @@ WORKERS = """
 import functools, os, random, signal, sys
 from pathlib import Path
 from audioprep.config import PRESETS, ConvertConfig
-from workflows import melspec
+from workflows import melspec, record_buffer
 
 ORIGINAL = melspec.convert_shard
 
@@ -209,7 +209,7 @@ def dying_shard(sources, *, src, dst, config, ffmpeg, markers):
 if __name__ == "__main__":
     src, data, workers, markers = sys.argv[1:]
     melspec.LARGEST_SHARD = 2
-    melspec.RECORD_PART_SECONDS = 0.05
+    record_buffer.PART_SECONDS = 0.05
     if markers:
         melspec.convert_shard = functools.partial(dying_shard, markers=Path(markers))
     options = melspec.MelspecOptions(workers=int(workers))
