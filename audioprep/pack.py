@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from artifacts.atomic import sweep_temporaries, write_json
@@ -58,6 +61,11 @@ class PackResult:
             f"(reasons in {INDEX}); {self.shards} shards, {self.bytes / 2**30:.2f} GiB"
         )
 
+    def require(self, limit: FailureLimit) -> None:
+        """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
+        where = f"{self.folder}/{INDEX}; once their files are mended, pack again with --overwrite"
+        limit.require(self.failed, self.clips, where)
+
 
 def pack(
     lms_folder: Path,
@@ -65,25 +73,24 @@ def pack(
     dtype: str = DTYPE,
     clips_a_shard: int = CLIPS_A_SHARD,
     threads: int = 2,
-    max_failures: str = "1%",
     overwrite: bool = False,
 ) -> PackResult:
     """Pack all arrays of ``lms_folder`` into its ``_packed`` folder; the same call again goes on where one stopped.
 
     ``dtype`` float32 keeps every bit. ``threads`` shards are written at a time. Raises `UserError` where there is
-    nothing to pack, or ``overwrite`` would remove what lies in the pack alone, `FingerprintConflictError` where a pack
-    of something else was begun, and `TooManyFailuresError` after a finished one.
+    nothing to pack, a conversion is at work, or ``overwrite`` would remove what lies in the pack alone, and
+    `FingerprintConflictError` where a pack of something else was begun: other arrays, or these with other values.
     """
-    limit = FailureLimit.parse(max_failures)
     layout = LmsLayout(require_folder(lms_folder, "a folder of log-mels"))
-    names = _file_names(layout)
     folder = layout.root / PACKED_FOLDER
     folder.mkdir(exist_ok=True)
-    with exclusive(folder):
+    # A conversion that goes on meanwhile would change arrays behind the pack's back.
+    with exclusive(folder), exclusive(layout.melspec) if layout.melspec.is_dir() else nullcontext():
+        names, contents = _arrays(layout)
         if overwrite:
             _require_files(layout, folder)
             _remove(folder)
-        identity = _identity(layout, names, dtype, clips_a_shard)
+        identity = _identity(layout, folder, names, dtype, clips_a_shard) | {"contents": contents}
         shards = [names[start : start + clips_a_shard] for start in range(0, len(names), clips_a_shard)]
         before = _begin(folder, shards, identity)
         if before < len(names):
@@ -92,44 +99,53 @@ def pack(
             finish_pack(folder, len(shards), identity)
         for path in [folder / BEGUN, *folder.glob("shard-*.parquet")]:
             path.unlink(missing_ok=True)
-    result = _result(folder, len(names), before)
-    limit.require(result.failed, result.clips, f"{folder / INDEX}")
-    return result
+    return _result(folder, len(names), before)
 
 
-def _file_names(layout: LmsLayout) -> list[str]:
-    """The arrays that records call good, or all there are in a folder without records; sorted."""
+def _arrays(layout: LmsLayout) -> tuple[list[str], str | None]:
+    """The arrays that records call good, sorted, and a digest of what records say of their values.
+
+    Without records: all arrays that are there, and None.
+    """
+    contents = None
     if record_parts(layout):
-        records = read_records(layout, ["file_name", "status"])
-        names = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+        records = read_records(layout, ["file_name", "status", "n", "mean", "m2"])
+        records = records.filter(pc.equal(records["status"], OK)).sort_by("file_name")
+        names = records["file_name"].to_pylist()
+        digest = hashlib.sha256()
+        for name in ("n", "mean", "m2"):
+            digest.update(np.ascontiguousarray(records[name].to_numpy(), np.float64).data)
+        contents = digest.hexdigest()[:16]
     else:
         names = layout.array_files()
     if not names:
         raise UserError(f"{layout.root} holds no log-mel arrays; `m2dprep melspec` makes them.")
-    return sorted(names)
+    return names, contents
 
 
-def _identity(layout: LmsLayout, names: Sequence[str], dtype: str, clips_a_shard: int) -> dict[str, Any]:
-    """What a pack is of; the first array that can be opened decides about the shape."""
-    first = None
-    for name in names:
-        try:
-            first = open_lms(layout.root / name)
-            break
-        except UserError:
-            continue
-    if first is None:
-        raise UserError(f"{layout.root}: none of its {len(names):,} arrays can be read.")
+def _identity(layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str, clips_a_shard: int) -> dict[str, Any]:
+    """What a pack is of."""
     config = read_config(layout)
     return {
         "layout": LAYOUT,
         "dtype": dtype,
-        "n_mels": int(first.shape[1]),
+        "n_mels": _mel_bins(layout, folder, names),
         "clips": len(names),
         "names": fingerprint({"names": list(names)}),
         "config": None if config is None else config["fingerprint"],
         "clips_a_shard": clips_a_shard,
     }
+
+
+def _mel_bins(layout: LmsLayout, folder: Path, names: Sequence[str]) -> int:
+    """Those of a finished pack, whose files may be gone, or of the first array that can be opened."""
+    finished = read_pack_meta(folder)
+    if finished is not None:
+        return int(finished["n_mels"])
+    for name in names:
+        with suppress(UserError):
+            return int(open_lms(layout.root / name).shape[1])
+    raise UserError(f"{layout.root}: none of its {len(names):,} arrays can be read.")
 
 
 def _begin(folder: Path, shards: Sequence[Sequence[str]], identity: dict[str, Any]) -> int:

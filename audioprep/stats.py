@@ -15,6 +15,7 @@ from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.layout import LmsLayout, is_evaluation_clip, require_folder
 from artifacts.lms_array import OK, open_lms
+from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
 from artifacts.records import iter_records, read_config, read_records, record_parts
 from artifacts.tables import read_file_list
@@ -54,17 +55,18 @@ class NormStats:
 def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None) -> NormStats:
     """Statistics of the log-mels in ``lms``, without AudioSet's evaluation clips.
 
-    Merged from the records of the conversion, or with ``recompute`` from the arrays themselves; a folder without
-    records (made by others) can be recomputed as well. ``files`` restricts them to the arrays of ``lms`` that a
-    ``files_<name>.csv`` lists. Raises `UserError` where there is nothing to compute from or a listed array has no
-    record, and `CheckFailedError` naming the arrays that cannot be read.
+    Merged from the records of the conversion, or with ``recompute`` from the arrays themselves, those whose files are
+    gone as their pack has them; a folder without records (made by others) can be recomputed as well. ``files``
+    restricts them to the arrays of ``lms`` that a ``files_<name>.csv`` lists. Raises `UserError` where there is nothing
+    to compute from or a listed array has no record, and `CheckFailedError` naming the arrays that cannot be read.
     """
     layout = LmsLayout(require_folder(lms, "the log-mels to compute statistics of"))
     wanted = None if files is None else _listed(layout, files)
     if recompute:
-        names = _recorded_names(layout) if record_parts(layout) else layout.array_files()
+        packed = _Packed(layout)
+        names = _recorded_names(layout) if record_parts(layout) else sorted({*layout.array_files(), *packed.rows})
         chosen, excluded = _chosen(names, wanted, layout, files)
-        return _summary(layout, _moments_of_arrays(layout, chosen), len(chosen), "arrays", excluded)
+        return _summary(layout, _moments_of_arrays(layout, chosen, packed), len(chosen), "arrays", excluded)
     counted = _Counted(wanted)
     moments = _moments_of_records(layout, counted)
     if counted.missing:
@@ -160,14 +162,30 @@ def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
     return Moments.merge_all(parts) if parts else None
 
 
-def _moments_of_arrays(layout: LmsLayout, names: Sequence[str]) -> Moments:
+class _Packed:
+    """The pack of a folder, if there is one; ``rows`` by file name."""
+
+    def __init__(self, layout: LmsLayout) -> None:
+        config = read_config(layout)
+        opened = PackedStore.open(layout.root, None if config is None else config["fingerprint"])
+        self._store = None if opened is None else opened[0]
+        self.rows = {} if opened is None else {name: row for row, name in enumerate(opened[1].to_pylist())}
+
+    def read(self, path: Path, name: str, n_mels: int | None) -> np.ndarray:
+        """An array (1, n_mels, T): its file, or what the pack has of one that is gone. Raises `UserError`."""
+        if self._store is None or name not in self.rows or path.exists():
+            return open_lms(path, n_mels=n_mels)
+        return self._store.array(self.rows[name])[None]
+
+
+def _moments_of_arrays(layout: LmsLayout, names: Sequence[str], packed: _Packed) -> Moments:
     parts: list[Moments] = []
     failures: list[str] = []
     n_mels: int | None = None
     with Progress(len(names), "stats", "arrays") as progress:
         for name in names:
             try:
-                log_mel = open_lms(layout.root / name, n_mels=n_mels)
+                log_mel = packed.read(layout.root / name, name, n_mels)
                 moments = Moments.from_values(log_mel)
                 if not np.isfinite(moments.m2):
                     raise UserError(f"{layout.root / name} holds values that are not finite.")

@@ -42,15 +42,17 @@ def pack(
       m2dprep pack data/audioset_lms
       m2dprep pack data/audioset_lms --dtype float32 --threads 8
     """
+    from artifacts.failures import FailureLimit
     from audioprep.pack import pack as run_pack
 
+    limit = FailureLimit.parse(max_failures)
     result = run_pack(
         lms,
         dtype=dtype,
         clips_a_shard=clips_per_shard,
         threads=threads,
-        max_failures=max_failures,
         overwrite=overwrite,
     )
     click.echo(result.summary(), err=True)
     click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)
+    result.require(limit)

@@ -10,6 +10,7 @@ import pytest
 from artifacts import packed_store
 from artifacts.atomic import write_array
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
+from artifacts.failures import FailureLimit
 from artifacts.layout import PACKED_FOLDER, LmsLayout
 from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
 from artifacts.records import write_config
@@ -100,10 +101,11 @@ def test_an_interrupted_pack_goes_on(lms: Path, monkeypatch: pytest.MonkeyPatch,
 def test_failures_are_rows(lms: Path) -> None:
     (lms / "deep/1.npy").write_bytes(b"no array")
     write_array(lms / "deep/3.npy", np.full((1, 80, 5), np.inf, np.float32))
-    with pytest.raises(TooManyFailuresError, match="2 of 5 failed"):
-        pack(lms)
-    result = pack(lms, max_failures="2")
+    result = pack(lms)
     assert result.failed == 2
+    result.require(FailureLimit.parse("2"))
+    with pytest.raises(TooManyFailuresError, match=r"2 of 5 failed.*once their files are mended, .*--overwrite"):
+        result.require(FailureLimit.parse("1%"))
     rows = read_parquet(lms / PACKED_FOLDER / INDEX, PACK_SCHEMA, "index").to_pylist()
     assert {row["file_name"]: row["reason"] for row in rows if row["reason"]} == {
         "deep/1.npy": "unreadable",
@@ -130,7 +132,7 @@ def test_a_pack_that_alone_holds_clips_is_never_removed(lms: Path, finished: boo
 @pytest.mark.filterwarnings("error")
 def test_what_float16_cannot_hold_is_a_failure(lms: Path) -> None:
     write_array(lms / "deep/3.npy", np.full((1, 80, 5), 1e6, np.float32))
-    assert pack(lms, max_failures="1").failed == 1
+    assert pack(lms).failed == 1
     assert pack(lms, dtype="float32", overwrite=True).failed == 0
 
 

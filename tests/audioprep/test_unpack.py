@@ -1,6 +1,7 @@
 """unpack gives back the arrays of a pack: the same bytes, what is there stays, and a conversion goes on from a pack."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from artifacts.errors import UserError
+from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.layout import LmsLayout
 from artifacts.lms_array import open_lms
+from artifacts.lock import exclusive
+from artifacts.packed_store import PackedStore
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack
+from audioprep.stats import norm_stats
 from audioprep.unpack import unpack
 from cli.main import m2dprep
+from workflows.check import run_checks
 from workflows.melspec import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.5)
@@ -31,6 +37,11 @@ def lms(tmp_path: Path) -> Path:
     run_melspec(tmp_path / "wavs", tmp_path / "data" / "x_lms", CONFIG, HERE)
     pack(tmp_path / "data" / "x_lms", dtype="float32", clips_a_shard=3)
     return tmp_path / "data" / "x_lms"
+
+
+def array_problems(folder: Path) -> list[str]:
+    results = run_checks(folder.parent, workers=0)
+    return [problem.message for result in results if result.check == "arrays" for problem in result.problems]
 
 
 def arrays(folder: Path) -> dict[str, bytes]:
@@ -112,6 +123,50 @@ class TestAConversionOnTopOfAPack:
         with pytest.raises(UserError, match="_packed holds the arrays of 1 of the sources"):
             run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, check_sources=True))
 
+    def test_an_unfinished_pack_of_other_values_is_refused(self, lms: Path, tmp_path: Path) -> None:
+        (lms / "_packed" / "meta.json").rename(lms / "_packed" / "progress.json")  # as after a kill before the end
+        (lms / "_packed" / "index.parquet").rename(lms / "_packed" / "shard-00000.parquet")
+        noise = np.random.default_rng(99).uniform(-0.5, 0.5, 10000)
+        soundfile.write(tmp_path / "wavs" / "0" / "2.wav", noise, 16000)
+        options = MelspecOptions(workers=0, check_sources=True)
+        assert run_melspec(tmp_path / "wavs", lms, CONFIG, options).done == 1
+        with pytest.raises(FingerprintConflictError, match="contents: "):
+            pack(lms, dtype="float32", clips_a_shard=3)
+
+    def test_both_at_once_are_refused(self, lms: Path, tmp_path: Path) -> None:
+        with exclusive(LmsLayout(lms).melspec), pytest.raises(UserError, match="being written to by another run"):
+            pack(lms, dtype="float32", clips_a_shard=3)
+
     def test_starting_anew_removes_the_pack(self, lms: Path, tmp_path: Path) -> None:
         run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))
         assert not (lms / "_packed").exists()
+
+
+class TestAFolderWhosePackAloneIsLeft:
+    @pytest.fixture(params=["float32", "float16"])
+    def packed(self, lms: Path, request: pytest.FixtureRequest) -> Path:
+        pack(lms, dtype=request.param, overwrite=True)
+        for name in arrays(lms):
+            (lms / name).unlink()
+        return lms
+
+    def test_packing_again_finds_it_finished(self, packed: Path) -> None:
+        dtype = PackedStore.open(packed, None)[0].dtype  # type: ignore[index]
+        assert pack(packed, dtype=dtype).packed_before == 7
+
+    def test_statistics_are_computed_from_it(self, packed: Path) -> None:
+        recorded, recomputed = norm_stats(packed), norm_stats(packed, recompute=True)
+        assert recomputed.count_files == 7
+        assert recomputed.mean == pytest.approx(recorded.mean, abs=1e-4)
+        shutil.rmtree(packed / "_melspec")
+        assert norm_stats(packed, recompute=True).mean == recomputed.mean
+
+    def test_what_comes_out_of_it_is_checked(self, packed: Path) -> None:
+        unpack(packed)
+        assert array_problems(packed) == []
+        shutil.rmtree(packed / "_packed")
+        assert array_problems(packed) == []
+        changed = packed / "0" / "2.npy"
+        np.save(changed, np.load(changed) + np.float16(0.5))
+        (problem,) = array_problems(packed)
+        assert "its values have changed since" in problem
