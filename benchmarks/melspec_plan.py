@@ -22,7 +22,7 @@ from artifacts.records import append_records, compact_records
 from artifacts.tables import write_csv
 from audioprep.discover import discover
 from audioprep.stats import norm_stats
-from workflows import melspec, melspec_plan, record_buffer
+from workflows import file_list, melspec_plan, record_buffer
 
 FILES = int(os.environ.get("BENCH_FILES", "200000"))
 CLIPS = int(os.environ.get("BENCH_ROWS", "2084320"))
@@ -102,7 +102,7 @@ def main() -> None:
         def resume() -> int:
             plan = melspec_plan.make_plan(layout, sources, retry_failed=True, check_sources=False, same_root=True)
             compact_records(layout, {source.relative for source in sources})
-            return len(plan.pending) + melspec._write_file_list(layout, None)
+            return len(plan.pending) + file_list.write_list(layout, layout.files_csv, [])
 
         assert measured("resume of the finished run", resume, rows) == CLIPS
         measured("statistics", lambda: norm_stats(layout.root), rows)

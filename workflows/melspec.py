@@ -11,31 +11,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
-from artifacts.atomic import sweep_temporaries, temporary_path
+from artifacts.atomic import sweep_temporaries
 from artifacts.errors import UserError
 from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
-from artifacts.layout import LmsLayout, is_evaluation_clip
+from artifacts.layout import LmsLayout
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.records import (
     FAILED,
-    OK,
     compact_records,
     read_config,
-    read_records,
     record_parts,
     write_config,
 )
-from artifacts.tables import write_file_list
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
 from audioprep.discover import Source
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
+from workflows.file_list import list_path, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
@@ -114,8 +110,9 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     sources = _sources(src, dst, config, options)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
+    files_csv = list_path(layout, options.name)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
-    _require_list_place(layout, options.name)
+    require_place(files_csv)
     with exclusive(layout.melspec):
         for folder in (layout.temporaries, layout.melspec):
             sweep_temporaries(folder)
@@ -129,7 +126,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         reasons = _convert(layout, src, function, plan.pending, pool, lambda: _begin(layout, config, src, options))
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
-        listed = _write_file_list(layout, options.name)
+        listed = write_list(layout, files_csv, plan.pending)
         sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
     failed = plan.failed + reasons
     return MelspecReport(
@@ -139,7 +136,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         failed=failed.total(),
         reasons=dict(failed),
         seconds=round(time.monotonic() - started, 3),
-        files_csv=str(_files_csv(layout, options.name)),
+        files_csv=str(files_csv),
         listed=listed,
         records=str(layout.melspec),
     )
@@ -224,23 +221,6 @@ def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOption
     return find_sources(src, dst, options.files)
 
 
-def _files_csv(layout: LmsLayout, name: str | None) -> Path:
-    return layout.data / f"files_{name}.csv" if name else layout.files_csv
-
-
-def _require_list_place(layout: LmsLayout, name: str | None) -> None:
-    """Raise `UserError` where the file list could not be written at the end, hours from now."""
-    path = _files_csv(layout, name)
-    if path.parent != layout.data:
-        raise UserError(f"--name {name}: a name for files_<name>.csv, not a path.")
-    probe = temporary_path(layout.data)
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {layout.data}: {error.strerror}.") from error
-
-
 def _convert(
     layout: LmsLayout,
     src: Path,
@@ -282,13 +262,3 @@ def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
     record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
     (layout.root / record["file_name"]).unlink(missing_ok=True)
     return record
-
-
-def _write_file_list(layout: LmsLayout, name: str | None) -> int:
-    """Write ``files_<name>.csv``: every array made so far, relative to the data directory, no evaluation clips."""
-    records = read_records(layout, ["file_name", "status"])
-    made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
-    folder = layout.folder
-    listed = [f"{folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
-    write_file_list(_files_csv(layout, name), listed)
-    return len(listed)

@@ -87,6 +87,7 @@ def test_missing_arrays_are_made_again_and_new_sources_join(src: Path) -> None:
     assert {name for name in after if after[name] != before.get(name)} == {
         "audioset_lms/train/new.npy",
         "audioset_lms/_melspec/records-000000.parquet",
+        "audioset_lms/_melspec/lists.json",
         "files_audioset.csv",
     }
 
@@ -132,6 +133,20 @@ def test_another_configuration_is_refused_by_name_and_overwritten_on_demand(src:
     report = run_melspec(src, dst, other, MelspecOptions(workers=0, overwrite=True))
     assert (report.done, report.listed) == (12, 9)
     assert {np.load(path).dtype for path in dst.rglob("*.npy")} == {np.dtype(np.float16)}
+
+
+def test_clips_that_come_back_into_the_list_are_named(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = convert(src)
+    path = Path(report.files_csv)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    write_wav(src / "train" / "new.wav", 1)
+    capsys.readouterr()
+    assert convert(src).listed == 10
+    message = capsys.readouterr().err
+    assert "lists 2 clips again that had been taken out of it, such as audioset_lms/train/clip 7.npy" in message
+    assert "training-list" in message
+    assert convert(src).listed == 10
+    assert "again" not in capsys.readouterr().err
 
 
 def test_changed_sources_are_seen_when_asked_for(src: Path) -> None:

@@ -1,0 +1,80 @@
+"""The list of a conversion's arrays, ``files_<name>.csv``, which training reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from artifacts.atomic import temporary_path, write_json
+from artifacts.errors import UserError
+from artifacts.fingerprint import file_digest
+from artifacts.layout import LmsLayout, is_evaluation_clip
+from artifacts.records import OK, read_records
+from artifacts.tables import read_file_list, write_file_list
+from audioprep.discover import Source, output_name
+
+# Digests of the lists as they were written, by name: who finds another one knows that somebody has changed it.
+WRITTEN = "lists.json"
+
+
+def list_path(layout: LmsLayout, name: str | None) -> Path:
+    """Where the list lies. Raises `UserError` where ``name`` is none for ``files_<name>.csv``."""
+    if name and ("/" in name or name in (".", "..")):
+        raise UserError(f"--name {name}: a name for files_<name>.csv, not a path.")
+    return layout.data / f"files_{name}.csv" if name else layout.files_csv
+
+
+def require_place(path: Path) -> None:
+    """Raise `UserError` where the list could not be written at the end, hours from now."""
+    probe = temporary_path(path.parent)
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {path.parent}: {error.strerror}.") from error
+
+
+def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
+    """Write every array made so far, relative to the data directory, without evaluation clips; returns their number.
+
+    Says on stderr which come back that somebody (`captions training-list`) has taken out since the list was written;
+    ``pending`` were not in it before.
+    """
+    records = read_records(layout, ["file_name", "status"])
+    made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
+    listed = [f"{layout.folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
+    written = _written(layout)
+    if path.exists() and path.name in written and file_digest(path) != written[path.name]:
+        _name_what_comes_back(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
+    write_file_list(path, listed)
+    write_json(layout.melspec / WRITTEN, {**written, path.name: file_digest(path)})
+    return len(listed)
+
+
+def _written(layout: LmsLayout) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((layout.melspec / WRITTEN).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _name_what_comes_back(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
+    try:
+        known = pa.array([*read_file_list(path), *new], pa.string())
+    except UserError:  # it is about to be written anew
+        return
+    back = pa.array(listed, pa.string())
+    back = back.filter(pc.invert(pc.is_in(back, value_set=known)))
+    if len(back):
+        print(
+            f"m2dprep: {path} lists {len(back):,} clips again that had been taken out of it, such as {back[0]}; "
+            "run `m2dprep captions training-list` again, with what it is to --exclude, before training.",
+            file=sys.stderr,
+        )
