@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
+from types import FrameType
 from typing import IO, Any
 
 import click
@@ -28,6 +30,10 @@ COMMANDS = {
     "sound-set": ("cli.sound_set", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
     "demo": ("cli.jobs", "demo", "Every stage on a small synthetic AudioSet-like set."),
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, a batch system's notice that time is up; ends a command as Ctrl-C does, with another exit code."""
 
 
 class StoppedError(click.ClickException):
@@ -66,6 +72,8 @@ class LazyGroup(click.Group):
             return super().invoke(context)
         except UserError as error:
             raise StoppedError(f"error: {error}", error.exit_code) from error
+        except Terminated as error:
+            raise StoppedError("told to stop (SIGTERM); the same command goes on where it stopped.", 75) from error
         except KeyboardInterrupt as error:
             raise StoppedError("interrupted; the same command goes on where it stopped.", 130) from error
         except OSError as error:
@@ -89,8 +97,15 @@ def m2dprep() -> None:
     """
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough; what is at hand is written now
+    raise Terminated
+
+
 def main() -> None:
     """The console script."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what we were started to ignore stays ignored
+        signal.signal(signal.SIGTERM, _terminate)
     m2dprep(prog_name="m2dprep")
 
 

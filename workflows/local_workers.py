@@ -32,6 +32,7 @@ def local_workers(count: int, *, gpu_each: bool = False) -> Iterator[Workers]:
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         "distributed.scheduler.worker-saturation": SATURATION,
         "distributed.worker.memory.terminate": False,
+        "distributed.worker.preload": ["workflows.worker_signals"],
         "distributed.comm.timeouts.connect": "60s",
         "distributed.deploy.lost-worker-timeout": "2s",
     }
