@@ -20,6 +20,7 @@ from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
+from artifacts.record_rows import record_table
 from artifacts.tables import first_line, read_parquet, write_parquet
 
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
@@ -32,16 +33,22 @@ def record_parts(layout: LmsLayout) -> list[Path]:
     return sorted(path for path in layout.melspec.iterdir() if PART_NAME.fullmatch(path.name))
 
 
-def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> Path | None:
-    """Write ``rows`` as the next ``records-<n>.parquet``; returns its path, or None where there are no rows."""
-    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
+def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Write ``rows`` as the next ``records-<n>.parquet``, if there are any.
+
+    No row is ever lost: one that cannot be written as it is becomes one that can (`record_table`). Returns the file
+    names of the good records that became failures thereby; their arrays are removed.
+    """
+    table, given_up = record_table(list(rows))
     if table.num_rows == 0:
-        return None
+        return []
+    for file_name in given_up:
+        (layout.root / file_name).unlink(missing_ok=True)
     parts = record_parts(layout)
     number = _part_number(parts[-1]) + 1 if parts else 0
     path = layout.melspec / f"records-{number:06d}.parquet"
     write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
-    return path
+    return given_up
 
 
 def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:

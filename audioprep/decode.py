@@ -17,6 +17,7 @@ import soundfile
 
 from audioprep.config import ConvertConfig
 from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
+from audioprep.discover import modification_time_ns
 from audioprep.faults import DecodeError
 from audioprep.ffmpeg import ffmpeg_sound
 from audioprep.mixing import LevelMeter, mix, resampler
@@ -26,6 +27,8 @@ from audioprep.sounds import DecodedSound, Sound
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
+# Records hold rates as int32; headers of WAV files hold them as uint32.
+LARGEST_RECORDED_RATE = 2**31 - 1
 # Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
 # MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
@@ -91,7 +94,7 @@ def _open(path: Path, info: AudioInfo) -> int:
             raise DecodeError("is_directory", "it is a folder")
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
-        info.source_bytes, info.source_mtime_ns = status.st_size, status.st_mtime_ns
+        info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
         if status.st_size == 0:
             raise DecodeError("empty_file", "the file has 0 bytes")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -169,7 +172,9 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
 
 def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     """Note what the header says, refuse what must not be decoded, and decode the rest."""
-    info.sample_rate, info.channels, info.decoder = sound.sample_rate, sound.channels, sound.decoder
+    info.channels, info.decoder = sound.channels, sound.decoder
+    # A damaged header may give a rate that no record can hold; the message has it all the same.
+    info.sample_rate = sound.sample_rate if sound.sample_rate <= LARGEST_RECORDED_RATE else None
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
         raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
     if sound.channels > MAX_CHANNELS:

@@ -238,7 +238,8 @@ def _convert(
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed
             progress.advance(len(rows), failed=failed.total())
-    return reasons
+    reasons["internal_error"] += records.given_up
+    return +reasons
 
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
@@ -255,12 +256,16 @@ def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
 
 
 class _RecordBuffer:
-    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left."""
+    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left.
+
+    ``given_up`` counts the good records that could only be written as failures.
+    """
 
     def __init__(self, layout: LmsLayout) -> None:
         self._layout = layout
         self._rows: list[Mapping[str, Any]] = []
         self._written = time.monotonic()
+        self.given_up = 0
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._rows.extend(rows)
@@ -268,7 +273,7 @@ class _RecordBuffer:
             self._flush()
 
     def _flush(self) -> None:
-        append_records(self._layout, self._rows)
+        self.given_up += len(append_records(self._layout, self._rows))
         self._rows, self._written = [], time.monotonic()
 
     def __enter__(self) -> _RecordBuffer:

@@ -17,7 +17,7 @@ from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
-from audioprep.discover import Source, discover, named_sources, output_name
+from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
 
@@ -144,5 +144,5 @@ def _changed(
         except OSError:
             changed[index] = True
             continue
-        changed[index] = status.st_size != sizes[row] or (compare_times and status.st_mtime_ns != times[row])
+        changed[index] = status.st_size != sizes[row] or (compare_times and modification_time_ns(status) != times[row])
     return changed
