@@ -22,6 +22,8 @@ from audioprep.faults import DecodeError
 from audioprep.ffmpeg import ffmpeg_sound
 from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.mp3 import walk_mp3, with_stated_length
+from audioprep.ogg import MAGIC as OGG_MAGIC
+from audioprep.ogg import require_whole_ogg
 from audioprep.pcm import HEAD_BYTES, plain_pcm
 from audioprep.sounds import DecodedSound, Sound
 
@@ -130,13 +132,19 @@ def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig, resamp
 def _checked_source(descriptor: int) -> int | io.BytesIO:
     """What libsndfile shall read: the descriptor, or the frames of an MP3 file as it can find and count them.
 
-    Raises `DecodeError` for a file that was cut off.
+    Raises `DecodeError` for a file that was cut off, and for an Ogg file that is not whole.
     """
     size = os.fstat(descriptor).st_size
-    found = find_truncation(lambda offset, length: os.pread(descriptor, length, offset), size)
+
+    def read_at(offset: int, length: int) -> bytes:
+        return os.pread(descriptor, length, offset)
+
+    found = find_truncation(read_at, size)
     if found:
         raise DecodeError("truncated", found)
     data = os.pread(descriptor, MP3_HEAD_BYTES, 0)
+    if data[:4] == OGG_MAGIC:
+        require_whole_ogg(read_at, size)
     if size > MP3_MOST_BYTES or data[:4] in KNOWN_MAGICS:
         return descriptor
     if size > len(data) and (data[:3] == b"ID3" or walk_mp3(data)):
@@ -201,6 +209,8 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     scale = np.float32(1 / (sound.unit * sound.channels))
     parts, decoded = [], 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
+        # libsndfile fills what follows a short block from wherever it then stands: nothing after it can be believed.
+        short = len(block) < min(block_frames, sound.frames - decoded)
         decoded += len(block)
         mono = mix(block)
         if not level.finite(block, mono):
@@ -208,6 +218,8 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
         part = resample(mono, decoded == sound.frames)
         # Scaling what is resampled touches fewer samples; by a power of two it gives the very same ones.
         parts.append(np.multiply(part, scale, out=part) if scale != 1 else part)
+        if short:
+            break
     if decoded < sound.frames:
         raise DecodeError("truncated", f"the header promises {sound.frames} samples, {decoded} could be decoded")
     info.peak, info.clipped = level.peak, level.clipped

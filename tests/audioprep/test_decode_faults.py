@@ -15,6 +15,7 @@ import soundfile
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.decode import decode
 from audioprep.faults import REASONS, DecodeError
+from audioprep.sounds import DecodedSound
 
 CONFIG = ConvertConfig(PRESETS["16k"], max_seconds=20.0)
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (22050, 2))
@@ -268,3 +269,16 @@ def test_a_machine_at_its_end_is_no_fault_of_the_file(
 def test_unknown_reasons_are_a_programming_error() -> None:
     with pytest.raises(ValueError, match="bogus"):
         DecodeError("bogus", "message")
+
+
+def test_what_follows_a_short_block_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile goes on elsewhere after what it could not decode, and so makes up the number of samples promised."""
+    monkeypatch.setattr("audioprep.decode.SAMPLES_PER_BLOCK", 4000)
+
+    def read(self: DecodedSound, start: int, frames: int) -> np.ndarray:
+        return np.zeros((min(frames, self.frames - start) - (start == 4000), 1), np.float32)
+
+    monkeypatch.setattr(DecodedSound, "read", read)
+    (tmp_path / "x.flac").write_bytes(encoded("FLAC", samples=NOISE[:20000, :1]))
+    error = fault(tmp_path / "x.flac")
+    assert (error.reason, "7999 could be decoded" in error.message) == ("truncated", True)
