@@ -102,20 +102,25 @@ def require_parts(layout: LmsLayout) -> list[Path]:
 def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
     """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
 
-    With ``keep_failures``, rows of failures whose source is not in it are dropped.
+    With ``keep_failures``, rows of failures whose source is not in it are dropped. Of several good rows for one array
+    the last one written stays: nothing may count an array twice.
 
     The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
     A last rename gives it the number 0.
     """
     parts = record_parts(layout)
     final = layout.melspec / "records-000000.parquet"
-    keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
+    keys = pa.concat_tables(_read_part(part, ["source", "status", "file_name"]) for part in parts)
     latest = _latest_rows(keys["source"])
     order = np.arange(keys.num_rows) if latest is None else latest.to_numpy()
+    is_good = pc.equal(keys["status"].combine_chunks().take(pa.array(order)), OK).to_numpy(zero_copy_only=False)
+    doubles = _doubles(keys["file_name"], order[is_good])
     if keep_failures is not None:
-        failed = order[keys["status"].combine_chunks().take(pa.array(order)).to_numpy(zero_copy_only=False) != OK]
+        failed = order[~is_good]
         gone = [row for row in failed.tolist() if keys["source"][row].as_py() not in keep_failures]
         order = order[~np.isin(order, gone)]
+    if len(doubles):
+        order = order[~np.isin(order, doubles)]
     if parts == [final] and latest is None and len(order) == keys.num_rows:
         return
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
@@ -146,6 +151,15 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:
     return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
+
+
+def _doubles(file_names: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Those of ``rows`` whose file name a later one of them has as well."""
+    names = file_names.combine_chunks().take(pa.array(rows))
+    if pc.count_distinct(names).as_py() == len(names):
+        return rows[:0]
+    last = pa.table({"name": names, "row": pa.array(rows)}).group_by("name").aggregate([("row", "max")])["row_max"]
+    return np.setdiff1d(rows, last.to_numpy())
 
 
 def _part_number(path: Path) -> int:

@@ -136,6 +136,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             forecast(plan.pending, dst, config, pool.promised, convert).require_space(dst)
         # Workers elsewhere may stand in another folder.
         function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
+        append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
         reasons = _convert(layout, src, function, plan.pending, pool)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
