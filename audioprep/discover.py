@@ -82,16 +82,20 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
 def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
     """Sources of these paths relative to ``src``, sorted, each once, without looking whether they are there.
 
-    Raises `UserError` for a path that leads out of ``src`` or is none of a file.
+    Paths become what a scan would find: ``./a.wav`` and ``b//a.wav`` are ``a.wav`` and ``b/a.wav``. Raises `UserError` for
+    a path that leads out of ``src`` or is none of a file.
     """
     root = os.fspath(src)
-    unique = sorted(set(names))
-    for name in unique:
-        if name.startswith("/") or ".." in name:
-            inside(src, name)
-        if not name or name.endswith("/") or "\0" in name:
-            raise UserError(f"{name!r} is no path of a file below {src}.")
+    unique = sorted({_normal(src, name) for name in names})
     return _with_conflicts([_source(root, name) for name in unique])
+
+
+def _normal(src: Path, name: str) -> str:
+    if name.startswith("/") or ".." in name:
+        inside(src, name)
+    if not name or name == "." or name.endswith(("/", "/.")) or "\0" in name:
+        raise UserError(f"{name!r} is no path of a file below {src}.")
+    return Path(name).as_posix() if "./" in name or "//" in name else name
 
 
 def _walk(
