@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
+from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
@@ -123,21 +122,6 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
             "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
         )
-
-
-def arrays_below(root: Path) -> list[str]:
-    """Relative paths of the .npy files under ``root``."""
-    found: list[str] = []
-    folders = [""]
-    while folders:
-        prefix = folders.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if entry.name.endswith(".npy"):
-                    found.append(prefix + entry.name)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{prefix}{entry.name}/")
-    return found
 
 
 def _changed(

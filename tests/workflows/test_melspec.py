@@ -319,3 +319,26 @@ def test_a_record_that_cannot_be_written_is_a_failure_and_counted(src: Path, mon
     assert not (src.parent / "data/audioset_lms/train/clip 0.npy").exists()
     monkeypatch.undo()
     assert convert(src, retry_failed=True).done == 1
+
+
+def test_a_list_that_find_printed_names_what_a_scan_finds(src: Path, tmp_path: Path) -> None:
+    names = [f"./{path.relative_to(src)}" for path in sorted(src.rglob("*.wav"))]
+    assert convert(src, files=write_list(tmp_path / "list.csv", names)).done == 12
+    assert convert(src, files=write_list(tmp_path / "list.csv", names)).skipped == 12
+    report = convert(src)
+    assert (report.done, report.skipped, report.listed) == (0, 12, 9)
+
+
+def test_arrays_in_linked_folders_and_in_folders_named_like_arrays_are_found_again(src: Path, tmp_path: Path) -> None:
+    write_wav(src / "a.npy" / "clip.wav", 20)
+    write_wav(src / "b.wav", 21)
+    convert(src)
+    dst = src.parent / "data" / "audioset_lms"
+    (dst / "train").rename(tmp_path / "other disk")
+    (dst / "train").symlink_to(tmp_path / "other disk")
+    (dst / "b.npy").unlink()
+    (dst / "b.npy").mkdir()
+    assert convert(src).reasons == {"name_conflict": 1}, "a folder is no array"
+    (dst / "b.npy").rmdir()
+    report = convert(src, retry_failed=True)
+    assert (report.done, report.skipped) == (1, 13)
