@@ -82,8 +82,8 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
 def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
     """Sources of these paths relative to ``src``, sorted, each once, without looking whether they are there.
 
-    Paths become what a scan would find: ``./a.wav`` and ``b//a.wav`` are ``a.wav`` and ``b/a.wav``. Raises `UserError` for
-    a path that leads out of ``src`` or is none of a file.
+    Paths become what a scan would find: ``./a.wav`` is ``a.wav``, ``b//a.wav`` is ``b/a.wav``. Raises `UserError` for a
+    path that leads out of ``src`` or is none of a file.
     """
     root = os.fspath(src)
     unique = sorted({_normal(src, name) for name in names})
