@@ -25,7 +25,7 @@ from audioprep.mp3 import walk_mp3, with_stated_length
 from audioprep.ogg import MAGIC as OGG_MAGIC
 from audioprep.ogg import require_whole_ogg
 from audioprep.pcm import HEAD_BYTES, plain_pcm
-from audioprep.sounds import DecodedSound, Sound
+from audioprep.sounds import UNKNOWN_FRAMES, DecodedSound, Sound
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -35,8 +35,6 @@ LARGEST_RECORDED_RATE = 2**31 - 1
 SAMPLES_PER_BLOCK = 1 << 20
 # MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
 MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
-# What libsndfile reports as the length where the header does not know it.
-UNKNOWN_FRAMES = 2**63 - 1
 # libsndfile's error codes for a content of no known format, and for a header without a usable rate.
 SF_UNRECOGNISED, SF_SYSTEM, SF_BAD_SF_INFO, SF_TOO_MANY_CHANNELS = 1, 2, 24, 33
 # Errors that say nothing about this one file: every further one would fail as well.
@@ -155,7 +153,7 @@ def _checked_source(descriptor: int) -> int | io.BytesIO:
     found = mp3.truncation()
     if found:
         raise DecodeError("truncated", found)
-    as_it_is = mp3.states_its_length and mp3.start == 0
+    as_it_is = (mp3.states_its_length and mp3.start == 0) or not mp3.layer_3
     return descriptor if as_it_is else io.BytesIO(with_stated_length(data, mp3))
 
 

@@ -282,3 +282,26 @@ def test_what_follows_a_short_block_is_not_believed(tmp_path: Path, monkeypatch:
     (tmp_path / "x.flac").write_bytes(encoded("FLAC", samples=NOISE[:20000, :1]))
     error = fault(tmp_path / "x.flac")
     assert (error.reason, "7999 could be decoded" in error.message) == ("truncated", True)
+
+
+# Frames of silence: MPEG-1 layer II, 192 kbit/s, 48 kHz, stereo.
+LAYER_TWO = (b"\xff\xfd\xa4\x00" + bytes(572)) * 100
+
+
+def mp3_in_wav() -> bytes:
+    data = encoded("MP3", "MPEG_LAYER_III")
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 2, 48000, 16000, 1, 0, 12, 1, 2, 384, 1, 1393)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+@pytest.mark.parametrize("content", [LAYER_TWO, mp3_in_wav()], ids=["layer II", "MP3 in WAV"])
+def test_lengths_that_libsndfile_guesses_are_not_believed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.wav").write_bytes(content)
+    error = fault(tmp_path / "x.wav")
+    assert (error.reason, "--decoder ffmpeg" in error.message) == ("unsupported", True)
+
+
+def test_layer_two_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "x.mp3").write_bytes(LAYER_TWO[:-100])
+    assert fault(tmp_path / "x.mp3").reason == "truncated"
