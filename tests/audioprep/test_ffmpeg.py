@@ -1,5 +1,7 @@
 """Formats that libsndfile cannot read: through ffmpeg where it is, rows that say what to do where it is not."""
 
+import errno
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -127,3 +129,14 @@ def test_a_program_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(ffmpeg, "TIMEOUT_SECONDS", 0.2)
     assert "did not finish" in fault(tmp_path / "a.m4a", ffmpeg=True).message
+
+
+@needs_ffmpeg
+def test_a_full_folder_of_temporary_files_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "webm")
+    monkeypatch.setattr(ffmpeg.tempfile, "TemporaryFile", functools.partial(Path("/dev/full").open, "r+b", buffering=0))
+    with pytest.raises(OSError, match="TMPDIR") as caught:
+        convert_file("tone.webm", tmp_path, tmp_path / "x_lms", CONFIG, ffmpeg=True)
+    assert caught.value.errno == errno.ENOSPC
