@@ -94,7 +94,10 @@ def _chunked_truncation(read_at: ReadAt, size: int, form: ChunkForm) -> str | No
         if name == form.data:
             return _data_truncation(read_at, size, form, start, _known_size(promised, form, long_size))
         if start + promised > size:
-            return f"the file ends within its {_shown(name)} chunk, before any sample"
+            # A file that has all the bytes that it promises as a whole was not cut off: its chunks are malformed, or
+            # one of odd length lacks its padding, and the decoder may still find its way.
+            cut = form is CAF or _header_truncation(read_at, size, form)
+            return f"the file ends within its {_shown(name)} chunk, before any sample" if cut else None
     return _header_truncation(read_at, size, form)
 
 
