@@ -155,7 +155,7 @@ def _read_part(path: Path, columns: list[str]) -> pa.Table:
 
 def _doubles(file_names: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     """Those of ``rows`` whose file name a later one of them has as well."""
-    names = file_names.combine_chunks().take(pa.array(rows))
+    names = file_names if len(rows) == len(file_names) else file_names.take(pa.array(rows))
     if pc.count_distinct(names).as_py() == len(names):
         return rows[:0]
     last = pa.table({"name": names, "row": pa.array(rows)}).group_by("name").aggregate([("row", "max")])["row_max"]

@@ -23,7 +23,9 @@ class Owners:
         """``good`` (n,) bool says which ``records`` are; of their columns source and file_name are looked at."""
         self._rows = np.flatnonzero(good)
         self._sources = records["source"]
-        self._arrays = records["file_name"].combine_chunks().take(pa.array(self._rows))
+        # Two million names are a hundred megabytes: they are copied where some are left out, and looked up when needed.
+        names = records["file_name"].combine_chunks()
+        self._arrays = names if good.all() else names.take(pa.array(self._rows))
         self._shared = pa.array([], pa.string())
         if pc.count_distinct(self._arrays).as_py() < len(self._arrays):
             counts = pc.value_counts(self._arrays)
@@ -31,11 +33,15 @@ class Owners:
 
     def without_owner(self, file_names: pa.ChunkedArray) -> np.ndarray:
         """Which of ``file_names`` several good records claim (n,) bool."""
+        if not len(self._shared):
+            return np.zeros(len(file_names), bool)
         found: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=self._shared).to_numpy(zero_copy_only=False)
         return found
 
     def claims(self, sources: Sequence[Source]) -> list[list[str]]:
         """For each of ``sources`` the good records' sources whose array its output is."""
+        if not sources:
+            return []
         outputs = pa.array([output_name(source.relative) for source in sources], pa.string())
         first = pc.fill_null(pc.index_in(outputs, value_set=self._arrays), -1).to_numpy()
         several = self._claimants_of_shared()
@@ -45,6 +51,8 @@ class Owners:
 
     def _claimants_of_shared(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
+        if not len(self._shared):
+            return found
         for row in pc.indices_nonzero(pc.is_in(self._arrays, value_set=self._shared)).to_pylist():
             found.setdefault(self._arrays[row].as_py(), []).append(self._source(row))
         return found
