@@ -305,3 +305,18 @@ def test_lengths_that_libsndfile_guesses_are_not_believed(tmp_path: Path, conten
 def test_layer_two_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "x.mp3").write_bytes(LAYER_TWO[:-100])
     assert fault(tmp_path / "x.mp3").reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"LIST\x0f\0\0\0INFOxINFOxINFOx", b"zzzz\x03\0\0\0abc", b"junk\xff\xff\xff\0"],
+    ids=["LIST", "own", "too long"],
+)
+def test_broken_chunks_of_a_file_that_is_whole_are_malformed(tmp_path: Path, odd: bytes) -> None:
+    """Without its padding, or with a wrong length, a chunk hides what follows; no byte is missing all the same."""
+    whole = wav(data=b"\1" * 8000)
+    content = whole[8:36] + odd + whole[36:]
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert fault(tmp_path / "x.wav").reason == "malformed"
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content[:-1])
+    assert fault(tmp_path / "x.wav").reason == "truncated"
