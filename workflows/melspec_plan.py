@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,8 +40,11 @@ def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
     """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
 
     What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
-    folder, the list cannot be read, a path leads out of ``src``, or there are no sources at all.
+    folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
+    has a name that configuration and lists cannot hold.
     """
+    for path in (src.resolve(), dst.absolute()):
+        _require_text(path)
     if files is None:
         sources = discover(src, exclude=dst)
         if not sources:
@@ -51,6 +55,14 @@ def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
     if not sources:
         raise UserError(f"{files} lists no audio files.")
     return sources
+
+
+def _require_text(path: Path) -> None:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(f"{name}: the name is not UTF-8; rename the folder.") from error
 
 
 def make_plan(

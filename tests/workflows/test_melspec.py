@@ -342,3 +342,13 @@ def test_arrays_in_linked_folders_and_in_folders_named_like_arrays_are_found_aga
     (dst / "b.npy").rmdir()
     report = convert(src, retry_failed=True)
     assert (report.done, report.skipped) == (1, 13)
+
+
+@pytest.mark.parametrize("which", ["src", "dst"])
+def test_folders_whose_names_are_no_text_are_refused(src: Path, which: str) -> None:
+    odd = src.parent / os.fsdecode(b"caf\xe9")
+    src.rename(odd) if which == "src" else None
+    folders = (odd, src.parent / "x_lms") if which == "src" else (src, odd / "x_lms")
+    with pytest.raises(UserError, match=r"caf\\xe9.*is not UTF-8"):
+        run_melspec(*folders, CONFIG, HERE)
+    assert not folders[1].exists()
