@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.records import may_repeat
 from audioprep.discover import Source, output_name
 
 
@@ -27,7 +28,7 @@ class Owners:
         names = records["file_name"].combine_chunks()
         self._arrays = names if good.all() else names.take(pa.array(self._rows))
         self._shared = pa.array([], pa.string())
-        if pc.count_distinct(self._arrays).as_py() < len(self._arrays):
+        if may_repeat(self._arrays):
             counts = pc.value_counts(self._arrays)
             self._shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
 
@@ -59,6 +60,14 @@ class Owners:
 
     def _source(self, row: int) -> str:
         return str(self._sources[int(self._rows[row])].as_py())
+
+
+def misnamed(records: pa.Table, good: np.ndarray, root: str) -> list[Source]:
+    """Good sources that the records spell as no scan or list does (``./a.wav``), as earlier versions took them from
+    lists: their arrays are those of the sources with the plain names."""
+    odd = pc.match_substring_regex(records["source"], r"(^|/)\./|//|/\.$").to_numpy()
+    names = records["source"].take(pa.array(np.flatnonzero(odd & good))).to_pylist()
+    return [Source(name, root, "not_found", f"its name is {Path(name).as_posix()!r} now") for name in names]
 
 
 def settle(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], list[Source]]:

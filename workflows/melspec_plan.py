@@ -18,7 +18,7 @@ from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
 from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
-from workflows.melspec_owners import Owners, settle
+from workflows.melspec_owners import Owners, misnamed, settle
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
 
@@ -95,6 +95,7 @@ def make_plan(
     reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
     rows = np.flatnonzero(~(good | kept_failed)).tolist()
     pending, superseded = settle([sources[index] for index in rows], owners)
+    superseded += misnamed(records, status == OK, sources[0].root) if sources else []
     return Plan(pending, int(good.sum()), reasons, superseded)
 
 

@@ -149,3 +149,15 @@ def test_failed_sources_that_changed_are_converted_again_when_asked_for(src: Pat
     assert convert(src, *names, "c5.wav").failed == 3
     report = convert(src, *names, "c5.wav", check_sources=True)
     assert (report.done, report.skipped, report.reasons) == (2, 3, {"not_audio": 1})
+
+
+def test_records_of_odd_names_are_forgotten(src: Path) -> None:
+    """What earlier versions took from lists as it was spelled."""
+    convert(src, "c0.wav", "c1.wav")
+    good = {row["source"]: row for row in read_records(layout_of(src)).to_pylist()}
+    odd = [{**good[name], "source": f"./{name}", "file_name": f"./{good[name]['file_name']}"} for name in good]
+    append_records(layout_of(src), odd)
+    report = convert(src)
+    assert (report.done, report.skipped, report.listed) == (1, 2, 3)
+    assert rows(src) == {"c0.wav": "ok", "c1.wav": "ok", "c2.wav": "ok"}
+    require_consistent(src, 3)
