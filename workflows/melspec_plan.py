@@ -128,8 +128,9 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
     packed = packed_names(layout.root) if pending else None
     if packed is None:
         return
-    outputs = pa.array([output_name(source.relative) for source in pending], pa.string())
-    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py()
+    written = (source for source in pending if not source.reason)
+    outputs = pa.array([output_name(source.relative) for source in written], pa.string())
+    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py() or 0
     if again:
         raise UserError(
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "

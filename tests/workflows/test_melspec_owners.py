@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.records import append_records, compact_records, read_records
 from artifacts.tables import read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig
+from audioprep.pack import pack
 from audioprep.stats import norm_stats
 from workflows.melspec import MelspecOptions, MelspecReport, run_melspec
 
@@ -161,3 +163,14 @@ def test_records_of_odd_names_are_forgotten(src: Path) -> None:
     assert (report.done, report.skipped, report.listed) == (1, 2, 3)
     assert rows(src) == {"c0.wav": "ok", "c1.wav": "ok", "c2.wav": "ok"}
     require_consistent(src, 3)
+
+
+def test_a_pack_is_in_the_way_of_what_would_be_written_alone(src: Path) -> None:
+    convert(src)
+    pack(layout_of(src).root, dtype="float16")
+    write_sound(src / "c0.flac", 0.3)
+    assert convert(src).reasons == {"name_conflict": 1}
+    (src / "c0.wav").unlink()
+    with pytest.raises(UserError, match="holds the arrays of 1 of the sources"):
+        convert(src, retry_failed=True)
+    assert rows(src)["c0.wav"] == "ok"
