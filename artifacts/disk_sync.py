@@ -17,17 +17,19 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 
 def sync_files(root: Path, files: Iterable[Path]) -> None:
-    """Make ``files``, written without a sync and all on the file system of ``root``, survive a power cut.
+    """Make ``files`` below ``root``, written without a sync, survive a power cut.
 
     Their folders are synced too. Raises `OSError` where the system could not write something.
     """
-    if _syncs_whole(root) and _sync_file_system(root):
-        return
-    folders = set()
+    by_folder: dict[Path, list[Path]] = {}
     for path in files:
-        sync_file(path)
-        folders.add(path.parent)
-    for folder in folders:
+        by_folder.setdefault(path.parent, []).append(path)
+    whole = bool(by_folder) and _syncs_whole(root) and _sync_file_system(root)
+    for folder, paths in by_folder.items():
+        if whole and folder.stat().st_dev == root.stat().st_dev:  # others are links to another file system
+            continue
+        for path in paths:
+            sync_file(path)
         sync_folder(folder)
 
 

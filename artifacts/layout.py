@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UserError
 
-LMS_SUFFIX = "_lms"
+LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
 EVALUATION_FOLDER = "eval_segments"
 
@@ -45,8 +46,8 @@ class LmsLayout:
 
     def array_files(self) -> list[str]:
         """The .npy files that are there, one a clip, sorted, relative to the folder; shards of a pack are none."""
-        found = (path.relative_to(self.root) for path in self.root.rglob("*.npy"))
-        return sorted(path.as_posix() for path in found if path.parts[0] not in (MELSPEC_FOLDER, PACKED_FOLDER))
+        found = arrays_below(self.root) if self.root.is_dir() else []
+        return sorted(name for name in found if name.partition("/")[0] not in (MELSPEC_FOLDER, PACKED_FOLDER))
 
     @property
     def data(self) -> Path:
@@ -89,6 +90,39 @@ class DataLayout:
     def lms_folders(self) -> list[Path]:
         """Folders that a conversion has written to."""
         return sorted(path.parent for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
+
+
+def arrays_below(root: Path) -> list[str]:
+    """Relative paths of the .npy files under ``root``, bookkeeping and packs included, in no order.
+
+    Linked folders are entered, but never one that is its own ancestor: parts of a large data set lie on other disks.
+    Folders and broken links are no files, whatever their names. Raises `OSError` where a folder cannot be listed.
+    """
+    found: list[str] = []
+    folders = [("", frozenset([_folder_id(root)]))]
+    while folders:
+        prefix, ancestors = folders.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if _holds(entry.is_dir):
+                    identity = _folder_id(Path(entry.path))
+                    if identity not in ancestors:
+                        folders.append((f"{prefix}{entry.name}/", ancestors | {identity}))
+                elif entry.name.endswith(LMS_FILE_SUFFIX) and _holds(entry.is_file):
+                    found.append(prefix + entry.name)
+    return found
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _folder_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def require_folder(path: Path, purpose: str) -> Path:

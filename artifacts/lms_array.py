@@ -28,10 +28,12 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file.") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(
-            f"{path} is not a whole .npy file: {str(error).splitlines()[0] if str(error) else 'empty'}"
-        ) from error
+    except Exception as error:  # numpy evaluates the header as Python, and raises whatever damaged Python raises
+        message = f"{path} is not a whole .npy file: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        raise UserError(message) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise UserError(f"{path} is not a .npy file but several of them (.npz).")
     if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] == 0 or (n_mels and array.shape[1] != n_mels):
         raise UserError(f"{path} has shape {array.shape}, not (1, {n_mels or 'n_mels'}, T).")
     if array.dtype not in (np.float32, np.float16):

@@ -20,6 +20,7 @@ from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
+from artifacts.record_rows import record_table
 from artifacts.tables import first_line, read_parquet, write_parquet
 
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
@@ -32,16 +33,22 @@ def record_parts(layout: LmsLayout) -> list[Path]:
     return sorted(path for path in layout.melspec.iterdir() if PART_NAME.fullmatch(path.name))
 
 
-def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> Path | None:
-    """Write ``rows`` as the next ``records-<n>.parquet``; returns its path, or None where there are no rows."""
-    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
+def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Write ``rows`` as the next ``records-<n>.parquet``, if there are any.
+
+    No row is ever lost: one that cannot be written as it is becomes one that can (`record_table`). Returns the file
+    names of the good records that became failures thereby; their arrays are removed.
+    """
+    table, given_up = record_table(list(rows))
     if table.num_rows == 0:
-        return None
+        return []
+    for file_name in given_up:
+        (layout.root / file_name).unlink(missing_ok=True)
     parts = record_parts(layout)
     number = _part_number(parts[-1]) + 1 if parts else 0
     path = layout.melspec / f"records-{number:06d}.parquet"
     write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
-    return path
+    return given_up
 
 
 def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:
@@ -95,20 +102,25 @@ def require_parts(layout: LmsLayout) -> list[Path]:
 def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
     """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
 
-    With ``keep_failures``, rows of failures whose source is not in it are dropped.
+    With ``keep_failures``, rows of failures whose source is not in it are dropped. Of several good rows for one array
+    the last one written stays: nothing may count an array twice.
 
     The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
     A last rename gives it the number 0.
     """
     parts = record_parts(layout)
     final = layout.melspec / "records-000000.parquet"
-    keys = pa.concat_tables(_read_part(part, ["source", "status"]) for part in parts)
+    keys = pa.concat_tables(_read_part(part, ["source", "status", "file_name"]) for part in parts)
     latest = _latest_rows(keys["source"])
     order = np.arange(keys.num_rows) if latest is None else latest.to_numpy()
+    is_good = pc.equal(keys["status"].combine_chunks().take(pa.array(order)), OK).to_numpy(zero_copy_only=False)
+    doubles = _doubles(keys["file_name"], order[is_good])
     if keep_failures is not None:
-        failed = order[keys["status"].combine_chunks().take(pa.array(order)).to_numpy(zero_copy_only=False) != OK]
+        failed = order[~is_good]
         gone = [row for row in failed.tolist() if keys["source"][row].as_py() not in keep_failures]
         order = order[~np.isin(order, gone)]
+    if len(doubles):
+        order = order[~np.isin(order, doubles)]
     if parts == [final] and latest is None and len(order) == keys.num_rows:
         return
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
@@ -139,6 +151,25 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:
     return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
+
+
+def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:
+    """Whether a text may occur twice, by its hash: for two million names 20 MB, where counting them takes 500."""
+    hashes = np.empty(len(texts), np.int64)
+    for start in range(0, len(texts), ROW_GROUP_ROWS):
+        block = texts.slice(start, ROW_GROUP_ROWS).to_pylist()
+        hashes[start : start + len(block)] = [hash(text) for text in block]
+    hashes.sort()
+    return bool((hashes[1:] == hashes[:-1]).any())
+
+
+def _doubles(file_names: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Those of ``rows`` whose file name a later one of them has as well."""
+    names = file_names if len(rows) == len(file_names) else file_names.take(pa.array(rows))
+    if not may_repeat(names):
+        return rows[:0]
+    last = pa.table({"name": names, "row": pa.array(rows)}).group_by("name").aggregate([("row", "max")])["row_max"]
+    return np.setdiff1d(rows, last.to_numpy())
 
 
 def _part_number(path: Path) -> int:

@@ -1,6 +1,6 @@
 """Files that were cut off: what a container's header promises, against the bytes that are there.
 
-libsndfile reads a truncated WAV, AIFF, AU, W64, RF64 or Ogg file without a word. Only the headers' own sizes show that
+libsndfile reads a truncated WAV, AIFF, AU, W64 or RF64 file without a word. Only the headers' own sizes show that
 something is missing, so they are read here: a few bytes a chunk, no samples.
 """
 
@@ -33,8 +33,6 @@ W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 MOST_CHUNKS = 512
-OGG_LARGEST_PAGE = 27 + 255 + 255 * 255
-OGG_END_OF_STREAM = 0x04
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ CAF = ChunkForm(">Q", first=8, data=b"data", overhead=4, alignment=1)
 def find_truncation(read_at: ReadAt, size: int) -> str | None:
     """What shows that a file of ``size`` bytes was cut off or never finished; None where nothing does.
 
-    Knows WAV (also big-endian, RF64, BW64), W64, AIFF, AU, CAF and Ogg; of other formats the decoder has to tell.
+    Knows WAV (also big-endian, RF64, BW64), W64, AIFF, AU and CAF; of other formats the decoder has to tell.
     """
     magic = read_at(0, 4)
     if magic in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
@@ -77,8 +75,6 @@ def find_truncation(read_at: ReadAt, size: int) -> str | None:
         return _chunked_truncation(read_at, size, CAF)
     if magic in (b".snd", b"dns."):
         return _au_truncation(read_at, size, ">" if magic == b".snd" else "<")
-    if magic == b"OggS":
-        return _ogg_truncation(read_at, size)
     return None
 
 
@@ -98,7 +94,10 @@ def _chunked_truncation(read_at: ReadAt, size: int, form: ChunkForm) -> str | No
         if name == form.data:
             return _data_truncation(read_at, size, form, start, _known_size(promised, form, long_size))
         if start + promised > size:
-            return f"the file ends within its {_shown(name)} chunk, before any sample"
+            # A file that has all the bytes that it promises as a whole was not cut off: its chunks are malformed, or
+            # one of odd length lacks its padding, and the decoder may still find its way.
+            cut = form is CAF or _header_truncation(read_at, size, form)
+            return f"the file ends within its {_shown(name)} chunk, before any sample" if cut else None
     return _header_truncation(read_at, size, form)
 
 
@@ -169,23 +168,6 @@ def _au_truncation(read_at: ReadAt, size: int, order: str) -> str | None:
         return f"the header promises {promised} bytes of samples, the file holds {max(0, size - start)} of them"
     if promised == 0 and size > start:
         return f"never finished by its writer: the header promises no samples, {size - start} bytes follow it"
-    return None
-
-
-def _ogg_truncation(read_at: ReadAt, size: int) -> str | None:
-    """Ogg (RFC 3533): the last page must be whole and carry the end-of-stream flag."""
-    tail_start = max(0, size - 2 * OGG_LARGEST_PAGE)
-    tail = read_at(tail_start, size - tail_start)
-    position = len(tail)
-    while (position := tail.rfind(b"OggS", 0, position)) >= 0:
-        header = tail[position : position + 27]
-        if len(header) > 4 and header[4] != 0:
-            continue  # no version that exists: these four bytes are sound
-        lengths = tail[position + 27 : position + 27 + header[26]] if len(header) == 27 else b""
-        whole = len(header) == 27 and len(lengths) == header[26]
-        if not whole or position + 27 + len(lengths) + sum(lengths) > len(tail):
-            return "the file ends within an Ogg page"
-        return None if header[5] & OGG_END_OF_STREAM else "the last Ogg page is not marked as the end of its stream"
     return None
 
 

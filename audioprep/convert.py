@@ -6,6 +6,7 @@ import errno
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED, OK, write_lms
 from audioprep.config import ConvertConfig, LogMelConfig
 from audioprep.decode import AudioInfo, decode
-from audioprep.discover import Source, output_name
+from audioprep.discover import Source, modification_time_ns, output_name
 from audioprep.faults import DecodeError, one_line
 from audioprep.logmel import LogMel
 from audioprep.moments import Moments
@@ -166,8 +167,13 @@ def front_end(config: LogMelConfig) -> LogMel:
 
 
 def failure_record(source: Source, reason: str, message: str) -> Record:
-    """The record of a source that failed without being opened."""
-    return {**_record(source.relative, FAILED, AudioInfo()), "reason": reason, "message": one_line(message)}
+    """The record of a source that failed without being opened, with its size and time where it is a file."""
+    info = AudioInfo()
+    if not source.reason:
+        with suppress(OSError):
+            status = source.path.stat()
+            info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
+    return {**_record(source.relative, FAILED, info), "reason": reason, "message": one_line(message)}
 
 
 def software_versions() -> dict[str, str]:
@@ -218,6 +224,10 @@ def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) 
         for folder in (output.parent, layout.temporaries):
             folder.mkdir(parents=True, exist_ok=True)
         write_lms(output, log_mel, layout.temporaries, durable=durable)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        write_lms(output, log_mel, output.parent, durable=durable)  # the folder is a link to another file system
 
 
 def _remove(output: Path) -> None:

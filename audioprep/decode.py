@@ -17,21 +17,24 @@ import soundfile
 
 from audioprep.config import ConvertConfig
 from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
+from audioprep.discover import modification_time_ns
 from audioprep.faults import DecodeError
 from audioprep.ffmpeg import ffmpeg_sound
 from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.mp3 import walk_mp3, with_stated_length
+from audioprep.ogg import MAGIC as OGG_MAGIC
+from audioprep.ogg import require_whole_ogg
 from audioprep.pcm import HEAD_BYTES, plain_pcm
-from audioprep.sounds import DecodedSound, Sound
+from audioprep.sounds import UNKNOWN_FRAMES, DecodedSound, Sound
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
+# Records hold rates as int32; headers of WAV files hold them as uint32.
+LARGEST_RECORDED_RATE = 2**31 - 1
 # Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
 # MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
 MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
-# What libsndfile reports as the length where the header does not know it.
-UNKNOWN_FRAMES = 2**63 - 1
 # libsndfile's error codes for a content of no known format, and for a header without a usable rate.
 SF_UNRECOGNISED, SF_SYSTEM, SF_BAD_SF_INFO, SF_TOO_MANY_CHANNELS = 1, 2, 24, 33
 # Errors that say nothing about this one file: every further one would fail as well.
@@ -91,7 +94,7 @@ def _open(path: Path, info: AudioInfo) -> int:
             raise DecodeError("is_directory", "it is a folder")
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
-        info.source_bytes, info.source_mtime_ns = status.st_size, status.st_mtime_ns
+        info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
         if status.st_size == 0:
             raise DecodeError("empty_file", "the file has 0 bytes")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -127,13 +130,19 @@ def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig, resamp
 def _checked_source(descriptor: int) -> int | io.BytesIO:
     """What libsndfile shall read: the descriptor, or the frames of an MP3 file as it can find and count them.
 
-    Raises `DecodeError` for a file that was cut off.
+    Raises `DecodeError` for a file that was cut off, and for an Ogg file that is not whole.
     """
     size = os.fstat(descriptor).st_size
-    found = find_truncation(lambda offset, length: os.pread(descriptor, length, offset), size)
+
+    def read_at(offset: int, length: int) -> bytes:
+        return os.pread(descriptor, length, offset)
+
+    found = find_truncation(read_at, size)
     if found:
         raise DecodeError("truncated", found)
     data = os.pread(descriptor, MP3_HEAD_BYTES, 0)
+    if data[:4] == OGG_MAGIC:
+        require_whole_ogg(read_at, size)
     if size > MP3_MOST_BYTES or data[:4] in KNOWN_MAGICS:
         return descriptor
     if size > len(data) and (data[:3] == b"ID3" or walk_mp3(data)):
@@ -144,7 +153,7 @@ def _checked_source(descriptor: int) -> int | io.BytesIO:
     found = mp3.truncation()
     if found:
         raise DecodeError("truncated", found)
-    as_it_is = mp3.states_its_length and mp3.start == 0
+    as_it_is = (mp3.states_its_length and mp3.start == 0) or not mp3.layer_3
     return descriptor if as_it_is else io.BytesIO(with_stated_length(data, mp3))
 
 
@@ -169,7 +178,9 @@ def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
 
 def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     """Note what the header says, refuse what must not be decoded, and decode the rest."""
-    info.sample_rate, info.channels, info.decoder = sound.sample_rate, sound.channels, sound.decoder
+    info.channels, info.decoder = sound.channels, sound.decoder
+    # A damaged header may give a rate that no record can hold; the message has it all the same.
+    info.sample_rate = sound.sample_rate if sound.sample_rate <= LARGEST_RECORDED_RATE else None
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
         raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
     if sound.channels > MAX_CHANNELS:
@@ -196,6 +207,8 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     scale = np.float32(1 / (sound.unit * sound.channels))
     parts, decoded = [], 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
+        # libsndfile fills what follows a short block from wherever it then stands: nothing after it can be believed.
+        short = len(block) < min(block_frames, sound.frames - decoded)
         decoded += len(block)
         mono = mix(block)
         if not level.finite(block, mono):
@@ -203,6 +216,8 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
         part = resample(mono, decoded == sound.frames)
         # Scaling what is resampled touches fewer samples; by a power of two it gives the very same ones.
         parts.append(np.multiply(part, scale, out=part) if scale != 1 else part)
+        if short:
+            break
     if decoded < sound.frames:
         raise DecodeError("truncated", f"the header promises {sound.frames} samples, {decoded} could be decoded")
     info.peak, info.clipped = level.peak, level.clipped

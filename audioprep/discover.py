@@ -20,6 +20,9 @@ AUDIO_SUFFIXES = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
 # macOS writes these beside every file on foreign file systems; they hold no sound.
 APPLE_DOUBLE_PREFIX = "._"
 
+# Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
+EARLIEST_TIME_NS, LATEST_TIME_NS = -(2**63), 2**63 - 1
+
 FolderId = tuple[int, int]
 
 
@@ -43,6 +46,11 @@ def output_name(relative: str) -> str:
     """The log-mel's path for a source: the same, with its suffix replaced by ``.npy``."""
     stem, dot, suffix = relative.rpartition(".")
     return f"{stem if dot and suffix.lower() in AUDIO_SUFFIXES else relative}.npy"
+
+
+def modification_time_ns(status: os.stat_result) -> int:
+    """The modification time in nanoseconds as records hold it: times that do not fit become the nearest that does."""
+    return max(EARLIEST_TIME_NS, min(status.st_mtime_ns, LATEST_TIME_NS))
 
 
 def discover(src: Path, exclude: Path | None = None, found: Callable[[int], object] | None = None) -> list[Source]:
@@ -74,16 +82,20 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
 def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
     """Sources of these paths relative to ``src``, sorted, each once, without looking whether they are there.
 
-    Raises `UserError` for a path that leads out of ``src`` or is none of a file.
+    Paths become what a scan would find: ``./a.wav`` is ``a.wav``, ``b//a.wav`` is ``b/a.wav``. Raises `UserError` for a
+    path that leads out of ``src`` or is none of a file.
     """
     root = os.fspath(src)
-    unique = sorted(set(names))
-    for name in unique:
-        if name.startswith("/") or ".." in name:
-            inside(src, name)
-        if not name or name.endswith("/") or "\0" in name:
-            raise UserError(f"{name!r} is no path of a file below {src}.")
+    unique = sorted({_normal(src, name) for name in names})
     return _with_conflicts([_source(root, name) for name in unique])
+
+
+def _normal(src: Path, name: str) -> str:
+    if name.startswith("/") or ".." in name:
+        inside(src, name)
+    if not name or name == "." or name.endswith(("/", "/.")) or "\0" in name:
+        raise UserError(f"{name!r} is no path of a file below {src}.")
+    return Path(name).as_posix() if "./" in name or "//" in name else name
 
 
 def _walk(

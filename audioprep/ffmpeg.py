@@ -6,6 +6,7 @@ samples to an unnamed temporary file, so that an hour needs no more memory than 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -32,6 +33,8 @@ TRUNCATION_SIGNS = (
     *("moov atom not found", "partial file", "ended prematurely", "end of file", "truncat"),
     *("buffer exhausted", "packet size too small"),
 )
+# What befalls the samples on their way to the temporary file says nothing about the sound.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # "[aac @ 0x55a0d8c16a00] " before a message: the address is another one every time.
 COMPONENT = re.compile(r"^\[(\w+)[^\]]* @ 0x[0-9a-f]+\] ?")
 # Containers count in milliseconds, codecs in frames of up to this length: less missing is no cut.
@@ -67,7 +70,8 @@ def require_ffmpeg() -> None:
 def ffmpeg_sound(path: Path, max_seconds: float) -> Iterator[FfmpegSound]:
     """The first audio stream of ``path``; a little more than ``max_seconds`` of it at most.
 
-    Raises `DecodeError` where it has none, it was cut off, or the programs fail or are missing.
+    Raises `DecodeError` where it has none, it was cut off, or the programs fail or are missing, and `OSError` where
+    the folder of temporary files is full.
     """
     stream = _probe(path)
     rate, channels, seconds = int(stream["sample_rate"]), int(stream["channels"]), stream["seconds"]
@@ -128,6 +132,9 @@ def _run(program: str, *arguments: str, output: IO[bytes] | None = None) -> byte
         raise DecodeError("malformed", f"{program} did not finish within {TIMEOUT_SECONDS} s") from error
     complaint = done.stderr.decode(errors="replace").strip()
     if done.returncode or complaint:
+        for number in FULL_DISK if output else ():
+            if os.strerror(number) in complaint:
+                raise OSError(number, f"{os.strerror(number)} for temporary files (TMPDIR)", tempfile.gettempdir())
         cut = any(sign in complaint.lower() for sign in TRUNCATION_SIGNS)
         said = COMPONENT.sub(r"\1: ", complaint.splitlines()[0]) if complaint else f"exit code {done.returncode}"
         raise DecodeError("truncated" if cut else "malformed", f"{program}: {said}")

@@ -2,7 +2,8 @@
 
 libsndfile believes the Xing/Info/VBRI frame, or guesses from the first frame's bit rate where there is none: a
 variable-rate file then loses its end without a word. Counting the frames shows files that were cut off, and gives
-those without a length a frame that states it.
+those without a length a frame that states it. Frames of layer II, which some ``.mp3`` files hold, are counted to see
+whether one was cut off, and no more: no frame can state their number.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-# kbit/s by bit-rate index, for layer III of MPEG-1 and of MPEG-2/2.5 (ISO/IEC 11172-3, 13818-3).
-BIT_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+LAYER_2, LAYER_3 = 2, 1  # as headers have it
+# kbit/s by bit-rate index, for layer III and II of MPEG-1 and both of MPEG-2/2.5 (ISO/IEC 11172-3, 13818-3).
+BIT_RATES_1 = {
+    LAYER_3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    LAYER_2: (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+}
 BIT_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
-LAYER_3 = 1
 # Index of 128 (MPEG-1) or 80 kbit/s (MPEG-2): at every sample rate long enough for the frame that states the length.
 INFO_BIT_RATE_INDEX = 9
 FARTHEST_FIRST_FRAME = 1 << 16
@@ -26,7 +30,7 @@ class Frame:
     """The header of one frame: ``length`` in bytes, ``kind`` what all frames of a stream share."""
 
     length: int
-    kind: tuple[int, int]  # MPEG version bits, sample rate
+    kind: tuple[int, int, int]  # MPEG version bits, layer bits, sample rate
     side_info: int  # bytes between header and main data
 
 
@@ -35,6 +39,7 @@ class Mp3:
     """What a walk over the frames found. ``frames`` is the number of audio frames.
 
     ``start`` is the offset of the first frame of any kind, ``first`` that of the first audio frame.
+    ``layer_3``: the frames can be told their number (`with_stated_length`).
     ``promised`` is the number that the file's own info frame states, None where it states none; ``cut`` whether the
     last frame is not whole.
     """
@@ -44,6 +49,7 @@ class Mp3:
     frames: int
     promised: int | None
     cut: bool
+    layer_3: bool = True
 
     def truncation(self) -> str | None:
         """What shows that the file was cut off; None where nothing does. Some encoders count the info frame as well."""
@@ -82,7 +88,7 @@ def walk_mp3(data: bytes) -> Mp3 | None:
             break
         frames += 1
         position += frame.length
-    return Mp3(start, first, frames, promised, cut)
+    return Mp3(start, first, frames, promised, cut, kind[1] == LAYER_3)
 
 
 def with_stated_length(data: bytes, mp3: Mp3) -> bytes:
@@ -135,21 +141,21 @@ def _run_length(data: bytes, position: int) -> int:
 
 
 def _frame_at(data: bytes, position: int) -> Frame | None:
-    """The layer III frame header at ``position``; None where there is none, or one of free bit rate."""
+    """The frame header of layer III or II at ``position``; None where there is none, or one of free bit rate."""
     header = data[position : position + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = (header[1] >> 3) & 3, (header[1] >> 1) & 3
     bit_rate_index, rate_index = header[2] >> 4, (header[2] >> 2) & 3
-    if layer != LAYER_3 or version not in SAMPLE_RATES or rate_index == 3 or not 0 < bit_rate_index < 15:
+    if layer not in BIT_RATES_1 or version not in SAMPLE_RATES or rate_index == 3 or not 0 < bit_rate_index < 15:
         return None
     first_version, mono = version == 3, header[3] >> 6 == 3
-    bit_rate = (BIT_RATES_1 if first_version else BIT_RATES_2)[bit_rate_index] * 1000
+    bit_rate = (BIT_RATES_1[layer] if first_version else BIT_RATES_2)[bit_rate_index] * 1000
     sample_rate = SAMPLE_RATES[version][rate_index]
     padding = (header[2] >> 1) & 1
-    length = (144 if first_version else 72) * bit_rate // sample_rate + padding
+    length = (144 if first_version or layer == LAYER_2 else 72) * bit_rate // sample_rate + padding
     side_info = (17 if mono else 32) if first_version else (9 if mono else 17)
-    return Frame(length, (version, sample_rate), side_info)
+    return Frame(length, (version, layer, sample_rate), side_info)
 
 
 def _read_info(data: bytes, position: int, frame: Frame) -> tuple[bool, int | None]:

@@ -14,6 +14,8 @@ from audioprep.faults import DecodeError
 INT16_FULL_SCALE = {"PCM_16": 32767, "PCM_U8": 32512, "PCM_S8": 32512, "ULAW": 32124, "ALAW": 32256}
 # The largest step of 16 bits below 1.0; decoders of floating point reach or pass it where a sound is clipped.
 FLOAT_FULL_SCALE = 1 - 2**-15
+# What libsndfile reports as the length where the header does not know it.
+UNKNOWN_FRAMES = 2**63 - 1
 
 
 class Sound(Protocol):
@@ -58,6 +60,8 @@ class DecodedSound:
         self._is_int16 = file.subtype in INT16_FULL_SCALE
         self.sample_rate, self.channels, self.frames = int(file.samplerate), int(file.channels), int(file.frames)
         self.kind = str(file.format)
+        if _guesses_length(file):
+            self.frames, self.kind = UNKNOWN_FRAMES, f"{file.format} ({file.subtype_info})"
         self.unit = 32768.0 if self._is_int16 else 1.0
         self.full_scale = float(INT16_FULL_SCALE.get(file.subtype, FLOAT_FULL_SCALE))
 
@@ -69,3 +73,10 @@ class DecodedSound:
         except soundfile.LibsndfileError as error:
             raise DecodeError("truncated", f"the decoder stopped: {error.error_string}") from error
         return block
+
+
+def _guesses_length(file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile takes the length from the first frame's bit rate: MPEG of any kind but MP3 files, whose
+    frames `audioprep.mp3` has counted. Too short a guess would lose the end without a word."""
+    mpeg = str(file.subtype).startswith("MPEG_LAYER")
+    return mpeg and (file.format, file.subtype) != ("MP3", "MPEG_LAYER_III")

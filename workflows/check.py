@@ -62,7 +62,8 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
             result.checked += len(file_names)
             if not file_names:
                 result.problem(path.name, "lists no files")
-            repeated = [name for name, count in Counter(file_names).items() if count > 1]
+            plain = (Path(name).as_posix() if "./" in name or "//" in name else name for name in file_names)
+            repeated = [name for name, count in Counter(plain).items() if count > 1]
             for name in repeated:
                 result.problem(path.name, f"{name} is listed more than once")
             for name in file_names:
@@ -121,6 +122,11 @@ def _expected_of(layout: LmsLayout, result: CheckResult) -> dict[str, ExpectedAr
     config = ConvertConfig.from_dict(frozen["config"])
     rows = read_records(layout, ["file_name", "status", "frames", "mean", "m2"]).to_pylist()
     good = {row["file_name"]: row for row in rows if row["status"] == OK}
+    for name, count in Counter(row["file_name"] for row in rows if row["status"] == OK).items():
+        if count > 1:
+            result.problem(
+                f"{layout.root.name}/{name}", f"has {count} good records; `m2dprep melspec` settles whose it is"
+            )
     for name in sorted(set(layout.array_files()) - set(good)):
         result.problem(f"{layout.root.name}/{name}", "is an array that no good record speaks of")
     return {

@@ -20,6 +20,7 @@ from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.records import (
     FAILED,
+    append_records,
     compact_records,
     read_config,
     record_parts,
@@ -123,7 +124,8 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
         # Workers elsewhere may stand in another folder.
         function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
-        reasons = _convert(layout, src, function, plan.pending, pool, lambda: _begin(layout, config, src, options))
+        begin = functools.partial(_begin, layout, plan, config, src, options)
+        reasons = _convert(layout, src, function, plan.pending, pool, begin)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = write_list(layout, files_csv, plan.pending)
@@ -189,10 +191,14 @@ def _forecast(
     return forecast(pending, layout.root, config, pool.promised, convert, given_back)
 
 
-def _begin(layout: LmsLayout, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
-    """What comes before the first clip, once there are workers: freeze the configuration, forget an earlier one."""
+def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
+    """What comes before the first clip, once there are workers: freeze the configuration, forget an earlier one.
+
+    Sources that lose their arrays lose them before anything is written to those.
+    """
     if options.overwrite:
         forget(layout)
+    append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
     if read_config(layout) is None:
         root = str(src.resolve())
         write_config(layout, config.to_dict(), {"source_root": root, "versions": software_versions()})
@@ -235,6 +241,7 @@ def _convert(
     """
     reasons: Counter[str] = Counter()
     if not pending:
+        begin()
         return reasons
     poisoned = functools.partial(_give_up, layout)
 
@@ -248,7 +255,8 @@ def _convert(
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed
             progress.advance(len(rows), failed=failed.total())
-    return reasons
+    reasons["internal_error"] += records.given_up
+    return +reasons
 
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:

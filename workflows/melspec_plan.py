@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +13,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
+from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
-from audioprep.discover import Source, discover, named_sources, output_name
+from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
+from workflows.melspec_owners import Owners, misnamed, settle
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sources still to convert, and how many of the others are done or failed before, by reason."""
+    """The sources still to convert, and how many of the others are done or failed before, by reason.
+
+    ``superseded`` are sources with good records that lose their arrays to pending ones; the reasons are in them.
+    """
 
     pending: list[Source]
     done: int
     failed: Counter[str]
+    superseded: list[Source] = field(default_factory=list)
 
 
 def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
     """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
 
     What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
-    folder, the list cannot be read, a path leads out of ``src``, or there are no sources at all.
+    folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
+    has a name that configuration and lists cannot hold.
     """
+    for path in (src.resolve(), dst.absolute()):
+        _require_text(path)
     if files is None:
         sources = discover(src, exclude=dst)
         if not sources:
@@ -49,14 +57,23 @@ def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
     return sources
 
 
+def _require_text(path: Path) -> None:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(f"{name}: the name is not UTF-8; rename the folder.") from error
+
+
 def make_plan(
     layout: LmsLayout, sources: list[Source], *, retry_failed: bool, check_sources: bool, same_root: bool
 ) -> Plan:
     """Compare ``sources`` with the records of ``layout``.
 
     A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded; sizes are compared
-    anyway where the records speak of another folder (not ``same_root``).
+    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded, also of failed ones;
+    sizes are compared anyway where the records speak of another folder (not ``same_root``). Where a source's output is
+    the array of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
     """
     if not record_parts(layout):
         return Plan(sources, 0, Counter())
@@ -68,13 +85,18 @@ def make_plan(
     known = row_of >= 0
     good = known & (status[row_of] == OK)
     failed = known & (status[row_of] == FAILED)
-    good &= _present(layout.root, records["file_name"])[row_of]
+    owners = Owners(records, status == OK)
+    good &= (_present(layout.root, records["file_name"]) & ~owners.without_owner(records["file_name"]))[row_of]
     if check_sources or not same_root:
-        good &= ~_changed(sources, good, row_of, records, compare_times=check_sources and same_root)
+        changed = _changed(sources, good, failed, row_of, records, check_sources=check_sources, same_root=same_root)
+        good &= ~changed
+        failed &= ~changed
     kept_failed = np.zeros(len(sources), bool) if retry_failed else failed
     reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
-    pending = np.flatnonzero(~(good | kept_failed)).tolist()
-    return Plan([sources[index] for index in pending], int(good.sum()), reasons)
+    rows = np.flatnonzero(~(good | kept_failed)).tolist()
+    pending, superseded = settle([sources[index] for index in rows], owners)
+    superseded += misnamed(records, status == OK, sources[0].root) if sources else []
+    return Plan(pending, int(good.sum()), reasons, superseded)
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
@@ -106,8 +128,9 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
     packed = packed_names(layout.root) if pending else None
     if packed is None:
         return
-    outputs = pa.array([output_name(source.relative) for source in pending], pa.string())
-    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py()
+    written = (source for source in pending if not source.reason)
+    outputs = pa.array([output_name(source.relative) for source in written], pa.string())
+    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py() or 0
     if again:
         raise UserError(
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
@@ -115,34 +138,35 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
         )
 
 
-def arrays_below(root: Path) -> list[str]:
-    """Relative paths of the .npy files under ``root``."""
-    found: list[str] = []
-    folders = [""]
-    while folders:
-        prefix = folders.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if entry.name.endswith(".npy"):
-                    found.append(prefix + entry.name)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{prefix}{entry.name}/")
-    return found
-
-
 def _changed(
-    sources: Sequence[Source], candidates: np.ndarray, row_of: np.ndarray, records: pa.Table, *, compare_times: bool
+    sources: Sequence[Source],
+    good: np.ndarray,
+    failed: np.ndarray,
+    row_of: np.ndarray,
+    records: pa.Table,
+    *,
+    check_sources: bool,
+    same_root: bool,
 ) -> np.ndarray:
-    """Which of the ``candidates`` are other files than those recorded, by size and, if asked for, by time."""
+    """Which of the ``good`` and ``failed`` sources are other files than those recorded, by size and maybe by time.
+
+    Good ones that cannot be looked at have changed; failed ones have not. Where the size of a failed one was never
+    known, one that is there has changed if that was asked for (``check_sources``).
+    """
     sizes = records["source_bytes"].fill_null(-1).to_numpy()
     times = records["source_mtime_ns"].fill_null(-1).to_numpy()
+    compare_times = check_sources and same_root
     changed = np.zeros(len(sources), bool)
-    for index in np.flatnonzero(candidates).tolist():
+    for index in np.flatnonzero(good | failed).tolist():
         row = row_of[index]
         try:
             status = sources[index].path.stat()
         except OSError:
-            changed[index] = True
+            changed[index] = good[index]
             continue
-        changed[index] = status.st_size != sizes[row] or (compare_times and status.st_mtime_ns != times[row])
+        if failed[index] and sizes[row] < 0:
+            changed[index] = check_sources
+            continue
+        other_time = compare_times and modification_time_ns(status) != times[row]
+        changed[index] = status.st_size != sizes[row] or other_time
     return changed

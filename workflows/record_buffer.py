@@ -14,12 +14,16 @@ PART_SECONDS = 20.0
 
 
 class RecordBuffer:
-    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left."""
+    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left.
+
+    ``given_up`` counts the good records that could only be written as failures.
+    """
 
     def __init__(self, layout: LmsLayout) -> None:
         self._layout = layout
         self._rows: list[Mapping[str, Any]] = []
         self._written = time.monotonic()
+        self.given_up = 0
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._rows.extend(rows)
@@ -27,7 +31,7 @@ class RecordBuffer:
             self._flush()
 
     def _flush(self) -> None:
-        append_records(self._layout, self._rows)
+        self.given_up += len(append_records(self._layout, self._rows))
         self._rows, self._written = [], time.monotonic()
 
     def __enter__(self) -> RecordBuffer:

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
-from artifacts.layout import PACKED_FOLDER, LmsLayout
+from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below
 from artifacts.packed_store import META
 from artifacts.records import OK, read_config, read_records, record_parts
-from audioprep.discover import Source
-from workflows.melspec_plan import arrays_below
+from audioprep.discover import Source, output_name
 
 
 def require_replaceable(layout: LmsLayout, sources: Iterable[Source]) -> None:
@@ -29,13 +28,13 @@ def require_replaceable(layout: LmsLayout, sources: Iterable[Source]) -> None:
     if not record_parts(layout):
         return
     try:
-        records = read_records(layout, ["source", "file_name", "status"])
+        records = read_records(layout, ["file_name", "status"])
     except UserError as error:
         print(f"m2dprep: {error} Arrays of sources that are not converted now stay as they are.", file=sys.stderr)
         return
     made = records.filter(pc.equal(records["status"], OK))
-    named = pa.array([source.relative for source in sources], pa.string())
-    others = made.filter(pc.invert(pc.is_in(made["source"], value_set=named)))
+    outputs = pa.array([output_name(source.relative) for source in sources], pa.string())
+    others = made.filter(pc.invert(pc.is_in(made["file_name"], value_set=outputs)))
     if others.num_rows:
         raise UserError(
             f"{layout.root} holds {others.num_rows:,} arrays, such as {others['file_name'][0].as_py()}, whose sources "

@@ -39,3 +39,18 @@ def test_a_link_to_another_disk_keeps_its_name_and_place(tmp_path: Path) -> None
     layout = LmsLayout(tmp_path / "data" / "set_lms")
     assert layout.folder == "set_lms"
     assert layout.files_csv == tmp_path / "data" / "files_set.csv"
+
+
+def test_arrays_are_files_below_folders_and_links_but_not_in_circles(tmp_path: Path) -> None:
+    root, other_disk = tmp_path / "set_lms", tmp_path / "disk"
+    for path in (root / "a.npy" / "b.npy", root / "c" / "d.npy", other_disk / "e.npy", root / "_packed" / "shard.npy"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "linked").symlink_to(other_disk)
+    (other_disk / "back").symlink_to(root)
+    (root / "c" / "f.npy").symlink_to(other_disk / "e.npy")
+    (root / "broken.npy").symlink_to("nowhere")
+    (root / "circle.npy").symlink_to("circle.npy")
+    (root / "empty.npy").mkdir()
+    assert LmsLayout(root).array_files() == ["a.npy/b.npy", "c/d.npy", "c/f.npy", "linked/e.npy"]
+    assert LmsLayout(tmp_path / "not there").array_files() == []

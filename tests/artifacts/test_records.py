@@ -44,7 +44,7 @@ def test_later_rows_win_and_rows_are_sorted(layout: LmsLayout) -> None:
 
 
 def test_no_rows_write_no_part(layout: LmsLayout) -> None:
-    assert append_records(layout, []) is None
+    assert append_records(layout, []) == []
     assert record_parts(layout) == []
     with pytest.raises(UserError, match="m2dprep melspec"):
         read_records(layout)
@@ -125,3 +125,49 @@ def test_records_of_failures_whose_source_went_are_dropped_and_others_kept(layou
     append_records(layout, [row("a"), row("b", "failed"), row("c", "failed")])
     compact_records(layout, keep_failures={"c"})
     assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "c"]
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**80), 2**80),
+    st.floats(),
+    st.text(st.characters(codec=None)),
+    st.lists(st.floats() | st.integers(2**64, 2**70), max_size=2),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.dictionaries(st.sampled_from(record_file.RECORD_SCHEMA.names[5:]), VALUES))
+def test_whatever_a_row_holds_no_row_is_lost(values: dict, tmp_path_factory: pytest.TempPathFactory) -> None:
+    layout = LmsLayout(tmp_path_factory.mktemp("odd_lms"))
+    layout.melspec.mkdir()
+    given_up = append_records(layout, [row("a"), row("b", **values), row("c", "failed", **values)])
+    assert given_up in ([], ["b.npy"])
+    written = read_records(layout, ["source", "status", "bin_mean"]).to_pylist()
+    assert [(found["source"], found["status"]) for found in written] == [
+        ("a", "ok"),
+        ("b", "failed" if given_up else "ok"),
+        ("c", "failed"),
+    ]
+    assert written[0]["bin_mean"] == [1.0]
+
+
+def test_a_row_that_does_not_fit_loses_what_does_not_or_its_array(layout: LmsLayout) -> None:
+    for name in "abc":
+        (layout.root / f"{name}.npy").touch()
+    rows = [row("a", frames=1), row("b", frames=1, source_mtime_ns=2**63), row("c", frames=2**40)]
+    assert append_records(layout, rows) == ["c.npy"]
+    columns = ["status", "reason", "frames", "source_mtime_ns"]
+    assert [list(found.values()) for found in read_records(layout, columns).to_pylist()] == [
+        ["ok", None, 1, None],
+        ["ok", None, 1, None],
+        ["failed", "internal_error", None, None],
+    ]
+    assert "too large" in read_records(layout, ["message"])["message"][2].as_py()
+    assert sorted(path.name for path in layout.root.glob("*.npy")) == ["a.npy", "b.npy"]
+
+
+def test_names_that_are_no_text_are_written_escaped(layout: LmsLayout) -> None:
+    append_records(layout, [row("a"), row("caf\udce9", "failed", reason="bad_name")])
+    assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "caf\\udce9"]

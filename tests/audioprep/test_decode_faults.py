@@ -15,6 +15,7 @@ import soundfile
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.decode import decode
 from audioprep.faults import REASONS, DecodeError
+from audioprep.sounds import DecodedSound
 
 CONFIG = ConvertConfig(PRESETS["16k"], max_seconds=20.0)
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (22050, 2))
@@ -268,3 +269,54 @@ def test_a_machine_at_its_end_is_no_fault_of_the_file(
 def test_unknown_reasons_are_a_programming_error() -> None:
     with pytest.raises(ValueError, match="bogus"):
         DecodeError("bogus", "message")
+
+
+def test_what_follows_a_short_block_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile goes on elsewhere after what it could not decode, and so makes up the number of samples promised."""
+    monkeypatch.setattr("audioprep.decode.SAMPLES_PER_BLOCK", 4000)
+
+    def read(self: DecodedSound, start: int, frames: int) -> np.ndarray:
+        return np.zeros((min(frames, self.frames - start) - (start == 4000), 1), np.float32)
+
+    monkeypatch.setattr(DecodedSound, "read", read)
+    (tmp_path / "x.flac").write_bytes(encoded("FLAC", samples=NOISE[:20000, :1]))
+    error = fault(tmp_path / "x.flac")
+    assert (error.reason, "7999 could be decoded" in error.message) == ("truncated", True)
+
+
+# Frames of silence: MPEG-1 layer II, 192 kbit/s, 48 kHz, stereo.
+LAYER_TWO = (b"\xff\xfd\xa4\x00" + bytes(572)) * 100
+
+
+def mp3_in_wav() -> bytes:
+    data = encoded("MP3", "MPEG_LAYER_III")
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 2, 48000, 16000, 1, 0, 12, 1, 2, 384, 1, 1393)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+@pytest.mark.parametrize("content", [LAYER_TWO, mp3_in_wav()], ids=["layer II", "MP3 in WAV"])
+def test_lengths_that_libsndfile_guesses_are_not_believed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.wav").write_bytes(content)
+    error = fault(tmp_path / "x.wav")
+    assert (error.reason, "--decoder ffmpeg" in error.message) == ("unsupported", True)
+
+
+def test_layer_two_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "x.mp3").write_bytes(LAYER_TWO[:-100])
+    assert fault(tmp_path / "x.mp3").reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"LIST\x0f\0\0\0INFOxINFOxINFOx", b"zzzz\x03\0\0\0abc", b"junk\xff\xff\xff\0"],
+    ids=["LIST", "own", "too long"],
+)
+def test_broken_chunks_of_a_file_that_is_whole_are_malformed(tmp_path: Path, odd: bytes) -> None:
+    """Without its padding, or with a wrong length, a chunk hides what follows; no byte is missing all the same."""
+    whole = wav(data=b"\1" * 8000)
+    content = whole[8:36] + odd + whole[36:]
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert fault(tmp_path / "x.wav").reason == "malformed"
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content[:-1])
+    assert fault(tmp_path / "x.wav").reason == "truncated"

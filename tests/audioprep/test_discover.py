@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from audioprep.discover import Source, discover, output_name
+from audioprep.discover import Source, discover, named_sources, output_name
 
 
 def touch(root: Path, *names: str) -> None:
@@ -177,3 +177,16 @@ def test_sources_travel_light(tmp_path: Path) -> None:
 )
 def test_output_names(relative: str, output: str) -> None:
     assert output_name(relative) == output
+
+
+def test_names_of_one_file_are_one_source(tmp_path: Path) -> None:
+    names = ["./a.wav", "a.wav", ".//a.wav", "././a.wav", "b//c.wav", "b/./c.wav", "d./e.wav", "...wav"]
+    assert relatives(named_sources(tmp_path, names)) == ["...wav", "a.wav", "b/c.wav", "d./e.wav"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "./", "a.wav/", "a.wav/.", "./.", "..", "../a.wav", "a/../b.wav", "/a.wav", "a\0"]
+)
+def test_names_of_no_file_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"no path of a file|leads out"):
+        named_sources(tmp_path, ["a.wav", name])

@@ -109,6 +109,8 @@ BAD = [
     Kind("half of a 24 bit wav.wav", sound(subtype="PCM_24")[:60000], "truncated"),
     Kind("half of a flac.flac", sound("FLAC")[:60000], "truncated"),
     Kind("half of an ogg.ogg", sound("OGG", "VORBIS")[:8000], "truncated"),
+    Kind("a damaged ogg.ogg", sound("OGG", "VORBIS")[:8000] + b"?" + sound("OGG", "VORBIS")[8001:], "malformed"),
+    Kind("two opus files in one.opus", 2 * sound("OGG", "OPUS", rate=48000), "unsupported"),
     Kind("half of an mp3.mp3", sound("MP3", "MPEG_LAYER_III")[:8000], "truncated"),
     Kind("half of an aiff.aiff", sound("AIFF")[:60000], "truncated"),
     Kind("header only.wav", sound()[:44], "truncated"),

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from artifacts.embedding_store import index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
+from artifacts.layout import LmsLayout
+from artifacts.records import append_records, read_records
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from cli.main import m2dprep
@@ -120,6 +122,12 @@ def reword_caption(data: Path) -> None:
     write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
 
 
+def claim_an_array_twice(data: Path) -> None:
+    layout = LmsLayout(data / "audioset_lms")
+    row = read_records(layout).to_pylist()[0]
+    append_records(layout, [{**row, "source": "another.flac"}])
+
+
 def repeat_caption(data: Path) -> None:
     rows = caption_rows()
     write_captions(data / "captions.parquet", pa.Table.from_pylist([*rows, rows[0]], schema=CAPTIONS_SCHEMA))
@@ -159,6 +167,7 @@ FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda data: shutil.copy(data / LISTED[0], data / "audioset_lms/stray.npy"), "conversions", "no good record"),
     (edit_json("audioset_lms/_melspec/config.json", config={"dtype": "x"}), "conversions", "fingerprint"),
     (lambda data: (data / "audioset_lms/_melspec/config.json").unlink(), "conversions", "missing"),
+    (claim_an_array_twice, "conversions", "Yaaaaaaaaaaa.npy: has 2 good records"),
     (
         lambda data: (data / "audioset_lms/_melspec/records-000000.parquet").write_bytes(b""),
         "conversions",
@@ -166,6 +175,11 @@ FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
     ),
     (lambda data: write_file_list(data / "files_audioset.csv", []), "file lists", "lists no files"),
     (lambda data: write_file_list(data / "files_audioset.csv", [*LISTED, LISTED[0]]), "file lists", "more than once"),
+    (
+        lambda data: write_file_list(data / "files_audioset.csv", [*LISTED, "audioset_lms/./plain.npy"]),
+        "file lists",
+        r"audioset_lms/plain.npy is listed more than once",
+    ),
     (lambda data: write_file_list(data / "files_audioset.csv", ["../x.npy"]), "file lists", "leads out"),
     (
         lambda data: write_file_list(data / "files_audioset.csv", ["a/eval_segments/x.npy"]),

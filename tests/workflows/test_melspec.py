@@ -303,3 +303,65 @@ def test_the_shard_function_travels_light() -> None:
     """What workers import is asserted where it is imported; here: what is sent to them needs nothing more."""
     function = functools.partial(melspec.convert_shard, src=Path("a"), dst=Path("b"), config=CONFIG)
     assert len(pickle.dumps(function)) < 2000
+
+
+def test_rates_and_times_that_no_record_can_hold_stop_nothing(src: Path) -> None:
+    absurd = bytearray((src / "train" / "clip 0.wav").read_bytes())
+    absurd[24:28] = (0xFFFFFF00).to_bytes(4, "little")
+    (src / "train" / "absurd.wav").write_bytes(absurd)
+    for name, year in (("clip 1.wav", 2300), ("clip 2.wav", 1)):
+        os.utime(src / "train" / name, ((year - 1970) * 31_556_952,) * 2)
+    report = convert(src)
+    assert (report.done, report.reasons) == (12, {"bad_rate": 1})
+    records = read_records(LmsLayout(src.parent / "data" / "audioset_lms")).to_pylist()
+    (row,) = [row for row in records if row["status"] == "failed"]
+    assert (row["sample_rate"], "4294967040 Hz" in row["message"]) == (None, True)
+    again = convert(src, check_sources=True)
+    assert (again.done, again.skipped, again.failed) == (0, 12, 1)
+
+
+def test_a_record_that_cannot_be_written_is_a_failure_and_counted(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(sources, **settings):  # type: ignore[no-untyped-def]
+        odd = {"train/clip 0.wav": {"frames": 2**40}, "train/clip 1.wav": {"sample_rate": 2**40}}
+        return [{**row, **odd.get(row["source"], {})} for row in original(sources, **settings)]
+
+    original = melspec.convert_shard
+    monkeypatch.setattr(melspec, "convert_shard", spoil)
+    report = convert(src)
+    assert (report.done, report.reasons, report.listed) == (11, {"internal_error": 1}, 8)
+    assert not (src.parent / "data/audioset_lms/train/clip 0.npy").exists()
+    monkeypatch.undo()
+    assert convert(src, retry_failed=True).done == 1
+
+
+def test_a_list_that_find_printed_names_what_a_scan_finds(src: Path, tmp_path: Path) -> None:
+    names = [f"./{path.relative_to(src)}" for path in sorted(src.rglob("*.wav"))]
+    assert convert(src, files=write_list(tmp_path / "list.csv", names)).done == 12
+    assert convert(src, files=write_list(tmp_path / "list.csv", names)).skipped == 12
+    report = convert(src)
+    assert (report.done, report.skipped, report.listed) == (0, 12, 9)
+
+
+def test_arrays_in_linked_folders_and_in_folders_named_like_arrays_are_found_again(src: Path, tmp_path: Path) -> None:
+    write_wav(src / "a.npy" / "clip.wav", 20)
+    write_wav(src / "b.wav", 21)
+    convert(src)
+    dst = src.parent / "data" / "audioset_lms"
+    (dst / "train").rename(tmp_path / "other disk")
+    (dst / "train").symlink_to(tmp_path / "other disk")
+    (dst / "b.npy").unlink()
+    (dst / "b.npy").mkdir()
+    assert convert(src).reasons == {"name_conflict": 1}, "a folder is no array"
+    (dst / "b.npy").rmdir()
+    report = convert(src, retry_failed=True)
+    assert (report.done, report.skipped) == (1, 13)
+
+
+@pytest.mark.parametrize("which", ["src", "dst"])
+def test_folders_whose_names_are_no_text_are_refused(src: Path, which: str) -> None:
+    odd = src.parent / os.fsdecode(b"caf\xe9")
+    src.rename(odd) if which == "src" else None
+    folders = (odd, src.parent / "x_lms") if which == "src" else (src, odd / "x_lms")
+    with pytest.raises(UserError, match=r"caf\\xe9.*is not UTF-8"):
+        run_melspec(*folders, CONFIG, HERE)
+    assert not folders[1].exists()

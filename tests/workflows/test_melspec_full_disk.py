@@ -87,3 +87,17 @@ def test_what_cannot_fit_does_not_start(small_disk: Path, src: Path, monkeypatch
     (small_disk / "filler").write_bytes(bytes(3 << 20))
     code, message = run(src, dst)
     assert (code, "not even a sample of them" in message) == (2, True)
+
+
+def test_a_folder_may_be_a_link_to_another_disk(small_disk: Path, src: Path, tmp_path: Path) -> None:
+    (src / "part").mkdir()
+    for path in sorted(src.glob("*.wav"))[:3]:
+        path.rename(src / "part" / path.name)
+    dst = tmp_path / "data" / "audioset_lms"
+    dst.mkdir(parents=True)
+    (dst / "part").symlink_to(small_disk)
+    assert run(src, dst)[0] == 0
+    assert len(list(small_disk.glob("*.npy"))) == 3
+    code, message = run(src, dst)
+    assert code == 0
+    assert f"0 done + {CLIPS} skipped" in message

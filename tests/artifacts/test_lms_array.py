@@ -1,0 +1,62 @@
+"""A log-mel file is opened, or there is an error that names it, whatever its bytes are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artifacts.errors import UserError
+from artifacts.lms_array import HEADER_BYTES, open_lms
+
+VALUES = np.arange(80 * 5, dtype=np.float32).reshape(1, 80, 5)
+
+
+def damaged(path: Path, find: bytes, replace: bytes) -> Path:
+    np.save(path, VALUES)
+    data = path.read_bytes()
+    assert find in data
+    path.write_bytes(data.replace(find, replace, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [
+        (b"(1, 80, 5)", b"(1, 80, 5 "),
+        (b"(1, 80, 5)", b"(1, 80, ')"),
+        (b"(1, 80, 5)", b"(1, 8\x00, 5)"),
+        (b"(1, 80, 5), }" + 8 * b" ", b"(1, 80, 999999999999)"),
+        (b"(1, 80, 5), }" + 14 * b" ", b"(1, 80, 999999999999999999)"),
+        (b"'descr'", b"'des\xffr'"),
+        (b"{'descr", b"(((((((("),
+        (b"<f4", b"<q9"),
+        (b"\x93NUMPY", b"PK\x03\x04__"),
+    ],
+)
+def test_damaged_headers(tmp_path: Path, find: bytes, replace: bytes) -> None:
+    with pytest.raises(UserError, match=r"x\.npy"):
+        open_lms(damaged(tmp_path / "x.npy", find, replace))
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=st.dictionaries(st.integers(0, HEADER_BYTES - 1), st.integers(0, 255), min_size=1, max_size=4))
+def test_any_bytes_in_the_header(changes: dict[int, int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.npy"
+    np.save(path, VALUES)
+    data = bytearray(path.read_bytes())
+    for position, byte in changes.items():
+        data[position] = byte
+    path.write_bytes(data)
+    try:
+        assert open_lms(path).shape[0] == 1
+    except UserError as error:
+        assert "any.npy" in str(error)
+
+
+def test_several_arrays_in_one_file_are_none(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=VALUES)
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(UserError, match="several of them"):
+        open_lms(tmp_path / "x.npy")
