@@ -208,6 +208,28 @@ def test_non_finite_loss_stops_with_step_and_files(data: Path, tmp_path: Path) -
     assert "made_lms/clip0005-1.npy" in (tmp_path / "run/nonfinite.txt").read_text().splitlines()
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient overflows in the last step before a checkpoint, whose loss is fine."""
+    clip, steps = torch.nn.utils.clip_grad_norm_, []
+
+    def overflow(parameters: Any, *arguments: Any) -> torch.Tensor:
+        parameters = list(parameters)
+        steps.append(len(steps) + 1)
+        if steps[-1] == 8:
+            next(p for p in parameters if p.grad is not None).grad[0] = float("inf")
+        return clip(parameters, *arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    with pytest.raises(
+        NonFiniteLossError, match=r"weights are not finite after step 8, .*made_lms/.*checkpoint-1\.pth.*--blr"
+    ):
+        run(data, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint-1.pth"]
+    assert len((tmp_path / "nonfinite.txt").read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path: Path) -> None:
     result = run(data, tmp_path, replace(TRAIN, amp=amp))
