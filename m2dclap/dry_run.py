@@ -11,7 +11,7 @@ import torch
 from artifacts.progress import duration
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.device import resolve_amp
+from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.initialise import initialise
 from m2dclap.loop import Trainer, wrap
 from m2dclap.meter import GIB, peak_memory
@@ -65,10 +65,10 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_world(options.device) as world:
+    with join_world(options.device) as world, batch_in_memory(config):
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        require_whole_batches(len(data), config, world.size)
+        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
         state = make_state(model, config, data, world.device)
         if options.init is not None:
             initialise(state.model, options.init)

@@ -28,7 +28,7 @@ from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals
 from m2dclap.train_state import TrainState
 from m2dclap.watch import Watch
-from m2dclap.world import World
+from m2dclap.world import World, of_all
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,11 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
             if stop and state.step < schedule.total_steps:
                 # torchrun kills the others half a minute after one has ended: all wait for the first one's saving.
                 trainer.world.any([False])
-                raise StoppedError(
-                    f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} of "
-                    f"{schedule.total_steps:,}. The same command goes on."
+                raise of_all(
+                    StoppedError(
+                        f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} "
+                        f"of {schedule.total_steps:,}. The same command goes on."
+                    )
                 )
 
 
@@ -155,7 +157,7 @@ def require_finite(window: LossWindow, step: int, job: Job) -> None:
     row = first_non_finite(losses)
     if row is not None:
         bad_step = step - len(losses) + row + 1
-        raise _diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job)
+        raise of_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
 
 
 def require_finite_state(trainer: Trainer, job: Job) -> None:
@@ -165,7 +167,7 @@ def require_finite_state(trainer: Trainer, job: Job) -> None:
     """
     if trainer.world.any([not trainer.state.is_finite()])[0]:
         step = trainer.state.step
-        raise _diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job)
+        raise of_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
 
 
 def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:

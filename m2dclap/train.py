@@ -21,7 +21,7 @@ from artifacts.lock import exclusive
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
 from m2dclap.dataset import Batch, Clips, whole_batch
-from m2dclap.device import resolve_amp
+from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
 from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
@@ -96,10 +96,10 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
     where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    with join_world(options.device) as world, ExitStack() as stack:
+    with join_world(options.device) as world, batch_in_memory(config), ExitStack() as stack:
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        require_whole_batches(len(data), config, world.size)
+        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
         _say(world, data.summary())
         recipe = recipe_text(choice, out, model, config, options)
         run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe))

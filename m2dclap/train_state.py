@@ -65,7 +65,13 @@ class TrainState:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
-        value = read_file(path)
+        try:
+            value = read_file(path)
+        except UserError as error:
+            raise UserError(
+                f"{str(error).rstrip('.')}. Remove it, and the same command goes on from the checkpoint before it, or from "
+                "the beginning."
+            ) from error
         try:
             self.model.load_state_dict(value["model"])
             self.optimizer.load_state_dict(value["optimizer"])

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from artifacts.errors import FingerprintConflictError, UserError
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.dry_run import dry_run
 from m2dclap.loop import SavePlan, Trainer
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.order import BatchKey
@@ -151,6 +152,20 @@ def test_resumed_run_equals_an_undisturbed_one(data: Path, finished: Path, tmp_p
     assert not list(out.rglob("*.tmp"))
 
 
+def test_a_damaged_newest_checkpoint_says_how_to_go_on(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = find_checkpoint(out)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        UserError, match=r"checkpoint-4\.pth is not a checkpoint that can be read.* Remove it, and the same"
+    ):
+        run(data, out)
+    newest.unlink()
+    run(data, out)
+    assert same_weights(out, finished)
+
+
 def test_other_settings_are_a_conflict_that_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -239,6 +254,20 @@ def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path
 def test_too_few_clips_for_a_batch(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--batch-size 24"):
         run(data, tmp_path, replace(TRAIN, batch_size=25))
+
+
+def test_a_batch_that_does_not_fit_the_device_says_what_to_change(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(trainer: Trainer, parts: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB.\nMore")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for call in (lambda: run(data, tmp_path), lambda: dry_run(DataChoice(data), MODEL, TRAIN, OPTIONS)):
+        with pytest.raises(
+            UserError, match=r"memory .* batch of 6 in 1 parts .*--accumulate.*--batch-size.*--amp.*5\.00 GiB\.\)$"
+        ):
+            call()
 
 
 def test_callers_random_state_is_left_alone(data: Path, tmp_path: Path) -> None:
