@@ -17,7 +17,7 @@ from m2dclap.loop import Trainer, wrap
 from m2dclap.meter import GIB, peak_memory
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, compile_blocks, make_loader, make_order, make_state, require_whole_batches
+from m2dclap.train import RunOptions, compile_blocks, make_loader, make_order, make_state, require_whole_batches, say
 from m2dclap.world import join_world
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
@@ -69,6 +69,8 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
         world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        for line in (*data.notes, data.summary()):
+            say(world, line)
         state = make_state(model, config, data, world.device)
         if options.init is not None:
             initialise(state.model, options.init)

@@ -100,15 +100,16 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
         world.from_main(lambda: require_whole_batches(len(data), config, world.size))
-        _say(world, data.summary())
+        for line in (*data.notes, data.summary()):
+            say(world, line)
         recipe = recipe_text(choice, out, model, config, options)
         run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe))
         state = make_state(model, config, data, world.device)
         if (newest := world.from_main(run.newest)) is not None:
             state.restore(newest)
-            _say(world, f"going on from {newest}")
+            say(world, f"going on from {newest}")
         elif options.init is not None:
-            _say(world, initialise(state.model, options.init))
+            say(world, initialise(state.model, options.init))
         steps_per_epoch = len(data) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
@@ -276,7 +277,7 @@ def _watch_of_main(
     return made[0] if made else None
 
 
-def _say(world: World, words: str) -> None:
+def say(world: World, words: str) -> None:
     if world.is_main:
         print(f"train: {words}", file=sys.stderr)
 

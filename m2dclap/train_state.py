@@ -69,8 +69,8 @@ class TrainState:
             value = read_file(path)
         except UserError as error:
             raise UserError(
-                f"{str(error).rstrip('.')}. Remove it, and the same command goes on from the checkpoint before it, or from "
-                "the beginning."
+                f"{str(error).rstrip('.')}. Remove it, and the same command goes on from the checkpoint before it, or "
+                "from the beginning."
             ) from error
         try:
             self.model.load_state_dict(value["model"])
