@@ -13,11 +13,12 @@ from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
 from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.initialise import initialise
+from m2dclap.loader import make_loader
 from m2dclap.loop import Trainer, wrap
 from m2dclap.meter import GIB, peak_memory
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, compile_blocks, make_loader, make_order, make_state, require_whole_batches, say
+from m2dclap.train import RunOptions, compile_blocks, make_order, make_state, require_whole_batches, say
 from m2dclap.world import join_world
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two

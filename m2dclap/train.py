@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from artifacts.atomic import write_text
 from artifacts.errors import UserError
@@ -20,10 +18,10 @@ from artifacts.fingerprint import file_digest, fingerprint
 from artifacts.lock import exclusive
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
-from m2dclap.dataset import Batch, Clips, whole_batch
 from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
+from m2dclap.loader import make_loader
 from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
@@ -32,14 +30,10 @@ from m2dclap.recipe import recipe_text
 from m2dclap.run_folder import RunFolder, checkpoint_folder_name, find_checkpoint, model_name, remove_run
 from m2dclap.run_log import LOSSES, Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
-from m2dclap.stop_signals import ignore_stop_signals
 from m2dclap.train_state import TrainState
 from m2dclap.wandb_log import open_wandb
 from m2dclap.watch import Watch, WatchOptions
 from m2dclap.world import World, join_world
-
-LARGEST_AUTO_WORKERS = 8
-BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ def _run(
     config, model = schedule.config, state.model
     dataset = data.dataset(model.config, config)
     order = make_order(data, config, schedule, world, state.step)
-    loader = make_loader(dataset, order, options.workers, world.device)
+    loader = make_loader(dataset, order, options.workers, world.device, world.size)
     if options.compile:
         compile_blocks(model)
     job = Job(
@@ -181,22 +175,6 @@ def make_order(
         rank=world.rank,
         world_size=world.size,
         weights=data.weights,
-    )
-
-
-def make_loader(dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device) -> DataLoader[Batch]:
-    """Batches in the order's order, ready in pinned memory for a GPU. Workers share memory maps with each other."""
-    if workers is None:
-        workers = min(LARGEST_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
-    return DataLoader(
-        dataset,
-        batch_sampler=order,  # type: ignore[arg-type]  # a key for a whole batch instead of a list
-        num_workers=workers,
-        collate_fn=whole_batch,  # type: ignore[arg-type]  # gets what the data set makes of a key
-        pin_memory=device.type == "cuda",
-        prefetch_factor=BATCHES_AHEAD if workers else None,
-        worker_init_fn=ignore_stop_signals,
-        generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
 
 
