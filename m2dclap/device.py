@@ -12,6 +12,7 @@ from artifacts.tables import first_line
 from m2dclap.config import TrainConfig
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_CAPABILITY = (8, 0)  # of a GPU: Ampere
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,10 +23,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """``auto`` is bf16 on a GPU and float32 on a CPU."""
-    if amp == "auto":
-        return "bf16" if device.type == "cuda" else "none"
-    return amp
+    """``auto`` is bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16, and float32 on a CPU."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "none"
+    return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY else "fp16"
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

@@ -97,7 +97,13 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         for line in (*data.notes, data.summary()):
             say(world, line)
         recipe = recipe_text(choice, out, model, config, options)
-        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe))
+        amp = resolve_amp(config.amp, world.device)
+        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        if (begun_in := run.notes.get("amp", amp)) != amp:
+            say(
+                world,
+                f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
+            )
         state = make_state(model, config, data, world.device)
         if (newest := world.from_main(run.newest)) is not None:
             state.restore(newest)
@@ -224,6 +230,7 @@ def _open_run(
     config: TrainConfig,
     options: RunOptions,
     recipe: str,
+    amp: str,
 ) -> RunFolder:
     settings = settings_of(data, model, config, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -232,7 +239,7 @@ def _open_run(
         remove_run(out)
     name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
-    notes = {"data": str(data.choice.root), "text_model": data.text_model, "versions": versions}
+    notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
     run = RunFolder.open(out, name, settings, notes)
     write_text(run.recipe, recipe)
     write_skipped(run.skipped, data.skipped)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from artifacts.errors import FingerprintConflictError, UserError
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.device import resolve_amp
 from m2dclap.dry_run import dry_run
 from m2dclap.loop import SavePlan, Trainer
 from m2dclap.meter import TIMING_FIGURES
@@ -249,6 +250,24 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path: Path) -> None:
     result = run(data, tmp_path, replace(TRAIN, amp=amp))
     assert result.loss == pytest.approx(read_log(finished / "log.jsonl")[-1]["loss"], rel=0.2)
+
+
+def test_auto_is_what_the_device_computes_itself(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Volta and Turing only emulate bf16, and torch counts that as support. A run says where its arithmetic changes."""
+    for capability, amp in {(7, 0): "fp16", (7, 5): "fp16", (8, 0): "bf16", (9, 0): "bf16"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert resolve_amp("auto", torch.device("cuda", 0)) == amp
+    assert resolve_amp("auto", torch.device("cpu")) == "none"
+    shutil.copytree(finished, tmp_path / "run")
+    run(data, tmp_path / "run")
+    assert "begun with" not in capsys.readouterr().err
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["amp"] == "none"
+    (tmp_path / "run/config.json").write_text(json.dumps({**config, "amp": "bf16"}))
+    run(data, tmp_path / "run")
+    assert "begun with --amp bf16 and going on with none, which --amp auto means" in capsys.readouterr().err
 
 
 def test_too_few_clips_for_a_batch(data: Path, tmp_path: Path) -> None:
