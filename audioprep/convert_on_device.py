@@ -8,8 +8,9 @@ The records, the files and what happens to faults are those of `audioprep.conver
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,16 +19,21 @@ import numpy as np
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
 from artifacts.lms_array import OK
+from audioprep.backlog import Backlog
 from audioprep.config import ConvertConfig
 from audioprep.convert import Record, as_stored, failure_record, row_of, store
 from audioprep.decode import AudioInfo, decode
 from audioprep.discover import Source
-from audioprep.gpu import DeviceLogMel, resampled_length
+from audioprep.faults import DecodeError
+from audioprep.gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
 
 # Samples of a batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.
 SAMPLES_PER_BATCH = 32 << 20
-# Sources that are decoded before the first of them is transformed; as many again are decoded meanwhile.
+# A part of the shard, which is decoded before its first source is transformed: so many sources, or as many as have so
+# many samples together, 1 GB of memory. Another part is decoded meanwhile, and no more: beside these two one source a
+# thread is in memory at most.
 SOURCES_AT_ONCE = 128
+SAMPLES_AT_ONCE = 256 << 20
 
 
 @dataclass
@@ -56,50 +62,84 @@ class DeviceConverter:
     def __call__(self, sources: Sequence[Source], *, dst: Path) -> list[Record]:
         """Convert ``sources`` to arrays below ``dst``, safe on disk when this returns. Raises as `convert_shard`."""
         records: list[Record] = []
-        with ThreadPoolExecutor(self._threads) as pool:
-            for decoded in self._decoded(sources, dst, pool):
+        with ThreadPoolExecutor(self._threads) as writers, closing(self._decoded(sources, dst)) as parts:
+            for decoded in parts:
                 for batch in _batches(decoded):
-                    log_mels = self._log_mel([item.waveform for item in batch], batch[0].sample_rate)
-                    list(pool.map(lambda item, log_mel: self._store(item, log_mel, dst), batch, log_mels))
+                    log_mels = self._transformed(batch)
+                    list(writers.map(lambda item, log_mel: self._store(item, log_mel, dst), batch, log_mels))
                 records += [item.record for item in decoded if item.record is not None]
         sync_files(dst, [dst / record["file_name"] for record in records if record["status"] == OK])
         return records
 
-    def _decoded(self, sources: Sequence[Source], dst: Path, pool: Executor) -> Iterator[list[Decoded]]:
-        """The sources in parts, decoded, in order; the next part is begun before one is given out."""
-        begun: deque[list[Future[Decoded]]] = deque()
-        for start in range(0, len(sources), SOURCES_AT_ONCE):
-            part = sources[start : start + SOURCES_AT_ONCE]
-            begun.append([pool.submit(self._decode, source, dst) for source in part])
-            if len(begun) > 1:
-                yield [future.result() for future in begun.popleft()]
-        while begun:
-            yield [future.result() for future in begun.popleft()]
+    def _decoded(self, sources: Sequence[Source], dst: Path) -> Generator[list[Decoded], None, None]:
+        """The sources in parts, decoded, in order; the next part is being decoded while one is out.
 
-    def _decode(self, source: Source, dst: Path) -> Decoded:
+        Parts follow from the sources alone, not from who was faster, so that batches are the same in every run.
+        """
+        backlog = Backlog(2 * SOURCES_AT_ONCE, 2 * SAMPLES_AT_ONCE)
+        decoders = ThreadPoolExecutor(self._threads)
+        try:
+            begun = deque(decoders.submit(self._decode, *one, dst, backlog) for one in enumerate(sources))
+            part: list[Decoded] = []
+            samples = 0
+            for number in range(len(sources)):
+                backlog.need(number)
+                part.append(begun.popleft().result())
+                samples += len(part[-1].waveform)
+                if len(part) == SOURCES_AT_ONCE or samples >= SAMPLES_AT_ONCE or not begun:
+                    yield part
+                    backlog.remove(len(part), samples)
+                    part, samples = [], 0
+        finally:
+            backlog.close()
+            decoders.shutdown(cancel_futures=True)
+
+    def _decode(self, number: int, source: Source, dst: Path, backlog: Backlog) -> Decoded:
         found = Decoded(source)
         if source.reason:
             found.record = failure_record(source, source.reason, source.message)
+        if not backlog.begin(number) or found.record is not None:
             return found
 
         def read() -> Record:
-            found.waveform, found.info = decode(source.path, self._config, ffmpeg=self._ffmpeg, resample=False)
+            waveform, found.info = decode(source.path, self._config, ffmpeg=self._ffmpeg, resample=False)
+            require_resampling(found.info, self._config)
+            found.waveform = waveform
             return {}
 
         found.record = row_of(source.relative, dst, read) or None
+        backlog.add(len(found.waveform))
         if found.record and found.record["reason"] in ("not_found", "io_error") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
         return found
 
-    def _store(self, item: Decoded, log_mel: np.ndarray, dst: Path) -> None:
+    def _transformed(self, batch: Sequence[Decoded]) -> list[np.ndarray | None]:
+        """The log-mels of a batch; where it is too large for the device of its halves, and None for what is alone."""
+        try:
+            return [*self._log_mel([item.waveform for item in batch], batch[0].sample_rate)]
+        except OutOfMemoryError:
+            pass  # what the device holds for the failed batch is freed with the error, so only after this block
+        if len(batch) == 1:
+            return [None]
+        half = len(batch) // 2
+        return self._transformed(batch[:half]) + self._transformed(batch[half:])
+
+    def _store(self, item: Decoded, log_mel: np.ndarray | None, dst: Path) -> None:
         padded = resampled_length(len(item.waveform), item.sample_rate, self._config) < self._config.min_samples
 
         def write() -> Record:
+            if log_mel is None:
+                raise DecodeError(
+                    "too_long",
+                    f"{len(item.waveform):,} samples do not fit the memory of the GPU; convert it with --device cpu to "
+                    "a folder of its own",
+                    item.info,
+                )
             values = as_stored(log_mel, item.info, self._config)
             return store(item.source.relative, values, item.info, padded, dst, durable=False)
 
         item.record = row_of(item.source.relative, dst, write)
-        item.waveform = item.waveform[:0]
+        item.waveform = np.empty(0, np.float32)  # a slice would keep the samples
 
 
 def _batches(decoded: Sequence[Decoded]) -> Iterator[list[Decoded]]:

@@ -6,7 +6,9 @@ the two are therefore told apart by their configuration (`ConvertConfig.resample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,11 @@ import torch
 
 from artifacts.errors import UserError
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
+from audioprep.decode import AudioInfo
+from audioprep.faults import DecodeError
+
+# What a batch that is too large for the device's memory raises.
+OutOfMemoryError = torch.OutOfMemoryError
 
 INSTALL = (
     'install torchaudio beside a CUDA build of torch of the same release (pip install "m2dprep[torchaudio]", with the '
@@ -21,7 +28,17 @@ INSTALL = (
 )
 # What `DEVICE_RESAMPLER` names: the windowed sinc whose log-mels follow those of soxr's HQ most closely
 # (docs/melspec.md).
-RESAMPLING = {"lowpass_filter_width": 96, "rolloff": 0.957, "resampling_method": "sinc_interp_kaiser", "beta": 14.0}
+RESAMPLING_WIDTH, ROLLOFF = 96, 0.957
+RESAMPLING = {
+    "lowpass_filter_width": RESAMPLING_WIDTH,
+    "rolloff": ROLLOFF,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 14.0,
+}
+# The resampler keeps all its filters, one for each phase: for rates with a small common divisor these are gigabytes
+# (11,127 → 16,000 Hz: 181 million values). 44.1 and 48 kHz and their fractions need less than half a million.
+LARGEST_FILTERS = 1 << 22
+RESAMPLERS_KEPT = 16
 
 
 def load_torchaudio() -> Any:
@@ -46,6 +63,46 @@ def require_device(device: str) -> torch.device:
 def resampled_length(samples: int, sample_rate: int, config: ConvertConfig) -> int:
     """How many samples ``samples`` at ``sample_rate`` become at the front end's rate."""
     return -(-samples * config.log_mel.sample_rate // sample_rate)
+
+
+def require_resampling(info: AudioInfo, config: ConvertConfig) -> None:
+    """Raises `DecodeError` where resampling from the rate of ``info`` takes more than `LARGEST_FILTERS` values."""
+    sample_rate, rate_out = info.sample_rate or 0, config.log_mel.sample_rate
+    divisor = math.gcd(sample_rate, rate_out)
+    width = math.ceil(RESAMPLING_WIDTH * sample_rate / (min(sample_rate, rate_out) * ROLLOFF))
+    values = rate_out // divisor * (2 * width + sample_rate // divisor)
+    if sample_rate != rate_out and values > LARGEST_FILTERS:
+        raise DecodeError(
+            "bad_rate",
+            f"{sample_rate} Hz is too far from a simple ratio to {rate_out} Hz for --device cuda ({values:,} filter "
+            "values); convert it with --device cpu to a folder of its own",
+            info,
+        )
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 are computed as such: TF32, cuDNN's default for convolutions, keeps 10 bits of a factor.
+
+    Process-wide while entered; what was set before is set again.
+    """
+    convolutions, matmul = _convolutions(), torch.get_float32_matmul_precision()
+    owner, name, off = convolutions
+    before = getattr(owner, name)
+    setattr(owner, name, off)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+        torch.set_float32_matmul_precision(matmul)
+
+
+def _convolutions() -> tuple[Any, str, str | bool]:
+    """Where this torch is told about TF32 in convolutions, and what switches it off. From 2.9 on the old name, which
+    must not be mixed with the new one, is deprecated."""
+    cudnn: Any = torch.backends.cudnn
+    return (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
 
 
 class DeviceLogMel:
@@ -73,11 +130,12 @@ class DeviceLogMel:
         ).to(self._device)
 
     @torch.inference_mode()
+    @full_float32()
     def __call__(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
         """``waveforms``, each float32 (n_i,) at ``sample_rate`` → float32 (1, n_mels, T_i) each.
 
         Every result is that of its waveform alone: reflected at its own ends, padded with zeros to the least length at
-        its own end.
+        its own end. Raises `OutOfMemoryError` where they are too many for the device.
         """
         batch = torch.zeros(len(waveforms), max(map(len, waveforms)))
         for row, waveform in zip(batch, waveforms, strict=True):
@@ -98,6 +156,8 @@ class DeviceLogMel:
         if rate_in == rate_out:
             return batch
         if rate_in not in self._resamplers:
+            if len(self._resamplers) == RESAMPLERS_KEPT:
+                del self._resamplers[next(iter(self._resamplers))]
             resampler = self._torchaudio.transforms.Resample(rate_in, rate_out, **RESAMPLING)
             self._resamplers[rate_in] = resampler.to(self._device)
         resampled: torch.Tensor = self._resamplers[rate_in](batch)

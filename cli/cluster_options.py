@@ -64,6 +64,8 @@ def pool_options(command: Command) -> Command:
         if chosen and (scheduler or scheduler_file or cluster):
             raise click.UsageError("--workers are processes of this machine; a cluster has its own (--jobs for SLURM).")
         pool = _pool(workers, scheduler, scheduler_file, cluster, cluster_config, jobs)
+        if print_job and options.get("as_json"):
+            raise click.UsageError("--print-job prints a script of shell, which --json cannot be.")
         if print_job:
             # Whether each worker has a GPU is the command's affair.
             gpu = options.get("device") == "cuda"

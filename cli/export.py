@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 @click.group(context_settings=CONTEXT_SETTINGS)
 def export() -> None:
-    """Write what we have in the formats of others."""
+    """Write what we have in the formats of others.
+
+    \b
+    Examples:
+      m2dprep export m2d data/capemb_gte-base capemb.npy
+      m2dprep export parquet data/capemb_gte-base capemb.parquet
+    """
 
 
 @export.command(cls=TableCommand)

@@ -92,6 +92,8 @@ def launch(
         raise click.UsageError("--overwrite would start anew each time the job is queued again; remove OUT instead.")
     if dry_run:
         raise click.UsageError("--dry-run measures here, without --launch; --print-job prints the job.")
+    if print_job and as_json:
+        raise click.UsageError("--print-job prints a script of shell, which --json cannot be.")
     require_folder(data, "the data directory to train on")
     settings = read_job_settings(cluster_config)
     arguments = without_launch(context.meta[RAW])

@@ -175,7 +175,7 @@ optimiser_options = _all(
         "--amp",
         type=click.Choice(["auto", "none", "bf16", "fp16"]),
         default="auto",
-        help="Arithmetic of matrix products; auto is bf16 on a GPU and float32 on a CPU.",
+        help="Arithmetic of matrix products; auto is bf16 on a GPU (fp16 before Ampere), float32 on a CPU.",
     ),
 )
 # How to run; none of it changes the result.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ class Checkpoint:
         """The model for encoding, on ``device``, in evaluation mode.
 
         Weights that only training needs may be missing, and then stay at their start; ``norm_stats`` falls back to
-        the original's. Extra weights are passed over. Raises `UserError` for other missing or misshapen ones.
+        the original's. Extra weights are passed over. Raises `UserError` for other missing or misshapen ones, and
+        where those that encode are not finite.
         """
         model = M2DCLAP(self.config)
         own = model.state_dict()
@@ -91,12 +92,22 @@ class Checkpoint:
         for key, value in wanted.items():
             if value.shape != own[key].shape:
                 raise UserError(f"{self.path}: {key} is {list(value.shape)}, its model needs {list(own[key].shape)}.")
+        self.require_finite([key for key in wanted if not key.startswith(TRAINING_ONLY)])
         optional = TRAINING_ONLY if self.has_clap_head else (*TRAINING_ONLY, "audio_proj.", "text_proj.")
         missing = [key for key in own if key not in wanted and not key.startswith(optional)]
         if missing:
             raise UserError(f"{self.path} lacks {len(missing)} of its model's weights: {', '.join(missing[:5])} ….")
         model.load_state_dict(wanted, strict=False)
         return model.to(device).eval()
+
+    def require_finite(self, keys: Iterable[str]) -> None:
+        """Raise `UserError` where one of these weights is NaN or infinite."""
+        bad = [key for key in keys if not bool(self.weights[key].isfinite().all())]
+        if bad:
+            raise UserError(
+                f"{self.path}: {len(bad)} of its weights are not finite ({bad[0]} first): its training has "
+                "diverged. Take an earlier checkpoint."
+            )
 
     @property
     def norm_stats(self) -> NormStats:

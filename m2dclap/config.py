@@ -127,7 +127,8 @@ class TrainConfig:
     ema_decay_init: float = 0.99995
     ema_decay_end: float = 0.99999
     amp: str = "auto"
-    """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU and none on a CPU."""
+    """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU (fp16 before Ampere), and
+    none on a CPU."""
     seed: int = 0
     noise_ratio: float = 0.0
     """Share of mel power that comes from a background clip; 0 mixes none. The target sees the clean clip."""

@@ -25,10 +25,11 @@ from artifacts.progress import Progress
 from artifacts.records import read_config
 from artifacts.tables import read_csv_columns, read_file_list
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
+from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
-from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, common_text_model, deal_wrongly, match_files
+from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, deal_wrongly, match_files
 from m2dclap.random_numbers import DEAL_STREAM
 
 DEFAULT_FRONT_END = "16k"
@@ -74,7 +75,7 @@ class TrainingData:
     """Everything that training takes from a data directory.
 
     ``weights`` (n,) go with ``training``, or are None. ``text_model`` says how a text becomes an embedding (None:
-    unknown); ``identity`` is what a resumed run must share.
+    unknown); ``identity`` is what a resumed run must share, ``notes`` are lines that say what was taken.
     """
 
     choice: DataChoice
@@ -88,6 +89,7 @@ class TrainingData:
     text_model: dict[str, Any] | None
     skipped: list[Skipped]
     identity: dict[str, Any]
+    notes: list[str]
 
     def __len__(self) -> int:
         return len(self.training.log_mels)
@@ -125,9 +127,9 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
     stats = read_norm_stats(layout.norm_stats)
-    weights, held_names = _listed_files(layout, choice), _names_in(choice.held_out)
-    sources = _caption_sources(layout, choice)
-    text_model = common_text_model(sources)
+    lists = list(choice.file_lists) or layout.file_lists()
+    weights, held_names = _listed_files(layout, lists, choice.weighted), _names_in(choice.held_out)
+    sources, text_model, notes = caption_sources(layout, choice.stores, choice.dictionaries)
     captions = CaptionRows(sources)
     listed = [name for name in weights if name not in held_names]
     if not listed:
@@ -164,6 +166,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
             "backgrounds": _names_fingerprint(backgrounds),
         },
+        notes=[f"files listed in {', '.join(path.name for path in lists)}", *notes],
     )
 
 
@@ -193,15 +196,14 @@ def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     write_text(path, text.getvalue())
 
 
-def _listed_files(layout: DataLayout, choice: DataChoice) -> dict[str, float]:
+def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:
     """Paths in the lists to train on with their weights, each once, in the order of the lists."""
-    lists = list(choice.file_lists) or layout.file_lists()
     if not lists:
         raise UserError(f"{layout.root} has no files_<name>.csv; `m2dprep melspec` writes one beside its log-mels.")
     listed: dict[str, float] = {}
     for path in lists:
         names = read_file_list(path)
-        for name, weight in zip(names, _weights_in(path) if choice.weighted else [1.0] * len(names), strict=True):
+        for name, weight in zip(names, _weights_in(path) if weighted else [1.0] * len(names), strict=True):
             if listed.setdefault(name, weight) != weight:
                 raise UserError(f"{path}: {name} has the weight {weight:g} here and {listed[name]:g} before.")
     if not listed:
@@ -253,19 +255,6 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
     problems = _unreadable(log_mels, n_mels)
     kept = np.flatnonzero([name not in problems for name in names])
     return log_mels.take(kept), [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
-
-
-def _caption_sources(layout: DataLayout, choice: DataChoice) -> list[CaptionSource]:
-    stores = list(choice.stores)
-    if not stores and not choice.dictionaries:
-        stores = layout.embedding_stores()
-    if not stores and not choice.dictionaries:
-        raise UserError(f"{layout.root} has no capemb_<model>/ folder; `m2dprep embed-captions` makes one.")
-    sources = [CaptionSource.from_store(store) for store in stores]
-    sources += [CaptionSource.from_dictionary(path) for path in choice.dictionaries]
-    if empty := [source.name for source in sources if not len(source.embeddings)]:
-        raise UserError(f"{', '.join(empty)} holds no embeddings.")
-    return sources
 
 
 def _without_captions(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from artifacts.errors import UserError
+from artifacts.tables import first_line
+from m2dclap.config import TrainConfig
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_CAPABILITY = (8, 0)  # of a GPU: Ampere
 
 
 def pick_device(name: str) -> torch.device:
@@ -17,13 +23,28 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """``auto`` is bf16 on a GPU and float32 on a CPU."""
-    if amp == "auto":
-        return "bf16" if device.type == "cuda" else "none"
-    return amp
+    """``auto`` is bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16, and float32 on a CPU."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "none"
+    return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY else "fp16"
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The context in which matrix products are computed in the arithmetic of ``amp``."""
     dtype = AMP_DTYPES[resolve_amp(amp, device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def batch_in_memory(config: TrainConfig) -> Iterator[None]:
+    """Raises `UserError`, with what to change, where the work in this block does not fit the memory of a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not suffice for a batch of {config.batch_size:,} in {config.accumulate} parts with "
+            f"--amp {config.amp}. Use more GPUs, a larger --accumulate, a smaller --batch-size, or --amp bf16; "
+            f"--dry-run measures what they take. ({first_line(error)})"
+        ) from error

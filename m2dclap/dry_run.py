@@ -11,13 +11,14 @@ import torch
 from artifacts.progress import duration
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.device import resolve_amp
+from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.initialise import initialise
+from m2dclap.loader import make_loader
 from m2dclap.loop import Trainer, wrap
 from m2dclap.meter import GIB, peak_memory
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, compile_blocks, make_loader, make_order, make_state, require_whole_batches
+from m2dclap.train import RunOptions, compile_blocks, make_order, make_state, require_whole_batches, say
 from m2dclap.world import join_world
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
@@ -65,10 +66,12 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_world(options.device) as world:
+    with join_world(options.device) as world, batch_in_memory(config):
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        require_whole_batches(len(data), config, world.size)
+        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        for line in (*data.notes, data.summary()):
+            say(world, line)
         state = make_state(model, config, data, world.device)
         if options.init is not None:
             initialise(state.model, options.init)

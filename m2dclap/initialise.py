@@ -36,7 +36,8 @@ def initialise(model: M2DCLAP, path: Path) -> str:
 
     The encoder must fit. A target that is missing (an encoder alone, or a fine-tuned one) begins as the encoder; a
     predictor or projections that are missing or of another shape begin as they are. Positions are fitted to the
-    model's input. Raises `UserError` where the encoder lacks a weight or has another shape.
+    model's input. Raises `UserError` where the encoder lacks a weight or has another shape, and
+    where weights are not finite.
     """
     checkpoint = Checkpoint.read(find_checkpoint(path))
     own = model.state_dict()
@@ -48,6 +49,7 @@ def initialise(model: M2DCLAP, path: Path) -> str:
         if any(key not in given for key in wanted):
             given |= {key: given[key.replace(target, source, 1)] for key in wanted}
     fresh = _drop_what_does_not_fit(given, own)
+    checkpoint.require_finite(key for key in given if key in checkpoint.weights)
     model.load_state_dict(given, strict=False)
     unused = sorted(set(checkpoint.weights) - set(own))
     parts = [f"{len(given)} of {len(own)} weights from {checkpoint.path}"]

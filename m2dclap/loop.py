@@ -28,7 +28,7 @@ from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals
 from m2dclap.train_state import TrainState
 from m2dclap.watch import Watch
-from m2dclap.world import World
+from m2dclap.world import World, of_all
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,11 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
             if stop and state.step < schedule.total_steps:
                 # torchrun kills the others half a minute after one has ended: all wait for the first one's saving.
                 trainer.world.any([False])
-                raise StoppedError(
-                    f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} of "
-                    f"{schedule.total_steps:,}. The same command goes on."
+                raise of_all(
+                    StoppedError(
+                        f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} "
+                        f"of {schedule.total_steps:,}. The same command goes on."
+                    )
                 )
 
 
@@ -153,20 +155,34 @@ def require_finite(window: LossWindow, step: int, job: Job) -> None:
     """Raise `NonFiniteLossError` for the first step whose loss is not finite, naming its files and a way back."""
     losses = window.settle()
     row = first_non_finite(losses)
-    if row is None:
-        return
-    bad_step = step - len(losses) + row + 1
-    names = job.files_of(bad_step - 1)
+    if row is not None:
+        bad_step = step - len(losses) + row + 1
+        raise of_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
+
+
+def require_finite_state(trainer: Trainer, job: Job) -> None:
+    """Raise `NonFiniteLossError`, in all processes alike, where what is about to be saved is not finite.
+
+    All losses so far were, so the gradients of the last step were not: the next loss would have shown it.
+    """
+    if trainer.world.any([not trainer.state.is_finite()])[0]:
+        step = trainer.state.step
+        raise of_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
+
+
+def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
+    """The error that says ``what`` went wrong in a ``step`` (1, 2, …); the first process lists its files."""
+    names = job.files_of(step - 1)
     listing = job.run.root / "nonfinite.txt"
     if job.log is not None:
         write_text(listing, "".join(f"{name}\n" for name in names))
     shown = ", ".join(names[:FILES_SHOWN])
-    newest = job.run.newest()
-    raise NonFiniteLossError(
-        f"the loss of step {bad_step:,} is not finite. Its batch: {shown}"
+    return NonFiniteLossError(
+        f"{what}. Its batch: {shown}"
         + (f" and {len(names) - FILES_SHOWN:,} more, all in {listing}" if names[FILES_SHOWN:] else "")
-        + f". The last good checkpoint: {newest or 'none yet'}. Look for NaN in these files with `m2dprep check`; "
-        "otherwise start anew (--overwrite) with a lower --blr, or from that checkpoint (--init)."
+        + f". The last good checkpoint: {job.run.newest() or 'none yet'}. Look for NaN in these files with "
+        "`m2dprep check`; where there is none, training has diverged: start anew (--overwrite) with a lower --blr, or "
+        "from that checkpoint (--init)."
     )
 
 
@@ -193,6 +209,7 @@ class Saver:
     def _save(self, epoch: int, steps: int) -> None:
         state, job = self._trainer.state, self._job
         require_finite(self._window, state.step, job)
+        require_finite_state(self._trainer, job)
         state.unlogged = self._window.settle()
         if job.log is not None:
             job.log.sync()

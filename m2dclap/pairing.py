@@ -83,7 +83,10 @@ def _settings(source: CaptionSource) -> dict[str, Any]:
 
 
 class CaptionRows:
-    """The rows of all sources under one numbering, grouped by clip. Memory maps stay maps, also in worker processes."""
+    """The rows of all sources under one numbering, grouped by clip. Memory maps stay maps, also in worker processes.
+
+    What is sent to these has no ``clip_ids``, which are large and have served their purpose by then.
+    """
 
     def __init__(self, sources: Sequence[CaptionSource]) -> None:
         self._arrays = [source.embeddings for source in sources]
@@ -122,7 +125,7 @@ class CaptionRows:
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = [Path(str(array.filename)) if isinstance(array, np.memmap) else array for array in self._arrays]
-        return {**self.__dict__, "_arrays": arrays}
+        return {**self.__dict__, "_arrays": arrays, "clip_ids": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

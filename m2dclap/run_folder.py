@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,13 @@ def find_checkpoint(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An opened run. ``settings`` are what a resumed run must share, by part: model, train, data."""
+    """An opened run. ``settings`` are what a resumed run must share, by part: model, train, data; ``notes`` what was
+    recorded beside them when it was begun."""
 
     root: Path
     settings: dict[str, Any]
     checkpoints: Path
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path, name: str, settings: dict[str, Any], notes: dict[str, Any]) -> RunFolder:
@@ -83,9 +85,10 @@ class RunFolder:
         config = root / "config.json"
         if (begun := _read_config(config)) is not None:
             require_same(begun["settings"], settings, root)
+            notes = {key: value for key, value in begun.items() if key not in ("settings", "fingerprint")}
         else:
             write_json(config, {"settings": settings, "fingerprint": fingerprint(settings), **notes})
-        run = cls(root, settings, root / name)
+        run = cls(root, settings, root / name, notes)
         run.checkpoints.mkdir(exist_ok=True)
         sweep_temporaries(run.checkpoints)
         sweep_temporaries(root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from artifacts.atomic import write_text
 from artifacts.errors import UserError
@@ -20,10 +18,10 @@ from artifacts.fingerprint import file_digest, fingerprint
 from artifacts.lock import exclusive
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
-from m2dclap.dataset import Batch, Clips, whole_batch
-from m2dclap.device import resolve_amp
+from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
+from m2dclap.loader import make_loader
 from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
@@ -32,14 +30,10 @@ from m2dclap.recipe import recipe_text
 from m2dclap.run_folder import RunFolder, checkpoint_folder_name, find_checkpoint, model_name, remove_run
 from m2dclap.run_log import LOSSES, Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
-from m2dclap.stop_signals import ignore_stop_signals
 from m2dclap.train_state import TrainState
 from m2dclap.wandb_log import open_wandb
 from m2dclap.watch import Watch, WatchOptions
 from m2dclap.world import World, join_world
-
-LARGEST_AUTO_WORKERS = 8
-BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -96,19 +90,26 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
     where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    with join_world(options.device) as world, ExitStack() as stack:
+    with join_world(options.device) as world, batch_in_memory(config), ExitStack() as stack:
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        require_whole_batches(len(data), config, world.size)
-        _say(world, data.summary())
+        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        for line in (*data.notes, data.summary()):
+            say(world, line)
         recipe = recipe_text(choice, out, model, config, options)
-        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe))
+        amp = resolve_amp(config.amp, world.device)
+        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        if (begun_in := run.notes.get("amp", amp)) != amp:
+            say(
+                world,
+                f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
+            )
         state = make_state(model, config, data, world.device)
         if (newest := world.from_main(run.newest)) is not None:
             state.restore(newest)
-            _say(world, f"going on from {newest}")
+            say(world, f"going on from {newest}")
         elif options.init is not None:
-            _say(world, initialise(state.model, options.init))
+            say(world, initialise(state.model, options.init))
         steps_per_epoch = len(data) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
@@ -139,7 +140,7 @@ def _run(
     config, model = schedule.config, state.model
     dataset = data.dataset(model.config, config)
     order = make_order(data, config, schedule, world, state.step)
-    loader = make_loader(dataset, order, options.workers, world.device)
+    loader = make_loader(dataset, order, options.workers, world.device, world.size)
     if options.compile:
         compile_blocks(model)
     job = Job(
@@ -180,22 +181,6 @@ def make_order(
         rank=world.rank,
         world_size=world.size,
         weights=data.weights,
-    )
-
-
-def make_loader(dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device) -> DataLoader[Batch]:
-    """Batches in the order's order, ready in pinned memory for a GPU. Workers share memory maps with each other."""
-    if workers is None:
-        workers = min(LARGEST_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
-    return DataLoader(
-        dataset,
-        batch_sampler=order,  # type: ignore[arg-type]  # a key for a whole batch instead of a list
-        num_workers=workers,
-        collate_fn=whole_batch,  # type: ignore[arg-type]  # gets what the data set makes of a key
-        pin_memory=device.type == "cuda",
-        prefetch_factor=BATCHES_AHEAD if workers else None,
-        worker_init_fn=ignore_stop_signals,
-        generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
 
 
@@ -245,6 +230,7 @@ def _open_run(
     config: TrainConfig,
     options: RunOptions,
     recipe: str,
+    amp: str,
 ) -> RunFolder:
     settings = settings_of(data, model, config, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -253,7 +239,7 @@ def _open_run(
         remove_run(out)
     name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
-    notes = {"data": str(data.choice.root), "text_model": data.text_model, "versions": versions}
+    notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
     run = RunFolder.open(out, name, settings, notes)
     write_text(run.recipe, recipe)
     write_skipped(run.skipped, data.skipped)
@@ -276,7 +262,7 @@ def _watch_of_main(
     return made[0] if made else None
 
 
-def _say(world: World, words: str) -> None:
+def say(world: World, words: str) -> None:
     if world.is_main:
         print(f"train: {words}", file=sys.stderr)
 

@@ -38,6 +38,15 @@ class TrainState:
     def device(self) -> torch.device:
         return self.model.cls_token.device
 
+    def is_finite(self) -> bool:
+        """Whether all weights and the optimiser's moments are finite; waits for the device."""
+        moments = (value for of_one in self.optimizer.state.values() for value in of_one.values())
+        values = [*self.model.state_dict().values(), *(value for value in moments if torch.is_tensor(value))]
+        by_device: dict[torch.device, list[torch.Tensor]] = {}
+        for value in values:
+            by_device.setdefault(value.device, []).append(value.isfinite().all())
+        return all(bool(torch.stack(flags).all()) for flags in by_device.values())
+
     def save(self, path: Path, epoch: int, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Write the state in the original's form to ``path``, whole or not at all; ``epoch`` are whole epochs.
 
@@ -56,7 +65,13 @@ class TrainState:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
-        value = read_file(path)
+        try:
+            value = read_file(path)
+        except UserError as error:
+            raise UserError(
+                f"{str(error).rstrip('.')}. Remove it, and the same command goes on from the checkpoint before it, or "
+                "from the beginning."
+            ) from error
         try:
             self.model.load_state_dict(value["model"])
             self.optimizer.load_state_dict(value["optimizer"])

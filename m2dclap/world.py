@@ -16,6 +16,7 @@ from artifacts.errors import UserError
 from m2dclap.device import pick_device
 
 Value = TypeVar("Value")
+Failure = TypeVar("Failure", bound=Exception)
 # Validation and probes run in the first process; the others wait for it that long at most.
 PATIENCE = timedelta(hours=2)
 # A group that is freed with the last DistributedDataParallel joins its thread while it holds Python's lock, which that
@@ -37,19 +38,19 @@ class World:
         return self.rank == 0
 
     def from_main(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` returns in rank 0, in every process; also a `UserError` that it raises there."""
+        """What ``make`` returns in rank 0, in every process; also a `UserError` or `OSError` that it raises there."""
         if self.size == 1:
             return make()
         message: list[Any] = [None]
         if self.is_main:
             try:
                 message = [(make(), None)]
-            except UserError as error:
+            except (UserError, OSError) as error:
                 message = [(None, error)]
         dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
         made, failure = message[0]
         if failure is not None:
-            raise failure
+            raise of_all(failure)
         value: Value = made
         return value
 
@@ -70,12 +71,19 @@ class World:
         return values
 
 
+def of_all(error: Failure) -> Failure:
+    """Mark ``error`` as one that every process raises at the same point, so that the group can be left in order."""
+    error.of_all = True  # type: ignore[attr-defined]
+    return error
+
+
 @contextmanager
 def join_world(device_name: str) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one process.
 
-    Within such a block another one joins the same world: processes can meet only once under torchrun. Raises
-    `UserError` where there are fewer GPUs than processes on this machine.
+    Within such a block another one joins the same world: processes can meet only once under torchrun. The
+    group is left at the end, and after an error that all processes raise (`of_all`). Raises `UserError` where there are
+    fewer GPUs than processes on this machine.
     """
     size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     device = pick_device(device_name)
@@ -98,8 +106,13 @@ def join_world(device_name: str) -> Iterator[World]:
     _kept_groups.append(dist.group.WORLD)
     try:
         yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Leaving the group waits for the others with NCCL, and they may be waiting for this process in a sum. One that
+        # fails alone just ends; torchrun sees that, and ends the others.
+        if getattr(error, "of_all", False):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):

@@ -108,7 +108,7 @@ def zero_shot(
     """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder: its newest).
 
     ``text_model`` is a name or path; by default the one that the training embeddings were made with. Raises `UserError`
-    where the checkpoint cannot classify, or the text model is unknown or makes embeddings of another length.
+    where the checkpoint cannot classify or is not finite, or the text model is unknown or its embeddings do not fit.
     """
     template = check_template(template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
@@ -116,8 +116,11 @@ def zero_shot(
     encoder = load_text_encoder(
         checkpoint.text_model, checkpoint.config.off_emb_dim, text_model, str(checkpoint.path), device
     )
+    name = str(encoder.describe()["model"])
     model = checkpoint.load_model(pick_device(device))
     directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
+    if bad := [label for label, row in zip(clip_set.classes, np.isfinite(directions), strict=True) if not row.all()]:
+        raise UserError(f"{name} makes embeddings that are not finite of {len(bad)} classes ({bad[0]} first).")
     predictions = classify(
         clip_set.clips,
         directions,
@@ -125,7 +128,6 @@ def zero_shot(
         ClipReader(checkpoint.front_end),
     )
     confusion, failures = tally(clip_set, predictions)
-    name = str(encoder.describe()["model"])
     return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)
 
 
@@ -142,7 +144,7 @@ def classify(
     *,
     quiet: bool = False,
 ) -> Iterator[int | Unreadable]:
-    """For each clip the row of ``directions`` (C, D) that has the largest cosine with it, or why it was not read.
+    """For each clip the row of ``directions`` (C, D) that has the largest cosine with it, or why there is none.
 
     Ties go to the first class. Clips are read by threads, a block at a time; ``quiet`` shows no progress.
     """
@@ -152,10 +154,19 @@ def classify(
         for start in range(0, len(clips), BLOCK_CLIPS):
             read = list(pool.map(reader, [clip.path for clip in clips[start : start + BLOCK_CLIPS]]))
             log_mels = [log_mel for log_mel in read if isinstance(log_mel, np.ndarray)]
-            nearest = iter((encoder.embed(log_mels) @ directions.T).argmax(axis=1).tolist() if log_mels else [])
+            nearest = iter(_nearest(encoder.embed(log_mels), directions) if log_mels else [])
             yield from (one if isinstance(one, Unreadable) else next(nearest) for one in read)
             if progress is not None:
                 progress.advance(len(read), failed=len(read) - len(log_mels))
+
+
+def _nearest(embeddings: np.ndarray, directions: np.ndarray) -> list[int | Unreadable]:
+    """For each of (N, D) the row of ``directions`` (C, D) with the largest cosine; none where it is not finite."""
+    cosines = embeddings @ directions.T
+    nearest: list[int | Unreadable] = cosines.argmax(axis=1).tolist()
+    for row in np.flatnonzero(~np.isfinite(cosines).all(axis=1)).tolist():
+        nearest[row] = Unreadable("nonfinite", "what the model makes of it is not all finite numbers")
+    return nearest
 
 
 def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:

@@ -18,6 +18,8 @@ from workflows.report import artifact_tree, loss_curves
 from workflows.soundset import HELD_OUT, TRAIN, make_sound_set
 from workflows.synthesis import CLASSES
 
+STDERR = 2  # the file descriptor: sys.stderr may be something else that has none
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -83,11 +85,14 @@ def _zero_shot_command(settings: DemoSettings, source: Path, run: Path) -> list[
 
 
 def _run(command: Sequence[str], *, capture: bool = False) -> str:
-    """Run ``m2dprep <command>`` as its own process, its words shown; returns stdout where it is captured."""
+    """Run ``m2dprep <command>`` as its own process; its words go to stderr, or its stdout is returned.
+
+    The demo's own stdout carries its result alone.
+    """
     print(f"\n$ m2dprep {shlex.join(command)}", file=sys.stderr, flush=True)
     finished = subprocess.run(
         [sys.executable, "-P", "-m", "cli.main", *command],
-        stdout=subprocess.PIPE if capture else None,
+        stdout=subprocess.PIPE if capture else STDERR,
         text=True,
         check=False,
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from artifacts.errors import UserError
 from captions.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
@@ -41,8 +44,8 @@ def embed_with_workers(
     embeddings of another encoder than this process.
     """
     require_captions(captions)  # before the seconds that an encoder takes
-    encoder = request.load()
     pool = WorkerPool.of(pool)
+    encoder = request_here(request, pool).load()
     runner = None if pool.here else run_on(encoder, request, pool)
     result = embed_captions(
         captions,
@@ -55,6 +58,21 @@ def embed_with_workers(
         run_blocks=runner,
     )
     return result, encoder
+
+
+def request_here(request: EncoderRequest, pool: WorkerPool) -> EncoderRequest:
+    """The encoder of this process, which only checks some rows where workers elsewhere have the GPUs.
+
+    Without a GPU here it is one on the processor, in bf16 unless a precision was asked for: theirs follows it.
+    """
+    if not (pool.elsewhere and request.device.startswith("cuda")) or torch.cuda.is_available():
+        return request
+    precision = "bf16" if request.precision == "auto" else request.precision
+    print(
+        f"embed-captions: no GPU here; this process checks on its processor, the workers compute in {precision}.",
+        file=sys.stderr,
+    )
+    return replace(request, device="cpu", precision=precision)
 
 
 def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> BlockRunner:
@@ -122,8 +140,6 @@ def choose_pool(pool: WorkerPool | None, device: str) -> WorkerPool:
 
     That is one local worker a GPU where there are several, and otherwise this process.
     """
-    import torch
-
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if pool is None:
         return WorkerPool(local=gpus, gpu_each=True) if gpus > 1 else WorkerPool(local=0)

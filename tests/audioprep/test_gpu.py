@@ -4,8 +4,11 @@ Where torchaudio can be imported everything runs on the processor as well, throu
 """
 
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,13 @@ import torch
 
 from artifacts.errors import UserError
 from artifacts.lms_array import open_lms
+from audioprep import convert_on_device
 from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
 from audioprep.convert import convert_shard, log_mel_of_file
 from audioprep.convert_on_device import DeviceConverter
+from audioprep.decode import AudioInfo
 from audioprep.discover import Source, discover
-from audioprep.gpu import DeviceLogMel, load_torchaudio, require_device
+from audioprep.gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
 from audioprep.logmel import LogMel
 from audioprep.mixing import resampler
 from workflows.melspec import MelspecOptions, run_melspec
@@ -148,6 +153,110 @@ def test_batches_change_nothing(tmp_path: Path, at_once: int, monkeypatch: pytes
     assert len(written) == 7
     for path in written:
         assert path.read_bytes() == (tmp_path / "device_lms" / path.name).read_bytes()
+
+
+def test_little_is_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and what is decoded beside them are bounded in samples, however many threads there are."""
+    (tmp_path / "src").mkdir()
+    for number in range(12):
+        soundfile.write(tmp_path / "src" / f"{number:02}.wav", np.full(10_000, 0.1), 16000)
+    held: list[int] = []
+    lock, waiting, original = threading.Lock(), [0], convert_on_device.decode
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        with lock:
+            waiting[0] += 1
+            held.append(waiting[0])
+        return original(*arguments, **options)
+
+    class SlowLogMel(ProcessorsLogMel):
+        def __call__(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
+            time.sleep(0.05)
+            with lock:
+                waiting[0] -= len(waveforms)
+            return super().__call__(waveforms, sample_rate)
+
+    monkeypatch.setattr(convert_on_device, "DeviceLogMel", SlowLogMel)
+    monkeypatch.setattr(convert_on_device, "decode", counting)
+    monkeypatch.setattr(convert_on_device, "SAMPLES_AT_ONCE", 15_000)  # a part of two, and two beside it
+    convert = DeviceConverter(tmp_path / "src", CONFIG, device="cuda", threads=2)
+    records = convert(discover(tmp_path / "src"), dst=tmp_path / "x_lms")
+    assert [record["status"] for record in records] == ["ok"] * 12
+    assert max(held) <= 2 + 2 + 2  # a part at work, a part beside it, and one a thread
+    monkeypatch.setattr(SlowLogMel, "__call__", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert(discover(tmp_path / "src"), dst=tmp_path / "x_lms")  # and does not hang
+
+
+def test_a_batch_that_does_not_fit_the_device_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = tmp_path / "src"
+    sources = sounds_and_faults(src)
+    expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
+
+    class SmallDevice(ProcessorsLogMel):
+        def __call__(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
+            if len(waveforms) > 1 or len(waveforms[0]) > 60_000:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(waveforms, sample_rate)
+
+    monkeypatch.setattr(convert_on_device, "DeviceLogMel", SmallDevice)
+    (tmp_path / "device_lms").mkdir()
+    (tmp_path / "device_lms/1.npy").write_bytes(b"of an earlier run")
+    found = DeviceConverter(src, CONFIG, device="cuda", threads=3)(sources, dst=tmp_path / "device_lms")
+    too_long = {record["source"]: record["message"] for record in found if record["reason"] == "too_long"}
+    assert sorted(too_long) == ["1.wav", "3.wav"], "two seconds of 44.1 kHz"
+    assert too_long["1.wav"].startswith("88,200 samples do not fit the memory of the GPU; convert it with --device cpu")
+    assert not (tmp_path / "device_lms/1.npy").exists()
+    others = [record for record in found if record["source"] not in too_long]
+    assert others == [record for record in expected if record["source"] not in too_long]
+
+
+def test_rates_without_a_simple_ratio_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rate in (8000, 11025, 12000, 22050, 24000, 37800, 44100, 48000, 88200, 96000, 176400, 192000):
+        for preset in PRESETS.values():
+            require_resampling(AudioInfo(sample_rate=rate), ConvertConfig(preset))
+    (tmp_path / "src").mkdir()
+    for rate in (16000, 11127):
+        soundfile.write(tmp_path / "src" / f"{rate}.wav", np.full(20_000, 0.1), rate)
+    monkeypatch.setattr(convert_on_device, "DeviceLogMel", ProcessorsLogMel)
+    convert = DeviceConverter(tmp_path / "src", CONFIG, device="cuda", threads=2)
+    odd, plain = convert(discover(tmp_path / "src"), dst=tmp_path / "x_lms")
+    assert (odd["reason"], odd["sample_rate"], plain["status"]) == ("bad_rate", 11127, "ok")
+    assert "181,264,000 filter values" in odd["message"]
+    assert "--device cpu" in odd["message"]
+
+
+def test_products_are_not_rounded_to_tf32() -> None:
+    """The resampler is a convolution, and cuDNN's convolutions round their factors to 10 bits unless told not to."""
+
+    def settings() -> tuple[str, str]:
+        return torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+
+    before = settings()
+    with full_float32():
+        assert settings() == ("ieee", "highest")
+    with pytest.raises(ZeroDivisionError), full_float32():
+        raise ZeroDivisionError
+    assert settings() == before
+    assert torch.backends.cudnn.allow_tf32 == (before[0] == "tf32")
+
+
+@needs_torchaudio
+def test_the_front_end_computes_in_full_float32_and_keeps_few_resamplers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[str, str]] = set()
+    convolve = torch.nn.functional.conv1d
+
+    def recording(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.add((torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()))
+        return convolve(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv1d", recording)
+    monkeypatch.setattr("audioprep.gpu.RESAMPLERS_KEPT", 2)
+    front_end = DeviceLogMel(DEVICE_CONFIG, "cpu")
+    for rate in (8000, 32000, 48000, 8000):
+        front_end([np.ones(4000, np.float32)], rate)
+    assert seen == {("ieee", "highest")}
+    assert list(front_end._resamplers) == [48000, 8000]
 
 
 @needs_torchaudio

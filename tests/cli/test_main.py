@@ -55,6 +55,12 @@ def test_every_command_has_help_with_two_examples_and_described_options(name: st
             assert parameter.help, f"{parameter.name} is not described"
 
 
+@pytest.mark.parametrize("group", ["captions", "export"])
+def test_groups_have_examples_too(group: str) -> None:
+    result = CliRunner().invoke(m2dprep, [group, "-h"])
+    assert len(re.findall(rf"^ +m2dprep {group} \w+", result.stdout, re.MULTILINE)) >= 2
+
+
 def test_version_and_unknown_commands() -> None:
     assert re.search(r"m2dprep, version \d+\.\d+\.\d+", CliRunner().invoke(m2dprep, ["--version"]).stdout)
     unknown = CliRunner().invoke(m2dprep, ["melspecs"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from artifacts.atomic import write_json
@@ -14,10 +15,11 @@ from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.m2d_dictionary import write_dictionary
 from artifacts.records import write_config
-from artifacts.tables import read_file_list, write_file_list
+from artifacts.tables import read_captions, read_file_list, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack
 from m2dclap.data_dir import DataChoice, open_training_data, write_skipped
+from tests.conftest import write_store
 
 MakeData = Callable[..., Path]
 
@@ -30,6 +32,7 @@ def data(make_data: MakeData, tmp_path: Path) -> Path:
 def test_everything_is_used_where_all_fits(data: Path) -> None:
     opened = open_training_data(DataChoice(data), 80)
     assert opened.summary() == "8 files listed = 8 used + 0 without captions + 0 unreadable"
+    assert opened.notes == ["files listed in files_made.csv", "captions of capemb_made (16 rows)"]
     assert opened.captions.dim == 16
     assert opened.stats == (-9.5, 2.5)
     assert opened.front_end == PRESETS["16k"]
@@ -136,3 +139,34 @@ def test_stores_of_different_models_are_not_mixed(data: Path) -> None:
     with pytest.raises(UserError, match="pooling: 'mean' → 'cls'"):
         open_training_data(DataChoice(data), 80)
     assert len(open_training_data(DataChoice(data, (), (second,)), 80)) == 8
+
+
+def test_captions_in_two_stores_are_not_trained_on_twice(data: Path) -> None:
+    """As after `captions add` and `embed-captions --reuse` into a second store beside the first."""
+    captions = read_captions(data / "captions.parquet")
+    more = [{**captions.slice(0, 1).to_pylist()[0], "caption": "a new one", "caption_index": 2}]
+    captions = pa.concat_tables([captions, pa.Table.from_pylist(more, schema=captions.schema)])
+    write_captions(data / "captions.parquet", captions)
+    (note,) = open_training_data(DataChoice(data), 80).notes[2:]
+    assert "capemb_made is not of captions.parquet as it is now" in note
+    assert "has 16 rows, the captions have 17" in note
+    assert "--reuse" in note
+    write_store(data / "capemb_more", captions, np.ones((17, 16)))
+    with pytest.raises(UserError, match=r"capemb_made and capemb_more hold 16 captions both, .*--embeddings"):
+        open_training_data(DataChoice(data), 80)
+    opened = open_training_data(DataChoice(data, stores=(data / "capemb_more",)), 80)
+    assert opened.notes[1:] == ["captions of capemb_more (17 rows)"]
+    both = open_training_data(DataChoice(data, stores=(data / "capemb_made", data / "capemb_more")), 80)
+    assert [note.split(",")[0] for note in both.notes[1:3]] == [
+        "captions of capemb_made (16 rows)",
+        "capemb_made and capemb_more hold 16 captions both",
+    ]
+
+
+def test_stores_of_different_captions_are_trained_on_together(data: Path) -> None:
+    captions = read_captions(data / "captions.parquet")
+    other = captions.set_column(1, captions.schema.field(1), pa.array([f"other {n}" for n in range(16)]))
+    write_store(data / "capemb_other", other, np.ones((16, 16)))
+    (data / "captions.parquet").unlink()
+    opened = open_training_data(DataChoice(data), 80)
+    assert opened.notes[1:] == ["captions of capemb_made (16 rows), capemb_other (16 rows)"]

@@ -137,3 +137,10 @@ def test_a_run_begins_with_a_checkpoint_and_notices_another(
     save({"model": model(5).state_dict()})
     with pytest.raises(FingerprintConflictError, match="init: "):
         train(data, tmp_path / "run", MODEL, config, options)
+
+
+def test_weights_that_are_not_finite_begin_no_training(save: Callable[..., Path]) -> None:
+    weights = model(1).state_dict()
+    weights["blocks.0.norm1.weight"][0] = torch.inf
+    with pytest.raises(UserError, match=r"checkpoint-3\.pth: 1 of its weights are not finite"):
+        initialise(model(2), save(weights))

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from artifacts.errors import FingerprintConflictError, UserError
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.device import resolve_amp
+from m2dclap.dry_run import dry_run
 from m2dclap.loop import SavePlan, Trainer
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.order import BatchKey
@@ -151,6 +153,20 @@ def test_resumed_run_equals_an_undisturbed_one(data: Path, finished: Path, tmp_p
     assert not list(out.rglob("*.tmp"))
 
 
+def test_a_damaged_newest_checkpoint_says_how_to_go_on(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = find_checkpoint(out)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        UserError, match=r"checkpoint-4\.pth is not a checkpoint that can be read.* Remove it, and the same"
+    ):
+        run(data, out)
+    newest.unlink()
+    run(data, out)
+    assert same_weights(out, finished)
+
+
 def test_other_settings_are_a_conflict_that_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -208,15 +224,69 @@ def test_non_finite_loss_stops_with_step_and_files(data: Path, tmp_path: Path) -
     assert "made_lms/clip0005-1.npy" in (tmp_path / "run/nonfinite.txt").read_text().splitlines()
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient overflows in the last step before a checkpoint, whose loss is fine."""
+    clip, steps = torch.nn.utils.clip_grad_norm_, []
+
+    def overflow(parameters: Any, *arguments: Any) -> torch.Tensor:
+        parameters = list(parameters)
+        steps.append(len(steps) + 1)
+        if steps[-1] == 8:
+            next(p for p in parameters if p.grad is not None).grad[0] = float("inf")
+        return clip(parameters, *arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    with pytest.raises(
+        NonFiniteLossError, match=r"weights are not finite after step 8, .*made_lms/.*checkpoint-1\.pth.*--blr"
+    ):
+        run(data, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint-1.pth"]
+    assert len((tmp_path / "nonfinite.txt").read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path: Path) -> None:
     result = run(data, tmp_path, replace(TRAIN, amp=amp))
     assert result.loss == pytest.approx(read_log(finished / "log.jsonl")[-1]["loss"], rel=0.2)
 
 
+def test_auto_is_what_the_device_computes_itself(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Volta and Turing only emulate bf16, and torch counts that as support. A run says where its arithmetic changes."""
+    for capability, amp in {(7, 0): "fp16", (7, 5): "fp16", (8, 0): "bf16", (9, 0): "bf16"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert resolve_amp("auto", torch.device("cuda", 0)) == amp
+    assert resolve_amp("auto", torch.device("cpu")) == "none"
+    shutil.copytree(finished, tmp_path / "run")
+    run(data, tmp_path / "run")
+    assert "begun with" not in capsys.readouterr().err
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["amp"] == "none"
+    (tmp_path / "run/config.json").write_text(json.dumps({**config, "amp": "bf16"}))
+    run(data, tmp_path / "run")
+    assert "begun with --amp bf16 and going on with none, which --amp auto means" in capsys.readouterr().err
+
+
 def test_too_few_clips_for_a_batch(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--batch-size 24"):
         run(data, tmp_path, replace(TRAIN, batch_size=25))
+
+
+def test_a_batch_that_does_not_fit_the_device_says_what_to_change(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(trainer: Trainer, parts: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB.\nMore")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for call in (lambda: run(data, tmp_path), lambda: dry_run(DataChoice(data), MODEL, TRAIN, OPTIONS)):
+        with pytest.raises(
+            UserError, match=r"memory .* batch of 6 in 1 parts .*--accumulate.*--batch-size.*--amp.*5\.00 GiB\.\)$"
+        ):
+            call()
 
 
 def test_callers_random_state_is_left_alone(data: Path, tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from artifacts.errors import UserError
+from m2dclap import world as world_module
 from m2dclap.data_dir import DataChoice
 from m2dclap.losses import clap_loss
 from m2dclap.run_log import read_log
+from m2dclap.stop_signals import StoppedError
 from m2dclap.train import require_whole_batches, train
-from m2dclap.world import World, join_world
+from m2dclap.world import World, join_world, of_all
 from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
 
 
@@ -43,6 +48,52 @@ def test_one_process_needs_no_others() -> None:
         assert world.from_main(lambda: 3) == 3
         assert world.any([True, False]) == [True, False]
         assert world.mean(torch.ones(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves"),
+    [
+        (None, True),
+        (of_all(StoppedError("told to stop")), True),
+        (UserError("out of memory, here alone"), False),
+        (RuntimeError("a bug"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(
+    error: BaseException | None, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving the group with NCCL may wait for what never comes, and then torchrun never sees a process end."""
+    left = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(world_module.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append(True))
+    with pytest.raises(type(error)) if error else nullcontext(), join_world("cpu"):
+        if error is not None:
+            raise error
+    assert left == [True] * leaves
+
+
+@pytest.mark.parametrize("error", [UserError("no such folder"), OSError(20, "Not a directory", "file/run")])
+def test_what_the_first_process_cannot_do_all_processes_report(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    def broadcast(message: list[Any], **_: Any) -> None:
+        sent.extend(message)
+        message[:] = pickle.loads(pickle.dumps(sent[:1]))
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(world_module.dist, "broadcast_object_list", broadcast)
+    for rank in (0, 1):
+        with pytest.raises(type(error)) as raised:
+            World(rank, 2, torch.device("cpu")).from_main(fail)
+        assert str(raised.value) == str(error)
+        assert getattr(raised.value, "of_all", False)
 
 
 def test_batches_that_processes_cannot_share_are_refused() -> None:

@@ -217,6 +217,34 @@ def test_checkpoints_that_cannot_classify(
         zero_shot(tmp_path / "encoder.pth", ClipSet.read(held_out))
 
 
+def test_what_is_not_finite_is_no_result(
+    run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is nearest to the first class: without a word it would be an accuracy like any other."""
+    value = torch.load(next(run.rglob("*.pth")), weights_only=True)
+    value["model"]["audio_proj.0.weight"][0, 0] = torch.nan
+    torch.save(value, tmp_path / "diverged.pth")
+    with pytest.raises(UserError, match=r"weights are not finite \(audio_proj\.0\.weight first\).* earlier checkpoint"):
+        zero_shot(tmp_path / "diverged.pth", ClipSet.read(held_out))
+    with monkeypatch.context() as patched:
+        directions = np.ones((4, 16))
+        directions[2] = np.nan
+        patched.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(directions, {"name": name}))
+        with pytest.raises(UserError, match=r"not finite of 1 classes \(kind_2 first\)"):
+            zero_shot(run, ClipSet.read(held_out))
+    embed = zeroshot.AudioEncoder.embed
+
+    def overflow(encoder: zeroshot.AudioEncoder, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+        embeddings = embed(encoder, log_mels)
+        embeddings[3] = np.nan
+        return embeddings
+
+    monkeypatch.setattr(zeroshot.AudioEncoder, "embed", overflow)
+    result = zero_shot(run, ClipSet.read(held_out))
+    assert [(failure.file_name, failure.reason) for failure in result.failures] == [("3.npy", "nonfinite")]
+    assert result.classified == 19
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

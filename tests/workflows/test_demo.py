@@ -16,11 +16,12 @@ from workflows.synthesis import CLASSES
 
 
 @pytest.mark.timeout(400)
-def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path) -> None:
+def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["demo", "--dir", str(tmp_path), "--clips", "4", "--held-out", "1", "--epochs", "1", "--workers", "0"]
     result = CliRunner().invoke(m2dprep, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     value = json.loads(result.stdout)
+    assert capfd.readouterr().out == "", "what the stages print on stdout belongs to no result"
     assert value["clips"] == len(CLASSES)
     assert 0 <= value["accuracy"] <= 1
     data = tmp_path / "data"

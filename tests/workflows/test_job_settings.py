@@ -80,6 +80,7 @@ def test_options_that_do_not_go_together_or_miss_something(tmp_path: Path) -> No
         (("--jobs", "3"), "belong to --cluster slurm"),
         (("--scheduler", "tcp://a:1", "--workers", "3"), "processes of this machine"),
         (("--cluster", "slurm", "--cluster-config", path, "--print-job"), "SLURM jobs need memory"),
+        (("--cluster", "slurm", "--cluster-config", path, "--print-job", "--json"), "--json cannot be"),
         (("--cluster", "slurm", "--cluster-config", str(tmp_path / "none")), "none"),
     ]:
         result = melspec(tmp_path, *options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,7 @@ def test_what_cannot_be_launched_is_refused_before_it_is_queued(folder: Path, mo
         (("--cluster-config", "slurm.yaml", "--dry-run"), "--print-job prints the job"),
         (("--print-job",), "need a wall time"),
         (("--cluster-config", "none.yaml"), "none.yaml"),
+        (("--cluster-config", "slurm.yaml", "--print-job", "--json"), "--json cannot be"),
     ]:
         result = launch(*options)
         assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
@@ -76,3 +80,22 @@ def test_only_the_launch_is_taken_out_of_the_arguments() -> None:
         "a",
     ]
     assert without_launch(given) == ["data", "--out", "--print-job-run"]
+
+
+def test_the_job_in_the_documents_passes_the_signal_on_and_queues_itself_again(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    script = text.split("<<'EOF'\n", 1)[1].split("EOF\n", 1)[0]
+    programs = {
+        "m2dprep": "trap 'sleep 0.2; exit 75' USR1; touch listening; while :; do sleep 0.05; done",
+        "scontrol": 'echo "$@" >> queued',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment)
+    while not (tmp_path / "listening").exists():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(20) == 75
+    assert (tmp_path / "queued").read_text() == "requeue 7\n"

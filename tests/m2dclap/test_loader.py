@@ -1,0 +1,49 @@
+"""Batches from loading processes are those of this process, however these are started; few are ready at a time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2dclap.config import TrainConfig
+from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.loader import BATCHES_AHEAD, batches_of_a_worker, fork_server, make_loader
+from m2dclap.order import TrainOrder
+from m2dclap.stop_signals import WATCHED
+from tests.m2dclap.two_processes import MODEL
+
+
+def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    """With pickled memory maps, and ids that only this process needs left behind."""
+    opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
+    dataset, device = opened.dataset(MODEL, TrainConfig()), torch.device("cpu")
+    order = TrainOrder(8, 4, 0, total_steps=3)
+    here = list(make_loader(dataset, order, 0, device))
+    loader = make_loader(dataset, order, 1, device, processes=2)
+    assert type(loader.multiprocessing_context).__name__ == "ForkServerContext"
+    for ours, theirs in zip(here, loader, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one is other is None or torch.equal(one, other)
+    assert make_loader(dataset, order, 1, device).multiprocessing_context is None
+
+
+def test_the_fork_server_ignores_what_tells_training_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the step that is being done still have to come; what is ignored stays so in all that it starts."""
+    seen = []
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: seen.extend(map(signal.getsignal, WATCHED)))
+    before = [signal.getsignal(watched) for watched in WATCHED]
+    fork_server()
+    assert seen == [signal.SIG_IGN] * len(WATCHED)
+    assert [signal.getsignal(watched) for watched in WATCHED] == before
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8, 16])
+def test_few_batches_are_in_shared_memory(workers: int) -> None:
+    each = batches_of_a_worker(workers)
+    assert 1 <= each <= 4
+    assert workers * each < BATCHES_AHEAD + workers
