@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -45,6 +45,12 @@ def make_loader(
         multiprocessing_context=fork_server() if workers and processes > 1 else None,
         generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
+
+
+def batches_of(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
+    """All batches of ``loader``. Closing this ends its workers, also where an error still holds what used them: they
+    ignore being terminated, and a process that ends waits for them."""
+    yield from loader
 
 
 def batches_of_a_worker(workers: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -12,10 +14,28 @@ import torch
 
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.loader import BATCHES_AHEAD, batches_of_a_worker, fork_server, make_loader
+from m2dclap.loader import BATCHES_AHEAD, batches_of, batches_of_a_worker, fork_server, make_loader
 from m2dclap.order import TrainOrder
 from m2dclap.stop_signals import WATCHED
 from tests.m2dclap.two_processes import MODEL
+
+
+@pytest.fixture(autouse=True)
+def no_preload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of this process is also that of other tests, which say what it imports."""
+    monkeypatch.setattr(multiprocessing.get_context("forkserver"), "set_forkserver_preload", lambda names: None)
+
+
+def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    """They ignore SIGTERM, so that the end of the process would wait for them while an error holds the loader."""
+    opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
+    order = TrainOrder(8, 4, 0, total_steps=30)
+    loader = make_loader(opened.dataset(MODEL, TrainConfig()), order, 1, torch.device("cpu"))
+    held = batches_of(loader)
+    with closing(held) as batches:
+        next(batches)
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
 
 
 def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
