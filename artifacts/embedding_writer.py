@@ -9,8 +9,10 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from artifacts.embedding_index import rows_digest
 from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, read_json
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import fingerprint, require_same
+from artifacts.lock import exclusive
 from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
@@ -35,6 +38,9 @@ class EmbeddingStoreWriter:
     rows of ``index`` they are the fingerprint that a resumed run must share. ``done`` (N,) says which rows are written,
     by this run and earlier ones; shards may come in any order and size. ``counts`` are sums over all shards, of all
     runs. Memory does not grow with the array: what is written is the system's to keep or to put away.
+
+    One writer a folder: it is locked until `finish` or `close`, and raises `UserError` where another one is at work. A
+    store that is ``finished`` already is neither locked nor written to.
     """
 
     def __init__(
@@ -54,17 +60,47 @@ class EmbeddingStoreWriter:
         }  # fmt: skip
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep_temporaries(folder)
-        if overwrite:
-            self._remove_all()
         self.done = np.zeros(index.num_rows, dtype=bool)
         self.counts: dict[str, int] = {}
-        self.finished = self._compare(folder / META)
+        self._held = ExitStack()
+        self.finished = not overwrite and self._is_finished()  # nothing is written then: no lock is needed
         if self.finished:
-            (folder / PROGRESS).unlink(missing_ok=True)  # killed between the marker and this
-            self.done[:] = True
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(folder))
+            sweep_temporaries(folder)
+            if overwrite:
+                self._remove_all()
+            self.finished = self._is_finished()  # by another run, before the lock was ours
+            if not self.finished:
+                self._begin(index, (index.num_rows, dim), dtype)
+                self._held = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs write to the folder. What was not synced is computed again by the next one."""
+        self._held.close()
+
+    def _is_finished(self) -> bool:
+        """Whether the store is there, made as asked for."""
+        if not self._compare(self.folder / META):
+            return False
+        with suppress(OSError):  # killed between the marker and this; a store that is only read stays as it is
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+        self.done[:] = True
+        return True
+
+    def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str) -> None:
+        """Start the array, or go on with the one that an earlier run has left."""
+        folder = self.folder
         progress = self._compare(folder / PROGRESS)
         if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
             (folder / EMBEDDINGS).replace(folder / PARTIAL)
@@ -72,7 +108,7 @@ class EmbeddingStoreWriter:
             stored = read_json(folder / PROGRESS) or {}
             self.done, self.counts = _unpacked(stored["done"], index.num_rows), stored["counts"]
         else:
-            _create_array(folder / PARTIAL, (index.num_rows, dim), dtype)
+            _create_array(folder / PARTIAL, shape, dtype)
             write_parquet(folder / INDEX, index)
         self._map, self._array = _map_array(folder / PARTIAL)
         self._next_sync = 0.0
@@ -112,6 +148,7 @@ class EmbeddingStoreWriter:
         write_json(self.folder / META, {**self._identity, "fingerprint": fingerprint(self._identity), **notes})
         (self.folder / PROGRESS).unlink(missing_ok=True)
         self.finished = True
+        self.close()
 
     def _sync(self) -> None:
         """Bring the rows to disk, and note them as done."""

@@ -92,23 +92,23 @@ def embed_captions(
         check = SampleCheck(captions, encoder)
         computed_cosine = check.of_encoder(encoder)  # before anything is written, and before hours of work
     index = index_of(captions)
-    writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
-    skipped, reused = writer.rows_done, 0
-    if check is not None and not writer.finished:
-        plan = EmbedPlan(captions["caption"], index["caption_digest"])
-        given = np.zeros(len(plan), bool)
-        if earlier is not None:
-            found = find_reusable(earlier, index, plan)
-            given = found >= 0
-            reused = copy_reusable(earlier, found, plan, writer, dtype)
-        del index
-        blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
-        runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
-        _encode(writer, plan, runner, blocks, captions, dtype)
-        stored_cosine = check.of_store(writer.read(check.rows))
-        cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
-        counts = {"texts": len(plan), **COUNTS, **writer.counts}
-        writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
+    with EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite) as writer:
+        skipped, reused = writer.rows_done, 0
+        if check is not None and not writer.finished:
+            plan = EmbedPlan(captions["caption"], index["caption_digest"])
+            given = np.zeros(len(plan), bool)
+            if earlier is not None:
+                found = find_reusable(earlier, index, plan)
+                given = found >= 0
+                reused = copy_reusable(earlier, found, plan, writer, dtype)
+            del index
+            blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
+            runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
+            _encode(writer, plan, runner, blocks, captions, dtype)
+            stored_cosine = check.of_store(writer.read(check.rows))
+            cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
+            counts = {"texts": len(plan), **COUNTS, **writer.counts}
+            writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
     return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped - reused, reused, skipped)
 
 

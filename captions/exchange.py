@@ -82,14 +82,14 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
     index = _index_without_captions(keys, lengths)
     del keys
     settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
-    writer = EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite)
-    if not writer.finished:
-        with Progress(index.num_rows, "copying", "embeddings") as progress:
-            for start, embeddings in _in_parts(file, dtype):
-                rows = np.arange(start, start + len(embeddings))
-                writer.write_shard(rows, embeddings, np.arange(len(rows)))
-                progress.advance(len(rows))
-        writer.finish({"imported_from": file.name})
+    with EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite) as writer:
+        if not writer.finished:
+            with Progress(index.num_rows, "copying", "embeddings") as progress:
+                for start, embeddings in _in_parts(file, dtype):
+                    rows = np.arange(start, start + len(embeddings))
+                    writer.write_shard(rows, embeddings, np.arange(len(rows)))
+                    progress.advance(len(rows))
+            writer.finish({"imported_from": file.name})
     return EmbeddingStore.open(out)
 
 

@@ -133,7 +133,7 @@ def test_what_the_metadata_say(tmp_path: Path) -> None:
     assert meta["counts"] == {**none, **expected}
     assert meta["check"]["rows"] == 50
     assert 0.99999 < meta["check"]["smallest_cosine"] <= 1
-    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "meta.json"]
+    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "lock", "meta.json"]
 
 
 def test_float32_is_stored_as_it_is(tmp_path: Path) -> None:
