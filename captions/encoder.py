@@ -6,6 +6,7 @@ model's own Normalize module is left out unless asked for, its own pooling is us
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import UserError
+from artifacts.tables import first_line
 from captions.encoder_batches import (
     BLOCK_BATCHES,
     CPU_BATCH_TOKENS,
@@ -36,6 +38,7 @@ from captions.encoder_model import (
 from captions.encoder_pipeline import encode_ahead
 from captions.encoder_reference import reference_embeddings
 from captions.encoder_tokens import Padded, TextTokenizer, Tokens
+from captions.encoder_whole import require_vocabulary
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
@@ -74,14 +77,20 @@ def load_encoder(
     ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling is in float32 always. ``batch_tokens`` None
     suits the device. Models that bring code of their own are refused unless ``trust_remote_code``.
 
-    Raises `UserError` where the model is unknown, cannot be loaded or reached, the device is not there, or a text of
-    ``max_length`` tokens would not fit.
+    Raises `UserError` where the model is unknown, cannot be loaded or reached, or is not whole, the device is not
+    there or too small, or a text of ``max_length`` tokens would not fit.
     """
     target = resolve_device(device)
     settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
-    model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
-    return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+    try:
+        model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
+        return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{files.name} does not fit in the memory of {target} ({first_line(error)}); free some of it, or choose "
+            "--precision bf16 or --device cpu."
+        ) from error
 
 
 class TextEncoder:
@@ -105,6 +114,7 @@ class TextEncoder:
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
         if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
             raise UserError(f"{files.name} is no transformer of texts, so it cannot encode captions.")
+        require_vocabulary(files, tokenizer, self.transformer.auto_model)
         self.own_pooling = own_pooling(model)
         if settings.pooling == "model" and self.own_pooling == "none":
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
@@ -227,12 +237,26 @@ class TextEncoder:
         if self.device.type != "cuda":
             return CPU_BATCH_TOKENS
         length = min(32, self.settings.max_length or 32)
-        count = PROBE_TOKENS // length
-        probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.forward(probe, np.arange(count))
-        used = torch.cuda.max_memory_allocated(self.device) - before
+        used = 0
+        for tokens in _halvings(max(PROBE_TOKENS, length), length):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            count = tokens // length
+            probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
+            with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+                self.forward(probe, np.arange(count))
+                used = torch.cuda.max_memory_allocated(self.device) - before
+                break
+        else:
+            raise torch.OutOfMemoryError(f"no memory for a text of {length} tokens")
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         free, _ = torch.cuda.mem_get_info(self.device)
         return tokens_that_fit(free + cached, used / (count * length))
+
+
+def _halvings(most: int, least: int) -> Iterator[int]:
+    """``most``, its half, and so on, down to ``least``."""
+    while most >= least:
+        yield most
+        most //= 2

@@ -76,15 +76,17 @@ def _launch_on_gpu(
     """Queue a block's batches and the copy of their embeddings; the function returned waits for both."""
     divided = _batches(encoder, tokens)
     with torch.cuda.device(encoder.device):
-        on_device = torch.cat([embed_batch(encoder, tokens, rows) for rows in divided])
-        copied = torch.empty(on_device.shape, dtype=torch.float32, pin_memory=True)
-        copied.copy_(on_device, non_blocking=True)
+        copied = torch.empty((len(tokens.lengths), encoder.dim), dtype=torch.float32, pin_memory=True)
+        start = 0
+        for rows in divided:  # each by itself: a block's embeddings need not be on the GPU at once
+            copied[start : start + len(rows)].copy_(embed_batch(encoder, tokens, rows), non_blocking=True)
+            start += len(rows)
         arrived = torch.cuda.Event()
         arrived.record()
 
     def result() -> EncodedBlock:
         arrived.synchronize()
-        embeddings = np.empty(on_device.shape, np.float32)
+        embeddings = np.empty(copied.shape, np.float32)
         embeddings[np.concatenate(divided)] = copied.numpy()
         if progress is not None:
             progress(len(embeddings))

@@ -17,6 +17,9 @@ HUB_TIMEOUT_SECONDS = 10.0
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
 
 
+EXPORTS = ("onnx", "openvino")  # folders of other frameworks, which nothing here loads
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """A model's folder; ``name`` is what metadata call it, ``revision`` the hub's commit (None for a local folder)."""
@@ -38,7 +41,7 @@ class ModelFiles:
     def _weights(self) -> list[Path]:
         """The files that loading reads: where a folder has safetensors, its .bin files are another copy of them."""
         files = [path for path in self.folder.rglob("*") if path.suffix in (".safetensors", ".bin") and path.is_file()]
-        files = [path for path in files if path.relative_to(self.folder).parts[0] not in ("onnx", "openvino")]
+        files = [path for path in files if path.relative_to(self.folder).parts[0] not in EXPORTS]
         safe = {path.parent for path in files if path.suffix == ".safetensors"}
         return sorted(path for path in files if path.suffix == ".safetensors" or path.parent not in safe)
 

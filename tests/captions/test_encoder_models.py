@@ -22,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2Model,
     Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
 )
 
 from artifacts.errors import UserError
@@ -89,6 +91,22 @@ def decoder(folder: Path) -> Path:
     return folder
 
 
+def t5(folder: Path) -> Path:
+    """Its wo has weights that go beyond float16, as T5's own do."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    model: Any = T5EncoderModel(config)
+    with torch.no_grad():
+        for block in model.encoder.block:
+            block.layer[1].DenseReluDense.wo.weight *= 3e4
+            block.layer[1].DenseReluDense.wi_1.weight *= 10
+    model.save_pretrained(folder)
+    tokenizer_of(folder)
+    return folder
+
+
 def by_hand(folder: Path, text: str, pooling: str) -> np.ndarray:
     """One text through transformers alone; a text without a token is the padding token."""
     model, tokenizer = AutoModel.from_pretrained(folder).float().eval(), AutoTokenizer.from_pretrained(folder)
@@ -121,6 +139,21 @@ def test_half_precision_stays_near_float32(tmp_path: Path, make: Callable[[Path]
     cosines = cosines_of(encoder.encode(TEXTS), encoder.reference(TEXTS))
     assert (cosines >= LEAST_COSINE["bf16"]).all()
     assert (cosines < 1 - 1e-7).any()  # it is not float32 that was compared with itself
+
+
+def test_half_precision_leaves_rotary_frequencies_in_float32(tmp_path: Path) -> None:
+    encoder = load_encoder(str(decoder(tmp_path / "model")), "cpu", precision="bf16")
+    buffers = dict(encoder.transformer.auto_model.named_buffers())
+    assert {str(buffer.dtype) for name, buffer in buffers.items() if "inv_freq" in name} == {"torch.float32"}
+    assert {str(weight.dtype) for weight in encoder.transformer.parameters()} == {"torch.bfloat16"}
+
+
+def test_half_precision_leaves_what_a_model_keeps_in_float32(tmp_path: Path) -> None:
+    encoder = load_encoder(str(t5(tmp_path / "model")), "cpu", precision="fp16", max_length=24)
+    weights = dict(encoder.transformer.named_parameters())
+    assert {str(weight.dtype) for name, weight in weights.items() if ".wo." in name} == {"torch.float32"}
+    texts = [text for text in TEXTS if text]
+    assert (cosines_of(encoder.encode(texts), encoder.reference(texts)) >= LEAST_COSINE["fp16"]).all()
 
 
 def test_dimensions_of_large_embedders(tmp_path: Path) -> None:
