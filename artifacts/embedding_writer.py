@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from artifacts.atomic import sweep_temporaries, sync_folder, write_json
 from artifacts.embedding_index import rows_digest
-from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, read_json
+from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, read_json, settings_in
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.lock import exclusive
@@ -169,7 +169,7 @@ class EmbeddingStoreWriter:
         stored = read_json(path)
         if stored is None:
             return False
-        old = {key: stored.get(key) for key in self._identity}
+        old = settings_in(stored, self._identity)
         if {key for key in old if old[key] != self._identity[key]} in ({"rows_digest"}, {"rows_digest", "rows"}):
             raise FingerprintConflictError(
                 f"{self.folder} holds the embeddings of other captions ({old['rows']:,} rows, now "

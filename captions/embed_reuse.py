@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_store import EmbeddingStore, settings_in
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys
@@ -26,7 +26,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
     store = EmbeddingStore.open(folder)
     if not store.has_captions:
         raise UserError(f"--reuse {folder}: it was made from a dictionary, so nobody knows the texts of its rows.")
-    theirs = {key: store.meta.get(key) for key in settings} | {"dtype": store.meta.get("dtype")}
+    theirs = settings_in(store.meta, settings) | {"dtype": store.meta.get("dtype")}
     ours = {**settings, "dtype": dtype}
     if theirs["dtype"] == "float32":  # becomes float16 as new embeddings do
         theirs["dtype"] = dtype

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from artifacts.embedding_store import TOKENIZER_AND_MODULES
 from artifacts.errors import UserError
 from artifacts.tables import first_line
 from captions.encoder_batches import (
@@ -39,6 +40,7 @@ from captions.encoder_pipeline import encode_ahead
 from captions.encoder_reference import reference_embeddings
 from captions.encoder_tokens import Padded, TextTokenizer, Tokens
 from captions.encoder_whole import require_vocabulary
+from captions.model_code import with_code
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
@@ -83,6 +85,7 @@ def load_encoder(
     target = resolve_device(device)
     settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
+    files = with_code(files) if trust_remote_code else files
     try:
         model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
         return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
@@ -108,7 +111,8 @@ class TextEncoder:
         batch_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.files, self._weights_digest, self.remote_code = files, files.weights_digest(), trust_remote_code
+        self.files, self.remote_code = files, trust_remote_code
+        self._weights_digest, self._settings_digest = files.weights_digest(), files.settings_digest()
         self.transformer: Any = model[0]
         self.head = head_of(model, settings.pooling)
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
@@ -139,12 +143,13 @@ class TextEncoder:
             "model": self.files.name,
             "revision": self.files.revision,
             "weights": self._weights_digest,
+            TOKENIZER_AND_MODULES: self._settings_digest,
             "pooling": self.settings.pooling,
             "normalized": self.settings.normalize,
             "prefix": self.settings.prefix,
             "max_length": self.settings.max_length,
             "precision": self.settings.precision,
-            **({"remote_code": True} if self.remote_code else {}),
+            **({"remote_code": dict(self.files.code) or True} if self.remote_code else {}),
         }
 
     def notes(self) -> dict[str, Any]:

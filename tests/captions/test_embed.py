@@ -259,6 +259,15 @@ def test_other_settings_or_captions_are_a_conflict(tmp_path: Path, stop_after: i
     embed_captions(path, store, HashEncoder(), overwrite=True).store.verify(read_captions(path))
 
 
+def test_a_store_made_before_the_tokenizer_was_noted_is_as_good(tmp_path: Path) -> None:
+    path, noted = captions_in(tmp_path, TEXTS), {"tokenizer_and_modules": "sha256:1"}
+    embed_captions(path, tmp_path / "old", HashEncoder())
+    assert embed_captions(path, tmp_path / "old", HashEncoder(**noted)).skipped == 50
+    assert embed_captions(path, tmp_path / "new", HashEncoder(**noted), reuse=tmp_path / "old").reused == 50
+    with pytest.raises(FingerprintConflictError, match="tokenizer_and_modules: 'sha256:1' → 'sha256:2'"):
+        embed_captions(path, tmp_path / "new", HashEncoder(tokenizer_and_modules="sha256:2"))
+
+
 def test_no_captions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no captions"):
         embed_captions(captions_in(tmp_path, []), tmp_path / "store", HashEncoder())

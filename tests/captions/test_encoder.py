@@ -129,6 +129,7 @@ def test_what_metadata_say(encoder: TextEncoder, minilm: Path) -> None:
         "model": "model",
         "revision": None,
         "weights": ModelFiles("", minilm, None).weights_digest(),
+        "tokenizer_and_modules": ModelFiles("", minilm, None).settings_digest(),
         "pooling": "mean",
         "normalized": False,
         "prefix": "",
@@ -288,6 +289,23 @@ def test_digests_of_weights(tmp_path: Path) -> None:
     (tmp_path / "2_Dense").mkdir()
     (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"e")
     assert files.weights_digest() != safe
+
+
+def test_digests_of_what_is_beside_the_weights(tmp_path: Path) -> None:
+    files = ModelFiles("m", tmp_path, None)
+    for folder in ("1_Pooling", "onnx", ".cache"):
+        (tmp_path / folder).mkdir()
+    known = {files.settings_digest()}
+    for name in ("tokenizer.json", "vocab.txt", "config.json", "modules.json", "1_Pooling/config.json", "own.py"):
+        (tmp_path / name).write_text("a")
+        assert files.settings_digest() not in known
+        known.add(files.settings_digest())
+        (tmp_path / name).write_text("b")
+        assert files.settings_digest() not in known
+        known.add(files.settings_digest())
+    for name in ("README.md", "model.safetensors", "onnx/config.json", ".cache/config.json"):
+        (tmp_path / name).write_text("a")
+        assert files.settings_digest() in known
 
 
 class FakeHub:

@@ -199,6 +199,43 @@ def test_code_of_a_model_runs_only_when_asked(tmp_path: Path, monkeypatch: pytes
     assert encoder.encode(TEXTS).shape == (7, 32)
 
 
+def test_code_in_another_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched with the flag only, loaded from the cache, and its commit is part of what a store is."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit, fetched = "0123456789" * 4, []
+    repository = tmp_path / "cache" / "models--Owner--own-code"
+    snapshot = repository / "snapshots" / commit
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        fetched.append((name, local_files_only))
+        if not local_files_only:
+            raise ConnectionError("Name or service not known")
+        if not snapshot.exists():
+            raise FileNotFoundError("not cached")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *given, **named: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    folder = bert(tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "marker": str(tmp_path / "marker"), "architectures": ["OwnModel"]}
+    config["auto_map"] = {f"Auto{kind}": f"Owner/own-code--own_code.Own{kind}" for kind in ("Config", "Model")}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"code of its own.*--trust-remote-code"):
+        load_encoder(str(folder), "cpu")
+    assert fetched == []
+    with pytest.raises(UserError, match=r"needs the code in Owner/own-code, .* \(Name or service not known\)"):
+        load_encoder(str(folder), "cpu", trust_remote_code=True)
+    snapshot.mkdir(parents=True)
+    (snapshot / "own_code.py").write_text(OWN_CODE)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    encoder = load_encoder(str(folder), "cpu", trust_remote_code=True)
+    assert encoder.describe()["remote_code"] == {"Owner/own-code": commit}
+    assert encoder.encode(TEXTS).shape == (7, 32)
+
+
 @pytest.mark.parametrize(("precision", "message"), [("bf8", "choose auto"), ("", "choose auto")])
 def test_unknown_precision(minilm: Path, precision: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
