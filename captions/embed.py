@@ -17,6 +17,7 @@ from artifacts.errors import UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
 from captions.embed_check import SampleCheck
+from captions.embed_finite import as_stored
 from captions.embed_plan import Block, EmbedPlan
 from captions.embed_reuse import copy_reusable, find_reusable, open_reusable
 from captions.encoder_batches import EncodedBlock
@@ -100,7 +101,7 @@ def embed_captions(
             if earlier is not None:
                 found = find_reusable(earlier, index, plan)
                 given = found >= 0
-                reused = copy_reusable(earlier, found, plan, writer, dtype)
+                reused = copy_reusable(earlier, found, plan, writer, dtype, captions)
             del index
             blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
             runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
@@ -129,7 +130,8 @@ def _encode(
                 "tokens": encoded.tokens,
                 "tokens_with_padding": encoded.computed,
             }
-            writer.write_shard(block.rows, _as_stored(encoded.embeddings, dtype, captions, block), block.which, counts)
+            stored = as_stored(encoded.embeddings, dtype, captions, block.rows, block.which)
+            writer.write_shard(block.rows, stored, block.which, counts)
 
 
 def run_here(
@@ -153,21 +155,3 @@ def require_captions(path: Path) -> pa.Table:
     if captions.num_rows == 0:
         raise UserError(f"{path} holds no captions.")
     return captions
-
-
-def _as_stored(embeddings: np.ndarray, dtype: str, captions: pa.Table, block: Block) -> np.ndarray:
-    """The embeddings (texts, D) as ``dtype``. Raises `UserError` naming a caption where a value is not finite in it."""
-    with np.errstate(over="ignore"):
-        stored = embeddings.astype(dtype)
-    bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-    if not len(bad):
-        return stored
-    row = int(block.rows[np.flatnonzero(block.which == bad[0])[0]])
-    caption = captions.slice(row, 1).to_pylist()[0]
-    where = f"row {row} (clip {caption['clip_id']!r}, caption {caption['caption'][:80]!r})"
-    if np.isfinite(embeddings[bad[0]]).all():
-        raise UserError(
-            f"the embedding of {where} goes beyond {dtype}: its largest value is {np.abs(embeddings[bad[0]]).max():g}. "
-            "Use --dtype float32 --overwrite."
-        )
-    raise UserError(f"the embedding of {where} holds NaN or infinity; {len(bad)} of {len(stored)} in its block do.")

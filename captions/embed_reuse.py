@@ -14,6 +14,7 @@ from artifacts.embedding_store import EmbeddingStore, settings_in
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys
+from captions.embed_finite import as_stored
 from captions.embed_plan import EmbedPlan
 
 REUSED_AT_ONCE = 8192  # texts
@@ -46,15 +47,23 @@ def find_reusable(store: EmbeddingStore, index: pa.Table, plan: EmbedPlan) -> np
 
 
 def copy_reusable(
-    store: EmbeddingStore, found: np.ndarray, plan: EmbedPlan, writer: EmbeddingStoreWriter, dtype: str
+    store: EmbeddingStore,
+    found: np.ndarray,
+    plan: EmbedPlan,
+    writer: EmbeddingStoreWriter,
+    dtype: str,
+    captions: pa.Table,
 ) -> int:
-    """Write the rows of all texts that were ``found``, unless they are there. Returns how many rows that was."""
+    """Write the rows of all texts that were ``found``, unless they are there. Returns how many rows that was.
+
+    Raises `UserError` naming a caption whose embedding does not fit ``dtype``.
+    """
     missing = np.flatnonzero((found >= 0) & ~writer.done[plan.first_rows])
     copied = 0
     for start in range(0, len(missing), REUSED_AT_ONCE):
         texts = missing[start : start + REUSED_AT_ONCE]
-        embeddings = np.array(store.embeddings[found[texts]]).astype(dtype)
         rows, which = plan.rows_of(texts)
+        embeddings = as_stored(np.array(store.embeddings[found[texts]]), dtype, captions, rows, which)
         writer.write_shard(rows, embeddings, which, {"reused_texts": len(texts), "reused_rows": len(rows)})
         copied += len(rows)
     return copied

@@ -311,6 +311,13 @@ def test_values_beyond_float16_name_their_caption_and_the_way_out(tmp_path: Path
     ).store.meta
 
 
+def test_reused_values_beyond_float16_are_told_as_well(tmp_path: Path) -> None:
+    path, encoder = captions_in(tmp_path, ["a", "bad"]), FaultyEncoder("bad", 7e4)
+    embed_captions(path, tmp_path / "wide", encoder, dtype="float32")
+    with pytest.raises(UserError, match=r"row 1 .* beyond float16: .*70000.*--dtype float32 --overwrite"):
+        embed_captions(path, tmp_path / "store", encoder, reuse=tmp_path / "wide")
+
+
 class OtherEncoder(HashEncoder):
     """Its batches are a little off the plain computation: in the sample that is encoded first, or only later."""
 
