@@ -37,7 +37,8 @@ class EmbeddingStoreWriter:
     ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
     rows of ``index`` they are the fingerprint that a resumed run must share. ``done`` (N,) says which rows are written,
     by this run and earlier ones; shards may come in any order and size. ``counts`` are sums over all shards, of all
-    runs. Memory does not grow with the array: what is written is the system's to keep or to put away.
+    runs; ``kept`` is whatever else (JSON) a resumed run is to find again. Memory does not grow with the array: what is
+    written is the system's to keep or to put away.
 
     One writer a folder: it is locked until `finish` or `close`, and raises `UserError` where another one is at work. A
     store that is ``finished`` already is neither locked nor written to.
@@ -62,6 +63,7 @@ class EmbeddingStoreWriter:
             raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
         self.done = np.zeros(index.num_rows, dtype=bool)
         self.counts: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}
         self._held = ExitStack()
         self.finished = not overwrite and self._is_finished()  # nothing is written then: no lock is needed
         if self.finished:
@@ -107,6 +109,7 @@ class EmbeddingStoreWriter:
         if progress and (folder / PARTIAL).exists():
             stored = read_json(folder / PROGRESS) or {}
             self.done, self.counts = _unpacked(stored["done"], index.num_rows), stored["counts"]
+            self.kept = stored.get("kept", {})
         else:
             _create_array(folder / PARTIAL, shape, dtype)
             write_parquet(folder / INDEX, index)
@@ -154,7 +157,8 @@ class EmbeddingStoreWriter:
         """Bring the rows to disk, and note them as done."""
         started = time.monotonic()
         self._map.flush()
-        write_json(self.folder / PROGRESS, {**self._identity, "done": _packed(self.done), "counts": self.counts})
+        state = {"done": _packed(self.done), "counts": self.counts, "kept": self.kept}
+        write_json(self.folder / PROGRESS, {**self._identity, **state})
         self._let_go()
         now = time.monotonic()
         self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ DTYPES = ("float16", "float32")
 COLUMNS = ["clip_id", "caption", "source", "caption_index"]
 COUNTS = {"reused_texts": 0, "reused_rows": 0, "truncated": 0, "tokens": 0, "tokens_with_padding": 0}
 
+COMPUTED_BY = ("device", "attention")
+
 Advance = Callable[[int], object]
 # Encodes blocks and yields each with its result, in any order.
 BlockRunner = Callable[[Iterator[Block], Advance], Iterator[tuple[Block, EncodedBlock]]]
@@ -39,6 +41,11 @@ class CaptionEncoder(Protocol):
 
     @property
     def block_tokens(self) -> int: ...
+
+    @property
+    def batches_for(self) -> str: ...
+
+    def settle(self, batch_tokens: int | None) -> int: ...
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -103,13 +110,18 @@ def embed_captions(
                 given = found >= 0
                 reused = copy_reusable(earlier, found, plan, writer, dtype, captions)
             del index
+            # Whoever goes on, on whatever memory: the texts are divided as they were.
+            settled = writer.kept.setdefault("batch_tokens", {})
+            settled[encoder.batches_for] = encoder.settle(settled.get(encoder.batches_for))
             blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
             runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
             _encode(writer, plan, runner, blocks, captions, dtype)
             stored_cosine = check.of_store(writer.read(check.rows))
             cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
             counts = {"texts": len(plan), **COUNTS, **writer.counts}
-            writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
+            divided = counts.pop("batch_halvings", 0)
+            notes = {**encoder.notes(), **computed_by(writer.kept, divided)}
+            writer.finish({"counts": counts, **notes, "check": {"rows": len(check.rows), **cosines}})
     return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped - reused, reused, skipped)
 
 
@@ -129,9 +141,19 @@ def _encode(
                 "truncated": encoded.truncated,
                 "tokens": encoded.tokens,
                 "tokens_with_padding": encoded.computed,
+                "batch_halvings": encoded.divided,
             }
+            for name in COMPUTED_BY:
+                note = getattr(encoded, name)
+                writer.kept[name] = sorted({note, *writer.kept.get(name, [])} - {""})
             stored = as_stored(encoded.embeddings, dtype, captions, block.rows, block.which)
             writer.write_shard(block.rows, stored, block.which, counts)
+
+
+def computed_by(kept: Mapping[str, Any], divided: int) -> dict[str, Any]:
+    """Notes on what computed the blocks of a store, in this run and earlier ones; none where no block was."""
+    notes = {name: ", ".join(kept[name]) for name in COMPUTED_BY if kept.get(name)}
+    return {**notes, "batch_halvings": divided} if notes else {}
 
 
 def run_here(

@@ -133,9 +133,28 @@ class TextEncoder:
         masked = self.forward(probe, np.arange(1))
         self.dim = masked.shape[1]
         self._may_omit_mask = self._is_same_without_mask(probe, masked)
-        self.batch_tokens = batch_tokens or self._fitting_tokens()
-        self.block_tokens = BLOCK_BATCHES * self.batch_tokens
-        self.budget = BatchBudget(self.batch_tokens)
+        self.batches_for = self.device.type
+        self._asked = batch_tokens is not None
+        self._divide_by(batch_tokens or self._fitting_tokens())
+
+    def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
+        """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
+
+        None, and what `load_encoder` was asked for, leave them as they are. Returns the tokens of a batch.
+        """
+        self.batches_for = batches_for or self.batches_for
+        if batch_tokens is not None and not self._asked:
+            self._divide_by(batch_tokens)
+        return self.batch_tokens
+
+    def _divide_by(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.block_tokens = BLOCK_BATCHES * batch_tokens
+        self.budget = BatchBudget(batch_tokens)
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     def describe(self) -> dict[str, Any]:
         """What embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to rounding."""
@@ -154,11 +173,10 @@ class TextEncoder:
 
     def notes(self) -> dict[str, Any]:
         """What ``meta.json`` says besides: where a local model lay, how it pools itself, where and how it computed."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         return {
             "model_path": None if self.files.revision else str(self.files.folder.resolve()),
             "model_pooling": self.own_pooling,
-            "device": name,
+            "device": self.device_name,
             "attention": attention_of(self.transformer),
             "batch_tokens": self.batch_tokens,
             "batch_halvings": self.budget.halvings,

@@ -17,6 +17,7 @@ import torch
 
 from artifacts.errors import UserError
 from captions.encoder_batches import EncodedBlock, batches
+from captions.encoder_model import attention_of
 from captions.encoder_threads import compute_threads, threads
 from captions.encoder_tokens import Tokens
 
@@ -65,7 +66,7 @@ def _launch_on_cpu(
             embeddings[rows] = future.result().numpy()
             if progress is not None:
                 progress(len(rows))
-        return _encoded(tokens, [rows for rows, _ in parts], embeddings)
+        return _encoded(encoder, tokens, [rows for rows, _ in parts], embeddings)
 
     return result
 
@@ -90,7 +91,7 @@ def _launch_on_gpu(
         embeddings[np.concatenate(divided)] = copied.numpy()
         if progress is not None:
             progress(len(embeddings))
-        return _encoded(tokens, divided, embeddings)
+        return _encoded(encoder, tokens, divided, embeddings)
 
     return result
 
@@ -99,9 +100,19 @@ def _batches(encoder: TextEncoder, tokens: Tokens) -> list[np.ndarray]:
     return list(batches(tokens.lengths, encoder.batch_tokens))
 
 
-def _encoded(tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray) -> EncodedBlock:
+def _encoded(
+    encoder: TextEncoder, tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray
+) -> EncodedBlock:
     computed = sum(len(rows) * int(tokens.lengths[rows].max()) for rows in divided)
-    return EncodedBlock(embeddings, tokens.truncated, int(tokens.starts[-1]), computed)
+    return EncodedBlock(
+        embeddings,
+        tokens.truncated,
+        int(tokens.starts[-1]),
+        computed,
+        encoder.device_name,
+        attention_of(encoder.transformer),
+        encoder.budget.take_divisions(),
+    )
 
 
 def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
@@ -119,5 +130,6 @@ def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch
         raise UserError(
             f"a text of {size:,} tokens does not fit in the memory of {encoder.device}; cut it with --max-length."
         )
+    encoder.budget.note_division()
     middle = len(rows) // 2
     return torch.cat([embed_batch(encoder, tokens, half) for half in (rows[:middle], rows[middle:])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from artifacts.errors import UserError
 from captions.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
 from captions.embed_plan import Block
 from captions.encoder import TextEncoder
-from captions.encoder_batches import BLOCK_BATCHES, GPU_BATCH_TOKENS, EncodedBlock
+from captions.encoder_batches import GPU_BATCH_TOKENS, EncodedBlock
 from captions.encoder_request import EncoderRequest
 from workflows.cluster import WorkerPool
 from workflows.engine import run_shards
+from workflows.on_worker import ENCODER_LIBRARIES
 from workflows.workers import Shared
 
 # A task of some blocks: while one is computed, the worker tokenizes the next.
@@ -41,8 +43,8 @@ def embed_with_workers(
     embeddings of another encoder than this process.
     """
     require_captions(captions)  # before the seconds that an encoder takes
-    encoder = request.load()
     pool = WorkerPool.of(pool)
+    encoder = load_for_client(request, pool)
     runner = None if pool.here else run_on(encoder, request, pool)
     result = embed_captions(
         captions,
@@ -51,23 +53,51 @@ def embed_with_workers(
         dtype=dtype,
         overwrite=overwrite,
         reuse=reuse,
-        block_tokens=None if pool.here else _block_tokens(encoder),
         run_blocks=runner,
     )
     return result, encoder
 
 
+def load_for_client(request: EncoderRequest, pool: WorkerPool) -> TextEncoder:
+    """The encoder of this process: on the CPU where GPUs are the workers' alone, whose batches then are large ones.
+
+    Raises `UserError` as `EncoderRequest.load` does, and where the workers' precision cannot be known.
+    """
+    import torch
+
+    theirs = pool.elsewhere and request.device.startswith("cuda") and not torch.cuda.is_available()
+    if not theirs:
+        return request.load()
+    if request.precision == "auto":
+        raise UserError(
+            "--precision auto follows the GPU that computes, and this machine, which has none, does not know the "
+            "workers' one; give --precision bf16 (Ampere and later), fp16 (Volta, Turing) or fp32."
+        )
+    print(
+        "m2dprep: no GPU here: the check is computed on the CPU, the rest by the workers.", file=sys.stderr, flush=True
+    )
+    encoder = replace(request, device="cpu").load()
+    encoder.settle(GPU_BATCH_TOKENS, "cuda")
+    return encoder
+
+
 def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> BlockRunner:
     """Encodes blocks with the workers of ``pool``, yielding each as it comes."""
     found = encoder.files
-    # Every worker computes in the precision of this process, whatever its device would choose.
     name = found.name if found.revision else str(found.folder.resolve())
-    same = replace(request, name_or_path=name, revision=found.revision, precision=encoder.settings.precision)
-    shared = Shared((found.folder.resolve(),)) if found.revision is None else Shared()
-    function = functools.partial(encode_shard, request=same, expected=encoder.describe())
+    shared = Shared((found.folder.resolve(),) if found.revision is None else (), libraries=ENCODER_LIBRARIES)
 
     def run(blocks: Iterator[Block], advance: Advance) -> Iterator[tuple[Block, EncodedBlock]]:
         waiting: dict[int, Block] = {}
+        # Every worker computes in the precision and the batches of this process, whatever its device would choose.
+        same = replace(
+            request,
+            name_or_path=name,
+            revision=found.revision,
+            precision=encoder.settings.precision,
+            batch_tokens=encoder.batch_tokens,
+        )
+        function = functools.partial(encode_shard, request=same, expected=encoder.describe())
 
         def shards() -> Iterator[list[Numbered]]:
             numbered = enumerate(blocks)
@@ -108,13 +138,6 @@ def _poisoned(block: Numbered) -> tuple[int, EncodedBlock]:
         f"workers died while encoding a block of {len(block[1]):,} texts that starts with {block[1][0][:80]!r}, more "
         "than once; is there memory enough for the model? The same command goes on."
     )
-
-
-def _block_tokens(encoder: TextEncoder) -> int:
-    """The blocks of workers: of a GPU's size where the precision is that of GPUs, even if this machine has none."""
-    if encoder.settings.precision == "fp32":
-        return encoder.block_tokens
-    return max(encoder.block_tokens, BLOCK_BATCHES * GPU_BATCH_TOKENS)
 
 
 def choose_pool(pool: WorkerPool | None, device: str) -> WorkerPool:

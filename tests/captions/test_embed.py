@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class HashEncoder:
 
     dim = DIM
     block_tokens = 24  # two or three texts
+    batches_for = "cpu"
 
     def __init__(self, stop_after: int | None = None, kill: bool = False, **settings: Any) -> None:
         self.stop_after, self.kill, self.settings = stop_after, kill, settings
@@ -50,6 +52,10 @@ class HashEncoder:
 
     def notes(self) -> dict[str, Any]:
         return {"model_path": None}
+
+    def settle(self, batch_tokens: int | None) -> int:
+        self.block_tokens = batch_tokens or self.block_tokens
+        return self.block_tokens
 
     def encode_blocks(
         self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
@@ -230,6 +236,52 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path) -> None:
             run.kill()
         assert run.wait(timeout=120) == (-signal.SIGKILL if kill else 0)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_a_resumed_run_divides_as_the_first_one_did(tmp_path: Path) -> None:
+    """A GPU with more memory would take larger batches by itself; rounding would differ."""
+    path, wide, again = captions_in(tmp_path, TEXTS), HashEncoder(), HashEncoder()
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "stopped", HashEncoder(3))
+    wide.block_tokens = 48
+    embed_captions(path, tmp_path / "stopped", wide)
+    embed_captions(path, tmp_path / "whole", again)
+    assert wide.calls == again.calls[3:]
+    other = HashEncoder()
+    other.block_tokens, other.batches_for = 48, "cuda"
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "elsewhere", HashEncoder(3))
+    embed_captions(path, tmp_path / "elsewhere", other)  # another kind of device has batches of its own
+    assert max(map(len, other.calls)) > max(map(len, again.calls))
+
+
+class NamedEncoder(HashEncoder):
+    """Says what computed its blocks, which had to be divided once each."""
+
+    def __init__(self, device: str, stop_after: int | None = None) -> None:
+        super().__init__(stop_after)
+        self.device = device
+
+    def notes(self) -> dict[str, Any]:
+        return {"device": "the client's", "attention": "eager", "batch_halvings": 0}
+
+    def encode_blocks(
+        self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
+    ) -> Iterator[EncodedBlock]:
+        for block in super().encode_blocks(blocks, progress):
+            yield replace(block, device=self.device, attention="sdpa", divided=1)
+
+
+def test_metadata_say_what_computed_the_store_in_all_runs(tmp_path: Path) -> None:
+    path, second = captions_in(tmp_path, TEXTS), NamedEncoder("B")
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "store", NamedEncoder("A", 3))
+    meta = embed_captions(path, tmp_path / "store", second).store.meta
+    assert {key: meta[key] for key in ("device", "attention", "batch_halvings")} == {
+        "device": "A, B", "attention": "sdpa", "batch_halvings": 3 + len(second.calls),
+    }  # fmt: skip
+    copied = embed_captions(path, tmp_path / "copy", NamedEncoder("C"), reuse=tmp_path / "store").store.meta
+    assert copied["device"] == "the client's"  # it encoded nothing but the sample
 
 
 def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:

@@ -252,6 +252,15 @@ def test_a_gpu_without_memory_says_which_option_helps(encoder: TextEncoder, monk
         encoder.encode(["a", "b"])
 
 
+def test_batches_that_were_settled(minilm: Path) -> None:
+    encoder = load_encoder(str(minilm), "cpu")
+    assert (encoder.settle(None), encoder.batches_for) == (2048, "cpu")
+    assert (encoder.settle(32768, "cuda"), encoder.batches_for) == (32768, "cuda")
+    assert (encoder.block_tokens, encoder.budget.tokens) == (8 * 32768, 32768)
+    asked = load_encoder(str(minilm), "cpu", batch_tokens=64)
+    assert (asked.settle(2048), asked.block_tokens) == (64, 512)
+
+
 def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with room for 40 tokens: what is too large is tried once, then never again."""
     expected, forward, refused = encoder.encode(TEXTS[:4] * 8), encoder.forward, []
@@ -269,6 +278,8 @@ def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: py
     assert encoder.notes()["batch_halvings"] == len(refused) > 0
     assert encoder.budget.tokens <= 40
     again = len(refused)
+    assert encoder.budget.take_divisions() == 0  # each block says how often it was divided
+    assert next(encoder.encode_blocks([TEXTS[:4] * 8])).divided > 0
     encoder.encode(TEXTS[:4] * 8)
     assert len(refused) == again
 

