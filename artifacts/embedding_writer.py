@@ -19,13 +19,14 @@ import pyarrow as pa
 
 from artifacts.atomic import sweep_temporaries, sync_folder, write_json
 from artifacts.embedding_index import rows_digest
-from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, read_json, settings_in
+from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, EmbeddingStore, read_json, settings_in
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.lock import exclusive
-from artifacts.tables import write_parquet
+from artifacts.tables import first_line, write_parquet
 
 PARTIAL = "embeddings.partial.npy"
+ANEW = "use --overwrite to start anew."
 SCATTER_ROWS = 4096  # each may bring in many pages of the array
 SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
 SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
@@ -67,6 +68,7 @@ class EmbeddingStoreWriter:
         self._held = ExitStack()
         self.finished = not overwrite and self._is_finished()  # nothing is written then: no lock is needed
         if self.finished:
+            self._require_whole(index)
             return
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -100,6 +102,18 @@ class EmbeddingStoreWriter:
         self.done[:] = True
         return True
 
+    def _require_whole(self, index: pa.Table) -> None:
+        """Write a finished store's index anew where it is gone or damaged; `UserError` where the array is."""
+        try:
+            store = EmbeddingStore.open(self.folder)
+        except UserError as error:
+            raise UserError(f"{error} Use --overwrite to make the store anew.") from error
+        try:
+            store.index()
+        except UserError:  # both have the rows_digest of meta.json: this is the index that was there
+            with exclusive(self.folder):
+                write_parquet(self.folder / INDEX, index)
+
     def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str) -> None:
         """Start the array, or go on with the one that an earlier run has left."""
         folder = self.folder
@@ -107,19 +121,29 @@ class EmbeddingStoreWriter:
         if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
             (folder / EMBEDDINGS).replace(folder / PARTIAL)
         if progress and (folder / PARTIAL).exists():
-            stored = read_json(folder / PROGRESS) or {}
-            self.done, self.counts = _unpacked(stored["done"], index.num_rows), stored["counts"]
-            self.kept = stored.get("kept", {})
+            self._take_up()
         else:
             _create_array(folder / PARTIAL, shape, dtype)
-            write_parquet(folder / INDEX, index)
+        write_parquet(folder / INDEX, index)
         self._map, self._array = _map_array(folder / PARTIAL)
+        if (self._array.shape, self._array.dtype) != (shape, np.dtype(dtype)):
+            raise UserError(f"{folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
         self._next_sync = 0.0
         self._sync()
 
     @property
     def rows_done(self) -> int:
         return int(np.count_nonzero(self.done))
+
+    def _take_up(self) -> None:
+        """What an earlier run has noted. Raises `UserError` where it makes no sense."""
+        stored = read_json(self.folder / PROGRESS) or {}
+        try:
+            self.done = _unpacked(stored["done"], len(self.done))
+            self.counts = {str(name): int(count) for name, count in stored["counts"].items()}
+            self.kept = dict(stored.get("kept", {}))
+        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+            raise UserError(f"{self.folder / PROGRESS} is damaged ({first_line(error)}); {ANEW}") from error
 
     def write_shard(
         self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
@@ -195,6 +219,8 @@ def _packed(done: np.ndarray) -> str:
 
 def _unpacked(text: str, rows: int) -> np.ndarray:
     bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    if len(bits) != -(-rows // 8):
+        raise ValueError(f"it has {len(bits)} bytes for {rows} rows")
     return np.unpackbits(bits, count=rows).astype(bool)
 
 
@@ -212,7 +238,10 @@ def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
 
 def _map_array(path: Path) -> tuple[mmap.mmap, np.ndarray]:
     """A ``.npy`` file as a writable array, and the map that it lies in."""
-    known = np.lib.format.open_memmap(path, mode="r")
+    try:
+        known = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:  # cut short, or no array
+        raise UserError(f"{path} is damaged ({first_line(error)}); {ANEW}") from error
     with path.open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
     return mapped, np.ndarray(known.shape, known.dtype, mapped, known.offset)

@@ -177,6 +177,68 @@ def test_overwrite_starts_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "meta.json").exists()
 
 
+@pytest.mark.parametrize("what", ["missing", "another", "garbage"])
+@pytest.mark.parametrize("stop_after", [3, None])
+def test_an_index_that_is_gone_comes_back(tmp_path: Path, what: str, stop_after: int | None) -> None:
+    captions = captions_of([f"caption {i}" for i in range(10)])
+    index = index_of(captions)
+    write(tmp_path / "whole", index)
+    write(tmp_path / "store", index, stop_after=stop_after).close()
+    file = tmp_path / "store" / "index.parquet"
+    if what == "missing":
+        file.unlink()
+    else:
+        write(tmp_path / "other", index_of(captions_of(["a"])))
+        other = (tmp_path / "other" / "index.parquet").read_bytes()
+        file.write_bytes(other if what == "another" else b"garbage")
+    write(tmp_path / "store", index)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", "cut"])
+def test_a_finished_store_without_its_array_is_not_whole(tmp_path: Path, content: bytes | str | None) -> None:
+    index, file = index_of(captions_of(["a", "b"])), tmp_path / "embeddings.npy"
+    write(tmp_path, index)
+    whole = file.read_bytes()
+    file.unlink() if content is None else file.write_bytes(whole[:-1] if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"cannot be read.*--overwrite"):
+        write(tmp_path, index)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": 3},
+        {"done": "!!!"},
+        {"done": "AAAA"},
+        {"done": "eJxjAAAAAQAB"},  # one byte, of ten rows
+        {"counts": None},
+        {"counts": {"texts": "x"}},
+        {"kept": 3},
+        {"done": None},
+    ],
+)
+def test_damaged_progress_is_told(tmp_path: Path, change: dict[str, object]) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path, index, stop_after=3).close()
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps({**progress, **change}))
+    with pytest.raises(UserError, match=r"progress.json is damaged .*--overwrite"):
+        write(tmp_path, index)
+
+
+@pytest.mark.parametrize("size", [0, 50, -1, "other"])
+def test_a_damaged_partial_array_is_told(tmp_path: Path, size: int | str) -> None:
+    index, file = index_of(captions_of([f"caption {i}" for i in range(10)])), tmp_path / "embeddings.partial.npy"
+    write(tmp_path, index, stop_after=3).close()
+    if isinstance(size, int):
+        file.write_bytes(file.read_bytes()[:size])
+    else:
+        np.save(file, np.zeros((3, DIM), np.float16))
+    with pytest.raises(UserError, match=r"embeddings.partial.npy is .*--overwrite"):
+        write(tmp_path, index)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_store_has_one_writer(tmp_path: Path, overwrite: bool) -> None:
     index = index_of(captions_of([f"caption {i}" for i in range(10)]))
