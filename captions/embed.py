@@ -16,6 +16,7 @@ from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
+from artifacts.utf8 import require_utf8
 from captions.embed_check import SampleCheck
 from captions.embed_finite import as_stored
 from captions.embed_plan import Block, EmbedPlan
@@ -172,8 +173,12 @@ def run_here(
 
 
 def require_captions(path: Path) -> pa.Table:
-    """What of the captions in ``path`` is needed. Raises `UserError` where it cannot be read or has no rows."""
+    """What of the captions in ``path`` is needed.
+
+    Raises `UserError` where it cannot be read, has no rows, or holds text that is not UTF-8.
+    """
     captions = read_captions(path, COLUMNS)
+    require_utf8(captions, path)
     if captions.num_rows == 0:
         raise UserError(f"{path} holds no captions.")
     return captions

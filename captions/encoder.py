@@ -6,7 +6,6 @@ model's own Normalize module is left out unless asked for, its own pooling is us
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,14 +17,14 @@ from torch import nn
 from artifacts.embedding_store import TOKENIZER_AND_MODULES
 from artifacts.errors import UserError
 from artifacts.tables import first_line
+from artifacts.utf8 import require_text
 from captions.encoder_batches import (
     BLOCK_BATCHES,
-    CPU_BATCH_TOKENS,
     BatchBudget,
     EncodedBlock,
     block_ends,
-    tokens_that_fit,
 )
+from captions.encoder_memory import fitting_tokens
 from captions.encoder_model import (
     Pooling,
     attention_of,
@@ -44,7 +43,6 @@ from captions.model_code import with_code
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
-PROBE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,7 @@ class TextEncoder:
         self.own_pooling = own_pooling(model)
         if settings.pooling == "model" and self.own_pooling == "none":
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
+        require_text(settings.prefix, "--prefix")
         special = tokenizer.num_special_tokens_to_add()
         limit = most_tokens(model, self.transformer, settings.max_length, special, files.name)
         self.settings = replace(settings, max_length=limit)
@@ -135,7 +134,7 @@ class TextEncoder:
         self._may_omit_mask = self._is_same_without_mask(probe, masked)
         self.batches_for = self.device.type
         self._asked = batch_tokens is not None
-        self._divide_by(batch_tokens or self._fitting_tokens())
+        self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
 
     def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
         """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
@@ -254,32 +253,3 @@ class TextEncoder:
             return bool(torch.allclose(self.forward(probe, np.arange(1)), masked, rtol=1e-3, atol=1e-3))
         except Exception:  # whatever a model that needs its mask raises
             return False
-
-    def _fitting_tokens(self) -> int:
-        """The tokens of a batch that suit the device: on a GPU half of its free memory, measured with one batch."""
-        if self.device.type != "cuda":
-            return CPU_BATCH_TOKENS
-        length = min(32, self.settings.max_length or 32)
-        used = 0
-        for tokens in _halvings(max(PROBE_TOKENS, length), length):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            count = tokens // length
-            probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
-            with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
-                self.forward(probe, np.arange(count))
-                used = torch.cuda.max_memory_allocated(self.device) - before
-                break
-        else:
-            raise torch.OutOfMemoryError(f"no memory for a text of {length} tokens")
-        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return tokens_that_fit(free + cached, used / (count * length))
-
-
-def _halvings(most: int, least: int) -> Iterator[int]:
-    """``most``, its half, and so on, down to ``least``."""
-    while most >= least:
-        yield most
-        most //= 2

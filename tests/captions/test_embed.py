@@ -23,6 +23,7 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import CheckFailedError, FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from captions.embed import embed_captions
+from captions.embed_inspect import nearest
 from captions.encoder_batches import EncodedBlock
 
 if TYPE_CHECKING:
@@ -318,6 +319,27 @@ def test_a_store_made_before_the_tokenizer_was_noted_is_as_good(tmp_path: Path) 
     assert embed_captions(path, tmp_path / "new", HashEncoder(**noted), reuse=tmp_path / "old").reused == 50
     with pytest.raises(FingerprintConflictError, match="tokenizer_and_modules: 'sha256:1' → 'sha256:2'"):
         embed_captions(path, tmp_path / "new", HashEncoder(tokenizer_and_modules="sha256:2"))
+
+
+def test_captions_that_are_not_utf8_name_their_row(tmp_path: Path) -> None:
+    table = table_of(["a", "b", "c"])
+    texts = pa.array([b"a", b"b\xff", b"c"], pa.binary())
+    bad = pa.StringArray.from_buffers(3, texts.buffers()[1], texts.buffers()[2])
+    write_captions(tmp_path / "captions.parquet", table.set_column(1, CAPTIONS_SCHEMA.field("caption"), bad))
+    with pytest.raises(UserError, match=r"captions.parquet: row 1 of the column caption is not UTF-8"):
+        embed_captions(tmp_path / "captions.parquet", tmp_path / "store", HashEncoder())
+
+
+def test_the_nearest_of_many_equal_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captions.embed_inspect.BLOCK_ROWS", 3)
+    texts = ["near"] * 10 + ["other", "near", "another"]
+    store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", HashEncoder()).store
+    found = nearest(store, vector("near"), 2, None)
+    assert found[0].row == 0
+    assert found[1].row in (10, 12)
+    assert len(nearest(store, vector("near"), 9, None)) == 3
+    every = sorted((one.cosine for one in nearest(store, vector("near"), 9, None)), reverse=True)
+    assert every == [one.cosine for one in nearest(store, vector("near"), 9, None)]
 
 
 def test_no_captions(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from transformers import BertModel
 import captions.encoder_model
 import captions.encoder_reference
 from artifacts.errors import UserError
-from captions.encoder import TextEncoder, load_encoder
+from captions.encoder import load_encoder
+from captions.encoder_memory import fitting_tokens
 from captions.encoder_tokens import Tokens
 from tests.captions.test_encoder_models import TEXTS, bert, by_hand
 
@@ -161,7 +162,7 @@ def test_a_model_that_does_not_fit(model: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("room", "tokens"), [(4096, 4096), (1000, 512), (32, 32), (31, None)])
 def test_the_first_batch_is_measured_with_what_fits(
-    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch, room: int, tokens: int | None
+    monkeypatch: pytest.MonkeyPatch, room: int, tokens: int | None
 ) -> None:
     """A device with room for some tokens, each of which takes 1,000 bytes, beside a free MB."""
     used = [0]
@@ -171,15 +172,13 @@ def test_the_first_batch_is_measured_with_what_fits(
             raise torch.OutOfMemoryError("CUDA out of memory")
         used[0] = 1000 * int(probe.starts[-1])
 
-    monkeypatch.setattr(encoder, "device", torch.device("cuda"))
-    monkeypatch.setattr(encoder, "forward", small)
     for name, value in (("reset_peak_memory_stats", 0), ("memory_allocated", 0), ("memory_reserved", 0)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 21, 1 << 21))
     if tokens is None:
         with pytest.raises(torch.OutOfMemoryError):
-            encoder._fitting_tokens()
+            fitting_tokens(small, torch.device("cuda"), 256)
         return
-    assert encoder._fitting_tokens() == 1024
+    assert fitting_tokens(small, torch.device("cuda"), 256) == 1024
     assert used[0] == 1000 * tokens
