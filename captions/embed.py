@@ -60,6 +60,8 @@ class CaptionEncoder(Protocol):
 
     def reference(self, texts: Sequence[str]) -> np.ndarray: ...
 
+    def truncated(self, texts: Sequence[str]) -> int: ...
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -109,7 +111,7 @@ def embed_captions(
             if earlier is not None:
                 found = find_reusable(earlier, index, plan)
                 given = found >= 0
-                reused = copy_reusable(earlier, found, plan, writer, dtype, captions)
+                reused = copy_reusable(earlier, found, plan, writer, dtype, captions, encoder.truncated)
             del index
             # Whoever goes on, on whatever memory: the texts are divided as they were.
             settled = writer.kept.setdefault("batch_tokens", {})

@@ -205,6 +205,10 @@ class TextEncoder:
         """float32 (N, dim), computed plainly: each text alone, in float32 (`captions.encoder_reference`)."""
         return reference_embeddings(self, texts)
 
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of ``texts`` are cut to ``max_length``."""
+        return self.tokenizer(texts).truncated
+
     @torch.inference_mode()
     def forward(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
         """Embeddings (B, dim) of some of the tokenized texts, float32, on the encoder's device."""

@@ -69,6 +69,9 @@ class HashEncoder:
             self.calls.append(list(texts))
             yield EncodedBlock(self.vectors(texts), sum(len(text) > 20 for text in texts), 0, 0)
 
+    def truncated(self, texts: Sequence[str]) -> int:
+        return sum(len(text) > 20 for text in texts)
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.reference(texts)
 
@@ -460,6 +463,7 @@ def test_reuse_encodes_only_new_texts(tmp_path: Path) -> None:
     assert sorted(text for block in encoder.calls for text in block) == ["another new text", "new text"]
     assert (result.done, result.reused, result.skipped) == (3, len(MORE) - 3, 0)
     assert result.store.meta["counts"]["reused_rows"] == len(MORE) - 3
+    assert result.store.meta["counts"]["truncated"] == sum(len(text) > 20 for text in set(MORE)) > 0
     np.testing.assert_array_equal(result.store.embeddings, np.stack([vector(t) for t in MORE]).astype(np.float16))
     result.store.verify(read_captions(path))
 

@@ -79,6 +79,7 @@ def test_truncated_texts_are_counted(minilm: Path) -> None:
     block = next(encoder.encode_blocks([[exact, longer, short, longer]]))
     embeddings = block.embeddings
     assert (block.truncated, block.tokens, block.computed) == (2, 18, 18)  # the short one apart
+    assert encoder.truncated([exact, longer, short, longer]) == 2
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-5)
     assert load_encoder(str(minilm), "cpu").describe()["max_length"] == 256
 
