@@ -85,7 +85,7 @@ def test_attention_that_loads_but_does_not_compute(model: Path, monkeypatch: pyt
 
     def only_eager(self: Any, *given: Any, **named: Any) -> Any:
         if self.config._attn_implementation != "eager":
-            raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+            raise RuntimeError("no kernel image is available for execution on the device")
         return forward(self, *given, **named)
 
     monkeypatch.setattr(BertModel, "forward", only_eager)
