@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from artifacts.tables import read_parquet
 
 EMBEDDINGS, INDEX, META, PROGRESS = "embeddings.npy", "index.parquet", "meta.json", "progress.json"
 FORMAT = 2  # 1 had another rows_digest
+TOKENIZER_AND_MODULES = "tokenizer_and_modules"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ class EmbeddingStore:
             )
         if ours.num_rows != theirs.num_rows:
             raise UserError(f"{self.folder} has {ours.num_rows} rows, the captions have {theirs.num_rows}.")
+
+
+def settings_in(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``meta`` says of the keys in ``wanted``, None where it says nothing.
+
+    What stores of earlier versions do not say is taken to be as wanted: their weights speak for the model.
+    """
+    known = {TOKENIZER_AND_MODULES: wanted.get(TOKENIZER_AND_MODULES), **meta}
+    return {key: known.get(key) for key in wanted}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,9 @@ from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
+from artifacts.utf8 import require_utf8
 from captions.embed_check import SampleCheck
+from captions.embed_finite import as_stored
 from captions.embed_plan import Block, EmbedPlan
 from captions.embed_reuse import copy_reusable, find_reusable, open_reusable
 from captions.encoder_batches import EncodedBlock
@@ -24,6 +26,8 @@ from captions.encoder_batches import EncodedBlock
 DTYPES = ("float16", "float32")
 COLUMNS = ["clip_id", "caption", "source", "caption_index"]
 COUNTS = {"reused_texts": 0, "reused_rows": 0, "truncated": 0, "tokens": 0, "tokens_with_padding": 0}
+
+COMPUTED_BY = ("device", "attention")
 
 Advance = Callable[[int], object]
 # Encodes blocks and yields each with its result, in any order.
@@ -39,6 +43,11 @@ class CaptionEncoder(Protocol):
     @property
     def block_tokens(self) -> int: ...
 
+    @property
+    def batches_for(self) -> str: ...
+
+    def settle(self, batch_tokens: int | None) -> int: ...
+
     def describe(self) -> dict[str, Any]: ...
 
     def notes(self) -> dict[str, Any]: ...
@@ -50,6 +59,8 @@ class CaptionEncoder(Protocol):
     ) -> Iterator[EncodedBlock]: ...
 
     def reference(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def truncated(self, texts: Sequence[str]) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -92,23 +103,28 @@ def embed_captions(
         check = SampleCheck(captions, encoder)
         computed_cosine = check.of_encoder(encoder)  # before anything is written, and before hours of work
     index = index_of(captions)
-    writer = EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite)
-    skipped, reused = writer.rows_done, 0
-    if check is not None and not writer.finished:
-        plan = EmbedPlan(captions["caption"], index["caption_digest"])
-        given = np.zeros(len(plan), bool)
-        if earlier is not None:
-            found = find_reusable(earlier, index, plan)
-            given = found >= 0
-            reused = copy_reusable(earlier, found, plan, writer, dtype)
-        del index
-        blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
-        runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
-        _encode(writer, plan, runner, blocks, captions, dtype)
-        stored_cosine = check.of_store(writer.read(check.rows))
-        cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
-        counts = {"texts": len(plan), **COUNTS, **writer.counts}
-        writer.finish({"counts": counts, **encoder.notes(), "check": {"rows": len(check.rows), **cosines}})
+    with EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite) as writer:
+        skipped, reused = writer.rows_done, 0
+        if check is not None and not writer.finished:
+            plan = EmbedPlan(captions["caption"], index["caption_digest"])
+            given = np.zeros(len(plan), bool)
+            if earlier is not None:
+                found = find_reusable(earlier, index, plan)
+                given = found >= 0
+                reused = copy_reusable(earlier, found, plan, writer, dtype, captions, encoder.truncated)
+            del index
+            # Whoever goes on, on whatever memory: the texts are divided as they were.
+            settled = writer.kept.setdefault("batch_tokens", {})
+            settled[encoder.batches_for] = encoder.settle(settled.get(encoder.batches_for))
+            blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
+            runner = run_blocks or (lambda blocks, advance: run_here(encoder, blocks, advance))
+            _encode(writer, plan, runner, blocks, captions, dtype)
+            stored_cosine = check.of_store(writer.read(check.rows))
+            cosines = {"smallest_cosine": stored_cosine, "smallest_cosine_before_storing": computed_cosine}
+            counts = {"texts": len(plan), **COUNTS, **writer.counts}
+            divided = counts.pop("batch_halvings", 0)
+            notes = {**encoder.notes(), **computed_by(writer.kept, divided)}
+            writer.finish({"counts": counts, **notes, "check": {"rows": len(check.rows), **cosines}})
     return Embedded(EmbeddingStore.open(out), captions.num_rows - skipped - reused, reused, skipped)
 
 
@@ -128,8 +144,19 @@ def _encode(
                 "truncated": encoded.truncated,
                 "tokens": encoded.tokens,
                 "tokens_with_padding": encoded.computed,
+                "batch_halvings": encoded.divided,
             }
-            writer.write_shard(block.rows, _as_stored(encoded.embeddings, dtype, captions, block), block.which, counts)
+            for name in COMPUTED_BY:
+                note = getattr(encoded, name)
+                writer.kept[name] = sorted({note, *writer.kept.get(name, [])} - {""})
+            stored = as_stored(encoded.embeddings, dtype, captions, block.rows, block.which)
+            writer.write_shard(block.rows, stored, block.which, counts)
+
+
+def computed_by(kept: Mapping[str, Any], divided: int) -> dict[str, Any]:
+    """Notes on what computed the blocks of a store, in this run and earlier ones; none where no block was."""
+    notes = {name: ", ".join(kept[name]) for name in COMPUTED_BY if kept.get(name)}
+    return {**notes, "batch_halvings": divided} if notes else {}
 
 
 def run_here(
@@ -148,26 +175,12 @@ def run_here(
 
 
 def require_captions(path: Path) -> pa.Table:
-    """What of the captions in ``path`` is needed. Raises `UserError` where it cannot be read or has no rows."""
+    """What of the captions in ``path`` is needed.
+
+    Raises `UserError` where it cannot be read, has no rows, or holds text that is not UTF-8.
+    """
     captions = read_captions(path, COLUMNS)
+    require_utf8(captions, path)
     if captions.num_rows == 0:
         raise UserError(f"{path} holds no captions.")
     return captions
-
-
-def _as_stored(embeddings: np.ndarray, dtype: str, captions: pa.Table, block: Block) -> np.ndarray:
-    """The embeddings (texts, D) as ``dtype``. Raises `UserError` naming a caption where a value is not finite in it."""
-    with np.errstate(over="ignore"):
-        stored = embeddings.astype(dtype)
-    bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-    if not len(bad):
-        return stored
-    row = int(block.rows[np.flatnonzero(block.which == bad[0])[0]])
-    caption = captions.slice(row, 1).to_pylist()[0]
-    where = f"row {row} (clip {caption['clip_id']!r}, caption {caption['caption'][:80]!r})"
-    if np.isfinite(embeddings[bad[0]]).all():
-        raise UserError(
-            f"the embedding of {where} goes beyond {dtype}: its largest value is {np.abs(embeddings[bad[0]]).max():g}. "
-            "Use --dtype float32 --overwrite."
-        )
-    raise UserError(f"the embedding of {where} holds NaN or infinity; {len(bad)} of {len(stored)} in its block do.")

@@ -6,19 +6,24 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_store import TOKENIZER_AND_MODULES, EmbeddingStore
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
+from artifacts.utf8 import require_utf8
+from captions.columns import one_array
 from captions.embed import COLUMNS
 from captions.embed_check import SampleCheck
 from captions.encoder_request import EncoderRequest
+
+if TYPE_CHECKING:
+    from captions.encoder import TextEncoder
 
 BLOCK_ROWS = 16384
 NAMED = 20  # dead dimensions that are listed
@@ -119,15 +124,25 @@ def nearest(store: EmbeddingStore, embedding: np.ndarray, count: int, captions: 
         norms = np.linalg.norm(block, axis=1)
         cosines[start : start + len(block)] = block @ direction / np.where(norms > 0, norms, 1)
     index = store.index()
+    order = np.argsort(-cosines, kind="stable")
     found: list[Neighbour] = []
-    seen: set[bytes] = set()
-    for row in np.argsort(-cosines, kind="stable").tolist():
+    for row in (_different(index, order, count) if store.has_captions else order[:count]).tolist():
         entry = index.slice(row, 1).to_pylist()[0]
-        if store.has_captions and entry["caption_digest"] in seen:
-            continue
-        seen.add(entry["caption_digest"])
         text = captions["caption"][row].as_py() if captions is not None else None
         found.append(Neighbour(row, entry["clip_id"], entry["caption_index"], float(cosines[row]), text))
+    return found
+
+
+def _different(index: pa.Table, order: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` rows in ``order`` of which each has another text."""
+    digests = one_array(index["caption_digest"])
+    width = digests.type.byte_width
+    texts = np.frombuffer(digests.buffers()[1], f"S{width}")[digests.offset : digests.offset + len(digests)]
+    found = np.zeros(0, order.dtype)
+    for start in range(0, len(order), BLOCK_ROWS):
+        among = np.concatenate([found, order[start : start + BLOCK_ROWS]])
+        firsts = np.sort(np.unique(texts[among], return_index=True)[1])
+        found = among[firsts[:count]]
         if len(found) == count:
             break
     return found
@@ -165,6 +180,7 @@ def captions_of(store: EmbeddingStore, path: Path | None) -> pa.Table | None:
         return None
     captions = read_captions(path or beside, COLUMNS)
     try:
+        require_utf8(captions, path or beside)
         store.verify(captions)
     except UserError:
         if path is not None:
@@ -183,11 +199,23 @@ def check_store(store: EmbeddingStore, captions: pa.Table, request: EncoderReque
     except UserError as error:
         raise CheckFailedError(str(error)) from error
     encoder = request.load()
-    ours = encoder.describe()["weights"]
-    if store.meta.get("weights") not in (None, ours):
-        raise CheckFailedError(f"{store.folder} was made with the weights {store.meta['weights']}, these are {ours}.")
+    require_maker(store, encoder)
     check = SampleCheck(captions, encoder, rows, seed, precision=store.meta.get("precision", "fp32"))
     return check.of_store(store.embeddings[check.rows])
+
+
+def require_maker(store: EmbeddingStore, encoder: TextEncoder) -> None:
+    """Raise `CheckFailedError` where a store was made by another model than ``encoder``'s."""
+    described = encoder.describe()
+    for key, what in (("weights", "weights"), (TOKENIZER_AND_MODULES, "tokenizer and modules")):
+        if store.meta.get(key) not in (None, described[key]):
+            raise CheckFailedError(
+                f"{store.folder} was made with the {what} {store.meta[key]}; those of {encoder.files.folder} are "
+                f"{described[key]}."
+            )
+    dim = store.embeddings.shape[1]
+    if encoder.dim != dim:
+        raise CheckFailedError(f"{store.folder} has {dim} numbers a row, {encoder.files.name} makes {encoder.dim}.")
 
 
 def _blocks(store: EmbeddingStore) -> Iterator[tuple[int, np.ndarray]]:

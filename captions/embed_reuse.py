@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_store import EmbeddingStore, settings_in
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys
+from captions.columns import take
+from captions.embed_finite import as_stored
 from captions.embed_plan import EmbedPlan
 
 REUSED_AT_ONCE = 8192  # texts
@@ -26,7 +28,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
     store = EmbeddingStore.open(folder)
     if not store.has_captions:
         raise UserError(f"--reuse {folder}: it was made from a dictionary, so nobody knows the texts of its rows.")
-    theirs = {key: store.meta.get(key) for key in settings} | {"dtype": store.meta.get("dtype")}
+    theirs = settings_in(store.meta, settings) | {"dtype": store.meta.get("dtype")}
     ours = {**settings, "dtype": dtype}
     if theirs["dtype"] == "float32":  # becomes float16 as new embeddings do
         theirs["dtype"] = dtype
@@ -46,15 +48,32 @@ def find_reusable(store: EmbeddingStore, index: pa.Table, plan: EmbedPlan) -> np
 
 
 def copy_reusable(
-    store: EmbeddingStore, found: np.ndarray, plan: EmbedPlan, writer: EmbeddingStoreWriter, dtype: str
+    store: EmbeddingStore,
+    found: np.ndarray,
+    plan: EmbedPlan,
+    writer: EmbeddingStoreWriter,
+    dtype: str,
+    captions: pa.Table,
+    truncated: Callable[[Sequence[str]], int],
 ) -> int:
-    """Write the rows of all texts that were ``found``, unless they are there. Returns how many rows that was."""
+    """Write the rows of all texts that were ``found``, unless they are there. Returns how many rows that was.
+
+    ``truncated`` says how many of some texts the encoder cuts; it is asked where the earlier run has cut some.
+
+    Raises `UserError` naming a caption whose embedding does not fit ``dtype``.
+    """
     missing = np.flatnonzero((found >= 0) & ~writer.done[plan.first_rows])
+    earlier = store.meta.get("counts", {})
+    some_are_cut = bool(earlier.get("truncated", 1) or earlier.get("reused_texts"))
     copied = 0
     for start in range(0, len(missing), REUSED_AT_ONCE):
         texts = missing[start : start + REUSED_AT_ONCE]
-        embeddings = np.array(store.embeddings[found[texts]]).astype(dtype)
         rows, which = plan.rows_of(texts)
-        writer.write_shard(rows, embeddings, which, {"reused_texts": len(texts), "reused_rows": len(rows)})
+        embeddings = as_stored(np.array(store.embeddings[found[texts]]), dtype, captions, rows, which)
+        counts = {"reused_texts": len(texts), "reused_rows": len(rows)}
+        if some_are_cut:
+            first_rows = plan.first_rows[texts].astype(np.int64)
+            counts["truncated"] = truncated(take(captions["caption"], first_rows).to_pylist())
+        writer.write_shard(rows, embeddings, which, counts)
         copied += len(rows)
     return copied

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from artifacts.embedding_store import TOKENIZER_AND_MODULES
 from artifacts.errors import UserError
+from artifacts.tables import first_line
+from artifacts.utf8 import require_text
 from captions.encoder_batches import (
     BLOCK_BATCHES,
-    CPU_BATCH_TOKENS,
     BatchBudget,
     EncodedBlock,
     block_ends,
-    tokens_that_fit,
 )
+from captions.encoder_memory import fitting_tokens
 from captions.encoder_model import (
     Pooling,
     attention_of,
@@ -36,10 +38,11 @@ from captions.encoder_model import (
 from captions.encoder_pipeline import encode_ahead
 from captions.encoder_reference import reference_embeddings
 from captions.encoder_tokens import Padded, TextTokenizer, Tokens
+from captions.encoder_whole import require_vocabulary
+from captions.model_code import with_code
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
-PROBE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,21 @@ def load_encoder(
     ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling is in float32 always. ``batch_tokens`` None
     suits the device. Models that bring code of their own are refused unless ``trust_remote_code``.
 
-    Raises `UserError` where the model is unknown, cannot be loaded or reached, the device is not there, or a text of
-    ``max_length`` tokens would not fit.
+    Raises `UserError` where the model is unknown, cannot be loaded or reached, or is not whole, the device is not
+    there or too small, or a text of ``max_length`` tokens would not fit.
     """
     target = resolve_device(device)
     settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
-    model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
-    return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+    files = with_code(files) if trust_remote_code else files
+    try:
+        model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
+        return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{files.name} does not fit in the memory of {target} ({first_line(error)}); free some of it, or choose "
+            "--precision bf16 or --device cpu."
+        ) from error
 
 
 class TextEncoder:
@@ -99,15 +109,18 @@ class TextEncoder:
         batch_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.files, self._weights_digest, self.remote_code = files, files.weights_digest(), trust_remote_code
+        self.files, self.remote_code = files, trust_remote_code
+        self._weights_digest, self._settings_digest = files.weights_digest(), files.settings_digest()
         self.transformer: Any = model[0]
         self.head = head_of(model, settings.pooling)
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
         if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
             raise UserError(f"{files.name} is no transformer of texts, so it cannot encode captions.")
+        require_vocabulary(files, tokenizer, self.transformer.auto_model)
         self.own_pooling = own_pooling(model)
         if settings.pooling == "model" and self.own_pooling == "none":
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
+        require_text(settings.prefix, "--prefix")
         special = tokenizer.num_special_tokens_to_add()
         limit = most_tokens(model, self.transformer, settings.max_length, special, files.name)
         self.settings = replace(settings, max_length=limit)
@@ -119,9 +132,28 @@ class TextEncoder:
         masked = self.forward(probe, np.arange(1))
         self.dim = masked.shape[1]
         self._may_omit_mask = self._is_same_without_mask(probe, masked)
-        self.batch_tokens = batch_tokens or self._fitting_tokens()
-        self.block_tokens = BLOCK_BATCHES * self.batch_tokens
-        self.budget = BatchBudget(self.batch_tokens)
+        self.batches_for = self.device.type
+        self._asked = batch_tokens is not None
+        self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
+
+    def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
+        """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
+
+        None, and what `load_encoder` was asked for, leave them as they are. Returns the tokens of a batch.
+        """
+        self.batches_for = batches_for or self.batches_for
+        if batch_tokens is not None and not self._asked:
+            self._divide_by(batch_tokens)
+        return self.batch_tokens
+
+    def _divide_by(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.block_tokens = BLOCK_BATCHES * batch_tokens
+        self.budget = BatchBudget(batch_tokens)
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     def describe(self) -> dict[str, Any]:
         """What embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to rounding."""
@@ -129,21 +161,21 @@ class TextEncoder:
             "model": self.files.name,
             "revision": self.files.revision,
             "weights": self._weights_digest,
+            TOKENIZER_AND_MODULES: self._settings_digest,
             "pooling": self.settings.pooling,
             "normalized": self.settings.normalize,
             "prefix": self.settings.prefix,
             "max_length": self.settings.max_length,
             "precision": self.settings.precision,
-            **({"remote_code": True} if self.remote_code else {}),
+            **({"remote_code": dict(self.files.code) or True} if self.remote_code else {}),
         }
 
     def notes(self) -> dict[str, Any]:
         """What ``meta.json`` says besides: where a local model lay, how it pools itself, where and how it computed."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         return {
             "model_path": None if self.files.revision else str(self.files.folder.resolve()),
             "model_pooling": self.own_pooling,
-            "device": name,
+            "device": self.device_name,
             "attention": attention_of(self.transformer),
             "batch_tokens": self.batch_tokens,
             "batch_halvings": self.budget.halvings,
@@ -172,6 +204,10 @@ class TextEncoder:
     def reference(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, dim), computed plainly: each text alone, in float32 (`captions.encoder_reference`)."""
         return reference_embeddings(self, texts)
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of ``texts`` are cut to ``max_length``."""
+        return self.tokenizer(texts).truncated
 
     @torch.inference_mode()
     def forward(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
@@ -221,18 +257,3 @@ class TextEncoder:
             return bool(torch.allclose(self.forward(probe, np.arange(1)), masked, rtol=1e-3, atol=1e-3))
         except Exception:  # whatever a model that needs its mask raises
             return False
-
-    def _fitting_tokens(self) -> int:
-        """The tokens of a batch that suit the device: on a GPU half of its free memory, measured with one batch."""
-        if self.device.type != "cuda":
-            return CPU_BATCH_TOKENS
-        length = min(32, self.settings.max_length or 32)
-        count = PROBE_TOKENS // length
-        probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.forward(probe, np.arange(count))
-        used = torch.cuda.max_memory_allocated(self.device) - before
-        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return tokens_that_fit(free + cached, used / (count * length))

@@ -25,13 +25,17 @@ LEAST_FILLED = 0.9  # of a row of a batch
 class EncodedBlock:
     """float32 (n, D) of a block's texts, of which ``truncated`` were cut to the encoder's length.
 
-    ``tokens`` is how many they had, ``computed`` how many with padding.
+    ``tokens`` is how many they had, ``computed`` how many with padding. ``device`` and ``attention`` say what computed
+    them, ``divided`` how many batches had to be since the last block, for want of memory.
     """
 
     embeddings: np.ndarray
     truncated: int
     tokens: int
     computed: int
+    device: str = ""
+    attention: str = ""
+    divided: int = 0
 
 
 class BatchBudget:
@@ -40,6 +44,7 @@ class BatchBudget:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.halvings = 0
+        self._divided = 0
         self._lock = threading.Lock()
 
     def shrink_below(self, size: int) -> None:
@@ -48,6 +53,17 @@ class BatchBudget:
             if self.tokens >= size // 2:
                 self.tokens = max(1, size // 2)
                 self.halvings += 1
+
+    def note_division(self) -> None:
+        """A batch was computed in halves: its embeddings differ by rounding from those that it would have given."""
+        with self._lock:
+            self._divided += 1
+
+    def take_divisions(self) -> int:
+        """How many batches were divided since this was asked last."""
+        with self._lock:
+            divided, self._divided = self._divided, 0
+        return divided
 
 
 def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:

@@ -10,10 +10,12 @@ from torch import nn
 
 from artifacts.errors import UserError
 from artifacts.tables import first_line
+from captions.encoder_whole import missing_weights, require_tokenizer_files, require_weights
 from captions.model_files import ModelFiles
 
 UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)  # of a GPU: Ampere, Volta
+FLASH_CAPABILITY = (8, 0)  # of FlashAttention 2
 ATTENTION_WORDS = ("attention", "attn", "sdpa", "flash")
 
 Pooling = Literal["mean", "cls", "model"]
@@ -46,32 +48,28 @@ def load_model(
 ) -> nn.Sequential:
     """The sentence-transformers model in ``precision``, whatever type its weights are stored in.
 
-    ``attention`` None takes the fastest that the model can do. Raises `UserError` where it cannot be loaded, and where
-    it needs code of its own that ``trust_remote_code`` does not allow.
+    ``attention`` None takes the fastest that the model can do and that computes here. Raises `UserError` where it
+    cannot be loaded, is not whole, or needs code of its own that ``trust_remote_code`` does not allow;
+    `torch.OutOfMemoryError` where it does not fit.
     """
-    # Imported here since it takes seconds, which a wrong model name should not cost.
-    from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
+    require_tokenizer_files(files)
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    wanted = [attention, None] if attention else [*_attentions(device, precision), None]
     try:
-        for choice in wanted:
-            settings: dict[str, Any] = {"dtype": DTYPES[precision]}
-            if choice is not None:
-                settings["attn_implementation"] = choice
+        for choice in [attention, None] if attention else [*_attentions(device, precision), None]:
+            model = None
             try:
-                model: nn.Sequential = SentenceTransformer(
-                    str(files.folder),
-                    device=device,
-                    local_files_only=True,
-                    trust_remote_code=trust_remote_code,
-                    model_kwargs=settings,
-                )
-                return model.to(DTYPES[precision]).eval()
+                model = _loaded(files, device, precision, trust_remote_code, choice)
+                _try_out(model, device)
+                return model.eval()
+            except (UserError, torch.OutOfMemoryError):
+                raise
             except Exception as error:  # whatever a broken or foreign folder makes the libraries raise
-                if choice is None or not any(word in str(error).lower() for word in ATTENTION_WORDS):
+                # Some attention loads, and only then does not compute on this device.
+                due = model is not None or any(word in str(error).lower() for word in ATTENTION_WORDS)
+                if choice is None or not due:
                     raise UserError(_refusal(files, error)) from error
     finally:
         if had_bar:
@@ -79,10 +77,49 @@ def load_model(
     raise AssertionError("the last choice returns or raises")
 
 
+def _loaded(
+    files: ModelFiles, device: str, precision: str, trust_remote_code: bool, attention: str | None
+) -> nn.Sequential:
+    # Imported here since it takes seconds, which a wrong model name should not cost.
+    from sentence_transformers import SentenceTransformer
+
+    settings: dict[str, Any] = {"dtype": DTYPES[precision]}
+    if attention is not None:
+        settings["attn_implementation"] = attention
+    with missing_weights() as missing:
+        model: nn.Sequential = SentenceTransformer(
+            str(files.folder),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=settings,
+        )
+    require_weights(files, missing)
+    # Not the transformer: what it keeps in float32 (rotary frequencies, some layers of T5) it needs so.
+    for module in list(model)[1:]:
+        module.to(DTYPES[precision])
+    return model
+
+
+@torch.inference_mode()
+def _try_out(model: nn.Sequential, device: str) -> None:
+    """Compute one text. Raises what the libraries do; a model of other things than texts is left alone."""
+    transformer: Any = next(iter(model), None)
+    tokenizer = getattr(transformer, "tokenizer", None)
+    if not callable(tokenizer) or not hasattr(transformer, "auto_model"):
+        return
+    rows = tokenizer(["a"], padding=False)
+    features = {name: rows[name] for name in ("input_ids", "token_type_ids") if name in rows and rows[name][0]}
+    features = features or {"input_ids": [[0]]}
+    features["attention_mask"] = [[1] * len(features["input_ids"][0])]
+    transformer.eval()({name: torch.tensor(values, device=device) for name, values in features.items()})
+
+
 def _attentions(device: str, precision: str) -> list[str]:
     """Kinds of attention, the fastest first."""
     flash = device.startswith("cuda") and precision != "fp32" and find_spec("flash_attn") is not None
-    return ["flash_attention_2", "sdpa"] if flash else ["sdpa"]
+    flash = flash and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+    return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
 
 
 def _refusal(files: ModelFiles, error: Exception) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from artifacts.errors import UserError
 from captions.encoder_batches import EncodedBlock, batches
+from captions.encoder_model import attention_of
 from captions.encoder_threads import compute_threads, threads
 from captions.encoder_tokens import Tokens
 
@@ -65,7 +66,7 @@ def _launch_on_cpu(
             embeddings[rows] = future.result().numpy()
             if progress is not None:
                 progress(len(rows))
-        return _encoded(tokens, [rows for rows, _ in parts], embeddings)
+        return _encoded(encoder, tokens, [rows for rows, _ in parts], embeddings)
 
     return result
 
@@ -76,19 +77,21 @@ def _launch_on_gpu(
     """Queue a block's batches and the copy of their embeddings; the function returned waits for both."""
     divided = _batches(encoder, tokens)
     with torch.cuda.device(encoder.device):
-        on_device = torch.cat([embed_batch(encoder, tokens, rows) for rows in divided])
-        copied = torch.empty(on_device.shape, dtype=torch.float32, pin_memory=True)
-        copied.copy_(on_device, non_blocking=True)
+        copied = torch.empty((len(tokens.lengths), encoder.dim), dtype=torch.float32, pin_memory=True)
+        start = 0
+        for rows in divided:  # each by itself: a block's embeddings need not be on the GPU at once
+            copied[start : start + len(rows)].copy_(embed_batch(encoder, tokens, rows), non_blocking=True)
+            start += len(rows)
         arrived = torch.cuda.Event()
         arrived.record()
 
     def result() -> EncodedBlock:
         arrived.synchronize()
-        embeddings = np.empty(on_device.shape, np.float32)
+        embeddings = np.empty(copied.shape, np.float32)
         embeddings[np.concatenate(divided)] = copied.numpy()
         if progress is not None:
             progress(len(embeddings))
-        return _encoded(tokens, divided, embeddings)
+        return _encoded(encoder, tokens, divided, embeddings)
 
     return result
 
@@ -97,9 +100,19 @@ def _batches(encoder: TextEncoder, tokens: Tokens) -> list[np.ndarray]:
     return list(batches(tokens.lengths, encoder.batch_tokens))
 
 
-def _encoded(tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray) -> EncodedBlock:
+def _encoded(
+    encoder: TextEncoder, tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray
+) -> EncodedBlock:
     computed = sum(len(rows) * int(tokens.lengths[rows].max()) for rows in divided)
-    return EncodedBlock(embeddings, tokens.truncated, int(tokens.starts[-1]), computed)
+    return EncodedBlock(
+        embeddings,
+        tokens.truncated,
+        int(tokens.starts[-1]),
+        computed,
+        encoder.device_name,
+        attention_of(encoder.transformer),
+        encoder.budget.take_divisions(),
+    )
 
 
 def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
@@ -117,5 +130,6 @@ def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch
         raise UserError(
             f"a text of {size:,} tokens does not fit in the memory of {encoder.device}; cut it with --max-length."
         )
+    encoder.budget.note_division()
     middle = len(rows) // 2
     return torch.cat([embed_batch(encoder, tokens, half) for half in (rows[:middle], rows[middle:])])

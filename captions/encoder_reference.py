@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from captions.encoder_model import head_of, load_model
 from captions.encoder_threads import compute_threads
+from captions.encoder_whole import require_known_words
 
 if TYPE_CHECKING:
     from captions.encoder import TextEncoder
@@ -22,31 +24,44 @@ PLAIN_ATTENTION = "eager"
 def reference_embeddings(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
     """float32 (N, dim): for ``pooling`` mean, the plain mean of the last hidden states over a text's tokens.
 
-    An encoder that computes in float32 lends its weights; otherwise they are loaded anew, and where they do not fit
-    beside it, onto the CPU.
+    An encoder that computes in float32 lends its weights; otherwise they are loaded anew. Where the GPU has no room
+    for them or for a text, the CPU computes. Raises `UserError` where the tokenizer knows hardly any of the words.
     """
-    with contextlib.ExitStack() as stack:
-        if encoder.settings.precision == "fp32":
-            transformer, head, device = encoder.transformer, encoder.head, encoder.device
-            stack.enter_context(_plain_attention(transformer.auto_model))
-        else:
-            model, device = _load_again(encoder)
-            transformer, head = model[0], head_of(model, encoder.settings.pooling)
-        features = [encoder.tokenizer.alone(text, device) for text in texts]  # a tokenizer serves one thread at a time
-        threads = stack.enter_context(compute_threads(device))
-        rows = list(threads.map(lambda alone: _one(encoder, transformer, head, alone), features))
-    return np.stack(rows)
+    require_known_words(encoder.files.name, encoder.tokenizer.unknown_share(texts))
+    compute = _with_its_weights if encoder.settings.precision == "fp32" else _with_weights_loaded_again
+    with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+        return compute(encoder, encoder.device, texts)
+    _free_memory()
+    return _with_weights_loaded_again(encoder, torch.device("cpu"), texts)
 
 
-def _load_again(encoder: TextEncoder) -> tuple[Any, torch.device]:
-    for device in dict.fromkeys([str(encoder.device), "cpu"]):
-        with contextlib.suppress(torch.OutOfMemoryError):
-            model = load_model(
-                encoder.files, device, "fp32", trust_remote_code=encoder.remote_code, attention=PLAIN_ATTENTION
-            )
-            return model, torch.device(device)
-        torch.cuda.empty_cache()
-    raise AssertionError("a CPU raises another error")
+def _with_its_weights(encoder: TextEncoder, device: torch.device, texts: Sequence[str]) -> np.ndarray:
+    with _plain_attention(encoder.transformer.auto_model):
+        return _computed(encoder, encoder.transformer, encoder.head, device, texts)
+
+
+def _with_weights_loaded_again(encoder: TextEncoder, device: torch.device, texts: Sequence[str]) -> np.ndarray:
+    model: Any = load_model(
+        encoder.files, str(device), "fp32", trust_remote_code=encoder.remote_code, attention=PLAIN_ATTENTION
+    )
+    embeddings = _computed(encoder, model[0], head_of(model, encoder.settings.pooling), device, texts)
+    del model
+    _free_memory()  # sentence-transformers' models refer to themselves
+    return embeddings
+
+
+def _computed(
+    encoder: TextEncoder, transformer: Any, head: Sequence[nn.Module], device: torch.device, texts: Sequence[str]
+) -> np.ndarray:
+    features = [encoder.tokenizer.alone(text, device) for text in texts]  # a tokenizer serves one thread at a time
+    with compute_threads(device) as threads:
+        return np.stack(list(threads.map(lambda alone: _one(encoder, transformer, head, alone), features)))
+
+
+def _free_memory() -> None:
+    """Give back what nothing refers to any more; it is needed for the batches."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -67,6 +67,16 @@ class TextTokenizer:
             flat_types = np.fromiter(itertools.chain.from_iterable(type_ids), np.int32, int(starts[-1]))
         return Tokens(flat_ids, starts, flat_types, truncated)
 
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Which share of the texts' tokens, special ones aside, stands for what the tokenizer does not know."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
+        unknown, others = self._tokenizer.unk_token_id, {getattr(self._tokenizer, name, None) for name in names}
+        if unknown is None or unknown in others:
+            return 0.0
+        ids = self(texts).ids
+        ordinary = len(ids) - len(texts) * self._tokenizer.num_special_tokens_to_add()
+        return int((ids == unknown).sum()) / ordinary if ordinary > 0 else 0.0
+
     def alone(self, text: str, device: torch.device) -> dict[str, torch.Tensor]:
         """The tensors (1, T) of one text, as the tokenizer itself makes them."""
         limit = self._max_length

@@ -45,8 +45,7 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     a value does not fit float16.
     """
     store = EmbeddingStore.open(store_folder)
-    if file.exists() and not overwrite:
-        raise UserError(f"{file} exists; --overwrite replaces it.")
+    require_free(file, store, overwrite)
     clip_ids = one_array(store.index()["clip_id"])
     clip = codes(clip_ids)
     order = np.argsort(clip, kind="stable")
@@ -54,6 +53,14 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     file.parent.mkdir(parents=True, exist_ok=True)
     clips = write_dictionary(file, _clips(store, pc.unique(clip_ids).to_pylist(), order, ends))
     return Exported(file, clips, len(clip), store.embeddings.shape[1])
+
+
+def require_free(file: Path, store: EmbeddingStore, overwrite: bool) -> None:
+    """Raise `UserError` where ``file`` is there and not to be replaced, or lies in the ``store`` itself."""
+    if file.resolve().is_relative_to(store.folder.resolve()):
+        raise UserError(f"{file} lies in the store that is exported; give the file another folder.")
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} exists; --overwrite replaces it.")
 
 
 def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.ndarray) -> Iterator[tuple[str, Any]]:
@@ -82,14 +89,14 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
     index = _index_without_captions(keys, lengths)
     del keys
     settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
-    writer = EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite)
-    if not writer.finished:
-        with Progress(index.num_rows, "copying", "embeddings") as progress:
-            for start, embeddings in _in_parts(file, dtype):
-                rows = np.arange(start, start + len(embeddings))
-                writer.write_shard(rows, embeddings, np.arange(len(rows)))
-                progress.advance(len(rows))
-        writer.finish({"imported_from": file.name})
+    with EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite) as writer:
+        if not writer.finished:
+            with Progress(index.num_rows, "copying", "embeddings") as progress:
+                for start, embeddings in _in_parts(file, dtype):
+                    rows = np.arange(start, start + len(embeddings))
+                    writer.write_shard(rows, embeddings, np.arange(len(rows)))
+                    progress.advance(len(rows))
+            writer.finish({"imported_from": file.name})
     return EmbeddingStore.open(out)
 
 
@@ -103,6 +110,8 @@ def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
             dim = dim or rows.shape[1]
             if rows.shape[1] != dim or not rows.size:
                 raise UserError(f"{file}: {key!r} has an array of shape {rows.shape}; the first one's rows have {dim}.")
+            if not _is_text(key):
+                raise UserError(f"{file}: the key {key!r} is no text (it cannot be written as UTF-8).")
             if key in lengths:
                 raise UserError(f"{file}: {key!r} is there twice.")
             dtype = dtype if rows.dtype == np.float16 else "float32"
@@ -114,6 +123,15 @@ def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
     if not lengths:
         raise UserError(f"{file} holds no embedding.")
     return list(lengths), np.fromiter(lengths.values(), np.int64, len(lengths)), dim, dtype
+
+
+def _is_text(key: str) -> bool:
+    """Whether it has no lone surrogates, which a pickle may hold and nothing else can."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _in_parts(file: Path, dtype: str) -> Iterator[tuple[int, np.ndarray]]:

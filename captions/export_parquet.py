@@ -14,7 +14,7 @@ from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.progress import Progress
-from captions.exchange import Exported
+from captions.exchange import Exported, require_free
 
 ROW_GROUP_BYTES = 32 << 20
 # Of meta.json, what the file's own metadata repeat under the key m2dprep.
@@ -30,8 +30,7 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
     a value does not fit ``dtype``.
     """
     store = EmbeddingStore.open(store_folder)
-    if file.exists() and not overwrite:
-        raise UserError(f"{file} exists; --overwrite replaces it.")
+    require_free(file, store, overwrite)
     index = store.index()
     rows, dim = store.embeddings.shape
     value = pa.from_numpy_dtype(np.dtype(dtype or store.embeddings.dtype))

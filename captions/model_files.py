@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,30 +17,56 @@ HUB_TIMEOUT_SECONDS = 10.0
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
 
 
+# Tokenizers, the list of modules, their configurations, code.
+SETTINGS = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
+    "modules.json", "*config*.json", "*.py",
+)  # fmt: skip
+EXPORTS = ("onnx", "openvino")  # folders of other frameworks, which nothing here loads
+
+
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder; ``name`` is what metadata call it, ``revision`` the hub's commit (None for a local folder)."""
+    """A model's folder; ``name`` is what metadata call it, ``revision`` the hub's commit (None for a local folder).
+
+    ``code`` names other repositories of the hub, and commits, whose code the model runs (`captions.model_code`).
+    """
 
     name: str
     folder: Path
     revision: str | None
+    code: tuple[tuple[str, str], ...] = ()
 
     def weights_digest(self) -> str:
         """``sha256:<hex>`` of the file of weights, or of the names and digests of several."""
         digests = [(path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._weights()]
         if not digests:
             raise UserError(f"{self.folder} holds no weights (*.safetensors or *.bin).")
-        if len(digests) == 1:
-            return f"sha256:{digests[0][1]}"
-        listing = "".join(f"{name} {digest}\n" for name, digest in digests)
-        return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+        return f"sha256:{digests[0][1]}" if len(digests) == 1 else _digest_of(digests)
+
+    def settings_digest(self) -> str:
+        """``sha256:<hex>`` of the names and digests of what decides an embedding besides the weights.
+
+        That is the tokenizer, which modules follow the transformer, the configuration of each, and code in the folder.
+        """
+        folders = [self.folder, *(path for path in self.folder.iterdir() if path.is_dir())]
+        folders = [
+            path for path in folders if path.name not in EXPORTS and (path == self.folder or path.name[0] != ".")
+        ]
+        found = {path for folder in folders for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
+        return _digest_of(sorted((path.relative_to(self.folder).as_posix(), file_digest(path)) for path in found))
 
     def _weights(self) -> list[Path]:
         """The files that loading reads: where a folder has safetensors, its .bin files are another copy of them."""
         files = [path for path in self.folder.rglob("*") if path.suffix in (".safetensors", ".bin") and path.is_file()]
-        files = [path for path in files if path.relative_to(self.folder).parts[0] not in ("onnx", "openvino")]
+        files = [path for path in files if path.relative_to(self.folder).parts[0] not in EXPORTS]
         safe = {path.parent for path in files if path.suffix == ".safetensors"}
         return sorted(path for path in files if path.suffix == ".safetensors" or path.parent not in safe)
+
+
+def _digest_of(digests: Iterable[tuple[str, str]]) -> str:
+    listing = "".join(f"{name} {digest}\n" for name, digest in digests)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def find_model(name_or_path: str, revision: str | None = None) -> ModelFiles:

@@ -132,16 +132,20 @@ def _mode(context: click.Context, **asked: Any) -> str:
     if len(modes) > 1:
         raise click.UsageError(f"{_flags(modes)} exclude each other.")
     mode = modes[0] if modes else ""
-    unused = [
-        name
-        for name in context.params
-        if name in FOREIGN[mode] and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
+    unused = [name for name in context.params if name in FOREIGN[mode] and _is_given(context, name)]
+    if mode == "inspect" and context.params["text"] is None:
+        idle = [name for name in ("nearest", "model", "trust_remote_code") if _is_given(context, name)]
+        if idle:
+            raise click.UsageError(f"{_flags(idle)}: only with --text, beside --inspect.")
     if unused and mode:
         raise click.UsageError(f"{_flags(unused)}: not with {_flags(modes)}.")
     if unused:
         raise click.UsageError(f"{_flags(unused)}: only with --inspect (--text, --nearest) or --check (--seed).")
     return mode
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _flags(names: list[str]) -> str:

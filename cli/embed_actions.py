@@ -65,8 +65,10 @@ def import_dictionary(file: Path, out: Path, overwrite: bool, as_json: bool) -> 
 def inspect(folder: Path, captions: Path | None, options: Options) -> None:
     """Print what is in the store ``folder``, and the captions nearest to ``--text``."""
     from artifacts.embedding_store import EmbeddingStore
-    from captions.embed_inspect import captions_of, encoder_request, inspect_store, nearest
+    from artifacts.utf8 import require_text
+    from captions.embed_inspect import captions_of, encoder_request, inspect_store, nearest, require_maker
 
+    require_text(options["text"] or "", "--text")
     store = EmbeddingStore.open(folder)
     table = captions_of(store, captions)
     found = inspect_store(store)
@@ -74,7 +76,9 @@ def inspect(folder: Path, captions: Path | None, options: Options) -> None:
     if options["text"] is not None:
         model = _given("model", options)
         request = encoder_request(store, options["device"], options["trust_remote_code"], model)
-        neighbours = nearest(store, request.load().encode([options["text"]])[0], options["nearest"], table)
+        encoder = request.load()
+        require_maker(store, encoder)
+        neighbours = nearest(store, encoder.encode([options["text"]])[0], options["nearest"], table)
     if options["as_json"]:
         click.echo(json.dumps({**found.to_dict(), "nearest": [asdict(one) for one in neighbours]}, indent=2))
         return

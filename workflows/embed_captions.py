@@ -15,10 +15,11 @@ from artifacts.errors import UserError
 from captions.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
 from captions.embed_plan import Block
 from captions.encoder import TextEncoder
-from captions.encoder_batches import BLOCK_BATCHES, GPU_BATCH_TOKENS, EncodedBlock
+from captions.encoder_batches import GPU_BATCH_TOKENS, EncodedBlock
 from captions.encoder_request import EncoderRequest
 from workflows.cluster import WorkerPool
 from workflows.engine import run_shards
+from workflows.on_worker import ENCODER_LIBRARIES
 from workflows.workers import Shared
 
 # A task of some blocks: while one is computed, the worker tokenizes the next.
@@ -45,7 +46,7 @@ def embed_with_workers(
     """
     require_captions(captions)  # before the seconds that an encoder takes
     pool = WorkerPool.of(pool)
-    encoder = request_here(request, pool).load()
+    encoder = load_for_client(request, pool)
     runner = None if pool.here else run_on(encoder, request, pool)
     result = embed_captions(
         captions,
@@ -54,38 +55,47 @@ def embed_with_workers(
         dtype=dtype,
         overwrite=overwrite,
         reuse=reuse,
-        block_tokens=None if pool.here else _block_tokens(encoder),
         run_blocks=runner,
     )
     return result, encoder
 
 
-def request_here(request: EncoderRequest, pool: WorkerPool) -> EncoderRequest:
-    """The encoder of this process, which only checks some rows where workers elsewhere have the GPUs.
+def load_for_client(request: EncoderRequest, pool: WorkerPool) -> TextEncoder:
+    """The encoder of this process: on the CPU where GPUs are the workers' alone, whose batches then are large ones.
 
-    Without a GPU here it is one on the processor, in bf16 unless a precision was asked for: theirs follows it.
+    It only checks some rows then, in bf16 unless a precision was asked for: the workers' follows it. Raises
+    `UserError` as `EncoderRequest.load` does.
     """
     if not (pool.elsewhere and request.device.startswith("cuda")) or torch.cuda.is_available():
-        return request
+        return request.load()
     precision = "bf16" if request.precision == "auto" else request.precision
     print(
-        f"embed-captions: no GPU here; this process checks on its processor, the workers compute in {precision}.",
+        f"m2dprep: no GPU here: the check is computed on the CPU, the rest by the workers in {precision}.",
         file=sys.stderr,
+        flush=True,
     )
-    return replace(request, device="cpu", precision=precision)
+    encoder = replace(request, device="cpu", precision=precision).load()
+    encoder.settle(GPU_BATCH_TOKENS, "cuda")
+    return encoder
 
 
 def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> BlockRunner:
     """Encodes blocks with the workers of ``pool``, yielding each as it comes."""
     found = encoder.files
-    # Every worker computes in the precision of this process, whatever its device would choose.
     name = found.name if found.revision else str(found.folder.resolve())
-    same = replace(request, name_or_path=name, revision=found.revision, precision=encoder.settings.precision)
-    shared = Shared((found.folder.resolve(),)) if found.revision is None else Shared()
-    function = functools.partial(encode_shard, request=same, expected=encoder.describe())
+    shared = Shared((found.folder.resolve(),) if found.revision is None else (), libraries=ENCODER_LIBRARIES)
 
     def run(blocks: Iterator[Block], advance: Advance) -> Iterator[tuple[Block, EncodedBlock]]:
         waiting: dict[int, Block] = {}
+        # Every worker computes in the precision and the batches of this process, whatever its device would choose.
+        same = replace(
+            request,
+            name_or_path=name,
+            revision=found.revision,
+            precision=encoder.settings.precision,
+            batch_tokens=encoder.batch_tokens,
+        )
+        function = functools.partial(encode_shard, request=same, expected=encoder.describe())
 
         def shards() -> Iterator[list[Numbered]]:
             numbered = enumerate(blocks)
@@ -126,13 +136,6 @@ def _poisoned(block: Numbered) -> tuple[int, EncodedBlock]:
         f"workers died while encoding a block of {len(block[1]):,} texts that starts with {block[1][0][:80]!r}, more "
         "than once; is there memory enough for the model? The same command goes on."
     )
-
-
-def _block_tokens(encoder: TextEncoder) -> int:
-    """The blocks of workers: of a GPU's size where the precision is that of GPUs, even if this machine has none."""
-    if encoder.settings.precision == "fp32":
-        return encoder.block_tokens
-    return max(encoder.block_tokens, BLOCK_BATCHES * GPU_BATCH_TOKENS)
 
 
 def choose_pool(pool: WorkerPool | None, device: str) -> WorkerPool:

@@ -24,6 +24,8 @@ from artifacts.memory import keep_freed_memory
 PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "workflows")
 # What the bytes of a result depend on.
 LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
+# Besides, what embeddings depend on.
+ENCODER_LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 # Network file systems show a new file late.
 PATIENCE_SECONDS = 20.0
 
@@ -87,11 +89,13 @@ def fault(expected: Expected) -> str:
     return found and f"{socket.gethostname()}: {found}"
 
 
-def expectation(paths: Sequence[Path] = (), probe: Path | None = None, content: str = "") -> Expected:
-    """What this process is like, and what else is to be seen. Paths become absolute."""
+def expectation(
+    paths: Sequence[Path] = (), probe: Path | None = None, content: str = "", libraries: Sequence[str] = ()
+) -> Expected:
+    """What this process is like, its ``libraries`` too, and what else is to be seen. Paths become absolute."""
     seen = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 (links are not followed)
     where = os.path.abspath(probe) if probe else ""  # noqa: PTH100
-    return Expected(code_digest(), _versions(), seen, where, content)
+    return Expected(code_digest(), _versions((*LIBRARIES, *libraries)), seen, where, content)
 
 
 @lru_cache(maxsize=1)
@@ -105,11 +109,11 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _versions() -> tuple[tuple[str, str], ...]:
+def _versions(libraries: Sequence[str]) -> tuple[tuple[str, str], ...]:
     found = [("python", platform.python_version())]
-    for name in LIBRARIES:
+    for name in libraries:
         try:
-            found.append((name, version(name)))
+            found.append((name, version(name).partition("+")[0]))  # a torch for a GPU and one for CPUs are one version
         except PackageNotFoundError:
             found.append((name, "missing"))
     return tuple(found)
@@ -118,7 +122,8 @@ def _versions() -> tuple[tuple[str, str], ...]:
 def _other_software(expected: Expected) -> str:
     if code_digest() != expected.code:
         return f"its m2dprep in {Path(__file__).resolve().parents[1]} is another version than the one of this command"
-    for (name, here), (_, there) in zip(_versions(), expected.versions, strict=True):
+    libraries = [name for name, _ in expected.versions[1:]]  # after Python
+    for (name, here), (_, there) in zip(_versions(libraries), expected.versions, strict=True):
         if here != there:
             return f"its {name} is {here}, that of this command {there}"
     return ""

@@ -36,21 +36,25 @@ class ClusterLostError(UserError):
 
 @dataclass(frozen=True)
 class Shared:
-    """What every worker must see: ``paths`` that exist, and ``folder``, where a file is written for it to read."""
+    """What every worker must see: ``paths`` that exist, and ``folder``, where a file is written for it to read.
+
+    ``libraries`` are those that it must have in the version of this process, besides those that audio needs.
+    """
 
     paths: tuple[Path, ...] = ()
     folder: Path | None = None
+    libraries: tuple[str, ...] = ()
 
     @contextmanager
     def expected(self) -> Iterator[on_worker.Expected]:
         """What to hold workers against; the file in ``folder`` is there until the block ends."""
         if self.folder is None:
-            yield on_worker.expectation(self.paths)
+            yield on_worker.expectation(self.paths, libraries=self.libraries)
             return
         probe, content = temporary_path(self.folder), secrets.token_hex(16)
         probe.write_text(content)
         try:
-            yield on_worker.expectation(self.paths, probe, content)
+            yield on_worker.expectation(self.paths, probe, content, self.libraries)
         finally:
             probe.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from artifacts.embedding_store import EmbeddingStore, index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.lock import exclusive
 from artifacts.tables import CAPTIONS_SCHEMA
 
 SETTINGS = {"model": "m", "pooling": "mean"}
@@ -70,7 +71,7 @@ def test_row_i_is_row_i(tmp_path: Path) -> None:
     assert store.meta["pooling"] == "mean"
     assert store.meta["counts"] == {"truncated": 10}
     store.verify(captions)
-    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "meta.json"]
+    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "lock", "meta.json"]
 
 
 @pytest.mark.parametrize("stop_after", [0, 3, 6, 9])
@@ -176,6 +177,95 @@ def test_overwrite_starts_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "meta.json").exists()
 
 
+@pytest.mark.parametrize("what", ["missing", "another", "garbage"])
+@pytest.mark.parametrize("stop_after", [3, None])
+def test_an_index_that_is_gone_comes_back(tmp_path: Path, what: str, stop_after: int | None) -> None:
+    captions = captions_of([f"caption {i}" for i in range(10)])
+    index = index_of(captions)
+    write(tmp_path / "whole", index)
+    write(tmp_path / "store", index, stop_after=stop_after).close()
+    file = tmp_path / "store" / "index.parquet"
+    if what == "missing":
+        file.unlink()
+    else:
+        write(tmp_path / "other", index_of(captions_of(["a"])))
+        other = (tmp_path / "other" / "index.parquet").read_bytes()
+        file.write_bytes(other if what == "another" else b"garbage")
+    write(tmp_path / "store", index)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", "cut"])
+def test_a_finished_store_without_its_array_is_not_whole(tmp_path: Path, content: bytes | str | None) -> None:
+    index, file = index_of(captions_of(["a", "b"])), tmp_path / "embeddings.npy"
+    write(tmp_path, index)
+    whole = file.read_bytes()
+    file.unlink() if content is None else file.write_bytes(whole[:-1] if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"cannot be read.*--overwrite"):
+        write(tmp_path, index)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": 3},
+        {"done": "!!!"},
+        {"done": "AAAA"},
+        {"done": "eJxjAAAAAQAB"},  # one byte, of ten rows
+        {"counts": None},
+        {"counts": {"texts": "x"}},
+        {"kept": 3},
+        {"done": None},
+    ],
+)
+def test_damaged_progress_is_told(tmp_path: Path, change: dict[str, object]) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path, index, stop_after=3).close()
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps({**progress, **change}))
+    with pytest.raises(UserError, match=r"progress.json is damaged .*--overwrite"):
+        write(tmp_path, index)
+
+
+@pytest.mark.parametrize("size", [0, 50, -1, "other"])
+def test_a_damaged_partial_array_is_told(tmp_path: Path, size: int | str) -> None:
+    index, file = index_of(captions_of([f"caption {i}" for i in range(10)])), tmp_path / "embeddings.partial.npy"
+    write(tmp_path, index, stop_after=3).close()
+    if isinstance(size, int):
+        file.write_bytes(file.read_bytes()[:size])
+    else:
+        np.save(file, np.zeros((3, DIM), np.float16))
+    with pytest.raises(UserError, match=r"embeddings.partial.npy is .*--overwrite"):
+        write(tmp_path, index)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_store_has_one_writer(tmp_path: Path, overwrite: bool) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    first = write(tmp_path, index, stop_after=3)
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match="written to by another run"):
+        EmbeddingStoreWriter(tmp_path, index, DIM, "float16", SETTINGS, overwrite=overwrite)
+    assert files_of(tmp_path) == before  # nothing was removed
+    first.close()
+    with EmbeddingStoreWriter(tmp_path, index, DIM, "float16", SETTINGS, overwrite=overwrite) as second:
+        assert second.rows_done == (0 if overwrite else 3)
+    write(tmp_path, index)
+    assert "progress.json" not in files_of(tmp_path)
+
+
+def test_looking_at_a_finished_store_needs_no_lock(tmp_path: Path) -> None:
+    index = index_of(captions_of(["a", "b"]))
+    write(tmp_path, index)
+    (tmp_path / "lock").unlink()
+    with exclusive(tmp_path):
+        assert write(tmp_path, index).finished
+        EmbeddingStore.open(tmp_path).index()
+    (tmp_path / "lock").unlink()
+    assert write(tmp_path, index).finished
+    assert not (tmp_path / "lock").exists()  # nor is anything written: it may lie where we may only read
+
+
 def test_finishing_too_early_is_a_bug_not_a_store(tmp_path: Path) -> None:
     writer = write(tmp_path, index_of(captions_of(["a"] * 5)), stop_after=3)
     with pytest.raises(RuntimeError, match="3 of 5 rows"):
@@ -189,7 +279,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "store", index_of(captions_of(["a"])))
-    assert files_of(tmp_path / "store") == {}
+    assert files_of(tmp_path / "store") == {"lock": b""}
 
 
 def damage(folder: Path, what: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import CheckFailedError, FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from captions.embed import embed_captions
+from captions.embed_inspect import nearest
 from captions.encoder_batches import EncodedBlock
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class HashEncoder:
 
     dim = DIM
     block_tokens = 24  # two or three texts
+    batches_for = "cpu"
 
     def __init__(self, stop_after: int | None = None, kill: bool = False, **settings: Any) -> None:
         self.stop_after, self.kill, self.settings = stop_after, kill, settings
@@ -51,6 +54,10 @@ class HashEncoder:
     def notes(self) -> dict[str, Any]:
         return {"model_path": None}
 
+    def settle(self, batch_tokens: int | None) -> int:
+        self.block_tokens = batch_tokens or self.block_tokens
+        return self.block_tokens
+
     def encode_blocks(
         self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
     ) -> Iterator[EncodedBlock]:
@@ -61,6 +68,9 @@ class HashEncoder:
                 raise RuntimeError("stopped")
             self.calls.append(list(texts))
             yield EncodedBlock(self.vectors(texts), sum(len(text) > 20 for text in texts), 0, 0)
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        return sum(len(text) > 20 for text in texts)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.reference(texts)
@@ -133,7 +143,7 @@ def test_what_the_metadata_say(tmp_path: Path) -> None:
     assert meta["counts"] == {**none, **expected}
     assert meta["check"]["rows"] == 50
     assert 0.99999 < meta["check"]["smallest_cosine"] <= 1
-    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "meta.json"]
+    assert sorted(files_of(tmp_path / "store")) == ["embeddings.npy", "index.parquet", "lock", "meta.json"]
 
 
 def test_float32_is_stored_as_it_is(tmp_path: Path) -> None:
@@ -232,6 +242,52 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path) -> None:
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
+def test_a_resumed_run_divides_as_the_first_one_did(tmp_path: Path) -> None:
+    """A GPU with more memory would take larger batches by itself; rounding would differ."""
+    path, wide, again = captions_in(tmp_path, TEXTS), HashEncoder(), HashEncoder()
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "stopped", HashEncoder(3))
+    wide.block_tokens = 48
+    embed_captions(path, tmp_path / "stopped", wide)
+    embed_captions(path, tmp_path / "whole", again)
+    assert wide.calls == again.calls[3:]
+    other = HashEncoder()
+    other.block_tokens, other.batches_for = 48, "cuda"
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "elsewhere", HashEncoder(3))
+    embed_captions(path, tmp_path / "elsewhere", other)  # another kind of device has batches of its own
+    assert max(map(len, other.calls)) > max(map(len, again.calls))
+
+
+class NamedEncoder(HashEncoder):
+    """Says what computed its blocks, which had to be divided once each."""
+
+    def __init__(self, device: str, stop_after: int | None = None) -> None:
+        super().__init__(stop_after)
+        self.device = device
+
+    def notes(self) -> dict[str, Any]:
+        return {"device": "the client's", "attention": "eager", "batch_halvings": 0}
+
+    def encode_blocks(
+        self, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None = None
+    ) -> Iterator[EncodedBlock]:
+        for block in super().encode_blocks(blocks, progress):
+            yield replace(block, device=self.device, attention="sdpa", divided=1)
+
+
+def test_metadata_say_what_computed_the_store_in_all_runs(tmp_path: Path) -> None:
+    path, second = captions_in(tmp_path, TEXTS), NamedEncoder("B")
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, tmp_path / "store", NamedEncoder("A", 3))
+    meta = embed_captions(path, tmp_path / "store", second).store.meta
+    assert {key: meta[key] for key in ("device", "attention", "batch_halvings")} == {
+        "device": "A, B", "attention": "sdpa", "batch_halvings": 3 + len(second.calls),
+    }  # fmt: skip
+    copied = embed_captions(path, tmp_path / "copy", NamedEncoder("C"), reuse=tmp_path / "store").store.meta
+    assert copied["device"] == "the client's"  # it encoded nothing but the sample
+
+
 def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:
     path = captions_in(tmp_path, TEXTS)
     embed_captions(path, tmp_path / "store", HashEncoder())
@@ -257,6 +313,36 @@ def test_other_settings_or_captions_are_a_conflict(tmp_path: Path, stop_after: i
     with pytest.raises(FingerprintConflictError, match=r"other captions.*--reuse"):
         embed_captions(path, store, HashEncoder())
     embed_captions(path, store, HashEncoder(), overwrite=True).store.verify(read_captions(path))
+
+
+def test_a_store_made_before_the_tokenizer_was_noted_is_as_good(tmp_path: Path) -> None:
+    path, noted = captions_in(tmp_path, TEXTS), {"tokenizer_and_modules": "sha256:1"}
+    embed_captions(path, tmp_path / "old", HashEncoder())
+    assert embed_captions(path, tmp_path / "old", HashEncoder(**noted)).skipped == 50
+    assert embed_captions(path, tmp_path / "new", HashEncoder(**noted), reuse=tmp_path / "old").reused == 50
+    with pytest.raises(FingerprintConflictError, match="tokenizer_and_modules: 'sha256:1' → 'sha256:2'"):
+        embed_captions(path, tmp_path / "new", HashEncoder(tokenizer_and_modules="sha256:2"))
+
+
+def test_captions_that_are_not_utf8_name_their_row(tmp_path: Path) -> None:
+    table = table_of(["a", "b", "c"])
+    texts = pa.array([b"a", b"b\xff", b"c"], pa.binary())
+    bad = pa.StringArray.from_buffers(3, texts.buffers()[1], texts.buffers()[2])
+    write_captions(tmp_path / "captions.parquet", table.set_column(1, CAPTIONS_SCHEMA.field("caption"), bad))
+    with pytest.raises(UserError, match=r"captions.parquet: row 1 of the column caption is not UTF-8"):
+        embed_captions(tmp_path / "captions.parquet", tmp_path / "store", HashEncoder())
+
+
+def test_the_nearest_of_many_equal_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captions.embed_inspect.BLOCK_ROWS", 3)
+    texts = ["near"] * 10 + ["other", "near", "another"]
+    store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", HashEncoder()).store
+    found = nearest(store, vector("near"), 2, None)
+    assert found[0].row == 0
+    assert found[1].row in (10, 12)
+    assert len(nearest(store, vector("near"), 9, None)) == 3
+    every = sorted((one.cosine for one in nearest(store, vector("near"), 9, None)), reverse=True)
+    assert every == [one.cosine for one in nearest(store, vector("near"), 9, None)]
 
 
 def test_no_captions(tmp_path: Path) -> None:
@@ -300,6 +386,13 @@ def test_values_beyond_float16_name_their_caption_and_the_way_out(tmp_path: Path
     assert embed_captions(
         path, tmp_path / "store", FaultyEncoder("bad", 7e4), dtype="float32", overwrite=True
     ).store.meta
+
+
+def test_reused_values_beyond_float16_are_told_as_well(tmp_path: Path) -> None:
+    path, encoder = captions_in(tmp_path, ["a", "bad"]), FaultyEncoder("bad", 7e4)
+    embed_captions(path, tmp_path / "wide", encoder, dtype="float32")
+    with pytest.raises(UserError, match=r"row 1 .* beyond float16: .*70000.*--dtype float32 --overwrite"):
+        embed_captions(path, tmp_path / "store", encoder, reuse=tmp_path / "wide")
 
 
 class OtherEncoder(HashEncoder):
@@ -370,6 +463,7 @@ def test_reuse_encodes_only_new_texts(tmp_path: Path) -> None:
     assert sorted(text for block in encoder.calls for text in block) == ["another new text", "new text"]
     assert (result.done, result.reused, result.skipped) == (3, len(MORE) - 3, 0)
     assert result.store.meta["counts"]["reused_rows"] == len(MORE) - 3
+    assert result.store.meta["counts"]["truncated"] == sum(len(text) > 20 for text in set(MORE)) > 0
     np.testing.assert_array_equal(result.store.embeddings, np.stack([vector(t) for t in MORE]).astype(np.float16))
     result.store.verify(read_captions(path))
 

@@ -79,6 +79,7 @@ def test_truncated_texts_are_counted(minilm: Path) -> None:
     block = next(encoder.encode_blocks([[exact, longer, short, longer]]))
     embeddings = block.embeddings
     assert (block.truncated, block.tokens, block.computed) == (2, 18, 18)  # the short one apart
+    assert encoder.truncated([exact, longer, short, longer]) == 2
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-5)
     assert load_encoder(str(minilm), "cpu").describe()["max_length"] == 256
 
@@ -129,6 +130,7 @@ def test_what_metadata_say(encoder: TextEncoder, minilm: Path) -> None:
         "model": "model",
         "revision": None,
         "weights": ModelFiles("", minilm, None).weights_digest(),
+        "tokenizer_and_modules": ModelFiles("", minilm, None).settings_digest(),
         "pooling": "mean",
         "normalized": False,
         "prefix": "",
@@ -251,6 +253,15 @@ def test_a_gpu_without_memory_says_which_option_helps(encoder: TextEncoder, monk
         encoder.encode(["a", "b"])
 
 
+def test_batches_that_were_settled(minilm: Path) -> None:
+    encoder = load_encoder(str(minilm), "cpu")
+    assert (encoder.settle(None), encoder.batches_for) == (2048, "cpu")
+    assert (encoder.settle(32768, "cuda"), encoder.batches_for) == (32768, "cuda")
+    assert (encoder.block_tokens, encoder.budget.tokens) == (8 * 32768, 32768)
+    asked = load_encoder(str(minilm), "cpu", batch_tokens=64)
+    assert (asked.settle(2048), asked.block_tokens) == (64, 512)
+
+
 def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with room for 40 tokens: what is too large is tried once, then never again."""
     expected, forward, refused = encoder.encode(TEXTS[:4] * 8), encoder.forward, []
@@ -268,6 +279,8 @@ def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: py
     assert encoder.notes()["batch_halvings"] == len(refused) > 0
     assert encoder.budget.tokens <= 40
     again = len(refused)
+    assert encoder.budget.take_divisions() == 0  # each block says how often it was divided
+    assert next(encoder.encode_blocks([TEXTS[:4] * 8])).divided > 0
     encoder.encode(TEXTS[:4] * 8)
     assert len(refused) == again
 
@@ -288,6 +301,23 @@ def test_digests_of_weights(tmp_path: Path) -> None:
     (tmp_path / "2_Dense").mkdir()
     (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"e")
     assert files.weights_digest() != safe
+
+
+def test_digests_of_what_is_beside_the_weights(tmp_path: Path) -> None:
+    files = ModelFiles("m", tmp_path, None)
+    for folder in ("1_Pooling", "onnx", ".cache"):
+        (tmp_path / folder).mkdir()
+    known = {files.settings_digest()}
+    for name in ("tokenizer.json", "vocab.txt", "config.json", "modules.json", "1_Pooling/config.json", "own.py"):
+        (tmp_path / name).write_text("a")
+        assert files.settings_digest() not in known
+        known.add(files.settings_digest())
+        (tmp_path / name).write_text("b")
+        assert files.settings_digest() not in known
+        known.add(files.settings_digest())
+    for name in ("README.md", "model.safetensors", "onnx/config.json", ".cache/config.json"):
+        (tmp_path / name).write_text("a")
+        assert files.settings_digest() in known
 
 
 class FakeHub:

