@@ -31,7 +31,12 @@ def test_melspec_records_what_is_done(
     layout = LmsLayout(tmp_path / "x_lms")
     command = [sys.executable, "-m", "cli.main", "melspec", str(tmp_path / "wavs"), str(layout.root)]
     process = subprocess.Popen(
-        [*command, "--workers", str(workers)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", str(workers)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests may themselves be run in the background, where shells let processes ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(layout.root.glob("*.npy"))) < CLIPS // 2 and time.monotonic() < deadline:
