@@ -18,6 +18,7 @@ from artifacts.embedding_store import TOKENIZER_AND_MODULES
 from artifacts.errors import UserError
 from artifacts.tables import first_line
 from artifacts.utf8 import require_text
+from captions.embed_check import LEAST_COSINE
 from captions.encoder_batches import (
     BLOCK_BATCHES,
     BatchBudget,
@@ -253,7 +254,8 @@ class TextEncoder:
     def _is_same_without_mask(self, probe: Tokens, masked: torch.Tensor) -> bool:
         """Whether the model takes texts of one length without a mask; its fastest attention often wants none."""
         self._may_omit_mask = True
-        try:
-            return bool(torch.allclose(self.forward(probe, np.arange(1)), masked, rtol=1e-3, atol=1e-3))
+        try:  # the rounding of another kind of attention is none of the mask's
+            cosine = nn.functional.cosine_similarity(self.forward(probe, np.arange(1)), masked)
+            return cosine.item() >= LEAST_COSINE[self.settings.precision]
         except Exception:  # whatever a model that needs its mask raises
             return False
