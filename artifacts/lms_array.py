@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from artifacts.errors import UserError
 
 # Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
 HEADER_BYTES = 128
+PARSING_TRIES = 10
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
 OK = "ok"
 FAILED = "failed"
@@ -25,7 +27,7 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     Raises `UserError` where the file is missing, truncated, no ``.npy``, or of another shape or dtype.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _load(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file.") from error
     except Exception as error:  # numpy evaluates the header as Python, and raises whatever damaged Python raises
@@ -39,6 +41,15 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     if array.dtype not in (np.float32, np.float16):
         raise UserError(f"{path} holds {array.dtype}, not float32 or float16.")
     return array
+
+
+def _load(path: Path) -> Any:
+    """What numpy makes of a file. Headers are parsed as Python, which Python up to 3.12 may fail at where several
+    threads do so (`SystemError`, "AST constructor recursion depth mismatch"): another try is a right one."""
+    for _ in range(PARSING_TRIES):
+        with suppress(SystemError):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durable: bool = True) -> None:

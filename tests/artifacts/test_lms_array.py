@@ -1,5 +1,8 @@
 """A log-mel file is opened, or there is an error that names it, whatever its bytes are."""
 
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +63,35 @@ def test_several_arrays_in_one_file_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
     with pytest.raises(UserError, match="several of them"):
         open_lms(tmp_path / "x.npy")
+
+
+def test_threads_that_parse_headers_at_once(tmp_path: Path) -> None:
+    """Python run by the garbage collector lets threads interleave while headers become syntax trees."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((1, 80, 60), np.float32))
+
+    def pause(phase: str, info: dict[str, int]) -> None:
+        for _ in range(50):
+            pass
+
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(pause)
+    gc.set_threshold(100, 2, 2)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            arrays = list(threads.map(lambda _: open_lms(path), range(1000)))
+    finally:
+        gc.callbacks.remove(pause)
+        gc.set_threshold(*before)
+        sys.setswitchinterval(interval)
+    assert {array.shape for array in arrays} == {(1, 80, 60)}
+
+
+def test_a_failure_that_stays_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(UserError, match="recursion depth"):
+        open_lms(tmp_path / "a.npy")
