@@ -223,10 +223,13 @@ class Saver:
 
 def wrap(model: M2DCLAP, world: World, config: TrainConfig) -> nn.Module:
     """``model`` itself, or in several processes what averages its gradients over them while they are computed."""
-    if world.size == 1:
-        return model
+    return model if world.size == 1 else averaging(model, world.device)
+
+
+def averaging(model: M2DCLAP, device: torch.device) -> nn.Module:
+    """``model`` with gradients that are averaged over all processes; ``device`` is this one's."""
     parallel: Any = nn.parallel.DistributedDataParallel
-    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    device_ids = [device.index] if device.type == "cuda" else None
     # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
     names = inspect.signature(parallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

@@ -101,8 +101,7 @@ def join_world(device_name: str) -> Iterator[World]:
     if dist.is_initialized():
         yield World(rank, size, device)
         return
-    # Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group(backend_of(device), timeout=PATIENCE)
     _kept_groups.append(dist.group.WORLD)
     try:
         yield World(rank, size, device)
@@ -113,6 +112,11 @@ def join_world(device_name: str) -> Iterator[World]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def backend_of(device: torch.device) -> str:
+    """Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 class _Gather(torch.autograd.Function):
