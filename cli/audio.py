@@ -52,6 +52,13 @@ if TYPE_CHECKING:
 @pool_options
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option(
+    "--read-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=1800.0,
+    help="Give up a file that takes longer to read, as a failure that the next run tries again; 0 waits for ever.",
+)
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
 @max_failures_option
 @click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import UserError
 from artifacts.layout import require_file
+from workflows.dask_workers import remote_workers
 from workflows.job_settings import JobSettings, job_script
 from workflows.local_workers import local_workers
 from workflows.slurm_jobs import slurm_workers
-from workflows.workers import Shared, Workers, remote_workers
+from workflows.workers import Shared, Workers
 
 # What a cluster whose size is not known yet is planned for.
 UNKNOWN_WORKERS = 64
@@ -73,6 +74,7 @@ class WorkerPool:
     @contextmanager
     def connect(self, shared: Shared) -> Iterator[Workers]:
         """The workers, for the block. Raises `UserError` where there are none or they do not see what is ``shared``."""
+        found: AbstractContextManager[Workers]
         if self.slurm is not None:
             found = slurm_workers(self.slurm, shared)
         elif self.scheduler or self.scheduler_file:

@@ -17,8 +17,9 @@ from typing import Any
 
 from artifacts.errors import UserError
 from workflows.dask_settings import DEATHS_ALLOWED, QUIET, SATURATION, quiet_event_loop, say_dashboard
+from workflows.dask_workers import DaskWorkers
 from workflows.job_settings import JobSettings, jobqueue
-from workflows.workers import ClusterLostError, Shared, Workers
+from workflows.workers import ClusterLostError, Shared
 
 LOOK_SECONDS = 10.0
 # Jobs in a row that end before any of their workers came up.
@@ -27,7 +28,7 @@ LONGEST_PAUSE = 300.0
 
 
 @contextmanager
-def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
+def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[SlurmWorkers]:
     """Workers in SLURM jobs; the jobs end with the block. The scheduler is in this process.
 
     Raises `UserError` where jobs cannot be submitted or their workers cannot do the work.
@@ -54,9 +55,9 @@ def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"no Dask scheduler can be started for the jobs: {error}") from error
         with cluster, Client(cluster, set_as_default=False) as client:
-            workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_each=settings.gpu, remote=True)
+            workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_each=settings.gpu)
             say_dashboard(client)
-            workers.submit()
+            workers.submit_jobs()
             workers.wait_for_first()
             workers.require_fit()
             try:
@@ -65,7 +66,7 @@ def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
                 workers.stop_leftovers()
 
 
-class SlurmWorkers(Workers):
+class SlurmWorkers(DaskWorkers):
     """Keeps as many jobs in SLURM as ``settings`` ask for."""
 
     def __init__(self, cluster: Any, settings: JobSettings, client: Any, **options: Any) -> None:
@@ -76,7 +77,7 @@ class SlurmWorkers(Workers):
         self._resume_at = 0.0
         self._came_up: set[str] = set()
 
-    def submit(self) -> None:
+    def submit_jobs(self) -> None:
         """Submit what is missing. Raises `UserError` with what sbatch says where it refuses."""
 
         cluster = self._cluster
@@ -133,7 +134,7 @@ class SlurmWorkers(Workers):
     def _submit_again(self) -> None:
         """Replace jobs; as long as others work, SLURM may refuse for now (a limit, a controller that restarts)."""
         try:
-            self.submit()
+            self.submit_jobs()
         except UserError as error:
             if not self.threads():
                 raise
