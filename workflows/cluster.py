@@ -24,7 +24,8 @@ class WorkerPool:
     """How to get workers. At most one of ``scheduler``, ``scheduler_file`` and ``slurm`` is set; else they are local.
 
     ``local`` processes; 0 works in the calling one, for debugging. ``scheduler`` is the address of a Dask scheduler
-    that runs, ``scheduler_file`` what it wrote there. ``gpu_each`` wants one GPU for every worker.
+    that runs, ``scheduler_file`` what it wrote there. ``gpu_each`` wants one GPU for every worker. ``dashboard`` shows
+    that of Dask to users of this machine.
     """
 
     local: int = 1
@@ -32,6 +33,7 @@ class WorkerPool:
     scheduler_file: Path | None = None
     slurm: JobSettings | None = None
     gpu_each: bool = False
+    dashboard: bool = False
 
     @classmethod
     def of(cls, pool: WorkerPool | int) -> WorkerPool:
@@ -76,7 +78,7 @@ class WorkerPool:
         """The workers, for the block. Raises `UserError` where there are none or they do not see what is ``shared``."""
         found: AbstractContextManager[Workers]
         if self.slurm is not None:
-            found = slurm_workers(self.slurm, shared)
+            found = slurm_workers(self.slurm, shared, dashboard=self.dashboard)
         elif self.scheduler or self.scheduler_file:
             found = remote_workers(self._address(), shared, gpu_each=self.gpu_each)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import sys
 import time
@@ -15,11 +16,19 @@ from workflows import on_worker
 from workflows.dask_settings import (
     DEATHS_ALLOWED,
     SATURATION,
+    import_dask,
     quiet_event_loop,
 )
-from workflows.workers import GPU, ClusterLostError, Shared, Ticket, WorkerKilledError, Workers
+from workflows.workers import GPU, NOTE_SECONDS, ClusterLostError, Shared, Ticket, WorkerKilledError, Workers
 
 RECONNECT_SECONDS = 30.0
+# Of the scheduler's attributes while a run lasts; the last two would stop it without a word.
+OWN_SETTINGS = {
+    "WORKER_SATURATION": SATURATION,
+    "allowed_failures": DEATHS_ALLOWED,
+    "idle_timeout": None,
+    "no_workers_timeout": None,
+}
 # A worker that has not been heard of for so long does not answer either.
 SILENT_SECONDS = 10.0
 # A finished shard's rows are here within milliseconds, or they are lost.
@@ -40,6 +49,7 @@ class DaskWorkers(Workers):
         self.expected = expected
         self.resources = GPU if gpu_each else None
         self._abandoned: dict[str, set[str]] = {}
+        self._looked_for_paused = time.monotonic()
         self._reads: dict[str, tuple[float, float]] = {}  # when it began, and when it was last heard of
         client.subscribe_topic(on_worker.READS_TOPIC, self._hear_of_reads)
 
@@ -101,6 +111,21 @@ class DaskWorkers(Workers):
         self.note_reads(self._slow_reads())
         if self.client.status == "running" and not self.threads():
             self.note("no worker is there now; waiting for one.")
+        elif time.monotonic() - self._looked_for_paused > NOTE_SECONDS:
+            self._looked_for_paused = time.monotonic()
+            self._note_paused()
+
+    def _note_paused(self) -> None:
+        """Say which workers take no work because Dask has paused them."""
+        with suppress(Exception):  # the scheduler may have gone meanwhile
+            there = self.client.scheduler_info(n_workers=-1)["workers"]
+            paused = [address for address, worker in there.items() if worker.get("status") == "paused"]
+            if paused:
+                self.note(
+                    f"Dask has paused {len(paused)} of {len(there)} workers ({paused[0]}, …): they are near their "
+                    "memory limit and take no work. Start them with --memory-limit 0.",
+                    "paused",
+                )
 
     def leave_out(self, unfit: on_worker.Unfit) -> None:
         """Close a worker that cannot do the work, and say so."""
@@ -163,14 +188,15 @@ def remote_workers(address: str, shared: Shared, *, gpu_each: bool = False) -> I
 
     Raises `UserError` where the scheduler cannot be reached, or a worker that is there now cannot do the work.
     """
-    import dask
+    dask = import_dask()
     from distributed import Client
 
     with quiet_event_loop(), dask.config.set({"distributed.comm.timeouts.connect": f"{RECONNECT_SECONDS}s"}):
         try:
             client = Client(address, timeout=RECONNECT_SECONDS, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
+        except (OSError, ValueError, TimeoutError, TypeError, RuntimeError) as error:
             raise UserError(f"the Dask scheduler at {address} cannot be reached: {error}") from error
+        _say_if_open(address)
         with client, shared.expected() as expected, _scheduler_settings(client):
             workers = DaskWorkers(client, expected=expected, gpu_each=gpu_each)
             workers.wait_for_first()
@@ -181,23 +207,47 @@ def remote_workers(address: str, shared: Shared, *, gpu_each: bool = False) -> I
                 workers.stop_leftovers()
 
 
+def _say_if_open(address: str) -> None:
+    """A line where whoever reaches the scheduler may run code in it."""
+    if not address.startswith(("tls://", "wss://")):
+        print(
+            f"m2dprep: {address} is open: whoever can reach it can read along, and run code as the user of its "
+            "workers. TLS would close it (docs/cluster.md).",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def say_dashboard(client: Any) -> None:
+    """The address of Dask's dashboard on stderr, and who can see it."""
+    if importlib.util.find_spec("bokeh") is None:
+        print("m2dprep: no dashboard, which needs the package bokeh.", file=sys.stderr, flush=True)
+        return
+    print(
+        f"m2dprep: dashboard at {client.dashboard_link}; all users of this machine can see it.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 @contextmanager
 def _scheduler_settings(client: Any) -> Iterator[None]:
     """The scheduler's settings that the engine needs, for the block."""
 
     # A function within a function travels as code: the scheduler need not have m2dprep.
-    def exchange(saturation: float, failures: int, dask_scheduler: Any = None) -> tuple[float, int]:
-        before = dask_scheduler.WORKER_SATURATION, dask_scheduler.allowed_failures
-        dask_scheduler.WORKER_SATURATION, dask_scheduler.allowed_failures = saturation, failures
+    def exchange(settings: dict[str, Any], dask_scheduler: Any = None) -> dict[str, Any]:
+        before = {name: getattr(dask_scheduler, name) for name in settings if hasattr(dask_scheduler, name)}
+        for name in before:
+            setattr(dask_scheduler, name, settings[name])
         return before
 
-    before = client.run_on_scheduler(exchange, SATURATION, DEATHS_ALLOWED)
+    before = client.run_on_scheduler(exchange, OWN_SETTINGS)
     try:
         yield
     finally:
         with suppress(Exception):  # it may have gone
             if client.status == "running":
-                client.run_on_scheduler(exchange, *before)
+                client.run_on_scheduler(exchange, before)
 
 
 def running_tasks(dask_worker: Any) -> list[str]:

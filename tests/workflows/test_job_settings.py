@@ -67,7 +67,7 @@ def test_the_script_of_a_job_is_printed_without_slurm(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for line in ("#SBATCH -p q", "#SBATCH --cpus-per-task=8", "#SBATCH -t 10:00:00", "#SBATCH --qos=long"):
         assert line in result.stdout
-    for option in ("--nworkers 8", "--death-timeout 60", "--lifetime 35400s", "--lifetime-stagger 300s"):
+    for option in ("--nworkers 8", "--lifetime 35400s", "--lifetime-stagger 300s"):
         assert option in result.stdout
     assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in result.stdout
     assert not (tmp_path / "a_lms").exists()
