@@ -41,6 +41,7 @@ STEADY = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.lifetime.restart": False,
+    "distributed.comm.timeouts.tcp": "30s",  # after which a client whose machine has gone is given up
     "distributed.worker.http.routes": [],
     "distributed.nanny.environ": {},
 }
@@ -52,7 +53,6 @@ SCHEDULER = {
     # A node that is cut off: its tasks are done by others after so long.
     "distributed.scheduler.worker-ttl": "2 minutes",
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.comm.timeouts.tcp": "60s",
     "distributed.comm.retry.count": 0,
     "distributed.deploy.lost-worker-timeout": "15s",
 }

@@ -14,7 +14,7 @@ import yaml
 
 from artifacts.errors import UserError
 from artifacts.layout import require_file
-from workflows.dask_settings import worker_exports
+from workflows.dask_settings import import_dask, worker_exports
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
 DEATH_TIMEOUT = 60
@@ -231,7 +231,8 @@ def without_log_directory() -> Any:
 
 
 def jobqueue() -> Any:
-    """The module dask_jobqueue. Raises `UserError` where it is not installed."""
+    """The module dask_jobqueue. Raises `UserError` where it is not installed, or Dask's settings are broken."""
+    import_dask()
     try:
         import dask_jobqueue
     except ImportError as error:

@@ -87,6 +87,7 @@ def _cluster(settings: JobSettings, own: Certificates, dashboard: bool) -> Any:
             # The dashboard takes another port, and its address is printed.
             warnings.filterwarnings("ignore", message="Port .* already in use")
             return WithOwnCertificates(
+                name="m2dprep",
                 silence_logs=logging.CRITICAL,
                 security=own.security,
                 protocol="tls://",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import soundfile
@@ -135,6 +136,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     orphans = before[-2:]
     assert set(orphans) <= set(slurm.jobs())
     second = start()
+    wait_until(lambda: not set(orphans) & set(slurm.jobs()), "the end of the jobs of a killed command, within a minute")
     wait_until(lambda: len(slurm.jobs("all")) >= 2 + len(before), "the jobs of the second run")
     made = len(list(layout.root.rglob("*.npy")))
     assert made < CLIPS
@@ -150,7 +152,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     assert set(records["status"].to_pylist()) == {"ok"}
     assert len(list(layout.root.rglob("*.npy"))) == CLIPS
     assert not list(layout.temporaries.iterdir())
-    assert set(slurm.jobs()) <= set(orphans), "the jobs end with the run; those of the killed one by themselves"
+    assert not slurm.jobs()
 
 
 class Noting:
@@ -232,3 +234,50 @@ def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
     assert slurm.state(job) == "COMPLETED", log()[-2000:]
     assert sorted(steps()) == list(range(1, EPOCHS * 3 + 1)), "every step once"
     assert "going on from" in log()
+
+
+def test_nobody_without_a_certificate_of_the_run_gets_in(
+    slurm: Slurm, settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the scheduler nor a worker nor its nanny; and the certificates are this user's alone, and go."""
+    from distributed import Client
+    from distributed.security import Security
+
+    private = tmp_path / "private place"
+    pool = WorkerPool(slurm=replace(settings, private_directory=str(private)))
+    parts = run_shards(whose, ([item] for item in range(100)), pool, unexpected)
+    next(parts)
+    own = next(private.iterdir())
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in own.iterdir()} == {0o600}
+    ports = {
+        found.laddr.port
+        for process in psutil.process_iter()
+        if process.pid == os.getpid()
+        or "m2dprep" in " ".join(command_of(process))
+        or "spawn_main" in command_of(process)
+        for found in connections_of(process)
+        if found.status == "LISTEN"
+    }
+    assert len(ports) >= 5, "the scheduler, two workers and their nannies"
+    stranger = Security.temporary()
+    for address in [f"tls://127.0.0.1:{port}" for port in ports] + [f"tcp://127.0.0.1:{port}" for port in ports]:
+        with pytest.raises((OSError, TimeoutError)):
+            Client(address, security=stranger if address.startswith("tls") else None, timeout=2, set_as_default=False)
+    parts.close()  # type: ignore[attr-defined]
+    assert not list(private.iterdir())
+    assert "dashboard" not in capsys.readouterr().err
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def connections_of(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("inet")
+    except psutil.Error:
+        return []
