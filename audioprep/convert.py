@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy
@@ -32,6 +32,7 @@ from audioprep.moments import Moments
 from audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
+T = TypeVar("T")
 # Raises where nothing may be written.
 Permit = Callable[[], None]
 
@@ -159,27 +160,29 @@ def convert_file(
     cannot be written to, and what those two raise.
     """
 
+    path = src / relative
+
     def allowed() -> None:
         claim()
         permit()
 
     def convert() -> Record:
-        log_mel, info, padded = _read_again_if_need_be(src / relative, config, ffmpeg)
+        log_mel, info, padded = patiently(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
         claim()
         return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
     return row_of(relative, dst, convert, allowed)
 
 
-def _read_again_if_need_be(path: Path, config: ConvertConfig, ffmpeg: bool) -> tuple[np.ndarray, AudioInfo, bool]:
-    """`log_mel_of_file`; what the machine is to blame for is tried again, and is a `DecodeError` in the end.
+def patiently(path: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of ``path``. What the machine is to blame for is tried again, and in the end a `DecodeError`.
 
     Decoders take an error of reading for the end of the file, so what seems damaged is read once more as well.
     """
     doubted = False
     for pause in (*PAUSES, None):
         try:
-            return log_mel_of_file(path, config, ffmpeg=ffmpeg)
+            return read()
         except DecodeError as error:
             info, failure = error.info, _machine_failure(path, error)
             if failure is None and (doubted or error.reason not in DAMAGED):

@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -141,9 +142,8 @@ class _Slot(threading.Thread):
 
     def kill(self) -> None:
         process = self._process
-        if process is not None:
-            with suppress(OSError):
-                process.kill()
+        if process is not None and process.returncode is None:
+            kill_group(process)
 
     def reads(self) -> list[SlowRead]:
         """What the worker last said that it reads, unless an answer came since."""
@@ -260,12 +260,10 @@ class _Slot(threading.Thread):
     def _reap(self, process: subprocess.Popen[bytes]) -> int | None:
         """The exit code of a worker that has ended or is to end, and its last lines."""
         code: int | None = None
+        wait_for_end(process, OWN_END_SECONDS)  # mostly its socket was closed because it ends
+        kill_group(process)
         with suppress(subprocess.TimeoutExpired):
-            code = process.wait(OWN_END_SECONDS)  # mostly its socket was closed because it had ended
-        if code is None:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(END_SECONDS)
+            code = process.wait(END_SECONDS)
         if process.stdout is not None:
             with suppress(OSError):
                 os.set_blocking(process.stdout.fileno(), False)
@@ -289,12 +287,28 @@ def start_worker(variables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                process_group=0,
                 env={**os.environ, **ENVIRONMENT, **variables},
             )
     except BaseException:
         ours.close()
         raise
     return process, Connection(ours.detach())
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a worker, which nobody has waited for yet, and what it has started."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a process has ended, ``seconds`` at most; its number and its exit code remain."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.01)
 
 
 def import_path() -> list[str]:

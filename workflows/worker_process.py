@@ -36,7 +36,7 @@ class Parent:
             with self._lock:
                 self._connection.send_bytes(packed)
         except OSError:
-            os._exit(0)
+            end()
 
     def listen(self) -> None:
         """Take in what the parent sends, until it is gone."""
@@ -44,7 +44,14 @@ class Parent:
             while True:
                 self.work.put(self._connection.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)
+            end()
+
+
+def end() -> None:
+    """End this process and what it has started, whatever its threads are doing."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def main(descriptor: int) -> None:

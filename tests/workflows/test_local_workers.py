@@ -20,6 +20,7 @@ import soundfile
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from tests.workflows.dask_processes import ENVIRONMENT, ROOT, wait_until
+from tests.workflows.slurm import alive
 from workflows import local_workers, process_pool
 from workflows.engine import run_shards
 from workflows.workers import ClusterLostError
@@ -200,12 +201,14 @@ def test_nobody_else_can_reach_a_local_run(tmp_path: Path) -> None:
 
 
 CLIENT = """
-import os, sys, time
+import os, subprocess, sys, time
 from tests.workflows.test_local_workers import unexpected
 from workflows.engine import run_shards
 
 def hang(shard):
-    open(sys_argv[0] + f"/{os.getpid()}", "w").close()
+    program = subprocess.Popen(["sleep", "300"])  # as ffmpeg is
+    for process in (os.getpid(), program.pid):
+        open(sys_argv[0] + f"/{process}", "w").close()
     time.sleep(300)
     return shard
 
@@ -218,11 +221,11 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path: Path) -> None:
     started = tmp_path / "started"
     started.mkdir()
     client = subprocess.Popen([sys.executable, "-c", CLIENT, str(started)], env=ENVIRONMENT, cwd=ROOT)
-    wait_until(lambda: len(list(started.iterdir())) == 2, "two workers at work")
+    wait_until(lambda: len(list(started.iterdir())) == 4, "two workers at work, each with a program")
     client.kill()
     client.wait()
-    workers = [int(path.name) for path in started.iterdir()]
-    wait_until(lambda: not any(psutil.pid_exists(worker) for worker in workers), "the end of the workers", 20)
+    processes = [int(path.name) for path in started.iterdir()]
+    wait_until(lambda: not any(alive(process) for process in processes), "the end of the workers", 20)
 
 
 HANGS = """
