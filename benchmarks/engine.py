@@ -46,6 +46,9 @@ CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORKERS = 2
+TLS_TASKS = int(os.environ.get("BENCH_TLS_TASKS", "400"))
+# What converting a clip takes (benchmarks/melspec_floor.py).
+CLIP_SECONDS = 0.0062
 # A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
 CLIPS_A_SHARD = 50
 
@@ -177,6 +180,26 @@ def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
     return [failure_record(source, "nothing", "nothing was done") for source in shard]
 
 
+def tls_cost() -> None:
+    """CPU time that tasks of a large conversion cost the engine by themselves, without and with TLS."""
+    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * LARGEST_SHARD)]
+    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for tls, costs in found.items():
+            before = 0.0
+            for number, _ in enumerate(dask_rows(do_nothing, shards, tls=tls)):
+                if number == TLS_TASKS // 10:
+                    before = cpu_seconds()
+                if number == len(shards) - 1:
+                    costs.append((cpu_seconds() - before) / (number - TLS_TASKS // 10))
+    plain, secured = (1000 * median(costs) for costs in (found[False], found[True]))
+    work = LARGEST_SHARD * CLIP_SECONDS
+    print(f"{len(shards)} tasks of {LARGEST_SHARD} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
+    print(f"CPU ms a task: {plain:.1f} without TLS, {secured:.1f} with TLS")
+    print(f"of the {work:.2f} s of work in a task, TLS costs {(secured - plain) / 10 / work:.2f} %\n")
+
+
 def resident() -> float:
     return float(psutil.Process().memory_info().rss / 2**20)
 
@@ -208,6 +231,7 @@ def main() -> None:
     print(f"{machine()}, load {os.getloadavg()[0]:.1f}\n")
     with tempfile.TemporaryDirectory() as name:
         compare(Path(name))
+    tls_cost()
     sys.stdout.flush()
     plan("local workers", lambda function, shards: run_shards(function, shards, WORKERS, unexpected))
     sys.stdout.flush()

@@ -100,7 +100,10 @@ class DaskWorkers(Workers):
         """How many tasks can run at a time, as far as is known."""
         if self.client.status != "running":
             return 0
-        return sum(self.client.nthreads().values())
+        try:
+            return sum(self.client.nthreads().values())
+        except OSError:  # the scheduler is going away; the client finds out by itself
+            return 0
 
     def tend(self) -> None:
         """What has to be looked at every second or so. Raises `ClusterLostError` where the scheduler has gone."""
