@@ -197,7 +197,8 @@ def _forecast(
     options: MelspecOptions,
 ) -> Forecast:
     given_back = space_given_back(layout) if options.overwrite else (0, 0)
-    return forecast(pending, layout.root, config, pool.promised, convert, given_back)
+    with slow_reads_said():
+        return forecast(pending, layout.root, config, pool.promised, convert, given_back)
 
 
 def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
@@ -263,7 +264,8 @@ def _convert(
         yield from split_into_shards(pending, pool.size, LARGEST_SHARD)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
-        for rows in run_shards(function, shards(), pool, poisoned, _shared(layout, src, pending)):
+        shared = _shared(layout, src, pending) if pool.elsewhere else None
+        for rows in run_shards(function, shards(), pool, poisoned, shared):
             records.add(rows)
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed
