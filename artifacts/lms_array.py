@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -52,14 +53,21 @@ def _load(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durable: bool = True) -> None:
+def write_lms(
+    path: Path,
+    log_mel: np.ndarray,
+    temporary_folder: Path,
+    *,
+    durable: bool = True,
+    permit: Callable[[], None] | None = None,
+) -> None:
     """Write ``log_mel`` (1, n_mels, T) to ``path`` atomically: the bytes of `numpy.save`, which depend on it alone.
 
-    ``temporary_folder`` is on the same file system. Raises `OSError`.
+    ``temporary_folder`` is on the same file system. ``permit`` is that of `write_bytes`. Raises `OSError`.
     """
     values = np.ascontiguousarray(log_mel)
     header = npy_header(values.shape, values.dtype)
-    write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable)
+    write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable, permit=permit)
 
 
 @lru_cache(maxsize=1024)

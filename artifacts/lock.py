@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.lock_file import exclusive_file
+
+# What file systems say that have no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -21,4 +26,10 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder} is being written to by another run; wait for it or stop it.") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            with exclusive_file(folder / "lock-file"):
+                yield
+            return
         yield

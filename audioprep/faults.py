@@ -24,12 +24,17 @@ REASONS = {
     "bad_rate": "a sample rate outside 4 to 192 kHz, or one that --device cuda cannot resample",
     "too_many_channels": "more than 8 channels",
     "io_error": "the system could not read the file",
+    "transient": "an error of the machine, several times in a row, not of the file; the next run tries it again",
+    "read_timeout": "it could not be read within --read-timeout; the next run tries it again",
     "unreadable_folder": "a folder that could not be listed, so that its files are unknown",
     "bad_name": "a name that is no UTF-8 text, or that is too long for its output",
     "name_conflict": "another source, or the bookkeeping, already has the output's name",
     "worker_died": "the process that converted it was killed, again and again",
     "internal_error": "an error that nobody foresaw; please report it with the message",
 }
+
+# These say nothing about the source: the next run takes them up by itself.
+TRANSIENT = ("transient", "read_timeout")
 
 
 class DecodeError(Exception):

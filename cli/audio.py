@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cli.cluster_options import pool_options
 from cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option
@@ -52,6 +53,13 @@ if TYPE_CHECKING:
 @pool_options
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option(
+    "--read-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=1800.0,
+    help="Give up a file that takes longer to read, as a failure that the next run tries again; 0 waits for ever.",
+)
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
 @max_failures_option
 @click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
@@ -89,6 +97,9 @@ def melspec(
     from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
+    given = click.get_current_context().get_parameter_source("read_timeout") is not ParameterSource.DEFAULT
+    if device != "cpu" and given:
+        raise click.UsageError("--read-timeout belongs to --device cpu; a GPU's decoding threads wait for ever.")
     config = ConvertConfig(
         PRESETS[preset],
         min_seconds=min_seconds,

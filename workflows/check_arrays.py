@@ -15,6 +15,7 @@ from artifacts.errors import UserError
 from artifacts.lms_array import open_lms
 from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
+from artifacts.reading import reading
 from audioprep.moments import Moments
 from workflows.check_result import CheckResult
 from workflows.cluster import WorkerPool
@@ -76,7 +77,12 @@ def check_array_shard(
     shard: Sequence[ExpectedArray], packs: Mapping[str, PackedStore], quick: bool
 ) -> list[tuple[str, str]]:
     """For every array its path and what is wrong with it, or an empty string."""
-    return [(item.path, _problem_of(item, packs, quick)) for item in shard]
+    return [(item.path, _watched_problem_of(item, packs, quick)) for item in shard]
+
+
+def _watched_problem_of(item: ExpectedArray, packs: Mapping[str, PackedStore], quick: bool) -> str:
+    with reading(item.path):
+        return _problem_of(item, packs, quick)
 
 
 def _problem_of(item: ExpectedArray, packs: Mapping[str, PackedStore], quick: bool) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import yaml
 
 from artifacts.errors import UserError
 from artifacts.layout import require_file
-from workflows.dask_settings import worker_exports
+from workflows.dask_settings import import_dask, worker_exports
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
 DEATH_TIMEOUT = 60
@@ -24,7 +27,8 @@ class JobSettings:
     """What a job asks of SLURM; what is None comes from Dask's own configuration (``jobqueue.slurm``), if there.
 
     A job has ``cores`` single-threaded workers; with ``gpu`` one worker and one GPU. ``prologue`` are lines of shell
-    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``.
+    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``. The certificates of a
+    run lie in ``private_directory``.
     """
 
     jobs: int = 1
@@ -40,6 +44,7 @@ class JobSettings:
     log_directory: str | None = None
     local_directory: str | None = None
     python: str | None = None
+    private_directory: str | None = None
 
     @property
     def workers(self) -> int:
@@ -59,37 +64,79 @@ class JobSettings:
             raise UserError(f"SLURM jobs need {name}: give it in the file of --cluster-config ({name}: ...).")
         return value
 
-    def for_jobqueue(self) -> dict[str, Any]:
-        """The arguments of dask-jobqueue's job. Raises `UserError` where one is missing."""
-        exports = [f"export {name}={value}" for name, value in worker_exports().items()]
+    @property
+    def logs(self) -> Path | None:
+        """Where the jobs' output goes; None leaves it to SLURM."""
+        jobqueue()
+        import dask
+
+        folder = self.log_directory or dask.config.get("jobqueue.slurm.log-directory", None)
+        return None if folder is None else Path(folder).absolute()
+
+    def for_jobqueue(self, worker_options: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments of dask-jobqueue's job, quoted for its script. Raises `UserError` where one is missing or
+        cannot be. The workers are given ``worker_options`` as well."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in worker_exports().items()]
         walltime = str(self.walltime or self._required("walltime"))
         margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
         lifetime = max(1.0, wall_seconds(walltime) - margin)
-        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *worker_options]
         extra += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
         directives = list(self.directives)
+        if self.logs is not None:
+            directives += [
+                f"--{kind}={directive_path(self.logs)}/m2dprep-%J.{kind[:3]}" for kind in ("error", "output")
+            ]
         if self.gpu:
             extra += ["--resources", "GPU=1"]
             if not any("gpu" in directive for directive in directives):
                 directives.append("--gres=gpu:1")
         arguments = {
-            "queue": self.queue,
-            "account": self.account,
+            "queue": self.queue and shlex.quote(self.queue),
+            "account": self.account and shlex.quote(self.account),
             "walltime": walltime,
-            "memory": str(self._required("memory")),
+            "memory": self._memory(),
             "cores": int(self._required("cores")),
             "processes": self._processes,
-            "interface": self.interface,
+            "interface": self.interface and shlex.quote(self.interface),
             "job_script_prologue": [*exports, *self.prologue] if self.prologue else [*exports, *_configured_prologue()],
             "job_extra_directives": directives or None,
-            "log_directory": self.log_directory,
-            "local_directory": self.local_directory,
-            "python": self.python,
-            "worker_extra_args": extra,
+            "local_directory": self.local_directory and shlex.quote(self.local_directory),
+            "python": shlex.quote(self.python or self._configured_python()),
+            "worker_extra_args": [shlex.quote(option) for option in extra],
             "death_timeout": DEATH_TIMEOUT,
             "job_name": "m2dprep",
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def _memory(self) -> str:
+        """Of a job. Raises `UserError` where it is no amount of bytes."""
+        from dask.utils import parse_bytes
+
+        memory = str(self._required("memory"))
+        try:
+            if parse_bytes(memory) > 0:
+                return memory
+        except (ValueError, OverflowError):
+            pass
+        raise UserError(f"memory {memory!r} of SLURM jobs is not like 16GB.")
+
+    @staticmethod
+    def _configured_python() -> str:
+        import dask
+
+        return str(dask.config.get("jobqueue.slurm.python", None) or sys.executable)
+
+
+def directive_path(path: Path) -> str:
+    """``path`` as it is written into a line of ``#SBATCH``, where SLURM would replace what follows a percent sign.
+
+    Raises `UserError` for a path with a line break: its rest would be a command.
+    """
+    text = str(path)
+    if not text.isprintable():
+        raise UserError(f"{text!r}: the script of a SLURM job cannot hold a path with such characters.")
+    return shlex.quote(text.replace("%", "%%"))
 
 
 def _configured_prologue() -> list[str]:
@@ -118,6 +165,10 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
             nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
             raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")
         read[name] = _read(path, name, value, str(kinds[name]))
+    for name, found in read.items():
+        texts = found if isinstance(found, tuple) else (found,)
+        if name != "prologue" and any(isinstance(text, str) and not text.isprintable() for text in texts):
+            raise UserError(f"{path}: {name} is one line of text, not {found!r}.")
     settings = JobSettings(**read)
     settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
     if settings.walltime is not None:
@@ -163,13 +214,25 @@ def wall_seconds(text: str) -> float:
 
 
 def job_script(settings: JobSettings) -> str:
-    """The script of a job; SLURM need not be there."""
-    job = jobqueue().SLURMCluster.job_cls("tcp://<scheduler>", name="m2dprep", **settings.for_jobqueue())
-    return str(job.job_script())
+    """The script of a job; SLURM need not be there, and nothing is written."""
+    private = "<private folder of the run>"
+    options = [*("--tls-ca-file", private), *("--tls-cert", private), *("--tls-key", private)]
+    arguments = settings.for_jobqueue(options)
+    with without_log_directory():
+        job = jobqueue().SLURMCluster.job_cls("tls://<scheduler>", name="m2dprep", protocol="tls://", **arguments)
+        return str(job.job_script())
+
+
+def without_log_directory() -> Any:
+    """For a block, dask-jobqueue neither makes a folder for logs nor writes its name unquoted: we do that."""
+    import dask
+
+    return dask.config.set({"jobqueue.slurm.log-directory": None})
 
 
 def jobqueue() -> Any:
-    """The module dask_jobqueue. Raises `UserError` where it is not installed."""
+    """The module dask_jobqueue. Raises `UserError` where it is not installed, or Dask's settings are broken."""
+    import_dask()
     try:
         import dask_jobqueue
     except ImportError as error:

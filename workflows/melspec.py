@@ -18,6 +18,7 @@ from artifacts.fingerprint import require_same
 from artifacts.layout import LmsLayout
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
+from artifacts.reading import reading, slow_reads_said
 from artifacts.records import (
     FAILED,
     append_records,
@@ -36,6 +37,7 @@ from workflows.file_list import list_path, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
+from workflows.run_permit import run_permit
 from workflows.starting_anew import forget, require_replaceable, space_given_back
 from workflows.workers import Shared
 
@@ -44,6 +46,8 @@ LARGEST_SHARD = 256
 # Fewer are converted in the time that a forecast takes.
 CLIPS_WORTH_A_FORECAST = 2048
 SOURCES_LOOKED_AT = 1000
+# Longer than any healthy file takes, also over a slow network: what reads for longer hangs.
+READ_TIMEOUT = 1800.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class MelspecOptions:
     is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` lets that program decode what
     libsndfile cannot. ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one
     process with as many decoding threads as there are ``workers``; it belongs to a configuration with
-    `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the file system looks too small.
+    `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the file system looks too small. ``read_timeout``: the
+    seconds that a source may take to be read; then it is a failure row, which the next run tries again. 0: for ever.
     """
 
     workers: WorkerPool | int = 1
@@ -96,6 +101,7 @@ class MelspecOptions:
     name: str | None = None
     device: str = "cpu"
     ignore_space: bool = False
+    read_timeout: float = READ_TIMEOUT
 
 
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
@@ -122,10 +128,13 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         plan = _plan(layout, sources, src, config, options)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
             _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
-        # Workers elsewhere may stand in another folder.
-        function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
         begin = functools.partial(_begin, layout, plan, config, src, options)
-        reasons = _convert(layout, src, function, plan.pending, pool, begin)
+        with run_permit(layout) as permit:
+            # Workers elsewhere may stand in another folder.
+            function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
+            if options.device == "cpu":
+                function = functools.partial(function, permit=permit)
+            reasons = _convert(layout, src, function, plan.pending, pool, begin)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         compact_records(layout, None if options.files else {source.relative for source in sources})
         listed = write_list(layout, files_csv, plan.pending)
@@ -188,7 +197,8 @@ def _forecast(
     options: MelspecOptions,
 ) -> Forecast:
     given_back = space_given_back(layout) if options.overwrite else (0, 0)
-    return forecast(pending, layout.root, config, pool.promised, convert, given_back)
+    with slow_reads_said():
+        return forecast(pending, layout.root, config, pool.promised, convert, given_back)
 
 
 def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
@@ -209,7 +219,10 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
     pool = WorkerPool.of(options.workers)
     if options.device == "cpu":
         root = src.absolute() if pool.elsewhere else src
-        return functools.partial(convert_shard, src=root, config=config, ffmpeg=options.ffmpeg), pool
+        limit = options.read_timeout
+        return functools.partial(
+            convert_shard, src=root, config=config, ffmpeg=options.ffmpeg, read_timeout=limit
+        ), pool
     if pool.elsewhere:
         raise UserError(f"--device {options.device} converts in this process; it does not go with a cluster.")
     from audioprep.convert_on_device import DeviceConverter  # imports torch
@@ -224,7 +237,8 @@ def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOption
         require_ffmpeg()
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
-    return find_sources(src, dst, options.files)
+    with slow_reads_said(), reading(f"the list of files in {src}"):
+        return find_sources(src, dst, options.files)
 
 
 def _convert(
@@ -250,7 +264,8 @@ def _convert(
         yield from split_into_shards(pending, pool.size, LARGEST_SHARD)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
-        for rows in run_shards(function, shards(), pool, poisoned, _shared(layout, src, pending)):
+        shared = _shared(layout, src, pending) if pool.elsewhere else None
+        for rows in run_shards(function, shards(), pool, poisoned, shared):
             records.add(rows)
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed

@@ -18,6 +18,7 @@ from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
 from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
+from audioprep.faults import TRANSIENT
 from workflows.melspec_owners import Owners, misnamed, settle
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
@@ -71,9 +72,10 @@ def make_plan(
     """Compare ``sources`` with the records of ``layout``.
 
     A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded, also of failed ones;
-    sizes are compared anyway where the records speak of another folder (not ``same_root``). Where a source's output is
-    the array of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
+    ``retry_failed``, or the machine was to blame (`TRANSIENT`). ``check_sources`` compares sizes and modification times
+    with those recorded, also of failed ones; sizes are compared anyway where the records speak of another folder (not
+    ``same_root``). Where a source's output is the array of another one that is still there, it becomes a conflict
+    (`melspec_owners.settle`).
     """
     if not record_parts(layout):
         return Plan(sources, 0, Counter())
@@ -84,7 +86,7 @@ def make_plan(
     status = _values(records["status"])
     known = row_of >= 0
     good = known & (status[row_of] == OK)
-    failed = known & (status[row_of] == FAILED)
+    failed = known & (status[row_of] == FAILED) & ~np.isin(_values(records["reason"])[row_of], TRANSIENT)
     owners = Owners(records, status == OK)
     good &= (_present(layout.root, records["file_name"]) & ~owners.without_owner(records["file_name"]))[row_of]
     if check_sources or not same_root:
