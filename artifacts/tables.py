@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
 
 CAPTIONS_SCHEMA = pa.schema(
@@ -104,8 +104,3 @@ def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[s
             f"{path} cannot be read as {purpose}: {first_line(error)} (it needs the columns {', '.join(columns)})"
         ) from error
     return {name: table[name].to_pylist() for name in columns}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: what went wrong, without a library's internals."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array, position_in_group, repeats, runs
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
 from captions.clip_ids import match_clips, without_file_name
-from captions.columns import one_array, position_in_group, repeats, runs
 from captions.coverage import Coverage, by_frequency, count_sources, places
 from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import CAPTIONS_SCHEMA, first_line
+from artifacts.tables import CAPTIONS_SCHEMA
 
 GROUP_ROWS = 1 << 17
 # Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.

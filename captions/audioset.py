@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from artifacts.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
+from artifacts.csv_table import BLOCK_BYTES, read_csv_table
 from artifacts.errors import UserError
 from artifacts.layout import require_file
+from artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 from captions.clip_ids import only_id_bytes
-from captions.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
-from captions.csv_table import BLOCK_BYTES, read_csv_table
-from captions.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 
 PURPOSE = "a list of AudioSet segments"
 PUBLISHED = pa.schema(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import first_line, read_captions
+from artifacts.tables import read_captions
 from captions.assembly import Assembly
 from captions.files import write_captions, write_csv
 from captions.lint import RULES, TokenLimit, drop, find

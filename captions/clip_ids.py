@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from artifacts.audio_names import AUDIO_FILE
 from artifacts.clip_id import AUDIOSET_FORM, TIMED_FORM, VGGSOUND_FORM
-from captions.columns import Lookup, chunks, holds_byte, in_threads, one_array, text_bytes
+from artifacts.columns import Lookup, chunks, holds_byte, in_threads, one_array, text_bytes
 
 ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 FEW = 4  # names are few where clips are so many times as many

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array
 from artifacts.errors import UserError
+from artifacts.text_files import decode, read_bytes
 from captions.clip_ids import timed_ids, without_file_name, youtube_ids
-from captions.columns import one_array
-from captions.text_files import decode, read_bytes
 
 PURPOSE = "a list of clips to exclude"
 ID_COLUMNS = ("clip_id", "youtube_id", "ytid", "file_name", "fname", "id")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from artifacts.clip_id import file_stem, youtube_id
 from artifacts.errors import UserError
 from artifacts.layout import require_folder
-from captions.text_files import decode, read_bytes
+from artifacts.text_files import decode, read_bytes
 
 # WavCaps' folders and files; ids of its AudioSet part are names like "Y….wav", those of the others only their own.
 WAVCAPS_PARTS = {

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import torch
 
 from artifacts.atomic import sweep_temporaries, write_text
-from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.errors import FingerprintConflictError, UserError, first_line
 from artifacts.fingerprint import differing_keys, fingerprint
 from artifacts.progress import Progress
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, write_parquet
 from captions.sources import CAPTION_ROWS
 
 DECODING = {

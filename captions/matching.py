@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import codes, first_occurrences, take
 from artifacts.errors import UserError
+from artifacts.text_files import listing
 from captions.clean import Cleaned, clean
 from captions.clip_ids import match_clips
-from captions.columns import codes, first_occurrences, take
 from captions.coverage import SourceCounts, distinct
-from captions.text_files import listing
 
 UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("caption", pa.string())])
 

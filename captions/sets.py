@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.clip_id import clip_id_candidates
+from artifacts.columns import codes, first_occurrences, one_array, position_in_group
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions
 from captions.assembly import Assembly
-from captions.columns import codes, first_occurrences, one_array, position_in_group
 from captions.coverage import count_sources
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
 

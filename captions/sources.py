@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from artifacts.errors import UserError
+from artifacts.columns import chunks, text_bytes
+from artifacts.csv_table import read_csv_table
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
-from captions.columns import chunks, text_bytes
-from captions.csv_table import read_csv_table
+from artifacts.text_files import read_bytes
 from captions.json_sources import pairs_table, read_jsonl, read_laion, read_wavcaps
-from captions.text_files import read_bytes
 
 AUTO_ACD, ACALT4, LABEL = "auto_acd", "acalt4", "label"
 ACALT4_COLUMNS = ("caption1", "caption2", "caption3", "caption4")

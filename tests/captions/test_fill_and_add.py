@@ -18,6 +18,7 @@ from artifacts.atomic import temporary_path
 from artifacts.clip_id import youtube_id
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from artifacts.text_files import Finding
 from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.clip_ids import match_clips, without_file_name, youtube_ids
@@ -25,7 +26,6 @@ from captions.coverage import Coverage
 from captions.files import add_file, fill_file
 from captions.fill import FillOptions, fill
 from captions.sources import CAPTION_ROWS
-from captions.text_files import Finding
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:

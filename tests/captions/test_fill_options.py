@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
+from artifacts.text_files import Finding
 from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.debias import debias
@@ -19,7 +20,6 @@ from captions.exclusion import keep_clips, read_exclusion
 from captions.fill import FillOptions, fill
 from captions.sources import CAPTION_ROWS
 from captions.template import Template, label_captions, read_template
-from captions.text_files import Finding
 
 CLIPS = ["YXqu1CeA2c4", "Xqu1CeA2c4_", "aaaaaaaaaaa", "bbbbbbbbbbb"]
 

@@ -17,11 +17,11 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.csv
 
+from artifacts.columns import chunks, holds_byte
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from artifacts.tables import first_line
-from captions.columns import chunks, holds_byte
-from captions.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
+from artifacts.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
 
 BLOCK_BYTES = 1 << 20
 LAST_BYTES = 1 << 20
