@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from artifacts.columns import chunks, holds_byte
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
 from artifacts.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
 
 BLOCK_BYTES = 1 << 20

@@ -13,9 +13,8 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
 
 GZIP_MAGIC = b"\x1f\x8b"
 EXAMPLES = 5
