@@ -1,12 +1,15 @@
-"""CSV files of captions: read at full speed, checked for swallowed rows, and explained by line where malformed."""
+"""CSV files that others wrote, read by one reader: at full speed, watched for lost quotes, explained by line.
+
+A quote that is lost, or one too many, makes one value of several rows, and most readers say nothing. Text that no CSV
+writer makes is refused here: a quote anywhere but around a value, text behind a closing quote, a quote that is not
+closed, rows of another length than the header, NUL, columns of one name, bytes that are not UTF-8.
+"""
 
 from __future__ import annotations
 
-import collections
 import csv
-import gzip
 import io
-import sys
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,20 +17,27 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from artifacts.columns import chunks, holds_byte
 from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.text_files import EXAMPLES, decode, listing, open_binary, read_bytes
+from artifacts.text_files import BYTE_ORDER_MARK, EXAMPLES, decode, listing, open_binary, read_bytes
 
 BLOCK_BYTES = 1 << 20
-LAST_BYTES = 1 << 20
+QUOTE = ord('"')
+OPENED, BEHIND, INSIDE = "a quote is opened and not closed", "text behind a closing quote", "a quote inside a value"
 
 
 def read_csv_table(
-    path: Path, purpose: str, columns: Sequence[str], *, others: bool = False, content: bytes | None = None
+    path: Path,
+    purpose: str,
+    columns: Sequence[str],
+    *,
+    others: bool = False,
+    content: bytes | None = None,
+    delimiter: str = ",",
 ) -> pa.Table:
     """A UTF-8 CSV file (gzipped or not) with a header line as a table of strings, in file order.
 
@@ -36,30 +46,31 @@ def read_csv_table(
     are skipped; an empty value is an empty string. ``content``, if given, stands for
     that of the file, which only names it then.
 
-    Raises `UserError`, naming the lines, where a row has another number of columns than the header, a quote is
-    opened and not closed, or the text is not UTF-8; and naming the columns that are there where one is missing.
+    Raises `UserError`, naming the lines, where the text is what no CSV writer makes (see the head of this file); and
+    naming the columns that are there where one is missing.
     """
     require_file(path, purpose)
-    header = _header(path, purpose, content)
+    header = read_header(path, purpose, content=content, delimiter=delimiter)
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
     wanted = header if others else [header[names.index(name)] for name in columns]
     try:
         with _open(path, content) as file:
+            watched = QuoteWatch(file, delimiter)
             table = pyarrow.csv.read_csv(
-                file,
+                watched,
                 read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
                 convert_options=pyarrow.csv.ConvertOptions(
                     include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
                 ),
             )
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError, zlib.error) as error:
-        _raise_malformed(path, content or read_bytes(path, purpose), purpose)
+        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
-    if _may_have_swallowed_rows(path, table, content):
-        _raise_malformed(path, content or read_bytes(path, purpose), purpose)
+    if watched.is_malformed:
+        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
     return table.rename_columns([name.strip() for name in wanted])
 
 
@@ -72,19 +83,19 @@ def _open(path: Path, content: bytes | None) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _header(path: Path, purpose: str, content: bytes | None) -> list[str]:
-    """The column names of the first line that is not empty."""
+def read_header(path: Path, purpose: str, *, content: bytes | None = None, delimiter: str = ",") -> list[str]:
+    """The column names of the first line that is not empty, as they stand there. Raises `UserError` for no header."""
     start = b""
     try:
         with _open(path, content) as file:
-            start = next((line for line in file if line.strip(b"\r\n")), b"")
+            start = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip(b"\r\n")), b"")
     except (OSError, EOFError, zlib.error):
         read_bytes(path, purpose)  # says what is wrong with the file
         raise
-    try:
-        header = next(csv.reader(io.StringIO(decode(path, start), newline=""), strict=True), [])
-    except csv.Error as error:
-        raise UserError(f"{path}: its header line cannot be read ({purpose}): {error}") from error
+    line = decode(path, start)
+    if (what := next(malformed(line, delimiter), None)) or "\0" in line:
+        raise UserError(f"{path}: its header line cannot be read ({purpose}): {what or 'it holds NUL'}.")
+    header = next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter), [])
     if not any(name.strip() for name in header):
         raise UserError(f"{path} is empty ({purpose}).")
     names = [name.strip() for name in header]
@@ -93,48 +104,97 @@ def _header(path: Path, purpose: str, content: bytes | None) -> list[str]:
     return header
 
 
-def _may_have_swallowed_rows(path: Path, table: pa.Table, content: bytes | None) -> bool:
-    """Whether a quote that was never closed could have made one value of several rows.
+class QuoteWatch(io.RawIOBase):
+    """A binary file that notices, while it is read, what no CSV writer makes of quotes, and NUL.
 
-    Quotes come in pairs, and what a lost one swallows holds a line break or, in the last line, the end of the file.
+    Quotes open and close values in turn. One that opens stands behind a delimiter, a line's end or another quote; one
+    that closes stands before these. A quote that was lost, or is one too many, turns all that follow around, and the
+    next one betrays it, or else the end of the file, where a value is open still.
     """
-    if any(holds_byte(chunk, b"\n") for column in table.columns for chunk in chunks(column)):
+
+    def __init__(self, file: IO[bytes], delimiter: str = ",") -> None:
+        self._file = file
+        self._beside = np.zeros(256, bool)
+        self._beside[[QUOTE, ord(delimiter), *b"\r\n"]] = True
+        self._last = ord("\n")  # the byte before the block
+        self._first_block, self._quotes, self._bad = True, 0, False
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether anything was found in what has been read, which is to be all of the file."""
+        return self._bad or bool(self._quotes % 2)
+
+    def readable(self) -> bool:
         return True
-    with _open(path, content) as file:
-        if content is None and not isinstance(file, gzip.GzipFile):
-            file.seek(max(path.stat().st_size - LAST_BYTES, 0))
-        last = collections.deque(iter(lambda: file.read(LAST_BYTES), b""), maxlen=2)
-    return bool(b"".join(last).rstrip(b"\r\n").rpartition(b"\n")[2].count(b'"') % 2)
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes, none at the end."""
+        data = self._file.read(size)
+        if data:
+            self._look_at(data.removeprefix(BYTE_ORDER_MARK) if self._first_block else data)
+            self._first_block = False
+        return data
+
+    def _look_at(self, data: bytes) -> None:
+        self._bad |= b"\0" in data
+        if self._last == QUOTE and data and not self._quotes % 2:  # the one that closed was the last of its block
+            self._bad |= not self._beside[data[0]]
+        if b'"' in data:
+            content = np.frombuffer(data, np.uint8)
+            at = np.flatnonzero(content == QUOTE)
+            opening = (self._quotes + np.arange(len(at))) % 2 == 0
+            before = np.where(at > 0, content[at - 1], self._last)
+            behind = content[np.minimum(at + 1, len(content) - 1)]  # of the last byte itself, which is a quote
+            self._bad |= not self._beside[np.where(opening, before, behind)].all()
+            self._quotes += len(at)
+        self._last = data[-1] if data else self._last
 
 
-def _raise_malformed(path: Path, data: bytes, purpose: str) -> None:
-    """Read the file again, row by row and strictly; raise a `UserError` that names its malformed lines, if any."""
-    with _any_field_size():
-        found = list(islice(_malformed(decode(path, data)), EXAMPLES + 1))
+def raise_malformed(path: Path, data: bytes, purpose: str, delimiter: str = ",") -> None:
+    """Read a file again, row by row and strictly; raise a `UserError` that names its malformed lines, if any."""
+    found = list(islice(malformed(decode(path, data), delimiter), EXAMPLES + 1))
     if found:
         raise UserError(f"{path} is malformed ({purpose}): {listing(found, len(found))}.")
 
 
-def _malformed(text: str) -> Iterator[str]:
-    """``line N: what`` for every row that is not one of the header's columns."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line, columns = 1, 0
-    try:
-        for row in reader:
-            columns = columns or len(row)
-            if row and len(row) != columns:
-                yield f"line {line}: {len(row)} columns, not {columns}"
-            line = reader.line_num + 1
-    except csv.Error as error:
-        what = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
-        yield f"line {line}: {what}"
+def malformed(text: str, delimiter: str) -> Iterator[str]:
+    """``line N: what`` for every row that no CSV writer made, or that is not one of the header's columns."""
+    line, start, columns = 1, 0, 0
+    while start < len(text):
+        count, end, what = _row(text, start, delimiter)
+        row = text[start:end]
+        if "\0" in row:
+            what = "it holds NUL"
+        if what:
+            yield f"line {line}: {what}"
+            end = text.find("\n", start) + 1 or len(text)  # what follows may be rows
+            row = text[start:end]
+        elif row.strip("\r\n"):
+            columns = columns or count
+            if count != columns:
+                yield f"line {line}: {count} columns, not {columns}"
+        line += len(re.findall(r"\r\n|\r|\n", row))
+        start = end
 
 
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    """The csv module's limit on a field's length is its own, not a property of the file."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def _row(text: str, at: int, delimiter: str) -> tuple[int, int, str]:
+    """How many values the row at ``at`` has, where the next one begins, and what is wrong with it, if anything."""
+    value = re.compile(rf'"[^"]*(?:""[^"]*)*"|[^"\r\n{re.escape(delimiter)}]*')
+    line_end = re.compile(r"\r\n|\r|\n|$")
+    count = 0
+    while True:
+        count += 1
+        found = value.match(text, at)
+        assert found is not None
+        behind = found.end()
+        if behind < len(text) and text[behind] == delimiter:
+            at = behind + 1
+            continue
+        if behind == len(text) or text[behind] in "\r\n":
+            ending = line_end.match(text, behind)
+            return count, ending.end() if ending else behind, ""
+        if not found[0]:
+            return count, behind, OPENED
+        if not found[0].startswith('"'):
+            return count, behind, INSIDE
+        return count, behind, OPENED if "\n" in found[0] else BEHIND

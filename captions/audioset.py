@@ -1,8 +1,8 @@
 """AudioSet's own tables: segment lists and label names, as published or in the same form.
 
-Fatal (the file is not what it claims to be): a line of a segment list that is neither a comment nor
-``id, start, end, "mid,mid,…"``; a label table that cannot be read; not one label known. Counted and listed with file
-and line: a clip id that occurred before (the first one stays), a label id that the label table does not know.
+Fatal (the file is not what it claims to be): a line of a segment list that is neither a comment before the first
+segment nor ``id, start, end, "mid,mid,…"``; a label table that cannot be read; not one label known. Counted and listed
+with file and line: a clip id that occurred before (the first one stays), a label id that the label table does not know.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from artifacts.clip_readings import only_id_bytes
 from artifacts.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
 from artifacts.csv_table import BLOCK_BYTES, read_csv_table
 from artifacts.errors import UserError
 from artifacts.layout import require_file
 from artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
-from captions.clip_ids import only_id_bytes
 
 PURPOSE = "a list of AudioSet segments"
 PUBLISHED = pa.schema(
@@ -190,9 +190,12 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
 
 def _read_any(path: Path) -> _List:
     lines = read_lines(path, PURPOSE)
-    content = pc.and_(pc.match_substring_regex(lines, r"\S"), pc.invert(pc.match_substring_regex(lines, r"^\s*#")))
-    numbers = np.flatnonzero(content.to_numpy(zero_copy_only=False)) + 1
-    rows = lines.filter(content)
+    content = pc.match_substring_regex(lines, r"\S").to_numpy(zero_copy_only=False)
+    no_comment = pc.invert(pc.match_substring_regex(lines, r"^\s*#")).to_numpy(zero_copy_only=False)
+    first = int(np.argmax(content & no_comment)) if (content & no_comment).any() else len(lines)
+    content[:first] = False  # comments stand before the first segment; a # behind it is no comment but damage
+    numbers = np.flatnonzero(content) + 1
+    rows = lines.filter(pa.array(content))
     fields = pc.extract_regex(rows, SEGMENT)
     if fields.null_count:
         _raise_malformed(path, rows, numbers, pc.is_null(fields).to_numpy(zero_copy_only=False))

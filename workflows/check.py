@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from artifacts.clip_id import clip_id_candidates
+from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
 from artifacts.packed_store import PackedStore
-from artifacts.progress import shown
 from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
@@ -188,7 +187,7 @@ def check_captioned(listed: Sequence[str], captions: pa.Table | None) -> CheckRe
     if captions is None or not listed:
         result.absent = "no captions or no file list"
         return result
-    _match(result, listed, set(captions["clip_id"].to_pylist()), "has no caption")
+    _match(result, listed, captions["clip_id"], "has no caption")
     return result
 
 
@@ -205,17 +204,21 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
             for row, message in _bad_rows(store.embeddings):
                 result.problem(f"{folder.name} row {row}", message)
             known = CheckResult(result.check)
-            _match(known, listed, set(index["clip_id"].to_pylist()), f"has no embedding in {folder.name}")
+            _match(known, listed, index["clip_id"], f"has no embedding in {folder.name}")
             result.problems += known.problems
     result.absent = "" if layout.embedding_stores() else "no capemb_* folders"
     return result
 
 
-def _match(result: CheckResult, listed: Sequence[str], known: set[str], message: str) -> None:
+def _match(result: CheckResult, listed: Sequence[str], clip_ids: pa.ChunkedArray, message: str) -> None:
     result.checked = len(listed)
-    for name in shown(listed, "looking for captions", "files"):
-        if not any(candidate in known for candidate in clip_id_candidates(name)):
-            result.problem(name, message)
+    clips = clip_ids.unique().to_pylist()
+    pairs = match_files(listed, clips)
+    for line in pairs.lines(listed, clips):
+        result.problem(listed[int(pairs.shared[0])], line)
+    shared = set(pairs.shared.tolist())
+    for row in np.flatnonzero(pairs.clip == NO_CLIP).tolist():
+        result.problem(listed[row], f"{message} of its own" if row in shared else message)
 
 
 def _bad_rows(embeddings: np.ndarray) -> Iterator[tuple[int, str]]:
