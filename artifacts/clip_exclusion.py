@@ -39,7 +39,7 @@ class AllReadings:
                 whole.append((None, texts))
                 for depth, shorter in enumerate(shorter_ends(texts), 1):
                     (whole if listed and depth == 1 else ends).append(shorter)
-        stems = last_parts(path)
+        stems = last_parts(path if (fold := folded(path)) is None else fold)
         return cls(whole, ends, pc.coalesce(read_forms(stems)[0], timed_ids(stems)), stems)
 
     def may_mean(self, others: AllReadings) -> np.ndarray:

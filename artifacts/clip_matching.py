@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,7 @@ from artifacts.columns import Lookup, chunks, codes, in_threads, one_array
 FEW = 4  # names are few where clips are so many times as many
 NO_CLIP, SEVERAL_CLIPS = -1, -2
 WHOLE, END, FOLDED, FORM, TIMED = range(5)
-Column = pa.Array | pa.ChunkedArray
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class Matches(NamedTuple):
@@ -79,8 +79,8 @@ class FileMatches(NamedTuple):
         if clip != NO_CLIP:
             example = f"{file_names[row]} and {file_names[self.rival]} may both be the clip {clip_ids[clip]!r}"
         return [
-            f"{len(self.shared):,} listed files are left without captions that they may share with others: {example}. "
-            "Clip ids with folders (dog/001) tell them apart."
+            f"listed files without captions since others may have the same clip: {len(self.shared):,}, such as "
+            f"{example}. Clip ids with folders (dog/001) tell them apart."
         ]
 
 

@@ -8,7 +8,6 @@ with file and line: a clip id that occurred before (the first one stays), a labe
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from artifacts.clip_readings import only_id_bytes
 from artifacts.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
 from artifacts.csv_table import BLOCK_BYTES, read_csv_table
 from artifacts.errors import UserError
+from artifacts.json_text import parse_json
 from artifacts.layout import require_file
 from artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 
@@ -267,10 +267,7 @@ def read_label_names(path: Path) -> dict[str, str]:
 
 
 def _read_ontology(path: Path, data: bytes) -> list[tuple[str, str]]:
-    try:
-        entries = json.loads(decode(path, data))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    entries = parse_json(decode(path, data), path, "the names of the labels")
     if not isinstance(entries, list):
         raise UserError(f"{path} is not AudioSet's ontology.json: a list of objects with id and name was expected.")
     pairs = []

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from artifacts.audio_names import AUDIO_SUFFIXES, LOG_MEL_SUFFIX, has_audio_suffix, without_suffix
 from artifacts.clip_id import clip_id, file_stem
+from artifacts.clip_readings import paths
 from audioprep.discover import discover, output_name
-from captions.clip_ids import without_file_name
 from captions.exclusion import ExclusionList, keep_clips
 
 NAMES = {
@@ -49,7 +49,7 @@ def test_every_suffix_means_the_same_to_all(suffix: str, tmp_path: Path) -> None
         assert has_audio_suffix(name)
         assert output_name(name) == "part/rain.01.npy"
         assert file_stem(name) == clip_id(name) == clip_id(output_name(name)) == "rain.01"
-        assert without_file_name(pa.array([name])).to_pylist() == ["rain.01"]
+        assert paths(pa.array([name])).to_pylist() == ["part/rain.01"]
         kept, _ = keep_clips(pa.array(["rain.01", "rain.02"]), [ExclusionList("list", (name,))])
         assert kept.tolist() == [False, True]
     (tmp_path / f"rain.{suffix}").touch()
@@ -58,7 +58,7 @@ def test_every_suffix_means_the_same_to_all(suffix: str, tmp_path: Path) -> None
 
 def test_a_log_mel_is_no_source_but_has_a_suffix(tmp_path: Path) -> None:
     assert LOG_MEL_SUFFIX not in AUDIO_SUFFIXES
-    assert without_file_name(pa.array(["lms/blues.00000.npy"])).to_pylist() == ["blues.00000"]
+    assert paths(pa.array(["lms/blues.00000.npy"])).to_pylist() == ["lms/blues.00000"]
 
 
 @given(st.lists(st.text("ab.1 _", min_size=1, max_size=6), min_size=1, max_size=3).map("/".join))

@@ -123,9 +123,10 @@ def test_captions_of_ones_own(tmp_path: Path) -> None:
     refused(run(*command), 2, "which columns hold captions", "file_name, n, text")
     result = run(*command, "--caption-column", "text")
     assert result.exit_code == 0, result.output
+    assert "mine.csv: ids from the column 'file_name', captions from 'text'." in result.stderr
     assert rows(tmp_path / "c.parquet") == [
         ("rain", "It rains.", "mine", 0, None),
-        ("dog", "A dog barks.", "mine", 0, None),
+        ("sub/dog", "A dog barks.", "mine", 0, None),
     ]
     refused(run(*command, "--caption-column", "text"), 2, "'mine' are there already", "--replace")
     assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--replace").exit_code == 0
