@@ -14,8 +14,9 @@ from artifacts.clip_exclusion import AllReadings
 from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.columns import one_array, runs
 from artifacts.errors import UserError
-from artifacts.layout import is_evaluation_clip
+from artifacts.layout import is_evaluation_clip, require_file
 from artifacts.tables import read_captions, read_file_list, write_file_list
+from artifacts.write_lock import writing_to
 from captions.audioset import EVALUATION_SPLIT
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
 
@@ -38,6 +39,16 @@ def write_training_list(
     Unless ``keep_eval``, those are left out whose clip has split ``eval`` in ``captions``, or that lie in a folder
     ``eval_segments``; then those that a list of ``exclude`` names. Raises `UserError` where nothing is left.
     """
+    require_file(files, "the list of log-mel files")
+    if not keep_eval:
+        require_file(captions, "the table of captions")
+    with writing_to(output):
+        return _write_training_list(files, captions, output, exclude, keep_eval=keep_eval)
+
+
+def _write_training_list(
+    files: Path, captions: Path, output: Path, exclude: Sequence[ExclusionList], *, keep_eval: bool
+) -> TrainingListCounts:
     names = read_file_list(files)
     is_eval = np.zeros(len(names), bool)
     if not keep_eval:

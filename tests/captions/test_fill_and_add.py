@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +19,18 @@ from artifacts.atomic import temporary_path
 from artifacts.clip_id import youtube_id
 from artifacts.clip_readings import youtube_ids
 from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from artifacts.text_files import Finding
 from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
+from captions.check_file import check_file
 from captions.coverage import Coverage
-from captions.files import add_file, fill_file
+from captions.exclusion import ExclusionList
+from captions.files import add_file, fill_file, merge_files
 from captions.fill import FillOptions, fill
+from captions.sets import captions_of
 from captions.sources import CAPTION_ROWS
+from captions.training_list import write_training_list
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:
@@ -322,3 +327,29 @@ def test_a_coverage_table_lists_every_count() -> None:
     assert "1 (b)" in text
     assert merged.coverage.to_dict()["source"]["ids_unmatched"] == 1
     assert np.isclose(merged.coverage.clips, 1)
+
+
+def test_text_that_is_not_utf_8_is_an_error_of_the_file_for_every_reader(tmp_path: Path) -> None:
+    """Parquet calls any bytes text; what reads them row by row would fail in the middle."""
+    path = tmp_path / "c.parquet"
+    for column in ("caption", "source", "clip_id"):
+        values = {"clip_id": [b"a", b"b"], "caption": [b"x", b"y"], "source": [b"s", b"s"]}
+        values[column] = [b"a", b"caf\xe9"]
+        columns = {name: pa.array(texts, pa.binary()).view(pa.string()) for name, texts in values.items()}
+        columns |= {"caption_index": pa.array([0, 0], pa.int32()), "split": pa.nulls(2, pa.string())}
+        pq.write_table(pa.table(columns | {"labels": pa.nulls(2, pa.list_(pa.string()))}), path)
+        before = path.read_bytes()
+        for act in (
+            lambda: read_captions(path),
+            lambda: captions_of(path, "a"),
+            lambda: add_file(path, rows_of([("a", "z")]), "t"),
+            lambda: merge_files([path], tmp_path / "m.parquet"),
+            lambda: check_file(path),
+            lambda: check_file(path, dropped=["empty"]),
+        ):
+            with pytest.raises(UserError, match=r"c\.parquet.*row 1 of the column .* is not UTF-8"):
+                act()
+        assert path.read_bytes() == before
+    write_file_list(tmp_path / "files_a.csv", ["l/a.npy"])
+    with pytest.raises(UserError, match="not UTF-8"):
+        write_training_list(tmp_path / "files_a.csv", path, tmp_path / "files_a.csv", [ExclusionList("x", ("a",))])
