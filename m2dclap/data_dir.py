@@ -139,6 +139,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     listed = [name for name in weights if name not in held_names]
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
+    front_end = _front_end(layout.root, [*listed, *held_names])
     pairs = match_files([*listed, *held_names], captions.clip_ids)
     without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
     training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
@@ -161,7 +162,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         backgrounds=backgrounds,
         captions=captions,
         stats=stats,
-        front_end=_front_end(layout.root, used),
+        front_end=front_end,
         text_model=text_model,
         skipped=skipped + more,
         identity={

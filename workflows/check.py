@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         arrays,
         check_statistics(layout),
         captions_result,
-        check_captioned(listed, captions),
-        check_embeddings(layout, listed, captions),
+        check_captioned(_trained_together(layout, listed), captions),
+        check_embeddings(layout, _trained_together(layout, listed), captions),
     ]
 
 
@@ -181,7 +182,22 @@ def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
     return result, table
 
 
-def check_captioned(listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
+def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[str]]:
+    """The listed files by how their folder was converted: two conversions of a clip are never trained on together."""
+    parts: dict[str, list[str]] = {}
+    conversions: dict[str, str] = {}
+    for name in listed:
+        folder = name.partition("/")[0]
+        if folder not in conversions:
+            conversions[folder] = ""
+            with suppress(UserError):  # which has been reported
+                config = read_config(LmsLayout(layout.root / folder))
+                conversions[folder] = str(config["fingerprint"]) if config else ""
+        parts.setdefault(conversions[folder], []).append(name)
+    return list(parts.values())
+
+
+def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
     """Every listed clip has a caption."""
     result = CheckResult("every clip captioned")
     if captions is None or not listed:
@@ -191,7 +207,7 @@ def check_captioned(listed: Sequence[str], captions: pa.Table | None) -> CheckRe
     return result
 
 
-def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
+def check_embeddings(layout: DataLayout, listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
     """Every store is whole, row-aligned with the captions, finite and not zero, and knows every listed clip."""
     result = CheckResult("embeddings")
     for folder in layout.embedding_stores():
@@ -210,15 +226,16 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
     return result
 
 
-def _match(result: CheckResult, listed: Sequence[str], clip_ids: pa.ChunkedArray, message: str) -> None:
-    result.checked = len(listed)
+def _match(result: CheckResult, parts: Sequence[Sequence[str]], clip_ids: pa.ChunkedArray, message: str) -> None:
+    result.checked = sum(map(len, parts))
     clips = clip_ids.unique().to_pylist()
-    pairs = match_files(listed, clips)
-    for line in pairs.lines(listed, clips):
-        result.problem(listed[int(pairs.shared[0])], line)
-    shared = set(pairs.shared.tolist())
-    for row in np.flatnonzero(pairs.clip == NO_CLIP).tolist():
-        result.problem(listed[row], f"{message} of its own" if row in shared else message)
+    for listed in parts:
+        pairs = match_files(listed, clips)
+        for line in pairs.lines(listed, clips):
+            result.problem(listed[int(pairs.shared[0])], line)
+        shared = set(pairs.shared.tolist())
+        for row in np.flatnonzero(pairs.clip == NO_CLIP).tolist():
+            result.problem(listed[row], f"{message} of its own" if row in shared else message)
 
 
 def _bad_rows(embeddings: np.ndarray) -> Iterator[tuple[int, str]]:
