@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from artifacts.clip_readings import only_id_bytes
 from artifacts.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
-from artifacts.csv_table import BLOCK_BYTES, read_csv_table
+from artifacts.csv_table import BLOCK_BYTES, QuoteWatch, read_csv_table
 from artifacts.errors import UserError
 from artifacts.json_text import parse_json
 from artifacts.layout import require_file
@@ -137,7 +137,7 @@ def read_published(path: Path) -> _List | None:
             comments, first = 0, file.readline()
             while first.startswith(b"#"):
                 comments, first = comments + 1, file.readline()
-            source = _WithoutSpaceBeforeQuotes(first, file)
+            source = QuoteWatch(cast(IO[bytes], _WithoutSpaceBeforeQuotes(first, file)))
             table = pyarrow.csv.read_csv(
                 source,
                 read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
@@ -146,7 +146,7 @@ def read_published(path: Path) -> _List | None:
             )
     except (pa.ArrowInvalid, OSError, EOFError, zlib.error):
         return None
-    if source.quotes % 2 or not table.num_rows or not _is_published(table):
+    if source.is_malformed or not table.num_rows or not _is_published(table):
         return None
     return _List(table.drop_columns(["end_seconds"]), range(comments + 1, comments + 1 + table.num_rows))
 
@@ -167,7 +167,6 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
 
     def __init__(self, first: bytes, rest: IO[bytes]) -> None:
         self._pending, self._rest = first, rest
-        self.quotes = 0  # how many went through
 
     def readable(self) -> bool:
         return True
@@ -184,7 +183,6 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
         kept = 0 if ended or len(data) < 3 else 2 if data.endswith(b", ") else int(data.endswith(b","))
         data = data[: len(data) - kept]
         self._pending = self._pending[len(data) :]
-        self.quotes += data.count(b'"')
         return data.replace(b', "', b',"')
 
 

@@ -88,4 +88,4 @@ def _alike(name: str, clips: pa.Array) -> str:
     """Clips that have the name's last part in another folder, for a message."""
     last = last_parts(paths(pa.array([name], pa.string())))
     alike = clips.filter(pc.equal(last_parts(paths(clips)), last[0])).to_pylist()
-    return f"; it has {listing(map(repr, alike), len(alike))}, which may be others" if alike else ""
+    return f"; clips of that name in other folders: {listing(map(repr, alike), len(alike))}" if alike else ""
