@@ -278,7 +278,8 @@ def _without_captions(
     if (pairs.clip == NO_CLIP).all():
         raise UserError(
             f"none of the {len(listed):,} listed files has captions in {names}; for example {listed[0]!r}, "
-            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together. "
+            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together; "
+            "`captions add --id-pattern` takes out of longer ids what both have. "
             + " ".join(pairs.lines(listed, clip_ids))
         )
     without = [listed[index] for index in np.flatnonzero(pairs.clip == NO_CLIP).tolist()]
