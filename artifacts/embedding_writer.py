@@ -20,10 +20,10 @@ import pyarrow as pa
 from artifacts.atomic import sweep_temporaries, sync_folder, write_json
 from artifacts.embedding_index import rows_digest
 from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, EmbeddingStore, read_json, settings_in
-from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.errors import FingerprintConflictError, UserError, first_line
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.lock import exclusive
-from artifacts.tables import first_line, write_parquet
+from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
 ANEW = "use --overwrite to start anew."

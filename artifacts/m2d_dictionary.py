@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
 from artifacts.m2d_pickle import write_pickle
 from artifacts.m2d_unpickler import MappedUnpickler
-from artifacts.tables import first_line
 
 
 def write_dictionary(path: Path, embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> int:

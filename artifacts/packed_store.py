@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.atomic import atomic_file, write_json
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import PACKED_FOLDER
 from artifacts.lms_array import HEADER_BYTES, npy_header, open_lms
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, write_parquet
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 
 # One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
 # stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from artifacts.errors import first_line
 from artifacts.lms_array import FAILED, OK
 from artifacts.record_file import RECORD_SCHEMA
-from artifacts.tables import first_line
 
 Row = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.atomic import write_json
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
@@ -21,7 +21,7 @@ from artifacts.lms_array import OK as OK
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_rows import record_table
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, write_parquet
 
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 

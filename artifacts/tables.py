@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.csv_table import read_csv_table
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
+from artifacts.utf8 import require_utf8
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -48,9 +49,11 @@ def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[
             raise UserError(
                 f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(file.schema_arrow.names)}."
             )
-        return file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+        table = file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
     except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a null in a column that has none
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
+    require_utf8(table, path)
+    return table
 
 
 def read_captions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -85,27 +88,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 
 def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:
-    """Named columns of a UTF-8 CSV file as lists of strings; quoted newlines and commas are kept.
+    """Named columns of a UTF-8 CSV file as lists of strings (`artifacts.csv_table`).
 
-    Raises `UserError` where the file is missing, is no CSV, or lacks a column.
+    Raises `UserError` where the file is missing, is what no CSV writer makes, or lacks a column.
     """
-    require_file(path, purpose)
-    text = {name: pa.string() for name in columns}
-    try:
-        table = pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=list(columns), column_types=text, strings_can_be_null=False
-            ),
-        )
-    except (KeyError, pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as {purpose}: {first_line(error)} (it needs the columns {', '.join(columns)})"
-        ) from error
+    table = read_csv_table(path, purpose, columns)
     return {name: table[name].to_pylist() for name in columns}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: what went wrong, without a library's internals."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

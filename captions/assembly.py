@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import CAPTIONS_SCHEMA, first_line
+from artifacts.tables import CAPTIONS_SCHEMA
+from artifacts.utf8 import require_utf8
 
 GROUP_ROWS = 1 << 17
 # Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.
@@ -103,6 +104,8 @@ class CaptionsFile:
 
     def _group(self, index: int) -> pa.Table:
         try:
-            return self._file.read_row_group(index, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA)
+            rows = self._file.read_row_group(index, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise UserError(f"{self._path} cannot be read as the table of captions: {first_line(error)}") from error
+        require_utf8(rows, f"{self._path}, from row {self._ends[index] - rows.num_rows}")
+        return rows

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
+from artifacts.layout import require_file
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import first_line, read_captions
+from artifacts.tables import read_captions
+from artifacts.write_lock import writing_to
 from captions.assembly import Assembly
 from captions.files import write_captions, write_csv
 from captions.lint import RULES, TokenLimit, drop, find
@@ -53,6 +56,20 @@ def check_file(
     ``rules`` empty means all; ``dropped`` ones are looked for too. Without ``model`` no tokens are counted. Raises
     `UserError` where a rule is unknown, the model has no tokenizer, or nothing would be left.
     """
+    require_file(captions, "the table of captions")
+    with writing_to(output or captions) if dropped else nullcontext():
+        return _check_file(captions, rules, findings, model, max_tokens, dropped, output)
+
+
+def _check_file(
+    captions: Path,
+    rules: Sequence[str],
+    findings: Path | None,
+    model: str | None,
+    max_tokens: int | None,
+    dropped: Sequence[str],
+    output: Path | None,
+) -> Checked:
     table = read_captions(captions)
     limit = None if model is None else token_limit(model, max_tokens)
     chosen = [*rules, *dropped] if rules else RULES

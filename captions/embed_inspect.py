@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array
 from artifacts.embedding_store import TOKENIZER_AND_MODULES, EmbeddingStore
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
 from artifacts.utf8 import require_utf8
-from captions.columns import one_array
 from captions.embed import COLUMNS
 from captions.embed_check import SampleCheck
 from captions.encoder_request import EncoderRequest

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import take
 from artifacts.embedding_store import EmbeddingStore, settings_in
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys
-from captions.columns import take
 from captions.embed_finite import as_stored
 from captions.embed_plan import EmbedPlan
 

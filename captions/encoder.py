@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from artifacts.embedding_store import TOKENIZER_AND_MODULES
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from artifacts.utf8 import require_text
 from captions.embed_check import LEAST_COSINE
 from captions.encoder_batches import (

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from captions.encoder_whole import missing_weights, require_tokenizer_files, require_weights
 from captions.model_files import ModelFiles
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import codes, one_array
 from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.embedding_writer import EmbeddingStoreWriter
@@ -18,7 +19,6 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
 from artifacts.m2d_dictionary import read_items, write_dictionary
 from artifacts.progress import Progress
-from captions.columns import codes, one_array
 
 # Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)

@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 import torch
 
 from artifacts.atomic import sweep_temporaries, write_text
-from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.errors import FingerprintConflictError, UserError, first_line
 from artifacts.fingerprint import differing_keys, fingerprint
+from artifacts.lock import exclusive
 from artifacts.progress import Progress
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, write_parquet
 from captions.sources import CAPTION_ROWS
 
 DECODING = {
@@ -106,8 +107,10 @@ def write_sentences(
         raise UserError("no clip has labels, so there are no keywords to make captions of.")
     texts = {key: model_inputs(json.loads(key), options.separator) for key in unique}
     needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
-    _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
-    sentences, done = _decode(needed, work, options, device)
+    work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work):
+        _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
+        sentences, done = _decode(needed, work, options, device)
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
     rows = pa.Table.from_arrays(
@@ -125,7 +128,6 @@ def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
 
 
 def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(work)
     meta = work / "meta.json"
     there = json.loads(meta.read_text()) if meta.exists() else None

@@ -6,8 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from captions.model_files import HUB_TIMEOUT_SECONDS, ModelFiles
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "modules.json", "*/config.json")

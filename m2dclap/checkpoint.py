@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
 from audioprep.config import PRESETS, LogMelConfig
 from m2dclap.config import ModelConfig
 from m2dclap.frames import NormStats

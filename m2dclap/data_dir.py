@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from artifacts.atomic import write_text
+from artifacts.clip_matching import NO_CLIP, FileMatches, match_files
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
 from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
@@ -29,7 +30,7 @@ from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
-from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, deal_wrongly, match_files
+from m2dclap.pairing import CaptionRows, CaptionSource, deal_wrongly
 from m2dclap.random_numbers import DEAL_STREAM
 
 DEFAULT_FRONT_END = "16k"
@@ -56,7 +57,10 @@ class DataChoice:
 
 
 class Skipped(NamedTuple):
-    """A listed file that is left out: ``reason`` is ``no_captions`` or ``unreadable``."""
+    """A listed file that is left out: ``reason`` is ``no_captions``, ``shared_name`` or ``unreadable``.
+
+    ``shared_name``: captions that it might have might be another listed file's too (`artifacts.clip_matching`).
+    """
 
     file_name: str
     reason: str
@@ -113,10 +117,11 @@ class TrainingData:
         reasons = Counter(skipped.reason for skipped in self.skipped)
         held_out = 0 if self.held_out is None else len(self.held_out.log_mels)
         others = f" + {held_out:,} held out" if self.held_out is not None else ""
+        shared = f" + {reasons['shared_name']:,} of shared names" if reasons["shared_name"] else ""
         backgrounds = f"; {len(self.backgrounds):,} backgrounds" if self.backgrounds is not None else ""
         return (
             f"{len(self) + held_out + len(self.skipped):,} files listed = {len(self):,} used{others} "
-            f"+ {reasons['no_captions']:,} without captions + {reasons['unreadable']:,} unreadable{backgrounds}"
+            f"+ {reasons['no_captions']:,} without captions{shared} + {reasons['unreadable']:,} unreadable{backgrounds}"
         )
 
 
@@ -134,10 +139,13 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     listed = [name for name in weights if name not in held_names]
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
-    training, skipped = _usable(layout.root, listed, captions, sources, n_mels)
+    front_end = _front_end(layout.root, [*listed, *held_names])
+    pairs = match_files([*listed, *held_names], captions.clip_ids)
+    without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
+    training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
     held_out = None
     if held_names:
-        held_out, more = _usable(layout.root, list(held_names), captions, sources, n_mels)
+        held_out, more = _usable(layout.root, list(held_names), pairs.clip[len(listed) :], without, n_mels)
         skipped += more
         if len(held_out.clips) < 2:
             raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
@@ -154,7 +162,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         backgrounds=backgrounds,
         captions=captions,
         stats=stats,
-        front_end=_front_end(layout.root, used),
+        front_end=front_end,
         text_model=text_model,
         skipped=skipped + more,
         identity={
@@ -166,7 +174,11 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
             "backgrounds": _names_fingerprint(backgrounds),
         },
-        notes=[f"files listed in {', '.join(path.name for path in lists)}", *notes],
+        notes=[
+            f"files listed in {', '.join(path.name for path in lists)}",
+            *notes,
+            *pairs.lines([*listed, *held_names], captions.clip_ids),
+        ],
     )
 
 
@@ -234,12 +246,13 @@ def _names_in(lists: Sequence[Path]) -> dict[str, None]:
 
 
 def _usable(
-    root: Path, listed: list[str], captions: CaptionRows, sources: Sequence[CaptionSource], n_mels: int
+    root: Path, listed: list[str], clips: np.ndarray, without: dict[str, Skipped], n_mels: int
 ) -> tuple[CaptionedFiles, list[Skipped]]:
     """Those of the ``listed`` files that have captions and can be read, and why the others are left out."""
-    clips = match_files(listed, captions.clip_ids)
-    skipped = _without_captions(listed, clips, sources, captions.clip_ids)
-    listed, clips = _select(listed, clips, clips != NO_CAPTIONS)
+    skipped = [without[name] for name in listed if name in without]
+    if len(skipped) == len(listed):
+        raise UserError(f"none of {len(listed):,} listed files has captions: {skipped[0].message}.")
+    listed, clips = _select(listed, clips, clips != NO_CLIP)
     log_mels = find_log_mels(root, listed)
     problems = _unreadable(log_mels, n_mels)
     skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
@@ -258,17 +271,23 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
 
 
 def _without_captions(
-    listed: Sequence[str], clips: np.ndarray, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
-) -> list[Skipped]:
-    """The files without captions. Raises `UserError` where that is all of them."""
+    listed: Sequence[str], pairs: FileMatches, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
+) -> dict[str, Skipped]:
+    """The files without captions, by name. Raises `UserError` where that is all of them."""
     names = ", ".join(source.name for source in sources)
-    if (clips == NO_CAPTIONS).all():
+    if (pairs.clip == NO_CLIP).all():
         raise UserError(
             f"none of the {len(listed):,} listed files has captions in {names}; for example {listed[0]!r}, "
-            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together."
+            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together; "
+            "`captions add --id-pattern` takes out of longer ids what both have. "
+            + " ".join(pairs.lines(listed, clip_ids))
         )
-    without = np.flatnonzero(clips == NO_CAPTIONS)
-    return [Skipped(listed[index], "no_captions", f"none of its ids is in {names}") for index in without.tolist()]
+    without = [listed[index] for index in np.flatnonzero(pairs.clip == NO_CLIP).tolist()]
+    skipped = {name: Skipped(name, "no_captions", f"none of its ids is in {names}") for name in without}
+    for row, wanted in zip(pairs.shared.tolist(), pairs.wanted.tolist(), strict=True):
+        clip = repr(clip_ids[wanted]) if wanted != NO_CLIP else "one of several clips"
+        skipped[listed[row]] = Skipped(listed[row], "shared_name", f"may be {clip}, but another may be it as well")
+    return skipped
 
 
 def _select(listed: Sequence[str], clips: np.ndarray, keep: np.ndarray) -> tuple[list[str], np.ndarray]:

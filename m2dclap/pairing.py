@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from artifacts.clip_id import clip_id_candidates
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
-from artifacts.progress import shown
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
 # And what only names the encoder; a local copy may have another name.
 TEXT_NAMES = ("model", "revision", "model_path")
-NO_CAPTIONS = -1
 
 
 @dataclass(frozen=True)
@@ -133,21 +130,6 @@ class CaptionRows:
             np.load(array, mmap_mode="r", allow_pickle=False) if isinstance(array, Path) else array
             for array in state["_arrays"]
         ]
-
-
-def match_files(file_names: Sequence[str], clip_ids: Sequence[str]) -> np.ndarray:
-    """For each file the number of its clip within ``clip_ids``, `NO_CAPTIONS` where none of its ids is there (n,).
-
-    A file name may be read in several ways; the most literal one that has captions wins.
-    """
-    numbers = {clip: number for number, clip in enumerate(clip_ids)}
-    return np.array(
-        [
-            next((numbers[clip] for clip in clip_id_candidates(name) if clip in numbers), NO_CAPTIONS)
-            for name in shown(file_names, "pairing", "files")
-        ],
-        np.int64,
-    )
 
 
 def deal_wrongly(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from m2dclap.checkpoint import read_file
 from m2dclap.model import M2DCLAP
 

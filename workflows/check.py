@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from artifacts.clip_id import clip_id_candidates
+from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
 from artifacts.packed_store import PackedStore
-from artifacts.progress import shown
 from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
@@ -47,8 +47,8 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         arrays,
         check_statistics(layout),
         captions_result,
-        check_captioned(listed, captions),
-        check_embeddings(layout, listed, captions),
+        check_captioned(_trained_together(layout, listed), captions),
+        check_embeddings(layout, _trained_together(layout, listed), captions),
     ]
 
 
@@ -182,17 +182,32 @@ def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
     return result, table
 
 
-def check_captioned(listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
+def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[str]]:
+    """The listed files by how their folder was converted: two conversions of a clip are never trained on together."""
+    parts: dict[str, list[str]] = {}
+    conversions: dict[str, str] = {}
+    for name in listed:
+        folder = name.partition("/")[0]
+        if folder not in conversions:
+            conversions[folder] = ""
+            with suppress(UserError):  # which has been reported
+                config = read_config(LmsLayout(layout.root / folder))
+                conversions[folder] = str(config["fingerprint"]) if config else ""
+        parts.setdefault(conversions[folder], []).append(name)
+    return list(parts.values())
+
+
+def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
     """Every listed clip has a caption."""
     result = CheckResult("every clip captioned")
     if captions is None or not listed:
         result.absent = "no captions or no file list"
         return result
-    _match(result, listed, set(captions["clip_id"].to_pylist()), "has no caption")
+    _match(result, listed, captions["clip_id"], "has no caption")
     return result
 
 
-def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
+def check_embeddings(layout: DataLayout, listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
     """Every store is whole, row-aligned with the captions, finite and not zero, and knows every listed clip."""
     result = CheckResult("embeddings")
     for folder in layout.embedding_stores():
@@ -205,17 +220,22 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
             for row, message in _bad_rows(store.embeddings):
                 result.problem(f"{folder.name} row {row}", message)
             known = CheckResult(result.check)
-            _match(known, listed, set(index["clip_id"].to_pylist()), f"has no embedding in {folder.name}")
+            _match(known, listed, index["clip_id"], f"has no embedding in {folder.name}")
             result.problems += known.problems
     result.absent = "" if layout.embedding_stores() else "no capemb_* folders"
     return result
 
 
-def _match(result: CheckResult, listed: Sequence[str], known: set[str], message: str) -> None:
-    result.checked = len(listed)
-    for name in shown(listed, "looking for captions", "files"):
-        if not any(candidate in known for candidate in clip_id_candidates(name)):
-            result.problem(name, message)
+def _match(result: CheckResult, parts: Sequence[Sequence[str]], clip_ids: pa.ChunkedArray, message: str) -> None:
+    result.checked = sum(map(len, parts))
+    clips = clip_ids.unique().to_pylist()
+    for listed in parts:
+        pairs = match_files(listed, clips)
+        for line in pairs.lines(listed, clips):
+            result.problem(listed[int(pairs.shared[0])], line)
+        shared = set(pairs.shared.tolist())
+        for row in np.flatnonzero(pairs.clip == NO_CLIP).tolist():
+            result.problem(listed[row], f"{message} of its own" if row in shared else message)
 
 
 def _bad_rows(embeddings: np.ndarray) -> Iterator[tuple[int, str]]:

@@ -17,6 +17,7 @@ from artifacts.fingerprint import file_digest
 from artifacts.layout import LmsLayout, is_evaluation_clip
 from artifacts.records import OK, read_records
 from artifacts.tables import read_file_list, write_file_list
+from artifacts.write_lock import writing_to
 from audioprep.discover import Source, output_name
 
 # Digests of the lists as they were written, by name: who finds another one knows that somebody has changed it.
@@ -49,11 +50,14 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     records = read_records(layout, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
     listed = [f"{layout.folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
-    written = _written(layout)
-    if path.exists() and path.name in written and file_digest(path) != written[path.name]:
-        _name_what_comes_back(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
-    write_file_list(path, listed)
-    write_json(layout.melspec / WRITTEN, {**written, path.name: file_digest(path)})
+    with writing_to(path):  # `captions training-list` may be changing it
+        written = _written(layout)
+        if path.exists() and path.name in written and file_digest(path) != written[path.name]:
+            _name_what_comes_back(
+                path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
+            )
+        write_file_list(path, listed)
+        write_json(layout.melspec / WRITTEN, {**written, path.name: file_digest(path)})
     return len(listed)
 
 

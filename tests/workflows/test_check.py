@@ -83,6 +83,32 @@ def states(data: Path) -> dict[str, str]:
     return {result.check: result.state for result in run_checks(data, workers=0)}
 
 
+def test_a_name_that_two_listed_files_share_is_no_caption_of_theirs(data: Path) -> None:
+    """A table's clip `plain` may be that of either folder; `dog/plain` is that of one."""
+    lms = data / "audioset_lms"
+    for folder in ("dog", "cat"):
+        (lms / folder).mkdir()
+        shutil.copy(lms / "plain.npy", lms / folder / "plain.npy")
+    listed = [f"audioset_lms/{name}.npy" for name in ("cat/plain", "dog/plain", *CLIPS[:2])]
+    write_file_list(data / "files_audioset.csv", listed)
+    for check in ("every clip captioned", "embeddings"):
+        line, *others = problems(data)[check]
+        assert "same clip: 2, such as audioset_lms/cat/plain.npy and audioset_lms/dog/plain.npy may both" in line
+        assert [other.partition(":")[0] for other in others] == listed[:2]
+    rows = [{**row, "clip_id": row["clip_id"].replace("plain", "dog/plain")} for row in caption_rows()]
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    assert problems(data)["every clip captioned"] == [f"{listed[0]}: has no caption"]
+
+
+def test_two_conversions_of_a_clip_share_its_caption(data: Path) -> None:
+    """They are never trained on together, so neither takes it from the other."""
+    shutil.copytree(data / "audioset_lms", data / "wide_lms")
+    config = json.loads((data / "wide_lms/_melspec/config.json").read_text())
+    (data / "wide_lms/_melspec/config.json").write_text(json.dumps({**config, "fingerprint": "other"}))
+    write_file_list(data / "files_wide.csv", [f"wide_lms/{name}.npy" for name in CLIPS])
+    assert "every clip captioned" not in problems(data)
+
+
 def test_what_fits_has_no_problems(whole: Path) -> None:
     assert set(states(whole).values()) == {"ok"}
 
