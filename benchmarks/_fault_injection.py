@@ -67,6 +67,13 @@ class Injection:
     error: int = 0
     lasting: bool = False
 
+    @property
+    def label(self) -> str:
+        """What it is, without where: to be counted."""
+        if self.action == FAIL:
+            return f"{errno.errorcode[self.error]} {'/'.join(self.kinds)}"
+        return f"{'unreadable' if self.action == UNREADABLE else 'kill'} {'/'.join(self.kinds)}"
+
     def __str__(self) -> str:
         where = f"call {self.at} of {'/'.join(self.kinds)}"
         if self.action == FAIL:
@@ -132,7 +139,8 @@ class _PythonInjection:
 
     EVENTS: Mapping[str, str] = {
         "open": "open", "os.rename": "rename", "os.remove": "unlink", "os.rmdir": "unlink", "os.link": "link",
-        "os.symlink": "link", "os.mkdir": "mkdir", "os.truncate": "truncate", "os.scandir": "list", "os.listdir": "list",
+        "os.symlink": "link", "os.mkdir": "mkdir", "os.truncate": "truncate", "os.scandir": "list",
+        "os.listdir": "list",
     }  # fmt: skip
 
     def __init__(self, control: Control) -> None:

@@ -141,7 +141,7 @@ def leave(code: int, report: Callable[[], None] | None = None) -> None:
     try:
         if report is not None and code == 0:
             report()
-        threading._shutdown()  # type: ignore[attr-defined]
+        threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -207,9 +207,7 @@ def fork_stages() -> None:
     """Let recipes run their stages in forks, in this process and those that are forked from it."""
     from workflows import stage_process
 
-    stage_process.subprocess = types.SimpleNamespace(  # type: ignore[attr-defined]
-        **{**vars(subprocess), "Popen": ForkedStage}
-    )
+    stage_process.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": ForkedStage})
 
 
 def freeze() -> None:

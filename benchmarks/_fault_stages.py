@@ -126,7 +126,7 @@ def make_encoder(folder: Path) -> None:
     BertModel(config).save_pretrained(raw)
     BertTokenizerFast(str(raw / "vocab.txt"), model_max_length=64).save_pretrained(raw)
     transformer = models.Transformer(str(raw), max_seq_length=64)
-    pooling = models.Pooling(transformer.get_word_embedding_dimension(), "mean")
+    pooling = models.Pooling(16, "mean")
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
     shutil.rmtree(raw)
 
@@ -166,7 +166,7 @@ STAGES = (
     Stage("stats", f"stats {LMS}", after="melspec"),
     Stage("stats --recompute", f"stats {LMS} --recompute", after="melspec"),
     Stage("captions fill", FILL, after="stats"),
-    Stage("captions add", f"captions add {CAPTIONS} --acalt4 acalt4.csv", after="captions fill"),
+    Stage("captions add", f"captions add {CAPTIONS} --acalt4 acalt4.csv", after="captions fill", again=False),
     Stage(
         "captions add --replace",
         f"captions add {CAPTIONS} --csv mine_new.csv --source mine --replace",
@@ -177,7 +177,7 @@ STAGES = (
         "captions merge",
         f"captions merge {CAPTIONS} other.parquet -o merged.parquet",
         after="captions fill",
-        setup=("captions add other.parquet --csv mine.csv --new-clips",),
+        setup=("captions add other.parquet --csv mine.csv --source mine --new-clips",),
         again=False,
     ),
     Stage("captions check --drop", f"captions check {CAPTIONS} --drop near_duplicate", after="captions add"),
@@ -193,7 +193,14 @@ STAGES = (
     Stage("embed-captions --from-m2d", "embed-captions --from-m2d m2d.npy data/capemb_m2d", after="export m2d"),
     Stage("check", "check data --workers 0", after="embed-captions", reads_only=True),
     Stage("train", TRAIN + " --workers 0", after="embed-captions", imports=TRAIN_IMPORTS, weight=5),
-    Stage("train, packed, 1 loader", TRAIN + " --workers 1", after="embed-captions", setup=(PACK,), imports=TRAIN_IMPORTS, weight=2),
+    Stage(
+        "train, packed, 1 loader",
+        TRAIN + " --workers 1",
+        after="embed-captions",
+        setup=(PACK,),
+        imports=TRAIN_IMPORTS,
+        weight=2,
+    ),
     Stage("run recipe.yaml", "run recipe.yaml", ignored=("data/_recipe/**",), imports=TEXT_IMPORTS),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import shutil
@@ -23,8 +24,14 @@ KILL, FAULT = "kill", "fault"
 AT_RANDOM = 0.2
 # How many seconds a command may take of which the undisturbed one takes one; and at least.
 PATIENCE, LEAST_SECONDS = 60.0, 90.0
-# A name of a file or folder in a message.
-NAMES_A_FILE = re.compile(r"[\w.-]+/[\w./ -]+|[\w-]+\.(?:npy|npz|parquet|csv|json|jsonl|yaml|wav|pth|bin|txt)\b")
+# A path in a message, a file with its suffix, or what comes first in the line of an error of the system.
+NAMES_A_FILE = re.compile(
+    r"\w/[\w.]|\w\.(npy|parquet|csv|jsonl?|yaml|wav|pth|txt)\b|error: (?!system:|\.m2dprep-)[\w.-]+: "
+)
+# Of the faults: how many go on for every later call of the kind, and how many are a disk that is full from there.
+LASTING, FULL_DISK = 0.3, 0.3
+# Of the kills at a call, how many are at one that reads.
+AT_READING, READING = 0.2, ("read", "stat", "list", "mmap")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Outcome:
     stage: str
     kind: str
     plan: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     problems: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -112,10 +120,16 @@ class Bench:
         if kind == KILL and chance.random() < AT_RANDOM:
             after, whole = chance.uniform(0, undisturbed.seconds), chance.random() < 0.7
             outcome.plan.append(f"kill after {after:.3f} s{'' if whole else ', the parent alone'}")
-            return self._runner.run(stage.arguments, kill_after=after, whole_tree=whole)
+            ended = self._runner.run(stage.arguments, kill_after=after, whole_tree=whole)
+            if ended.is_killed:
+                outcome.calls.append("kill at a random time")
+            return ended
         injection = choose(chance, kind, undisturbed.calls)
         outcome.plan.append(str(injection))
-        return self._runner.run(stage.arguments, injection, limit=self._limit(stage))
+        ended = self._runner.run(stage.arguments, injection, limit=self._limit(stage))
+        if ended.struck:
+            outcome.calls.append(injection.label)
+        return ended
 
     def _limit(self, stage: Stage) -> float:
         return max(LEAST_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
@@ -183,21 +197,21 @@ def with_predecessors(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def choose(chance: random.Random, kind: str, calls: dict[str, int]) -> Injection:
-    """A kill or an error at one call of those that a stage makes; every kind of call is as likely."""
+    """A kill or an error at one call of those that a stage makes (``calls`` by kind); rare kinds are as likely."""
+    made = [name for name, count in calls.items() if count]
     if kind == KILL:
-        kinds = [name for name, count in calls.items() if count and name not in ("read", "stat", "list", "mmap")]
-        name = chance.choice(kinds or [name for name, count in calls.items() if count])
+        reading = chance.random() < AT_READING
+        name = chance.choice([one for one in made if (one in READING) == reading] or made)
         how = chance.choice(list(KILLS)) if name == "write" else chance.choice(("before", "after"))
         return Injection(KILLS[how], (name,), chance.randint(1, calls[name]))
-    name = chance.choice([name for name in ERRORS if calls[name]])
+    name = chance.choice(made)
+    if name in TAKES_SPACE and chance.random() < FULL_DISK:
+        at = chance.randint(1, sum(calls[one] for one in TAKES_SPACE))
+        return Injection(FAIL, TAKES_SPACE, at, errno.ENOSPC, lasting=True)
     at = chance.randint(1, calls[name])
     if name == "mmap" and chance.random() < 0.5:
         return Injection(UNREADABLE, (name,), at)
-    if name in TAKES_SPACE and chance.random() < 0.3:
-        import errno
-
-        return Injection(FAIL, TAKES_SPACE, chance.randint(1, sum(calls[one] for one in TAKES_SPACE)), errno.ENOSPC, True)
-    return Injection(FAIL, (name,), at, chance.choice(ERRORS[name]), lasting=chance.random() < 0.3)
+    return Injection(FAIL, (name,), at, chance.choice(ERRORS[name]), lasting=chance.random() < LASTING)
 
 
 def _note_imports(work: Path) -> Any:

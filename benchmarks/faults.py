@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _fault_injection import LIBRARY, Injector, compile_library
+from _fault_injection import KINDS, LIBRARY, Injector, compile_library
 from _fault_process import adopt_orphans, fork_stages, freeze
 from _fault_stages import STAGES, Stage, in_small_parts
 from _fault_trials import FAULT, KILL, Bench, Outcome, with_predecessors
@@ -38,10 +38,20 @@ from _machine import ONE_THREAD, machine, table
 FOLDER = "M2DPREP_FAULTS_FOLDER"
 # No hub is asked for anything, and libraries that could start threads of their own do not.
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-GOOD = ("kill", "fault", "done", "stopped, file named", "stopped, no file named", "resumed equal", "temporaries left")
+GOOD = (
+    "trials",
+    "kill",
+    "fault",
+    "done",
+    "stopped, file named",
+    "stopped, no file named",
+    "resumed equal",
+    "temporaries left",
+)
 BAD = ("lost", "traceback", "died", "hung", "exit 0, incomplete", "outlived")
 # A trial of kills has so many on average: some are followed by another while the command goes on.
 KILLS_A_TRIAL = 1.4
+SAY_SECONDS = 30.0
 
 
 def read_arguments() -> argparse.Namespace:
@@ -73,6 +83,7 @@ class Campaign:
         self.arguments, self.folder = arguments, folder
         self.stages = chosen_stages(arguments.stages)
         self.end = time.monotonic() + 60 * arguments.minutes
+        self.seconds, self.broken = 0.0, False
         context = multiprocessing.get_context("fork")
         self._next = context.Value("q", 0)
         self._done = {kind: context.Value("q", 0) for kind in (KILL, FAULT)}
@@ -90,9 +101,23 @@ class Campaign:
             if child == 0:
                 self._lane(lane, first)
             lanes[child] = lane
-        for child in lanes:
-            os.waitpid(child, 0)
+        self._wait(set(lanes))
         return [read for lane in lanes.values() for read in read_outcomes(self.folder / f"{lane}.jsonl")]
+
+    def _wait(self, lanes: set[int]) -> None:
+        """Until the processes ``lanes`` have ended; says now and then how far they are."""
+        started = said = time.monotonic()
+        while lanes:
+            time.sleep(0.2)
+            for lane in [*lanes]:
+                child, status = os.waitpid(lane, os.WNOHANG)
+                lanes.discard(child)
+                self.broken |= status != 0
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                done = ", ".join(f"{value.value:,} {kind}s" for kind, value in self._done.items())
+                print(f"faults: {done}; {max(0.0, self.end - said) / 60:.1f} minutes left", file=sys.stderr, flush=True)
+        self.seconds = time.monotonic() - started
 
     def _bench(self, lane: int) -> Bench:
         folder = self.folder / str(lane)
@@ -165,25 +190,56 @@ def import_noted(path: Path) -> None:
 def by_stage(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> dict[str, Counter[str]]:
     counts: dict[str, Counter[str]] = {stage.name: Counter() for stage in stages}
     for outcome in outcomes:
-        counts[outcome.stage].update(outcome.counts)
+        counts[outcome.stage].update(outcome.counts, trials=1)
         counts[outcome.stage].update(outcome.problems.keys())
     counts["all"] = sum(counts.values(), Counter())
     return counts
 
 
-def report(outcomes: Sequence[Outcome], stages: Sequence[Stage], arguments: argparse.Namespace) -> None:
-    """The table, or JSON with every problem and how to see it again."""
-    counts = by_stage(outcomes, stages)
-    if arguments.json:
-        problems = [vars(outcome) for outcome in outcomes if outcome.problems or outcome.notes]
-        print(json.dumps({"machine": machine(), "preloaded": LIBRARY in os.environ, "stages": counts, "problems": problems}, indent=2))
+def by_call(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """A row a kind of call: how often a process was killed at it, and how often it failed, with which errors."""
+    counts: dict[str, Counter[str]] = {}
+    for what, call in (label.split(" ", 1) for outcome in outcomes for label in outcome.calls):
+        counts.setdefault(call, Counter())[what] += 1
+    rows = []
+    for call in [*(kind for kind in KINDS if kind in counts), *(sorted(set(counts) - set(KINDS)))]:
+        errors = ", ".join(f"{name} {count}" for name, count in counts[call].most_common() if name != "kill")
+        rows.append([call, str(counts[call]["kill"]), errors])
+    return rows
+
+
+def report(outcomes: Sequence[Outcome], campaign: Campaign) -> None:
+    """The tables, or JSON with every problem and how to see it again."""
+    counts = by_stage(outcomes, campaign.stages)
+    told = [outcome for outcome in outcomes if outcome.problems or outcome.notes]
+    preloaded = LIBRARY in os.environ
+    if campaign.arguments.json:
+        print(
+            json.dumps(
+                {
+                    "machine": machine(),
+                    "seed": campaign.arguments.seed,
+                    "preloaded": preloaded,
+                    "seconds": round(campaign.seconds, 1),
+                    "stages": counts,
+                    "outcomes": [vars(outcome) for outcome in told],
+                },
+                indent=2,
+            )
+        )
         return
-    print(machine())
+    total = counts["all"]
+    print(f"{machine()}; {'through a preloaded library' if preloaded else 'in Python alone'}")
+    print(
+        f"{total['trials']:,} trials, {total['kill']:,} kills, {total['fault']:,} faults in {campaign.seconds / 60:.1f} "
+        f"minutes, seed {campaign.arguments.seed}\n"
+    )
     columns = (*GOOD, *BAD)
     rows = [[name, *(str(count[column]) for column in columns)] for name, count in counts.items()]
-    print(table(["stage", "kills", "faults", *columns[2:]], rows))
-    for outcome in outcomes:
-        for name, words in outcome.problems.items():
+    print(table(["stage", "trials", "kills", "faults", *columns[3:]], rows))
+    print("\n" + table(["call", "kills", "faults"], by_call(outcomes)))
+    for outcome in told:
+        for name, words in {**outcome.problems, **outcome.notes}.items():
             print(f"\n{name}: {outcome.stage}, {', then '.join(outcome.plan)} (--trial {outcome.number})\n{words}")
 
 
@@ -194,7 +250,7 @@ def run_below(folder: Path) -> int:
     if library is None:
         print("faults: no C compiler: only Python's own calls are disturbed.", file=sys.stderr)
     else:
-        preload = {LIBRARY: str(library), "LD_PRELOAD": " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD")]))}
+        preload = {LIBRARY: str(library), "LD_PRELOAD": f"{library} {os.environ.get('LD_PRELOAD', '')}".strip()}
     environment = {**os.environ, **ONE_THREAD, **preload, FOLDER: str(folder), **QUIET}
     return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
 
@@ -210,9 +266,10 @@ def main() -> int:
     in_small_parts()
     fork_stages()
     adopt_orphans()
-    outcomes = Campaign(arguments, Path(os.environ[FOLDER])).run()
-    report(outcomes, stages, arguments)
-    return int(any(outcome.problems for outcome in outcomes))
+    campaign = Campaign(arguments, Path(os.environ[FOLDER]))
+    outcomes = campaign.run()
+    report(outcomes, campaign)
+    return int(campaign.broken or any(outcome.problems for outcome in outcomes))
 
 
 if __name__ == "__main__":
