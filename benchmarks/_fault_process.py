@@ -1,0 +1,240 @@
+"""Commands of m2dprep run in forks of one process that has imported everything, so that each may be killed for real."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _fault_injection import Injection, Injector
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# How long what a command has started may outlive it.
+ORPHAN_SECONDS = 30.0
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: ``code`` is minus the signal that ended it, None where it hung and was killed for that."""
+
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+    struck: int
+    outlived: bool = False
+
+    @property
+    def is_killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+def adopt_orphans() -> None:
+    """Let what is left of the commands that this process starts become its children, so that it can wait for them."""
+    _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Runner:
+    """Runs commands one after another in ``folder``, with what they say in ``words``."""
+
+    def __init__(self, folder: Path, words: Path, injector: Injector) -> None:
+        self.folder, self.injector = folder, injector
+        self._out, self._err = words.with_suffix(".out"), words.with_suffix(".err")
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        injection: Injection | None = None,
+        *,
+        limit: float = 120.0,
+        kill_after: float | None = None,
+        whole_tree: bool = True,
+        report: Callable[[], None] | None = None,
+    ) -> Ended:
+        """Run ``m2dprep <arguments>``; ``kill_after`` so many seconds it is killed with all that it has started, or
+        alone. ``report`` is called in the process after it has ended well."""
+        self.injector.prepare(injection)
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            self._child(arguments, report)
+        code = self._wait(child, limit if kill_after is None else kill_after)
+        hung = code is None and kill_after is None
+        if code is None:
+            _kill(child, whole_tree)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        seconds = time.monotonic() - started
+        outlived = self._reap()
+        out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
+        return Ended(None if hung else code, out, err, seconds, self.injector.struck, outlived)
+
+    def _child(self, arguments: Sequence[str], report: Callable[[], None] | None) -> None:
+        os.setsid()
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.chdir(self.folder)
+        for number, path in ((1, self._out), (2, self._err)):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        self.injector.arm()
+        leave(run_command(arguments), report)
+
+    def _wait(self, child: int, limit: float) -> int | None:
+        descriptor = os.pidfd_open(child)
+        try:
+            if not select.select([descriptor], [], [], limit)[0]:
+                return None
+        finally:
+            os.close(descriptor)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def _reap(self) -> bool:
+        """Wait for what the command has left running. Returns whether something had to be killed."""
+        end, outlived = time.monotonic() + ORPHAN_SECONDS, False
+        while True:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    if time.monotonic() > end:
+                        outlived = True
+                        for child in _children(os.getpid()):
+                            _kill(child, whole_tree=True)
+                    time.sleep(0.005)
+            except ChildProcessError:
+                return outlived
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """``m2dprep <arguments>`` in this process; returns the exit code that a process of its own would have."""
+    from cli.main import main
+
+    sys.argv = ["m2dprep", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def leave(code: int, report: Callable[[], None] | None = None) -> None:
+    """End this process as the interpreter would: threads are waited for, what was to be done at the end is done."""
+    try:
+        if report is not None and code == 0:
+            report()
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        code = code or 1
+    finally:
+        os._exit(code)
+
+
+class ForkedStage:
+    """Of ``subprocess.Popen`` what a recipe's stages need: the command in a fork, which need not import anything."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        stdout: Any,
+        stderr: int,
+        preexec_fn: Callable[[], None],
+        **_: Any,
+    ) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(cwd)
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr, 2)
+        _close_files_below(Path.cwd())
+        preexec_fn()
+        leave(run_command(list(arguments)[list(arguments).index("cli.main") + 1 :]))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self._note(os.waitpid(self.pid, os.WNOHANG))
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self._note(os.waitpid(self.pid, 0))
+        assert self.returncode is not None
+        return self.returncode
+
+    def _note(self, ended: tuple[int, int]) -> None:
+        if ended[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def fork_stages() -> None:
+    """Let recipes run their stages in forks, in this process and those that are forked from it."""
+    from workflows import stage_process
+
+    stage_process.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": ForkedStage})
+
+
+def freeze() -> None:
+    """Let forks share what this process has imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def _close_files_below(folder: Path) -> None:
+    """What a program that is started anew would not inherit: locks above all."""
+    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if int(entry) > 2 and os.readlink(f"/proc/self/fd/{entry}").startswith(f"{folder}/"):  # noqa: PTH115
+                os.close(int(entry))
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(process: int, whole_tree: bool) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP if whole_tree else signal.SIGKILL)
+    for child in _children(process) if whole_tree else []:
+        _kill(child, whole_tree)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)

@@ -1,0 +1,231 @@
+"""One trial: a stage is killed or disturbed, the same command follows, and the result is held against the undisturbed."""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _fault_compare import Snapshot, differences, leftovers, snapshot
+from _fault_injection import ERRORS, FAIL, KILLS, TAKES_SPACE, UNREADABLE, Injection, Injector
+from _fault_process import Ended, Runner
+from _fault_stages import NEVER_COMPARED, STAGES, Stage, make_world
+
+KILL, FAULT = "kill", "fault"
+# Of the kills, how many come at a random time instead of at a call.
+AT_RANDOM = 0.2
+# How many seconds a command may take of which the undisturbed one takes one; and at least.
+PATIENCE, LEAST_SECONDS = 60.0, 90.0
+# A path in a message, a file with its suffix, or what comes first in the line of an error of the system.
+NAMES_A_FILE = re.compile(
+    r"\w/[\w.]|\w\.(npy|parquet|csv|jsonl?|yaml|wav|pth|txt)\b|error: (?!system:|\.m2dprep-)[\w.-]+: "
+)
+# Of the faults: how many go on for every later call of the kind, and how many are a disk that is full from there.
+LASTING, FULL_DISK = 0.3, 0.3
+# Of the kills at a call, how many are at one that reads.
+AT_READING, READING = 0.2, ("read", "stat", "list", "mmap")
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A stage that nothing disturbs: where its input is kept, what it leaves and prints, its calls, its seconds."""
+
+    before: Path
+    files: Snapshot
+    out: str
+    calls: dict[str, int]
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """What became of one trial; ``problems`` are what must not be, by the name of its column."""
+
+    number: int
+    stage: str
+    kind: str
+    plan: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Bench:
+    """A place of its own to try stages in: ``folder``/work, always under the same name, as paths are in some files."""
+
+    def __init__(self, folder: Path, injector: Injector) -> None:
+        self.work, self._kept = folder / "work", folder / "kept"
+        self._runner = Runner(self.work, folder / "words", injector)
+        self._injector = injector
+        self.undisturbed: dict[str, Undisturbed] = {}
+
+    def prepare(self, stages: Sequence[Stage], after_each: Any = None) -> None:
+        """Run ``stages`` and what they come after, undisturbed. Raises `SystemExit` where one does not end well."""
+        needed = with_predecessors(stages)
+        make_world(self._kept / "world", encoder=any(stage.imports for stage in needed))
+        for stage in needed:
+            self._prepare(stage)
+            if after_each is not None:
+                after_each()
+
+    def _prepare(self, stage: Stage) -> None:
+        self._lay_out(self._kept / (f"{stage.after} done" if stage.after else "world"))
+        stage.edit(self.work)
+        for command in stage.setup:
+            self._run_well(command)
+        before = self._kept / f"{stage.name} before"
+        shutil.copytree(self.work, before, symlinks=True)
+        ended = self._run_well(stage.command)
+        self.undisturbed[stage.name] = Undisturbed(
+            before, self._snapshot(stage), ended.out, self._injector.calls(), ended.seconds
+        )
+        shutil.copytree(self.work, self._kept / f"{stage.name} done", symlinks=True)
+
+    def _run_well(self, command: str) -> Ended:
+        ended = self._runner.run(command.split(), limit=600, report=_note_imports(self.work))
+        if ended.code != 0:
+            raise SystemExit(f"undisturbed, m2dprep {command} ended with {ended.code}:\n{ended.err}")
+        return ended
+
+    def _lay_out(self, source: Path) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.copytree(source, self.work, symlinks=True)
+
+    def _snapshot(self, stage: Stage) -> Snapshot:
+        return snapshot(self.work, (*NEVER_COMPARED, *stage.ignored))
+
+    def try_out(self, number: int, stage: Stage, kind: str, seed: int) -> Outcome:
+        """Trial ``number`` of ``seed``: kills, of which several may follow each other, or one fault."""
+        chance = random.Random(f"{seed}-{number}")
+        self._lay_out(self.undisturbed[stage.name].before)
+        outcome = Outcome(number, stage.name, kind)
+        rounds = chance.choice((1, 1, 1, 2, 3)) if kind == KILL else 1
+        for _ in range(rounds):
+            ended = self._strike(stage, kind, chance, outcome)
+            self._judge(stage, kind, ended, outcome)
+        self._go_on(stage, outcome)
+        return outcome
+
+    def _strike(self, stage: Stage, kind: str, chance: random.Random, outcome: Outcome) -> Ended:
+        undisturbed = self.undisturbed[stage.name]
+        if kind == KILL and chance.random() < AT_RANDOM:
+            after, whole = chance.uniform(0, undisturbed.seconds), chance.random() < 0.7
+            outcome.plan.append(f"kill after {after:.3f} s{'' if whole else ', the parent alone'}")
+            ended = self._runner.run(stage.arguments, kill_after=after, whole_tree=whole)
+            if ended.is_killed:
+                outcome.calls.append("kill at a random time")
+            return ended
+        injection = choose(chance, kind, undisturbed.calls)
+        outcome.plan.append(str(injection))
+        ended = self._runner.run(stage.arguments, injection, limit=self._limit(stage))
+        if ended.struck:
+            outcome.calls.append(injection.label)
+        return ended
+
+    def _limit(self, stage: Stage) -> float:
+        return max(LEAST_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
+
+    def _judge(self, stage: Stage, kind: str, ended: Ended, outcome: Outcome) -> None:
+        """Count how the disturbed command ended, and note what must not be."""
+        counts = outcome.counts
+        struck = ended.is_killed if kind == KILL else ended.struck > 0
+        counts[kind] += struck
+        counts["not reached"] += not struck
+        if ended.outlived:
+            outcome.problems["outlived"] = "a process outlived the command"
+        if ended.code is None:
+            outcome.problems["hung"] = _tail(ended.err)
+        elif ended.is_killed and kind == KILL:
+            counts["killed"] += 1
+        elif "Traceback (most recent call last)" in ended.err or ended.code == 1:
+            outcome.problems["traceback"] = _tail(ended.err)
+        elif ended.code < 0:
+            outcome.problems["died"] = f"{signal.Signals(-ended.code).name}: {_tail(ended.err)}"
+        elif ended.code == 0:
+            wrong = self._wrong(stage, ended)
+            counts["done"] += not wrong
+            if wrong:
+                outcome.problems["exit 0, incomplete"] = f"{wrong}\n{_tail(ended.err)}"
+        else:
+            named = NAMES_A_FILE.search(_tail(ended.err)) is not None
+            counts["stopped, file named" if named else "stopped, no file named"] += 1
+            if not named:
+                outcome.notes["no file named"] = _tail(ended.err)
+
+    def _wrong(self, stage: Stage, ended: Ended) -> str:
+        """What a command that says it is complete lacks."""
+        undisturbed = self.undisturbed[stage.name]
+        if stage.reads_only and ended.out != undisturbed.out:
+            return f"it prints {ended.out[-300:]!r}, not {undisturbed.out[-300:]!r}"
+        return "; ".join(differences(undisturbed.files, self._snapshot(stage))[:5])
+
+    def _go_on(self, stage: Stage, outcome: Outcome) -> None:
+        """The same command again, undisturbed: it must end well, with the same files, and nothing left over."""
+        undisturbed = self.undisturbed[stage.name]
+        if not stage.again and not differences(undisturbed.files, self._snapshot(stage)):
+            outcome.counts["resumed equal"] += 1
+            return
+        ended = self._runner.run(stage.arguments, limit=self._limit(stage))
+        wrong = f"exit {ended.code}: {_tail(ended.err)}" if ended.code != 0 else self._wrong(stage, ended)
+        if wrong:
+            outcome.problems["lost"] = wrong
+        else:
+            outcome.counts["resumed equal"] += 1
+        if left := leftovers(self._snapshot(stage)):
+            outcome.counts["temporaries left"] += len(left)
+            outcome.notes["temporaries left"] = ", ".join(left[:3])
+
+
+def with_predecessors(stages: Sequence[Stage]) -> list[Stage]:
+    """``stages`` with those that they come after, in the order of the table."""
+    by_name, wanted = {stage.name: stage for stage in STAGES}, set()
+    for stage in stages:
+        name = stage.name
+        while name and name not in wanted:
+            wanted.add(name)
+            name = by_name[name].after
+    return [stage for stage in STAGES if stage.name in wanted]
+
+
+def choose(chance: random.Random, kind: str, calls: dict[str, int]) -> Injection:
+    """A kill or an error at one call of those that a stage makes (``calls`` by kind); rare kinds are as likely."""
+    made = [name for name, count in calls.items() if count]
+    if kind == KILL:
+        reading = chance.random() < AT_READING
+        name = chance.choice([one for one in made if (one in READING) == reading] or made)
+        how = chance.choice(list(KILLS)) if name == "write" else chance.choice(("before", "after"))
+        return Injection(KILLS[how], (name,), chance.randint(1, calls[name]))
+    name = chance.choice(made)
+    if name in TAKES_SPACE and chance.random() < FULL_DISK:
+        at = chance.randint(1, sum(calls[one] for one in TAKES_SPACE))
+        return Injection(FAIL, TAKES_SPACE, at, errno.ENOSPC, lasting=True)
+    at = chance.randint(1, calls[name])
+    if name == "mmap" and chance.random() < 0.5:
+        return Injection(UNREADABLE, (name,), at)
+    return Injection(FAIL, (name,), at, chance.choice(ERRORS[name]), lasting=chance.random() < LASTING)
+
+
+def _note_imports(work: Path) -> Any:
+    """After a command: write which modules it has imported, for others to have them already."""
+    before = set(sys.modules)
+
+    def report() -> None:
+        new = [name for name in sys.modules if name not in before and not name.startswith("__")]
+        (work.parent / "modules").write_text("\n".join(new))
+
+    return report
+
+
+def _tail(err: str, lines: int = 12) -> str:
+    """The last lines of what a command said, without progress."""
+    kept = [line for line in err.splitlines() if line.strip()]
+    return "\n".join(kept[-lines:])

@@ -1,0 +1,276 @@
+"""Claim: no stage loses a row, a file or a value to a kill or an error of the system, and none fails without a word.
+
+Every stage is killed at calls of every kind and at random times, and meets full disks, errors of disks and networks,
+missing permissions, too many open files and pages that cannot be read, once or from then on. Then the same command must
+end well, and leave what an undisturbed run leaves, byte for byte (checkpoints: value for value). Columns: how often a
+stage was killed or disturbed; how the disturbed command ended; whether the same command then gave the same; and what
+must be 0: lost, traceback, died (of a signal), hung, exit 0 with something missing, processes that outlive the command.
+
+The commands run in forks of a process that has imported everything, so that a trial takes a fraction of a second.
+Exit code 1 if anything was not as it must be; ``--trial N`` shows trial N of a seed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _fault_injection import KINDS, LIBRARY, Injector, compile_library
+from _fault_process import adopt_orphans, fork_stages, freeze
+from _fault_stages import STAGES, Stage, in_small_parts
+from _fault_trials import FAULT, KILL, Bench, Outcome, with_predecessors
+from _machine import ONE_THREAD, machine, table
+
+FOLDER = "M2DPREP_FAULTS_FOLDER"
+# No hub is asked for anything, and libraries that could start threads of their own do not.
+QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+GOOD = (
+    "trials",
+    "kill",
+    "fault",
+    "done",
+    "stopped, file named",
+    "stopped, no file named",
+    "resumed equal",
+    "temporaries left",
+)
+BAD = ("lost", "traceback", "died", "hung", "exit 0, incomplete", "outlived")
+# A trial of kills has so many on average: some are followed by another while the command goes on.
+KILLS_A_TRIAL = 1.4
+SAY_SECONDS = 30.0
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000, help="stop after so many kills (default 1000)")
+    parser.add_argument("--faults", type=int, default=500, help="and so many faults (default 500)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="or after so many minutes (default 30)")
+    parser.add_argument("--stages", default="", help="only stages whose names contain one of these words, with commas")
+    parser.add_argument("--seed", type=int, default=0, help="of what is tried (default 0)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
+    parser.add_argument("--trial", type=int, default=None, metavar="N", help="only trial N, with all that was said")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser.parse_args()
+
+
+def chosen_stages(words: str) -> list[Stage]:
+    """The stages to try. Raises `SystemExit` where there are none of that name."""
+    wanted = [word.strip() for word in words.split(",") if word.strip()]
+    found = [s for s in STAGES if s.weight and (not wanted or any(word in s.name for word in wanted))]
+    if not found:
+        raise SystemExit(f"no stage is called {words!r}; there are: {', '.join(s.name for s in STAGES if s.weight)}.")
+    return found
+
+
+class Campaign:
+    """Trials on several benches at a time, until there are enough or the time is over."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.stages = chosen_stages(arguments.stages)
+        self.end = time.monotonic() + 60 * arguments.minutes
+        self.seconds, self.broken = 0.0, False
+        context = multiprocessing.get_context("fork")
+        self._next = context.Value("q", 0)
+        self._done = {kind: context.Value("q", 0) for kind in (KILL, FAULT)}
+
+    def run(self) -> list[Outcome]:
+        """Prepare one bench here, which shows what there is to import; fork the others; gather their outcomes."""
+        first = self._bench(0)
+        first.prepare(self.stages, lambda: import_noted(self.folder / "0" / "modules"))
+        if self.arguments.trial is not None:
+            return [first.try_out(self.arguments.trial, *self._trial(self.arguments.trial), self.arguments.seed)]
+        freeze()
+        lanes = {}
+        for lane in range(self.arguments.jobs):
+            child = os.fork()
+            if child == 0:
+                self._lane(lane, first)
+            lanes[child] = lane
+        self._wait(set(lanes))
+        return [read for lane in lanes.values() for read in read_outcomes(self.folder / f"{lane}.jsonl")]
+
+    def _wait(self, lanes: set[int]) -> None:
+        """Until the processes ``lanes`` have ended; says now and then how far they are."""
+        started = said = time.monotonic()
+        while lanes:
+            time.sleep(0.2)
+            for lane in [*lanes]:
+                child, status = os.waitpid(lane, os.WNOHANG)
+                lanes.discard(child)
+                self.broken |= status != 0
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                done = ", ".join(f"{value.value:,} {kind}s" for kind, value in self._done.items())
+                print(f"faults: {done}; {max(0.0, self.end - said) / 60:.1f} minutes left", file=sys.stderr, flush=True)
+        self.seconds = time.monotonic() - started
+
+    def _bench(self, lane: int) -> Bench:
+        folder = self.folder / str(lane)
+        folder.mkdir()
+        return Bench(folder, Injector(folder / "work"))
+
+    def _lane(self, lane: int, first: Bench) -> None:
+        """A process of its own that tries out what it takes."""
+        code = 1
+        try:
+            adopt_orphans()
+            bench = first
+            if lane:
+                bench = self._bench(lane)
+                bench.prepare(self.stages)
+            with (self.folder / f"{lane}.jsonl").open("w") as file:
+                while (number := self._take()) is not None:
+                    stage, kind = self._trial(number)
+                    outcome = bench.try_out(number, stage, kind, self.arguments.seed)
+                    with self._done[kind].get_lock():
+                        self._done[kind].value += outcome.counts[kind]
+                    file.write(json.dumps(vars(outcome)) + "\n")
+                    file.flush()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+
+    def _take(self) -> int | None:
+        """The number of the next trial, None where all is done. Kinds of which there are enough are passed over."""
+        goals = {KILL: self.arguments.kills, FAULT: self.arguments.faults}
+        with self._next.get_lock():
+            while time.monotonic() < self.end:
+                wanted = {kind for kind, goal in goals.items() if self._done[kind].value < goal}
+                if not wanted:
+                    return None
+                number = self._next.value
+                self._next.value += 1
+                if self._trial(number)[1] in wanted:
+                    return number
+        return None
+
+    def _trial(self, number: int) -> tuple[Stage, str]:
+        """Stage and kind of a trial: in every round each stage comes as often as it weighs, in another order."""
+        arguments = self.arguments
+        deck = [stage for stage in self.stages for _ in range(stage.weight)]
+        turn, place = divmod(number, len(deck))
+        random.Random(f"{arguments.seed}-{turn}").shuffle(deck)
+        kills = arguments.kills / KILLS_A_TRIAL
+        share = kills / max(kills + arguments.faults, 1)
+        kind = KILL if random.Random(f"{arguments.seed}-{number}-kind").random() < share else FAULT
+        return deck[place], kind
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    outcomes = [Outcome(**json.loads(line)) for line in lines]
+    for outcome in outcomes:
+        outcome.counts = Counter(outcome.counts)
+    return outcomes
+
+
+def import_noted(path: Path) -> None:
+    """Import what a command has imported, so that its forks need not."""
+    for name in path.read_text().split("\n") if path.exists() else ():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def by_stage(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {stage.name: Counter() for stage in stages}
+    for outcome in outcomes:
+        counts[outcome.stage].update(outcome.counts, trials=1)
+        counts[outcome.stage].update(outcome.problems.keys())
+    counts["all"] = sum(counts.values(), Counter())
+    return counts
+
+
+def by_call(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """A row a kind of call: how often a process was killed at it, and how often it failed, with which errors."""
+    counts: dict[str, Counter[str]] = {}
+    for what, call in (label.split(" ", 1) for outcome in outcomes for label in outcome.calls):
+        counts.setdefault(call, Counter())[what] += 1
+    rows = []
+    for call in [*(kind for kind in KINDS if kind in counts), *(sorted(set(counts) - set(KINDS)))]:
+        errors = ", ".join(f"{name} {count}" for name, count in counts[call].most_common() if name != "kill")
+        rows.append([call, str(counts[call]["kill"]), errors])
+    return rows
+
+
+def report(outcomes: Sequence[Outcome], campaign: Campaign) -> None:
+    """The tables, or JSON with every problem and how to see it again."""
+    counts = by_stage(outcomes, campaign.stages)
+    told = [outcome for outcome in outcomes if outcome.problems or outcome.notes]
+    preloaded = LIBRARY in os.environ
+    if campaign.arguments.json:
+        print(
+            json.dumps(
+                {
+                    "machine": machine(),
+                    "seed": campaign.arguments.seed,
+                    "preloaded": preloaded,
+                    "seconds": round(campaign.seconds, 1),
+                    "stages": counts,
+                    "outcomes": [vars(outcome) for outcome in told],
+                },
+                indent=2,
+            )
+        )
+        return
+    total = counts["all"]
+    print(f"{machine()}; {'through a preloaded library' if preloaded else 'in Python alone'}")
+    print(
+        f"{total['trials']:,} trials, {total['kill']:,} kills, {total['fault']:,} faults in {campaign.seconds / 60:.1f} "
+        f"minutes, seed {campaign.arguments.seed}\n"
+    )
+    columns = (*GOOD, *BAD)
+    rows = [[name, *(str(count[column]) for column in columns)] for name, count in counts.items()]
+    print(table(["stage", "trials", "kills", "faults", *columns[3:]], rows))
+    print("\n" + table(["call", "kills", "faults"], by_call(outcomes)))
+    for outcome in told:
+        for name, words in {**outcome.problems, **outcome.notes}.items():
+            print(f"\n{name}: {outcome.stage}, {', then '.join(outcome.plan)} (--trial {outcome.number})\n{words}")
+
+
+def run_below(folder: Path) -> int:
+    """This script again with the library preloaded, and one thread a process, as forks need it."""
+    library = compile_library(folder)
+    preload = {}
+    if library is None:
+        print("faults: no C compiler: only Python's own calls are disturbed.", file=sys.stderr)
+    else:
+        preload = {LIBRARY: str(library), "LD_PRELOAD": f"{library} {os.environ.get('LD_PRELOAD', '')}".strip()}
+    environment = {**os.environ, **ONE_THREAD, **preload, FOLDER: str(folder), **QUIET}
+    return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
+
+
+def main() -> int:
+    arguments = read_arguments()
+    stages = chosen_stages(arguments.stages)
+    if FOLDER not in os.environ:
+        with tempfile.TemporaryDirectory(prefix="m2dprep-faults-") as name:
+            return run_below(Path(name).resolve())
+    for name in {name: None for stage in with_predecessors(stages) for name in stage.imports}:
+        importlib.import_module(name)
+    in_small_parts()
+    fork_stages()
+    adopt_orphans()
+    campaign = Campaign(arguments, Path(os.environ[FOLDER]))
+    outcomes = campaign.run()
+    report(outcomes, campaign)
+    return int(campaign.broken or any(outcome.problems for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
