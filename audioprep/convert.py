@@ -44,12 +44,12 @@ NAME_ERRORS = {
 
 
 def convert_shard(
-    sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig, *, ffmpeg: bool = False
+    sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig, *, ffmpeg: bool = True
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails is a row. ``ffmpeg`` lets that program decode what libsndfile cannot. When the rows are
-    returned, the files that they speak of are safe on disk.
+    A source that fails is a row. ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is
+    installed. When the rows are returned, the files that they speak of are safe on disk.
     Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone: then every
     further source would fail as well.
     """
@@ -83,7 +83,7 @@ def _convert_source(source: Source, src: Path, dst: Path, config: ConvertConfig,
 
 
 def convert_file(
-    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool = False
+    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool = True
 ) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
@@ -138,7 +138,7 @@ def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo, bool]:
+def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
