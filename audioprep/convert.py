@@ -66,17 +66,17 @@ def convert_shard(
     dst: Path,
     config: ConvertConfig,
     *,
-    ffmpeg: bool = False,
+    ffmpeg: bool = True,
     read_timeout: float = 0.0,
     permit: Permit = always,
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
     A source that fails is a row, as is one that could not be read within ``read_timeout`` seconds, if that is not 0.
-    ``ffmpeg`` lets that program decode what libsndfile cannot. ``permit`` is called before anything changes in ``dst``,
-    and raises where that is not to be. When the rows are returned, the files that they speak of are safe on disk.
-    Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone or nothing can
-    be read any more: then every further source would fail as well.
+    ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is installed. ``permit`` is called before
+    anything changes in ``dst``, and raises where that is not to be. When the rows are returned, the files that they
+    speak of are safe on disk. Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a
+    whole has gone or nothing can be read any more: then every further source would fail as well.
     """
 
     def convert(source: Source, claim: Claim) -> Record:
@@ -149,7 +149,7 @@ def convert_file(
     config: ConvertConfig,
     *,
     durable: bool = True,
-    ffmpeg: bool = False,
+    ffmpeg: bool = True,
     claim: Claim = no_claim,
     permit: Permit = always,
 ) -> Record:
@@ -269,7 +269,7 @@ def store(
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo, bool]:
+def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot

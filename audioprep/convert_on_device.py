@@ -54,7 +54,7 @@ class Decoded:
 class DeviceConverter:
     """What `convert_shard` is to the processor: a list of sources in, one record each out, in order."""
 
-    def __init__(self, src: Path, config: ConvertConfig, *, device: str, threads: int, ffmpeg: bool = False) -> None:
+    def __init__(self, src: Path, config: ConvertConfig, *, device: str, threads: int, ffmpeg: bool = True) -> None:
         """Raises `UserError` where ``device`` or torchaudio is not there."""
         self._src, self._config, self._ffmpeg = src, config, ffmpeg
         self._log_mel = DeviceLogMel(config, device)

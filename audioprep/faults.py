@@ -52,6 +52,17 @@ class DecodeError(Exception):
         self.info = info
 
 
+class CannotOpenError(DecodeError):
+    """Nobody has opened the source yet: another decoder may. What was opened and found damaged is a `DecodeError`.
+
+    ``seconds`` is how long the sound is, where that is known; a decoder that finds less has not read all of it.
+    """
+
+    def __init__(self, reason: str, message: str, seconds: float | None = None) -> None:
+        super().__init__(reason, message)
+        self.seconds = seconds
+
+
 def one_line(text: str) -> str:
     """``text`` with every run of white space as one space and what is no Unicode escaped: fit for a table's cell."""
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()

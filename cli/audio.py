@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--decoder",
-    type=click.Choice(["soundfile", "ffmpeg"]),
-    default="soundfile",
-    help="ffmpeg: what libsndfile cannot read (m4a, webm, wma, aac) goes through that program.",
+    type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+    default="auto",
+    help="What libsndfile cannot open (m4a, webm, wma, …) goes through ffmpeg: where it is installed; always; never.",
 )
 @click.option("--files", type=PATH, default=None, help="A CSV file whose column source names the inputs, not a scan.")
 @click.option(
@@ -107,7 +107,8 @@ def melspec(
         dtype=dtype,
         resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
     )
-    request = MelspecOptions(workers=pool, device=device, ffmpeg=decoder == "ffmpeg", **options)
+    ffmpeg = {"auto": None, "ffmpeg": True, "soundfile": False}[decoder]
+    request = MelspecOptions(workers=pool, device=device, ffmpeg=ffmpeg, **options)
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

@@ -85,11 +85,12 @@ class MelspecOptions:
     ``workers`` says where they come from; a number means local processes, 0 works in this one. ``retry_failed``
     converts again what failed before. ``check_sources`` also converts again what has another size or modification time
     than recorded; where the sources lie in another folder than the one recorded, sizes are compared anyway. ``files``
-    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` lets that program decode what
-    libsndfile cannot. ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one
-    process with as many decoding threads as there are ``workers``; it belongs to a configuration with
-    `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the file system looks too small. ``read_timeout``: the
-    seconds that a source may take to be read; then it is a failure row, which the next run tries again. 0: for ever.
+    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` says whether that program
+    decodes what libsndfile cannot open: True requires it, None takes it where it is installed, False does without.
+    ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many
+    decoding threads as there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space``
+    starts even if the file system looks too small. ``read_timeout``: the seconds that a source may take to be read;
+    then it is a failure row, which the next run tries again. 0: for ever.
     """
 
     workers: WorkerPool | int = 1
@@ -97,7 +98,7 @@ class MelspecOptions:
     retry_failed: bool = False
     check_sources: bool = False
     files: Path | None = None
-    ffmpeg: bool = False
+    ffmpeg: bool | None = None
     name: str | None = None
     device: str = "cpu"
     ignore_space: bool = False
@@ -219,15 +220,21 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
     pool = WorkerPool.of(options.workers)
     if options.device == "cpu":
         root = src.absolute() if pool.elsewhere else src
-        limit = options.read_timeout
-        return functools.partial(
-            convert_shard, src=root, config=config, ffmpeg=options.ffmpeg, read_timeout=limit
-        ), pool
+        convert = functools.partial(
+            convert_shard,
+            src=root,
+            config=config,
+            ffmpeg=options.ffmpeg is not False,
+            read_timeout=options.read_timeout,
+        )
+        return convert, pool
     if pool.elsewhere:
         raise UserError(f"--device {options.device} converts in this process; it does not go with a cluster.")
     from audioprep.convert_on_device import DeviceConverter  # imports torch
 
-    converter = DeviceConverter(src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg)
+    converter = DeviceConverter(
+        src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg is not False
+    )
     return converter, WorkerPool(local=0)
 
 
