@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from artifacts.audio_names import without_suffix
+
 # VGGSound: 11-character YouTube id, "_", start second in six digits. Tried before any form with a leading "Y".
 VGGSOUND_FORM = re.compile(r"([\w-]{11})_(\d{6})", re.ASCII)
 # AudioSet copies: "Y" + 11-character id, optionally followed by start (and end) in seconds or milliseconds.
@@ -36,7 +38,7 @@ def clip_id_candidates(file_name: str) -> list[str]:
     of several parts that number their files alike (WavCaps) have ids with the part's folder: ``FreeSound/1234``.
     """
     folder, name = _last_two(file_name)
-    stem = _without_suffix(name)
+    stem = without_suffix(name)
     candidates = [f"{folder}/{stem}", stem] if folder and folder != ".." else [stem]
     derived = [youtube_id(stem)]
     if timed := TIMED_FORM.fullmatch(stem):
@@ -49,15 +51,10 @@ def clip_id_candidates(file_name: str) -> list[str]:
 
 def file_stem(file_name: str) -> str:
     """The last path component without its suffix; ids with dots in their start times keep them."""
-    return _without_suffix(_last_two(file_name)[1])
+    return without_suffix(_last_two(file_name)[1])
 
 
 def _last_two(file_name: str) -> tuple[str, str]:
     """Folder and name at the end of a path, as `PurePosixPath` tells them, which takes ten times as long."""
     parts = [part for part in file_name.split("/") if part not in ("", ".")]
     return parts[-2] if len(parts) > 1 else "", parts[-1] if parts else ""
-
-
-def _without_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and stem and not suffix.isdigit() else name

@@ -7,16 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.audio_names import has_audio_suffix, without_suffix
 from artifacts.errors import UserError
-from artifacts.layout import MELSPEC_FOLDER, inside
+from artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
 
-READABLE_SUFFIXES = {
-    *("wav", "wave", "bwf", "rf64", "w64", "aiff", "aif", "aifc", "au", "snd", "caf"),
-    *("flac", "ogg", "oga", "opus", "mp3"),
-}
-# What libsndfile cannot read is listed all the same: such files become failure rows that say what to do.
-UNREADABLE_SUFFIXES = {"m4a", "aac", "webm", "mka", "wma"}
-AUDIO_SUFFIXES = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
 # macOS writes these beside every file on foreign file systems; they hold no sound.
 APPLE_DOUBLE_PREFIX = "._"
 
@@ -43,9 +37,8 @@ class Source(NamedTuple):
 
 
 def output_name(relative: str) -> str:
-    """The log-mel's path for a source: the same, with its suffix replaced by ``.npy``."""
-    stem, dot, suffix = relative.rpartition(".")
-    return f"{stem if dot and suffix.lower() in AUDIO_SUFFIXES else relative}.npy"
+    """The log-mel's path for a source: the same, with its suffix, whatever that is, replaced by ``.npy``."""
+    return without_suffix(relative) + LMS_FILE_SUFFIX
 
 
 def modification_time_ns(status: os.stat_result) -> int:
@@ -56,11 +49,12 @@ def modification_time_ns(status: os.stat_result) -> int:
 def discover(src: Path, exclude: Path | None = None, found: Callable[[int], object] | None = None) -> list[Source]:
     """All sources under ``src``, sorted by relative path (by code point).
 
-    A source is anything whose name ends in one of `AUDIO_SUFFIXES`, in whatever case: files, and also folders and
-    broken links of such names, which conversion turns into failure rows. Linked folders are entered, but never one
-    that is its own ancestor. A folder that cannot be listed is a source with a reason, as are names that are not
-    UTF-8, all but the first of several sources for one output (``a.flac``, ``a.wav``), and what would be written over
-    the bookkeeping. Left out are AppleDouble files (``._*``) and the folder ``exclude`` (the output's) below ``src``.
+    A source is anything whose name has an audio suffix (`artifacts.audio_names`), in whatever case: files, and also
+    folders and broken links of such names, which conversion turns into failure rows. Linked folders are entered, but
+    never one that is its own ancestor. A folder that cannot be listed is a source with a reason, as are names that are
+    not UTF-8, all but the first of several sources for one output (``a.flac``, ``a.wav``), and what would be written
+    over the bookkeeping. Left out are AppleDouble files (``._*``) and the folder ``exclude`` (the output's) below
+    ``src``.
     ``found`` is called with the number of sources of every folder listed. Raises `UserError` where ``src`` is no
     folder or cannot be listed.
     """
@@ -134,8 +128,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_audio_name(name: str) -> bool:
-    stem, _, suffix = name.rpartition(".")
-    return suffix.lower() in AUDIO_SUFFIXES and bool(stem) and not name.startswith(APPLE_DOUBLE_PREFIX)
+    return has_audio_suffix(name) and not name.startswith(APPLE_DOUBLE_PREFIX)
 
 
 def _folder_id(path: str) -> FolderId:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.audio_names import AUDIO_FILE
 from artifacts.clip_id import AUDIOSET_FORM, TIMED_FORM, VGGSOUND_FORM
 from captions.columns import Lookup, chunks, holds_byte, in_threads, one_array, text_bytes
 
-AUDIO_FILE = r"(?i)^(?:.*/)?([^/]+)\.(?:wav|flac|mp3|ogg|opus|m4a|aac|aif|aiff|npy)$"
 ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 FEW = 4  # names are few where clips are so many times as many
 VGGSOUND_LENGTH, AUDIOSET_LENGTH, ID_LENGTH = 18, 12, 11
