@@ -19,6 +19,7 @@ import soxr
 from artifacts.clip_id import clip_id
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
+from artifacts.folders import make_folder
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED, OK, write_lms
 from audioprep.config import ConvertConfig, LogMelConfig
@@ -222,7 +223,7 @@ def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) 
         write_lms(output, log_mel, layout.temporaries, durable=durable)
     except FileNotFoundError:
         for folder in (output.parent, layout.temporaries):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         write_lms(output, log_mel, layout.temporaries, durable=durable)
     except OSError as error:
         if error.errno != errno.EXDEV:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from artifacts.records import (
 )
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
-from audioprep.discover import Source
+from audioprep.discover import PassedOver, Source
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
@@ -48,7 +48,7 @@ SOURCES_LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class MelspecReport:
-    """How a conversion went: ``inputs = done + skipped + failed``."""
+    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` says what else lies in SRC."""
 
     inputs: int
     done: int
@@ -59,15 +59,16 @@ class MelspecReport:
     files_csv: str
     listed: int
     records: str
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "passed_over": self.passed_over.to_dict()}
 
     def summary(self) -> str:
-        """``inputs = done + skipped + failed`` in one line, with the commonest reasons."""
-        return f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed" + (
-            f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
-        )
+        """``inputs = done + skipped + failed`` in one line, with the commonest reasons and what was passed over."""
+        line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
+        reasons = f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
+        return line + reasons + (f"; {self.passed_over}" if str(self.passed_over) else "")
 
     def require(self, limit: FailureLimit) -> None:
         """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
@@ -108,7 +109,8 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
-    sources = _sources(src, dst, config, options)
+    passed_over = PassedOver()
+    sources = _sources(src, dst, config, options, passed_over)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     files_csv = list_path(layout, options.name)
@@ -141,6 +143,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         files_csv=str(files_csv),
         listed=listed,
         records=str(layout.melspec),
+        passed_over=passed_over,
     )
 
 
@@ -218,13 +221,15 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
     return converter, WorkerPool(local=0)
 
 
-def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> list[Source]:
+def _sources(
+    src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions, passed_over: PassedOver | None = None
+) -> list[Source]:
     """The sources of a run. Raises `UserError` before anything is written where it cannot be carried out."""
     if options.ffmpeg:
         require_ffmpeg()
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
-    return find_sources(src, dst, options.files)
+    return find_sources(src, dst, options.files, passed_over)
 
 
 def _convert(

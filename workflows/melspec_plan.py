@@ -17,7 +17,7 @@ from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_fol
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
-from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
+from audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
 from workflows.melspec_owners import Owners, misnamed, settle
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
@@ -36,19 +36,21 @@ class Plan:
     superseded: list[Source] = field(default_factory=list)
 
 
-def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
+def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
     """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
 
-    What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
+    What a scan sees and does not take is counted in ``passed_over``. What is named and not there becomes a failure row
+    when it is converted. Raises `UserError` where ``src`` is no
     folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
     has a name that configuration and lists cannot hold.
     """
     for path in (src.resolve(), dst.absolute()):
         _require_text(path)
     if files is None:
-        sources = discover(src, exclude=dst)
+        others = passed_over or PassedOver()
+        sources = discover(src, exclude=dst, passed_over=others)
         if not sources:
-            raise UserError(f"{src} holds no audio files.")
+            raise UserError(f"{src} holds no audio files" + (f"; {others}." if str(others) else "."))
         return sources
     require_folder(src, "the audio files to convert")
     sources = named_sources(src, read_csv_columns(files, ["source"], "the list of sources")["source"])
