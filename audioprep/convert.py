@@ -214,6 +214,7 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "bin_m2": None,
         "source_bytes": info.source_bytes,
         "source_mtime_ns": info.source_mtime_ns,
+        "source_digest": info.source_digest,
     }
 
 

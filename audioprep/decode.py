@@ -20,6 +20,7 @@ from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
 from audioprep.discover import modification_time_ns
 from audioprep.faults import DecodeError
 from audioprep.ffmpeg import ffmpeg_sound
+from audioprep.identity import sampled_digest
 from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.mp3 import walk_mp3, with_stated_length
 from audioprep.ogg import MAGIC as OGG_MAGIC
@@ -51,6 +52,7 @@ class AudioInfo:
 
     source_bytes: int | None = None
     source_mtime_ns: int | None = None
+    source_digest: str | None = None
     sample_rate: int | None = None
     channels: int | None = None
     seconds: float | None = None
@@ -73,12 +75,16 @@ def decode(
     try:
         descriptor = _open(path, info)
         try:
-            return _decode_open(descriptor, info, config, resample), info
+            waveform = _decode_open(descriptor, info, config, resample)
+            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # of pages that are in memory now
+            return waveform, info
         except DecodeError as error:
             if error.reason != "unsupported" or not ffmpeg:
                 raise
             with ffmpeg_sound(path, config.max_seconds) as sound:
-                return _checked_waveform(sound, info, config, resample), info
+                waveform = _checked_waveform(sound, info, config, resample)
+                info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)
+                return waveform, info
         finally:
             os.close(descriptor)
     except DecodeError as error:

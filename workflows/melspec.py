@@ -36,6 +36,7 @@ from workflows.file_list import list_path, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
+from workflows.source_roots import is_only_root, known_roots, require_replacement, roots_with
 from workflows.starting_anew import forget, require_replaceable, space_given_back
 from workflows.workers import Shared
 
@@ -92,6 +93,7 @@ class MelspecOptions:
     overwrite: bool = False
     retry_failed: bool = False
     check_sources: bool = False
+    replace: bool = False
     files: Path | None = None
     ffmpeg: bool = False
     name: str | None = None
@@ -129,7 +131,9 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         begin = functools.partial(_begin, layout, plan, config, src, options)
         reasons = _convert(layout, src, function, plan.pending, pool, begin)
         # A list may name a part of the sources: what failed outside of it is none of its business.
-        compact_records(layout, None if options.files else {source.relative for source in sources})
+        # What failed in another folder is none either.
+        alone = not options.files and is_only_root(read_config(layout), src)
+        compact_records(layout, {source.relative for source in sources} if alone else None)
         listed = write_list(layout, files_csv, plan.pending)
         sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
     failed = plan.failed + reasons
@@ -176,8 +180,9 @@ def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertCo
         sources,
         retry_failed=options.retry_failed,
         check_sources=options.check_sources,
-        same_root=frozen is None or frozen.get("source_root") == str(src.resolve()),
+        same_root=is_only_root(frozen, src),
     )
+    require_replacement(layout, frozen, src, plan, options.replace)
     require_unpacked(layout, plan.pending)
     return plan
 
@@ -202,9 +207,11 @@ def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, opti
     if options.overwrite:
         forget(layout)
     append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
-    if read_config(layout) is None:
-        root = str(src.resolve())
-        write_config(layout, config.to_dict(), {"source_root": root, "versions": software_versions()})
+    frozen = read_config(layout)
+    roots = roots_with(frozen, src, plan)
+    if roots != known_roots(frozen):
+        versions = software_versions() if frozen is None else frozen.get("versions")
+        write_config(layout, config.to_dict(), {"source_root": roots[0], "source_roots": roots, "versions": versions})
 
 
 def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:

@@ -17,10 +17,11 @@ from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_fol
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
-from audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
+from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
 from workflows.melspec_owners import Owners, misnamed, settle
+from workflows.source_changes import RecordedFiles, changed_in_place, other_files
 
-PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
+PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns", "source_digest"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Plan:
     """The sources still to convert, and how many of the others are done or failed before, by reason.
 
     ``superseded`` are sources with good records that lose their arrays to pending ones; the reasons are in them.
+    ``replaced`` are sources with good records whose arrays would be replaced by those of other files of another folder.
     """
 
     pending: list[Source]
     done: int
     failed: Counter[str]
     superseded: list[Source] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
 
 def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
@@ -73,8 +76,9 @@ def make_plan(
     """Compare ``sources`` with the records of ``layout``.
 
     A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded, also of failed ones;
-    sizes are compared anyway where the records speak of another folder (not ``same_root``). Where a source's output is
+    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded, also of failed ones.
+    Where the records speak of another folder (not ``same_root``), a file of the same name may be a copy or another
+    sound: sizes, times and contents tell. Where a source's output is
     the array of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
     """
     if not record_parts(layout):
@@ -89,16 +93,22 @@ def make_plan(
     failed = known & (status[row_of] == FAILED)
     owners = Owners(records, status == OK)
     good &= (_present(layout.root, records["file_name"]) & ~owners.without_owner(records["file_name"]))[row_of]
+    replaced: list[str] = []
     if check_sources or not same_root:
-        changed = _changed(sources, good, failed, row_of, records, check_sources=check_sources, same_root=same_root)
+        look = changed_in_place if same_root else other_files
+        changed = look(sources, good, failed, row_of, RecordedFiles(records))
+        if not same_root:
+            replaced = [sources[index].relative for index in np.flatnonzero(good & changed).tolist()]
         good &= ~changed
         failed &= ~changed
     kept_failed = np.zeros(len(sources), bool) if retry_failed else failed
     reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
     rows = np.flatnonzero(~(good | kept_failed)).tolist()
     pending, superseded = settle([sources[index] for index in rows], owners)
+    if not same_root:
+        replaced += [source.relative for source in superseded]
     superseded += misnamed(records, status == OK, sources[0].root) if sources else []
-    return Plan(pending, int(good.sum()), reasons, superseded)
+    return Plan(pending, int(good.sum()), reasons, superseded, replaced)
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
@@ -138,37 +148,3 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
             "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
         )
-
-
-def _changed(
-    sources: Sequence[Source],
-    good: np.ndarray,
-    failed: np.ndarray,
-    row_of: np.ndarray,
-    records: pa.Table,
-    *,
-    check_sources: bool,
-    same_root: bool,
-) -> np.ndarray:
-    """Which of the ``good`` and ``failed`` sources are other files than those recorded, by size and maybe by time.
-
-    Good ones that cannot be looked at have changed; failed ones have not. Where the size of a failed one was never
-    known, one that is there has changed if that was asked for (``check_sources``).
-    """
-    sizes = records["source_bytes"].fill_null(-1).to_numpy()
-    times = records["source_mtime_ns"].fill_null(-1).to_numpy()
-    compare_times = check_sources and same_root
-    changed = np.zeros(len(sources), bool)
-    for index in np.flatnonzero(good | failed).tolist():
-        row = row_of[index]
-        try:
-            status = sources[index].path.stat()
-        except OSError:
-            changed[index] = good[index]
-            continue
-        if failed[index] and sizes[row] < 0:
-            changed[index] = check_sources
-            continue
-        other_time = compare_times and modification_time_ns(status) != times[row]
-        changed[index] = status.st_size != sizes[row] or other_time
-    return changed

@@ -157,14 +157,6 @@ def test_changed_sources_are_seen_when_asked_for(src: Path) -> None:
     assert convert(src, check_sources=True).done == 1
 
 
-def test_sources_from_another_folder_are_compared_by_size(src: Path, tmp_path: Path) -> None:
-    convert(src)
-    src.rename(tmp_path / "moved")
-    write_wav(tmp_path / "moved" / "train" / "clip 1.wav", 77, seconds=2.0)
-    report = convert(tmp_path / "moved")
-    assert (report.done, report.skipped) == (1, 11)
-
-
 def test_empty_missing_and_unwritable(src: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no audio files"):
