@@ -78,8 +78,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
+        # Python up to 3.12 leaves a carriage return bare, which every reader takes for the end of a line.
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         lines.writerow(header)
-        lines.writerows(rows)
+        for row in rows:
+            (quoted if any("\r" in value for value in row) else lines).writerow(row)
         text.flush()
         text.detach()
 
