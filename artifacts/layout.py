@@ -137,10 +137,18 @@ def is_evaluation_clip(file_name: str) -> bool:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root."""
-    path = Path(relative)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(
-            f"{relative!r} leads out of {root}; paths in tables are relative to their root and stay inside."
-        )
-    return root / path
+    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root.
+
+    Links below ``root`` are followed: parts of a large data set lie on other disks.
+    """
+    if leads_out(relative):
+        raise UserError(f"{relative!r} leads out of {root}; {STAY_INSIDE}.")
+    return root / relative
+
+
+def leads_out(relative: str) -> bool:
+    """Whether a path is absolute or has a part ``..``."""
+    return relative.startswith("/") or (".." in relative and ".." in relative.split("/"))
+
+
+STAY_INSIDE = "paths in tables are relative to their root and stay inside"

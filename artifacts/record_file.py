@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.tables import first_line, require_column_inside
 
 # One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
 # stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.
@@ -43,6 +43,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("source_digest", pa.string()),
     ]
 )
+FILE_NAME = "file_name"
 # Files that an earlier version wrote lack these; there they are null.
 ADDED_LATER = frozenset({"source_digest"})
 ROW_GROUP_ROWS = 8192
@@ -69,9 +70,11 @@ class RecordFile:
         schema = pa.schema([RECORD_SCHEMA.field(name) for name in stored])
         try:
             table = self._file.read_row_group(number, columns=stored).select(stored).cast(schema)
-            return with_all_columns(table, columns)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise self._unreadable(error) from error
+        if FILE_NAME in stored:
+            require_column_inside(table[FILE_NAME], self.path)
+        return with_all_columns(table, columns)
 
     def _unreadable(self, error: BaseException) -> UserError:
         return UserError(f"{self.path} cannot be read as conversion records: {first_line(error)}")

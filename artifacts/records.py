@@ -22,6 +22,7 @@ from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
 from artifacts.record_file import (
     ADDED_LATER,
+    FILE_NAME,
     ROW_GROUP_ROWS,
     RecordFile,
     stored_columns,
@@ -30,7 +31,7 @@ from artifacts.record_file import (
 )
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_rows import record_table
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import first_line, read_parquet, require_column_inside, write_parquet
 
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 
@@ -163,7 +164,10 @@ def _read_part(path: Path, columns: list[str]) -> pa.Table:
     if not ADDED_LATER.isdisjoint(columns):
         with suppress(pa.ArrowException, OSError):  # what is wrong with the file is said below
             stored = stored_columns(pq.read_schema(path).names, columns)
-    return with_all_columns(read_parquet(path, RECORD_SCHEMA, "conversion records", stored), columns)
+    table = read_parquet(path, RECORD_SCHEMA, "conversion records", stored)
+    if FILE_NAME in columns:
+        require_column_inside(table[FILE_NAME], path)
+    return with_all_columns(table, columns)
 
 
 def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:

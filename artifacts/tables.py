@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.layout import STAY_INSIDE, leads_out, require_file
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -63,9 +64,29 @@ def write_captions(path: Path, table: pa.Table) -> None:
     write_parquet(path, table.select(CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA))
 
 
-def read_file_list(path: Path) -> list[str]:
-    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order."""
-    return read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
+    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order.
+
+    Raises `UserError` where one leads out of the data directory; ``unchecked`` leaves that to the caller.
+    """
+    names = read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+    if not unchecked:
+        require_inside(names, path, first_row=2)  # after the header
+    return names
+
+
+def require_inside(names: list[str], source: Path, *, first_row: int = 0) -> None:
+    """Raise `UserError` where one of ``names``, paths that ``source`` has row by row, leads out of its root."""
+    for row, name in enumerate(names, start=first_row):
+        if leads_out(name):
+            raise UserError(f"{source}, row {row}: {name!r} leads out of its folder; {STAY_INSIDE}.")
+
+
+def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> None:
+    """`require_inside` of a column of text, at once where nothing in it is suspicious."""
+    suspicious = pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, ".."))
+    if pc.any(suspicious).as_py():
+        require_inside(names.to_pylist(), source)
 
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
