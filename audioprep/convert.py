@@ -38,6 +38,8 @@ FILES_PER_SYNC = 64
 # What an output's own name can be guilty of; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
+    errno.EINVAL: ("bad_name", "the file system cannot hold the output's name"),
+    errno.EILSEQ: ("bad_name", "the file system cannot hold the output's name"),
     errno.EEXIST: ("name_conflict", "a file stands where the output needs a folder"),
     errno.ENOTDIR: ("name_conflict", "a file stands where the output needs a folder"),
     errno.EISDIR: ("name_conflict", "a folder stands where the output shall be"),

@@ -14,6 +14,7 @@ from artifacts.audio_names import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suff
 from artifacts.errors import UserError
 from artifacts.folders import APPLE_DOUBLE_PREFIX, folder_id, is_no_data, walk
 from artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
+from artifacts.name_folding import EXACT, NameFolding
 from audioprep.sniff import OTHER_SUFFIXES, holds_sound
 
 # Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
@@ -109,7 +110,7 @@ def discover(
     except OSError as error:
         raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
     scan = _Scan(root, passed_over or PassedOver(), found or (lambda count: None))
-    return _with_conflicts(scan.sources(excluded))
+    return with_conflicts(scan.sources(excluded))
 
 
 class _Scan:
@@ -177,7 +178,7 @@ def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
     """
     root = os.fspath(src)
     unique = sorted({_normal(src, name) for name in names})
-    return _with_conflicts([_named_source(root, name) for name in unique])
+    return with_conflicts([_named_source(root, name) for name in unique])
 
 
 def _named_source(root: str, name: str) -> Source:
@@ -236,13 +237,18 @@ def _as_text(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _with_conflicts(sources: list[Source]) -> list[Source]:
-    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it."""
-    first = _contested(sources)
-    return [source if source.reason else _with_conflict(source, first) for source in sources] if first else sources
+def with_conflicts(sources: list[Source], folding: NameFolding = EXACT) -> list[Source]:
+    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it.
+
+    ``folding`` says which names the output's file system does not tell apart.
+    """
+    first = _contested(sources, folding)
+    if not first:
+        return sources
+    return [source if source.reason else _with_conflict(source, first, folding) for source in sources]
 
 
-def _contested(sources: list[Source]) -> dict[str, str]:
+def _contested(sources: list[Source], folding: NameFolding) -> dict[str, str]:
     """The source of every output that may be in another's way; of two million, a few at most.
 
     Outputs are counted by their hashes first, which takes a third of the memory of their names.
@@ -253,17 +259,26 @@ def _contested(sources: list[Source]) -> dict[str, str]:
     for source in sources:
         if source.reason:
             continue
-        key = hash(output_name(source.relative))
+        key = hash(_output_key(source.relative, folding))
         (twice if key in seen else seen).add(key)
-        if ".npy/" in source.relative:
-            folders.update(hash(folder.as_posix()) for folder in Path(source.relative).parents)
+        if ".npy/" in source.relative.lower():
+            folders.update(map(hash, _folder_keys(source.relative, folding)))
     contested = twice | (folders & seen)
     first: dict[str, str] = {}
     for source in sources if contested else ():
-        output = output_name(source.relative)
+        output = _output_key(source.relative, folding)
         if not source.reason and hash(output) in contested:
             first[output] = min(first.get(output, source.relative), source.relative, key=_preference)
     return first
+
+
+def _output_key(relative: str, folding: NameFolding) -> str:
+    return folding(output_name(relative)) if folding else output_name(relative)
+
+
+def _folder_keys(relative: str, folding: NameFolding) -> list[str]:
+    """The folders that lead to a source's output, as `_output_key` would have them."""
+    return [folding(folder.as_posix()) for folder in Path(relative).parents]
 
 
 def _preference(relative: str) -> tuple[int, str]:
@@ -272,13 +287,14 @@ def _preference(relative: str) -> tuple[int, str]:
     return (0 if suffix in PLAIN_SUFFIXES else 1 if suffix in CODED_SUFFIXES else 2), relative
 
 
-def _with_conflict(source: Source, first: dict[str, str]) -> Source:
-    owner = first.get(output_name(source.relative), source.relative)
+def _with_conflict(source: Source, first: dict[str, str], folding: NameFolding) -> Source:
+    where = f" where {folding} are not told apart" if folding else ""
+    owner = first.get(_output_key(source.relative, folding), source.relative)
     if owner != source.relative:
-        return source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
-    if ".npy/" in source.relative:
-        for folder in Path(source.relative).parents:
-            if (owner := first.get(folder.as_posix(), "")) != "":
-                message = f"the output of {owner!r} stands where its own needs the folder {folder.name}"
+        return source._replace(reason="name_conflict", message=f"{owner!r} has the same output{where}")
+    if ".npy/" in source.relative.lower():
+        for folder in _folder_keys(source.relative, folding):
+            if (owner := first.get(folder, "")) != "":
+                message = f"the output of {owner!r} stands where its own needs the folder {folder}{where}"
                 return source._replace(reason="name_conflict", message=message)
     return source

@@ -17,6 +17,7 @@ from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
 from artifacts.layout import LmsLayout
 from artifacts.lock import exclusive
+from artifacts.name_folding import EXACT, NameFolding, probe_folding
 from artifacts.progress import Progress
 from artifacts.records import (
     FAILED,
@@ -28,7 +29,7 @@ from artifacts.records import (
 )
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
-from audioprep.discover import PassedOver, Source
+from audioprep.discover import PassedOver, Source, with_conflicts
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
@@ -123,7 +124,9 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             sweep_temporaries(folder)
         sweep_temporaries(layout.data, shared=True)
         sweep_forecasts(layout)
-        plan = _plan(layout, sources, src, config, options)
+        if folding := probe_folding(layout.temporaries):
+            sources = with_conflicts(sources, folding)
+        plan = _plan(layout, sources, src, config, options, folding)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
             _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
         # Workers elsewhere may stand in another folder.
@@ -162,7 +165,14 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
     return _forecast(layout, _plan(layout, sources, src, config, options).pending, config, pool, convert, options)
 
 
-def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertConfig, options: MelspecOptions) -> Plan:
+def _plan(
+    layout: LmsLayout,
+    sources: list[Source],
+    src: Path,
+    config: ConvertConfig,
+    options: MelspecOptions,
+    folding: NameFolding = EXACT,
+) -> Plan:
     """What is to be done; nothing is written. Raises `FingerprintConflictError` and `UserError` as `run_melspec`."""
     if options.overwrite:
         require_replaceable(layout, sources)
@@ -181,6 +191,7 @@ def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertCo
         retry_failed=options.retry_failed,
         check_sources=options.check_sources,
         same_root=is_only_root(frozen, src),
+        folding=folding,
     )
     require_replacement(layout, frozen, src, plan, options.replace)
     require_unpacked(layout, plan.pending)

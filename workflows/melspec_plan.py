@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
+from artifacts.name_folding import EXACT, NameFolding
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
 from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
-from workflows.melspec_owners import Owners, misnamed, settle
+from workflows.melspec_owners import Owners, folded, misnamed, settle
 from workflows.source_changes import RecordedFiles, changed_in_place, other_files
 
 PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns", "source_digest"]
@@ -71,7 +72,13 @@ def _require_text(path: Path) -> None:
 
 
 def make_plan(
-    layout: LmsLayout, sources: list[Source], *, retry_failed: bool, check_sources: bool, same_root: bool
+    layout: LmsLayout,
+    sources: list[Source],
+    *,
+    retry_failed: bool,
+    check_sources: bool,
+    same_root: bool,
+    folding: NameFolding = EXACT,
 ) -> Plan:
     """Compare ``sources`` with the records of ``layout``.
 
@@ -91,8 +98,8 @@ def make_plan(
     known = row_of >= 0
     good = known & (status[row_of] == OK)
     failed = known & (status[row_of] == FAILED)
-    owners = Owners(records, status == OK)
-    good &= (_present(layout.root, records["file_name"]) & ~owners.without_owner(records["file_name"]))[row_of]
+    owners = Owners(records, status == OK, folding)
+    good &= (_present(layout.root, records["file_name"], folding) & ~owners.without_owner(records["file_name"]))[row_of]
     replaced: list[str] = []
     if check_sources or not same_root:
         look = changed_in_place if same_root else other_files
@@ -120,12 +127,13 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     return chosen
 
 
-def _present(root: Path, file_names: pa.ChunkedArray) -> np.ndarray:
+def _present(root: Path, file_names: pa.ChunkedArray, folding: NameFolding) -> np.ndarray:
     """Which of ``file_names`` are files under ``root`` or in its pack: one scan instead of a question for each."""
     found = pa.array(arrays_below(root), pa.string())
     if (packed := packed_names(root)) is not None:
         found = pa.concat_arrays([found, packed])
-    present: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=found).to_numpy(zero_copy_only=False)
+    names = folded(file_names, folding)
+    present: np.ndarray = pc.is_in(names, value_set=folded(found, folding)).to_numpy(zero_copy_only=False)
     return present
 
 
