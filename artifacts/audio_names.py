@@ -34,9 +34,10 @@ VIDEO_SUFFIXES = frozenset(
 )
 AUDIO_SUFFIXES = PLAIN_SUFFIXES | CODED_SUFFIXES | VIDEO_SUFFIXES
 LOG_MEL_SUFFIX = "npy"
+KNOWN_SUFFIXES = AUDIO_SUFFIXES | {LOG_MEL_SUFFIX}
 
 # For whole columns of names (RE2): group 1 is the name of an audio file or log-mel without folder and suffix.
-AUDIO_FILE = rf"(?i)^(?:.*/)?([^/]+)\.(?:{'|'.join(map(re.escape, sorted({*AUDIO_SUFFIXES, LOG_MEL_SUFFIX})))})$"
+AUDIO_FILE = rf"(?i)^(?:.*/)?([^/]+)\.(?:{'|'.join(map(re.escape, sorted(KNOWN_SUFFIXES)))})$"
 # What looks like the suffix of some format that no list knows. Start times (`_30.000`), running numbers
 # (`blues.00000`), single letters (`Yabc.d`) and words are parts of a name.
 UNKNOWN_SUFFIX = re.compile(r"(?=[0-9]?[a-z])[a-z0-9]{2,5}", re.ASCII | re.IGNORECASE)
@@ -44,8 +45,8 @@ UNKNOWN_SUFFIX = re.compile(r"(?=[0-9]?[a-z])[a-z0-9]{2,5}", re.ASCII | re.IGNOR
 
 def suffix_of(name: str) -> str:
     """What follows the last dot of a file's name, in lower case; empty for ``.wav``, which is all of a name."""
-    stem, dot, suffix = name.rpartition(".")
-    return suffix.lower() if dot and stem and not stem.endswith("/") else ""
+    stem, _, suffix = name.rpartition(".")
+    return suffix.lower() if stem and stem[-1] != "/" else ""
 
 
 def has_audio_suffix(name: str) -> bool:
@@ -55,6 +56,7 @@ def has_audio_suffix(name: str) -> bool:
 
 def without_suffix(name: str) -> str:
     """A file's name or path without its suffix, whatever format that names, and only one: ``a.tar.gz`` → ``a.tar``."""
-    suffix = suffix_of(name)
-    known = suffix in AUDIO_SUFFIXES or suffix == LOG_MEL_SUFFIX
-    return name[: -len(suffix) - 1] if known or UNKNOWN_SUFFIX.fullmatch(suffix) else name
+    stem, _, suffix = name.rpartition(".")
+    if stem and stem[-1] != "/" and (suffix.lower() in KNOWN_SUFFIXES or UNKNOWN_SUFFIX.fullmatch(suffix)):
+        return stem
+    return name

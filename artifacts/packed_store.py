@@ -22,7 +22,7 @@ from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
 from artifacts.layout import PACKED_FOLDER
 from artifacts.lms_array import HEADER_BYTES, npy_header, open_lms
-from artifacts.tables import read_parquet, write_parquet
+from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"
@@ -139,6 +139,7 @@ class PackedStore:
                 raise UserError(f"{path} is missing or has not the {size:,} bytes that {META} promises.")
         index = read_parquet(folder / INDEX, PACK_SCHEMA, "the index of a pack")
         index = index.filter(pc.is_null(index["reason"])).combine_chunks()
+        require_column_inside(index["file_name"], folder / INDEX)
         columns = [index[name].to_numpy() for name in ("shard", "start", "frames")]
         names = pc.cast(index["file_name"], pa.string()).combine_chunks()
         return cls(folder, meta["dtype"], int(meta["n_mels"]), *columns), names

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError, first_line
+from artifacts.tables import require_column_inside
 
 # One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
 # stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.
@@ -39,8 +40,12 @@ RECORD_SCHEMA = pa.schema(
         pa.field("bin_m2", pa.list_(pa.float64())),
         pa.field("source_bytes", pa.int64()),
         pa.field("source_mtime_ns", pa.int64()),
+        pa.field("source_digest", pa.string()),
     ]
 )
+FILE_NAME = "file_name"
+# Files that an earlier version wrote lack these; there they are null.
+ADDED_LATER = frozenset({"source_digest"})
 ROW_GROUP_ROWS = 8192
 # Row groups that are kept decoded while rows are merged: rows come nearly in order, so few files are open at a time.
 GROUPS_IN_MEMORY = 24
@@ -61,14 +66,33 @@ class RecordFile:
 
     def read(self, number: int, columns: Sequence[str]) -> pa.Table:
         """The columns of a row group, with the types of `RECORD_SCHEMA`."""
-        schema = pa.schema([RECORD_SCHEMA.field(name) for name in columns])
+        stored = stored_columns(self._file.schema_arrow.names, columns)
+        schema = pa.schema([RECORD_SCHEMA.field(name) for name in stored])
         try:
-            return self._file.read_row_group(number, columns=list(columns)).select(list(columns)).cast(schema)
+            table = self._file.read_row_group(number, columns=stored).select(stored).cast(schema)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise self._unreadable(error) from error
+        if FILE_NAME in stored:
+            require_column_inside(table[FILE_NAME], self.path)
+        return with_all_columns(table, columns)
 
     def _unreadable(self, error: BaseException) -> UserError:
         return UserError(f"{self.path} cannot be read as conversion records: {first_line(error)}")
+
+
+def stored_columns(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The ``wanted`` columns without those that a file with the columns ``there`` is too old for."""
+    return [name for name in wanted if name in there or name not in ADDED_LATER]
+
+
+def with_all_columns(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
+    """``table`` with the ``wanted`` columns in their order, nulls where a file is too old for one."""
+    for name in wanted:
+        if name not in table.column_names:
+            table = table.append_column(
+                RECORD_SCHEMA.field(name), pa.nulls(table.num_rows, RECORD_SCHEMA.field(name).type)
+            )
+    return table.select(list(wanted))
 
 
 def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray) -> None:

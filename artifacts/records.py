@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from artifacts.atomic import write_json
 from artifacts.errors import UserError, first_line
@@ -18,10 +20,18 @@ from artifacts.fingerprint import fingerprint
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
+from artifacts.record_file import (
+    ADDED_LATER,
+    FILE_NAME,
+    ROW_GROUP_ROWS,
+    RecordFile,
+    stored_columns,
+    with_all_columns,
+    write_rows,
+)
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
-from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_rows import record_table
-from artifacts.tables import read_parquet, write_parquet
+from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 
@@ -150,7 +160,14 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:
-    return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
+    stored = columns
+    if not ADDED_LATER.isdisjoint(columns):
+        with suppress(pa.ArrowException, OSError):  # what is wrong with the file is said below
+            stored = stored_columns(pq.read_schema(path).names, columns)
+    table = read_parquet(path, RECORD_SCHEMA, "conversion records", stored)
+    if FILE_NAME in columns:
+        require_column_inside(table[FILE_NAME], path)
+    return with_all_columns(table, columns)
 
 
 def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from artifacts.atomic import atomic_file
 from artifacts.csv_table import read_csv_table
 from artifacts.errors import UserError, first_line
-from artifacts.layout import require_file
+from artifacts.layout import STAY_INSIDE, leads_out, require_file
 from artifacts.utf8 import require_utf8
 
 CAPTIONS_SCHEMA = pa.schema(
@@ -66,9 +67,29 @@ def write_captions(path: Path, table: pa.Table) -> None:
     write_parquet(path, table.select(CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA))
 
 
-def read_file_list(path: Path) -> list[str]:
-    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order."""
-    return read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
+    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order.
+
+    Raises `UserError` where one leads out of the data directory; ``unchecked`` leaves that to the caller.
+    """
+    names = read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+    if not unchecked:
+        require_inside(names, path, first_row=2)  # after the header
+    return names
+
+
+def require_inside(names: list[str], source: Path, *, first_row: int = 0) -> None:
+    """Raise `UserError` where one of ``names``, paths that ``source`` has row by row, leads out of its root."""
+    for row, name in enumerate(names, start=first_row):
+        if leads_out(name):
+            raise UserError(f"{source}, row {row}: {name!r} leads out of its folder; {STAY_INSIDE}.")
+
+
+def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> None:
+    """`require_inside` of a column of text, at once where nothing in it is suspicious."""
+    suspicious = pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, ".."))
+    if pc.any(suspicious).as_py():
+        require_inside(names.to_pylist(), source)
 
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
@@ -81,8 +102,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
+        # Python up to 3.12 leaves a carriage return bare, which every reader takes for the end of a line.
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         lines.writerow(header)
-        lines.writerows(rows)
+        for row in rows:
+            (quoted if any("\r" in value for value in row) else lines).writerow(row)
         text.flush()
         text.detach()
 

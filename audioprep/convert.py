@@ -20,6 +20,7 @@ import soxr
 from artifacts.clip_id import clip_id
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
+from artifacts.folders import make_folder
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED, OK, write_lms
 from artifacts.reading import reading
@@ -50,6 +51,8 @@ TRANSIENT_IN_A_ROW = 20
 # What an output's own name can be guilty of; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
+    errno.EINVAL: ("bad_name", "the file system cannot hold the output's name"),
+    errno.EILSEQ: ("bad_name", "the file system cannot hold the output's name"),
     errno.EEXIST: ("name_conflict", "a file stands where the output needs a folder"),
     errno.ENOTDIR: ("name_conflict", "a file stands where the output needs a folder"),
     errno.EISDIR: ("name_conflict", "a folder stands where the output shall be"),
@@ -347,6 +350,7 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "bin_m2": None,
         "source_bytes": info.source_bytes,
         "source_mtime_ns": info.source_mtime_ns,
+        "source_digest": info.source_digest,
     }
 
 
@@ -356,7 +360,7 @@ def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, 
         write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except FileNotFoundError:
         for folder in (output.parent, layout.temporaries):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except OSError as error:
         if error.errno != errno.EXDEV:

@@ -18,6 +18,7 @@ from audioprep.content import Content
 from audioprep.discover import modification_time_ns
 from audioprep.faults import CannotOpenError, DecodeError
 from audioprep.ffmpeg import ffmpeg_sound, with_advice
+from audioprep.identity import sampled_digest
 from audioprep.libmpg123 import listening
 from audioprep.mixing import LevelMeter, mix, resampler
 from audioprep.opening import Source, checked_source, libsndfile_sound
@@ -45,6 +46,7 @@ class AudioInfo:
 
     source_bytes: int | None = None
     source_mtime_ns: int | None = None
+    source_digest: str | None = None
     sample_rate: int | None = None
     channels: int | None = None
     seconds: float | None = None
@@ -69,11 +71,13 @@ def decode(
         try:
             content = _content(descriptor)
             try:
-                return _decode_open(content, info, config, resample), info
+                waveform = _decode_open(content, info, config, resample)
             except CannotOpenError as refusal:
                 if not ffmpeg:
                     raise with_advice(refusal, "--decoder auto would try ffmpeg") from refusal
-                return _through_ffmpeg(content, refusal, info, config, resample), info
+                waveform = _through_ffmpeg(content, refusal, info, config, resample)
+            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # of pages that are in memory now
+            return waveform, info
         finally:
             os.close(descriptor)
     except DecodeError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from artifacts.atomic import sweep_temporaries
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
+from artifacts.folders import make_folder
 from artifacts.layout import PACKED_FOLDER, LmsLayout, inside, require_folder
 from artifacts.lms_array import open_lms, write_lms
 from artifacts.packed_store import PackedStore
@@ -48,7 +49,7 @@ def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> Un
     target = dst or lms_folder
     paths = [inside(target, name) for name in names.to_pylist()]
     for folder in sorted({path.parent for path in paths}):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         sweep_temporaries(folder, shared=True)
     done = 0
     with ThreadPoolExecutor(max(1, threads)) as pool, Progress(len(paths), "unpack", "arrays") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from artifacts.clip_id import file_stem, youtube_id
 from artifacts.errors import UserError
+from artifacts.folders import APPLE_DOUBLE_PREFIX, walk
 from artifacts.json_text import parse_json
 from artifacts.layout import require_folder
 from artifacts.text_files import decode, read_bytes
@@ -74,7 +76,7 @@ def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
     keys = tuple(keys) or LAION_KEYS
     require_folder(folder, "LAION's JSON files, one a clip")
     pairs: Pairs = []
-    files = sorted(path for path in folder.rglob("*.json") if path.is_file())
+    files = sorted(folder / prefix / entry.name for prefix, entry, _ in walk(folder) if _is_json(entry))
     for path in files:
         content = _json(path, "the texts of a clip")
         if not isinstance(content, dict):
@@ -86,6 +88,11 @@ def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
     if not files:
         raise UserError(f"{folder} holds no .json file.")
     return pairs
+
+
+def _is_json(entry: os.DirEntry[str]) -> bool:
+    name = entry.name
+    return name.endswith(".json") and not name.startswith(APPLE_DOUBLE_PREFIX) and Path(entry.path).is_file()
 
 
 def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:

@@ -61,6 +61,11 @@ if TYPE_CHECKING:
     help="Give up a file that takes longer to read, as a failure that the next run tries again; 0 waits for ever.",
 )
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Where SRC is another folder than before, its files may replace arrays of other files with the same names.",
+)
 @max_failures_option
 @click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
 @click.option("--dry-run", is_flag=True, help="Only convert a sample, and say what the run needs and what is free.")

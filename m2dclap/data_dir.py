@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from artifacts.atomic import write_text
 from artifacts.clip_matching import NO_CLIP, FileMatches, match_files
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
@@ -24,7 +21,7 @@ from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
 from artifacts.records import read_config
-from artifacts.tables import read_csv_columns, read_file_list
+from artifacts.tables import read_csv_columns, read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig, TrainConfig
@@ -201,11 +198,7 @@ def read_norm_stats(path: Path) -> NormStats:
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """The files that are left out, one row each, with the reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Skipped._fields)
-    writer.writerows(skipped)
-    write_text(path, text.getvalue())
+    write_csv(path, Skipped._fields, skipped)
 
 
 def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
-from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
+from artifacts.layout import MELSPEC_FOLDER, DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
 from artifacts.packed_store import PackedStore
 from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_captions, read_file_list
@@ -35,6 +35,10 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
     pool = WorkerPool.of(workers)
     folder = require_folder(data, "the data directory to check")
     layout = DataLayout(folder.absolute() if pool.elsewhere else folder)
+    if (folder / MELSPEC_FOLDER).is_dir():
+        raise UserError(
+            f"{data} is a folder of log-mels; check the data directory that it lies in: {LmsLayout(data).data}"
+        )
     if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
         raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
     lists, listed = check_file_lists(layout)
@@ -58,7 +62,7 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     names: set[str] = set()
     for path in layout.file_lists():
         with Collecting(result, path.name):
-            file_names = read_file_list(path)
+            file_names = read_file_list(path, unchecked=True)
             result.checked += len(file_names)
             if not file_names:
                 result.problem(path.name, "lists no files")

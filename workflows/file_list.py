@@ -26,8 +26,8 @@ WRITTEN = "lists.json"
 
 def list_path(layout: LmsLayout, name: str | None) -> Path:
     """Where the list lies. Raises `UserError` where ``name`` is none for ``files_<name>.csv``."""
-    if name and ("/" in name or name in (".", "..")):
-        raise UserError(f"--name {name}: a name for files_<name>.csv, not a path.")
+    if name is not None and (not name or "/" in name or name in (".", "..")):
+        raise UserError(f"--name {name!r}: a name for files_<name>.csv, not a path.")
     return layout.data / f"files_{name}.csv" if name else layout.files_csv
 
 

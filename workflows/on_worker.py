@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -142,6 +143,8 @@ def _versions(libraries: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _other_software(expected: Expected) -> str:
+    if sys.getfilesystemencoding() != "utf-8":
+        return f"its names of files are {sys.getfilesystemencoding()}; start it in a UTF-8 locale, or with PYTHONUTF8=1"
     if code_digest() != expected.code:
         return f"its m2dprep in {Path(__file__).resolve().parents[1]} is another version than the one of this command"
     libraries = [name for name, _ in expected.versions[1:]]  # after Python
