@@ -120,7 +120,7 @@ def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst
     """
     moments = Moments.from_values(log_mel)
     try:
-        _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
+        digest = _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
     except OSError as error:
         if error.errno in NAME_ERRORS:
             raise DecodeError(*NAME_ERRORS[error.errno], info) from error
@@ -135,6 +135,7 @@ def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst
         "m2": moments.m2,
         "bin_mean": moments.bin_mean.tolist(),
         "bin_m2": moments.bin_m2.tolist(),
+        "digest": digest,
     }
 
 
@@ -213,21 +214,22 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "bin_m2": None,
         "source_bytes": info.source_bytes,
         "source_mtime_ns": info.source_mtime_ns,
+        "digest": None,
     }
 
 
-def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> None:
-    """Write the array; folders are made where they are missing."""
+def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> str:
+    """Write the array and return its digest; folders are made where they are missing."""
     try:
-        write_lms(output, log_mel, layout.temporaries, durable=durable)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable)
     except FileNotFoundError:
         for folder in (output.parent, layout.temporaries):
             folder.mkdir(parents=True, exist_ok=True)
-        write_lms(output, log_mel, layout.temporaries, durable=durable)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        write_lms(output, log_mel, output.parent, durable=durable)  # the folder is a link to another file system
+        return write_lms(output, log_mel, output.parent, durable=durable)  # the folder is a link to another file system
 
 
 def _remove(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from artifacts import packed_store
 from artifacts.atomic import write_array
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.failures import FailureLimit
+from artifacts.json_file import write_object
 from artifacts.layout import PACKED_FOLDER, LmsLayout
 from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
 from artifacts.records import write_config
@@ -150,15 +152,16 @@ def test_stale_and_broken_packs_are_refused(lms: Path) -> None:
         PackedStore.open(lms, None)
     pack(lms, overwrite=True)
     meta = (lms / PACKED_FOLDER / META).read_text()
-    (lms / PACKED_FOLDER / META).write_text(meta.replace("time-major", "mel-major"))
+    write_object(lms / PACKED_FOLDER / META, {**json.loads(meta), "layout": "mel-major"})
     with pytest.raises(UserError, match="another version of m2dprep"):
         PackedStore.open(lms, None)
     (lms / PACKED_FOLDER / META).write_text(meta)
+    shard = lms / PACKED_FOLDER / "g2-shard-00000.npy"
     header = shard.read_bytes()[:128]
     shard.write_bytes(header.replace(b"<f2", b"<f8") + shard.read_bytes()[128:])
     opened = PackedStore.open(lms, None)
     assert opened is not None
-    with pytest.raises(UserError, match=r"shard-00000\.npy (holds|cannot be read)"):
+    with pytest.raises(UserError, match=r"g2-shard-00000\.npy (holds|is not a whole)"):
         opened[0].array(0)
     (lms / PACKED_FOLDER / META).write_text("{}")
     with pytest.raises(UserError, match=META):

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 from artifacts.embedding_store import index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout
 from artifacts.records import append_records, read_records
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
+from audioprep.stats import norm_stats, write_norm_stats
 from cli.main import m2dprep
 from workflows.check import run_checks
 from workflows.check_result import CheckResult
@@ -60,9 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(root / "wavs" / f"{name}.wav", 0.1 * rng.standard_normal(16000), 16000)
     data = root / "data"
     run_melspec(root / "wavs", data / "audioset_lms", ConvertConfig(PRESETS["16k"]), MelspecOptions(workers=0))
-    config = json.loads((data / "audioset_lms/_melspec/config.json").read_text())
-    stats = {"mean": -7.0, "std": 4.0, "fingerprint": config["fingerprint"]}
-    (data / "norm_stats.json").write_text(json.dumps(stats))
+    write_norm_stats(data / "norm_stats.json", norm_stats(data / "audioset_lms"))
     write_captions(data / "captions.parquet", pa.Table.from_pylist(caption_rows(), schema=CAPTIONS_SCHEMA))
     write_store(data)
     return data
@@ -145,7 +145,7 @@ def spoil_embedding(value: float) -> Callable[[Path], None]:
 def edit_json(name: str, **values: object) -> Callable[[Path], None]:
     def edit(data: Path) -> None:
         path = data / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        write_object(path, {**(read_object(path) or {}), **values})
 
     return edit
 
@@ -243,7 +243,7 @@ def test_a_pack_with_other_values_is_found(data: Path) -> None:
     pack(data)
     shard = next((data / "audioset_lms/_packed").glob("*.npy"))
     np.save(shard, np.load(shard) + 1)
-    assert all("in _packed: has mean" in line for line in problems(data)["arrays"])
+    assert all("is damaged: the clip in row" in line for line in problems(data)["arrays"])
     shard.write_bytes(shard.read_bytes()[:-64])
     assert "promises" in problems(data)["conversions"][0]
 
