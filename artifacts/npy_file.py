@@ -68,7 +68,7 @@ def form_in(path: Path, head: np.ndarray, size: int) -> NpyForm:
 
 def map_npy(file: RegularFile, form: NpyForm) -> np.memmap:
     """The array of an open file as a read-only map, which outlives it."""
-    with os.fdopen(os.dup(file.descriptor), "rb") as stream:
+    with open(file.path, "rb", opener=lambda *_: os.dup(file.descriptor)) as stream:
         order: Any = "F" if form.fortran_order else "C"
         return np.memmap(stream, form.dtype, "r", form.offset, form.shape, order)
 

@@ -79,11 +79,15 @@ def _insert_proof(file: IO[bytes], digest: bytes) -> None:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """``path`` opened by pyarrow; it compares the checksums of the pages that it reads. Raises as pyarrow does.
+    """``path`` opened by pyarrow; it compares the checksums of the pages that it reads.
+
+    Raises as pyarrow does, and `UserError` where it is no file.
 
     What is buffered in advance would stay for as long as the file is open, and what is mapped would end the process
     where the disk cannot read a page.
     """
+    with open_regular(path):  # a pipe would be waited for
+        pass
     return pq.ParquetFile(path, pre_buffer=False, memory_map=False, page_checksum_verification=True)
 
 
