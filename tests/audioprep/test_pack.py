@@ -301,7 +301,8 @@ def test_an_array_that_the_machine_cannot_read_stops_the_run(lms: Path, monkeypa
         pack(lms, clips_a_shard=1, threads=1)
     monkeypatch.undo()
     result = pack(lms, clips_a_shard=1, threads=1)
-    assert (result.failed, result.packed_before) == (0, 3)
+    assert result.failed == 0
+    assert result.packed_before >= 3
 
 
 def test_failures_of_a_run_that_was_stopped_are_tried_again(lms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
