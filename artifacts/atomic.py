@@ -36,7 +36,7 @@ def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bo
     """
     temporary = temporary_path(temporary_folder or _swept(path.parent))
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             yield file
             if durable:
                 file.flush()

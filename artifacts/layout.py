@@ -131,6 +131,24 @@ def require_file(path: Path, purpose: str) -> Path:
     return path
 
 
+def require_lms_folder(path: Path) -> Path:
+    """``path`` if it is a folder of log-mels, else a `UserError`; also for a data directory, which holds such."""
+    require_folder(path, "a folder of log-mels")
+    if (path / MELSPEC_FOLDER).is_dir() or (path / PACKED_FOLDER).is_dir():
+        return path
+    data = DataLayout(path)
+    folders = data.lms_folders() or sorted(path.glob(f"*{LMS_SUFFIX}"))
+    what = [*data.file_lists(), *data.embedding_stores(), *folders]
+    what += [file for file in (data.captions, data.norm_stats) if file.exists()]
+    if what:
+        example = folders[0] if folders else path / f"<name>{LMS_SUFFIX}"
+        raise UserError(
+            f"{path} is a data directory (it holds {what[0].name}), not a folder of log-mels; give one of those in it, "
+            f"such as {example}."
+        )
+    return path
+
+
 def is_evaluation_clip(file_name: str) -> bool:
     """Whether a relative path lies in AudioSet's evaluation part, which stays out of training lists and statistics."""
     return EVALUATION_FOLDER in file_name and EVALUATION_FOLDER in Path(file_name).parts[:-1]

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from artifacts.atomic import write_json
 from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
+from artifacts.json_file import file_digest_of, read_object, write_object
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
-from artifacts.record_file import (
-    ADDED_LATER,
-    FILE_NAME,
-    ROW_GROUP_ROWS,
-    RecordFile,
-    stored_columns,
-    with_all_columns,
-    write_rows,
-)
+from artifacts.proven_parquet import verify_parquet
+from artifacts.record_file import CONFIG_DIGEST, FILE_NAME, PURPOSE, ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_rows import record_table
 from artifacts.tables import read_parquet, require_column_inside, write_parquet
@@ -57,7 +47,7 @@ def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list
     parts = record_parts(layout)
     number = _part_number(parts[-1]) + 1 if parts else 0
     path = layout.melspec / f"records-{number:06d}.parquet"
-    write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
+    write_parquet(path, table.replace_schema_metadata(_written_beside(layout)), row_group_size=ROW_GROUP_ROWS)
     return given_up
 
 
@@ -99,6 +89,14 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
             yield table if keep.all() else table.filter(pa.array(keep))
 
 
+def verify_records(layout: LmsLayout) -> list[Path]:
+    """Compare all bytes of all parts with their digests; returns those that have none, which earlier versions wrote.
+
+    Raises `UserError` where one is damaged.
+    """
+    return [part for part in record_parts(layout) if not verify_parquet(part, PURPOSE)]
+
+
 def require_parts(layout: LmsLayout) -> list[Path]:
     """`record_parts`, at least one. Raises `UserError` where there are none."""
     parts = record_parts(layout)
@@ -134,7 +132,7 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
     if parts == [final] and latest is None and len(order) == keys.num_rows:
         return
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
-    write_rows(merged, parts, order)
+    write_rows(merged, parts, order, _written_beside(layout))
     for part in parts:
         part.unlink()
     merged.rename(final)
@@ -142,32 +140,33 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
 
 def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
-    write_json(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
+    write_object(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
 
 
 def read_config(layout: LmsLayout) -> dict[str, Any] | None:
     """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
     try:
-        value = json.loads(layout.config.read_text())
+        value = read_object(layout.config)
+        if value is None:
+            return None
         if value["fingerprint"] != fingerprint(value["config"]):
             raise ValueError("its fingerprint is not that of its configuration")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{layout.config} cannot be read: {first_line(error)}") from error
-    checked: dict[str, Any] = value
-    return checked
+    return value
+
+
+def _written_beside(layout: LmsLayout) -> dict[bytes, bytes] | None:
+    """Metadata of records: the digest of the configuration that they were written beside."""
+    digest = file_digest_of(layout.config)
+    return None if digest is None else {CONFIG_DIGEST: digest.encode()}
 
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:
-    stored = columns
-    if not ADDED_LATER.isdisjoint(columns):
-        with suppress(pa.ArrowException, OSError):  # what is wrong with the file is said below
-            stored = stored_columns(pq.read_schema(path).names, columns)
-    table = read_parquet(path, RECORD_SCHEMA, "conversion records", stored)
+    table = read_parquet(path, RECORD_SCHEMA, PURPOSE, columns)
     if FILE_NAME in columns:
         require_column_inside(table[FILE_NAME], path)
-    return with_all_columns(table, columns)
+    return table
 
 
 def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:

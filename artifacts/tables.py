@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from artifacts.atomic import atomic_file
+from artifacts.atomic import atomic_file, write_text
 from artifacts.csv_table import read_csv_table
+from artifacts.digest import plain_digest
 from artifacts.errors import UserError, first_line
 from artifacts.layout import STAY_INSIDE, leads_out, require_file
+from artifacts.proven_parquet import open_parquet, parquet_writer, verify_parquet
+from artifacts.steady import read_file
 from artifacts.utf8 import require_utf8
 
 CAPTIONS_SCHEMA = pa.schema(
@@ -28,33 +31,57 @@ CAPTIONS_SCHEMA = pa.schema(
     ]
 )
 
+# What pyarrow raises for a damaged file, beside its own errors. ValueError: also a null in a column that has none.
+UNREADABLE = (pa.ArrowException, ValueError, OSError, KeyError, OverflowError, MemoryError)
+# Columns that tables of earlier versions lack.
+NEWER_COLUMNS = frozenset({"digest", "source_digest"})
+# Of a file list, beside it: a line that `xxhsum --check` understands.
+LIST_DIGEST_SUFFIX = ".xxh3"
+
 
 def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """Write ``table`` to ``path`` atomically, zstd-compressed. Equal tables give equal bytes."""
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=row_group_size)
+    """Write ``table`` to ``path`` atomically, zstd-compressed, with its digest. Equal tables give equal bytes."""
+    with parquet_writer(path, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=row_group_size)
 
 
 def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the columns of ``schema`` (or those named) from ``path``, cast to it, in file order.
 
-    Raises `UserError` where the file is missing, is no Parquet, lacks a column, or holds other types or nulls where
-    the schema has none.
+    Who reads all columns has all bytes compared with the file's digest, who reads some has their pages' checksums.
+    Raises `UserError` where the file is missing, is no Parquet, is damaged, lacks a column, or holds other types, text
+    that is not UTF-8, or nulls where the schema has none.
     """
     require_file(path, purpose)
     wanted = list(columns) if columns is not None else schema.names
     try:
-        file = pq.ParquetFile(path, memory_map=True)
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if columns is None:
+            verify_parquet(path, purpose)
+        file = open_parquet(path)
+        there = file.schema_arrow.names
+        missing = [name for name in wanted if name not in there and name not in NEWER_COLUMNS]
         if missing:
-            raise UserError(
-                f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(file.schema_arrow.names)}."
-            )
-        table = file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
-    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a null in a column that has none
+            raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(there)}.")
+        fields = pa.schema([schema.field(name) for name in wanted])
+        table = select(file.read(columns=[name for name in wanted if name in there]), fields)
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
     require_utf8(table, path)
     return table
+
+
+def select(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of ``schema``, cast to it; those of `NEWER_COLUMNS` that earlier versions did not write are null."""
+    columns = [
+        pa.nulls(table.num_rows, field.type)
+        if field.name in NEWER_COLUMNS and field.name not in table.column_names
+        else table[field.name].cast(field.type)
+        for field in schema
+    ]
+    for field, column in zip(schema, columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"column {field.name} has nulls")
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_captions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -93,8 +120,36 @@ def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> No
 
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
-    """Write a ``files_<name>.csv``, sorted (the original reads it with pandas)."""
+    """Write a ``files_<name>.csv``, sorted (the original reads it with pandas), and its digest beside it."""
+    beside = list_digest_path(path)
+    beside.unlink(missing_ok=True)  # whoever is killed in between leaves a list without a digest, not with a wrong one
     write_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
+    write_text(beside, _digest_line(path))
+
+
+def list_digest_path(path: Path) -> Path:
+    """Where the digest of a file list lies."""
+    return path.with_name(path.name + LIST_DIGEST_SUFFIX)
+
+
+def verify_file_list(path: Path) -> bool:
+    """Whether a digest proves that a file list is as m2dprep wrote it; False where it has none.
+
+    Raises `UserError` where it is another one.
+    """
+    beside = list_digest_path(path)
+    if not beside.exists():
+        return False
+    if read_file(beside).tobytes() != os.fsencode(_digest_line(path)):
+        raise UserError(
+            f"{path} is not as m2dprep wrote it, so lines may be damaged or missing. If it was changed on purpose, "
+            f"remove {beside.name}; otherwise `m2dprep melspec` or `m2dprep captions training-list` writes it anew."
+        )
+    return True
+
+
+def _digest_line(path: Path) -> str:
+    return f"XXH3_{plain_digest(path)}  {path.name}\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

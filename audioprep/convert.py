@@ -254,7 +254,7 @@ def store(
     """
     moments = Moments.from_values(log_mel)
     try:
-        _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable, permit)
+        digest = _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable, permit)
     except OSError as error:
         if error.errno in NAME_ERRORS:
             raise DecodeError(*NAME_ERRORS[error.errno], info) from error
@@ -269,6 +269,7 @@ def store(
         "m2": moments.m2,
         "bin_mean": moments.bin_mean.tolist(),
         "bin_m2": moments.bin_m2.tolist(),
+        "digest": digest,
     }
 
 
@@ -351,23 +352,23 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "source_bytes": info.source_bytes,
         "source_mtime_ns": info.source_mtime_ns,
         "source_digest": info.source_digest,
+        "digest": None,
     }
 
 
-def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, permit: Permit) -> None:
-    """Write the array; folders are made where they are missing."""
+def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, permit: Permit) -> str:
+    """Write the array and return its digest; folders are made where they are missing."""
     try:
-        write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except FileNotFoundError:
         for folder in (output.parent, layout.temporaries):
             make_folder(folder)
-        write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        write_lms(
-            output, log_mel, output.parent, durable=durable, permit=permit
-        )  # the folder is a link to another file system
+        # The folder is a link to another file system.
+        return write_lms(output, log_mel, output.parent, durable=durable, permit=permit)
 
 
 def _remove(output: Path) -> None:

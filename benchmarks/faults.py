@@ -27,7 +27,6 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from _fault_injection import KINDS, LIBRARY, Injector, compile_library
 from _fault_process import adopt_orphans, fork_stages, freeze

@@ -78,7 +78,8 @@ class Neighbour:
 
 
 def inspect_store(store: EmbeddingStore) -> StoreReport:
-    """One pass over all rows, a block in memory at a time."""
+    """All rows, compared with their digests and then looked at, a block in memory at a time."""
+    store.require_whole()
     index = store.index()
     rows, dim = store.embeddings.shape
     total, squares, directions = (np.zeros(dim) for _ in range(3))
@@ -220,5 +221,5 @@ def require_maker(store: EmbeddingStore, encoder: TextEncoder) -> None:
 
 def _blocks(store: EmbeddingStore) -> Iterator[tuple[int, np.ndarray]]:
     """``(first row, float32 (n, D))`` of all rows."""
-    for start in range(0, len(store.embeddings), BLOCK_ROWS):
-        yield start, store.embeddings[start : start + BLOCK_ROWS].astype(np.float32)
+    for start, block in store.blocks(BLOCK_ROWS):
+        yield start, block.astype(np.float32)

@@ -37,6 +37,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
             f"--reuse {folder}: its embeddings were made with other settings: {'; '.join(lines)}. Use those, or encode "
             "everything without --reuse."
         )
+    store.require_whole()
     return store
 
 

@@ -46,6 +46,7 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     """
     store = EmbeddingStore.open(store_folder)
     require_free(file, store, overwrite)
+    store.require_whole()
     clip_ids = one_array(store.index()["clip_id"])
     clip = codes(clip_ids)
     order = np.argsort(clip, kind="stable")

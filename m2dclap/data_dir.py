@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 from artifacts.clip_matching import NO_CLIP, FileMatches, match_files
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
+from artifacts.json_file import read_object
 from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
 from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
@@ -187,9 +189,9 @@ def read_norm_stats(path: Path) -> NormStats:
     """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
-        values = json.loads(path.read_text())
+        values = read_object(path) or {}
         stats = NormStats(float(values["mean"]), float(values["std"]))
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no mean and std ({type(error).__name__}: {error}).") from error
     if not (np.isfinite(stats.mean) and np.isfinite(stats.std) and stats.std > 0):
         raise UserError(f"{path}: mean {stats.mean} and std {stats.std} cannot normalise anything.")

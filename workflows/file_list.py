@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import temporary_path, write_json
+from artifacts.atomic import temporary_path
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest
+from artifacts.json_file import file_digest_of, read_object, write_object
 from artifacts.layout import LmsLayout, is_evaluation_clip
 from artifacts.records import OK, read_records
 from artifacts.tables import read_file_list, write_file_list
@@ -57,16 +57,16 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
                 path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
             )
         write_file_list(path, listed)
-        write_json(layout.melspec / WRITTEN, {**written, path.name: file_digest(path)})
+        bound = {"config_digest": file_digest_of(layout.config)}
+        write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
     return len(listed)
 
 
 def _written(layout: LmsLayout) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((layout.melspec / WRITTEN).read_text())
-    except (OSError, ValueError):
+        return read_object(layout.melspec / WRITTEN) or {}
+    except UserError:  # it is about to be written anew
         return {}
-    return found
 
 
 def _name_what_comes_back(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:

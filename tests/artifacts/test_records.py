@@ -98,7 +98,7 @@ def test_config_round_trip_and_tampering(layout: LmsLayout) -> None:
     assert frozen is not None
     assert frozen["config"] == {"dtype": "float32"}
     layout.config.write_text(layout.config.read_text().replace("float32", "float16"))
-    with pytest.raises(UserError, match="fingerprint"):
+    with pytest.raises(UserError, match="is damaged, or was edited"):
         read_config(layout)
 
 

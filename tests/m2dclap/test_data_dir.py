@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.atomic import write_json
 from artifacts.errors import UserError
+from artifacts.json_file import write_object
 from artifacts.layout import LmsLayout
 from artifacts.m2d_dictionary import write_dictionary
 from artifacts.records import write_config
@@ -168,7 +169,7 @@ def test_stores_of_different_models_are_not_mixed(data: Path) -> None:
     for path in (data / "capemb_made").iterdir():
         (second / path.name).write_bytes(path.read_bytes())
     meta = json.loads((second / "meta.json").read_text())
-    write_json(second / "meta.json", {**meta, "pooling": "cls"})
+    write_object(second / "meta.json", {**meta, "pooling": "cls"})
     with pytest.raises(UserError, match="pooling: 'mean' → 'cls'"):
         open_training_data(DataChoice(data), 80)
     assert len(open_training_data(DataChoice(data, (), (second,)), 80)) == 8

@@ -90,6 +90,7 @@ def test_missing_arrays_are_made_again_and_new_sources_join(src: Path) -> None:
         "audioset_lms/_melspec/records-000000.parquet",
         "audioset_lms/_melspec/lists.json",
         "files_audioset.csv",
+        "files_audioset.csv.xxh3",
     }
 
 
