@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 # Searches read this much at once, so that an hour needs no more memory than ten seconds.
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 18
 # All of a file's first chunks, and the first page of the page cache.
 HEAD_BYTES = 4096
 
@@ -34,12 +35,11 @@ class Content:
 
     def positions(self, wanted: bytes, start: int = 0) -> Iterator[int]:
         """Every offset from ``start`` on at which the bytes ``wanted`` are."""
+        pattern = re.compile(re.escape(wanted))
         while start < self.size:
-            block = self.at(start, BLOCK_BYTES)
-            found = block.find(wanted)
-            while found >= 0:
-                yield start + found
-                found = block.find(wanted, found + 1)
+            block = self.at(start, min(BLOCK_BYTES, self.size - start))
+            for found in pattern.finditer(block):
+                yield start + found.start()
             if start + len(block) >= self.size or len(block) < len(wanted):
                 return
             start += len(block) - len(wanted) + 1

@@ -18,7 +18,7 @@ REASONS = {
     "no_samples": "a whole audio file that holds no samples",
     "not_audio": "the content is of no format that can be read, whatever the name says",
     "malformed": "the content begins like a known format and then breaks its rules",
-    "unsupported": "an audio file whose kind cannot be read safely",
+    "unsupported": "an audio file of a kind that cannot be read safely, or several sounds in one file",
     "nonfinite": "samples that are NaN or infinite, or too large for a spectrum",
     "too_long": "longer than --max-seconds, or than the memory of a GPU holds",
     "bad_rate": "a sample rate outside 4 to 192 kHz, or one that --device cuda cannot resample",

@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from audioprep.containers import Patches
-from audioprep.content import Content
+from audioprep.content import BLOCK_BYTES, Content
 from audioprep.faults import CannotOpenError, DecodeError
-from audioprep.following import several_sounds
+from audioprep.following import MOST_JUNK, TAGS, require_no_second_header, several_sounds
 
-MAGIC = b"fLaC"
-STREAM_INFO = MAGIC + b"\0\0\0\x22"
 # Offsets from the beginning: of the first block of metadata, and of rate, channels, bits and number of samples in it.
 FIRST_METADATA, PROPERTIES = 4, 18
 TOTAL_BITS = 36
+MOST_BLOCK_SIZE = 1 << 16
 # libsndfile opens files of more bits, and finds no samples in them.
 MOST_BITS = 24
 LONGEST_HEADER = 16
@@ -28,6 +27,7 @@ class Stated(NamedTuple):
     """What the header says: where the frames begin, the bits of a sample, the number of samples in all."""
 
     frames_start: int
+    channels: int
     bits: int
     samples: int
 
@@ -50,9 +50,8 @@ def require_whole_flac(content: Content, start: int) -> Patches:
         return {}
     if stated.bits > MOST_BITS:
         raise CannotOpenError("unsupported", f"FLAC of {stated.bits} bits is not read by libsndfile")
-    for position in content.positions(STREAM_INFO, stated.frames_start):
-        raise several_sounds(position, "FLAC")
-    samples = _count_samples(content, stated)
+    samples, last_frame = _count_samples(content, stated)
+    _require_nothing_behind(content, stated, last_frame)
     if samples <= stated.samples:
         return {}  # fewer are for the decoder to find: a damaged header of a frame need not be a damaged sound
     properties = int.from_bytes(content.at(start + PROPERTIES, 8), "big") >> TOTAL_BITS << TOTAL_BITS
@@ -70,13 +69,27 @@ def _read_header(content: Content, start: int) -> Stated | None:
         if len(header) < 4:
             return None
         last, position = bool(header[0] & 0x80), position + 4 + int.from_bytes(header[1:], "big")
-    return Stated(position, (properties >> TOTAL_BITS & 0x1F) + 1, properties & ((1 << TOTAL_BITS) - 1))
+    return Stated(
+        position,
+        (properties >> TOTAL_BITS + 5 & 0x07) + 1,
+        (properties >> TOTAL_BITS & 0x1F) + 1,
+        properties & ((1 << TOTAL_BITS) - 1),
+    )
 
 
-def _count_samples(content: Content, stated: Stated) -> int:
-    """How many samples the frames hold that follow each other from the first one on."""
+def _require_nothing_behind(content: Content, stated: Stated, last_frame: int) -> None:
+    """Raise `DecodeError` where the last frame, which says nothing of its length, is followed by another sound."""
+    require_no_second_header(content, last_frame)
+    longest = MOST_BLOCK_SIZE * stated.channels * (stated.bits + 1) // 8 + LONGEST_HEADER
+    tail = content.at(last_frame, longest + BLOCK_BYTES)
+    if len(tail) > longest + MOST_JUNK and tail[longest:].strip(b"\0") and not any(tag in tail for tag in TAGS):
+        raise DecodeError("malformed", f"behind the last FLAC frame, at byte {last_frame}, are bytes of no known kind")
+
+
+def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
+    """How many samples the frames hold that follow each other from the first one on, and where the last one begins."""
     first = content.at(stated.frames_start, LONGEST_HEADER)
-    expected, samples = 0, 0
+    expected, samples, last = 0, 0, stated.frames_start
     for position in content.positions(first[:2], stated.frames_start):
         header = content.at(position, LONGEST_HEADER)
         frame = _frame_header(header, first)
@@ -85,11 +98,11 @@ def _count_samples(content: Content, stated: Stated) -> int:
         if frame.number == 0 and expected:
             raise several_sounds(position, "FLAC")
         if frame.number == expected:
-            samples += frame.samples
+            samples, last = samples + frame.samples, position
             expected = samples if frame.variable else expected + 1
         elif frame.number > expected and not stated.samples:
             raise DecodeError("malformed", f"the FLAC frame at byte {position} is not the one that must follow")
-    return samples
+    return samples, last
 
 
 def _frame_header(header: bytes, first: bytes) -> FrameHeader | None:

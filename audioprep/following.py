@@ -39,12 +39,16 @@ def several_sounds(position: int, kind: str) -> DecodeError:
     )
 
 
+def require_no_sound_at(content: Content, end: int) -> None:
+    """Raise `DecodeError` where at byte ``end`` another sound begins, or behind a few bytes of padding."""
+    for position in (end, end + 1, end + (-end) % 4, end + (-end) % 8):
+        if kind := sound_at(content.at(position, LOOK_BYTES)):
+            raise several_sounds(position, kind)
+
+
 def require_nothing_behind(content: Content, end: int) -> None:
     """Raise `DecodeError` where behind the sound, which ends at byte ``end``, lies another one, or much of no kind."""
-    for position in (end, end + 1, end + (-end) % 4, end + (-end) % 8):
-        data = content.at(position, LOOK_BYTES)
-        if kind := sound_at(data):
-            raise several_sounds(position, kind)
+    require_no_sound_at(content, end)
     data = content.at(end, LOOK_BYTES)
     if content.size - end > MOST_JUNK and data.strip(b"\0") and not data.lstrip(b"\0").startswith(TAGS):
         raise DecodeError(

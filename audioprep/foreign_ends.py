@@ -8,6 +8,7 @@ from collections.abc import Callable
 from audioprep.containers import require_whole_outside
 from audioprep.content import Content
 from audioprep.faults import DecodeError
+from audioprep.following import require_no_second_header
 
 MOST_ATOMS = 4096
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -19,7 +20,7 @@ AMR_WB_FRAMES = {0: 17, 1: 23, 2: 32, 3: 36, 4: 40, 5: 46, 6: 50, 7: 58, 8: 60, 
 
 
 def require_whole_foreign(content: Content, name: str) -> None:
-    """Raise `DecodeError` where a file of the format ``name`` (`audioprep.signatures.FOREIGN`) was cut off.
+    """Raise `DecodeError` where a file of the format ``name`` (`audioprep.signatures.FOREIGN`) was cut off or joined.
 
     Formats that do not state their length pass: of these the decoder has to tell.
     """
@@ -33,15 +34,14 @@ def _mp4(content: Content) -> None:
     position = 0
     for _ in range(MOST_ATOMS):
         header = content.at(position, 16)
-        if len(header) < 8 or not header[4:8].isascii() or not header[4:8].decode().isprintable():
-            return
         size = int.from_bytes(header[:4], "big")
         size = int.from_bytes(header[8:16], "big") if size == 1 else size
-        if size < 8:
-            return
+        if size < 8 or len(header) < 8 or not header[4:8].isascii() or not header[4:8].decode().isprintable():
+            break
         position += size
         if position > content.size:
             raise _cut(content, f"its {header[4:8].decode()} atom ends at byte {position}")
+    require_no_second_header(content, position)
 
 
 def _asf(content: Content) -> None:
@@ -52,6 +52,7 @@ def _asf(content: Content) -> None:
         size = int.from_bytes(properties[40:48], "little")
         if size > content.size:
             raise _cut(content, f"its header promises {size} bytes")
+        require_no_second_header(content, size)
 
 
 def _matroska(content: Content) -> None:
@@ -64,8 +65,11 @@ def _matroska(content: Content) -> None:
     most = (1 << 7 * length) - 1
     size = int.from_bytes(field[:length], "big") & most
     end = position + 4 + length + size
-    if size != most and end > content.size:
+    if size == most:
+        return
+    if end > content.size:
         raise _cut(content, f"its segment ends at byte {end}")
+    require_no_second_header(content, end)
 
 
 def _tta(content: Content) -> None:
@@ -78,6 +82,7 @@ def _tta(content: Content) -> None:
     end = TTA_HEADER_BYTES + 4 * frames + 4 + sum(struct.unpack(f"<{len(table) // 4}I", table[: len(table) // 4 * 4]))
     if len(table) < 4 * frames or end > content.size:
         raise _cut(content, f"its last frame ends at byte {end}")
+    require_no_second_header(content, end)
 
 
 def _wavpack(content: Content) -> None:
@@ -87,6 +92,7 @@ def _wavpack(content: Content) -> None:
         position += 8 + int.from_bytes(header[4:], "little")
         if len(header) < 8 or position > content.size:
             raise _cut(content, f"its last block ends at byte {position}")
+    require_no_second_header(content, position)
 
 
 def _amr(content: Content) -> None:

@@ -120,13 +120,13 @@ def _require_whole(content: Content, start: int, name: str) -> Patches:
 def _mp3_source(content: Content, start: int) -> Source:
     """The frames of an MP3 file as libsndfile can find and count them, or what else no signature tells."""
     data = content.at(start, MP3_HEAD_BYTES)
-    if content.size > MP3_MOST_BYTES:
-        raise CannotOpenError("not_audio", "its content is of no known audio format")
     mp3 = walk_mp3(data)
     if mp3 is None:
         if start or data[:1] == b"\xff":
             raise CannotOpenError("not_audio", "its content is of no known audio format")
         return Source(content.descriptor, checked=False)
+    if content.size > MP3_MOST_BYTES:
+        raise DecodeError("too_long", f"MP3 files of more than {MP3_MOST_BYTES} bytes are not read")
     if content.size > start + len(data):
         data = content.at(start, content.size - start)
         mp3 = walk_mp3(data) or mp3

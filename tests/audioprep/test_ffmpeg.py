@@ -21,7 +21,7 @@ from audioprep.convert import convert_file
 from audioprep.decode import AudioInfo, decode
 from audioprep.faults import DecodeError
 from audioprep.ffmpeg_words import Speakers, fault_in
-from tests.audioprep.made_sounds import NOISE, by_ffmpeg, id3
+from tests.audioprep.made_sounds import NOISE, by_ffmpeg, coded, id3
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0, max_seconds=20.0)
 needs_ffmpeg = pytest.mark.skipif(
@@ -185,6 +185,9 @@ def test_whole_cut_off_and_joined(tmp_path: Path, suffix: str, options: list[str
             assert error.reason == "truncated", error.message
         else:  # frames that stand for themselves, cut off exactly between two of them
             assert (joined, seconds) == ("ok", pytest.approx(share, abs=0.05))
+    if joined != "ok":
+        path.write_bytes(data + coded())
+        assert fault(path).reason in ("unsupported", "malformed")
     path.write_bytes(2 * data)
     if joined == "ok":
         assert len(decode(path, CONFIG)[0]) / 16000 == pytest.approx(2 * whole, abs=0.05)
