@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,10 @@ from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_rows import record_table
 from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
+SOURCES = pa.schema([RECORD_SCHEMA.field("source")])
+T = TypeVar("T")
+# How often a reader looks again when parts go while it reads them.
+MERGES_WAITED_FOR = 20
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 
 
@@ -58,9 +62,8 @@ def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.
     Raises `UserError` where there are no records or a part cannot be read.
     """
     wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
-    table = pa.concat_tables(
-        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in require_parts(layout)
-    )
+    needed = ["source", *(name for name in wanted if name != "source")]
+    table = pa.concat_tables(_of_all_parts(layout, lambda part: _read_part(part, needed)))
     order = _latest_rows(table["source"])
     return (table if order is None else table.take(order)).select(wanted)
 
@@ -71,8 +74,10 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
     In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
     """
     wanted = list(columns)
-    parts = require_parts(layout)
-    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
+    files = _of_all_parts(layout, RecordFile)  # open files stay, also when they are merged meanwhile
+    groups = [file.read(number, ["source"]) for file in files for number in range(len(file.group_rows))]
+    sources = pa.concat_tables([SOURCES.empty_table(), *groups])["source"]
+    del groups
     order = _latest_rows(sources)
     latest = np.ones(len(sources), bool)
     if order is not None:
@@ -80,8 +85,7 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
         latest[order.to_numpy()] = True
     del sources, order
     first = 0
-    for part in parts:
-        file = RecordFile(part)
+    for file in files:
         for number in range(len(file.group_rows)):
             table = file.read(number, wanted)
             keep = latest[first : first + table.num_rows]
@@ -95,6 +99,20 @@ def verify_records(layout: LmsLayout) -> list[Path]:
     Raises `UserError` where one is damaged.
     """
     return [part for part in record_parts(layout) if not verify_parquet(part, PURPOSE)]
+
+
+def _of_all_parts(layout: LmsLayout, read: Callable[[Path], T]) -> list[T]:
+    """What ``read`` makes of every part; of those that there are now, where a run has merged them meanwhile."""
+    for _ in range(MERGES_WAITED_FOR):
+        parts = require_parts(layout)
+        try:
+            return [read(part) for part in parts]
+        except UserError:
+            if record_parts(layout) == parts and all(part.exists() for part in parts):
+                raise
+    return [read(part) for part in require_parts(layout)]
+
+
 
 
 def require_parts(layout: LmsLayout) -> list[Path]:

@@ -27,7 +27,7 @@ WRITTEN = "lists.json"
 def list_path(layout: LmsLayout, name: str | None) -> Path:
     """Where the list lies. Raises `UserError` where ``name`` is none for ``files_<name>.csv``."""
     if name is not None and (not name or "/" in name or name in (".", "..")):
-        raise UserError(f"--name {name!r}: a name for files_<name>.csv, not a path.")
+        raise UserError(f"--name {name}: a name for files_<name>.csv, neither empty nor a path.")
     return layout.data / f"files_{name}.csv" if name else layout.files_csv
 
 
@@ -41,12 +41,29 @@ def require_place(path: Path) -> None:
         raise UserError(f"{path} could not be written: {path.parent}: {error.strerror}.") from error
 
 
+def require_own(layout: LmsLayout, path: Path) -> None:
+    """Raise `UserError` where the list names arrays of another folder of the data directory: it would lose them."""
+    if not path.exists() or (path.name in (written := _written(layout)) and file_digest(path) == written[path.name]):
+        return
+    try:
+        names = pa.array(read_file_list(path, unchecked=True), pa.string())
+    except UserError:  # it is about to be written anew
+        return
+    others = names.filter(pc.invert(pc.starts_with(names, f"{layout.folder}/")))
+    for folder in pc.unique(pc.list_element(pc.split_pattern(others, "/", max_splits=1), 0)).to_pylist():
+        if (layout.data / folder).is_dir():
+            raise UserError(
+                f"{path} lists arrays of {folder}; the list of {layout.folder} would replace it. Choose another --name."
+            )
+
+
 def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     """Write every array made so far, relative to the data directory, without evaluation clips; returns their number.
 
     Says on stderr which come back that somebody (`captions training-list`) has taken out since the list was written;
-    ``pending`` were not in it before.
+    ``pending`` were not in it before. Raises `UserError` where another folder has written it meanwhile.
     """
+    require_own(layout, path)
     records = read_records(layout, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
     listed = [f"{layout.folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]

@@ -34,7 +34,7 @@ from audioprep.discover import PassedOver, Source, with_conflicts
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
-from workflows.file_list import list_path, require_place, write_list
+from workflows.file_list import list_path, require_own, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
@@ -126,6 +126,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     files_csv = list_path(layout, options.name)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
     require_place(files_csv)
+    require_own(layout, files_csv)
     with exclusive(layout.melspec):
         for folder in (layout.temporaries, layout.melspec):
             sweep_temporaries(folder)

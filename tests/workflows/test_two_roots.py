@@ -129,3 +129,29 @@ def test_digests_of_small_and_large_files_see_other_contents(tmp_path: Path) -> 
         (tmp_path / str(number)).write_bytes(content)
         digests.append(digest_of(tmp_path / str(number)))
     assert len(set(digests)) == len(contents)
+
+
+def test_a_list_that_another_folder_wrote_is_not_replaced(first: Path) -> None:
+    other = first.parent / "other_lms"
+    write_wav(first.parent / "second" / "100.wav", 100)
+    options = MelspecOptions(workers=0, name="x")
+    before = (first.parent / "files_x.csv").read_bytes()
+    with pytest.raises(UserError, match=r"files_x.csv lists arrays of x_lms.*--name"):
+        run_melspec(first.parent / "second", other, CONFIG, options)
+    assert (first.parent / "files_x.csv").read_bytes() == before
+    assert not list(other.glob("*.npy"))
+    (first.parent / "x_lms").rename(first.parent / "gone")  # a list of nothing that is there is nobody's
+    assert run_melspec(first.parent / "second", other, CONFIG, options).listed == 1
+
+
+def test_a_list_that_another_folder_wrote_meanwhile_is_not_replaced(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wav(first.parent / "second" / "100.wav", 100)
+    listed = first.parent / "files_y.csv"
+    monkeypatch.setattr(
+        "workflows.melspec.compact_records",
+        lambda *_: shutil.copy(first.parent / "files_x.csv", listed),
+    )
+    with pytest.raises(UserError, match=r"files_y.csv lists arrays of x_lms"):
+        run_melspec(first.parent / "second", first.parent / "y_lms", CONFIG, MelspecOptions(workers=0))
