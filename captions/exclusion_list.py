@@ -54,6 +54,8 @@ def read_exclusion(path: Path) -> ExclusionList:
         else:
             names, read_as = _line_names(path, text)
     names = [name for name in dict.fromkeys(names) if name.strip()]
+    if broken := next((name for name in names if "\n" in name), None):
+        raise UserError(f"{path}: the name {broken[:60]!r} holds a line break ({PURPOSE}); is it a lost quote's?")
     if not names:
         raise UserError(f"{path} names no clip ({PURPOSE}).")
     return ExclusionList(str(path), tuple(names), read_as)

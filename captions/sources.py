@@ -223,13 +223,18 @@ def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, capti
     texts = pa.chunked_array([chunk for name in caption_columns for chunk in table[name].chunks], pa.string())
     if columns > 1:
         ids, texts = ids.take(row_major), texts.take(row_major)
-    return pa.Table.from_arrays([_trimmed(ids), texts], schema=CAPTION_ROWS)
+    return pa.Table.from_arrays([_trimmed(path, ids), texts], schema=CAPTION_ROWS)
 
 
-def _trimmed(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids without white space around them; most tables have none."""
-    printable = all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids))
-    return ids if printable else pc.utf8_trim_whitespace(ids)
+def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids without white space around them; most tables have none. Raises `UserError` for a line break in one."""
+    if all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids)):
+        return ids
+    ids = pc.utf8_trim_whitespace(ids)
+    broken = ids.filter(pc.match_substring(ids, "\n"))
+    if len(broken):
+        raise UserError(f"{path}: the id {broken[0].as_py()[:60]!r} holds a line break; is it a lost quote's?")
+    return ids
 
 
 def _named(path: Path, options: ReadOptions) -> tuple[str, tuple[str, ...]]:

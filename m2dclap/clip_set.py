@@ -41,6 +41,9 @@ class ClipSet:
                 raise UserError(f"{clips_csv}, row {number}: file_name or label is empty.")
         if not rows:
             raise UserError(f"{clips_csv} lists no clips.")
+        broken = next((f"row {number}" for number, row in enumerate(rows, 2) if "\n" in "".join(row)), None)
+        if broken is not None:
+            raise UserError(f"{clips_csv}, {broken}: a line break in a file name or label; is it a lost quote's?")
         labels = {label for _, label in rows}
         classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
         if unknown := sorted(labels - set(classes)):

@@ -165,6 +165,7 @@ REFUSED = {
     "a quote that swallows rows": ('file_name,x\na,"1\nb,"2"\nc,3\n', "line 2: a quote is opened"),
     "the same without a header": ('a.wav,"1\nb.wav,"2"\nc.wav,3\n', "line 1: a quote is opened"),
     "a quote among lines": ('a\n"b\nc\n', "line 2: '\"b'"),
+    "two quotes that swallow rows": ('file_name,x\n"a,1\nb",2\n', "holds a line break"),
     "tabs among lines": ("a\nb\tc\n", r"line 2: 'b\\tc'"),
     "rows of several lengths": ("a,1\nb\n", "line 2: 1 columns, not 2"),
     "a header twice": ("clip_id,clip_id\na,b\n", "'clip_id' more than once"),

@@ -65,6 +65,7 @@ def test_any_csv(tmp_path: Path, name: str) -> None:
         ("id,caption_lang,n_captions,captioner\na,b,c,d\n", {}, "which columns hold captions"),
         ("rain.wav,It rains.\ndog.wav,A dog.\n", {}, "first line has rain.wav, It rains.*needs a header"),
         ("id,text\na,b\n", {}, "which columns hold captions"),
+        ('id,caption\n"a,1\nb",2\n', {}, "the id 'a,1..b' holds a line break"),
         ('id,caption\na,"b"c\n', {}, "line 2: text behind a closing quote"),
         ("id,caption\n1,2\n", {"id_column": "nope"}, "no column nope"),
         ("id,caption\n1,2\n", {"caption_columns": ["nope"]}, "no column nope"),

@@ -113,7 +113,7 @@ BAD_REQUESTS = [
     ("captions fill --segments segments.csv --ontology ontology.json --auto-acd table.csv -o c.parquet", "youtube_id"),
     ("captions fill --segments table.csv --ontology ontology.json -o c.parquet", "table.csv"),
     ("captions add c.parquet --acalt4 table.csv", "table.csv has no column youtube_id"),
-    ("captions add a_file --csv table.csv --source x", "a_file"),
+    ("captions add a_file --csv table.csv --source x --caption-column text", "a_file"),
     ("captions add c.parquet --csv table.csv", "--source"),
     ("embed-captions missing.parquet store", "missing.parquet"),
     ("embed-captions a_file store", "a_file"),

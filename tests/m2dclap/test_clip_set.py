@@ -35,6 +35,7 @@ DAMAGED: dict[str, tuple[str | bytes, str]] = {
     "an open quote": (lines((5, '03.wav,"dog')), ":? is malformed .*line 5: a quote is opened and not closed"),
     "two of them": (lines((5, '03.wav,"dog'), (9, '07.wav,"dog')), "line 5: a quote is opened and not closed"),
     "one before a quoted label": (lines((5, '03.wav,"dog'), (7, '05.wav,"dog"')), "line 5: a quote is opened"),
+    "one at each end": (lines((5, '03.wav,"dog'), (9, '07.wav,dog"')), "row 5: a line break"),
     "one that only closes": (lines((5, '03.wav,dog"')), "line 5: a quote inside a value"),
     "text behind a quote": (lines((5, '03.wav,"dog"s')), "line 5: text behind a closing quote"),
     "another number of columns": (lines((5, "03.wav,dog,cat")), "line 5: 3 columns, not 2"),

@@ -233,9 +233,9 @@ def test_a_list_instead_of_a_scan(src: Path, tmp_path: Path, monkeypatch: pytest
     [
         ("source\n../secret.wav\n", "leads out of"),
         ("source\n/etc/passwd\n", "leads out of"),
-        ("file\na.wav\n", "needs the columns source"),
+        ("file\na.wav\n", "no column source"),
         ("source\n", "lists no audio files"),
-        ("source\n\xff.wav\n", "cannot be read"),
+        ("source\n\xff.wav\n", "is not UTF-8"),
         ("source,b\n,1\n", "no path of a file"),
     ],
 )
