@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from artifacts.embedding_index import INDEX_SCHEMA, first_difference, index_of, rows_digest
 from artifacts.errors import UserError
+from artifacts.json_file import load_json
 from artifacts.layout import require_folder
 from artifacts.tables import read_parquet
 
@@ -106,7 +106,7 @@ def settings_in(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str,
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in ``path``; None where the file is missing. Raises `UserError` where it is no JSON object."""
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -7,7 +7,6 @@ meta.json          dtype, n_mels, shards with sizes, and what was packed; writte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 from artifacts.atomic import atomic_file, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
+from artifacts.json_file import load_json
 from artifacts.layout import PACKED_FOLDER
 from artifacts.lms_array import HEADER_BYTES, npy_header, open_lms
 from artifacts.tables import first_line, read_parquet, write_parquet
@@ -89,7 +89,7 @@ def finish_pack(folder: Path, shards: int, identity: Mapping[str, Any]) -> pa.Ta
 def read_pack_meta(folder: Path) -> dict[str, Any] | None:
     """``meta.json`` of a finished pack; None where there is none. Raises `UserError` where it cannot be read."""
     try:
-        value = json.loads((folder / META).read_text())
+        value = load_json(folder / META)
         if not {"dtype", "n_mels", "config", "shard_bytes", "fingerprint"} <= set(value):
             raise ValueError("a key is missing")
         if value.get("layout") != LAYOUT:

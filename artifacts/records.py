@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from artifacts.atomic import write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint
+from artifacts.json_file import load_json
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
@@ -138,7 +138,7 @@ def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[st
 def read_config(layout: LmsLayout) -> dict[str, Any] | None:
     """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
     try:
-        value = json.loads(layout.config.read_text())
+        value = load_json(layout.config)
         if value["fingerprint"] != fingerprint(value["config"]):
             raise ValueError("its fingerprint is not that of its configuration")
     except FileNotFoundError:

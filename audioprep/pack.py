@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -18,6 +17,7 @@ from artifacts.atomic import sweep_temporaries, write_json
 from artifacts.errors import UserError
 from artifacts.failures import FailureLimit
 from artifacts.fingerprint import fingerprint, require_same
+from artifacts.json_file import read_json_object
 from artifacts.layout import PACKED_FOLDER, LmsLayout, require_folder
 from artifacts.lms_array import OK, open_lms
 from artifacts.lock import exclusive
@@ -152,7 +152,7 @@ def _begin(folder: Path, shards: Sequence[Sequence[str]], identity: dict[str, An
     """Note what is being packed, or compare with what was begun. Returns how many clips are through."""
     sweep_temporaries(folder)
     finished = read_pack_meta(folder)
-    begun = json.loads((folder / BEGUN).read_text()) if (folder / BEGUN).exists() else None
+    begun = read_json_object(folder / BEGUN, "a note of what is packed") if (folder / BEGUN).exists() else None
     if (stored := finished or begun) is not None:
         require_same({key: stored.get(key) for key in identity}, identity, folder)
     if finished is not None:

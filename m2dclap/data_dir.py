@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from artifacts.atomic import write_text
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
+from artifacts.json_file import load_json
 from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
 from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
@@ -178,7 +178,7 @@ def read_norm_stats(path: Path) -> NormStats:
     """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
-        values = json.loads(path.read_text())
+        values = load_json(path)
         stats = NormStats(float(values["mean"]), float(values["std"]))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(f"{path} holds no mean and std ({type(error).__name__}: {error}).") from error

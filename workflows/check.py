@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pyarrow as pa
 from artifacts.clip_id import clip_id_candidates
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
+from artifacts.json_file import load_json
 from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
 from artifacts.packed_store import PackedStore
 from artifacts.progress import shown
@@ -146,7 +146,7 @@ def check_statistics(layout: DataLayout) -> CheckResult:
         return result
     result.checked = 1
     try:
-        stats = json.loads(path.read_text())
+        stats = load_json(path)
         mean, std, fingerprint = float(stats["mean"]), float(stats["std"]), stats["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         result.problem(path.name, f"cannot be read: {error!r}")

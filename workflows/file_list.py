@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from artifacts.atomic import temporary_path, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest
+from artifacts.json_file import load_json
 from artifacts.layout import LmsLayout, is_evaluation_clip
 from artifacts.records import OK, read_records
 from artifacts.tables import read_file_list, write_file_list
@@ -59,7 +59,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
 
 def _written(layout: LmsLayout) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((layout.melspec / WRITTEN).read_text())
+        found: dict[str, Any] = load_json(layout.melspec / WRITTEN)
     except (OSError, ValueError):
         return {}
     return found
