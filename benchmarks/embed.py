@@ -67,7 +67,7 @@ def gte_base_shaped(folder: Path) -> Path:
 
     torch.manual_seed(0)
     BertModel(BertConfig()).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MINILM, trust_remote_code=False).save_pretrained(folder)
     return folder
 
 
@@ -76,8 +76,8 @@ def arrival_order(model_folder: Path, texts: list[str], device: str) -> dict[str
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModel.from_pretrained(model_folder).float().to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(model_folder, trust_remote_code=False).float().to(device).eval()
 
     computed = 0
 
