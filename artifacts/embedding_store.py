@@ -16,12 +16,12 @@ import pyarrow as pa
 from artifacts.digest import BLOCK_BYTES, differing_blocks, read_blocks
 from artifacts.embedding_index import INDEX_SCHEMA, first_difference, index_of, rows_digest
 from artifacts.embedding_sums import row_blocks
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.json_file import read_object
 from artifacts.layout import require_folder
 from artifacts.npy_file import form_of, map_npy
 from artifacts.steady import FileIdentity, open_regular
-from artifacts.tables import first_line, read_parquet
+from artifacts.tables import read_parquet
 
 EMBEDDINGS, INDEX, META, PROGRESS = "embeddings.npy", "index.parquet", "meta.json", "progress.json"
 FORMAT = 2  # 1 had another rows_digest

@@ -14,6 +14,7 @@ from typing import Any
 from artifacts.atomic import write_text
 from artifacts.digest import KIND, digest_of
 from artifacts.errors import UserError
+from artifacts.json_text import loads_json
 from artifacts.steady import read_file
 
 PROOF, DIGEST = "proof", "digest"
@@ -64,8 +65,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bool] | None:
     if tail is not None and digest_of(content[: tail.start()]) != tail[1].decode():
         raise _damaged(path)
     try:
-        value = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+        value = loads_json(content)
+    except ValueError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as JSON: {message}") from error
     if not isinstance(value, dict):

@@ -113,8 +113,6 @@ def _of_all_parts(layout: LmsLayout, read: Callable[[Path], T]) -> list[T]:
     return [read(part) for part in require_parts(layout)]
 
 
-
-
 def require_parts(layout: LmsLayout) -> list[Path]:
     """`record_parts`, at least one. Raises `UserError` where there are none."""
     parts = record_parts(layout)

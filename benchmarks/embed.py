@@ -101,8 +101,8 @@ def arrival_order(model_folder: Path, texts: list[str], device: str) -> dict[str
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModel.from_pretrained(model_folder).float().to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(model_folder, trust_remote_code=False).float().to(device).eval()
 
     computed = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError, first_line
+from artifacts.errors import UserError
+from artifacts.json_text import read_json_object
 from artifacts.layout import require_file
 from artifacts.progress import DELAY_SECONDS, Progress
 from artifacts.tables import read_captions
@@ -19,6 +19,7 @@ from artifacts.write_lock import writing_to
 from captions.assembly import Assembly
 from captions.files import write_captions, write_csv
 from captions.lint import RULES, TokenLimit, drop, find
+from captions.model_code import unloadable
 
 UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
 
@@ -103,9 +104,9 @@ def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
     from transformers import AutoTokenizer  # seconds to import, and only this rule needs it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{model!r} has no tokenizer that can be loaded: {first_line(error)}") from error
+        raise UserError(f"{model!r} has no tokenizer that can be loaded: {unloadable(error)}") from error
     limit = max_tokens or min(tokenizer.model_max_length, _sentence_length(model))
     if limit > UNLIMITED:
         raise UserError(f"{model!r} does not say how many tokens it takes; --max-tokens says it.")
@@ -119,5 +120,6 @@ def _sentence_length(model: str) -> int:
     from transformers.utils import cached_file
 
     path = cached_file(model, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
-    length = json.loads(Path(path).read_text()).get("max_seq_length") if path else None
-    return length or UNLIMITED + 1
+    settings = read_json_object(Path(path), "the settings of a text encoder", any_number=True) if path else {}
+    length = settings.get("max_seq_length")
+    return length if isinstance(length, int) and length > 0 else UNLIMITED + 1

@@ -161,7 +161,7 @@ def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool,
     return EncoderRequest(
         name,
         device,
-        bool(meta.get("normalized", False)),
+        meta.get("normalized") or False,
         meta.get("pooling") or "mean",
         meta.get("prefix") or "",
         meta.get("max_length"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.yaml_file import read_yaml
 from m2dclap.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:  # train.py imports this module
@@ -58,12 +58,8 @@ def read_recipe(path: Path, known: Collection[str]) -> dict[str, Any]:
 
     Raises `UserError` where it is no mapping, or has a key that is not ``known``, naming the nearest that is, or twice.
     """
-    require_file(path, "a file of settings")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    document = read_yaml(path, "a file of settings")
+    node, values = document.node, document.value
     if values is None:
         return {}
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.json_text import load_json
 from artifacts.layout import require_file
 from workflows.dask_workers import remote_workers
 from workflows.job_settings import JobSettings, job_script
@@ -89,10 +90,8 @@ class WorkerPool:
     def _address(self) -> str:
         if self.scheduler_file is None:
             return str(self.scheduler)
-        import json
-
         require_file(self.scheduler_file, "the file that the Dask scheduler wrote")
         try:
-            return str(json.loads(self.scheduler_file.read_text())["address"])
+            return str(load_json(self.scheduler_file)["address"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.scheduler_file} is not what a Dask scheduler writes: no address in it.") from error

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.yaml_file import read_yaml
 from workflows.dask_settings import import_dask, worker_exports
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
@@ -149,18 +149,14 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
     """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
     values: dict[str, Any] = {}
     if path is not None:
-        require_file(path, "the file of cluster settings")
-        try:
-            # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
+        values = read_yaml(path, "the file of cluster settings", yaml.BaseLoader).value or {}
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
     kinds = {field.name: field.type for field in fields(JobSettings)}
     read = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in kinds:
             nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
             raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")

@@ -10,7 +10,6 @@ DATA/_recipe/<recipe>/lock                held while the recipe runs
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 from artifacts.atomic import temporary_path, write_json
 from artifacts.errors import UserError
+from artifacts.json_text import load_json
 from workflows.recipe import Recipe, Stage
 from workflows.recipe_identity import Identity
 
@@ -77,7 +77,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The content of ``folder/state.json``, empty where there is none. Raises `UserError` where it cannot be read."""
     path = folder / "state.json"
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path)
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']} is not {FORMAT}")
     except FileNotFoundError:
