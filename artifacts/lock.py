@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artifacts.errors import UserError
+
+# File systems without locks: some network file systems, or as they are mounted here.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_held: set[int] = set()
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold ``folder/lock`` for the block. Raises `UserError` where another process holds it.
 
-    The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+    The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Processes that this one
+    forks do not hold it. Where the file system has no locks a line says so, and the block runs without one.
     """
     with (folder / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder} is being written to by another run; wait for it or stop it.") from error
-        yield
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(
+                f"{folder} cannot be locked ({error.strerror}); see to it that nothing else writes there.",
+                file=sys.stderr,
+            )
+        _held.add(file.fileno())
+        try:
+            yield
+        finally:
+            _held.discard(file.fileno())
+
+
+def _let_go_in_child() -> None:
+    """A lock belongs to the open file, which a forked process shares: it would hold it for as long as it lives."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

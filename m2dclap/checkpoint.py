@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
-from artifacts.tables import first_line
 from audioprep.config import PRESETS, LogMelConfig
+from m2dclap.checkpoint_file import read_file
 from m2dclap.config import ModelConfig
 from m2dclap.frames import NormStats
 from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
@@ -113,23 +111,6 @@ class Checkpoint:
     def norm_stats(self) -> NormStats:
         """What to normalise with; the original's values where the weights bring none."""
         return NormStats(*self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS)).tolist())
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The dictionary in a checkpoint file, on the CPU, without running anything that the file names.
-
-    An ``argparse.Namespace`` of plain values, as the original stores its arguments, is let through.
-    Raises `UserError` where the file is anything else.
-    """
-    require_file(path, "a checkpoint")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's unpickler fails in any way it likes on bytes that are no pickle
-        raise UserError(f"{path} is not a checkpoint that can be read: {first_line(error)}") from error
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(value).__name__}.")
-    return dict(value)
 
 
 def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:

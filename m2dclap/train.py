@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write
 from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
-from m2dclap.loader import batches_of, make_loader
+from m2dclap.loader import Batches, make_loader
 from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
@@ -152,9 +152,10 @@ def _run(
         meter=make_meter(model.config, config, world),
         log=_open_log(stack, run, state, options) if world.is_main else None,
         watch=_watch_of_main(world, options, data, config, model),
+        overwrites=options.overwrite,
     )
     trainer = Trainer(state, wrap(model, world, config), schedule, data.stats, world)
-    with closing(batches_of(loader)) as batches:
+    with Batches(loader) as batches:
         run_steps(trainer, batches, job)
 
 
