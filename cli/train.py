@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from artifacts.errors import UserError
 from cli.launch_options import LaunchableCommand, launch, launch_options
 from cli.train_options import (
     SETTINGS,
     data_options,
     general_options,
+    located,
     model_options,
     optimiser_options,
     run_options,
@@ -59,7 +61,10 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
     chosen = preset(options["size"])
     names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
     changes = {**context.meta.get(SETTINGS, {}), **{key: value for key, value in options.items() if key in names}}
-    model, config = chosen.with_changes(changes)
+    try:
+        model, config = chosen.with_changes(changes)
+    except UserError as error:
+        raise located(error, context) from error
     if bool(config.noise_ratio) != bool(options["noise_files"]):
         raise click.UsageError("--noise-ratio and --noise-files go together: how much to mix in, and of what.")
     choice = DataChoice(

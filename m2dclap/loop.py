@@ -231,8 +231,6 @@ class Saver:
     def _raise_failure(self, failure: UserError | OSError | None) -> None:
         try:
             self._trainer.world.raise_any(failure)
-        except OSError as error:
-            raise of_all(UserError(self._put_right(f"{error.filename or 'loading'}: {error.strerror}"))) from error
         except UserError as error:
             raise of_all(UserError(self._put_right(str(error)))) from error
 
@@ -250,9 +248,12 @@ class Saver:
 
     @contextmanager
     def naming_what_is_saved(self) -> Iterator[None]:
-        """A second Ctrl-C within the block becomes a `StoppedError` that says what was saved before it."""
+        """What cannot be written within the block, and a second Ctrl-C, become errors that say what was saved before."""
         try:
             yield
+        except OSError as error:
+            told = UserError(self._put_right(f"{error.filename or 'training'}: {error.strerror or error}"))
+            raise (of_all(told) if getattr(error, "of_all", False) else told) from error
         except KeyboardInterrupt:
             raise StoppedError(f"interrupted. {self._what_is_saved()}", interrupted=True) from None
 

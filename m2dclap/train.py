@@ -115,7 +115,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         if state.step < schedule.total_steps:
             _run(stack, state, schedule, data, run, world, options)
         epochs = state.step // steps_per_epoch
-        last = (read_log(run.log) or [{}])[-1] if world.is_main else {}
+        last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if world.is_main else {}
         return TrainResult(
             checkpoint=str(run.checkpoint(epochs)),
             epochs=epochs,

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -63,7 +63,7 @@ class TrainState:
             EXTRA: {"step": self.step, "unlogged": self.unlogged, "settings": dict(settings)},
         }
         with atomic_file(path) as file:
-            torch.save(rebuilt(value, {}), file)
+            _save(rebuilt(value, {}), file)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
@@ -81,6 +81,34 @@ class TrainState:
             self.step, self.unlogged = int(value[EXTRA]["step"]), value[EXTRA]["unlogged"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
+
+
+class _NotingFile:
+    """Writes to a file, and keeps the error of the system that PyTorch makes something without a reason of."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(value: Any, file: IO[bytes]) -> None:
+    noting = _NotingFile(file)
+    try:
+        torch.save(value, noting)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if noting.error is None:
+            raise
+        raise noting.error from error
 
 
 def rebuilt(value: Any, texts: dict[str, str]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -16,10 +17,12 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from artifacts.errors import UserError
+from artifacts.lms_store import LogMels
 from artifacts.lock import exclusive
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice
@@ -38,6 +41,7 @@ TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
 OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_epochs=5000), watch=WatchOptions(features_every=0))
 # Far more than anything here takes; what hangs never ends.
 PATIENCE = 120.0
+HANG = "hang"
 
 
 class Faulty:
@@ -116,10 +120,12 @@ def test_a_worker_that_hangs_is_gone_at_once(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
-def _child(data: Path, out: Path) -> None:
+def _child(data: Path, out: Path, largest_file: int = -1) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _hang_when_told(data)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stderr = (out.parent / f"{out.name}.err").open("a", buffering=1)
     try:
         train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=2))
@@ -153,10 +159,19 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def let_reading_hang(data: Path) -> None:
-    """Every array becomes a pipe that nobody writes to."""
-    for path in data.glob("made_lms/*.npy"):
-        os.mkfifo(path.with_suffix(".pipe"))
-        path.with_suffix(".pipe").replace(path)
+    (data / HANG).touch()
+
+
+def _hang_when_told(data: Path) -> None:
+    """Reading a log-mel never ends once a file of that name is there; loading processes inherit it."""
+    read = LogMels.__getitem__
+
+    def hanging(self: LogMels, index: int) -> np.ndarray:
+        while (data / HANG).exists():
+            time.sleep(3600)
+        return read(self, index)
+
+    LogMels.__getitem__ = hanging  # type: ignore[method-assign]
 
 
 def steps_stand_still(out: Path) -> bool:
@@ -238,3 +253,30 @@ def test_a_second_ctrl_c_ends_it_without_leaving_half_a_file(run: tuple[ForkServ
     child.join(PATIENCE)
     assert child.exitcode == 130
     assert [path.suffix for folder in out.glob("m2d_*") for path in folder.iterdir()] in ([], [".pth"])
+
+
+def test_a_disk_without_room_leaves_the_last_good_checkpoint(
+    run: tuple[ForkServerProcess, Path], data: Path, tmp_path: Path
+) -> None:
+    """Here files may not grow beyond a size; what a full disk says differs in one word."""
+    child, out = run
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(PATIENCE)
+    good = find_checkpoint(out)
+    content = good.read_bytes()
+    small = CONTEXT.Process(target=_child, args=(data, out, len(content) // 2))
+    small.start()
+    before = len((tmp_path / "run.err").read_text())
+    until(lambda: "train:" in (tmp_path / "run.err").read_text()[before:])
+    lines = (out / "log.jsonl").stat().st_size
+    until(lambda: not small.is_alive() or (out / "log.jsonl").stat().st_size > lines)
+    assert small.pid is not None
+    os.kill(small.pid, signal.SIGTERM)
+    small.join(PATIENCE)
+    assert small.exitcode == 2
+    words = (tmp_path / "run.err").read_text()[before:]
+    assert "File too large. Saved after step" in words
+    assert ".pth: " in words
+    assert [path for path in good.parent.iterdir()] == [good]
+    assert good.read_bytes() == content
