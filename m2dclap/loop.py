@@ -248,7 +248,7 @@ class Saver:
 
     @contextmanager
     def naming_what_is_saved(self) -> Iterator[None]:
-        """What cannot be written within the block, and a second Ctrl-C, become errors that say what was saved before."""
+        """What cannot be written in the block, and a second Ctrl-C, become errors that say what was saved before."""
         try:
             yield
         except OSError as error:

@@ -202,6 +202,8 @@ def compile_blocks(model: M2DCLAP) -> None:
 
 def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
     """Raise `UserError` where a step's batch cannot be filled, or not divided evenly among ``processes``."""
+    if clips < 2:
+        raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
     if clips < config.batch_size:
         raise UserError(
             f"{clips:,} captioned clips do not fill a batch of {config.batch_size:,}; use --batch-size {clips} or less."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from workflows.dask_settings import worker_exports
 DEATH_TIMEOUT = 60
 # Of the wall time: before its end, workers take no new work, each at its own moment.
 LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
+# From 1 to a million, in figures.
+COUNT = re.compile(r"0*[1-9][0-9]{0,5}|1000000")
+MEMORY = re.compile(r"[0-9]{1,9}(\.[0-9]+)? ?([KMGT]i?)?B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,23 +105,30 @@ def _configured_prologue() -> list[str]:
 def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
     """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
     values: dict[str, Any] = {}
+    places: dict[str, int] = {}
     if path is not None:
         require_file(path, "the file of cluster settings")
         try:
             # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+            values = yaml.load(text, Loader=yaml.BaseLoader) or {}
+            node = yaml.compose(text, Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if places.setdefault(str(key_node.value), key_node.start_mark.line + 1) != key_node.start_mark.line + 1:
+                raise UserError(f"{path}, line {key_node.start_mark.line + 1}: the file sets {key_node.value} twice.")
     kinds = {field.name: field.type for field in fields(JobSettings)}
     read = {}
     for key, value in values.items():
+        place = f"{path}, line {places[key]}"
         name = key.replace("-", "_")
         if name not in kinds:
             nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")
-        read[name] = _read(path, name, value, str(kinds[name]))
+            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest!r}?")
+        read[name] = _read(place, name, value, str(kinds[name]))
     settings = JobSettings(**read)
     settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
     if settings.walltime is not None:
@@ -125,22 +136,24 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
     return settings
 
 
-def _read(path: Path | None, name: str, value: Any, kind: str) -> Any:
+def _read(place: str, name: str, value: Any, kind: str) -> Any:
     """A setting's text as its type."""
     if kind.startswith("tuple"):
         lines = value if isinstance(value, list) else str(value).splitlines()
         return tuple(str(line) for line in lines)
     if isinstance(value, list | dict):
-        raise UserError(f"{path}: {name} is one value, not {value!r}.")
+        raise UserError(f"{place}: {name} is one value, not {value!r}.")
     if value == "" or value == "null":
         return None
     if kind == "bool" and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if kind.startswith("int") and value.isdigit() and int(value) > 0:
+    if kind.startswith("int") and COUNT.fullmatch(value):
         return int(value)
+    if name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{place}: memory cannot be {value!r}; it is like 16GB or 4000MB.")
     if kind.startswith("str"):
         return value
-    raise UserError(f"{path}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
+    raise UserError(f"{place}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
 
 
 def wall_seconds(text: str) -> float:

@@ -37,6 +37,7 @@ from tests.m2dclap.two_processes import MODEL
 
 MakeData = Callable[..., Path]
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])
 TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
 OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_epochs=5000), watch=WatchOptions(features_every=0))
 # Far more than anything here takes; what hangs never ends.
@@ -278,5 +279,5 @@ def test_a_disk_without_room_leaves_the_last_good_checkpoint(
     words = (tmp_path / "run.err").read_text()[before:]
     assert "File too large. Saved after step" in words
     assert ".pth: " in words
-    assert [path for path in good.parent.iterdir()] == [good]
+    assert list(good.parent.iterdir()) == [good]
     assert good.read_bytes() == content

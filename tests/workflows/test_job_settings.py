@@ -85,3 +85,26 @@ def test_options_that_do_not_go_together_or_miss_something(tmp_path: Path) -> No
     ]:
         result = melspec(tmp_path, *options)
         assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
+
+
+@pytest.mark.parametrize(
+    "value", ["many", "0", "-1", "1.5", "\u00b2", "\u0663", "1e3", "9" * 30, "[1]", "{a: b}", "true"]
+)
+def test_counts_are_whole_numbers_and_errors_name_the_line(tmp_path: Path, value: str) -> None:
+    for key in ("jobs", "cores"):
+        path = settings_file(tmp_path, f"# a job\nqueue: long\n{key}: {value}\n")
+        with pytest.raises(UserError, match=rf"slurm.yaml, line 3: {key} "):
+            read_job_settings(path)
+
+
+@pytest.mark.parametrize("value", ["lots", "16 apples", "-1GB", "1e9", "GB", "16 GBB", ".nan"])
+def test_memory_is_a_number_with_a_unit(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 1: memory cannot be"):
+        read_job_settings(settings_file(tmp_path, f"memory: {value}\n"))
+    for right in ("16GB", "4000MB", "1.5 TiB", "4G", "1000"):
+        assert read_job_settings(settings_file(tmp_path, f"memory: {right}\n")).memory == right
+
+
+def test_keys_that_come_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 2: the file sets cores twice"):
+        read_job_settings(settings_file(tmp_path, "cores: 3\ncores: 4\n"))
