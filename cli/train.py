@@ -39,9 +39,9 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
     """Train M2D-CLAP on the data directory DATA. The same command again goes on from the newest checkpoint.
 
     DATA holds files_<name>.csv, norm_stats.json and one or more capemb_<model>/ stores. Listed files without captions
-    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75. On several GPUs:
-    torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm does that in a
-    job.
+    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C with 130. On
+    several GPUs: torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm
+    does that in a job.
 
     \b
     Examples:
