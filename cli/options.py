@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -30,6 +31,20 @@ class LocalPath(click.Path):
 
 
 PATH = LocalPath()
+
+
+class Number(click.FloatRange):
+    """A finite number, within a range if one is given: NaN would pass through any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number: float = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, context)
+        return number
+
+    def __repr__(self) -> str:
+        return "<Number>"
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start anew instead of going on with what is there.")

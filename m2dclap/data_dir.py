@@ -16,7 +16,7 @@ from artifacts.clip_matching import NO_CLIP, FileMatches, match_files
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
 from artifacts.json_file import read_object
-from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
+from artifacts.layout import LMS_SUFFIX, DataLayout, LmsLayout, inside, require_file, require_folder
 from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
@@ -128,6 +128,10 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     Raises `UserError` where a part is missing or cannot be used, or no listed file is left.
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
+    if LmsLayout(choice.root).melspec.is_dir() or (choice.root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
+        raise UserError(
+            f"{choice.root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(choice.root).data}."
+        )
     stats = read_norm_stats(layout.norm_stats)
     lists = list(choice.file_lists) or layout.file_lists()
     weights, held_names = _listed_files(layout, lists, choice.weighted), _names_in(choice.held_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from workflows.dask_settings import import_dask, worker_exports
 DEATH_TIMEOUT = 60
 # Of the wall time: before its end, workers take no new work, each at its own moment.
 LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
+# From 1 to a million, in figures.
+COUNT = re.compile(r"0*[1-9][0-9]{0,5}|1000000")
+MEMORY = re.compile(r"[0-9]{1,9}(\.[0-9]+)? ?([KMGT]i?)?B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -148,23 +152,28 @@ def _configured_prologue() -> list[str]:
 def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
     """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
     values: dict[str, Any] = {}
+    places: dict[str, int] = {}
     if path is not None:
         # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
-        values = read_yaml(path, "the file of cluster settings", yaml.BaseLoader).value or {}
+        document = read_yaml(path, "the file of cluster settings", yaml.BaseLoader)
+        node, values = document.node, document.value or {}
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if places.setdefault(str(key_node.value), key_node.start_mark.line + 1) != key_node.start_mark.line + 1:
+                raise UserError(f"{path}, line {key_node.start_mark.line + 1}: the file sets {key_node.value} twice.")
     kinds = {field.name: field.type for field in fields(JobSettings)}
     read = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+        place = f"{path}, line {places[key]}"
+        name = key.replace("-", "_")
         if name not in kinds:
             nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")
-        read[name] = _read(path, name, value, str(kinds[name]))
-    for name, found in read.items():
+            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest!r}?")
+        read[name] = found = _read(place, name, value, str(kinds[name]))
         texts = found if isinstance(found, tuple) else (found,)
         if name != "prologue" and any(isinstance(text, str) and not text.isprintable() for text in texts):
-            raise UserError(f"{path}: {name} is one line of text, not {found!r}.")
+            raise UserError(f"{place}: {name} is one line of text, not {found!r}.")
     settings = JobSettings(**read)
     settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
     if settings.walltime is not None:
@@ -172,22 +181,24 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
     return settings
 
 
-def _read(path: Path | None, name: str, value: Any, kind: str) -> Any:
+def _read(place: str, name: str, value: Any, kind: str) -> Any:
     """A setting's text as its type."""
     if kind.startswith("tuple"):
         lines = value if isinstance(value, list) else str(value).splitlines()
         return tuple(str(line) for line in lines)
     if isinstance(value, list | dict):
-        raise UserError(f"{path}: {name} is one value, not {value!r}.")
+        raise UserError(f"{place}: {name} is one value, not {value!r}.")
     if value == "" or value == "null":
         return None
     if kind == "bool" and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if kind.startswith("int") and value.isdigit() and int(value) > 0:
+    if kind.startswith("int") and COUNT.fullmatch(value):
         return int(value)
+    if name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{place}: memory cannot be {value!r}; it is like 16GB or 4000MB.")
     if kind.startswith("str"):
         return value
-    raise UserError(f"{path}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
+    raise UserError(f"{place}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
 
 
 def wall_seconds(text: str) -> float:

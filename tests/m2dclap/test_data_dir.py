@@ -204,3 +204,11 @@ def test_stores_of_different_captions_are_trained_on_together(data: Path) -> Non
     (data / "captions.parquet").unlink()
     opened = open_training_data(DataChoice(data), 80)
     assert opened.notes[1:] == ["captions of capemb_made (16 rows), capemb_other (16 rows)"]
+
+
+def test_a_folder_of_log_mels_is_no_data_directory(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    data = make_data(tmp_path / "data", clips=4, frames=60)
+    for folder in (data / "made_lms", data / "other"):
+        (folder / "_melspec").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(UserError, match=f"is a folder of log-mels; DATA is .*: {data}"):
+            open_training_data(DataChoice(folder), 80)

@@ -130,7 +130,7 @@ def test_the_script_has_what_keeps_workers_going_and_others_out(tmp_path: Path) 
 def test_memory_that_is_none(tmp_path: Path, memory: str) -> None:
     path = settings_file(tmp_path, f"walltime: 10:00:00\nmemory: {memory}\ncores: 8\n")
     result = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job")
-    assert (result.exit_code, "is not like 16GB" in result.output) == (2, True), result.output
+    assert (result.exit_code, "like 16GB" in result.output) == (2, True), result.output
 
 
 @pytest.mark.parametrize("name", ["queue", "account", "log_directory", "local_directory", "python", "interface"])
@@ -153,3 +153,26 @@ def test_settings_of_dask_that_cannot_be_read(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "broken.yaml" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "value", ["many", "0", "-1", "1.5", "\u00b2", "\u0663", "1e3", "9" * 30, "[1]", "{a: b}", "true"]
+)
+def test_counts_are_whole_numbers_and_errors_name_the_line(tmp_path: Path, value: str) -> None:
+    for key in ("jobs", "cores"):
+        path = settings_file(tmp_path, f"# a job\nqueue: long\n{key}: {value}\n")
+        with pytest.raises(UserError, match=rf"slurm.yaml, line 3: {key} "):
+            read_job_settings(path)
+
+
+@pytest.mark.parametrize("value", ["lots", "16 apples", "-1GB", "1e9", "GB", "16 GBB", ".nan"])
+def test_memory_is_a_number_with_a_unit(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 1: memory cannot be"):
+        read_job_settings(settings_file(tmp_path, f"memory: {value}\n"))
+    for right in ("16GB", "4000MB", "1.5 TiB", "4G", "1000"):
+        assert read_job_settings(settings_file(tmp_path, f"memory: {right}\n")).memory == right
+
+
+def test_keys_that_come_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 2: the file sets cores twice"):
+        read_job_settings(settings_file(tmp_path, "cores: 3\ncores: 4\n"))
