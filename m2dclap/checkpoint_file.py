@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"

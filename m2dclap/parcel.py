@@ -8,8 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 
 from torch.utils.data import Dataset
 
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from m2dclap.dataset import Batch, Clips
 from m2dclap.order import BatchKey
 

@@ -15,8 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from artifacts.atomic import write_bytes
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 
 LOSSES = ("loss", "loss_m2d", "loss_clap")
 FILES_SHOWN = 8

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.process import stop_without_parent
-from artifacts.tables import first_line
 from m2dclap.device import pick_device
 from m2dclap.stop_signals import was_told
 
