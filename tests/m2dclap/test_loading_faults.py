@@ -266,7 +266,7 @@ def test_a_disk_without_room_leaves_the_last_good_checkpoint(
     child.join(PATIENCE)
     good = find_checkpoint(out)
     content = good.read_bytes()
-    small = CONTEXT.Process(target=_child, args=(data, out, len(content) // 2))
+    small = CONTEXT.Process(target=_child, args=(data, out, len(content) - 1000))
     small.start()
     before = len((tmp_path / "run.err").read_text())
     until(lambda: "train:" in (tmp_path / "run.err").read_text()[before:])
