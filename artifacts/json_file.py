@@ -46,14 +46,6 @@ def is_proven(path: Path) -> bool:
     return found is not None and found[1]
 
 
-def file_digest_of(path: Path) -> str | None:
-    """The digest of all bytes of a small file, None where it is missing: what others are bound to it by."""
-    try:
-        return digest_of(read_file(path))
-    except UserError:
-        return None
-
-
 def _read(path: Path) -> tuple[dict[str, Any], bool] | None:
     if not path.exists():
         return None

@@ -46,7 +46,7 @@ RECORD_SCHEMA = pa.schema(
 )
 FILE_NAME = "file_name"
 ROW_GROUP_ROWS = 8192
-CONFIG_DIGEST = b"m2dprep.config_digest"
+CONFIG_FINGERPRINT = b"m2dprep.config"
 PURPOSE = "conversion records"
 # Row groups that are kept decoded while rows are merged: rows come nearly in order, so few files are open at a time.
 GROUPS_IN_MEMORY = 24
@@ -68,10 +68,10 @@ class RecordFile:
         self.group_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
     @property
-    def config_digest(self) -> str | None:
+    def config_fingerprint(self) -> str | None:
         """That of the ``config.json`` that the records were written beside; None in those of earlier versions."""
-        digest: bytes | None = (self._file.metadata.metadata or {}).get(CONFIG_DIGEST)
-        return None if digest is None else digest.decode("ascii", "replace")
+        found: bytes | None = (self._file.metadata.metadata or {}).get(CONFIG_FINGERPRINT)
+        return None if found is None else found.decode("ascii", "replace")
 
     def read(self, number: int, columns: Sequence[str]) -> pa.Table:
         """The columns of a row group, with the types of `RECORD_SCHEMA`."""

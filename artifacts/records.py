@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
-from artifacts.json_file import file_digest_of, read_object, write_object
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
 from artifacts.proven_parquet import verify_parquet
-from artifacts.record_file import CONFIG_DIGEST, FILE_NAME, PURPOSE, ROW_GROUP_ROWS, RecordFile, write_rows
+from artifacts.record_file import CONFIG_FINGERPRINT, FILE_NAME, PURPOSE, ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_rows import record_table
 from artifacts.tables import read_parquet, require_column_inside, write_parquet
@@ -173,9 +173,12 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 
 def _written_beside(layout: LmsLayout) -> dict[bytes, bytes] | None:
-    """Metadata of records: the digest of the configuration that they were written beside."""
-    digest = file_digest_of(layout.config)
-    return None if digest is None else {CONFIG_DIGEST: digest.encode()}
+    """Metadata of records: the fingerprint of the configuration that they were written beside."""
+    try:
+        config = read_config(layout)
+    except UserError:  # damaged meanwhile: `m2dprep check` tells; no row is lost for it
+        return None
+    return None if config is None else {CONFIG_FINGERPRINT: str(config["fingerprint"]).encode()}
 
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:

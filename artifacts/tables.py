@@ -121,10 +121,16 @@ def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> No
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
     """Write a ``files_<name>.csv``, sorted (the original reads it with pandas), and its digest beside it."""
-    beside = list_digest_path(path)
-    beside.unlink(missing_ok=True)  # whoever is killed in between leaves a list without a digest, not with a wrong one
+    list_digest_path(path).unlink(
+        missing_ok=True
+    )  # whoever is killed in between leaves a list without a digest, not with a wrong one
     write_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
-    write_text(beside, _digest_line(path))
+    write_list_digest(path)
+
+
+def write_list_digest(path: Path) -> None:
+    """Write the digest of a file list beside it."""
+    write_text(list_digest_path(path), _digest_line(path))
 
 
 def list_digest_path(path: Path) -> Path:

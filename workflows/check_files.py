@@ -8,17 +8,17 @@ from pathlib import Path
 from artifacts.embedding_store import INDEX as STORE_INDEX
 from artifacts.embedding_store import META as STORE_META
 from artifacts.errors import UserError
-from artifacts.json_file import file_digest_of, is_proven, read_object
+from artifacts.json_file import is_proven, read_object
 from artifacts.layout import PACKED_FOLDER, DataLayout, LmsLayout
 from artifacts.packed_store import META as PACK_META
 from artifacts.packed_store import index_path, read_pack_meta
 from artifacts.proven_parquet import verify_parquet
 from artifacts.record_file import PURPOSE, RecordFile
-from artifacts.records import record_parts
+from artifacts.records import read_config, record_parts
 from artifacts.tables import list_digest_path, verify_file_list
 from artifacts.unpacked import UNPACKED
 from workflows.check_result import CheckResult, Collecting
-from workflows.file_list import WRITTEN
+from workflows.file_list import CONFIG, WRITTEN
 
 # A file, and what compares it with its digest: False where it has none.
 Proof = tuple[Path, Callable[[Path], bool]]
@@ -89,13 +89,14 @@ def _has_its_list(path: Path) -> bool:
 
 def _require_of_one_conversion(layout: LmsLayout) -> None:
     """Raise `UserError` where records or the digests of lists were written beside another configuration."""
-    config = file_digest_of(layout.config)
-    if config is None:
+    frozen = read_config(layout)
+    if frozen is None:
         return
+    config = frozen["fingerprint"]
     for part in record_parts(layout):
-        found = RecordFile(part).config_digest
+        found = RecordFile(part).config_fingerprint
         if found not in (None, config):
             raise UserError(f"{part} was not written beside this {layout.config.name}: one is of another folder.")
-    written = (read_object(layout.melspec / WRITTEN) or {}).get("config_digest", config)
+    written = (read_object(layout.melspec / WRITTEN) or {}).get(CONFIG, config)
     if written != config:
         raise UserError(f"{layout.melspec / WRITTEN} was not written beside this {layout.config.name}.")

@@ -13,15 +13,17 @@ import pyarrow.compute as pc
 from artifacts.atomic import temporary_path
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest
-from artifacts.json_file import file_digest_of, read_object, write_object
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout, is_evaluation_clip
-from artifacts.records import OK, read_records
+from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_file_list, write_file_list
 from artifacts.write_lock import writing_to
 from audioprep.discover import Source, output_name
 
 # Digests of the lists as they were written, by name: who finds another one knows that somebody has changed it.
 WRITTEN = "lists.json"
+# Its key for the fingerprint of the configuration that it was written beside.
+CONFIG = "config"
 
 
 def list_path(layout: LmsLayout, name: str | None) -> Path:
@@ -74,7 +76,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
                 path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
             )
         write_file_list(path, listed)
-        bound = {"config_digest": file_digest_of(layout.config)}
+        bound = {CONFIG: (read_config(layout) or {}).get("fingerprint")}
         write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
     return len(listed)
 

@@ -18,7 +18,7 @@ from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout
-from artifacts.records import append_records, read_records
+from artifacts.records import append_records, read_records, write_config
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.stats import norm_stats, write_norm_stats
@@ -329,7 +329,7 @@ def as_an_earlier_version_wrote_it(data: Path) -> None:
     """The same directory without a digest anywhere."""
     for path in data.rglob("*.json"):
         value = read_object(path) or {}
-        gone = ("digests", "block_bytes", "odd_rows", "index_digest", "config_digest", "generation", "folder", "files")
+        gone = ("digests", "block_bytes", "odd_rows", "index_digest", "generation", "folder", "files")
         path.write_text(json.dumps({key: value[key] for key in value if key not in gone}, indent=2) + "\n")
     for path in data.rglob("*.parquet"):
         table = pq.read_table(path)
@@ -422,6 +422,8 @@ def test_statistics_are_compared_with_what_they_say_they_are_of(data: Path, of: 
 
 def test_a_configuration_of_another_folder_is_told(data: Path, tmp_path: Path) -> None:
     config = data / "audioset_lms/_melspec/config.json"
-    write_object(config, {**(read_object(config) or {}), "source_root": "/elsewhere"})
+    other = ConvertConfig(PRESETS["16k"], min_seconds=5).to_dict()
+    write_config(LmsLayout(data / "audioset_lms"), other, {"source_root": "/elsewhere"})
+    assert config.exists()
     found = problems(data)["files"]
     assert any("was not written beside this config.json" in line for line in found)
