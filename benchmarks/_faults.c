@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -128,6 +129,21 @@ ON_FD(ssize_t, pread, READ, (int fd, void *data, size_t size, off_t offset), (fd
 ON_FD(ssize_t, pread64, READ, (int fd, void *data, size_t size, off64_t offset), (fd, data, size, offset))
 ON_FD(ssize_t, readv, READ, (int fd, const struct iovec *parts, int count), (fd, parts, count))
 ON_FD(ssize_t, writev, WRITE, (int fd, const struct iovec *parts, int count), (fd, parts, count))
+#define VECTOR(name, kind, offset_type) \
+    ON_FD(ssize_t, name, kind, (int fd, const struct iovec *parts, int count, offset_type at), (fd, parts, count, at)) \
+    ON_FD(ssize_t, name##2, kind, (int fd, const struct iovec *parts, int count, offset_type at, int how), \
+          (fd, parts, count, at, how))
+#define preadv642 preadv64v2
+#define pwritev642 pwritev64v2
+VECTOR(preadv, READ, off_t)
+VECTOR(preadv64, READ, off64_t)
+VECTOR(pwritev, WRITE, off_t)
+VECTOR(pwritev64, WRITE, off64_t)
+ON_FD(ssize_t, sendfile, WRITE, (int fd, int from, off_t *offset, size_t size), (fd, from, offset, size))
+ON_FD(ssize_t, sendfile64, WRITE, (int fd, int from, off64_t *offset, size_t size), (fd, from, offset, size))
+ON_FD(ssize_t, copy_file_range, WRITE,
+      (int from, off64_t *start, int fd, off64_t *offset, size_t size, unsigned how),
+      (from, start, fd, offset, size, how))
 ON_FD(int, fsync, SYNC, (int fd), (fd))
 ON_FD(int, fdatasync, SYNC, (int fd), (fd))
 ON_FD(int, syncfs, SYNC, (int fd), (fd))
