@@ -131,6 +131,7 @@ class Bench:
         ended = self.runner.run(stage.arguments, injection, limit=self._limit(stage))
         if ended.struck:
             outcome.calls.append(injection.label)
+            outcome.plan[-1] += f" ({self._injector.where})"
         return ended
 
     def _limit(self, stage: Stage) -> float:

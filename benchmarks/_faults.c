@@ -26,14 +26,16 @@ struct control {
     int64_t at;                            /* the call, from 1, of all that are of these kinds */
     int64_t matched, struck;
     int64_t calls[KINDS];
-    char folder[1024];
+    char folder[1024], where[1024]; /* where: the file that was struck */
 };
 
 static struct control *control;
+static __thread char named[1024]; /* the file of the call at hand */
 
 void faults_control(struct control *block) { control = block; }
 
 static int below(const char *path) {
+    snprintf(named, sizeof named, "%s", path);
     size_t length = strlen(control->folder);
     return strncmp(path, control->folder, length) == 0 && (path[length] == '/' || path[length] == 0);
 }
@@ -53,7 +55,9 @@ static int fd_below(int fd) {
 static int path_below(int directory, const char *path) {
     if (path == NULL || control == NULL) return 0;
     if (path[0] == '/') return below(path);
-    return directory == AT_FDCWD || fd_below(directory);
+    int inside = directory == AT_FDCWD || fd_below(directory);
+    snprintf(named, sizeof named, "%s", path);
+    return inside;
 }
 
 static void die(void) {
@@ -69,6 +73,7 @@ static int strike(enum kind kind, int inside) {
     int64_t number = __atomic_add_fetch(&control->matched, 1, __ATOMIC_SEQ_CST);
     if (number != control->at && !(control->lasting && number > control->at)) return NOTHING;
     __atomic_add_fetch(&control->struck, 1, __ATOMIC_SEQ_CST);
+    memcpy(control->where, named, sizeof named);
     if (control->action == KILL_BEFORE) die();
     if (control->action == FAIL) errno = (int)control->error;
     return (int)control->action;
@@ -227,5 +232,6 @@ MAP(mmap64, off64_t)
 /* Only files are synced so; which one is not looked up. */
 int msync(void *pages, size_t size, int flags) {
     REAL(msync);
+    named[0] = 0;
     AROUND(int, MSYNC, 1, -1, real(pages, size, flags));
 }
