@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".m2dprep-*.tmp"
+# How often a pack has been replaced is in the names of its files and in its meta.json; both may differ.
+GENERATION, OF_GENERATION = re.compile(r"(?<=_packed/)g\d+-"), ("generation", "digest")
 Snapshot = dict[str, str]
 
 
@@ -18,7 +21,8 @@ def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(fnmatch(name, pattern) or fnmatch(f"/{name}", pattern) for pattern in ignored):
-            found[name] = digest(path)
+            plain = GENERATION.sub("", name)
+            found[name if plain in found else plain] = digest(path)
     return found
 
 
@@ -29,6 +33,8 @@ def digest(path: Path) -> str:
     data = path.read_bytes()
     if path.name == "log.jsonl":
         data = _without_times(data)
+    elif path.name == "meta.json" and path.parent.name == "_packed":
+        data = json.dumps({key: value for key, value in _json(data).items() if key not in OF_GENERATION}).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -49,6 +55,13 @@ def is_temporary(name: str) -> bool:
 def leftovers(found: Snapshot) -> list[str]:
     """Temporaries that nobody has swept."""
     return [name for name in found if is_temporary(name)]
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(data))
+    except ValueError:
+        return {"damaged": data.hex()}
 
 
 def _without_times(log: bytes) -> bytes:

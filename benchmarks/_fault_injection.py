@@ -54,6 +54,7 @@ class Control(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("action", "kinds", "error", "lasting", "at", "matched", "struck")),
         ("calls", ctypes.c_int64 * len(KINDS)),
         ("folder", ctypes.c_char * 1024),
+        ("where", ctypes.c_char * 1024),
     )
 
 
@@ -112,6 +113,11 @@ class Injector:
         """How often the injection has happened."""
         return int(self.control.struck)
 
+    @property
+    def where(self) -> str:
+        """The file that it has happened to, relative to the folder; empty where nobody knows."""
+        return os.fsdecode(self.control.where).removeprefix(os.fsdecode(self.control.folder)).lstrip("/")
+
     def calls(self) -> dict[str, int]:
         """Calls by kind since `prepare`."""
         return dict(zip(KINDS, self.control.calls, strict=True))
@@ -121,6 +127,7 @@ class Injector:
         control = self.control
         control.action = NOTHING if injection is None else injection.action
         control.matched = control.struck = 0
+        control.where = b""
         control.calls[:] = [0] * len(KINDS)
         if injection is not None:
             control.kinds = sum(1 << KINDS.index(kind) for kind in injection.kinds)
@@ -187,6 +194,7 @@ class _PythonInjection:
         if control.matched != control.at and not (control.lasting and control.matched > control.at):
             return
         control.struck += 1
+        control.where = b"" if isinstance(what, int) else os.fsencode(what)
         if control.action != FAIL:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(control.error, os.strerror(control.error), None if isinstance(what, int) else what)

@@ -50,10 +50,11 @@ def adopt_orphans() -> None:
 
 
 class Runner:
-    """Runs commands one after another in ``folder``, with what they say in ``words``."""
+    """Runs commands one after another in ``folder``, with what they say in ``words``; also on stderr, if ``loud``."""
 
     def __init__(self, folder: Path, words: Path, injector: Injector) -> None:
         self.folder, self.injector = folder, injector
+        self.loud = False
         self._out, self._err = words.with_suffix(".out"), words.with_suffix(".err")
 
     def run(
@@ -81,6 +82,8 @@ class Runner:
         seconds = time.monotonic() - started
         outlived = self._reap()
         out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
+        if self.loud:
+            print(f"$ m2dprep {' '.join(arguments)}  [{injection or 'undisturbed'}] → {code}\n{err}", file=sys.stderr)
         return Ended(None if hung else code, out, err, seconds, self.injector.struck, outlived)
 
     def _child(self, arguments: Sequence[str], report: Callable[[], None] | None) -> None:

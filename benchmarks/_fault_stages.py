@@ -56,7 +56,7 @@ class Stage:
 
     ``setup`` are commands, and ``edit`` changes by hand, that come before it. ``again`` says whether the command may be
     given again after it has ended well (others refuse to replace what is there). ``ignored`` are files that hold
-    times. ``reads_only`` stages prove nothing by files, but by what they print. ``imports`` are the modules that it takes
+    times. ``reads_only`` stages show by what they print that nothing is missing. ``imports`` are modules that take
     seconds to import. ``weight`` is the share of trials.
     """
 

@@ -1,4 +1,4 @@
-"""One trial: a stage is killed or disturbed, the same command follows, and the result is held against the undisturbed."""
+"""One trial: a stage is killed or disturbed, the same command follows, and the result must be the undisturbed one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Bench:
 
     def __init__(self, folder: Path, injector: Injector) -> None:
         self.work, self._kept = folder / "work", folder / "kept"
-        self._runner = Runner(self.work, folder / "words", injector)
+        self.runner = Runner(self.work, folder / "words", injector)
         self._injector = injector
         self.undisturbed: dict[str, Undisturbed] = {}
 
@@ -91,7 +91,7 @@ class Bench:
         shutil.copytree(self.work, self._kept / f"{stage.name} done", symlinks=True)
 
     def _run_well(self, command: str) -> Ended:
-        ended = self._runner.run(command.split(), limit=600, report=_note_imports(self.work))
+        ended = self.runner.run(command.split(), limit=600, report=_note_imports(self.work))
         if ended.code != 0:
             raise SystemExit(f"undisturbed, m2dprep {command} ended with {ended.code}:\n{ended.err}")
         return ended
@@ -110,6 +110,8 @@ class Bench:
         outcome = Outcome(number, stage.name, kind)
         rounds = chance.choice((1, 1, 1, 2, 3)) if kind == KILL else 1
         for _ in range(rounds):
+            if outcome.plan and not stage.again and not self._missing(stage):
+                break
             ended = self._strike(stage, kind, chance, outcome)
             self._judge(stage, kind, ended, outcome)
         self._go_on(stage, outcome)
@@ -120,15 +122,16 @@ class Bench:
         if kind == KILL and chance.random() < AT_RANDOM:
             after, whole = chance.uniform(0, undisturbed.seconds), chance.random() < 0.7
             outcome.plan.append(f"kill after {after:.3f} s{'' if whole else ', the parent alone'}")
-            ended = self._runner.run(stage.arguments, kill_after=after, whole_tree=whole)
+            ended = self.runner.run(stage.arguments, kill_after=after, whole_tree=whole)
             if ended.is_killed:
                 outcome.calls.append("kill at a random time")
             return ended
         injection = choose(chance, kind, undisturbed.calls)
         outcome.plan.append(str(injection))
-        ended = self._runner.run(stage.arguments, injection, limit=self._limit(stage))
+        ended = self.runner.run(stage.arguments, injection, limit=self._limit(stage))
         if ended.struck:
             outcome.calls.append(injection.label)
+            outcome.plan[-1] += f" ({self._injector.where})"
         return ended
 
     def _limit(self, stage: Stage) -> float:
@@ -137,7 +140,7 @@ class Bench:
     def _judge(self, stage: Stage, kind: str, ended: Ended, outcome: Outcome) -> None:
         """Count how the disturbed command ended, and note what must not be."""
         counts = outcome.counts
-        struck = ended.is_killed if kind == KILL else ended.struck > 0
+        struck = ended.is_killed or ended.struck > 0
         counts[kind] += struck
         counts["not reached"] += not struck
         if ended.outlived:
@@ -163,18 +166,20 @@ class Bench:
 
     def _wrong(self, stage: Stage, ended: Ended) -> str:
         """What a command that says it is complete lacks."""
-        undisturbed = self.undisturbed[stage.name]
-        if stage.reads_only and ended.out != undisturbed.out:
-            return f"it prints {ended.out[-300:]!r}, not {undisturbed.out[-300:]!r}"
-        return "; ".join(differences(undisturbed.files, self._snapshot(stage))[:5])
+        expected = self.undisturbed[stage.name].out
+        if stage.reads_only and ended.out != expected:
+            return f"it prints {ended.out[-300:]!r}, not {expected[-300:]!r}"
+        return "; ".join(self._missing(stage)[:5])
+
+    def _missing(self, stage: Stage) -> list[str]:
+        return differences(self.undisturbed[stage.name].files, self._snapshot(stage))
 
     def _go_on(self, stage: Stage, outcome: Outcome) -> None:
         """The same command again, undisturbed: it must end well, with the same files, and nothing left over."""
-        undisturbed = self.undisturbed[stage.name]
-        if not stage.again and not differences(undisturbed.files, self._snapshot(stage)):
+        if not stage.again and not self._missing(stage):
             outcome.counts["resumed equal"] += 1
             return
-        ended = self._runner.run(stage.arguments, limit=self._limit(stage))
+        ended = self.runner.run(stage.arguments, limit=self._limit(stage))
         wrong = f"exit {ended.code}: {_tail(ended.err)}" if ended.code != 0 else self._wrong(stage, ended)
         if wrong:
             outcome.problems["lost"] = wrong

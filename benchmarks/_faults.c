@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -25,14 +26,16 @@ struct control {
     int64_t at;                            /* the call, from 1, of all that are of these kinds */
     int64_t matched, struck;
     int64_t calls[KINDS];
-    char folder[1024];
+    char folder[1024], where[1024]; /* where: the file that was struck */
 };
 
 static struct control *control;
+static __thread char named[1024]; /* the file of the call at hand */
 
 void faults_control(struct control *block) { control = block; }
 
 static int below(const char *path) {
+    snprintf(named, sizeof named, "%s", path);
     size_t length = strlen(control->folder);
     return strncmp(path, control->folder, length) == 0 && (path[length] == '/' || path[length] == 0);
 }
@@ -52,7 +55,9 @@ static int fd_below(int fd) {
 static int path_below(int directory, const char *path) {
     if (path == NULL || control == NULL) return 0;
     if (path[0] == '/') return below(path);
-    return directory == AT_FDCWD || fd_below(directory);
+    int inside = directory == AT_FDCWD || fd_below(directory);
+    snprintf(named, sizeof named, "%s", path);
+    return inside;
 }
 
 static void die(void) {
@@ -68,6 +73,7 @@ static int strike(enum kind kind, int inside) {
     int64_t number = __atomic_add_fetch(&control->matched, 1, __ATOMIC_SEQ_CST);
     if (number != control->at && !(control->lasting && number > control->at)) return NOTHING;
     __atomic_add_fetch(&control->struck, 1, __ATOMIC_SEQ_CST);
+    memcpy(control->where, named, sizeof named);
     if (control->action == KILL_BEFORE) die();
     if (control->action == FAIL) errno = (int)control->error;
     return (int)control->action;
@@ -128,6 +134,21 @@ ON_FD(ssize_t, pread, READ, (int fd, void *data, size_t size, off_t offset), (fd
 ON_FD(ssize_t, pread64, READ, (int fd, void *data, size_t size, off64_t offset), (fd, data, size, offset))
 ON_FD(ssize_t, readv, READ, (int fd, const struct iovec *parts, int count), (fd, parts, count))
 ON_FD(ssize_t, writev, WRITE, (int fd, const struct iovec *parts, int count), (fd, parts, count))
+#define VECTOR(name, kind, offset_type) \
+    ON_FD(ssize_t, name, kind, (int fd, const struct iovec *parts, int count, offset_type at), (fd, parts, count, at)) \
+    ON_FD(ssize_t, name##2, kind, (int fd, const struct iovec *parts, int count, offset_type at, int how), \
+          (fd, parts, count, at, how))
+#define preadv642 preadv64v2
+#define pwritev642 pwritev64v2
+VECTOR(preadv, READ, off_t)
+VECTOR(preadv64, READ, off64_t)
+VECTOR(pwritev, WRITE, off_t)
+VECTOR(pwritev64, WRITE, off64_t)
+ON_FD(ssize_t, sendfile, WRITE, (int fd, int from, off_t *offset, size_t size), (fd, from, offset, size))
+ON_FD(ssize_t, sendfile64, WRITE, (int fd, int from, off64_t *offset, size_t size), (fd, from, offset, size))
+ON_FD(ssize_t, copy_file_range, WRITE,
+      (int from, off64_t *start, int fd, off64_t *offset, size_t size, unsigned how),
+      (from, start, fd, offset, size, how))
 ON_FD(int, fsync, SYNC, (int fd), (fd))
 ON_FD(int, fdatasync, SYNC, (int fd), (fd))
 ON_FD(int, syncfs, SYNC, (int fd), (fd))
@@ -211,5 +232,6 @@ MAP(mmap64, off64_t)
 /* Only files are synced so; which one is not looked up. */
 int msync(void *pages, size_t size, int flags) {
     REAL(msync);
+    named[0] = 0;
     AROUND(int, MSYNC, 1, -1, real(pages, size, flags));
 }

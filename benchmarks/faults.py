@@ -25,29 +25,18 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-from _fault_injection import KINDS, LIBRARY, Injector, compile_library
+from _fault_injection import LIBRARY, Injector, compile_library
 from _fault_process import adopt_orphans, fork_stages, freeze
+from _fault_report import as_dict, as_text
 from _fault_stages import STAGES, Stage, in_small_parts
 from _fault_trials import FAULT, KILL, Bench, Outcome, with_predecessors
-from _machine import ONE_THREAD, machine, table
+from _machine import ONE_THREAD
 
 FOLDER = "M2DPREP_FAULTS_FOLDER"
 # No hub is asked for anything, and libraries that could start threads of their own do not.
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-GOOD = (
-    "trials",
-    "kill",
-    "fault",
-    "done",
-    "stopped, file named",
-    "stopped, no file named",
-    "resumed equal",
-    "temporaries left",
-)
-BAD = ("lost", "traceback", "died", "hung", "exit 0, incomplete", "outlived")
 # A trial of kills has so many on average: some are followed by another while the command goes on.
 KILLS_A_TRIAL = 1.4
 SAY_SECONDS = 30.0
@@ -61,7 +50,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--stages", default="", help="only stages whose names contain one of these words, with commas")
     parser.add_argument("--seed", type=int, default=0, help="of what is tried (default 0)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
-    parser.add_argument("--trial", type=int, default=None, metavar="N", help="only trial N, with all that was said")
+    parser.add_argument("--trial", type=int, default=None, metavar="N", help="only this trial, with its words")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser.parse_args()
 
@@ -92,6 +81,7 @@ class Campaign:
         first = self._bench(0)
         first.prepare(self.stages, lambda: import_noted(self.folder / "0" / "modules"))
         if self.arguments.trial is not None:
+            first.runner.loud = True
             return [first.try_out(self.arguments.trial, *self._trial(self.arguments.trial), self.arguments.seed)]
         freeze()
         lanes = {}
@@ -186,62 +176,6 @@ def import_noted(path: Path) -> None:
             importlib.import_module(name)
 
 
-def by_stage(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> dict[str, Counter[str]]:
-    counts: dict[str, Counter[str]] = {stage.name: Counter() for stage in stages}
-    for outcome in outcomes:
-        counts[outcome.stage].update(outcome.counts, trials=1)
-        counts[outcome.stage].update(outcome.problems.keys())
-    counts["all"] = sum(counts.values(), Counter())
-    return counts
-
-
-def by_call(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """A row a kind of call: how often a process was killed at it, and how often it failed, with which errors."""
-    counts: dict[str, Counter[str]] = {}
-    for what, call in (label.split(" ", 1) for outcome in outcomes for label in outcome.calls):
-        counts.setdefault(call, Counter())[what] += 1
-    rows = []
-    for call in [*(kind for kind in KINDS if kind in counts), *(sorted(set(counts) - set(KINDS)))]:
-        errors = ", ".join(f"{name} {count}" for name, count in counts[call].most_common() if name != "kill")
-        rows.append([call, str(counts[call]["kill"]), errors])
-    return rows
-
-
-def report(outcomes: Sequence[Outcome], campaign: Campaign) -> None:
-    """The tables, or JSON with every problem and how to see it again."""
-    counts = by_stage(outcomes, campaign.stages)
-    told = [outcome for outcome in outcomes if outcome.problems or outcome.notes]
-    preloaded = LIBRARY in os.environ
-    if campaign.arguments.json:
-        print(
-            json.dumps(
-                {
-                    "machine": machine(),
-                    "seed": campaign.arguments.seed,
-                    "preloaded": preloaded,
-                    "seconds": round(campaign.seconds, 1),
-                    "stages": counts,
-                    "outcomes": [vars(outcome) for outcome in told],
-                },
-                indent=2,
-            )
-        )
-        return
-    total = counts["all"]
-    print(f"{machine()}; {'through a preloaded library' if preloaded else 'in Python alone'}")
-    print(
-        f"{total['trials']:,} trials, {total['kill']:,} kills, {total['fault']:,} faults in {campaign.seconds / 60:.1f} "
-        f"minutes, seed {campaign.arguments.seed}\n"
-    )
-    columns = (*GOOD, *BAD)
-    rows = [[name, *(str(count[column]) for column in columns)] for name, count in counts.items()]
-    print(table(["stage", "trials", "kills", "faults", *columns[3:]], rows))
-    print("\n" + table(["call", "kills", "faults"], by_call(outcomes)))
-    for outcome in told:
-        for name, words in {**outcome.problems, **outcome.notes}.items():
-            print(f"\n{name}: {outcome.stage}, {', then '.join(outcome.plan)} (--trial {outcome.number})\n{words}")
-
-
 def run_below(folder: Path) -> int:
     """This script again with the library preloaded, and one thread a process, as forks need it."""
     library = compile_library(folder)
@@ -267,7 +201,9 @@ def main() -> int:
     adopt_orphans()
     campaign = Campaign(arguments, Path(os.environ[FOLDER]))
     outcomes = campaign.run()
-    report(outcomes, campaign)
+    notes = {"seed": arguments.seed, "preloaded": LIBRARY in os.environ, "seconds": round(campaign.seconds, 1)}
+    shown = as_dict(outcomes, stages, notes) if arguments.json else as_text(outcomes, stages, notes)
+    print(json.dumps(shown, indent=2) if arguments.json else shown)
     return int(campaign.broken or any(outcome.problems for outcome in outcomes))
 
 
