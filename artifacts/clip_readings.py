@@ -65,10 +65,10 @@ def _without_suffix(names: pa.Array) -> pa.Array:
 def _may_hold_surplus(texts: pa.Array) -> bool:
     """Whether a path has to be looked at by `SURPLUS`; quick where none has."""
     content = text_bytes(texts)[0].tobytes()
-    if b"/" not in content:
-        return b"." in content and pc.any(pc.equal(texts, ".")).as_py()
-    if b"//" in content or b"/./" in content:
+    if b"//" in content or b"/./" in content or (b"." in content and pc.any(pc.equal(texts, ".")).as_py()):
         return True
+    if b"/" not in content:
+        return False
     ends = [
         pc.starts_with(texts, "/"),
         pc.ends_with(texts, "/"),

@@ -9,65 +9,15 @@ from audioprep.mp3 import walk_mp3
 HEAD_BYTES = 4096
 # Suffixes of files that hold no sound and are never looked at: there may be one beside every sound.
 OTHER_SUFFIXES = frozenset(
-    {
-        *(
-            "txt",
-            "md",
-            "rst",
-            "pdf",
-            "doc",
-            "docx",
-            "odt",
-            "rtf",
-            "tex",
-            "html",
-            "htm",
-            "xml",
-            "css",
-            "log",
-            "out",
-            "err",
-        ),
-        *("json", "jsonl", "ndjson", "yaml", "yml", "toml", "ini", "cfg", "conf", "csv", "tsv", "xls", "xlsx", "ods"),
-        *("npy", "npz", "pkl", "pickle", "pt", "pth", "ckpt", "safetensors", "onnx", "h5", "hdf5", "mat", "parquet"),
-        *(
-            "arrow",
-            "feather",
-            "tfrecord",
-            "tfrecords",
-            "db",
-            "sqlite",
-            "sqlite3",
-            "lmdb",
-            "mdb",
-            "lock",
-            "idx",
-            "index",
-        ),
-        *("zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar", "iso", "deb", "whl", "jar", "cab", "dmg", "exe"),
-        *("jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp", "heic", "svg", "ico", "eps", "ps", "psd"),
-        *("py", "pyc", "ipynb", "sh", "c", "h", "cc", "cpp", "hpp", "rs", "go", "java", "js", "tsx", "m", "r", "jl"),
-        *(
-            "lab",
-            "textgrid",
-            "eaf",
-            "phn",
-            "wrd",
-            "ctm",
-            "stm",
-            "trs",
-            "rttm",
-            "jams",
-            "svl",
-            "srt",
-            "vtt",
-            "ass",
-            "lrc",
-        ),
-        *("mid", "midi", "musicxml", "mxl", "m3u", "m3u8", "pls", "cue", "nfo", "sfk", "pek", "asd", "reapeaks", "sfv"),
-        *("md5", "sha1", "sha256", "sig", "asc", "torrent", "url", "lnk", "desktop", "part", "partial", "crdownload"),
-        *("download", "aria2", "ytdl", "tmp", "temp", "bak", "old", "swp", "swo", "orig", "rej", "pid", "license"),
-    }
+    """
+    txt md rst pdf doc docx odt rtf tex html htm xml css log out err json jsonl ndjson yaml yml toml ini cfg conf csv
+    tsv xls xlsx ods npy npz pkl pickle pt pth ckpt safetensors onnx h5 hdf5 mat parquet arrow feather tfrecord
+    tfrecords db sqlite sqlite3 lmdb mdb lock idx index zip tar gz tgz bz2 xz zst 7z rar iso deb whl jar cab dmg exe jpg
+    jpeg png gif bmp tif tiff webp heic svg ico eps ps psd py pyc ipynb sh c h cc cpp hpp rs go java js tsx m r jl lab
+    textgrid eaf phn wrd ctm stm trs rttm jams svl srt vtt ass lrc mid midi musicxml mxl m3u m3u8 pls cue nfo sfk pek
+    asd reapeaks sfv md5 sha1 sha256 sig asc torrent url lnk desktop part partial crdownload download aria2 ytdl tmp
+    temp bak old swp swo orig rej pid license
+    """.split()  # noqa: SIM905
 )
 # What sounds begin with; some of it could also begin a text.
 TEXT_BEGINNINGS = (b"NIST_1A\n", b"#!AMR")

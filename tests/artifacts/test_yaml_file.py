@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from artifacts.errors import UserError
+from artifacts.settings_file import read_settings
 from artifacts.yaml_file import DEEPEST, read_yaml
-from m2dclap.recipe import read_recipe
 from workflows.job_settings import read_job_settings
 from workflows.recipe_file import read_recipe_file
 
@@ -38,7 +38,7 @@ BAD: list[tuple[str, str, str]] = [
 READERS: dict[str, Any] = {
     "the reader": lambda path: read_yaml(path, "a file of settings"),
     "a recipe": read_recipe_file,
-    "a training's settings": lambda path: read_recipe(path, ["a", "b", "x", *(f"a{n}" for n in range(900))]),
+    "a training's settings": lambda path: read_settings(path, ["a", "b", "x", *(f"a{n}" for n in range(900))]),
     "a cluster's settings": read_job_settings,
 }
 # Where all values stay texts.
