@@ -51,12 +51,26 @@ class LogMels:
     def __getitem__(self, index: int) -> np.ndarray:
         """A log-mel (F, T), float32 or float16; what came out before may be overwritten.
 
-        Raises `UserError` where a file is gone or has changed since it was looked at.
+        Raises `UserError` where a file is gone or has changed since it was looked at, `OSError`, naming it, where the
+        machine cannot read it.
         """
         pack = self._pack_of[index]
         if pack != NPY:
             return self._packs[pack].array(self._row_of[index])
         return self._read_npy(inside(self.root, self.name(index)))
+
+    def crop(self, index: int, share: float, width: int) -> np.ndarray:
+        """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) says which.
+
+        Of packs nothing else is read.
+        """
+        pack, row = self._pack_of[index], self._row_of[index]
+        if pack == NPY:
+            log_mel = self[index]
+            first, count = crop_of(share, log_mel.shape[1], width)
+            return log_mel[:, first : first + count]
+        store = self._packs[pack]
+        return store.array(row, *crop_of(share, int(store.frames[row]), width))
 
     def take(self, indices: np.ndarray) -> LogMels:
         """The log-mels at ``indices``, in that order."""
@@ -100,6 +114,13 @@ class LogMels:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_headers": {}, "_buffer": np.empty(0, np.uint8)}
+
+
+def crop_of(share: float, frames: int, width: int) -> tuple[int, int]:
+    """First frame and number of frames of a crop: every start that leaves ``width`` frames has an equal share."""
+    if frames <= width:
+        return 0, frames
+    return min(int(share * (frames - width + 1)), frames - width), width
 
 
 def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:

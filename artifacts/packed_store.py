@@ -27,12 +27,15 @@ from artifacts.fingerprint import fingerprint
 from artifacts.json_file import read_object, write_object
 from artifacts.layout import PACKED_FOLDER
 from artifacts.lms_array import LmsFile, read_lms
-from artifacts.npy_file import HEADER_BYTES, form_of, map_npy, npy_header
+from artifacts.npy_file import HEADER_BYTES, npy_header
+from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity, identity_of, open_regular, read_at
 from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"
+# Shards that a process keeps open; of more, the one that was opened first is closed.
+MOST_OPEN = 256
 PACK_FILE = re.compile(r"(?:g(\d+)-)?(?:shard-\d{5,}\.(?:npy|parquet)|index\.parquet)")
 PACK_SCHEMA = pa.schema(
     [
@@ -197,7 +200,7 @@ def read_index(folder: Path, meta: Mapping[str, Any]) -> pa.Table:
 
 @dataclass
 class PackedStore:
-    """A finished pack. Shards are mapped when first read, in each process; their pages are shared by all.
+    """A finished pack. Shards are opened when first read, in each process; the pages of the cache are shared by all.
 
     Per row ``shards``, the first frame ``starts``, and ``frames``: (rows,) each. ``digests`` are the rows', None in
     packs of earlier versions. ``identities`` are those of the shards' files when the pack was opened: another file
@@ -213,7 +216,8 @@ class PackedStore:
     starts: np.ndarray
     frames: np.ndarray
     digests: pa.Array | None = None
-    _maps: dict[int, np.ndarray] = field(default_factory=dict)
+    _opened: dict[int, RowFile] = field(default_factory=dict)
+    _buffer: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     @classmethod
     def open(cls, lms_folder: Path, config_fingerprint: str | None) -> tuple[PackedStore, pa.Array] | None:
@@ -249,13 +253,21 @@ class PackedStore:
     def shard(self, number: int) -> Path:
         return shard_path(self.folder, number, self.generation)
 
-    def array(self, row: int) -> np.ndarray:
-        """The log-mel (n_mels, T) of a row, a read-only view of its shard: frames lie one behind the other in it."""
+    def array(self, row: int, first: int = 0, count: int | None = None) -> np.ndarray:
+        """``count`` frames from ``first`` on, by default all, of a row's log-mel: (n_mels, count), frames one behind
+        the other. What came out before is overwritten.
+
+        Raises `UserError` where the shard is another one than when the pack was opened, `OSError`, naming it, where it
+        cannot be read.
+        """
         shard, start, frames = int(self.shards[row]), int(self.starts[row]), int(self.frames[row])
-        values = self._maps.get(shard)
-        if values is None:
-            values = self._maps[shard] = self._mapped(shard)
-        return values[start : start + frames].T
+        count = frames - first if count is None else count
+        size = count * self.n_mels * np.dtype(self.dtype).itemsize
+        if len(self._buffer) < size:
+            self._buffer = np.empty(size, np.uint8)
+        values = self._buffer[:size].view(self.dtype).reshape(count, self.n_mels)
+        (self._opened.get(shard) or self._open(shard)).read(start + first, values)
+        return values.T
 
     def read(self, row: int) -> np.ndarray:
         """The log-mel (n_mels, T) of a row, read from the disk and not mapped, and proven by its digest if it has one.
@@ -299,22 +311,19 @@ class PackedStore:
         if identity != self.identities[shard]:
             raise UserError(f"{path} has been replaced since the pack was opened; start again, with the new one.")
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        """A shard's (frames, n_mels). Raises `UserError` where its header is not what the pack promises."""
+    def _open(self, shard: int) -> RowFile:
+        """A shard, opened. Raises `UserError` where its header is not what the pack promises."""
         path = self.shard(shard)
-        try:
-            with open_regular(path) as file:
-                self._require_same(path, file.identity, shard)
-                # A plain array over the map: slices of np.memmap itself cost several times as much.
-                values = np.asarray(map_npy(file, form_of(file)))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        if values.ndim != 2 or values.shape[1] != self.n_mels or values.dtype != self.dtype:
-            raise UserError(f"{path} holds {values.dtype} {values.shape}, not {self.dtype} (frames, {self.n_mels}).")
-        return values
+        found = RowFile(path, self.identities[shard])
+        if found.shape[1] != self.n_mels or found.dtype != self.dtype:
+            raise UserError(f"{path} holds {found.dtype} {found.shape}, not {self.dtype} (frames, {self.n_mels}).")
+        if len(self._opened) == MOST_OPEN:
+            del self._opened[next(iter(self._opened))]
+        self._opened[shard] = found
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_opened": {}, "_buffer": np.empty(0, np.uint8)}
 
 
 def _identity(path: Path, size: int) -> FileIdentity:

@@ -116,13 +116,12 @@ class Clips(Dataset[Batch]):
         frames = np.full(len(indices), width, np.int64)
         for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
             self._at = log_mels, index
-            log_mel = log_mels[index]
+            log_mel = log_mels.crop(index, share, width)
             if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
                 crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel)
             length = log_mel.shape[1]
-            if length >= width:
-                start = min(int(share * (length - width + 1)), length - width)
-                crops[place, 0] = log_mel[:, start : start + width]
+            if length == width:
+                crops[place, 0] = log_mel
             elif repeat:
                 crops[place, 0] = np.tile(log_mel, -(-width // length))[:, :width]
             else:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from artifacts.embedding_store import EmbeddingStore, map_array
+from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
+from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
@@ -82,14 +83,13 @@ def _settings(source: CaptionSource) -> dict[str, Any]:
 
 
 class CaptionRows:
-    """The rows of all sources under one numbering, grouped by clip. Memory maps stay maps, also in worker processes.
+    """The rows of all sources under one numbering, grouped by clip. Stores stay on disk, also for worker processes.
 
     What is sent to these has no ``clip_ids``, which are large and have served their purpose by then.
     """
 
     def __init__(self, sources: Sequence[CaptionSource]) -> None:
-        self._arrays = [source.embeddings for source in sources]
-        self._identities = [source.identity for source in sources]
+        self._arrays = [_on_disk(source) for source in sources]
         self._ends = np.cumsum([len(array) for array in self._arrays])
         ids = [chunk for source in sources for chunk in _chunks(source.clip_ids)]
         encoded = pa.chunked_array(ids, pa.string()).combine_chunks().dictionary_encode()
@@ -110,30 +110,34 @@ class CaptionRows:
         """One caption's embedding (D,), float32."""
         array = int(np.searchsorted(self._ends, row, side="right"))
         first = self._ends[array - 1] if array else 0
-        return np.asarray(self._arrays[array][row - first], np.float32)
+        return _rows(self._arrays[array], np.array([row - first]))[0].astype(np.float32)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of some captions (n, D), float32."""
         if len(self._arrays) == 1:
-            return self._arrays[0][rows].astype(np.float32)
+            return _rows(self._arrays[0], rows).astype(np.float32)
         sources = np.searchsorted(self._ends, rows, side="right")
         embeddings = np.empty((len(rows), self.dim), np.float32)
         for number in np.unique(sources):
             places = np.flatnonzero(sources == number)
-            embeddings[places] = self._arrays[number][rows[places] - (self._ends[number - 1] if number else 0)]
+            embeddings[places] = _rows(self._arrays[number], rows[places] - (self._ends[number - 1] if number else 0))
         return embeddings
 
     def __getstate__(self) -> dict[str, Any]:
-        arrays = [Path(str(array.filename)) if isinstance(array, np.memmap) else array for array in self._arrays]
-        return {**self.__dict__, "_arrays": arrays, "clip_ids": []}
+        return {**self.__dict__, "clip_ids": []}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        # Where a store has been replaced since, rows would be those of other captions: `map_array` refuses it.
-        self._arrays = [
-            map_array(array, identity)[0] if isinstance(array, Path) else array
-            for array, identity in zip(state["_arrays"], state["_identities"], strict=True)
-        ]
+
+def _on_disk(source: CaptionSource) -> np.ndarray | RowFile:
+    """A store's file, to be read row by row: where it has been replaced since, rows would be those of other captions,
+    which `RowFile` refuses. What is in memory stays there."""
+    if not isinstance(source.embeddings, np.memmap):
+        return source.embeddings
+    return RowFile(Path(str(source.embeddings.filename)), source.identity)
+
+
+def _rows(array: np.ndarray | RowFile, rows: np.ndarray) -> np.ndarray:
+    taken: np.ndarray = array.take(rows) if isinstance(array, RowFile) else array[rows]
+    return taken
 
 
 def deal_wrongly(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -61,8 +61,8 @@ def test_every_array_comes_back(lms: Path, dtype: str) -> None:
     for row, name in enumerate(names.to_pylist()):
         original = np.load(lms / name)[0]
         assert np.array_equal(store.array(row), original.astype(dtype))
-        assert not store.array(row).flags.writeable
-        assert store.array(row)[:, 1:3].T.flags.c_contiguous, "some frames of a clip lie in one piece"
+        assert np.array_equal(store.array(row, 1, 2), original.astype(dtype)[:, 1:3])
+        assert store.array(row, 1, 2).T.flags.c_contiguous, "some frames of a clip lie in one piece"
 
 
 def test_shards_are_plain_arrays_of_frames(lms: Path) -> None:
@@ -340,7 +340,7 @@ def test_another_shard_in_the_place_of_one_is_refused(lms: Path) -> None:
     shard.write_bytes(shard.read_bytes())
     os.utime(shard, ns=(0, 0))
     for read in (opened[0].array, opened[0].read):
-        with pytest.raises(UserError, match="has been replaced since the pack was opened"):
+        with pytest.raises(UserError, match="has been replaced (since the pack was opened|while it was in use)"):
             read(0)
 
 

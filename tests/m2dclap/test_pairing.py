@@ -11,6 +11,7 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.m2d_dictionary import write_dictionary
+from artifacts.row_file import RowFile
 from m2dclap.pairing import (
     CaptionRows,
     CaptionSource,
@@ -36,7 +37,7 @@ def test_rows_of_several_sources() -> None:
     assert np.array_equal(alone.take(np.array([1, 1])), np.stack([alone[1], alone[1]]))
 
 
-def test_memory_maps_travel_as_paths(tmp_path: Path) -> None:
+def test_stores_travel_as_paths(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float16)
     np.save(tmp_path / "embeddings.npy", values)
     mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
@@ -44,7 +45,7 @@ def test_memory_maps_travel_as_paths(tmp_path: Path) -> None:
     sent = pickle.dumps(rows)
     assert len(sent) < values.nbytes / 4
     received = pickle.loads(sent)
-    assert isinstance(received._arrays[0], np.memmap)
+    assert isinstance(received._arrays[0], RowFile)
     assert all(np.array_equal(received[row], rows[row]) for row in (0, 1999, 2000))
 
 
