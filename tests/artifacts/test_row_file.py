@@ -37,12 +37,12 @@ def test_rows_are_those_of_the_array(path: Path) -> None:
 
 
 def test_threads_share_a_file(path: Path) -> None:
-    rows, wrong = RowFile(path), []
+    rows = RowFile(path)
+    wrong: list[int] = []
 
     def read(seed: int) -> None:
-        for row in np.random.default_rng(seed).integers(0, 200, 300).tolist():
-            if not np.array_equal(rows.take(np.array([row]))[0], VALUES[row]):
-                wrong.append(row)
+        drawn = np.random.default_rng(seed).integers(0, 200, 300)
+        wrong.extend(row for row in drawn.tolist() if not np.array_equal(rows.take(np.array([row]))[0], VALUES[row]))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
     for thread in threads:

@@ -61,8 +61,9 @@ def test_every_array_comes_back(lms: Path, dtype: str) -> None:
     for row, name in enumerate(names.to_pylist()):
         original = np.load(lms / name)[0]
         assert np.array_equal(store.array(row), original.astype(dtype))
-        assert np.array_equal(store.array(row, 1, 2), original.astype(dtype)[:, 1:3])
-        assert store.array(row, 1, 2).T.flags.c_contiguous, "some frames of a clip lie in one piece"
+        part = min(2, original.shape[1] - 1)
+        assert np.array_equal(store.array(row, 1, part), original.astype(dtype)[:, 1 : 1 + part])
+        assert store.array(row, 1, part).T.flags.c_contiguous, "some frames of a clip lie in one piece"
 
 
 def test_shards_are_plain_arrays_of_frames(lms: Path) -> None:
@@ -340,7 +341,7 @@ def test_another_shard_in_the_place_of_one_is_refused(lms: Path) -> None:
     shard.write_bytes(shard.read_bytes())
     os.utime(shard, ns=(0, 0))
     for read in (opened[0].array, opened[0].read):
-        with pytest.raises(UserError, match="has been replaced (since the pack was opened|while it was in use)"):
+        with pytest.raises(UserError, match=r"has been replaced (since the pack was opened|while it was in use)"):
             read(0)
 
 
