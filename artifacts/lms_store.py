@@ -59,10 +59,10 @@ class LogMels:
             return self._packs[pack].array(self._row_of[index])
         return self._read_npy(inside(self.root, self.name(index)))
 
-    def crop(self, index: int, share: float, width: int) -> np.ndarray:
+    def crop(self, index: int, share: float, width: int, out: np.ndarray | None = None) -> np.ndarray:
         """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) says which.
 
-        Of packs nothing else is read.
+        Of packs nothing else is read, and straight into ``out`` (F, width) if frames lie in it as they do in packs.
         """
         pack, row = self._pack_of[index], self._row_of[index]
         if pack == NPY:
@@ -70,7 +70,7 @@ class LogMels:
             first, count = crop_of(share, log_mel.shape[1], width)
             return log_mel[:, first : first + count]
         store = self._packs[pack]
-        return store.array(row, *crop_of(share, int(store.frames[row]), width))
+        return store.array(row, *crop_of(share, int(store.frames[row]), width), out)
 
     def take(self, indices: np.ndarray) -> LogMels:
         """The log-mels at ``indices``, in that order."""

@@ -40,6 +40,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_UN)  # also where a process forked just now has not yet closed it
 
 
 def _let_go_in_child() -> None:

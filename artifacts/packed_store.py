@@ -253,21 +253,22 @@ class PackedStore:
     def shard(self, number: int) -> Path:
         return shard_path(self.folder, number, self.generation)
 
-    def array(self, row: int, first: int = 0, count: int | None = None) -> np.ndarray:
+    def array(self, row: int, first: int = 0, count: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """``count`` frames from ``first`` on, by default all, of a row's log-mel: (n_mels, count), frames one behind
-        the other. What came out before is overwritten.
+        the other. They are read into ``out`` if that lies so as well; else what came out before is overwritten.
 
         Raises `UserError` where the shard is another one than when the pack was opened, `OSError`, naming it, where it
         cannot be read.
         """
-        shard, start, frames = int(self.shards[row]), int(self.starts[row]), int(self.frames[row])
-        count = frames - first if count is None else count
-        size = count * self.n_mels * np.dtype(self.dtype).itemsize
-        if len(self._buffer) < size:
-            self._buffer = np.empty(size, np.uint8)
-        values = self._buffer[:size].view(self.dtype).reshape(count, self.n_mels)
-        (self._opened.get(shard) or self._open(shard)).read(start + first, values)
-        return values.T
+        shard, start = int(self.shards[row]), int(self.starts[row]) + first
+        count = int(self.frames[row]) - first if count is None else count
+        if out is None or out.shape[1] != count or out.dtype != self.dtype or not out.T.flags.c_contiguous:
+            size = count * self.n_mels * np.dtype(self.dtype).itemsize
+            if len(self._buffer) < size:
+                self._buffer = np.empty(size, np.uint8)
+            out = self._buffer[:size].view(self.dtype).reshape(count, self.n_mels).T
+        (self._opened.get(shard) or self._open(shard)).read(start, out.T)
+        return out
 
     def read(self, row: int) -> np.ndarray:
         """The log-mel (n_mels, T) of a row, read from the disk and not mapped, and proven by its digest if it has one.

@@ -48,14 +48,20 @@ class RowFile:
 
         Raises `UserError` where the file has become shorter, `OSError`, naming it, where it cannot be read.
         """
-        if read_at(self._file, out.data.cast("B"), self._offset + first * self._row_bytes) != out.nbytes:
+        offset = self._offset + first * self._row_bytes
+        try:
+            if os.preadv(self._file.descriptor, [out], offset) == out.nbytes:
+                return
+        except OSError:  # another try may do
+            pass
+        if read_at(self._file, out.data.cast("B"), offset) != out.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened.")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The ``rows`` (n,) in their order, (n, columns)."""
         taken = np.empty((len(rows), self.shape[1]), self.dtype)
-        for place, row in enumerate(rows.tolist()):
-            self.read(row, taken[place : place + 1])
+        for row, place in zip(rows.tolist(), taken, strict=True):
+            self.read(row, place)
         return taken
 
     def __getstate__(self) -> dict[str, Any]:

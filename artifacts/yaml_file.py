@@ -45,11 +45,12 @@ def read_yaml(path: Path, purpose: str, loader_class: type[Any] = yaml.SafeLoade
             if node is None:
                 return YamlDocument(None, None)
             _require_few_entries(path, node)
-            for scalar in _scalars(node):
-                _value(path, loader, scalar)
-            return YamlDocument(node, loader.construct_document(node))
+            for scalar, key in _scalars(node):
+                _value(path, loader, scalar, key)
         finally:
             loader.dispose()
+        # Made of nodes of its own: those that a mapping merges (<<) are moved into it while its value is made.
+        return YamlDocument(node, yaml.load(text, Loader=loader_class))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -115,22 +116,26 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    """Every scalar once."""
+def _scalars(node: yaml.Node) -> Iterator[tuple[yaml.ScalarNode, str]]:
+    """Every scalar once, with the key that it is the value of, if it is."""
     seen: set[int] = set()
-    waiting = [node]
+    waiting: list[tuple[yaml.Node, str]] = [(node, "")]
     while waiting:
-        one = waiting.pop()
+        one, key = waiting.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
         if isinstance(one, yaml.ScalarNode):
-            yield one
-        waiting.extend(_children(one))
+            yield one, key
+        elif isinstance(one, yaml.MappingNode):
+            for name, value in one.value:
+                waiting += [(name, ""), (value, str(name.value)[:40] if isinstance(name, yaml.ScalarNode) else "")]
+        else:
+            waiting += [(child, key) for child in _children(one)]
 
 
-def _value(path: Path, loader: Any, node: yaml.ScalarNode) -> None:
-    where = f"{path}, line {node.start_mark.line + 1}: {node.value[:40]!r}"
+def _value(path: Path, loader: Any, node: yaml.ScalarNode, key: str) -> None:
+    where = f"{path}, line {node.start_mark.line + 1}: {key and f'{key}: '}{node.value[:40]!r}"
     try:
         value = loader.construct_object(node) if node.tag not in MARKERS else None
     except (ValueError, OverflowError, ArithmeticError) as error:

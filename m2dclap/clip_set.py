@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.csv_table import read_header
 from artifacts.errors import UserError
 from artifacts.layout import inside, require_file, require_folder
 from artifacts.tables import read_csv_columns
@@ -87,11 +87,7 @@ def choose_columns(clips_csv: Path, file_column: str | None = None, label_column
     Raises `UserError`, listing the columns that there are, where one is missing or cannot be decided.
     """
     require_file(clips_csv, "the table of clips")
-    try:
-        with clips_csv.open(encoding="utf-8-sig", newline="") as file:
-            found = next(csv.reader(file), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{clips_csv} cannot be read as the table of clips: {error}.") from error
+    found = read_header(clips_csv, "the table of clips")
     files = _column(clips_csv, found, "files", "--file-column", file_column, FILE_COLUMNS)
     labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
     if (file_column is None and files != FILE_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):

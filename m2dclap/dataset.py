@@ -116,7 +116,10 @@ class Clips(Dataset[Batch]):
         frames = np.full(len(indices), width, np.int64)
         for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
             self._at = log_mels, index
-            log_mel = log_mels.crop(index, share, width)
+            place_of_it = None if crops is None else crops[place, 0]
+            log_mel = log_mels.crop(index, share, width, place_of_it)
+            if log_mel is place_of_it:
+                continue
             if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
                 crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel)
             length = log_mel.shape[1]

@@ -81,7 +81,6 @@ class Batches:
 
     def __enter__(self) -> Batches:
         others = set(multiprocessing.active_children())
-        sigchld = signal.getsignal(signal.SIGCHLD)
         try:
             with stop_signals_held_back():
                 self._batches = iter(self._loader)
@@ -91,9 +90,9 @@ class Batches:
             self.close()
             raise
         # PyTorch would raise the end of a worker anywhere, also while a checkpoint is being written. Whoever waits for
-        # a batch is told as well.
-        if signal.getsignal(signal.SIGCHLD) is not sigchld:
-            signal.signal(signal.SIGCHLD, sigchld or signal.SIG_DFL)
+        # a batch is told as well. It does so from the first loader of a process on, whoever made that.
+        if str(getattr(signal.getsignal(signal.SIGCHLD), "__module__", "")).startswith("torch."):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -518,5 +518,13 @@ def test_the_table_is_large_enough() -> None:
 
 
 def test_every_reason_has_a_kind_or_another_test() -> None:
-    elsewhere = {"io_error", "unreadable_folder", "bad_name", "name_conflict", "worker_died", "internal_error"}
+    elsewhere = {
+        "io_error",
+        "transient",
+        "unreadable_folder",
+        "bad_name",
+        "name_conflict",
+        "worker_died",
+        "internal_error",
+    }
     assert {kind.expected for kind in BAD} - {"ok"} | elsewhere == set(REASONS)

@@ -159,7 +159,7 @@ def test_worker_processes_give_the_same_bytes(src: Path, dst: Path, tmp_path: Pa
         (["--preset", "44k"], "44k"),
         (["--max-seconds", "0"], "max-seconds"),
         (["--max-seconds", "2"], "max_seconds 2"),
-        (["--min-seconds", "nan"], "min_seconds nan"),
+        (["--min-seconds", "nan"], "min_seconds is nan"),
         (["--max-failures", "many"], "many"),
         (["--workers", "-1"], "workers"),
     ],

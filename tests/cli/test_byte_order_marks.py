@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.tables import read_file_list
-from captions.exclusion import read_exclusion
+from captions.exclusion_list import read_exclusion
 from captions.json_sources import read_jsonl
 from m2dclap.clip_set import ClipSet
 from workflows.melspec_plan import find_sources

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from artifacts.embedding_store import EmbeddingStore
+from artifacts.json_file import write_object
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from tests.captions.test_encoder_models import bert
 from tests.cli.invocation import refused, run
@@ -150,7 +151,7 @@ def test_a_text_is_compared_with_embeddings_of_its_own_model_only(captions: Path
     refused(run(*look, "--text", "w\udcff"), 2, "--text", "not UTF-8")
     meta = json.loads((store / "meta.json").read_text())
     del meta["weights"], meta["tokenizer_and_modules"]
-    (store / "meta.json").write_text(json.dumps(meta))
+    write_object(store / "meta.json", meta)
     refused(run(*look, "--text", "w1", "--model", other), 4, "384 numbers a row, other makes 32")
 
 

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from artifacts.digest import plain_digest
 from artifacts.errors import UserError
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout, inside, leads_out
-from artifacts.tables import write_file_list
+from artifacts.tables import write_file_list, write_parquet
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack
 from m2dclap.data_dir import DataChoice, open_training_data
@@ -77,7 +79,7 @@ def test_records(data: Path, name: str) -> None:
     path = LmsLayout(data / "x_lms").melspec / "records-000000.parquet"
     table = pq.read_table(path)
     names = pa.array([name, *table["file_name"].to_pylist()[1:]])
-    pq.write_table(table.set_column(0, table.schema.field(0), names), path)
+    write_parquet(path, table.set_column(0, table.schema.field(0), names))
     for words in (["stats"], ["stats", "--recompute"], ["pack"]):
         refused(run(words[0], data / "x_lms", *words[1:]), 2, "records-000000.parquet, row 0", "leads out")
     refused(run("melspec", data.parent / "wavs", data / "x_lms", "--workers", 0), 2, "leads out")
@@ -91,9 +93,10 @@ def test_packs(data: Path, name: str, tmp_path: Path) -> None:
     pack(data / "x_lms")
     path = data / "x_lms" / "_packed" / "index.parquet"
     table = pq.read_table(path)
-    pq.write_table(
-        table.set_column(0, table.schema.field(0), pa.array([name, *table["file_name"].to_pylist()[1:]])), path
-    )
+    names = pa.array([name, *table["file_name"].to_pylist()[1:]])
+    write_parquet(path, table.set_column(0, table.schema.field(0), names))
+    meta = read_object(path.with_name("meta.json")) or {}
+    write_object(path.with_name("meta.json"), {**meta, "index_digest": plain_digest(path)})
     refused(run("unpack", data / "x_lms", "--out", tmp_path / "elsewhere"), 2, "leads out")
     refused(run("stats", data / "x_lms", "--recompute"), 2, "leads out")
     checked = run("check", data, "--workers", 0)

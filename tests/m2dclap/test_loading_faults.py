@@ -187,7 +187,7 @@ def test_a_file_that_goes_away(run: tuple[ForkServerProcess, Path], data: Path) 
     child.join(PATIENCE)
     assert child.exitcode == 2
     last = (out.parent / "run.err").read_text().splitlines()[-1]
-    assert "clip0003-3.npy cannot be opened" in last
+    assert "clip0003-3.npy: no such file. It was there when training began" in last
     assert "The same command goes on once this is put right" in last
     assert find_checkpoint(out).exists()
 

@@ -159,7 +159,8 @@ def test_a_damaged_newest_checkpoint_says_how_to_go_on(data: Path, finished: Pat
     newest = find_checkpoint(out)
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(
-        UserError, match=r"checkpoint-4\.pth is not a checkpoint that can be read.* Remove it, and the same"
+        UserError,
+        match=r"checkpoint-4\.pth is not a checkpoint that can be read.* Remove checkpoint-4\.pth, and the same",
     ):
         run(data, out)
     newest.unlink()
