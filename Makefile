@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DEMO_DIR ?= m2dprep-demo
 
-.PHONY: help install demo test lint bench clean
+# The Python that has the CUDA build of torch, the time for all parts of `make gpu`, and where its results go.
+GPU_PYTHON ?= python3
+MINUTES ?= 8
+OUT ?= benchmarks/results/gpu
+
+.PHONY: help install demo test lint bench gpu gpu-wheels clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 install: $(VENV)/.installed  ## .venv with pinned versions
 
@@ -31,7 +36,13 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: install  ## every benchmark of benchmarks/, one after another
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $$(ls benchmarks/[!_]*.py | grep -v gpu); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu:  ## everything that is claimed of a GPU, in MINUTES=8, with GPU_PYTHON=python3; results in OUT
+	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(MINUTES) --out $(OUT) $(GPU_FLAGS)
+
+gpu-wheels: install  ## what a GPU machine without a network lacks, into .gpu-wheels
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -8,8 +8,8 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -32,11 +32,11 @@ def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bo
 
     ``temporary_folder`` must be on the same file system as ``path``; by default it is the folder of ``path``.
     ``durable`` syncs the content before the rename and the folder after it, so that a power cut leaves the old or
-    the new file, never an empty one.
+    the new file, never an empty one. What killed writers left beside ``path`` goes, once a process and folder.
     """
-    temporary = temporary_path(temporary_folder or path.parent)
+    temporary = temporary_path(temporary_folder or _swept(path.parent))
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             yield file
             if durable:
                 file.flush()
@@ -70,12 +70,19 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, *parts: Any, temporary_folder: Path | None = None, durable: bool = True) -> None:
+def write_bytes(
+    path: Path,
+    *parts: Any,
+    temporary_folder: Path | None = None,
+    durable: bool = True,
+    permit: Callable[[], None] | None = None,
+) -> None:
     """Write the bytes of ``parts`` (contiguous buffers), one after another, to ``path`` as `atomic_file` does.
 
-    Without a file object in between, which costs a small file a third of the time that its writing takes.
+    Without a file object in between, which costs a small file a third of the time that its writing takes. ``permit`` is
+    called just before the file gets its name, and raises where it must not.
     """
-    temporary = temporary_path(temporary_folder or path.parent)
+    temporary = temporary_path(temporary_folder or _swept(path.parent))
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -85,6 +92,8 @@ def write_bytes(path: Path, *parts: Any, temporary_folder: Path | None = None, d
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if permit is not None:
+            permit()
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -132,6 +141,18 @@ def sweep_temporaries(folder: Path, *, shared: bool = False) -> int:
     for path in swept:
         path.unlink(missing_ok=True)
     return len(swept)
+
+
+def _swept(folder: Path) -> Path:
+    """``folder``, without what killed writers left in it."""
+    _sweep_once(os.path.abspath(folder))  # noqa: PTH100
+    return folder
+
+
+@lru_cache(maxsize=1024)
+def _sweep_once(folder: str) -> None:
+    with suppress(OSError):
+        sweep_temporaries(Path(folder), shared=True)
 
 
 def _is_abandoned(path: Path) -> bool:

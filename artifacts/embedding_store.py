@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from artifacts.digest import BLOCK_BYTES, differing_blocks, read_blocks
 from artifacts.embedding_index import INDEX_SCHEMA, first_difference, index_of, rows_digest
-from artifacts.errors import UserError
+from artifacts.embedding_sums import row_blocks
+from artifacts.errors import UserError, first_line
+from artifacts.json_file import read_object
 from artifacts.layout import require_folder
+from artifacts.npy_file import form_of, map_npy
+from artifacts.steady import FileIdentity, open_regular
 from artifacts.tables import read_parquet
 
 EMBEDDINGS, INDEX, META, PROGRESS = "embeddings.npy", "index.parquet", "meta.json", "progress.json"
 FORMAT = 2  # 1 had another rows_digest
+# A store that is being replaced has its new metadata a moment after its new array.
+OPENING_TRIES = 3
 TOKENIZER_AND_MODULES = "tokenizer_and_modules"
 
 
 @dataclass(frozen=True)
 class EmbeddingStore:
-    """A finished store. ``embeddings`` is a read-only memory map (N, D), shared between processes by the page cache."""
+    """A finished store. ``embeddings`` is a read-only memory map (N, D), shared between processes by the page cache.
+
+    ``identity`` is that of the array's file: who maps it again compares it (`map_array`).
+    """
 
     folder: Path
     embeddings: np.ndarray
     meta: dict[str, Any]
+    identity: FileIdentity
 
     @classmethod
     def open(cls, folder: Path) -> EmbeddingStore:
@@ -39,24 +49,16 @@ class EmbeddingStore:
         Raises `UserError` where the store is missing, unfinished, or its array is not what ``meta.json`` promises.
         """
         require_folder(folder, "a store of caption embeddings")
-        meta = read_json(folder / META)
-        if meta is None:
-            unfinished = (folder / PROGRESS).exists()
-            raise UserError(
-                f"{folder} is {'an unfinished' if unfinished else 'no'} store of caption embeddings (no {META}); "
-                "run `m2dprep embed-captions` " + ("again to finish it." if unfinished else "to make one.")
-            )
-        try:
-            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{folder / EMBEDDINGS} cannot be read: {error}") from error
-        promised = (meta.get("rows"), meta.get("dim")), meta.get("dtype")
-        if (embeddings.shape, str(embeddings.dtype)) != promised:
-            raise UserError(
-                f"{folder / EMBEDDINGS} is {embeddings.shape} {embeddings.dtype}, "
-                f"but {META} promises {promised[0]} {promised[1]}."
-            )
-        return cls(folder, embeddings, meta)
+        for _ in range(OPENING_TRIES):
+            meta = _meta_of(folder)
+            embeddings, identity = map_array(folder / EMBEDDINGS)
+            promised = (meta.get("rows"), meta.get("dim")), meta.get("dtype")
+            if (embeddings.shape, str(embeddings.dtype)) == promised and read_object(folder / META) == meta:
+                return cls(folder, embeddings, meta, identity)
+        raise UserError(
+            f"{folder / EMBEDDINGS} is {embeddings.shape} {embeddings.dtype}, "
+            f"but {META} promises {promised[0]} {promised[1]}."
+        )
 
     @property
     def has_captions(self) -> bool:
@@ -77,6 +79,38 @@ class EmbeddingStore:
                 f"{self.folder / INDEX} is not the index that the embeddings were made with (its digest differs)."
             )
         return index
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the embeddings have digests; stores of earlier versions have none."""
+        return isinstance(self.meta.get("digests"), str)
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """``(first row, (n, D))`` of all rows, ``rows`` at a time, read from the disk and not mapped.
+
+        Raises `OSError` where the disk cannot read them.
+        """
+        return row_blocks(self.folder / EMBEDDINGS, self.embeddings, rows)
+
+    def require_whole(self) -> None:
+        """Read all embeddings once and compare them with their digests.
+
+        Raises `UserError` where they are damaged, or the array is another one by now, and `OSError` where the disk
+        cannot read them. Those of stores that have no digests are read all the same.
+        """
+        path = self.folder / EMBEDDINGS
+        if not self.is_proven:
+            for _ in read_blocks(path):
+                pass
+            return
+        if differing := differing_blocks(path, self.meta["digests"]):
+            row_bytes = max(1, self.embeddings.itemsize * self.embeddings.shape[1])
+            row = max(0, differing[0] * BLOCK_BYTES // row_bytes)
+            raise UserError(
+                f"{path} is damaged: its bytes from row {row:,} on are not those that were written "
+                f"({len(differing):,} of its {-(-path.stat().st_size // BLOCK_BYTES):,} blocks differ from their "
+                f"digests). Restore it, or make it anew with --overwrite."
+            )
 
     def verify(self, captions: pa.Table) -> None:
         """Raise `UserError`, naming the first row that differs, unless the rows are those of ``captions``."""
@@ -103,14 +137,27 @@ def settings_in(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str,
     return {key: known.get(key) for key in wanted}
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``; None where the file is missing. Raises `UserError` where it is no JSON object."""
+def _meta_of(folder: Path) -> dict[str, Any]:
+    meta = read_object(folder / META)
+    if meta is None:
+        unfinished = (folder / PROGRESS).exists()
+        raise UserError(
+            f"{folder} is {'an unfinished' if unfinished else 'no'} store of caption embeddings (no {META}); "
+            "run `m2dprep embed-captions` " + ("again to finish it." if unfinished else "to make one.")
+        )
+    return meta
+
+
+def map_array(path: Path, identity: FileIdentity | None = None) -> tuple[np.ndarray, FileIdentity]:
+    """A ``.npy`` file as a read-only memory map, and the identity of the file that was mapped.
+
+    Raises `UserError` where it cannot be read, or is another file than the one with ``identity``.
+    """
     try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return value
+        with open_regular(path) as file:
+            array, found = map_npy(file, form_of(file)), file.identity
+    except (UserError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    if found != (identity or found):
+        raise UserError(f"{path} has been replaced while it was in use; start again, with what is there now.")
+    return array, found

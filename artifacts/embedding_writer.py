@@ -17,15 +17,22 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from artifacts.atomic import sweep_temporaries, sync_folder, write_json
+from artifacts.atomic import sweep_temporaries, sync_folder
+from artifacts.digest import BLOCK_BYTES, block_digests
 from artifacts.embedding_index import rows_digest
-from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, EmbeddingStore, read_json, settings_in
-from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, EmbeddingStore, settings_in
+from artifacts.embedding_sums import RowSums, odd_rows, row_blocks
+from artifacts.errors import FingerprintConflictError, UserError, first_line
 from artifacts.fingerprint import fingerprint, require_same
+from artifacts.json_file import read_object, write_object
 from artifacts.lock import exclusive
-from artifacts.tables import first_line, write_parquet
+from artifacts.npy_file import form_of
+from artifacts.steady import open_regular
+from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
+# The index of a store that takes the place of a finished one; it gets its name when the array does.
+PARTIAL_INDEX = "index.partial.parquet"
 ANEW = "use --overwrite to start anew."
 SCATTER_ROWS = 4096  # each may bring in many pages of the array
 SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
@@ -63,10 +70,12 @@ class EmbeddingStoreWriter:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
         self.done = np.zeros(index.num_rows, dtype=bool)
+        self._sums = RowSums(index.num_rows)
         self.counts: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
         self._held = ExitStack()
-        self.finished = not overwrite and self._is_finished()  # nothing is written then: no lock is needed
+        # Nothing is written where a store is finished: no lock is needed.
+        self.finished = not overwrite and self._is_finished()
         if self.finished:
             self._require_whole(index)
             return
@@ -75,10 +84,11 @@ class EmbeddingStoreWriter:
             stack.enter_context(exclusive(folder))
             sweep_temporaries(folder)
             if overwrite:
-                self._remove_all()
-            self.finished = self._is_finished()  # by another run, before the lock was ours
+                self._forget()
+            else:
+                self.finished = self._is_finished()  # by another run, before the lock was ours
             if not self.finished:
-                self._begin(index, (index.num_rows, dim), dtype)
+                self._begin(index, (index.num_rows, dim), dtype, overwrite)
                 self._held = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -94,11 +104,16 @@ class EmbeddingStoreWriter:
         self._held.close()
 
     def _is_finished(self) -> bool:
-        """Whether the store is there, made as asked for."""
-        if not self._compare(self.folder / META):
+        """Whether the store is there, made as asked for, and not about to be replaced by a run that was stopped."""
+        stored = read_object(self.folder / META)
+        if stored is None:
             return False
-        with suppress(OSError):  # killed between the marker and this; a store that is only read stays as it is
-            (self.folder / PROGRESS).unlink(missing_ok=True)
+        if self._differs(stored) and self._is_begun():
+            return False
+        self._compare(self.folder / META)
+        if (self.folder / PROGRESS).exists():  # killed between the marker and this; one that is only read stays so
+            with suppress(OSError, UserError), exclusive(self.folder):
+                self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
         self.done[:] = True
         return True
 
@@ -106,6 +121,7 @@ class EmbeddingStoreWriter:
         """Write a finished store's index anew where it is gone or damaged; `UserError` where the array is."""
         try:
             store = EmbeddingStore.open(self.folder)
+            store.require_whole()
         except UserError as error:
             raise UserError(f"{error} Use --overwrite to make the store anew.") from error
         try:
@@ -114,41 +130,89 @@ class EmbeddingStoreWriter:
             with exclusive(self.folder):
                 write_parquet(self.folder / INDEX, index)
 
-    def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str) -> None:
+    def _forget(self) -> None:
+        """Remove what an earlier run has begun. A finished store stays until the new one can take its place; then a run
+        that was stopped before that goes on."""
+        if not (self.folder / META).exists():
+            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX, EMBEDDINGS, INDEX)
+        elif not self._is_begun():
+            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
+
+    def _is_begun(self) -> bool:
+        """Whether an earlier run has begun what is asked for."""
+        try:
+            stored = read_object(self.folder / PROGRESS)
+        except UserError:
+            return False
+        return stored is not None and not self._differs(stored)
+
+    def _differs(self, stored: Mapping[str, Any]) -> bool:
+        return settings_in(stored, self._identity) != self._identity
+
+    def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str, overwrite: bool) -> None:
         """Start the array, or go on with the one that an earlier run has left."""
-        folder = self.folder
-        progress = self._compare(folder / PROGRESS)
-        if progress and (folder / EMBEDDINGS).exists():  # killed between the rename and the marker
-            (folder / EMBEDDINGS).replace(folder / PARTIAL)
-        if progress and (folder / PARTIAL).exists():
-            self._take_up()
-        else:
-            _create_array(folder / PARTIAL, shape, dtype)
-        write_parquet(folder / INDEX, index)
-        self._map, self._array = _map_array(folder / PARTIAL)
-        if (self._array.shape, self._array.dtype) != (shape, np.dtype(dtype)):
-            raise UserError(f"{folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
+        folder, partial = self.folder, self.folder / PARTIAL
+        replaces = (folder / META).exists()
+        progress = self._is_begun() if replaces else self._compare(folder / PROGRESS)
+        if progress and not replaces and not partial.exists() and (folder / EMBEDDINGS).exists():
+            (folder / EMBEDDINGS).replace(partial)  # killed between the rename and the marker
+        going_on = progress and partial.exists()
+        if going_on:
+            try:
+                self._map_partial(shape, dtype)
+                self._take_up()
+            except UserError:
+                if not overwrite:
+                    raise
+                going_on = False
+        if not going_on:
+            partial.unlink(missing_ok=True)
+            _create_array(partial, shape, dtype)
+            self._map_partial(shape, dtype)
+        write_parquet(folder / (PARTIAL_INDEX if replaces else INDEX), index)
         self._next_sync = 0.0
         self._sync()
+
+    def _map_partial(self, shape: tuple[int, int], dtype: str) -> None:
+        self._map, self._array = _map_array(self.folder / PARTIAL)
+        if (self._array.shape, self._array.dtype) != (shape, np.dtype(dtype)):
+            raise UserError(f"{self.folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
 
     @property
     def rows_done(self) -> int:
         return int(np.count_nonzero(self.done))
 
     def _take_up(self) -> None:
-        """What an earlier run has noted. Raises `UserError` where it makes no sense."""
-        stored = read_json(self.folder / PROGRESS) or {}
+        """What an earlier run has noted. Raises `UserError` where it makes no sense, or the rows are others by now."""
+        stored = read_object(self.folder / PROGRESS) or {}
         try:
-            self.done = _unpacked(stored["done"], len(self.done))
-            self.counts = {str(name): int(count) for name, count in stored["counts"].items()}
-            self.kept = dict(stored.get("kept", {}))
+            done = _unpacked(stored["done"], len(self.done))
+            counts = {str(name): int(count) for name, count in stored["counts"].items()}
+            kept = dict(stored.get("kept", {}))
+            known = stored.get("sums")  # earlier versions had none
+            sums = None if known is None else RowSums.from_text(known, len(done))
         except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise UserError(f"{self.folder / PROGRESS} is damaged ({first_line(error)}); {ANEW}") from error
+        found = RowSums.of_file(self.folder / PARTIAL, self._array, done)
+        self._require_rows(sums or found, found)
+        self.done, self.counts, self.kept, self._sums = done, counts, kept, found
+
+    def _require_rows(self, written: RowSums, found: RowSums) -> None:
+        """Raise `UserError` where the rows in the array are not those that were written."""
+        row = written.first_difference(found)
+        if row is not None:
+            raise UserError(
+                f"{self.folder / PARTIAL} is damaged: its rows from {row:,} on are not those that were written; {ANEW}"
+            )
 
     def write_shard(
         self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
     ) -> None:
         """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``, of (m, D)."""
+        embeddings = np.ascontiguousarray(embeddings, self._array.dtype)
+        if len(again := rows[self.done[rows]]):
+            self._sums.remove(again, self._array[again], np.arange(len(again)))
+        self._sums.add(rows, embeddings, which)
         for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
             part = slice(start, start + SCATTER_ROWS)
             self._array[rows[part]] = embeddings[which[part]]
@@ -168,12 +232,23 @@ class EmbeddingStoreWriter:
         if self.rows_done != len(self.done):
             raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self.done)} rows were written")
         self._map.flush()
+        partial = self.folder / PARTIAL
+        self._require_rows(self._sums, RowSums.of_file(partial, self._array, self.done))
+        odd = sum(1 for _ in odd_rows(row_blocks(partial, self._array)))
         del self._array
         self._map.close()
-        (self.folder / PARTIAL).replace(self.folder / EMBEDDINGS)
+        digests = block_digests(partial)
+        # From here to the new marker there is no finished store; whoever is stopped here has all of it to go on with.
+        (self.folder / META).unlink(missing_ok=True)
         sync_folder(self.folder)
-        write_json(self.folder / META, {**self._identity, "fingerprint": fingerprint(self._identity), **notes})
-        (self.folder / PROGRESS).unlink(missing_ok=True)
+        partial.replace(self.folder / EMBEDDINGS)
+        if (self.folder / PARTIAL_INDEX).exists():
+            (self.folder / PARTIAL_INDEX).replace(self.folder / INDEX)
+        sync_folder(self.folder)
+        described = {**self._identity, "fingerprint": fingerprint(self._identity), **notes}
+        proof = {"odd_rows": odd, "block_bytes": BLOCK_BYTES, "digests": digests}
+        write_object(self.folder / META, {**described, **proof})
+        self._remove(PROGRESS)
         self.finished = True
         self.close()
 
@@ -181,8 +256,8 @@ class EmbeddingStoreWriter:
         """Bring the rows to disk, and note them as done."""
         started = time.monotonic()
         self._map.flush()
-        state = {"done": _packed(self.done), "counts": self.counts, "kept": self.kept}
-        write_json(self.folder / PROGRESS, {**self._identity, **state})
+        state = {"done": _packed(self.done), "sums": self._sums.text(), "counts": self.counts, "kept": self.kept}
+        write_object(self.folder / PROGRESS, {**self._identity, **state})
         self._let_go()
         now = time.monotonic()
         self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
@@ -194,7 +269,10 @@ class EmbeddingStoreWriter:
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
-        stored = read_json(path)
+        try:
+            stored = read_object(path)
+        except UserError as error:
+            raise UserError(f"{error} Or {ANEW}") from error
         if stored is None:
             return False
         old = settings_in(stored, self._identity)
@@ -207,8 +285,8 @@ class EmbeddingStoreWriter:
         require_same(old, self._identity, self.folder)
         return True
 
-    def _remove_all(self) -> None:
-        for name in (META, PROGRESS, PARTIAL, EMBEDDINGS, INDEX):
+    def _remove(self, *names: str) -> None:
+        for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
 
@@ -239,9 +317,10 @@ def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
 def _map_array(path: Path) -> tuple[mmap.mmap, np.ndarray]:
     """A ``.npy`` file as a writable array, and the map that it lies in."""
     try:
-        known = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:  # cut short, or no array
+        with open_regular(path) as file:
+            form = form_of(file)
+    except UserError as error:  # cut short, or no array
         raise UserError(f"{path} is damaged ({first_line(error)}); {ANEW}") from error
-    with path.open("r+b") as file:
-        mapped = mmap.mmap(file.fileno(), 0)
-    return mapped, np.ndarray(known.shape, known.dtype, mapped, known.offset)
+    with path.open("r+b") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0)
+    return mapped, np.ndarray(form.shape, form.dtype, mapped, form.offset)

@@ -25,3 +25,8 @@ class FingerprintConflictError(UserError):
     """An output was begun with another configuration than the one asked for now."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: what went wrong, without a library's internals."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

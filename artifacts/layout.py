@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.folders import APPLE_DOUBLE_PREFIX, is_no_data, walk
 
 LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
@@ -89,40 +89,28 @@ class DataLayout:
 
     def lms_folders(self) -> list[Path]:
         """Folders that a conversion has written to."""
-        return sorted(path.parent for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
+        found = (path for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
+        return sorted(path.parent for path in found if not is_no_data(path.parent.name))
 
 
 def arrays_below(root: Path) -> list[str]:
     """Relative paths of the .npy files under ``root``, bookkeeping and packs included, in no order.
 
-    Linked folders are entered, but never one that is its own ancestor: parts of a large data set lie on other disks.
-    Folders and broken links are no files, whatever their names. Raises `OSError` where a folder cannot be listed.
+    Linked folders are entered, but not in circles (`artifacts.folders.walk`): parts of a large data set lie on other
+    disks. Folders and broken links are no files, whatever their names. Raises `OSError` where one cannot be listed.
     """
-    found: list[str] = []
-    folders = [("", frozenset([_folder_id(root)]))]
-    while folders:
-        prefix, ancestors = folders.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if _holds(entry.is_dir):
-                    identity = _folder_id(Path(entry.path))
-                    if identity not in ancestors:
-                        folders.append((f"{prefix}{entry.name}/", ancestors | {identity}))
-                elif entry.name.endswith(LMS_FILE_SUFFIX) and _holds(entry.is_file):
-                    found.append(prefix + entry.name)
-    return found
+    return [
+        prefix + entry.name
+        for prefix, entry, is_folder in walk(root)
+        if entry.name.endswith(LMS_FILE_SUFFIX) and not is_folder and _is_array(entry)
+    ]
 
 
-def _holds(question: Callable[[], bool]) -> bool:
+def _is_array(entry: os.DirEntry[str]) -> bool:
     try:
-        return question()
+        return not entry.name.startswith(APPLE_DOUBLE_PREFIX) and entry.is_file()
     except OSError:  # a link in a circle
         return False
-
-
-def _folder_id(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def require_folder(path: Path, purpose: str) -> Path:
@@ -143,16 +131,42 @@ def require_file(path: Path, purpose: str) -> Path:
     return path
 
 
+def require_lms_folder(path: Path) -> Path:
+    """``path`` if it is a folder of log-mels, else a `UserError`; also for a data directory, which holds such."""
+    require_folder(path, "a folder of log-mels")
+    if (path / MELSPEC_FOLDER).is_dir() or (path / PACKED_FOLDER).is_dir():
+        return path
+    data = DataLayout(path)
+    folders = data.lms_folders() or sorted(path.glob(f"*{LMS_SUFFIX}"))
+    what = [*data.file_lists(), *data.embedding_stores(), *folders]
+    what += [file for file in (data.captions, data.norm_stats) if file.exists()]
+    if what:
+        example = folders[0] if folders else path / f"<name>{LMS_SUFFIX}"
+        raise UserError(
+            f"{path} is a data directory (it holds {what[0].name}), not a folder of log-mels; give one of those in it, "
+            f"such as {example}."
+        )
+    return path
+
+
 def is_evaluation_clip(file_name: str) -> bool:
     """Whether a relative path lies in AudioSet's evaluation part, which stays out of training lists and statistics."""
     return EVALUATION_FOLDER in file_name and EVALUATION_FOLDER in Path(file_name).parts[:-1]
 
 
 def inside(root: Path, relative: str) -> Path:
-    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root."""
-    path = Path(relative)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(
-            f"{relative!r} leads out of {root}; paths in tables are relative to their root and stay inside."
-        )
-    return root / path
+    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root.
+
+    Links below ``root`` are followed: parts of a large data set lie on other disks.
+    """
+    if leads_out(relative):
+        raise UserError(f"{relative!r} leads out of {root}; {STAY_INSIDE}.")
+    return root / relative
+
+
+def leads_out(relative: str) -> bool:
+    """Whether a path is absolute or has a part ``..``."""
+    return relative.startswith("/") or (".." in relative and ".." in relative.split("/"))
+
+
+STAY_INSIDE = "paths in tables are relative to their root and stay inside"

@@ -2,69 +2,79 @@
 
 from __future__ import annotations
 
-import io
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from artifacts.atomic import write_bytes
+from artifacts.digest import digest_of
 from artifacts.errors import UserError
+from artifacts.npy_file import HEADER_BYTES as HEADER_BYTES
+from artifacts.npy_file import LARGEST_HEADER, NpyForm, form_in, form_of, map_npy, npy_header
+from artifacts.steady import open_regular, read_file
 
-# Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
-HEADER_BYTES = 128
-PARSING_TRIES = 10
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
 OK = "ok"
 FAILED = "failed"
 
 
+class LmsFile(NamedTuple):
+    """A log-mel (1, n_mels, T) that was read, the digest of its file's bytes, and how many are too many."""
+
+    array: np.ndarray
+    digest: str
+    excess_bytes: int
+
+
 def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     """Open a log-mel file as a read-only memory map (1, n_mels, T), float32 or float16. Never unpickles.
 
-    Raises `UserError` where the file is missing, truncated, no ``.npy``, or of another shape or dtype.
+    Raises `UserError` where the file is missing, truncated, no ``.npy``, or of another shape or dtype, and `OSError`,
+    naming it, where the machine fails: that says nothing about the file.
     """
-    try:
-        array = _load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file.") from error
-    except Exception as error:  # numpy evaluates the header as Python, and raises whatever damaged Python raises
-        message = f"{path} is not a whole .npy file: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        raise UserError(message) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise UserError(f"{path} is not a .npy file but several of them (.npz).")
-    if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] == 0 or (n_mels and array.shape[1] != n_mels):
-        raise UserError(f"{path} has shape {array.shape}, not (1, {n_mels or 'n_mels'}, T).")
-    if array.dtype not in (np.float32, np.float16):
-        raise UserError(f"{path} holds {array.dtype}, not float32 or float16.")
-    return array
+    with open_regular(path) as file:
+        return map_npy(file, _require_lms(path, form_of(file), n_mels))
 
 
-def _load(path: Path) -> Any:
-    """What numpy makes of a file. Headers are parsed as Python, which Python up to 3.12 may fail at where several
-    threads do so (`SystemError`, "AST constructor recursion depth mismatch"): another try is a right one."""
-    for _ in range(PARSING_TRIES):
-        with suppress(SystemError):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def read_lms(path: Path, *, n_mels: int | None = None) -> LmsFile:
+    """Read a log-mel file whole, not mapped, with its digest. Raises as `open_lms` does."""
+    content = read_file(path)
+    form = _require_lms(path, form_in(path, content[:LARGEST_HEADER], len(content)), n_mels)
+    return LmsFile(form.array(content), digest_of(content), len(content) - form.bytes)
 
 
-def write_lms(path: Path, log_mel: np.ndarray, temporary_folder: Path, *, durable: bool = True) -> None:
+def lms_form(path: Path, *, n_mels: int | None = None) -> NpyForm:
+    """What the header of a log-mel file says. Raises as `open_lms` does."""
+    with open_regular(path) as file:
+        return _require_lms(path, form_of(file), n_mels)
+
+
+def _require_lms(path: Path, form: NpyForm, n_mels: int | None) -> NpyForm:
+    """``form`` if it is that of a log-mel, else a `UserError`."""
+    shape = form.shape
+    if len(shape) != 3 or shape[0] != 1 or shape[1] == 0 or shape[2] == 0 or (n_mels and shape[1] != n_mels):
+        raise UserError(f"{path} has shape {shape}, not (1, {n_mels or 'n_mels'}, T).")
+    if form.dtype not in (np.float32, np.float16):
+        raise UserError(f"{path} holds {form.dtype}, not float32 or float16.")
+    return form
+
+
+def write_lms(
+    path: Path,
+    log_mel: np.ndarray,
+    temporary_folder: Path,
+    *,
+    durable: bool = True,
+    permit: Callable[[], None] | None = None,
+) -> str:
     """Write ``log_mel`` (1, n_mels, T) to ``path`` atomically: the bytes of `numpy.save`, which depend on it alone.
 
-    ``temporary_folder`` is on the same file system. Raises `OSError`.
+    Returns the digest of these bytes. ``temporary_folder`` is on the same file system. ``permit`` is that of
+    `write_bytes`. Raises `OSError`.
     """
     values = np.ascontiguousarray(log_mel)
     header = npy_header(values.shape, values.dtype)
-    write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable)
-
-
-@lru_cache(maxsize=1024)
-def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header of a ``.npy`` file, `HEADER_BYTES` of it; clips of one length share one."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return stream.getvalue()
+    write_bytes(path, header, values, temporary_folder=temporary_folder, durable=durable, permit=permit)
+    return digest_of(header, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from artifacts.layout import LmsLayout, inside
 from artifacts.lms_array import HEADER_BYTES, open_lms
 from artifacts.packed_store import PackedStore
 from artifacts.records import read_config
+from artifacts.steady import open_regular, read_at
 
 NPY = -1
 
@@ -79,16 +79,13 @@ class LogMels:
         A third of what `numpy.load` costs: no parsing of the header as Python, no memory that is new and cold.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path} cannot be opened ({error.strerror}); it was there when training began.") from error
-        try:
-            size = os.fstat(descriptor).st_size
-            if len(self._buffer) < size:
-                self._buffer = np.empty(size, np.uint8)
-            read = os.readv(descriptor, [self._buffer.data[:size]])
-        finally:
-            os.close(descriptor)
+            with open_regular(path) as file:
+                size = file.size
+                if len(self._buffer) < size:
+                    self._buffer = np.empty(size, np.uint8)
+                read = read_at(file, self._buffer.data[:size], 0)
+        except UserError as error:
+            raise UserError(f"{error} It was there when training began.") from error
         head = self._buffer[:HEADER_BYTES].tobytes()
         header = self._headers.get(head)
         if header is None:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
 from artifacts.m2d_pickle import write_pickle
-from artifacts.m2d_unpickler import MappedUnpickler
-from artifacts.tables import first_line
+from artifacts.m2d_unpickler import MappedUnpickler, shown
 
 
 def write_dictionary(path: Path, embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> int:
@@ -69,7 +68,7 @@ def _read_header(file: Any) -> None:
 
 def _plain(path: Path, key: Any, value: Any) -> tuple[str, np.ndarray]:
     if not isinstance(key, str):
-        raise UserError(f"{path}: the key {key!r} is not a string.")
+        raise UserError(f"{path}: a key is {shown(key)}, not a string.")
     if not isinstance(value, np.ndarray) or value.ndim not in (1, 2):
-        raise UserError(f"{path}: the value of {key!r} is not an array of shape (D,) or (n, D).")
+        raise UserError(f"{path}: the value of {key[:60]!r} is not an array of shape (D,) or (n, D).")
     return key, value

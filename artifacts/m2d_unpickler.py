@@ -1,22 +1,33 @@
-"""Reads the pickle of a dictionary of arrays from a mapped file, opcode by opcode; nothing that it names is called.
+"""Reads the pickle of a dictionary of arrays from a mapped file; nothing that it names is called.
 
 Arrays become views of the file, so that reading one of many GB takes little memory. Only what such pickles consist of
-is known here; any other opcode, name or type ends the reading.
+is known here; any other opcode, name or type ends the reading. Ordinary items are taken whole (`artifacts.m2d_item`).
+
+Why not `pickle.Unpickler` with a short list of names: it puts keys of any kind into a dictionary, and hashing tuples of
+tuples of tuples takes for ever, or more stack than there is, which ends the process (300 bytes and 3 MB do it). And it
+holds the bytes of all arrays in memory.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from artifacts.m2d_item import ARRAY_PUT, MEMOIZE, Made, fits, match_item, reference, shape_of
+
 NUMERIC_CODES = {"f2", "f4", "f8"}
 # Objects that a pickle may refer back to: the newest, and those that it came back to before.
 REMEMBERED = 65536
 STOP = 0x2E
+TEXTS = (0x58, 0x8C)  # BINUNICODE, SHORT_BINUNICODE
+# A file may name an array again and again; what comes of it is so many times the file, and this, at most.
+MOST_REPEATED, ALWAYS_ALLOWED = 16, 1 << 26
 
 _MARK = object()
 NAMES = {
@@ -29,10 +40,14 @@ NAMES = {
 }
 
 
-class _Name(NamedTuple):
+FORTRAN = {b"\x88": "F", b"\x89": "C"}
+
+
+class _Name:
     """One of the functions and classes in `NAMES`."""
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class _Span(NamedTuple):
@@ -45,17 +60,19 @@ class _Span(NamedTuple):
 class _DType:
     """A numpy dtype: a code such as ``f2`` and, from its state, a byte order."""
 
-    __slots__ = ("code", "order")
+    __slots__ = ("code", "order", "type")
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or (code not in NUMERIC_CODES and code != "O8"):
-            raise pickle.UnpicklingError(f"arrays of type {code!r} are not allowed")
-        self.code, self.order = code, "<"
+            raise pickle.UnpicklingError(f"arrays of type {shown(code)} are not allowed")
+        self.code, self.order, self.type = code, "<", np.dtype("O" if code == "O8" else f"<{code}")
 
     def set_state(self, state: Any) -> None:
-        if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+        order = state[1]
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("structured types are not allowed")
-        self.order = "<" if state[1] in "|=" else state[1]
+        self.order = "<" if order in "|=" else order
+        self.type = self.type if self.code == "O8" else np.dtype(self.order + self.code)
 
 
 class _Array:
@@ -63,8 +80,17 @@ class _Array:
 
     __slots__ = ("value",)
 
-    def __init__(self) -> None:
-        self.value: np.ndarray | list[Any] | None = None
+    def __init__(self, value: np.ndarray | list[Any] | None = None) -> None:
+        self.value = value
+
+
+class _Maker(NamedTuple):
+    """Arrays of one kind: so many ``bytes``."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: Any  # "C" or "F"
+    bytes: int
 
 
 class _Dictionary:
@@ -81,24 +107,91 @@ class MappedUnpickler:
         self._content, self._at = content, at
         self._bytes = memoryview(content)  # type: ignore[arg-type]
         self._stack: list[Any] = []
-        self._recent: dict[int, Any] = {}
+        self._recent: OrderedDict[int, Any] = OrderedDict()
         self._lasting: dict[int, Any] = {}
         self._memoized = 0
         self._items: list[tuple[Any, Any]] = []
+        self._begun = -1  # the place of the mark after which items were given out before they were set
+        self._allowance = MOST_REPEATED * len(content) + ALWAYS_ALLOWED
+        self._makers: dict[Made, _Maker] = {}
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """``(key, value)``: a value is an array (a view of the file), or whatever else stands there."""
         operations, content, items = _OPERATIONS, self._bytes, self._items
         while (code := content[self._at]) != STOP:
+            if code in TEXTS and self._is_at_key():
+                if items:
+                    yield from map(self._allowed, items)
+                    items.clear()
+                if (item := self._whole_item()) is not None:
+                    yield item
+                    continue
             self._at += 1
             operation = operations[code]
             if operation is None:
                 raise pickle.UnpicklingError(f"opcode {code:#x} is not part of a dictionary of arrays")
             operation(self)
             if items:
-                yield from items
+                yield from map(self._allowed, items)
                 items.clear()
         self._require_dictionary(self._stack.pop())
+
+    def _is_at_key(self) -> bool:
+        """Whether the next text is a key of a dictionary; an item before it, read opcode by opcode, is given out."""
+        stack = self._stack
+        if len(stack) >= 4 and stack[-3] is _MARK and isinstance(stack[-4], _Dictionary):
+            key, value = stack[-2:]
+            if not isinstance(key, str) or not isinstance(value, _Array) or value.value is None:
+                return False
+            self._items.append((key, value.value))
+            del stack[-2:]
+            self._begun = len(stack) - 1
+        return len(stack) >= 2 and stack[-1] is _MARK and isinstance(stack[-2], _Dictionary)
+
+    def _whole_item(self) -> tuple[str, np.ndarray] | None:
+        """The item that begins here, if it is an ordinary one; else None, and nothing has happened."""
+        item = match_item(self._bytes, self._at)
+        if item is None:
+            return None
+        maker = self._makers.get(item.made) or self._maker(item.made)
+        if maker is None or maker.bytes != item.data_stop - item.data_start:
+            return None
+        key = str(self._bytes[item.key_start : item.key_stop], "utf-8", "surrogatepass")
+        array: np.ndarray = np.ndarray(maker.shape, maker.dtype, self._bytes, item.data_start, order=maker.order)
+        if not maker.dtype.isnative:
+            array = array.astype(maker.dtype.newbyteorder("="))
+        if put := item.puts[ARRAY_PUT]:
+            before = item.puts[:ARRAY_PUT].count(MEMOIZE)
+            self._remember(self._memoized + before if put == MEMOIZE else reference(put), _Array(array))
+        self._memoized += item.puts.count(MEMOIZE)
+        self._at, self._begun = item.stop, len(self._stack) - 1
+        return key, array
+
+    def _maker(self, made: Made) -> _Maker | None:
+        """What makes such arrays; None where the references are not what the pattern takes them for."""
+        function, dtype = self._recalled(reference(made.function)), self._recalled(reference(made.dtype))
+        kind = self._recalled(reference(made.kind)) if made.kind else None
+        order: Any = FORTRAN.get(made.order) or self._recalled(reference(made.order))
+        names = tuple(name.name if isinstance(name, _Name) else None for name in (function, kind))
+        if names not in (("reconstruct", "ndarray"), ("frombuffer", None)) or not isinstance(dtype, _DType):
+            return None
+        if dtype.code == "O8" or not isinstance(order, str) or order not in ("C", "F"):
+            return None
+        shape = shape_of(made.shape)
+        if min(shape) < 0:
+            return None
+        maker = _Maker(shape, dtype.type, order, math.prod(shape) * dtype.type.itemsize)
+        if len(self._lasting) < REMEMBERED > len(self._makers):
+            self._makers[made] = maker
+        return maker
+
+    def _allowed(self, item: tuple[Any, Any]) -> tuple[Any, Any]:
+        """``item``, as long as what has been given out is in proportion to the file."""
+        if isinstance(item[1], np.ndarray):
+            self._allowance -= item[1].nbytes
+            if self._allowance < 0:
+                raise pickle.UnpicklingError("it names its arrays so often that far more comes of it than it holds")
+        return item
 
     def _require_dictionary(self, value: Any) -> None:
         if isinstance(value, _Array) and isinstance(value.value, list) and len(value.value) == 1:
@@ -130,39 +223,55 @@ class MappedUnpickler:
         return str(self._bytes[start : self._at - 1], "ascii")
 
     def _named(self, module: Any, name: Any) -> None:
-        try:
-            self._stack.append(_Name(NAMES[module, name]))
-        except (KeyError, TypeError):
-            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}") from None
+        if not isinstance(module, str) or not isinstance(name, str):  # before anything is hashed or shown
+            raise pickle.UnpicklingError(f"its pickle asks for {shown(module)}.{shown(name)}, which is no name")
+        if (module, name) not in NAMES:
+            raise pickle.UnpicklingError(f"its pickle asks for {module[:60]}.{name[:60]}")
+        self._stack.append(_Name(NAMES[module, name]))
 
     def _put(self, index: int) -> None:
         self._memoized += 1
-        self._recent[index] = self._stack[-1]
-        self._recent.pop(index - REMEMBERED, None)  # picklers number what they remember one after another
+        self._remember(index, self._stack[-1])
 
-    def _get(self, index: int) -> None:
+    def _remember(self, index: int, value: Any) -> None:
+        self._recent[index] = value
+        if self._lasting.pop(index, None) is not None:
+            self._makers.clear()  # what they refer to may have changed
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+
+    def _recalled(self, index: int) -> Any:
+        """What was remembered under ``index``, now for good; `_MARK` where that is nothing any more."""
         value = self._lasting.get(index, _MARK)
         if value is _MARK:
             value = self._recent.get(index, _MARK)
-            if value is _MARK:
-                raise pickle.UnpicklingError("it refers to an object that is too far back")
-            if len(self._lasting) < REMEMBERED:
+            if value is not _MARK and len(self._lasting) < REMEMBERED:
                 self._lasting[index] = value
+        return value
+
+    def _get(self, index: int) -> None:
+        value = self._recalled(index)
+        if value is _MARK:
+            raise pickle.UnpicklingError("it refers to an object that is too far back")
         self._stack.append(value)
 
-    def _since_mark(self) -> list[Any]:
+    def _since_mark(self, *, sets_items: bool = False) -> list[Any]:
         stack = self._stack
         at = len(stack) - 1
         while stack[at] is not _MARK:
             at -= 1
             if at < 0:
                 raise pickle.UnpicklingError("a mark is missing")
+        if at == self._begun:
+            if not sets_items:
+                raise pickle.UnpicklingError("items of a dictionary are used for something else")
+            self._begun = -1
         values = stack[at + 1 :]
         del stack[at:]
         return values
 
     def _pops(self, count: int) -> list[Any]:
-        if len(self._stack) < count:
+        if len(self._stack) - count <= self._begun or len(self._stack) < count:
             raise pickle.UnpicklingError("its stack is empty")
         values = self._stack[-count:]
         del self._stack[-count:]
@@ -186,7 +295,7 @@ class MappedUnpickler:
         if function.name == "dtype":
             made: Any = _DType(arguments[0])
         elif function.name == "reconstruct":
-            if arguments[0] != _Name("ndarray"):
+            if not isinstance(arguments[0], _Name) or arguments[0].name != "ndarray":
                 raise pickle.UnpicklingError("only plain numpy arrays are allowed")
             made = _Array()
         elif function.name == "frombuffer":
@@ -209,8 +318,8 @@ class MappedUnpickler:
             raise pickle.UnpicklingError("a function has no state")
 
     def _build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray | list[Any]:
-        if order not in ("C", "F"):
-            raise pickle.UnpicklingError(f"arrays in order {order!r} are not allowed")
+        if not isinstance(order, str) or order not in ("C", "F"):
+            raise pickle.UnpicklingError(f"arrays in order {shown(order)} are not allowed")
         if not isinstance(dtype, _DType):
             raise pickle.UnpicklingError("an array without a plain dtype")
         if dtype.code == "O8":
@@ -219,8 +328,18 @@ class MappedUnpickler:
             return data
         if not isinstance(data, _Span):
             raise pickle.UnpicklingError("a numeric array whose content is not bytes")
-        array = self._content[data.start : data.stop].view(dtype.order + dtype.code).reshape(shape, order=order)
+        if not isinstance(shape, tuple) or len(shape) > 2 or not all(type(size) is int for size in shape):
+            raise pickle.UnpicklingError("an array whose shape is not one or two numbers")
+        if not fits(shape, dtype.type.itemsize, data.stop - data.start):
+            raise pickle.UnpicklingError(f"an array of {data.stop - data.start} bytes whose shape is {shape}")
+        layout: Any = order
+        array = self._content[data.start : data.stop].view(dtype.type).reshape(shape, order=layout)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: a short text as it is, else what kind it is; to show one whole may take for ever."""
+    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__.strip('_').lower()}"
 
 
 _U1, _U2, _U4, _U8, _I4 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q", "<i"))
@@ -267,7 +386,7 @@ _KNOWN: dict[int, _Operation] = {
     ord("a"): lambda reader: reader._extend(reader._pops(1)),
     ord("e"): lambda reader: reader._extend(reader._since_mark()),
     ord("s"): lambda reader: reader._set_items(reader._pops(2)),
-    ord("u"): lambda reader: reader._set_items(reader._since_mark()),
+    ord("u"): lambda reader: reader._set_items(reader._since_mark(sets_items=True)),
     ord("c"): lambda reader: reader._named(reader._line(), reader._line()),
     0x93: lambda reader: reader._named(*reader._pops(2)),
     ord("R"): MappedUnpickler._reduce,

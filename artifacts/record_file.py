@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
+from artifacts.proven_parquet import open_parquet, parquet_writer, verify_parquet
+from artifacts.tables import NEWER_COLUMNS, UNREADABLE, require_column_inside, select
 
 # One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
-# stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values.
+# stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values. `digest` (XXH3) is
+# the array's file's, null in records that earlier versions wrote.
 RECORD_SCHEMA = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
@@ -40,9 +40,14 @@ RECORD_SCHEMA = pa.schema(
         pa.field("bin_m2", pa.list_(pa.float64())),
         pa.field("source_bytes", pa.int64()),
         pa.field("source_mtime_ns", pa.int64()),
+        pa.field("source_digest", pa.string()),
+        pa.field("digest", pa.string()),
     ]
 )
+FILE_NAME = "file_name"
 ROW_GROUP_ROWS = 8192
+CONFIG_FINGERPRINT = b"m2dprep.config"
+PURPOSE = "conversion records"
 # Row groups that are kept decoded while rows are merged: rows come nearly in order, so few files are open at a time.
 GROUPS_IN_MEMORY = 24
 
@@ -53,27 +58,43 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # What is buffered in advance stays for as long as the file is open: here that would be all of it.
-            self._file = pq.ParquetFile(path, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            self._file = open_parquet(path)
+        except UNREADABLE as error:
             raise self._unreadable(error) from error
+        there = self._file.schema_arrow.names
+        if missing := [name for name in RECORD_SCHEMA.names if name not in there and name not in NEWER_COLUMNS]:
+            raise UserError(f"{path} has no column {', '.join(missing)}, so it holds no conversion records.")
         metadata = self._file.metadata
         self.group_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+    @property
+    def config_fingerprint(self) -> str | None:
+        """That of the ``config.json`` that the records were written beside; None in those of earlier versions."""
+        found: bytes | None = (self._file.metadata.metadata or {}).get(CONFIG_FINGERPRINT)
+        return None if found is None else found.decode("ascii", "replace")
 
     def read(self, number: int, columns: Sequence[str]) -> pa.Table:
         """The columns of a row group, with the types of `RECORD_SCHEMA`."""
         schema = pa.schema([RECORD_SCHEMA.field(name) for name in columns])
         try:
-            return self._file.read_row_group(number, columns=list(columns)).select(list(columns)).cast(schema)
-        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            table = select(self._file.read_row_group(number, columns=list(columns)), schema)
+        except UNREADABLE as error:
             raise self._unreadable(error) from error
+        if FILE_NAME in columns:
+            require_column_inside(table[FILE_NAME], self.path)
+        return table
 
     def _unreadable(self, error: BaseException) -> UserError:
-        return UserError(f"{self.path} cannot be read as conversion records: {first_line(error)}")
+        return UserError(f"{self.path} cannot be read as {PURPOSE}: {first_line(error)}")
 
 
-def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray) -> None:
-    """Write to ``path`` the rows that ``order`` names, in that order; rows are counted through all ``parts``."""
+def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray, metadata: dict[bytes, bytes] | None) -> None:
+    """Write to ``path`` the rows that ``order`` names, in that order; rows are counted through all ``parts``.
+
+    ``metadata`` go into the file. Raises `UserError` where a part is damaged: its rows would get a new digest.
+    """
+    for part in parts:
+        verify_parquet(part, PURPOSE)
     groups = [(file, number) for file in map(RecordFile, parts) for number in range(len(file.group_rows))]
     firsts = np.cumsum([0, *(file.group_rows[number] for file, number in groups)])
 
@@ -82,7 +103,7 @@ def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray) -> None:
         file, number = groups[group]
         return file.read(number, RECORD_SCHEMA.names)
 
-    with atomic_file(path) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
+    with parquet_writer(path, RECORD_SCHEMA.with_metadata(metadata), compression="zstd") as writer:
         for start in range(0, len(order), ROW_GROUP_ROWS):
             rows = order[start : start + ROW_GROUP_ROWS]
             group_of = np.searchsorted(firsts, rows, side="right") - 1

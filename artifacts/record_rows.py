@@ -7,16 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from artifacts.errors import first_line
 from artifacts.lms_array import FAILED, OK
 from artifacts.record_file import RECORD_SCHEMA
-from artifacts.tables import first_line
 
 Row = Mapping[str, Any]
 
 # What pyarrow raises for a value that a column cannot take: too large, of another type, text that is no Unicode.
 MISFITS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 # Columns that say something of an array: a good record is none without them. The others may be null.
-ESSENTIAL = ("frames", "n", "mean", "m2", "bin_mean", "bin_m2")
+ESSENTIAL = ("frames", "n", "mean", "m2", "bin_mean", "bin_m2", "digest")
 
 
 def record_table(rows: Sequence[Row]) -> tuple[pa.Table, list[str]]:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import write_json
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import fingerprint
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED as FAILED
 from artifacts.lms_array import OK as OK
+from artifacts.proven_parquet import verify_parquet
+from artifacts.record_file import CONFIG_FINGERPRINT, FILE_NAME, PURPOSE, ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
-from artifacts.record_file import ROW_GROUP_ROWS, RecordFile, write_rows
 from artifacts.record_rows import record_table
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
+SOURCES = pa.schema([RECORD_SCHEMA.field("source")])
+T = TypeVar("T")
+# How often a reader looks again when parts go while it reads them.
+MERGES_WAITED_FOR = 20
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 
 
@@ -47,7 +51,7 @@ def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list
     parts = record_parts(layout)
     number = _part_number(parts[-1]) + 1 if parts else 0
     path = layout.melspec / f"records-{number:06d}.parquet"
-    write_parquet(path, table, row_group_size=ROW_GROUP_ROWS)
+    write_parquet(path, table.replace_schema_metadata(_written_beside(layout)), row_group_size=ROW_GROUP_ROWS)
     return given_up
 
 
@@ -58,9 +62,8 @@ def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.
     Raises `UserError` where there are no records or a part cannot be read.
     """
     wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
-    table = pa.concat_tables(
-        _read_part(part, ["source", *(name for name in wanted if name != "source")]) for part in require_parts(layout)
-    )
+    needed = ["source", *(name for name in wanted if name != "source")]
+    table = pa.concat_tables(_of_all_parts(layout, lambda part: _read_part(part, needed)))
     order = _latest_rows(table["source"])
     return (table if order is None else table.take(order)).select(wanted)
 
@@ -71,8 +74,10 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
     In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
     """
     wanted = list(columns)
-    parts = require_parts(layout)
-    sources = pa.concat_tables(_read_part(part, ["source"]) for part in parts)["source"]
+    files = _of_all_parts(layout, RecordFile)  # open files stay, also when they are merged meanwhile
+    groups = [file.read(number, ["source"]) for file in files for number in range(len(file.group_rows))]
+    sources = pa.concat_tables([SOURCES.empty_table(), *groups])["source"]
+    del groups
     order = _latest_rows(sources)
     latest = np.ones(len(sources), bool)
     if order is not None:
@@ -80,13 +85,32 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
         latest[order.to_numpy()] = True
     del sources, order
     first = 0
-    for part in parts:
-        file = RecordFile(part)
+    for file in files:
         for number in range(len(file.group_rows)):
             table = file.read(number, wanted)
             keep = latest[first : first + table.num_rows]
             first += table.num_rows
             yield table if keep.all() else table.filter(pa.array(keep))
+
+
+def verify_records(layout: LmsLayout) -> list[Path]:
+    """Compare all bytes of all parts with their digests; returns those that have none, which earlier versions wrote.
+
+    Raises `UserError` where one is damaged.
+    """
+    return [part for part in record_parts(layout) if not verify_parquet(part, PURPOSE)]
+
+
+def _of_all_parts(layout: LmsLayout, read: Callable[[Path], T]) -> list[T]:
+    """What ``read`` makes of every part; of those that there are now, where a run has merged them meanwhile."""
+    for _ in range(MERGES_WAITED_FOR):
+        parts = require_parts(layout)
+        try:
+            return [read(part) for part in parts]
+        except UserError:
+            if record_parts(layout) == parts and all(part.exists() for part in parts):
+                raise
+    return [read(part) for part in require_parts(layout)]
 
 
 def require_parts(layout: LmsLayout) -> list[Path]:
@@ -124,7 +148,7 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
     if parts == [final] and latest is None and len(order) == keys.num_rows:
         return
     merged = layout.melspec / f"records-{_part_number(parts[-1]) + 1:06d}.parquet"
-    write_rows(merged, parts, order)
+    write_rows(merged, parts, order, _written_beside(layout))
     for part in parts:
         part.unlink()
     merged.rename(final)
@@ -132,25 +156,36 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
 
 def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
-    write_json(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
+    write_object(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
 
 
 def read_config(layout: LmsLayout) -> dict[str, Any] | None:
     """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
     try:
-        value = json.loads(layout.config.read_text())
+        value = read_object(layout.config)
+        if value is None:
+            return None
         if value["fingerprint"] != fingerprint(value["config"]):
             raise ValueError("its fingerprint is not that of its configuration")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{layout.config} cannot be read: {first_line(error)}") from error
-    checked: dict[str, Any] = value
-    return checked
+    return value
+
+
+def _written_beside(layout: LmsLayout) -> dict[bytes, bytes] | None:
+    """Metadata of records: the fingerprint of the configuration that they were written beside."""
+    try:
+        config = read_config(layout)
+    except UserError:  # damaged meanwhile: `m2dprep check` tells; no row is lost for it
+        return None
+    return None if config is None else {CONFIG_FINGERPRINT: str(config["fingerprint"]).encode()}
 
 
 def _read_part(path: Path, columns: list[str]) -> pa.Table:
-    return read_parquet(path, RECORD_SCHEMA, "conversion records", columns)
+    table = read_parquet(path, RECORD_SCHEMA, PURPOSE, columns)
+    if FILE_NAME in columns:
+        require_column_inside(table[FILE_NAME], path)
+    return table
 
 
 def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:

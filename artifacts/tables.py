@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.atomic import atomic_file, write_text
+from artifacts.csv_table import read_csv_table
+from artifacts.digest import plain_digest
+from artifacts.errors import UserError, first_line
+from artifacts.layout import STAY_INSIDE, leads_out, require_file
+from artifacts.proven_parquet import open_parquet, parquet_writer, verify_parquet
+from artifacts.steady import read_file
+from artifacts.utf8 import require_utf8
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -26,31 +31,57 @@ CAPTIONS_SCHEMA = pa.schema(
     ]
 )
 
+# What pyarrow raises for a damaged file, beside its own errors. ValueError: also a null in a column that has none.
+UNREADABLE = (pa.ArrowException, ValueError, OSError, KeyError, OverflowError, MemoryError)
+# Columns that tables of earlier versions lack.
+NEWER_COLUMNS = frozenset({"digest", "source_digest"})
+# Of a file list, beside it: a line that `xxhsum --check` understands.
+LIST_DIGEST_SUFFIX = ".xxh3"
+
 
 def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """Write ``table`` to ``path`` atomically, zstd-compressed. Equal tables give equal bytes."""
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=row_group_size)
+    """Write ``table`` to ``path`` atomically, zstd-compressed, with its digest. Equal tables give equal bytes."""
+    with parquet_writer(path, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=row_group_size)
 
 
 def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the columns of ``schema`` (or those named) from ``path``, cast to it, in file order.
 
-    Raises `UserError` where the file is missing, is no Parquet, lacks a column, or holds other types or nulls where
-    the schema has none.
+    Who reads all columns has all bytes compared with the file's digest, who reads some has their pages' checksums.
+    Raises `UserError` where the file is missing, is no Parquet, is damaged, lacks a column, or holds other types, text
+    that is not UTF-8, or nulls where the schema has none.
     """
     require_file(path, purpose)
     wanted = list(columns) if columns is not None else schema.names
     try:
-        file = pq.ParquetFile(path, memory_map=True)
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if columns is None:
+            verify_parquet(path, purpose)
+        file = open_parquet(path)
+        there = file.schema_arrow.names
+        missing = [name for name in wanted if name not in there and name not in NEWER_COLUMNS]
         if missing:
-            raise UserError(
-                f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(file.schema_arrow.names)}."
-            )
-        return file.read(columns=wanted).select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
-    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a null in a column that has none
+            raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(there)}.")
+        fields = pa.schema([schema.field(name) for name in wanted])
+        table = select(file.read(columns=[name for name in wanted if name in there]), fields)
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
+    require_utf8(table, path)
+    return table
+
+
+def select(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of ``schema``, cast to it; those of `NEWER_COLUMNS` that earlier versions did not write are null."""
+    columns = [
+        pa.nulls(table.num_rows, field.type)
+        if field.name in NEWER_COLUMNS and field.name not in table.column_names
+        else table[field.name].cast(field.type)
+        for field in schema
+    ]
+    for field, column in zip(schema, columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"column {field.name} has nulls")
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_captions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -63,14 +94,68 @@ def write_captions(path: Path, table: pa.Table) -> None:
     write_parquet(path, table.select(CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA))
 
 
-def read_file_list(path: Path) -> list[str]:
-    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order."""
-    return read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
+    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order.
+
+    Raises `UserError` where one leads out of the data directory; ``unchecked`` leaves that to the caller.
+    """
+    names = read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+    if not unchecked:
+        require_inside(names, path, first_row=2)  # after the header
+    return names
+
+
+def require_inside(names: list[str], source: Path, *, first_row: int = 0) -> None:
+    """Raise `UserError` where one of ``names``, paths that ``source`` has row by row, leads out of its root."""
+    for row, name in enumerate(names, start=first_row):
+        if leads_out(name):
+            raise UserError(f"{source}, row {row}: {name!r} leads out of its folder; {STAY_INSIDE}.")
+
+
+def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> None:
+    """`require_inside` of a column of text, at once where nothing in it is suspicious."""
+    suspicious = pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, ".."))
+    if pc.any(suspicious).as_py():
+        require_inside(names.to_pylist(), source)
 
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
-    """Write a ``files_<name>.csv``, sorted (the original reads it with pandas)."""
+    """Write a ``files_<name>.csv``, sorted (the original reads it with pandas), and its digest beside it."""
+    list_digest_path(path).unlink(
+        missing_ok=True
+    )  # whoever is killed in between leaves a list without a digest, not with a wrong one
     write_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
+    write_list_digest(path)
+
+
+def write_list_digest(path: Path) -> None:
+    """Write the digest of a file list beside it."""
+    write_text(list_digest_path(path), _digest_line(path))
+
+
+def list_digest_path(path: Path) -> Path:
+    """Where the digest of a file list lies."""
+    return path.with_name(path.name + LIST_DIGEST_SUFFIX)
+
+
+def verify_file_list(path: Path) -> bool:
+    """Whether a digest proves that a file list is as m2dprep wrote it; False where it has none.
+
+    Raises `UserError` where it is another one.
+    """
+    beside = list_digest_path(path)
+    if not beside.exists():
+        return False
+    if read_file(beside).tobytes() != os.fsencode(_digest_line(path)):
+        raise UserError(
+            f"{path} is not as m2dprep wrote it, so lines may be damaged or missing. If it was changed on purpose, "
+            f"remove {beside.name}; otherwise `m2dprep melspec` or `m2dprep captions training-list` writes it anew."
+        )
+    return True
+
+
+def _digest_line(path: Path) -> str:
+    return f"XXH3_{plain_digest(path)}  {path.name}\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -78,34 +163,19 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
+        # Python up to 3.12 leaves a carriage return bare, which every reader takes for the end of a line.
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         lines.writerow(header)
-        lines.writerows(rows)
+        for row in rows:
+            (quoted if any("\r" in value for value in row) else lines).writerow(row)
         text.flush()
         text.detach()
 
 
 def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:
-    """Named columns of a UTF-8 CSV file as lists of strings; quoted newlines and commas are kept.
+    """Named columns of a UTF-8 CSV file as lists of strings (`artifacts.csv_table`).
 
-    Raises `UserError` where the file is missing, is no CSV, or lacks a column.
+    Raises `UserError` where the file is missing, is what no CSV writer makes, or lacks a column.
     """
-    require_file(path, purpose)
-    text = {name: pa.string() for name in columns}
-    try:
-        table = pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=list(columns), column_types=text, strings_can_be_null=False
-            ),
-        )
-    except (KeyError, pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as {purpose}: {first_line(error)} (it needs the columns {', '.join(columns)})"
-        ) from error
+    table = read_csv_table(path, purpose, columns)
     return {name: table[name].to_pylist() for name in columns}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: what went wrong, without a library's internals."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

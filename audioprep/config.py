@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from artifacts.errors import UserError
+from artifacts.settings import Range, build, check
 
 DTYPES = ("float32", "float16")
 # The resampler of `audioprep.gpu`; it stands for that whole front end, whose values are close to the other's.
@@ -16,20 +16,9 @@ RESAMPLERS = ("soxr_hq", "soxr_vhq", DEVICE_RESAMPLER)
 FLOAT32_EPSILON = 2.0**-23
 
 
-def _require_positive_integers(config: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise UserError(f"{name} {value!r} is not a whole number above 0.")
-
-
-def _require_numbers(config: Any, names: tuple[str, ...]) -> None:
-    """Refuse what is no finite number, and make floats of whole ones: 50 and 50.0 share a fingerprint."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise UserError(f"{name} {value!r} is not a finite number.")
-        object.__setattr__(config, name, float(value))
+Samples = Annotated[int, Range(1, 10_000_000)]
+Hertz = Annotated[float, Range(0, 5_000_000)]
+Seconds = Annotated[float, Range(0, 1e9)]
 
 
 @dataclass(frozen=True)
@@ -39,26 +28,23 @@ class LogMelConfig:
     Raises `UserError` for values that no front end can have.
     """
 
-    sample_rate: int
-    n_fft: int
-    win_length: int
-    hop_length: int
-    n_mels: int
-    f_min: float
-    f_max: float
-    eps: float = FLOAT32_EPSILON
+    sample_rate: Samples
+    n_fft: Samples
+    win_length: Samples
+    hop_length: Samples
+    n_mels: Annotated[int, Range(1, 65536)]
+    f_min: Hertz
+    f_max: Hertz
+    eps: Annotated[float, Range(0, 1e9, above=True)] = FLOAT32_EPSILON
 
     def __post_init__(self) -> None:
-        _require_positive_integers(self, ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"))
-        _require_numbers(self, ("f_min", "f_max", "eps"))
+        check(self)
         if self.win_length > self.n_fft:
             raise UserError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}.")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise UserError(
                 f"f_min {self.f_min:g} and f_max {self.f_max:g} must rise from 0 to half of {self.sample_rate} Hz."
             )
-        if self.eps <= 0:
-            raise UserError(f"eps {self.eps!r} is not above 0, so the logarithm of silence would be infinite.")
 
     def frames(self, samples: int) -> int:
         """How many frames a waveform of ``samples`` gives: one at every multiple of the hop, both ends included."""
@@ -85,13 +71,13 @@ class ConvertConfig:
     """
 
     log_mel: LogMelConfig
-    min_seconds: float = 6.1
-    max_seconds: float = 1800.0
+    min_seconds: Seconds = 6.1
+    max_seconds: Seconds = 1800.0
     dtype: str = "float32"
     resampler: str = "soxr_hq"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, ("min_seconds", "max_seconds"))
+        check(self)
         if not 0 <= self.min_seconds <= self.max_seconds or self.max_seconds == 0:
             raise UserError(
                 f"min_seconds {self.min_seconds:g} and max_seconds {self.max_seconds:g}: "
@@ -114,18 +100,7 @@ class ConvertConfig:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ConvertConfig:
         """The configuration that `to_dict` wrote. Raises `UserError`, naming them, for missing and unknown keys."""
-        _require_keys(cls, value, "")
-        log_mel = value["log_mel"]
-        if not isinstance(log_mel, Mapping):
-            raise UserError(f"log_mel is {log_mel!r}, not a table of settings.")
-        _require_keys(LogMelConfig, log_mel, "log_mel.")
-        return cls(**{**value, "log_mel": LogMelConfig(**log_mel)})
-
-
-def _require_keys(kind: type, value: Mapping[str, Any], prefix: str) -> None:
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    unknown = [f"{prefix}{key}" for key in value if key not in known]
-    missing = [f"{prefix}{key}" for key, required in known.items() if required and key not in value]
-    if unknown or missing:
-        parts = [f"unknown {', '.join(unknown)}" if unknown else "", f"missing {', '.join(missing)}" if missing else ""]
-        raise UserError(f"a log-mel configuration has other keys: {'; '.join(filter(None, parts))}.")
+        what = "a log-mel configuration"
+        if isinstance(value, Mapping) and "log_mel" in value:
+            value = {**value, "log_mel": build(LogMelConfig, value["log_mel"], what, "log_mel.")}
+        return build(cls, value, what)

@@ -1,38 +1,47 @@
-"""Files that were cut off: what a container's header promises, against the bytes that are there.
+"""Files made of chunks, and such with a length in their header: is all of it there, and does nothing follow it?
 
-libsndfile reads a truncated WAV, AIFF, AU, W64 or RF64 file without a word. Only the headers' own sizes show that
-something is missing, so they are read here: a few bytes a chunk, no samples.
+libsndfile reads a WAV, AIFF, AU, W64, RF64 or NIST SPHERE file that was cut off without a word, and of several sounds
+in a row the first. Only the headers' own sizes show that something is missing, so they are read here: a few bytes a
+chunk, no samples. Sizes that promise nothing, as writers to a pipe leave them behind, are replaced by the right ones.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-ReadAt = Callable[[int, int], bytes]  # (offset, length) -> at most length bytes
+from audioprep.content import Content
+from audioprep.faults import DecodeError
+from audioprep.following import require_no_second_header, require_nothing_behind
 
-# Sizes that writers to a pipe leave behind because they cannot come back: "all ones" (ffmpeg and others) and just
-# under 2 GiB (SoX). They promise nothing.
+Patches = dict[int, bytes]
+
+# Writers to a pipe cannot come back to their header. They leave 0 there, or about one of these sizes, give or take the
+# bytes of a header or of a block of samples: 2·10⁹, SoX's for AIFF and for the others, all ones.
+ROUND_SIZES = (2_000_000_000, 0x7F000000, 0x80000000, 0xFFFFFFFF)
+LONG_ROUND_SIZES = (2**63, 2**64 - 1)
+ROUND_TOLERANCE = 8192
+# A size field of this value refers to the one in the ds64 chunk.
 ALL_ONES_32 = 0xFFFFFFFF
-SOX_UNKNOWN = range(0x7FFFF000, 0x80000000)
-
-# What files of these formats, and FLAC, begin with.
-KNOWN_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"OggS", b"fLaC")
-
-# Beginnings (offset, bytes) of files that libsndfile does not read.
-FOREIGN_FORMATS = {
-    "MP4/M4A": (4, b"ftyp"),
-    "WebM/Matroska": (0, b"\x1a\x45\xdf\xa3"),
-    "WMA/ASF": (0, b"\x30\x26\xb2\x75"),
-    "AAC": (0, b"\xff\xf1"),
-    "AAC (MPEG-2)": (0, b"\xff\xf9"),
-}
-
-W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
-W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
-
+W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 MOST_CHUNKS = 512
+# Chunks that may be cut off behind the samples without any harm to them.
+LATE_CHUNKS = (
+    b"LIST",
+    b"id3 ",
+    b"ID3 ",
+    b"bext",
+    b"iXML",
+    b"cue ",
+    b"smpl",
+    b"JUNK",
+    b"PEAK",
+    b"_PMX",
+    b"afsp",
+    b"list",
+)
 
 
 @dataclass(frozen=True)
@@ -46,128 +55,229 @@ class ChunkForm:
     name_bytes: int = 4
     size_counts_header: bool = False
     alignment: int = 2
+    has_outer_size: bool = True
 
     @property
     def header_bytes(self) -> int:
         return self.name_bytes + struct.calcsize(self.size_format)
 
+    @property
+    def short(self) -> bool:
+        return self.size_format[1] == "I"
 
-RIFF = ChunkForm("<I", first=12, data=b"data")
+    def packed_size(self, content_bytes: int) -> bytes:
+        """The size field of a chunk whose content has so many bytes."""
+        most = 2 ** (8 * struct.calcsize(self.size_format)) - 1
+        return struct.pack(
+            self.size_format, min(most, content_bytes + (self.header_bytes if self.size_counts_header else 0))
+        )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk's name, the offset of its content, and the size that it states for this, as it is written there."""
+
+    name: bytes
+    start: int
+    stated: int
+    promised: int
+
+
+FORMS = {
+    "WAV": ChunkForm("<I", first=12, data=b"data"),
+    "RF64": ChunkForm("<I", first=12, data=b"data"),
+    "AIFF": ChunkForm(">I", first=12, data=b"SSND", overhead=8),
+    "SVX": ChunkForm(">I", first=12, data=b"BODY"),
+    "W64": ChunkForm("<Q", 40, b"data" + W64_TAIL, name_bytes=16, size_counts_header=True, alignment=8),
+    "CAF": ChunkForm(">Q", first=8, data=b"data", overhead=4, alignment=1, has_outer_size=False),
+}
 RIFX = ChunkForm(">I", first=12, data=b"data")
-AIFF = ChunkForm(">I", first=12, data=b"SSND", overhead=8)
-W64 = ChunkForm("<Q", first=40, data=W64_DATA, name_bytes=16, size_counts_header=True, alignment=8)
-CAF = ChunkForm(">Q", first=8, data=b"data", overhead=4, alignment=1)
 
 
-def find_truncation(read_at: ReadAt, size: int) -> str | None:
-    """What shows that a file of ``size`` bytes was cut off or never finished; None where nothing does.
+def require_whole_chunks(content: Content, name: str) -> Patches:
+    """Raise `DecodeError` unless a file of one of `FORMS` is one whole sound; what its header should say instead.
 
-    Knows WAV (also big-endian, RF64, BW64), W64, AIFF, AU and CAF; of other formats the decoder has to tell.
+    ``truncated``: bytes are missing. ``unsupported``: several sounds, of which the first would be read. ``malformed``:
+    behind the samples lies what is no chunk.
     """
-    magic = read_at(0, 4)
-    if magic in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
-        return _chunked_truncation(read_at, size, RIFX if magic == b"RIFX" else RIFF)
-    if magic == b"FORM":
-        return _chunked_truncation(read_at, size, AIFF)
-    if magic == b"riff" and read_at(0, 16) == W64_RIFF:
-        return _chunked_truncation(read_at, size, W64)
-    if magic == b"caff":
-        return _chunked_truncation(read_at, size, CAF)
-    if magic in (b".snd", b"dns."):
-        return _au_truncation(read_at, size, ">" if magic == b".snd" else "<")
-    return None
-
-
-def foreign_format(head: bytes) -> str | None:
-    """The name of an audio format that libsndfile cannot read, by a file's first bytes; None for anything else."""
-    for name, (offset, magic) in FOREIGN_FORMATS.items():
-        if head[offset : offset + len(magic)] == magic:
-            return name
-    return None
-
-
-def _chunked_truncation(read_at: ReadAt, size: int, form: ChunkForm) -> str | None:
-    long_size = None
-    for name, start, promised in _chunks(read_at, form):
-        if name == b"ds64" and len(sizes := read_at(start + 8, 8)) == 8:
-            long_size = struct.unpack("<Q", sizes)[0]
-        if name == form.data:
-            return _data_truncation(read_at, size, form, start, _known_size(promised, form, long_size))
-        if start + promised > size:
+    form = RIFX if content.head[:4] == b"RIFX" else FORMS[name]
+    long_size: tuple[int, int] | None = None
+    for chunk in _chunks(content, form):
+        if chunk.name == b"ds64" and len(sizes := content.at(chunk.start + 8, 8)) == 8:
+            long_size = (chunk.start + 8, struct.unpack("<Q", sizes)[0])
+        if chunk.name == form.data:
+            return _checked_data(content, form, chunk, long_size)
+        if chunk.start + chunk.promised > content.size:
             # A file that has all the bytes that it promises as a whole was not cut off: its chunks are malformed, or
             # one of odd length lacks its padding, and the decoder may still find its way.
-            cut = form is CAF or _header_truncation(read_at, size, form)
-            return f"the file ends within its {_shown(name)} chunk, before any sample" if cut else None
-    return _header_truncation(read_at, size, form)
+            if _outer_promise(content, form) is None and form.has_outer_size:
+                return {}
+            raise DecodeError("truncated", f"the file ends within its {_shown(chunk.name)} chunk, before any sample")
+    if promise := _outer_promise(content, form):
+        raise DecodeError("truncated", promise)
+    return {}
 
 
-def _chunks(read_at: ReadAt, form: ChunkForm) -> Iterator[tuple[bytes, int, int]]:
-    """(name, offset of the content, size of the content) of the chunks, until the file or their sense ends."""
+def require_whole_outside(content: Content) -> None:
+    """Raise `DecodeError` where a RIFF file of another kind than WAV is shorter than it says."""
+    if promise := _outer_promise(content, FORMS["WAV"]):
+        raise DecodeError("truncated", promise)
+
+
+def require_whole_au(content: Content) -> Patches:
+    """The same for a Sun/NeXT file, which states its length once."""
+    order = ">" if content.head[:4] == b".snd" else "<"
+    header = content.at(4, 8)
+    if len(header) < 8:
+        raise DecodeError("truncated", "the file ends within its header")
+    start, promised = struct.unpack(order + "II", header)
+    there = content.size - start
+    if promised == 0 or (promised > there and _promises_nothing(promised, short=True)):
+        require_no_second_header(content, start)
+        return {8: struct.pack(order + "I", max(0, min(there, ALL_ONES_32)))}
+    _require_bytes(promised, there)
+    require_nothing_behind(content, start + promised)
+    return {}
+
+
+def require_whole_sphere(content: Content) -> Patches:
+    """The same for a NIST SPHERE file, whose header is text: so many samples, channels, and bytes each.
+
+    Compressed ones (``shorten``) do not say how many bytes they take; libsndfile does not open them.
+    """
+    start = re.match(rb"NIST_1A\s+(\d+)\s", content.head)
+    header = content.at(0, min(int(start[1]), 1 << 20)) if start else b""
+    fields = dict(re.findall(rb"^(\w+) -\w+ (\S+)", header, re.MULTILINE))
+    try:
+        frame = int(fields[b"channel_count"]) * int(fields[b"sample_n_bytes"])
+        promised = int(fields[b"sample_count"]) * frame
+    except (KeyError, ValueError) as error:
+        if len(header) > content.size or b"end_head" not in header:
+            raise DecodeError("truncated", "the file ends within its header") from error
+        raise DecodeError("malformed", "its NIST SPHERE header does not say how many samples there are") from error
+    if b"shorten" in fields.get(b"sample_coding", b""):
+        return {}
+    _require_bytes(promised, content.size - len(header))
+    require_nothing_behind(content, len(header) + promised)
+    return {}
+
+
+def _require_bytes(promised: int, there: int) -> None:
+    if promised > there:
+        raise DecodeError(
+            "truncated", f"the header promises {promised} bytes of samples, the file holds {max(0, there)} of them"
+        )
+
+
+def _promises_nothing(promised: int, *, short: bool) -> bool:
+    """Whether a size that is larger than the file is one that writers leave behind who do not know it."""
+    return any(abs(promised - size) <= ROUND_TOLERANCE for size in (ROUND_SIZES if short else LONG_ROUND_SIZES))
+
+
+def _chunks(content: Content, form: ChunkForm) -> Iterator[Chunk]:
+    """The chunks, until the file or their sense ends."""
     position = form.first
     for _ in range(MOST_CHUNKS):
-        header = read_at(position, form.header_bytes)
-        if len(header) < form.header_bytes or not header[:4].isascii() or not header[:4].decode().isprintable():
+        chunk = _chunk_at(content, form, position)
+        if chunk is None:
             return
-        name = header[: form.name_bytes]
-        promised = struct.unpack(form.size_format, header[form.name_bytes :])[0]
-        promised = max(0, promised - form.header_bytes) if form.size_counts_header else promised
-        start = position + form.header_bytes
-        yield name, start, promised
-        position = start + promised + (-promised) % form.alignment
+        yield chunk
+        position = chunk.start + chunk.promised + (-chunk.promised) % form.alignment
 
 
-def _known_size(promised: int, form: ChunkForm, long_size: int | None) -> int | None:
-    """The size of the data chunk, None where the writer did not know it."""
-    short = form.size_format[1] == "I"
-    if short and promised == ALL_ONES_32 and long_size is not None:
-        promised, short = long_size, False
-    if short:
-        return None if promised == ALL_ONES_32 or promised in SOX_UNKNOWN else promised
-    return None if promised >= 2**63 - 64 else promised
-
-
-def _data_truncation(read_at: ReadAt, size: int, form: ChunkForm, start: int, promised: int | None) -> str | None:
-    if promised is None:
-        return None
-    if start + promised > size:
-        return f"the header promises {promised} bytes of samples, the file holds {max(0, size - start)} of them"
-    if promised <= form.overhead and start + promised < size and not _is_chunk(read_at, size, form, start + promised):
-        return (
-            f"never finished by its writer: the header promises no samples, {size - start - promised} bytes follow it"
-        )
-    return None
-
-
-def _is_chunk(read_at: ReadAt, size: int, form: ChunkForm, position: int) -> bool:
-    """Whether what lies at ``position`` looks like a whole chunk."""
-    header = read_at(position, form.header_bytes)
+def _chunk_at(content: Content, form: ChunkForm, position: int) -> Chunk | None:
+    header = content.at(position, form.header_bytes)
     if len(header) < form.header_bytes or not header[:4].isascii() or not header[:4].decode().isprintable():
+        return None
+    stated = struct.unpack(form.size_format, header[form.name_bytes :])[0]
+    promised = max(0, stated - form.header_bytes) if form.size_counts_header else stated
+    return Chunk(header[: form.name_bytes], position + form.header_bytes, stated, promised)
+
+
+def _checked_data(content: Content, form: ChunkForm, chunk: Chunk, long_size: tuple[int, int] | None) -> Patches:
+    """Judge the chunk of samples and what follows it; ``long_size`` is offset and value of the size in ds64."""
+    promised, short = chunk.promised, form.short
+    refers = chunk.stated == ALL_ONES_32 and long_size is not None and short
+    if refers and long_size is not None:
+        promised, short = long_size[1], False
+    there = content.size - chunk.start
+    if _is_unknown(content, form, chunk, promised, short):
+        require_no_second_header(content, chunk.start)
+        promised = there
+    elif promised > there and _covers_the_file(content, form):
+        promised = there  # the file is all that it says it is as a whole, and only this size was miscounted
+    else:
+        _require_bytes(promised, there)
+        _require_no_more_samples(content, form, replace(chunk, promised=promised))
+        return {}
+    patches = {chunk.start - struct.calcsize(form.size_format): form.packed_size(promised)}
+    if refers and long_size is not None:
+        patches = {long_size[0]: struct.pack("<Q", promised)}
+    return patches
+
+
+def _is_unknown(content: Content, form: ChunkForm, chunk: Chunk, promised: int, short: bool) -> bool:
+    there = content.size - chunk.start
+    if promised > there:
+        return _promises_nothing(promised, short=short)
+    if promised > form.overhead or there <= form.overhead:
         return False
-    return bool(position + struct.unpack(form.size_format, header[form.name_bytes :])[0] <= size)
+    # No samples: so it is where the file ends there or goes on with a chunk; else its writer could not come back.
+    end = chunk.start + promised
+    following = _chunk_at(content, form, end)
+    return end < content.size and not (following and following.start + following.promised <= content.size)
 
 
-def _header_truncation(read_at: ReadAt, size: int, form: ChunkForm) -> str | None:
-    """For a file without a data chunk: whether its outermost size speaks of more bytes than there are."""
-    if form is CAF:
+def _covers_the_file(content: Content, form: ChunkForm) -> bool:
+    """Whether the file's own size, as its header has it, is the one that it has."""
+    return form.has_outer_size and _outer_size(content, form) in (content.size, content.size - 1)
+
+
+def _outer_size(content: Content, form: ChunkForm) -> int:
+    field = content.at(form.name_bytes, struct.calcsize(form.size_format))
+    if len(field) < struct.calcsize(form.size_format):
+        raise DecodeError("truncated", "the file ends within its header")
+    return int(struct.unpack(form.size_format, field)[0]) + (0 if form.size_counts_header else form.header_bytes)
+
+
+def _outer_promise(content: Content, form: ChunkForm) -> str | None:
+    """What a file without samples says of its size where that is more than there is."""
+    if not form.has_outer_size:
         return None
-    outer = read_at(form.name_bytes, struct.calcsize(form.size_format))
-    if len(outer) < struct.calcsize(form.size_format):
-        return "the file ends within its header"
-    promised = struct.unpack(form.size_format, outer)[0] + (0 if form.size_counts_header else 8)
-    return f"the header promises {promised} bytes, the file has {size} and no samples" if promised > size else None
-
-
-def _au_truncation(read_at: ReadAt, size: int, order: str) -> str | None:
-    header = read_at(4, 8)
-    if len(header) < 8:
-        return "the file ends within its header"
-    start, promised = struct.unpack(order + "II", header)
-    if promised == ALL_ONES_32:
+    promised = _outer_size(content, form)
+    if promised <= content.size or _promises_nothing(promised, short=form.short):
         return None
-    if start + promised > size:
-        return f"the header promises {promised} bytes of samples, the file holds {max(0, size - start)} of them"
-    if promised == 0 and size > start:
-        return f"never finished by its writer: the header promises no samples, {size - start} bytes follow it"
+    return f"the header promises {promised} bytes, the file has {content.size} and no samples"
+
+
+def _require_no_more_samples(content: Content, form: ChunkForm, chunk: Chunk) -> None:
+    """Raise `DecodeError` where behind the whole ``chunk`` of samples there are more of them."""
+    last = chunk
+    for _ in range(MOST_CHUNKS):
+        found = _following(content, form, last)
+        if found is None:
+            break
+        if found.name == form.data:
+            raise DecodeError(
+                "unsupported",
+                f"several chunks of samples, the second at byte {found.start - form.header_bytes}, and only the first "
+                "would be read; make it one WAV or FLAC file",
+            )
+        last = found
+    require_nothing_behind(content, last.start + last.promised)
+
+
+def _following(content: Content, form: ChunkForm, chunk: Chunk) -> Chunk | None:
+    """The chunk behind ``chunk``: whole, or of a name that tells it. Chunks are padded, but not by every writer."""
+    end = chunk.start + chunk.promised
+    for place in (end + (-chunk.promised) % form.alignment, end):
+        found = _chunk_at(content, form, place)
+        if found is None or content.at(place, 4) == content.head[:4]:
+            continue
+        if found.start + found.promised <= content.size:
+            return found
+        if found.name[:4] in LATE_CHUNKS:
+            return replace(found, promised=content.size - found.start)
     return None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy
@@ -19,47 +20,107 @@ import soxr
 from artifacts.clip_id import clip_id
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
+from artifacts.folders import make_folder
 from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED, OK, write_lms
+from artifacts.reading import reading
 from audioprep.config import ConvertConfig, LogMelConfig
-from audioprep.decode import AudioInfo, decode
+from audioprep.decode import MACHINE_ERRORS, AudioInfo, decode
 from audioprep.discover import Source, modification_time_ns, output_name
 from audioprep.faults import DecodeError, one_line
 from audioprep.logmel import LogMel
 from audioprep.moments import Moments
+from audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
+T = TypeVar("T")
+# Raises where nothing may be written.
+Permit = Callable[[], None]
 
 # Nothing louder than one step of 16-bit audio counts as silence.
 SILENT_PEAK = 1 / 32768
 # Files that are made safe at once; few enough that the last ones of a shard are not waited for long.
 FILES_PER_SYNC = 64
+# Between two tries to read a file, in seconds. An error of the machine that lasts longer is a row.
+PAUSES = (0.1, 0.4, 1.5)
+# What a file is called of which not all could be read.
+DAMAGED = ("truncated", "malformed", "not_audio", "no_samples")
+READ_BYTES = 1 << 20
+# When so many in a row end like that, nothing can be read at all.
+TRANSIENT_IN_A_ROW = 20
 # What an output's own name can be guilty of; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
+    errno.EINVAL: ("bad_name", "the file system cannot hold the output's name"),
+    errno.EILSEQ: ("bad_name", "the file system cannot hold the output's name"),
     errno.EEXIST: ("name_conflict", "a file stands where the output needs a folder"),
     errno.ENOTDIR: ("name_conflict", "a file stands where the output needs a folder"),
     errno.EISDIR: ("name_conflict", "a folder stands where the output shall be"),
 }
 
 
+def always() -> None:
+    """A `Permit` that is never refused."""
+
+
 def convert_shard(
-    sources: Sequence[Source], src: Path, dst: Path, config: ConvertConfig, *, ffmpeg: bool = False
+    sources: Sequence[Source],
+    src: Path,
+    dst: Path,
+    config: ConvertConfig,
+    *,
+    ffmpeg: bool = True,
+    read_timeout: float = 0.0,
+    permit: Permit = always,
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails is a row. ``ffmpeg`` lets that program decode what libsndfile cannot. When the rows are
-    returned, the files that they speak of are safe on disk.
-    Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a whole has gone: then every
-    further source would fail as well.
+    A source that fails is a row, as is one that could not be read within ``read_timeout`` seconds, if that is not 0.
+    ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is installed. ``permit`` is called before
+    anything changes in ``dst``, and raises where that is not to be. When the rows are returned, the files that they
+    speak of are safe on disk. Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a
+    whole has gone or nothing can be read any more: then every further source would fail as well.
     """
+
+    def convert(source: Source, claim: Claim) -> Record:
+        return _convert_source(source, src, dst, config, ffmpeg, claim, permit)
+
+    def late(source: Source) -> Record:
+        return failure_record(source, "read_timeout", f"it could not be read within {read_timeout:g} s", look=False)
+
+    if read_timeout:
+        rows = limited(convert, sources, read_timeout, late)
+    else:
+        rows = (_unlimited(convert, source) for source in sources)
+    return _synced(_able_to_read(rows), dst)
+
+
+def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Record:
+    with reading(source.path):
+        return convert(source, no_claim)
+
+
+def _able_to_read(rows: Iterable[Record]) -> Iterator[Record]:
+    """``rows``, until the machine fails too often in a row. Raises `UserError` then."""
+    in_a_row = 0
+    for row in rows:
+        in_a_row = in_a_row + 1 if row["reason"] == "transient" else 0
+        if in_a_row >= TRANSIENT_IN_A_ROW:
+            raise UserError(
+                f"{in_a_row} files in a row could not be read, the last of them {row['source']}: {row['message']}. "
+                "That is the machine's fault, not the files'; the same command goes on once it is mended."
+            )
+        yield row
+
+
+def _synced(rows: Iterable[Record], dst: Path) -> list[Record]:
+    """``rows``, once the files that they speak of are on disk."""
     records: list[Record] = []
     unsynced: list[Path] = []
     # The disk is waited for in a thread, while the next files are converted.
     with ThreadPoolExecutor(max_workers=1) as pool:
         syncs = []
-        for source in sources:
-            record = _convert_source(source, src, dst, config, ffmpeg)
+        for record in rows:
             records.append(record)
             if record["status"] == OK:
                 unsynced.append(dst / record["file_name"])
@@ -73,54 +134,127 @@ def convert_shard(
     return records
 
 
-def _convert_source(source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool) -> Record:
+def _convert_source(
+    source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool, claim: Claim, permit: Permit
+) -> Record:
     if source.reason:
         return failure_record(source, source.reason, source.message)
-    record = convert_file(source.relative, src, dst, config, durable=False, ffmpeg=ffmpeg)
-    if record["reason"] in ("not_found", "io_error") and not src.is_dir():
+    record = convert_file(source.relative, src, dst, config, durable=False, ffmpeg=ffmpeg, claim=claim, permit=permit)
+    if record["reason"] in ("not_found", "io_error", "transient") and not src.is_dir():
         raise UserError(f"{src}: the folder has gone while its files were being converted.")
     return record
 
 
 def convert_file(
-    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool = False
+    relative: str,
+    src: Path,
+    dst: Path,
+    config: ConvertConfig,
+    *,
+    durable: bool = True,
+    ffmpeg: bool = True,
+    claim: Claim = no_claim,
+    permit: Permit = always,
 ) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
     A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
-    Raises `OSError` where ``dst`` cannot be written to.
+    ``claim`` is called once all is read, ``permit`` before anything changes in ``dst``. Raises `OSError` where ``dst``
+    cannot be written to, and what those two raise.
     """
 
+    path = src / relative
+
+    def allowed() -> None:
+        claim()
+        permit()
+
     def convert() -> Record:
-        log_mel, info, padded = log_mel_of_file(src / relative, config, ffmpeg=ffmpeg)
-        return store(relative, log_mel, info, padded, dst, durable=durable)
+        log_mel, info, padded = patiently(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
+        claim()
+        return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
-    return row_of(relative, dst, convert)
+    return row_of(relative, dst, convert, allowed)
 
 
-def row_of(relative: str, dst: Path, convert: Callable[[], Record]) -> Record:
-    """What ``convert`` returns, or the record of its failure, which leaves no output. Raises `OSError` as it does."""
+def patiently(path: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of ``path``. What the machine is to blame for is tried again, and in the end a `DecodeError`.
+
+    Decoders take an error of reading for the end of the file, so what seems damaged is read once more as well.
+    """
+    doubted = False
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except DecodeError as error:
+            info, failure = error.info, _machine_failure(path, error)
+            if failure is None and (doubted or error.reason not in DAMAGED):
+                raise
+            if failure is None:
+                doubted = True
+                continue
+        except MemoryError:
+            info, failure = None, "there is not enough memory"
+        except OSError as error:
+            if error.errno not in MACHINE_ERRORS:
+                raise
+            info, failure = None, str(error.strerror)
+        if pause is not None:
+            time.sleep(pause)
+    raise DecodeError("transient", f"{failure}; tried {len(PAUSES) + 1} times, and again by the next run", info)
+
+
+def _machine_failure(path: Path, error: DecodeError) -> str | None:
+    """What the machine did wrong, where ``error`` comes of that; None where it comes of the file."""
+    if error.reason == "io_error":
+        return error.message
+    if error.reason in DAMAGED:
+        try:
+            with path.open("rb") as file:
+                while file.read(READ_BYTES):
+                    pass
+        except OSError as system:
+            return str(system.strerror)
+    return None
+
+
+def row_of(relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always) -> Record:
+    """What ``convert`` returns, or the record of its failure, which leaves no output. Raises `OSError` as it does.
+
+    ``allowed`` is called before an output goes.
+    """
     try:
         return convert()
     except DecodeError as error:
         failure = error
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:  # the one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
+    allowed()
     _remove(dst / output_name(relative))
     record = _record(relative, FAILED, failure.info or AudioInfo())
     return {**record, "reason": failure.reason, "message": failure.message}
 
 
-def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst: Path, *, durable: bool) -> Record:
+def store(
+    relative: str,
+    log_mel: np.ndarray,
+    info: AudioInfo,
+    padded: bool,
+    dst: Path,
+    *,
+    durable: bool,
+    permit: Permit = always,
+) -> Record:
     """Write the log-mel of ``relative`` (1, n_mels, T) and return its record.
 
-    Raises `DecodeError` where its name is at fault, `OSError` where ``dst`` cannot be written to.
+    ``permit`` is called just before the file gets its name. Raises `DecodeError` where that name is at fault, `OSError`
+    where ``dst`` cannot be written to.
     """
     moments = Moments.from_values(log_mel)
     try:
-        _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable)
+        digest = _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable, permit)
     except OSError as error:
         if error.errno in NAME_ERRORS:
             raise DecodeError(*NAME_ERRORS[error.errno], info) from error
@@ -135,10 +269,11 @@ def store(relative: str, log_mel: np.ndarray, info: AudioInfo, padded: bool, dst
         "m2": moments.m2,
         "bin_mean": moments.bin_mean.tolist(),
         "bin_m2": moments.bin_m2.tolist(),
+        "digest": digest,
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = False) -> tuple[np.ndarray, AudioInfo, bool]:
+def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
@@ -166,10 +301,13 @@ def front_end(config: LogMelConfig) -> LogMel:
     return LogMel(config)
 
 
-def failure_record(source: Source, reason: str, message: str) -> Record:
-    """The record of a source that failed without being opened, with its size and time where it is a file."""
+def failure_record(source: Source, reason: str, message: str, *, look: bool = True) -> Record:
+    """The record of a source that failed without being opened, with its size and time where it is a file.
+
+    Without ``look`` it is not even looked at.
+    """
     info = AudioInfo()
-    if not source.reason:
+    if look and not source.reason:
         with suppress(OSError):
             status = source.path.stat()
             info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
@@ -213,21 +351,24 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
         "bin_m2": None,
         "source_bytes": info.source_bytes,
         "source_mtime_ns": info.source_mtime_ns,
+        "source_digest": info.source_digest,
+        "digest": None,
     }
 
 
-def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool) -> None:
-    """Write the array; folders are made where they are missing."""
+def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, permit: Permit) -> str:
+    """Write the array and return its digest; folders are made where they are missing."""
     try:
-        write_lms(output, log_mel, layout.temporaries, durable=durable)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except FileNotFoundError:
         for folder in (output.parent, layout.temporaries):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_lms(output, log_mel, layout.temporaries, durable=durable)
+            make_folder(folder)
+        return write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        write_lms(output, log_mel, output.parent, durable=durable)  # the folder is a link to another file system
+        # The folder is a link to another file system.
+        return write_lms(output, log_mel, output.parent, durable=durable, permit=permit)
 
 
 def _remove(output: Path) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from artifacts.disk_sync import sync_files
 from artifacts.errors import UserError
 from artifacts.lms_array import OK
+from artifacts.reading import reading
 from audioprep.backlog import Backlog
 from audioprep.config import ConvertConfig
-from audioprep.convert import Record, as_stored, failure_record, row_of, store
+from audioprep.convert import Record, as_stored, failure_record, patiently, row_of, store
 from audioprep.decode import AudioInfo, decode
 from audioprep.discover import Source
 from audioprep.faults import DecodeError
@@ -53,7 +54,7 @@ class Decoded:
 class DeviceConverter:
     """What `convert_shard` is to the processor: a list of sources in, one record each out, in order."""
 
-    def __init__(self, src: Path, config: ConvertConfig, *, device: str, threads: int, ffmpeg: bool = False) -> None:
+    def __init__(self, src: Path, config: ConvertConfig, *, device: str, threads: int, ffmpeg: bool = True) -> None:
         """Raises `UserError` where ``device`` or torchaudio is not there."""
         self._src, self._config, self._ffmpeg = src, config, ffmpeg
         self._log_mel = DeviceLogMel(config, device)
@@ -102,14 +103,17 @@ class DeviceConverter:
             return found
 
         def read() -> Record:
-            waveform, found.info = decode(source.path, self._config, ffmpeg=self._ffmpeg, resample=False)
+            with reading(source.path):
+                waveform, found.info = patiently(
+                    source.path, lambda: decode(source.path, self._config, ffmpeg=self._ffmpeg, resample=False)
+                )
             require_resampling(found.info, self._config)
             found.waveform = waveform
             return {}
 
         found.record = row_of(source.relative, dst, read) or None
         backlog.add(len(found.waveform))
-        if found.record and found.record["reason"] in ("not_found", "io_error") and not self._src.is_dir():
+        if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
         return found
 

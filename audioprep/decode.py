@@ -6,26 +6,25 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from audioprep.config import ConvertConfig
-from audioprep.containers import KNOWN_MAGICS, find_truncation, foreign_format
+from audioprep.content import Content
 from audioprep.discover import modification_time_ns
-from audioprep.faults import DecodeError
-from audioprep.ffmpeg import ffmpeg_sound
+from audioprep.faults import CannotOpenError, DecodeError
+from audioprep.ffmpeg import ffmpeg_sound, with_advice
+from audioprep.identity import sampled_digest
+from audioprep.libmpg123 import listening
 from audioprep.mixing import LevelMeter, mix, resampler
-from audioprep.mp3 import walk_mp3, with_stated_length
-from audioprep.ogg import MAGIC as OGG_MAGIC
-from audioprep.ogg import require_whole_ogg
-from audioprep.pcm import HEAD_BYTES, plain_pcm
-from audioprep.sounds import UNKNOWN_FRAMES, DecodedSound, Sound
+from audioprep.opening import Source, checked_source, libsndfile_sound
+from audioprep.pcm import plain_pcm
+from audioprep.signatures import is_plainly_no_sound
+from audioprep.sounds import UNKNOWN_FRAMES, Sound
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -33,10 +32,6 @@ MAX_CHANNELS = 8
 LARGEST_RECORDED_RATE = 2**31 - 1
 # Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
-# MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
-MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
-# libsndfile's error codes for a content of no known format, and for a header without a usable rate.
-SF_UNRECOGNISED, SF_SYSTEM, SF_BAD_SF_INFO, SF_TOO_MANY_CHANNELS = 1, 2, 24, 33
 # Errors that say nothing about this one file: every further one would fail as well.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -51,6 +46,7 @@ class AudioInfo:
 
     source_bytes: int | None = None
     source_mtime_ns: int | None = None
+    source_digest: str | None = None
     sample_rate: int | None = None
     channels: int | None = None
     seconds: float | None = None
@@ -60,25 +56,28 @@ class AudioInfo:
 
 
 def decode(
-    path: Path, config: ConvertConfig, *, ffmpeg: bool = False, resample: bool = True
+    path: Path, config: ConvertConfig, *, ffmpeg: bool = True, resample: bool = True
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    ``ffmpeg`` lets that program decode what libsndfile cannot. Without ``resample`` the waveform keeps its own rate,
-    which is in the info. Nothing is padded: that is the front end's caller's
-    choice. Raises `DecodeError`, whose ``info`` holds what was found out before, for everything that can be wrong with
-    one file, and `OSError` where the machine is at its end.
+    ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is installed. Without ``resample`` the
+    waveform keeps its own rate, which is in the info. Nothing is padded: that is the front end's caller's choice.
+    Raises `DecodeError`, whose ``info`` holds what was found out before, for everything that can be wrong with one
+    file, and `OSError` where the machine is at its end.
     """
     info = AudioInfo()
     try:
         descriptor = _open(path, info)
         try:
-            return _decode_open(descriptor, info, config, resample), info
-        except DecodeError as error:
-            if error.reason != "unsupported" or not ffmpeg:
-                raise
-            with ffmpeg_sound(path, config.max_seconds) as sound:
-                return _checked_waveform(sound, info, config, resample), info
+            content = _content(descriptor)
+            try:
+                waveform = _decode_open(content, info, config, resample)
+            except CannotOpenError as refusal:
+                if not ffmpeg:
+                    raise with_advice(refusal, "--decoder auto would try ffmpeg") from refusal
+                waveform = _through_ffmpeg(content, refusal, info, config, resample)
+            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # of pages that are in memory now
+            return waveform, info
         finally:
             os.close(descriptor)
     except DecodeError as error:
@@ -115,65 +114,51 @@ def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
     return DecodeError("io_error", f"the system could not read it: {error.strerror or error}")
 
 
-def _decode_open(descriptor: int, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
+def _content(descriptor: int) -> Content:
     try:
-        head = os.pread(descriptor, HEAD_BYTES, 0)
-        pcm = plain_pcm(descriptor, head, os.fstat(descriptor).st_size)
-        if pcm is not None:
-            return _checked_waveform(pcm, info, config, resample)
-        with _sound_file(_checked_source(descriptor), head) as file:
-            return _checked_waveform(DecodedSound(file), info, config, resample)
+        return Content(descriptor)
     except OSError as error:
         raise _from_os_error(error, None) from error
 
 
-def _checked_source(descriptor: int) -> int | io.BytesIO:
-    """What libsndfile shall read: the descriptor, or the frames of an MP3 file as it can find and count them.
-
-    Raises `DecodeError` for a file that was cut off, and for an Ogg file that is not whole.
-    """
-    size = os.fstat(descriptor).st_size
-
-    def read_at(offset: int, length: int) -> bytes:
-        return os.pread(descriptor, length, offset)
-
-    found = find_truncation(read_at, size)
-    if found:
-        raise DecodeError("truncated", found)
-    data = os.pread(descriptor, MP3_HEAD_BYTES, 0)
-    if data[:4] == OGG_MAGIC:
-        require_whole_ogg(read_at, size)
-    if size > MP3_MOST_BYTES or data[:4] in KNOWN_MAGICS:
-        return descriptor
-    if size > len(data) and (data[:3] == b"ID3" or walk_mp3(data)):
-        data = os.pread(descriptor, size, 0)
-    mp3 = walk_mp3(data)
-    if mp3 is None:
-        return descriptor
-    found = mp3.truncation()
-    if found:
-        raise DecodeError("truncated", found)
-    as_it_is = (mp3.states_its_length and mp3.start == 0) or not mp3.layer_3
-    return descriptor if as_it_is else io.BytesIO(with_stated_length(data, mp3))
-
-
-def _sound_file(source: int | io.BytesIO, head: bytes) -> soundfile.SoundFile:
-    """Open by content alone: given a name, libsndfile takes any ``.au`` for headerless µ-law."""
+def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     try:
-        return soundfile.SoundFile(source, closefd=False)
-    except soundfile.LibsndfileError as error:
-        message = error.error_string
-        if error.code == SF_UNRECOGNISED and (foreign := foreign_format(head)):
-            raise DecodeError(
-                "unsupported", f"{foreign} needs --decoder ffmpeg, with that program installed; or make it WAV or FLAC"
-            ) from error
-        if error.code == SF_UNRECOGNISED:
-            raise DecodeError("not_audio", "its content is of no known audio format") from error
-        if error.code == SF_BAD_SF_INFO:
-            raise DecodeError("bad_rate", "its header gives no usable sample rate") from error
-        if error.code == SF_TOO_MANY_CHANNELS:
-            raise DecodeError("too_many_channels", message) from error
-        raise DecodeError("io_error" if error.code == SF_SYSTEM else "malformed", message) from error
+        pcm = plain_pcm(content)
+        if pcm is not None and pcm.ends_the_file:
+            return _checked_waveform(pcm, info, config, resample)
+        source = checked_source(content)
+        if pcm is not None:
+            return _checked_waveform(pcm, info, config, resample)
+        if source.mp3:
+            return _decode_mp3(source, info, config, resample)
+        with libsndfile_sound(source) as sound:
+            return _checked_waveform(sound, info, config, resample)
+    except OSError as error:
+        raise _from_os_error(error, None) from error
+
+
+def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
+    """Decode and listen to libmpg123; alone, where an error cannot be told from that of another thread's file."""
+    for alone in (False, True):
+        if not isinstance(source.file, int):
+            source.file.seek(0)
+        with listening(alone) as heard, libsndfile_sound(source) as sound:
+            waveform = _checked_waveform(sound, info, config, resample)
+        if heard.error is None:
+            break
+        if heard.alone:
+            raise DecodeError("malformed", f"libmpg123: {heard.error}")
+    return waveform
+
+
+def _through_ffmpeg(
+    content: Content, refusal: CannotOpenError, info: AudioInfo, config: ConvertConfig, resample: bool
+) -> np.ndarray:
+    """What could not be opened, decoded by ffmpeg. Raises ``refusal`` where that cannot open it either."""
+    if is_plainly_no_sound(content.head):
+        raise refusal
+    with ffmpeg_sound(content, refusal, config.max_seconds) as sound:
+        return _checked_waveform(sound, info, config, resample)
 
 
 def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
@@ -186,10 +171,7 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resa
     if sound.channels > MAX_CHANNELS:
         raise DecodeError("too_many_channels", f"{sound.channels} channels, at most {MAX_CHANNELS} are mixed")
     if sound.frames == UNKNOWN_FRAMES:
-        raise DecodeError(
-            "unsupported",
-            f"a {sound.kind} file that does not state its length; encode it again, or use --decoder ffmpeg",
-        )
+        raise CannotOpenError("unsupported", f"{sound.kind} does not state its length; encode it again")
     info.seconds = sound.frames / sound.sample_rate
     if sound.frames <= 0:
         raise DecodeError("no_samples", "it holds no samples")

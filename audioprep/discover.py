@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.audio_names import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
 from artifacts.errors import UserError
-from artifacts.layout import MELSPEC_FOLDER, inside
-
-READABLE_SUFFIXES = {
-    *("wav", "wave", "bwf", "rf64", "w64", "aiff", "aif", "aifc", "au", "snd", "caf"),
-    *("flac", "ogg", "oga", "opus", "mp3"),
-}
-# What libsndfile cannot read is listed all the same: such files become failure rows that say what to do.
-UNREADABLE_SUFFIXES = {"m4a", "aac", "webm", "mka", "wma"}
-AUDIO_SUFFIXES = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
-# macOS writes these beside every file on foreign file systems; they hold no sound.
-APPLE_DOUBLE_PREFIX = "._"
+from artifacts.folders import APPLE_DOUBLE_PREFIX, folder_id, is_no_data, walk
+from artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
+from artifacts.name_folding import EXACT, NameFolding
+from audioprep.sniff import OTHER_SUFFIXES, holds_sound
 
 # Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
 EARLIEST_TIME_NS, LATEST_TIME_NS = -(2**63), 2**63 - 1
 
-FolderId = tuple[int, int]
+# Looking into files waits for the file system more than it computes.
+SNIFFING_THREADS = 16
+# Kinds of what is passed over that are named before the rest is counted together.
+MOST_KINDS = 6
+LONGEST_KIND = 12
+SOURCES_A_SIGN = 1024
 
 
 class Source(NamedTuple):
@@ -42,10 +44,36 @@ class Source(NamedTuple):
         return Path(self.root, self.relative)
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """What a scan saw and did not take: files by their suffix, folders that hold no data by their name."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """``5 other files passed over (.json 3, .txt 2), 1 folder of no data left out (.git 1)``, or nothing."""
+        parts = []
+        if count := self.files.total():
+            parts.append(f"{count:,} other file{'s' * (count > 1)} passed over ({_kinds(self.files)})")
+        if count := self.folders.total():
+            parts.append(f"{count:,} folder{'s' * (count > 1)} of no data left out ({_kinds(self.folders)})")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        return {name: dict(kinds.most_common()) for name, kinds in (("files", self.files), ("folders", self.folders))}
+
+
+def _kinds(counted: Counter[str]) -> str:
+    ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{kind} {count:,}" for kind, count in ordered[:MOST_KINDS])
+    rest = sum(count for _, count in ordered[MOST_KINDS:])
+    return shown + (f", others {rest:,}" if rest else "")
+
+
 def output_name(relative: str) -> str:
-    """The log-mel's path for a source: the same, with its suffix replaced by ``.npy``."""
-    stem, dot, suffix = relative.rpartition(".")
-    return f"{stem if dot and suffix.lower() in AUDIO_SUFFIXES else relative}.npy"
+    """The log-mel's path for a source: the same, with its suffix, whatever that is, replaced by ``.npy``."""
+    return without_suffix(relative) + LMS_FILE_SUFFIX
 
 
 def modification_time_ns(status: os.stat_result) -> int:
@@ -53,21 +81,27 @@ def modification_time_ns(status: os.stat_result) -> int:
     return max(EARLIEST_TIME_NS, min(status.st_mtime_ns, LATEST_TIME_NS))
 
 
-def discover(src: Path, exclude: Path | None = None, found: Callable[[int], object] | None = None) -> list[Source]:
+def discover(
+    src: Path,
+    exclude: Path | None = None,
+    found: Callable[[int], object] | None = None,
+    passed_over: PassedOver | None = None,
+) -> list[Source]:
     """All sources under ``src``, sorted by relative path (by code point).
 
-    A source is anything whose name ends in one of `AUDIO_SUFFIXES`, in whatever case: files, and also folders and
-    broken links of such names, which conversion turns into failure rows. Linked folders are entered, but never one
-    that is its own ancestor. A folder that cannot be listed is a source with a reason, as are names that are not
-    UTF-8, all but the first of several sources for one output (``a.flac``, ``a.wav``), and what would be written over
-    the bookkeeping. Left out are AppleDouble files (``._*``) and the folder ``exclude`` (the output's) below ``src``.
-    ``found`` is called with the number of sources of every folder listed. Raises `UserError` where ``src`` is no
-    folder or cannot be listed.
+    A source is anything whose name has an audio suffix (`artifacts.audio_names`), in whatever case: files, and also
+    folders and broken links of such names, which conversion turns into failure rows. Files whose suffix says nothing
+    are sources where they begin as sounds do (`audioprep.sniff`); files of known suffixes are not opened. Linked
+    folders are entered, but not in circles. A folder that cannot be listed is a source with a reason, as are names
+    that are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and what would be
+    written over the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
+
+    What else is there is counted in ``passed_over``. ``found`` is called with the number of sources now and then.
+    Raises `UserError` where ``src`` is no folder or cannot be listed.
     """
     root = os.fspath(src)
     try:
-        ancestors = frozenset([_folder_id(root)])
-        excluded = None if exclude is None or not exclude.exists() else _folder_id(os.fspath(exclude))
+        excluded = [] if exclude is None or not exclude.exists() else [folder_id(exclude)]
         os.scandir(root).close()
     except FileNotFoundError as error:
         raise UserError(f"{src}: no such folder (the audio files to convert).") from error
@@ -75,8 +109,65 @@ def discover(src: Path, exclude: Path | None = None, found: Callable[[int], obje
         raise UserError(f"{src} is not a folder (the audio files to convert).") from error
     except OSError as error:
         raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
-    sources = sorted(_walk(root, "", ancestors, excluded, found or (lambda count: None)))
-    return _with_conflicts(sources)
+    scan = _Scan(root, passed_over or PassedOver(), found or (lambda count: None))
+    return with_conflicts(scan.sources(excluded))
+
+
+class _Scan:
+    """One walk through a folder: sources by their names, then by their contents, and a count of the rest."""
+
+    def __init__(self, root: str, others: PassedOver, found: Callable[[int], object]) -> None:
+        self._root, self._others, self._found = root, others, found
+        self._sources: list[Source] = []
+        self._unknown: list[str] = []
+        self._told = 0
+
+    def sources(self, excluded: Sequence[tuple[int, int]]) -> list[Source]:
+        """All sources, sorted."""
+        for prefix, entry, is_folder in walk(
+            self._root, failed=self._add_unlisted, left_out=self._leave_out, without=excluded
+        ):
+            name = entry.name
+            if has_audio_suffix(name) and not name.startswith(APPLE_DOUBLE_PREFIX):
+                self._add(_source(self._root, prefix + name))
+            elif not is_folder:
+                if _says_nothing(name) and _is_file(entry):
+                    self._unknown.append(prefix + name)
+                else:
+                    self._others.files[_kind(name)] += 1
+        self._look_into_unknown()
+        self._found(len(self._sources) - self._told)
+        self._sources.sort()
+        return self._sources
+
+    def _add(self, source: Source) -> None:
+        self._sources.append(source)
+        if len(self._sources) - self._told == SOURCES_A_SIGN:
+            self._found(SOURCES_A_SIGN)
+            self._told += SOURCES_A_SIGN
+
+    def _add_unlisted(self, folder: str, error: OSError) -> None:
+        self._add(_unreadable(self._root, folder, error))
+
+    def _leave_out(self, folder: str) -> None:
+        self._others.folders[folder.rpartition("/")[2]] += 1
+
+    def _look_into_unknown(self) -> None:
+        if not self._unknown:
+            return
+        with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
+            for name, sounds in zip(self._unknown, pool.map(self._sounds, self._unknown), strict=True):
+                if sounds:
+                    self._add(_source(self._root, name))
+                else:
+                    self._others.files[_kind(name.rpartition("/")[2])] += 1
+
+    def _sounds(self, name: str) -> bool:
+        """Whether a file holds sound; one that cannot be read is taken for one, and so becomes a row that says why."""
+        try:
+            return holds_sound(f"{self._root}/{name}")
+        except OSError:
+            return True
 
 
 def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
@@ -87,7 +178,16 @@ def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
     """
     root = os.fspath(src)
     unique = sorted({_normal(src, name) for name in names})
-    return _with_conflicts([_source(root, name) for name in unique])
+    return with_conflicts([_named_source(root, name) for name in unique])
+
+
+def _named_source(root: str, name: str) -> Source:
+    source = _source(root, name)
+    folder = next((folder for folder in name.split("/")[:-1] if is_no_data(folder)), None) if "/" in name else None
+    if folder is None or source.reason:
+        return source
+    message = f"the folder {folder} is none of data, and no scan finds its files; name it, or one below it, as SRC"
+    return source._replace(reason="bad_name", message=message)
 
 
 def _normal(src: Path, name: str) -> str:
@@ -98,56 +198,31 @@ def _normal(src: Path, name: str) -> str:
     return Path(name).as_posix() if "./" in name or "//" in name else name
 
 
-def _walk(
-    root: str, prefix: str, ancestors: frozenset[FolderId], excluded: FolderId | None, found: Callable[[int], object]
-) -> Iterator[Source]:
-    """The sources in ``root/prefix`` and below it. ``ancestors`` are the folders that lead there."""
-    folders: list[str] = []
-    count = 0
-    try:
-        with os.scandir(os.path.join(root, prefix)) as entries:  # noqa: PTH118
-            for entry in entries:
-                if _is_folder(entry):
-                    folders.append(entry.name)
-                if _is_audio_name(entry.name):
-                    count += 1
-                    yield _source(root, prefix + entry.name)
-    except OSError as error:
-        yield _unreadable(root, prefix, error)
-    found(count)
-    for name in folders:
-        inner = prefix + name
-        try:
-            identity = _folder_id(os.path.join(root, inner))  # noqa: PTH118
-        except OSError as error:
-            yield _unreadable(root, inner, error)
-            continue
-        if identity not in ancestors and identity != excluded:
-            yield from _walk(root, inner + "/", ancestors | {identity}, excluded, found)
+def _says_nothing(name: str) -> bool:
+    """Whether only its content can tell if a file holds sound: hidden files and copies of editors are none."""
+    return not name.startswith(".") and not name.endswith("~") and suffix_of(name) not in OTHER_SUFFIXES
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_file()
     except OSError:  # a link in a circle
         return False
 
 
-def _is_audio_name(name: str) -> bool:
-    stem, _, suffix = name.rpartition(".")
-    return suffix.lower() in AUDIO_SUFFIXES and bool(stem) and not name.startswith(APPLE_DOUBLE_PREFIX)
-
-
-def _folder_id(path: str) -> FolderId:
-    status = os.stat(path)  # noqa: PTH116
-    return status.st_dev, status.st_ino
+def _kind(name: str) -> str:
+    """What a file that is passed over is counted as."""
+    if name.startswith(APPLE_DOUBLE_PREFIX):
+        return f"{APPLE_DOUBLE_PREFIX}*"
+    suffix = suffix_of(name)
+    return f".{suffix}" if 0 < len(suffix) <= LONGEST_KIND and suffix.isalnum() else "without a suffix"
 
 
 def _source(root: str, relative: str) -> Source:
     shown = _as_text(relative)
     if shown != relative:
         return Source(shown, root, "bad_name", f"the name is not UTF-8: {os.fsencode(relative)!r}")
-    if relative.startswith(f"{MELSPEC_FOLDER}/"):
+    if relative.startswith(MELSPEC_FOLDER + "/"):
         return Source(relative, root, "name_conflict", f"the output's folder {MELSPEC_FOLDER} is its bookkeeping")
     return Source(relative, root)
 
@@ -162,14 +237,19 @@ def _as_text(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _with_conflicts(sources: list[Source]) -> list[Source]:
-    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it."""
-    first = _contested(sources)
-    return [source if source.reason else _with_conflict(source, first) for source in sources] if first else sources
+def with_conflicts(sources: list[Source], folding: NameFolding = EXACT) -> list[Source]:
+    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it.
+
+    ``folding`` says which names the output's file system does not tell apart.
+    """
+    first = _contested(sources, folding)
+    if not first:
+        return sources
+    return [source if source.reason else _with_conflict(source, first, folding) for source in sources]
 
 
-def _contested(sources: list[Source]) -> dict[str, str]:
-    """The first source of every output that may be in another's way; of two million, a few at most.
+def _contested(sources: list[Source], folding: NameFolding) -> dict[str, str]:
+    """The source of every output that may be in another's way; of two million, a few at most.
 
     Outputs are counted by their hashes first, which takes a third of the memory of their names.
     """
@@ -179,26 +259,42 @@ def _contested(sources: list[Source]) -> dict[str, str]:
     for source in sources:
         if source.reason:
             continue
-        key = hash(output_name(source.relative))
+        key = hash(_output_key(source.relative, folding))
         (twice if key in seen else seen).add(key)
-        if ".npy/" in source.relative:
-            folders.update(hash(folder.as_posix()) for folder in Path(source.relative).parents)
+        if ".npy/" in source.relative.lower():
+            folders.update(map(hash, _folder_keys(source.relative, folding)))
     contested = twice | (folders & seen)
     first: dict[str, str] = {}
     for source in sources if contested else ():
-        output = output_name(source.relative)
+        output = _output_key(source.relative, folding)
         if not source.reason and hash(output) in contested:
-            first.setdefault(output, source.relative)
+            first[output] = min(first.get(output, source.relative), source.relative, key=_preference)
     return first
 
 
-def _with_conflict(source: Source, first: dict[str, str]) -> Source:
-    owner = first.get(output_name(source.relative), source.relative)
+def _output_key(relative: str, folding: NameFolding) -> str:
+    return folding(output_name(relative)) if folding else output_name(relative)
+
+
+def _folder_keys(relative: str, folding: NameFolding) -> list[str]:
+    """The folders that lead to a source's output, as `_output_key` would have them."""
+    return [folding(folder.as_posix()) for folder in Path(relative).parents]
+
+
+def _preference(relative: str) -> tuple[int, str]:
+    """Of several sources for one output the plainest is taken, not the video that it was made from; then the first."""
+    suffix = suffix_of(relative)
+    return (0 if suffix in PLAIN_SUFFIXES else 1 if suffix in CODED_SUFFIXES else 2), relative
+
+
+def _with_conflict(source: Source, first: dict[str, str], folding: NameFolding) -> Source:
+    where = f" where {folding} are not told apart" if folding else ""
+    owner = first.get(_output_key(source.relative, folding), source.relative)
     if owner != source.relative:
-        return source._replace(reason="name_conflict", message=f"{owner!r} has the same output")
-    if ".npy/" in source.relative:
-        for folder in Path(source.relative).parents:
-            if (owner := first.get(folder.as_posix(), "")) != "":
-                message = f"the output of {owner!r} stands where its own needs the folder {folder.name}"
+        return source._replace(reason="name_conflict", message=f"{owner!r} has the same output{where}")
+    if ".npy/" in source.relative.lower():
+        for folder in _folder_keys(source.relative, folding):
+            if (owner := first.get(folder, "")) != "":
+                message = f"the output of {owner!r} stands where its own needs the folder {folder}{where}"
                 return source._replace(reason="name_conflict", message=message)
     return source

@@ -18,18 +18,23 @@ REASONS = {
     "no_samples": "a whole audio file that holds no samples",
     "not_audio": "the content is of no format that can be read, whatever the name says",
     "malformed": "the content begins like a known format and then breaks its rules",
-    "unsupported": "an audio file whose kind cannot be read safely",
+    "unsupported": "an audio file of a kind that cannot be read safely, or several sounds in one file",
     "nonfinite": "samples that are NaN or infinite, or too large for a spectrum",
     "too_long": "longer than --max-seconds, or than the memory of a GPU holds",
     "bad_rate": "a sample rate outside 4 to 192 kHz, or one that --device cuda cannot resample",
     "too_many_channels": "more than 8 channels",
     "io_error": "the system could not read the file",
+    "transient": "an error of the machine, several times in a row, not of the file; the next run tries it again",
+    "read_timeout": "it could not be read within --read-timeout; the next run tries it again",
     "unreadable_folder": "a folder that could not be listed, so that its files are unknown",
     "bad_name": "a name that is no UTF-8 text, or that is too long for its output",
     "name_conflict": "another source, or the bookkeeping, already has the output's name",
     "worker_died": "the process that converted it was killed, again and again",
     "internal_error": "an error that nobody foresaw; please report it with the message",
 }
+
+# These say nothing about the source: the next run takes them up by itself.
+TRANSIENT = ("transient", "read_timeout")
 
 
 class DecodeError(Exception):
@@ -45,6 +50,17 @@ class DecodeError(Exception):
         self.reason = reason
         self.message = one_line(message)
         self.info = info
+
+
+class CannotOpenError(DecodeError):
+    """Nobody has opened the source yet: another decoder may. What was opened and found damaged is a `DecodeError`.
+
+    ``seconds`` is how long the sound is, where that is known; a decoder that finds less has not read all of it.
+    """
+
+    def __init__(self, reason: str, message: str, seconds: float | None = None) -> None:
+        super().__init__(reason, message)
+        self.seconds = seconds
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What libsndfile cannot read (M4A, WebM, WMA, AAC), decoded by the programs ffmpeg and ffprobe.
+"""What libsndfile cannot open (M4A, WebM, WMA, AAC, …), decoded by the programs ffmpeg and ffprobe.
 
 ffprobe tells rate, channels and length, so that what must not be decoded is refused first; ffmpeg then writes float32
 samples to an unnamed temporary file, so that an hour needs no more memory than ten seconds.
@@ -9,38 +9,37 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from artifacts.errors import UserError
-from audioprep.faults import DecodeError
+from audioprep.content import Content
+from audioprep.faults import CannotOpenError, DecodeError
+from audioprep.ffmpeg_words import Speakers, fault_in, not_among_formats
+from audioprep.following import require_no_second_beginning
 from audioprep.sounds import FLOAT_FULL_SCALE
 
 INSTALL = "install ffmpeg (with ffprobe; e.g. `apt-get install ffmpeg`)"
 # A program that takes longer than this for one clip hangs.
 TIMEOUT_SECONDS = 600
-# What these programs say where a file was cut off.
-TRUNCATION_SIGNS = (
-    *("moov atom not found", "partial file", "ended prematurely", "end of file", "truncat"),
-    *("buffer exhausted", "packet size too small"),
-)
 # What befalls the samples on their way to the temporary file says nothing about the sound.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-# "[aac @ 0x55a0d8c16a00] " before a message: the address is another one every time.
-COMPONENT = re.compile(r"^\[(\w+)[^\]]* @ 0x[0-9a-f]+\] ?")
 # Containers count in milliseconds, codecs in frames of up to this length: less missing is no cut.
 LENGTH_TOLERANCE_SECONDS = 0.25
-# Only the file itself is opened, whatever its content refers to.
-QUIET = ("-v", "error", "-protocol_whitelist", "file")
+# Formats that show where they were cut off, by ffmpeg's names. Of these the file says how long each stream is; what
+# ffprobe says of all others is an estimate from their size.
+STORED_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "wv", "tta", "ape", "mpc", "mpc8", "nistsphere")
+# Of these, the packets show it: the last one is not whole, or `audioprep.opening` has looked.
+FRAMED = ("aac", "amr", "amrnb", "amrwb", "mp3", "ac3", "eac3", "ogg", "flac", "wav", "w64", "aiff", "caf", "au", "avi")
+# Only the file itself is opened, whatever its content refers to, and only as one of these formats.
+SAFELY = ("-v", "error", "-protocol_whitelist", "file", "-format_whitelist", ",".join((*STORED_LENGTH, *FRAMED)))
 
 
 class FfmpegSound:
@@ -48,15 +47,25 @@ class FfmpegSound:
 
     unit, full_scale = 1.0, FLOAT_FULL_SCALE
 
-    def __init__(self, samples: IO[bytes], frames: int, channels: int, sample_rate: int, kind: str) -> None:
+    def __init__(self, samples: IO[bytes], frames: int, stream: Stream) -> None:
         self._samples = samples
-        self.frames, self.channels, self.sample_rate, self.kind = frames, channels, sample_rate, kind
+        self.frames, self.channels, self.sample_rate, self.kind = frames, stream.channels, stream.rate, stream.kind
         self.decoder = f"ffmpeg {ffmpeg_version()}"
 
     def read(self, start: int, frames: int) -> np.ndarray:
         self._samples.seek(4 * self.channels * start)
         count = min(frames, self.frames - start) * self.channels
         return np.fromfile(self._samples, np.float32, count).reshape(-1, self.channels)
+
+
+class Stream(NamedTuple):
+    """The first audio stream of a file. ``seconds`` is the length that is stored, None where it is not."""
+
+    kind: str
+    rate: int
+    channels: int
+    seconds: float | None
+    speakers: Speakers
 
 
 def require_ffmpeg() -> None:
@@ -66,26 +75,33 @@ def require_ffmpeg() -> None:
         raise UserError(f"--decoder ffmpeg needs {' and '.join(missing)}, not found in PATH; {INSTALL}.")
 
 
-@contextmanager
-def ffmpeg_sound(path: Path, max_seconds: float) -> Iterator[FfmpegSound]:
-    """The first audio stream of ``path``; a little more than ``max_seconds`` of it at most.
+def with_advice(refusal: CannotOpenError, advice: str) -> CannotOpenError:
+    """The same failure, with what can be done about it."""
+    return CannotOpenError(refusal.reason, f"{refusal.message}; {advice}", refusal.seconds)
 
-    Raises `DecodeError` where it has none, it was cut off, or the programs fail or are missing, and `OSError` where
-    the folder of temporary files is full.
+
+@contextmanager
+def ffmpeg_sound(content: Content, refusal: CannotOpenError, max_seconds: float) -> Iterator[FfmpegSound]:
+    """The first audio stream of a file that libsndfile refused; a little more than ``max_seconds`` of it at most.
+
+    Raises ``refusal``, with what ffmpeg said, where that does not open it either or is not installed; `DecodeError`
+    where it has no audio stream, was cut off or is damaged; and `OSError` where the folder of temporary files is full.
     """
-    stream = _probe(path)
-    rate, channels, seconds = int(stream["sample_rate"]), int(stream["channels"]), stream["seconds"]
-    kind = str(stream.get("codec_name", "unknown")).upper()
+    stream = _probe(content, refusal)
+    require_no_second_beginning(content)
     with tempfile.TemporaryFile() as samples:
-        if seconds is not None and seconds > max_seconds:
-            yield FfmpegSound(samples, int(seconds * rate), channels, rate, kind)  # to be refused unread
+        if stream.seconds is not None and stream.seconds > max_seconds:
+            yield FfmpegSound(samples, int(stream.seconds * stream.rate), stream)  # to be refused unread
             return
-        decoding = ("-nostdin", "-i", _url(path), "-map", "0:a:0", "-t", f"{max_seconds + 1:.3f}")
-        _run("ffmpeg", *decoding, "-f", "f32le", "-c:a", "pcm_f32le", "-ar", str(rate), "pipe:1", output=samples)
-        frames = os.fstat(samples.fileno()).st_size // (4 * channels)
-        if seconds is not None and frames / rate < min(seconds, max_seconds) - LENGTH_TOLERANCE_SECONDS:
-            raise DecodeError("truncated", f"the header promises {seconds:.2f} s, {frames / rate:.2f} s were there")
-        yield FfmpegSound(samples, frames, channels, rate, kind)
+        taken = ("-nostdin", "-i", _url(content), "-map", "0:a:0", "-t", f"{max_seconds + 1:.3f}")
+        made = ("-f", "f32le", "-c:a", "pcm_f32le", "-ar", str(stream.rate), "-ac", str(stream.channels), "pipe:1")
+        done = _run(content, "ffmpeg", *taken, *made, output=samples)
+        _require_space(done)
+        if fault := fault_in(done, stream.speakers):
+            raise DecodeError(fault.reason, f"ffmpeg: {fault.words}")
+        frames = os.fstat(samples.fileno()).st_size // (4 * stream.channels)
+        _require_length(content, stream, refusal.seconds, frames / stream.rate, max_seconds)
+        yield FfmpegSound(samples, frames, stream)
 
 
 @lru_cache(maxsize=1)
@@ -95,47 +111,100 @@ def ffmpeg_version() -> str:
     return first[2] if len(first) > 2 else "of unknown version"
 
 
-def _probe(path: Path) -> dict[str, Any]:
-    """Codec, rate and channels of the first audio stream, and its ``seconds``, None where the file does not say."""
-    entries = "stream=codec_name,sample_rate,channels,duration:format=duration,nb_streams"
-    shown = _run("ffprobe", "-select_streams", "a:0", "-show_entries", entries, "-of", "json", _url(path))
-    found = json.loads(shown or b"{}")
-    if not found.get("streams"):
-        raise DecodeError("no_samples", "it has no audio stream")
-    stream: dict[str, Any] = found["streams"][0]
-    container = found.get("format", {})
-    seconds = stream.get("duration") or (container.get("duration") if container.get("nb_streams") == 1 else None)
-    if not int(stream.get("sample_rate", 0)) or not int(stream.get("channels", 0)):
-        raise DecodeError("bad_rate", "its header gives no usable sample rate or number of channels")
-    return {**stream, "seconds": None if seconds in (None, "N/A") else float(seconds)}
-
-
-def _url(path: Path) -> str:
-    """``path`` as these programs take it without reading options or protocols into it."""
-    return f"file:{os.path.abspath(path)}"  # noqa: PTH100
-
-
-def _run(program: str, *arguments: str, output: IO[bytes] | None = None) -> bytes:
-    """Run a program and return what it printed, unless ``output`` took it. Any error that it reports is a fault."""
+def _probe(content: Content, refusal: CannotOpenError) -> Stream:
+    """What ffprobe says of the first audio stream."""
+    entries = "stream=index,codec_type,codec_name,sample_rate,channels,duration:format=format_name,duration,nb_streams"
     try:
-        done = subprocess.run(
-            [program, *QUIET, *arguments],
+        done = _run(content, "ffprobe", "-show_entries", entries, "-of", "json", _url(content))
+    except FileNotFoundError as error:
+        raise with_advice(
+            refusal, f"ffmpeg might read it, but is not installed here: {INSTALL}, then --retry-failed"
+        ) from error
+    found = {} if done.returncode else json.loads(done.stdout or b"{}")
+    if "format" not in found:
+        raise _not_opened(done, refusal)
+    container, streams = found["format"], found.get("streams", [])
+    audio = [stream for stream in streams if stream.get("codec_type") == "audio"]
+    others = {str(stream.get("codec_name")) for stream in streams if stream.get("codec_type") != "audio"}
+    if not audio:
+        raise DecodeError("no_samples", "it has no audio stream")
+    first = audio[0]
+    speakers = Speakers(container["format_name"], first["index"], frozenset(others))
+    if (fault := fault_in(done, speakers)) and fault.reason == "truncated":
+        raise DecodeError(fault.reason, f"ffprobe: {fault.words}")
+    if not int(first.get("sample_rate", 0)) or not int(first.get("channels", 0)):
+        raise DecodeError("bad_rate", "its header gives no usable sample rate or number of channels")
+    kind = str(first.get("codec_name", "unknown")).upper()
+    seconds = _stored_seconds(container, first) if container["format_name"] in STORED_LENGTH else None
+    return Stream(kind, int(first["sample_rate"]), int(first["channels"]), seconds, speakers)
+
+
+def _not_opened(done: subprocess.CompletedProcess[bytes], refusal: CannotOpenError) -> DecodeError:
+    """The failure of a file that ffprobe cannot open either; its words decide where libsndfile had none."""
+    if other := not_among_formats(done):
+        return with_advice(refusal, f"ffmpeg takes it for {other}, whose end cannot be checked")
+    fault = fault_in(done, Speakers())
+    if fault is None:
+        return with_advice(refusal, "nor could ffprobe open it")
+    reason = fault.reason if refusal.reason == "unsupported" else refusal.reason
+    return DecodeError(reason, f"{refusal.message}; ffprobe: {fault.words}")
+
+
+def _stored_seconds(container: dict[str, str], stream: dict[str, str]) -> float | None:
+    seconds = stream.get("duration") or (container.get("duration") if container.get("nb_streams") == 1 else None)
+    return None if seconds in (None, "N/A") else float(seconds)
+
+
+def _require_length(
+    content: Content, stream: Stream, counted: float | None, decoded: float, max_seconds: float
+) -> None:
+    """Raise `DecodeError` where the decoder gave less than is ``counted`` or stored, and no pause explains it."""
+    for seconds, said in ((counted, "its frames hold"), (stream.seconds, "the header promises")):
+        if seconds is None or decoded >= min(seconds, max_seconds) - LENGTH_TOLERANCE_SECONDS:
+            continue
+        # Pauses are no cut: then the last packet ends where the header says, and times between packets are missing.
+        if seconds == stream.seconds and _last_packet_ends(content) >= seconds - LENGTH_TOLERANCE_SECONDS:
+            continue
+        raise DecodeError("truncated", f"{said} {seconds:.2f} s, {decoded:.2f} s were there")
+
+
+def _last_packet_ends(content: Content) -> float:
+    """The time in seconds at which the last packet of the first audio stream ends."""
+    entries = ("-select_streams", "a:0", "-show_entries", "packet=pts_time,duration_time", "-of", "csv=p=0")
+    done = _run(content, "ffprobe", *entries, _url(content))
+    ends = [0.0]
+    for line in done.stdout.decode(errors="replace").splitlines():
+        times = [float(time) for time in line.split(",") if time and time != "N/A"]
+        if times:
+            ends.append(sum(times[:2]))
+    return max(ends)
+
+
+def _url(content: Content) -> str:
+    """The open file as these programs take it: no name, of which they might believe the suffix or read options."""
+    return f"file:/dev/fd/{content.descriptor}"
+
+
+def _run(
+    content: Content, program: str, *arguments: str, output: IO[bytes] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program on the open file; what it prints goes to ``output``. Raises `FileNotFoundError` without it."""
+    try:
+        return subprocess.run(
+            [program, *SAFELY, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output or subprocess.PIPE,
             stderr=subprocess.PIPE,
             timeout=TIMEOUT_SECONDS,
             check=False,
+            pass_fds=(content.descriptor,),
         )
-    except FileNotFoundError as error:
-        raise DecodeError("unsupported", f"{program} is not installed here; {INSTALL}") from error
     except subprocess.TimeoutExpired as error:
         raise DecodeError("malformed", f"{program} did not finish within {TIMEOUT_SECONDS} s") from error
-    complaint = done.stderr.decode(errors="replace").strip()
-    if done.returncode or complaint:
-        for number in FULL_DISK if output else ():
-            if os.strerror(number) in complaint:
-                raise OSError(number, f"{os.strerror(number)} for temporary files (TMPDIR)", tempfile.gettempdir())
-        cut = any(sign in complaint.lower() for sign in TRUNCATION_SIGNS)
-        said = COMPONENT.sub(r"\1: ", complaint.splitlines()[0]) if complaint else f"exit code {done.returncode}"
-        raise DecodeError("truncated" if cut else "malformed", f"{program}: {said}")
-    return done.stdout or b""
+
+
+def _require_space(done: subprocess.CompletedProcess[bytes]) -> None:
+    """Raise `OSError` where the samples did not fit into the folder of temporary files."""
+    for number in FULL_DISK:
+        if os.strerror(number) in done.stderr.decode(errors="replace"):
+            raise OSError(number, f"{os.strerror(number)} for temporary files (TMPDIR)", tempfile.gettempdir())

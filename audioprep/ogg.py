@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from audioprep.containers import ReadAt
+from audioprep.containers import Patches
+from audioprep.content import Content
 from audioprep.faults import DecodeError
+from audioprep.following import LOOK_BYTES, several_sounds, sound_at
 
 MAGIC = b"OggS"
 HEADER_BYTES, MOST_SEGMENTS = 27, 255
@@ -21,32 +23,35 @@ MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 @dataclass(frozen=True)
 class Page:
-    """One page: where it begins and ends in the file, its flags, its stream's serial number, its number therein."""
+    """One page: where it begins and ends in the file, its flags, its stream's serial number, its number therein.
+
+    ``complete``: the last packet that begins in it ends in it.
+    """
 
     start: int
     end: int
     flags: int
     serial: int
     number: int
+    complete: bool
 
 
-def require_whole_ogg(read_at: ReadAt, size: int) -> None:
-    """Raise `DecodeError` unless an Ogg file of ``size`` bytes is one whole sound.
+def require_whole_ogg(content: Content) -> Patches:
+    """Raise `DecodeError` unless an Ogg file is one whole sound. Returns what its last page should say instead.
 
-    ``truncated``: it ends within a page, or without one that is marked as the last. ``malformed``: a page is damaged,
-    or missing. ``unsupported``: several files in a row (chained), of which libsndfile would read the first alone.
-    What follows the last page and is none, such as tags of other formats, is left alone.
+    ``truncated``: it ends within a page or a packet. Not every writer marks the last page as the end of its stream, but
+    libsndfile does not read such a file to its end, so the mark is added.
+    ``malformed``: a page is damaged, or missing. ``unsupported``: several sounds in a row (chained), of which
+    libsndfile would read the first alone. What follows the last page and is none, such as tags of other formats, is
+    left alone.
     """
     numbers: dict[int, int] = {}
-    begun, ended, position = False, False, 0
-    for page in _pages(read_at, size):
+    complete: dict[int, bool] = {}
+    begun, last, position = False, None, 0
+    for page in _pages(content):
         if page.flags & FIRST_PAGE:
             if begun:
-                raise DecodeError(
-                    "unsupported",
-                    f"several Ogg files in a row, the second from byte {page.start} on, and only the first would be "
-                    "read; split it, or try --decoder ffmpeg",
-                )
+                raise several_sounds(page.start, "OGG")
         else:
             begun = True
             expected = numbers.get(page.serial, -1) + 1
@@ -54,20 +59,31 @@ def require_whole_ogg(read_at: ReadAt, size: int) -> None:
                 raise DecodeError(
                     "malformed", f"the Ogg page at byte {page.start} is number {page.number}, {expected} is missing"
                 )
-        numbers[page.serial] = page.number
-        ended, position = bool(page.flags & LAST_PAGE), page.end
-    if ended:
-        return
-    if position == size:
-        raise DecodeError("truncated", "the last Ogg page is not marked as the end of its stream")
-    raise DecodeError("malformed", f"no Ogg page begins at byte {position}, where one must")
+        numbers[page.serial], complete[page.serial] = page.number, page.complete
+        last, position = page, page.end
+    if not all(complete.values()):
+        raise DecodeError("truncated", "the last Ogg page ends within a packet")
+    ended = last is not None and bool(last.flags & LAST_PAGE)
+    if not ended and position < content.size:
+        raise DecodeError("malformed", f"no Ogg page begins at byte {position}, where one must")
+    if position < content.size and (kind := sound_at(content.at(position, LOOK_BYTES))):
+        raise several_sounds(position, kind)
+    return {} if ended or last is None else _marked_as_last(content, last)
 
 
-def _pages(read_at: ReadAt, size: int) -> Iterator[Page]:
+def _marked_as_last(content: Content, page: Page) -> Patches:
+    """The flags and the checksum of ``page`` with the mark of a stream's end."""
+    data = bytearray(content.at(page.start, page.end - page.start))
+    data[5] |= LAST_PAGE
+    data[22:26] = bytes(4)
+    return {page.start + 5: bytes(data[5:6]), page.start + 22: _checksum(bytes(data)).to_bytes(4, "little")}
+
+
+def _pages(content: Content) -> Iterator[Page]:
     """The pages from the beginning on, up to where none begins. Raises `DecodeError` for one that is not whole."""
-    position = 0
+    position, size = 0, content.size
     while position < size:
-        header = read_at(position, HEADER_BYTES + MOST_SEGMENTS)
+        header = content.at(position, HEADER_BYTES + MOST_SEGMENTS)
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             return
         lengths = header[HEADER_BYTES : HEADER_BYTES + header[26]] if len(header) >= HEADER_BYTES else b""
@@ -75,13 +91,13 @@ def _pages(read_at: ReadAt, size: int) -> Iterator[Page]:
         if len(header) < HEADER_BYTES or len(lengths) < header[26] or begin + sum(lengths) > size:
             raise DecodeError("truncated", f"the file ends within the Ogg page at byte {position}")
         header = header[: HEADER_BYTES + len(lengths)]
-        content = read_at(begin, sum(lengths))
+        data = content.at(begin, sum(lengths))
         stated = int.from_bytes(header[22:26], "little")
-        if _checksum(header[:22] + bytes(4) + header[26:] + content) != stated:
+        if _checksum(header[:22] + bytes(4) + header[26:] + data) != stated:
             raise DecodeError("malformed", f"the Ogg page at byte {position} is damaged: its checksum is not right")
         serial, number = int.from_bytes(header[14:18], "little"), int.from_bytes(header[18:22], "little")
-        position, start = begin + len(content), position
-        yield Page(start, position, header[5], serial, number)
+        position, start = begin + len(data), position
+        yield Page(start, position, header[5], serial, number, complete=not lengths or lengths[-1] < MOST_SEGMENTS)
 
 
 def _checksum(data: bytes) -> int:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Where the samples of nearly every file begin within; what begins later takes the other way.
-HEAD_BYTES = 4096
+from audioprep.content import Content
+
 PCM, EXTENSIBLE = 0x0001, 0xFFFE
 PCM_SUBFORMAT = b"\x01\x00\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71"
 # Chunks that may stand before the samples without changing what they mean.
@@ -29,6 +29,7 @@ class PlainPcm:
     frames: int
     channels: int
     sample_rate: int
+    ends_the_file: bool
     kind = "WAV"
     decoder = "pcm"
     unit = 32768.0
@@ -48,8 +49,13 @@ class PlainPcm:
         return block[: filled // (2 * self.channels)]
 
 
-def plain_pcm(descriptor: int, head: bytes, size: int) -> PlainPcm | None:
-    """What an open file of ``size`` bytes, the first of them ``head``, holds; None unless it is whole, plain PCM."""
+def plain_pcm(content: Content) -> PlainPcm | None:
+    """What a file holds; None unless it is plain PCM and no sample of it is missing.
+
+    Its samples begin within the head, as those of nearly every file do. Where it does not end with them, what follows
+    has yet to be looked at.
+    """
+    head, size = content.head, content.size
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     form: tuple[int, int] | None = None
@@ -59,7 +65,11 @@ def plain_pcm(descriptor: int, head: bytes, size: int) -> PlainPcm | None:
         start = position + 8
         if name == b"data":
             believed = form is not None and 0 < promised <= size - start and promised % (2 * form[0]) == 0
-            return PlainPcm(descriptor, start, promised // (2 * form[0]), *form) if form and believed else None
+            if form is None or not believed:
+                return None
+            return PlainPcm(
+                content.descriptor, start, promised // (2 * form[0]), *form, ends_the_file=start + promised == size
+            )
         if name == b"fmt " and form is None:
             form = _read_format(head[start : start + promised])
             if form is None:

@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import write_json
 from artifacts.errors import CheckFailedError, UserError
-from artifacts.layout import LmsLayout, is_evaluation_clip, require_folder
-from artifacts.lms_array import OK, open_lms
+from artifacts.json_file import write_object
+from artifacts.layout import LmsLayout, is_evaluation_clip, require_lms_folder
+from artifacts.lms_array import OK, read_lms
 from artifacts.packed_store import PackedStore
 from artifacts.progress import Progress
-from artifacts.records import iter_records, read_config, read_records, record_parts
+from artifacts.records import iter_records, read_config, read_records, record_parts, verify_records
 from artifacts.tables import read_file_list
 from audioprep.moments import Moments
+from audioprep.promise import Promise, Promises, fault_of
 
 # Arrays whose moments are kept before they are merged.
 ROWS_PER_BATCH = 16384
@@ -34,7 +35,8 @@ class NormStats:
     """Mean and population standard deviation of log-mel values, of all of them and of each bin.
 
     ``source`` is ``records`` or ``arrays``; ``excluded_files`` counts the evaluation clips left out; ``fingerprint``
-    is that of the conversion's configuration, None for arrays that others made.
+    is that of the conversion's configuration, None for arrays that others made. ``folder`` names the log-mels, and
+    ``files`` the list that they were restricted to.
     """
 
     mean: float
@@ -47,6 +49,8 @@ class NormStats:
     source: str
     excluded_files: int
     fingerprint: str | None
+    folder: str
+    files: str | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,25 +64,26 @@ def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None)
     restricts them to the arrays of ``lms`` that a ``files_<name>.csv`` lists. Raises `UserError` where there is nothing
     to compute from or a listed array has no record, and `CheckFailedError` naming the arrays that cannot be read.
     """
-    layout = LmsLayout(require_folder(lms, "the log-mels to compute statistics of"))
+    layout = LmsLayout(require_lms_folder(lms))
     wanted = None if files is None else _listed(layout, files)
     if recompute:
         packed = _Packed(layout)
         names = _recorded_names(layout) if record_parts(layout) else sorted({*layout.array_files(), *packed.rows})
         chosen, excluded = _chosen(names, wanted, layout, files)
-        return _summary(layout, _moments_of_arrays(layout, chosen, packed), len(chosen), "arrays", excluded)
+        return _summary(layout, _moments_of_arrays(layout, chosen, packed), len(chosen), "arrays", excluded, files)
+    verify_records(layout)
     counted = _Counted(wanted)
     moments = _moments_of_records(layout, counted)
     if counted.missing:
         raise _unrecorded(layout, files, counted.missing)
     if moments is None:
         raise _nothing(layout, counted.excluded)
-    return _summary(layout, moments, counted.files, "records", counted.excluded)
+    return _summary(layout, moments, counted.files, "records", counted.excluded, files)
 
 
 def write_norm_stats(path: Path, stats: NormStats) -> None:
     """Write ``norm_stats.json``."""
-    write_json(path, stats.to_dict())
+    write_object(path, stats.to_dict())
 
 
 def _listed(layout: LmsLayout, files: Path) -> set[str]:
@@ -151,6 +156,7 @@ def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
         batch = good.filter(chosen).combine_chunks()
         if batch.num_rows == 0:
             continue
+        _require_sums(layout, batch)
         frames = batch["frames"].to_numpy()
         bin_mean = batch["bin_mean"].combine_chunks().flatten().to_numpy()
         bin_m2 = batch["bin_m2"].combine_chunks().flatten().to_numpy()
@@ -162,6 +168,16 @@ def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
     return Moments.merge_all(parts) if parts else None
 
 
+def _require_sums(layout: LmsLayout, batch: pa.Table) -> None:
+    """Raise `UserError` where good records lack what statistics are merged from, as damaged ones of old may."""
+    for name in ("frames", "bin_mean", "bin_m2"):
+        if batch[name].null_count:
+            raise UserError(f"{layout.melspec}: {batch[name].null_count} good records have no {name}; damaged?.")
+    values = (pc.list_flatten(batch[name]) for name in ("bin_mean", "bin_m2"))
+    if pc.any(pc.less(batch["frames"], 1)).as_py() or not all(np.isfinite(each.to_numpy()).all() for each in values):
+        raise UserError(f"{layout.melspec}: good records have no frames or values that are not finite; damaged?.")
+
+
 class _Packed:
     """The pack of a folder, if there is one; ``rows`` by file name."""
 
@@ -171,21 +187,30 @@ class _Packed:
         self._store = None if opened is None else opened[0]
         self.rows = {} if opened is None else {name: row for row, name in enumerate(opened[1].to_pylist())}
 
-    def read(self, path: Path, name: str, n_mels: int | None) -> np.ndarray:
-        """An array (1, n_mels, T): its file, or what the pack has of one that is gone. Raises `UserError`."""
+    def read(self, path: Path, name: str, promise: Promise) -> np.ndarray:
+        """An array (1, n_mels, T): its file, or what the pack has of one that is gone.
+
+        Raises `UserError` where it is not what its record promises.
+        """
         if self._store is None or name not in self.rows or path.exists():
-            return open_lms(path, n_mels=n_mels)
-        return self._store.array(self.rows[name])[None]
+            found = read_lms(path, n_mels=promise.n_mels)
+            if fault := fault_of(found, promise):
+                raise UserError(f"{path} {fault}.")
+            return found.array
+        return self._store.read(self.rows[name])[None]
 
 
 def _moments_of_arrays(layout: LmsLayout, names: Sequence[str], packed: _Packed) -> Moments:
     parts: list[Moments] = []
     failures: list[str] = []
     n_mels: int | None = None
+    promises = Promises(layout)
     with Progress(len(names), "stats", "arrays") as progress:
         for name in names:
             try:
-                log_mel = packed.read(layout.root / name, name, n_mels)
+                log_mel = packed.read(layout.root / name, name, promises[name])
+                if n_mels is not None and log_mel.shape[1] != n_mels:
+                    raise UserError(f"{layout.root / name} has shape {log_mel.shape}, not (1, {n_mels}, T).")
                 moments = Moments.from_values(log_mel)
                 if not np.isfinite(moments.m2):
                     raise UserError(f"{layout.root / name} holds values that are not finite.")
@@ -203,17 +228,21 @@ def _moments_of_arrays(layout: LmsLayout, names: Sequence[str], packed: _Packed)
     return Moments.merge_all(parts)
 
 
-def _summary(layout: LmsLayout, moments: Moments, files: int, source: str, excluded: int) -> NormStats:
+def _summary(
+    layout: LmsLayout, moments: Moments, count: int, source: str, excluded: int, files: Path | None
+) -> NormStats:
     config = read_config(layout)
     return NormStats(
         mean=moments.mean,
         std=moments.std,
         count_values=moments.n,
-        count_files=files,
+        count_files=count,
         bin_mean=moments.bin_mean.tolist(),
         bin_std=moments.bin_std.tolist(),
         ddof=DDOF,
         source=source,
         excluded_files=excluded,
         fingerprint=config["fingerprint"] if config else None,
+        folder=layout.folder,
+        files=None if files is None else files.name,
     )

@@ -1,12 +1,14 @@
-"""What the benchmarks share: the machine's name, and a table with ratios."""
+"""What the benchmarks share: the machine's name, a table with ratios, figures for another program."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -39,3 +41,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [f"| {lines[0]} |", f"|{'|'.join('-' * (width + 2) for width in widths)}|"]
         + [f"| {line} |" for line in lines[1:]]
     )
+
+
+class Figures:
+    """Figures by name, which are in the JSON file ``path``, if there is one, as soon as they are known."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.values = path, dict[str, Any]()
+
+    def add(self, **values: Any) -> None:
+        self.values |= values
+        if self.path is not None:
+            write_whole(self.path, json.dumps(self.values, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace ``path`` at once, so that no reader, and no kill, finds half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

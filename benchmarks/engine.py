@@ -1,9 +1,10 @@
-"""Claim: the engine costs at most 5 % more than a plain process pool, and its memory does not grow with the plan.
+"""Claim: the engine costs at most 5 % more than a plain process pool, TLS at most 3 %, and memory does not grow.
 
-First the same shards of the same clips (10 s, 44.1 kHz, stereo) are converted by two local workers of the engine and
-by a `ProcessPoolExecutor` of two, in turns. A rate is that between the first shard's rows and the last's, so that
-start-up, given apart, is in neither; CPU time is that of all processes between the same two moments, scheduler and
-client included.
+First the same shards of the same clips (10 s, 44.1 kHz, stereo) are converted in turns by two local workers of the
+engine, by a `ProcessPoolExecutor` of two, and by the engine with two workers of a Dask cluster on this machine, without
+and with TLS, which is what SLURM jobs have. A rate is that between the first shard's rows and the last's, so that
+start-up, given apart, is in none; CPU time is that of all processes between the same two moments, scheduler and client
+included.
 
 Then a plan as large as AudioSet goes through the engine with a conversion that does nothing: tasks, seconds, and the
 memory of the one process that is client and scheduler, at 10 % of the plan and at its end.
@@ -12,19 +13,21 @@ memory of the one process that is client and scheduler, at 10 % of the plan and 
 from __future__ import annotations
 
 import functools
+import logging
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cloudpickle
 import psutil
 from _clips import make_clips
 from _machine import machine, restart_with, table
@@ -32,14 +35,20 @@ from _machine import machine, restart_with, table
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_shard, failure_record
 from audioprep.discover import Source, discover
-from workflows.dask_settings import WORKER_ENVIRONMENT
+from workflows.dask_settings import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT
+from workflows.dask_workers import DaskWorkers
 from workflows.engine import run_shards, split_into_shards
 from workflows.melspec import LARGEST_SHARD
+from workflows.on_worker import expectation
+from workflows.window import Window
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORKERS = 2
+TLS_TASKS = int(os.environ.get("BENCH_TLS_TASKS", "400"))
+# What converting a clip takes (benchmarks/melspec_floor.py).
+CLIP_SECONDS = 0.0062
 # A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
 CLIPS_A_SHARD = 50
 
@@ -97,13 +106,48 @@ def with_pool(function: Any, shards: Sequence[Any]) -> Run:
         return timed((future.result() for future in as_completed(futures)), started, CLIPS)
 
 
+def dask_rows(function: Any, shards: Sequence[Any], *, tls: bool) -> Iterator[list[Any]]:
+    """What SLURM jobs do, on this machine."""
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
+
+    security = Security.temporary() if tls else None
+    settings = {**QUIET, **STEADY, **SCHEDULER, "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            WORKERS,
+            threads_per_worker=1,
+            memory_limit=0,
+            security=security,
+            protocol="tls://" if tls else "tcp://",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, security=security, set_as_default=False) as client,
+    ):
+        workers = DaskWorkers(client, expected=expectation())
+        for _, rows in Window(workers, cloudpickle.dumps(function), iter(shards), WORKERS).run():
+            yield rows or []
+
+
+def with_dask(function: Any, shards: Sequence[Any]) -> Run:
+    return timed(dask_rows(function, shards, tls=False), time.perf_counter(), CLIPS)
+
+
+def with_dask_tls(function: Any, shards: Sequence[Any]) -> Run:
+    return timed(dask_rows(function, shards, tls=True), time.perf_counter(), CLIPS)
+
+
 def compare(root: Path) -> None:
     make_clips(root / "wavs", CLIPS)
     shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_A_SHARD)
     config = ConvertConfig(PRESETS["16k"])
-    engine, pool = [], []
+    engine, pool, dask, tls = [], [], [], []
+    ways = ((engine, with_engine), (pool, with_pool), (dask, with_dask), (tls, with_dask_tls))
     for number in range(ROUNDS):
-        for runs, run in ((engine, with_engine), (pool, with_pool)):
+        for runs, run in ways:
             dst = root / f"{run.__name__}-{number}_lms"
             runs.append(run(functools.partial(convert_shard, src=root / "wavs", dst=dst, config=config), shards))
             shutil.rmtree(dst)
@@ -114,13 +158,21 @@ def compare(root: Path) -> None:
             f"{median(run.cpu for run in runs):.2f}",
             f"{median(run.start for run in runs):.1f}",
         ]
-        for label, runs in (("engine (Dask)", engine), ("process pool", pool))
+        for label, runs in (
+            ("engine, local workers", engine),
+            ("process pool", pool),
+            ("engine, Dask", dask),
+            ("engine, Dask with TLS", tls),
+        )
     ]
     print(f"{CLIPS} clips in shards of {CLIPS_A_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
     print(table(["", "clips/s", "CPU ms a clip", "seconds to the first rows"], rows))
     rates = median(one.rate / other.rate for one, other in zip(pool, engine, strict=True))
     cpus = median(one.cpu / other.cpu for one, other in zip(engine, pool, strict=True))
-    print(f"\ntime, engine / pool: {rates:.3f}    CPU, engine / pool: {cpus:.3f}\n")
+    print(f"\ntime, engine / pool: {rates:.3f}    CPU, engine / pool: {cpus:.3f}")
+    tls_rates = median(one.rate / other.rate for one, other in zip(dask, tls, strict=True))
+    tls_cpus = median(one.cpu / other.cpu for one, other in zip(tls, dask, strict=True))
+    print(f"time, TLS / without: {tls_rates:.3f}    CPU, TLS / without: {tls_cpus:.3f}\n")
 
 
 def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
@@ -128,18 +180,38 @@ def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
     return [failure_record(source, "nothing", "nothing was done") for source in shard]
 
 
+def tls_cost() -> None:
+    """CPU time that tasks of a large conversion cost the engine by themselves, without and with TLS."""
+    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * LARGEST_SHARD)]
+    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for tls, costs in found.items():
+            before = 0.0
+            for number, _ in enumerate(dask_rows(do_nothing, shards, tls=tls)):
+                if number == TLS_TASKS // 10:
+                    before = cpu_seconds()
+                if number == len(shards) - 1:
+                    costs.append((cpu_seconds() - before) / (number - TLS_TASKS // 10))
+    plain, secured = (1000 * median(costs) for costs in (found[False], found[True]))
+    work = LARGEST_SHARD * CLIP_SECONDS
+    print(f"{len(shards)} tasks of {LARGEST_SHARD} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
+    print(f"CPU ms a task: {plain:.1f} without TLS, {secured:.1f} with TLS")
+    print(f"of the {work:.2f} s of work in a task, TLS costs {(secured - plain) / 10 / work:.2f} %\n")
+
+
 def resident() -> float:
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
-def plan() -> None:
+def plan(how: str, run: Callable[[Any, Sequence[Any]], Iterable[list[Any]]]) -> None:
     before = resident()
     sources = [Source(f"unbalanced/{number // 1000:04d}/Y{number:011d}.wav", "/wavs") for number in range(PLANNED)]
     shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
     listed = resident()
     started = time.perf_counter()
     rows, memory, peak = 0, [], 0.0
-    for part in run_shards(do_nothing, shards, WORKERS, unexpected):
+    for part in run(do_nothing, shards):
         rows += len(part)
         if rows > len(memory) * PLANNED / 10:
             memory.append(resident())
@@ -147,19 +219,23 @@ def plan() -> None:
     if rows != PLANNED:
         raise SystemExit(f"{rows} rows came back of {PLANNED}")
     seconds = time.perf_counter() - started
-    print(f"a plan of {PLANNED:,} files, a conversion that does nothing\n")
+    print(f"a plan of {PLANNED:,} files, a conversion that does nothing, {how}\n")
     header = ["tasks", "seconds", "tasks/s", "MiB: before", "with the list", "at 10 %", "at 50 %", "at the end", "peak"]
     figures = [before, listed, memory[1], memory[5], resident(), peak]
     row = [f"{len(shards):,}", f"{seconds:.0f}", f"{len(shards) / seconds:.0f}", *(f"{mib:.0f}" for mib in figures)]
     print(table(header, [row]))
+    print()
 
 
 def main() -> None:
     print(f"{machine()}, load {os.getloadavg()[0]:.1f}\n")
     with tempfile.TemporaryDirectory() as name:
         compare(Path(name))
+    tls_cost()
     sys.stdout.flush()
-    plan()
+    plan("local workers", lambda function, shards: run_shards(function, shards, WORKERS, unexpected))
+    sys.stdout.flush()
+    plan("Dask with TLS", functools.partial(dask_rows, tls=True))
 
 
 if __name__ == "__main__":

@@ -93,16 +93,16 @@ def largest_worker() -> float:
     return largest
 
 
-def ours(src: Path, dst: Path, workers: int) -> Run:
+def ours(src: Path, dst: Path, workers: int, *options: str, clips: int = CLIPS) -> Run:
     """The command, as a user runs it."""
     shutil.rmtree(dst, ignore_errors=True)
-    command = [sys.executable, "-m", "cli.main", "melspec", str(src), str(dst), "--workers", str(workers)]
+    command = [sys.executable, "-m", "cli.main", "melspec", str(src), str(dst), "--workers", str(workers), *options]
     running: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1]))
 
-    return watched(start, lambda: running[0].poll() is not None, dst, CLIPS)
+    return watched(start, lambda: running[0].poll() is not None, dst, clips)
 
 
 @functools.cache

@@ -5,19 +5,25 @@ target that go parameter by parameter, the gradient's norm likewise, and reads t
 the same device, batch and arithmetic, alternating in one process; the losses of both are compared.
 
 Prints samples a second, the ratio, and utilisation: model FLOP/s against the fastest matrix product measured here.
+With ``--also-compiled`` the step with compiled blocks is measured as well, with ``--largest`` the largest batch that
+fits; on a GPU also how often a step makes the host wait.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from _machine import machine, table
+from _machine import Figures, machine, table
 
 from m2dclap.config import ModelConfig, TrainConfig, preset
 from m2dclap.dataset import Batch
@@ -104,13 +110,41 @@ def seconds(step: Callable[[], object], steps: int, device: torch.device) -> flo
     return (clock() - started) / steps
 
 
-def main() -> None:
-    arguments = parse()
-    device = pick_device(arguments.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+def make_trainer(model: M2DCLAP, config: TrainConfig, schedule: Schedule) -> Trainer:
+    """What `m2dprep train` takes its steps with, for one process."""
+    device = model.cls_token.device
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
+    state = TrainState(model, make_optimizer(model, config), scaler)
+    return Trainer(state, model, schedule, STATS, World(0, 1, device))
+
+
+def host_waits(step: Callable[[], object], device: torch.device, steps: int = 3) -> float | None:
+    """How often a step makes the host wait for the GPU, as PyTorch counts it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(steps):
+                step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in found) / steps
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """GPU memory in use at most since the last call."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return round(peak, 2)
+
+
+def beside_plain(arguments: argparse.Namespace, device: torch.device, config: TrainConfig) -> dict[str, Any]:
+    """Our step and the plain one in turns: seconds of each, the ratio of the pairs, both losses."""
     model = replace(preset(arguments.model).model, off_emb_dim=TEXT_DIM)
-    config = replace(preset(arguments.model).train, batch_size=arguments.batch, amp=arguments.amp)
     schedule = Schedule(config, 1000)
     torch.manual_seed(0)
     ours = M2DCLAP(model).to(device).train()
@@ -118,44 +152,115 @@ def main() -> None:
     plain.model.load_state_dict(ours.state_dict())
     if arguments.compile:
         compile_blocks(ours)
-    scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
-    trainer = Trainer(
-        TrainState(ours, make_optimizer(ours, config), scaler), ours, schedule, STATS, World(0, 1, device)
-    )
-    batch = make_batch(model, arguments.batch, device)
+    trainer = make_trainer(ours, config, schedule)
+    batch = make_batch(model, config.batch_size, device)
+    peak_gib(device)
     for _ in range(WARM_UP):
-        ours_loss, plain_loss = float(trainer.step([batch])[0][0]), plain(batch)
+        ours_loss = float(trainer.step([batch])[0][0])
+    memory = peak_gib(device)
+    for _ in range(WARM_UP):
+        plain_loss = plain(batch)
     pairs = []
     for _ in range(arguments.rounds):
         first = seconds(lambda: trainer.step([batch]), arguments.steps, device)
         pairs.append((first, seconds(lambda: plain(batch), arguments.steps, device)))
-    report(arguments, device, model, pairs, (ours_loss, plain_loss))
+    return {
+        "seconds": median(pair[0] for pair in pairs),
+        "plain_seconds": median(pair[1] for pair in pairs),
+        "times_plain": median(pair[1] / pair[0] for pair in pairs),
+        "losses": [ours_loss, plain_loss],
+        "memory_gib": memory,
+        "host_waits": host_waits(lambda: trainer.step([batch]), device),
+    }
 
 
-def report(
-    arguments: argparse.Namespace,
-    device: torch.device,
-    model: ModelConfig,
-    pairs: list[tuple[float, float]],
-    losses: tuple[float, float],
-) -> None:
+def alone(
+    arguments: argparse.Namespace, device: torch.device, config: TrainConfig, *, compiled: bool
+) -> dict[str, Any]:
+    """Our step by itself. Raises `torch.OutOfMemoryError` where the batch does not fit."""
+    model = replace(preset(arguments.model).model, off_emb_dim=TEXT_DIM)
+    torch.manual_seed(0)
+    ours = M2DCLAP(model).to(device).train()
+    if compiled:
+        compile_blocks(ours)
+    trainer = make_trainer(ours, config, Schedule(config, 1000))
+    batch = make_batch(model, config.batch_size, device)
+    peak_gib(device)
+    started = time.perf_counter()
+    for _ in range(WARM_UP):
+        loss = float(trainer.step([batch])[0][0])
+    warm_up = time.perf_counter() - started
+    rounds = [seconds(lambda: trainer.step([batch]), arguments.steps, device) for _ in range(arguments.rounds)]
+    return {"seconds": median(rounds), "loss": loss, "warm_up_seconds": warm_up, "memory_gib": peak_gib(device)}
+
+
+def largest(arguments: argparse.Namespace, device: torch.device, config: TrainConfig) -> dict[str, Any]:
+    """The largest batch that fits, of those that are twice, three times, four times … as large."""
+    found: dict[str, Any] = {}
+    for times in (2, 4, 6, 8, 12, 16):
+        try:
+            found = alone(arguments, device, replace(config, batch_size=times * config.batch_size), compiled=False)
+            found["batch"] = times * config.batch_size
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+    return found
+
+
+def main() -> None:
+    arguments = parse()
+    device = pick_device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    config = replace(preset(arguments.model).train, batch_size=arguments.batch, amp=arguments.amp)
     arithmetic = resolve_amp(arguments.amp, device)
-    peak = matrix_peak(device, arithmetic)
-    flops = train_flops_per_clip(model) * arguments.batch
+    model = replace(preset(arguments.model).model, off_emb_dim=TEXT_DIM)
+    peak, flops = matrix_peak(device, arithmetic), train_flops_per_clip(model)
+    figures = Figures(arguments.json)
+    figures.add(model=arguments.model, input_size=list(model.input_size), amp=arithmetic, peak_tflops=peak / 1e12)
+
+    def measured(found: dict[str, Any]) -> dict[str, Any]:
+        if not found:
+            return found
+        rate = found.setdefault("batch", config.batch_size) / found["seconds"]
+        return {**found, "samples_per_second": rate, "utilisation": rate * flops / peak}
+
+    figures.add(step=measured(beside_plain(arguments, device, config)))
+    gc.collect()
+    if arguments.also_compiled:
+        compiled = measured(alone(arguments, device, config, compiled=True))
+        compiled["times_plain"] = figures.values["step"]["plain_seconds"] / compiled["seconds"]
+        figures.add(compiled=compiled)
+        gc.collect()
+    if arguments.largest and device.type == "cuda":
+        torch.cuda.empty_cache()
+        figures.add(largest=measured(largest(arguments, device, config)))
+    report(arguments, device, figures.values, flops)
+
+
+def report(arguments: argparse.Namespace, device: torch.device, values: dict[str, Any], flops: int) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    step, peak = values["step"], 1e12 * values["peak_tflops"]
     print(f"{machine()}; {device.type} ({name}), torch {torch.__version__}")
     print(
-        f"{arguments.model}, batch {arguments.batch}, {arithmetic}, "
-        f"{'compiled' if arguments.compile else 'not compiled'}; matrix peak {peak / 1e12:.3g} TFLOP/s; "
-        f"losses {losses[0]:.5f} and {losses[1]:.5f}"
+        f"{arguments.model}, batch {arguments.batch}, {values['amp']}, "
+        f"{'compiled' if arguments.compile else 'not compiled'}; matrix peak {values['peak_tflops']:.3g} TFLOP/s; "
+        f"losses {step['losses'][0]:.5f} and {step['losses'][1]:.5f}"
     )
-    mine, theirs = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
-    ratio = median(pair[1] / pair[0] for pair in pairs)
-    rows = [
-        [label, f"{arguments.batch / value:,.1f}", f"{speed:.2f}", f"{flops / value / peak:.1%}"]
-        for label, value, speed in (("plain eager", theirs, 1.0), ("m2dprep", mine, ratio))
-    ]
-    print(table(["", "samples/s", "times", "utilisation"], rows))
+    plain = arguments.batch / step["plain_seconds"]
+    rows = [["plain eager", f"{plain:,.1f}", "1.00", f"{plain * flops / peak:.1%}", ""]]
+    for label in ("step", "compiled", "largest"):
+        if found := values.get(label):
+            times = found["samples_per_second"] / plain if label == "largest" else found["times_plain"]
+            named = {"step": "m2dprep", "compiled": "m2dprep --compile", "largest": f"m2dprep, batch {found['batch']}"}
+            rate = f"{found['samples_per_second']:,.1f}"
+            memory = "" if found["memory_gib"] is None else f"{found['memory_gib']:.1f}"
+            rows.append([named[label], rate, f"{times:.2f}", f"{found['utilisation']:.1%}", memory])
+    print(table(["", "samples/s", "times", "utilisation", "GiB"], rows))
+    if step["host_waits"] is not None:
+        print(f"a step makes the host wait {step['host_waits']:.1f} times")
 
 
 def parse() -> argparse.Namespace:
@@ -167,6 +272,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--also-compiled", action="store_true", help="measure the step with compiled blocks as well")
+    parser.add_argument("--largest", action="store_true", help="look for the largest batch that fits a GPU")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as they are known")
     return parser.parse_args(sys.argv[1:])
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.clip_matching import match_names
+from artifacts.clip_readings import paths
+from artifacts.columns import one_array, position_in_group, repeats, runs
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
-from captions.clip_ids import match_clips, without_file_name
-from captions.columns import one_array, position_in_group, repeats, runs
 from captions.coverage import Coverage, by_frequency, count_sources, places
 from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips
@@ -44,8 +45,8 @@ def add(
     """``captions`` with the captions ``rows`` (`captions.sources.CAPTION_ROWS`) put in under their clips as ``source``.
 
     Only clips that ``captions`` know get more, unless ``new_clips``; ``captions`` None makes a new table, whose clips
-    are the rows' ids (names of audio files without folder and suffix). A text that the source gives a clip twice is
-    kept once.
+    are the rows' ids (names of audio files without their suffix, but with their folders). A text that the source gives
+    a clip twice is kept once.
 
     Raises `UserError` where ``source`` is there already and ``replace`` is not asked for, or where no id has a clip.
     """
@@ -143,19 +144,20 @@ class _Adding:
 
 
 def _with_new_clips(clips: pa.Array, rows: pa.Table) -> pa.Array:
-    """``clips`` and those of the ids that none of them has: without an audio file's folder and suffix.
+    """``clips`` and those of the ids that none of them has: without an audio file's suffix, but with its folders.
 
     Raises `UserError` where that makes two ids one clip.
     """
     ids = pc.unique(one_array(rows["id"]))
     ids = ids.filter(pc.not_equal(ids, ""))
-    new = ids.filter(pc.is_null(match_clips(ids, clips).clip))
-    names = without_file_name(new)
+    new = ids.filter(pc.is_null(match_names(ids, clips).clip))
+    names = paths(new)
     repeated = repeats(names)
     if len(repeated):
         name = names[int(repeated[0])]
         two = new.filter(pc.equal(names, name))[:2].to_pylist()
         raise UserError(
-            f"{two[0]!r} and {two[1]!r} would both be the clip {name.as_py()!r}; clips need names of their own."
+            f"{two[0]!r} and {two[1]!r} would both be the clip {name.as_py()!r}, as their log-mels would be one file; "
+            "clips need names of their own."
         )
-    return pa.concat_arrays([clips, names])
+    return pa.concat_arrays([clips, names.filter(pc.not_equal(names, ""))])

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import CAPTIONS_SCHEMA, first_line
+from artifacts.proven_parquet import open_parquet, parquet_writer, verify_parquet
+from artifacts.tables import CAPTIONS_SCHEMA, UNREADABLE
+from artifacts.utf8 import require_utf8
 
 GROUP_ROWS = 1 << 17
 # Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.
@@ -49,9 +49,8 @@ class Assembly:
 def write_assembly(path: Path, assembly: Assembly) -> None:
     """Write ``path`` atomically, each group while the next one is made. Equal tables give equal bytes."""
     with (
-        atomic_file(path) as file,
-        pq.ParquetWriter(
-            file,
+        parquet_writer(
+            path,
             CAPTIONS_SCHEMA,
             compression=COMPRESSION,
             use_dictionary=REPEATING,
@@ -80,9 +79,10 @@ class CaptionsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        verify_parquet(path, "the table of captions")  # what is read is written again, with a digest that is right
         try:
-            self._file = pq.ParquetFile(path, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            self._file = open_parquet(path)
+        except UNREADABLE as error:
             raise UserError(f"{path} cannot be read as the table of captions: {first_line(error)}") from error
         if missing := [name for name in CAPTIONS_SCHEMA.names if name not in self._file.schema_arrow.names]:
             raise UserError(f"{path} has no column {', '.join(missing)} (the table of captions).")
@@ -103,6 +103,8 @@ class CaptionsFile:
 
     def _group(self, index: int) -> pa.Table:
         try:
-            return self._file.read_row_group(index, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA)
-        except (pa.ArrowException, ValueError, OSError) as error:
+            rows = self._file.read_row_group(index, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA)
+        except UNREADABLE as error:
             raise UserError(f"{self._path} cannot be read as the table of captions: {first_line(error)}") from error
+        require_utf8(rows, f"{self._path}, from row {self._ends[index] - rows.num_rows}")
+        return rows

@@ -1,31 +1,31 @@
 """AudioSet's own tables: segment lists and label names, as published or in the same form.
 
-Fatal (the file is not what it claims to be): a line of a segment list that is neither a comment nor
-``id, start, end, "mid,mid,…"``; a label table that cannot be read; not one label known. Counted and listed with file
-and line: a clip id that occurred before (the first one stays), a label id that the label table does not know.
+Fatal (the file is not what it claims to be): a line of a segment list that is neither a comment before the first
+segment nor ``id, start, end, "mid,mid,…"``; a label table that cannot be read; not one label known. Counted and listed
+with file and line: a clip id that occurred before (the first one stays), a label id that the label table does not know.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from artifacts.clip_readings import only_id_bytes
+from artifacts.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
+from artifacts.csv_table import BLOCK_BYTES, QuoteWatch, read_csv_table
 from artifacts.errors import UserError
+from artifacts.json_text import parse_json
 from artifacts.layout import require_file
-from captions.clip_ids import only_id_bytes
-from captions.columns import chunks, holds_byte, keep_in_lists, one_array, repeats, text_bytes
-from captions.csv_table import BLOCK_BYTES, read_csv_table
-from captions.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
+from artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes, read_lines
 
 PURPOSE = "a list of AudioSet segments"
 PUBLISHED = pa.schema(
@@ -137,7 +137,7 @@ def read_published(path: Path) -> _List | None:
             comments, first = 0, file.readline()
             while first.startswith(b"#"):
                 comments, first = comments + 1, file.readline()
-            source = _WithoutSpaceBeforeQuotes(first, file)
+            source = QuoteWatch(cast(IO[bytes], _WithoutSpaceBeforeQuotes(first, file)))
             table = pyarrow.csv.read_csv(
                 source,
                 read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
@@ -146,7 +146,7 @@ def read_published(path: Path) -> _List | None:
             )
     except (pa.ArrowInvalid, OSError, EOFError, zlib.error):
         return None
-    if source.quotes % 2 or not table.num_rows or not _is_published(table):
+    if source.is_malformed or not table.num_rows or not _is_published(table):
         return None
     return _List(table.drop_columns(["end_seconds"]), range(comments + 1, comments + 1 + table.num_rows))
 
@@ -167,7 +167,6 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
 
     def __init__(self, first: bytes, rest: IO[bytes]) -> None:
         self._pending, self._rest = first, rest
-        self.quotes = 0  # how many went through
 
     def readable(self) -> bool:
         return True
@@ -184,15 +183,17 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
         kept = 0 if ended or len(data) < 3 else 2 if data.endswith(b", ") else int(data.endswith(b","))
         data = data[: len(data) - kept]
         self._pending = self._pending[len(data) :]
-        self.quotes += data.count(b'"')
         return data.replace(b', "', b',"')
 
 
 def _read_any(path: Path) -> _List:
     lines = read_lines(path, PURPOSE)
-    content = pc.and_(pc.match_substring_regex(lines, r"\S"), pc.invert(pc.match_substring_regex(lines, r"^\s*#")))
-    numbers = np.flatnonzero(content.to_numpy(zero_copy_only=False)) + 1
-    rows = lines.filter(content)
+    content = pc.match_substring_regex(lines, r"\S").to_numpy(zero_copy_only=False)
+    no_comment = pc.invert(pc.match_substring_regex(lines, r"^\s*#")).to_numpy(zero_copy_only=False)
+    first = int(np.argmax(content & no_comment)) if (content & no_comment).any() else len(lines)
+    content[:first] = False  # comments stand before the first segment; a # behind it is no comment but damage
+    numbers = np.flatnonzero(content) + 1
+    rows = lines.filter(pa.array(content))
     fields = pc.extract_regex(rows, SEGMENT)
     if fields.null_count:
         _raise_malformed(path, rows, numbers, pc.is_null(fields).to_numpy(zero_copy_only=False))
@@ -264,10 +265,7 @@ def read_label_names(path: Path) -> dict[str, str]:
 
 
 def _read_ontology(path: Path, data: bytes) -> list[tuple[str, str]]:
-    try:
-        entries = json.loads(decode(path, data))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    entries = parse_json(decode(path, data), path, "the names of the labels")
     if not isinstance(entries, list):
         raise UserError(f"{path} is not AudioSet's ontology.json: a list of objects with id and name was expected.")
     pairs = []

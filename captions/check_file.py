@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from artifacts.errors import UserError
+from artifacts.json_text import read_json_object
+from artifacts.layout import require_file
 from artifacts.progress import DELAY_SECONDS, Progress
-from artifacts.tables import first_line, read_captions
+from artifacts.tables import read_captions
+from artifacts.write_lock import writing_to
 from captions.assembly import Assembly
 from captions.files import write_captions, write_csv
 from captions.lint import RULES, TokenLimit, drop, find
+from captions.model_code import unloadable
 
 UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
 
@@ -53,6 +57,20 @@ def check_file(
     ``rules`` empty means all; ``dropped`` ones are looked for too. Without ``model`` no tokens are counted. Raises
     `UserError` where a rule is unknown, the model has no tokenizer, or nothing would be left.
     """
+    require_file(captions, "the table of captions")
+    with writing_to(output or captions) if dropped else nullcontext():
+        return _check_file(captions, rules, findings, model, max_tokens, dropped, output)
+
+
+def _check_file(
+    captions: Path,
+    rules: Sequence[str],
+    findings: Path | None,
+    model: str | None,
+    max_tokens: int | None,
+    dropped: Sequence[str],
+    output: Path | None,
+) -> Checked:
     table = read_captions(captions)
     limit = None if model is None else token_limit(model, max_tokens)
     chosen = [*rules, *dropped] if rules else RULES
@@ -86,9 +104,9 @@ def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
     from transformers import AutoTokenizer  # seconds to import, and only this rule needs it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{model!r} has no tokenizer that can be loaded: {first_line(error)}") from error
+        raise UserError(f"{model!r} has no tokenizer that can be loaded: {unloadable(error)}") from error
     limit = max_tokens or min(tokenizer.model_max_length, _sentence_length(model))
     if limit > UNLIMITED:
         raise UserError(f"{model!r} does not say how many tokens it takes; --max-tokens says it.")
@@ -102,5 +120,6 @@ def _sentence_length(model: str) -> int:
     from transformers.utils import cached_file
 
     path = cached_file(model, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
-    length = json.loads(Path(path).read_text()).get("max_seq_length") if path else None
-    return length or UNLIMITED + 1
+    settings = read_json_object(Path(path), "the settings of a text encoder", any_number=True) if path else {}
+    length = settings.get("max_seq_length")
+    return length if isinstance(length, int) and length > 0 else UNLIMITED + 1

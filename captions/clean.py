@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captions.columns import chunks, joined, rows_at, take, text_bytes
+from artifacts.columns import chunks, joined, rows_at, take, text_bytes
 
 QUOTES = '"“”„‟«»'
 # RE2's \s is ASCII only; the control characters are those that Python's str.split() takes for white space.

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.text_files import EXAMPLES, Finding
 from captions.exclusion import ExclusionCounts
-from captions.text_files import EXAMPLES, Finding
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captions.columns import chunks
+from artifacts.columns import chunks
 
 RULES = {"woman": "person", "man": "person", "women": "people", "men": "people"}
 MAYBE = r"(?i)\b(wo)?m[ae]n\b"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from artifacts.embedding_store import META, EmbeddingStore, index_of
+from artifacts.embedding_store import META, PROGRESS, EmbeddingStore, index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.progress import Progress
@@ -99,7 +99,7 @@ def embed_captions(
     captions = require_captions(captions_path)
     earlier = open_reusable(reuse, out, encoder.describe(), dtype) if reuse is not None else None
     check = None
-    if overwrite or not (out / META).exists():
+    if overwrite or not (out / META).exists() or (out / PROGRESS).exists():
         check = SampleCheck(captions, encoder)
         computed_cosine = check.of_encoder(encoder)  # before anything is written, and before hours of work
     index = index_of(captions)

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array
 from artifacts.embedding_store import TOKENIZER_AND_MODULES, EmbeddingStore
 from artifacts.errors import CheckFailedError, UserError
 from artifacts.progress import Progress
 from artifacts.tables import read_captions
 from artifacts.utf8 import require_utf8
-from captions.columns import one_array
 from captions.embed import COLUMNS
 from captions.embed_check import SampleCheck
 from captions.encoder_request import EncoderRequest
@@ -78,7 +78,8 @@ class Neighbour:
 
 
 def inspect_store(store: EmbeddingStore) -> StoreReport:
-    """One pass over all rows, a block in memory at a time."""
+    """All rows, compared with their digests and then looked at, a block in memory at a time."""
+    store.require_whole()
     index = store.index()
     rows, dim = store.embeddings.shape
     total, squares, directions = (np.zeros(dim) for _ in range(3))
@@ -160,7 +161,7 @@ def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool,
     return EncoderRequest(
         name,
         device,
-        bool(meta.get("normalized", False)),
+        meta.get("normalized") or False,
         meta.get("pooling") or "mean",
         meta.get("prefix") or "",
         meta.get("max_length"),
@@ -220,5 +221,5 @@ def require_maker(store: EmbeddingStore, encoder: TextEncoder) -> None:
 
 def _blocks(store: EmbeddingStore) -> Iterator[tuple[int, np.ndarray]]:
     """``(first row, float32 (n, D))`` of all rows."""
-    for start in range(0, len(store.embeddings), BLOCK_ROWS):
-        yield start, store.embeddings[start : start + BLOCK_ROWS].astype(np.float32)
+    for start, block in store.blocks(BLOCK_ROWS):
+        yield start, block.astype(np.float32)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array, take
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES
-from captions.columns import one_array, take
 from captions.encoder_batches import block_ends
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import take
 from artifacts.embedding_store import EmbeddingStore, settings_in
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys
-from captions.columns import take
 from captions.embed_finite import as_stored
 from captions.embed_plan import EmbedPlan
 
@@ -37,6 +37,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
             f"--reuse {folder}: its embeddings were made with other settings: {'; '.join(lines)}. Use those, or encode "
             "everything without --reuse."
         )
+    store.require_whole()
     return store
 
 

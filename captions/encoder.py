@@ -1,7 +1,7 @@
 """Text encoders: sentence-transformers loads and tokenizes, pooling is ours: plain masked mean, not normalised.
 
-That is how the original made its caption embeddings (GTE-base, mean of the last hidden states over all tokens). A
-model's own Normalize module is left out unless asked for, its own pooling is used only as ``pooling="model"``.
+That is how the original made its caption embeddings (GTE-base, mean of the last hidden states over all tokens). What a
+model does itself with texts and tokens is done with ``pooling="model"`` only (`captions.encoder_own`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from artifacts.embedding_store import TOKENIZER_AND_MODULES
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from artifacts.utf8 import require_text
 from captions.embed_check import LEAST_COSINE
 from captions.encoder_batches import (
@@ -29,18 +28,25 @@ from captions.encoder_memory import fitting_tokens
 from captions.encoder_model import (
     Pooling,
     attention_of,
-    head_of,
     load_model,
     most_tokens,
     own_pooling,
     resolve_device,
     resolve_precision,
 )
+from captions.encoder_own import (
+    Normalized,
+    OwnHead,
+    lowers_texts,
+    require_own_type,
+    require_same_as_model,
+    strips_texts,
+)
 from captions.encoder_pipeline import encode_ahead
 from captions.encoder_reference import reference_embeddings
 from captions.encoder_tokens import Padded, TextTokenizer, Tokens
 from captions.encoder_whole import require_vocabulary
-from captions.model_code import with_code
+from captions.model_code import require_no_code, with_code
 from captions.model_files import ModelFiles, find_model
 
 DEFAULT_MODEL = "thenlper/gte-base"
@@ -51,8 +57,8 @@ class EncoderSettings:
     """Everything besides the weights that decides an embedding. ``max_length`` counts tokens, special ones included."""
 
     pooling: Pooling = "mean"
-    normalize: bool = False
-    prefix: str = ""
+    normalize: Normalized | None = None
+    prefix: str | None = None
     max_length: int | None = None
     precision: str = "fp32"
 
@@ -60,10 +66,10 @@ class EncoderSettings:
 def load_encoder(
     name_or_path: str = DEFAULT_MODEL,
     device: str = "auto",
-    normalize: bool = False,
+    normalize: Normalized | None = None,
     *,
     pooling: Pooling = "mean",
-    prefix: str = "",
+    prefix: str | None = None,
     max_length: int | None = None,
     revision: str | None = None,
     precision: str = "fp32",
@@ -73,10 +79,12 @@ def load_encoder(
     """Load a text encoder by its hub name or from a local folder.
 
     ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, the first token's; ``model``, what
-    the model itself does, its Dense modules included. ``normalize`` scales each embedding to length 1. ``prefix`` is
-    put before every text. ``max_length`` None is the model's own limit. ``precision`` of the computation: ``fp32``,
-    ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling is in float32 always. ``batch_tokens`` None
-    suits the device. Models that bring code of their own are refused unless ``trust_remote_code``.
+    `SentenceTransformer.encode` makes of them. ``normalize`` scales each embedding to length 1. ``prefix`` is put
+    before every text. None is, for both, what the model itself does where ``pooling`` is ``model`` (its Normalize
+    module, its default prompt), and nothing elsewhere. ``max_length`` None is the model's own limit. ``precision`` of
+    the computation: ``fp32``, ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling by ``mean`` and
+    ``cls`` is in float32 always. ``batch_tokens`` None suits the device. Models that bring code of their own are
+    refused unless ``trust_remote_code``.
 
     Raises `UserError` where the model is unknown, cannot be loaded or reached, or is not whole, the device is not
     there or too small, or a text of ``max_length`` tokens would not fit.
@@ -84,7 +92,9 @@ def load_encoder(
     target = resolve_device(device)
     settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
-    files = with_code(files) if trust_remote_code else files
+    files = with_code(files) if trust_remote_code else require_no_code(files)
+    if pooling == "model":
+        require_own_type(files)
     try:
         model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
         return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
@@ -103,7 +113,7 @@ class TextEncoder:
 
     def __init__(
         self,
-        model: nn.Sequential,
+        model: Any,
         files: ModelFiles,
         settings: EncoderSettings,
         *,
@@ -112,30 +122,45 @@ class TextEncoder:
     ) -> None:
         self.files, self.remote_code = files, trust_remote_code
         self._weights_digest, self._settings_digest = files.weights_digest(), files.settings_digest()
-        self.transformer: Any = model[0]
-        self.head = head_of(model, settings.pooling)
+        self.model, self.transformer = model, model[0]
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
         if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
-            raise UserError(f"{files.name} is no transformer of texts, so it cannot encode captions.")
+            kind = type(self.transformer).__name__
+            raise UserError(f"{files.name} is no transformer of texts ({kind}), so it cannot encode captions.")
         require_vocabulary(files, tokenizer, self.transformer.auto_model)
         self.own_pooling = own_pooling(model)
         if settings.pooling == "model" and self.own_pooling == "none":
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
-        require_text(settings.prefix, "--prefix")
-        special = tokenizer.num_special_tokens_to_add()
-        limit = most_tokens(model, self.transformer, settings.max_length, special, files.name)
-        self.settings = replace(settings, max_length=limit)
-        lower = bool(getattr(self.transformer, "do_lower_case", False))
-        self.tokenizer = TextTokenizer(tokenizer, settings.prefix, limit, lower)
+        self.own = OwnHead.of(model)
+        self.asked_length = settings.max_length
+        limit = most_tokens(
+            model, self.transformer, settings.max_length, tokenizer.num_special_tokens_to_add(), files.name
+        )
+        self.settings = settings = self._resolved(settings, limit)
+        self.head = self.own.without_scaling(settings.normalize) if settings.pooling == "model" else ()
+        prefix = require_text(settings.prefix or "", "--prefix")
+        strip = settings.pooling == "model" and strips_texts(model, tokenizer)
+        lower = lowers_texts(self.transformer, tokenizer)
+        self.tokenizer = TextTokenizer(tokenizer, prefix, limit, lower=lower, strip=strip)
+        self.unpooled = self.tokenizer.tokens_of_prefix() if not self.own.prompt_pooled else 0
         self.device = next(self.transformer.parameters()).device
         self._may_omit_mask = False
         probe = self.tokenizer(["a", "b"])
         masked = self.forward(probe, np.arange(1))
         self.dim = masked.shape[1]
         self._may_omit_mask = self._is_same_without_mask(probe, masked)
+        if settings.pooling == "model":
+            require_same_as_model(self, model, LEAST_COSINE[settings.precision])
         self.batches_for = self.device.type
         self._asked = batch_tokens is not None
         self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
+
+    def _resolved(self, settings: EncoderSettings, limit: int | None) -> EncoderSettings:
+        """``settings`` with what was left to the model."""
+        if settings.pooling != "model":
+            return replace(settings, normalize=bool(settings.normalize), prefix=settings.prefix or "", max_length=limit)
+        prefix = self.own.prompt if settings.prefix is None else settings.prefix
+        return replace(settings, normalize=self.own.normalized(settings.normalize), prefix=prefix, max_length=limit)
 
     def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
         """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
@@ -168,6 +193,7 @@ class TextEncoder:
             "prefix": self.settings.prefix,
             "max_length": self.settings.max_length,
             "precision": self.settings.precision,
+            **(self.own.describe(self.settings.prefix or "") if self.settings.pooling == "model" else {}),
             **({"remote_code": dict(self.files.code) or True} if self.remote_code else {}),
         }
 
@@ -219,12 +245,19 @@ class TextEncoder:
         features = self.transformer(features)
         if self.settings.pooling == "model":
             features.setdefault("attention_mask", torch.ones(padded.ids.shape, dtype=torch.int64, device=self.device))
-            for module in self.head:
-                features = module(features)
-            embeddings = features["sentence_embedding"].float()
+            embeddings = self.through_head(features, self.head)
         else:
             embeddings = self._pooled(features["token_embeddings"], mask)
-        return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize else embeddings
+        return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize is True else embeddings
+
+    def through_head(self, features: dict[str, Any], head: Iterable[nn.Module]) -> torch.Tensor:
+        """float32 (B, dim) of a batch's tokens by the modules that a model has itself after its transformer."""
+        if self.unpooled:
+            features["prompt_length"] = self.unpooled
+        for module in head:
+            features = module(features)
+        embeddings: torch.Tensor = features["sentence_embedding"][..., : self.own.truncate_dim]
+        return embeddings.float()
 
     def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """float32 (B, D) of the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from captions.encoder_whole import missing_weights, require_tokenizer_files, require_weights
 from captions.model_files import ModelFiles
 
 UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)  # of a GPU: Ampere, Volta
+DTYPE_SINCE = (4, 56)  # release of transformers; before, the option was torch_dtype
 FLASH_CAPABILITY = (8, 0)  # of FlashAttention 2
 ATTENTION_WORDS = ("attention", "attn", "sdpa", "flash")
 
@@ -83,7 +83,7 @@ def _loaded(
     # Imported here since it takes seconds, which a wrong model name should not cost.
     from sentence_transformers import SentenceTransformer
 
-    settings: dict[str, Any] = {"dtype": DTYPES[precision]}
+    settings: dict[str, Any] = {dtype_option(): DTYPES[precision]}
     if attention is not None:
         settings["attn_implementation"] = attention
     with missing_weights() as missing:
@@ -99,6 +99,13 @@ def _loaded(
     for module in list(model)[1:]:
         module.to(DTYPES[precision])
     return model
+
+
+def dtype_option() -> str:
+    """What transformers calls the type that weights are loaded in."""
+    from transformers import __version__
+
+    return "dtype" if tuple(map(int, __version__.split(".")[:2])) >= DTYPE_SINCE else "torch_dtype"
 
 
 @torch.inference_mode()
@@ -134,11 +141,6 @@ def _refusal(files: ModelFiles, error: Exception) -> str:
 def attention_of(transformer: Any) -> str:
     """The kind of attention that a loaded transformer computes with, as its configuration names it."""
     return str(getattr(getattr(transformer.auto_model, "config", None), "_attn_implementation", None) or "its own")
-
-
-def head_of(model: nn.Sequential, pooling: Pooling) -> list[nn.Module]:
-    """What follows the transformer, without Normalize; nothing where the pooling is ours."""
-    return [module for module in list(model)[1:] if type(module).__name__ != "Normalize"] if pooling == "model" else []
 
 
 def own_pooling(model: nn.Sequential) -> str:

@@ -1,4 +1,7 @@
-"""What embeddings are held against: each text alone, float32, plain attention, no batch and no padding."""
+"""What embeddings are held against: each text alone, float32, plain attention, no batch and no padding.
+
+With ``pooling="model"`` the library's own `SentenceTransformer.encode` computes them, and nothing of this package.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from captions.encoder_model import head_of, load_model
+from captions.encoder_model import load_model
+from captions.encoder_own import encoded_by_model
 from captions.encoder_threads import compute_threads
 from captions.encoder_whole import require_known_words
 
@@ -37,25 +41,35 @@ def reference_embeddings(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarr
 
 def _with_its_weights(encoder: TextEncoder, device: torch.device, texts: Sequence[str]) -> np.ndarray:
     with _plain_attention(encoder.transformer.auto_model):
-        return _computed(encoder, encoder.transformer, encoder.head, device, texts)
+        return _computed(encoder, encoder.model, device, texts)
 
 
 def _with_weights_loaded_again(encoder: TextEncoder, device: torch.device, texts: Sequence[str]) -> np.ndarray:
     model: Any = load_model(
         encoder.files, str(device), "fp32", trust_remote_code=encoder.remote_code, attention=PLAIN_ATTENTION
     )
-    embeddings = _computed(encoder, model[0], head_of(model, encoder.settings.pooling), device, texts)
+    embeddings = _computed(encoder, model, device, texts)
     del model
     _free_memory()  # sentence-transformers' models refer to themselves
     return embeddings
 
 
-def _computed(
-    encoder: TextEncoder, transformer: Any, head: Sequence[nn.Module], device: torch.device, texts: Sequence[str]
-) -> np.ndarray:
+def _computed(encoder: TextEncoder, model: Any, device: torch.device, texts: Sequence[str]) -> np.ndarray:
+    if encoder.settings.pooling != "model":
+        return _by_hand(encoder, model, device, texts)
+    empty = [encoder.tokenizer.is_empty(text) for text in texts]  # the library cannot encode what has no token
+    embeddings = np.empty((len(texts), encoder.dim), np.float32)
+    if given := [row for row, nothing in enumerate(empty) if not nothing]:
+        embeddings[given] = encoded_by_model(encoder, model, [texts[row] for row in given])
+    if rest := [row for row, nothing in enumerate(empty) if nothing]:
+        embeddings[rest] = _by_hand(encoder, model, device, [texts[row] for row in rest])
+    return embeddings
+
+
+def _by_hand(encoder: TextEncoder, model: Any, device: torch.device, texts: Sequence[str]) -> np.ndarray:
     features = [encoder.tokenizer.alone(text, device) for text in texts]  # a tokenizer serves one thread at a time
     with compute_threads(device) as threads:
-        return np.stack(list(threads.map(lambda alone: _one(encoder, transformer, head, alone), features)))
+        return np.stack(list(threads.map(lambda alone: _one(encoder, model, alone), features)))
 
 
 def _free_memory() -> None:
@@ -80,15 +94,14 @@ def _plain_attention(model: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _one(encoder: TextEncoder, transformer: Any, head: Sequence[nn.Module], features: dict[str, Any]) -> np.ndarray:
-    features = transformer(features)
-    if encoder.settings.pooling == "model":
-        for module in head:
-            features = module(features)
-        embedding = features["sentence_embedding"][0]
+def _one(encoder: TextEncoder, model: Any, features: dict[str, Any]) -> np.ndarray:
+    settings = encoder.settings
+    features = model[0](features)
+    if settings.pooling == "model":
+        embedding = encoder.through_head(features, list(model)[1 : 1 + len(encoder.head)])[0]
     else:
         hidden = features["token_embeddings"][0]  # (T, D)
-        embedding = hidden.mean(dim=0) if encoder.settings.pooling == "mean" else hidden[0]
-    if encoder.settings.normalize:
+        embedding = hidden.mean(dim=0) if settings.pooling == "mean" else hidden[0]
+    if settings.normalize is True:
         embedding = nn.functional.normalize(embedding, dim=0)
     return embedding.float().cpu().numpy()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from captions.encoder import TextEncoder
     from captions.encoder_model import Pooling
+    from captions.encoder_own import Normalized
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class EncoderRequest:
 
     name_or_path: str
     device: str = "auto"
-    normalize: bool = False
+    normalize: Normalized | None = None
     pooling: Pooling = "mean"
-    prefix: str = ""
+    prefix: str | None = None
     max_length: int | None = None
     revision: str | None = None
     precision: str = "auto"

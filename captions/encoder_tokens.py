@@ -38,10 +38,16 @@ class Padded:
 
 
 class TextTokenizer:
-    """A model's tokenizer with the settings of an encoder: ``prefix`` before every text, ``max_length`` tokens."""
+    """A model's tokenizer with the settings of an encoder: ``prefix`` before every text, ``max_length`` tokens.
 
-    def __init__(self, tokenizer: Any, prefix: str, max_length: int | None, lower: bool) -> None:
-        self._tokenizer, self._prefix, self._max_length, self._lower = tokenizer, prefix, max_length, lower
+    Texts are lower-cased (``lower``) and rid of white space around them (``strip``) where the model's library does it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prefix: str, max_length: int | None, *, lower: bool = False, strip: bool = False
+    ) -> None:
+        self._tokenizer, self._prefix, self._max_length = tokenizer, prefix, max_length
+        self._lower, self._strip = lower, strip
         probe = tokenizer(["a"], padding=False, return_attention_mask=False)
         self.takes_type_ids = "token_type_ids" in probe
         self._needs_type_ids = self.takes_type_ids and any(map(any, probe["token_type_ids"]))
@@ -49,7 +55,19 @@ class TextTokenizer:
     def prepared(self, text: str) -> str:
         """A text as the tokenizer gets it."""
         text = self._prefix + text
+        text = text.strip() if self._strip else text
         return text.lower() if self._lower else text
+
+    def tokens_of_prefix(self) -> int:
+        """How many tokens the prefix has at the beginning of a text, special ones before it included."""
+        if not self._prefix:
+            return 0
+        ids = self._tokenizer([self.prepared("")], padding=False)["input_ids"][0]
+        return len(ids) - (1 if ids and ids[-1] in self._tokenizer.all_special_ids else 0)
+
+    def is_empty(self, text: str) -> bool:
+        """Whether a text has no token at all, special ones included."""
+        return not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokens of every text, at least one each: a text without any is the padding token alone."""

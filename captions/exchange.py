@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import codes, one_array
 from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.embedding_writer import EmbeddingStoreWriter
@@ -18,7 +19,6 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
 from artifacts.m2d_dictionary import read_items, write_dictionary
 from artifacts.progress import Progress
-from captions.columns import codes, one_array
 
 # Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
@@ -46,6 +46,7 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     """
     store = EmbeddingStore.open(store_folder)
     require_free(file, store, overwrite)
+    store.require_whole()
     clip_ids = one_array(store.index()["clip_id"])
     clip = codes(clip_ids)
     order = np.argsort(clip, kind="stable")
@@ -85,10 +86,11 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
+    digest = file_digest(file)  # before the file is mapped: what the disk cannot read is an error here, a signal there
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)
     del keys
-    settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
+    settings = {"model": None, "captions": "unknown", "imported": f"sha256:{digest}"}
     with EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite) as writer:
         if not writer.finished:
             with Progress(index.num_rows, "copying", "embeddings") as progress:

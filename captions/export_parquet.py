@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from artifacts.atomic import atomic_file
 from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.progress import Progress
+from artifacts.proven_parquet import parquet_writer
 from captions.exchange import Exported, require_free
 
 ROW_GROUP_BYTES = 32 << 20
@@ -31,6 +30,7 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
     """
     store = EmbeddingStore.open(store_folder)
     require_free(file, store, overwrite)
+    store.require_whole()
     index = store.index()
     rows, dim = store.embeddings.shape
     value = pa.from_numpy_dtype(np.dtype(dtype or store.embeddings.dtype))
@@ -40,23 +40,22 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
     group = max(1, ROW_GROUP_BYTES // (dim * value.bit_width // 8))
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        atomic_file(file) as stream,
-        pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["source"]) as writer,
+        parquet_writer(file, schema, compression="zstd", use_dictionary=["source"]) as writer,
         Progress(rows, "exporting", "embeddings") as progress,
     ):
-        for start in range(0, rows, group):
+        for start, block in store.blocks(group):
             part = index.slice(start, group).combine_chunks()
-            embeddings = _as(store, start, part.num_rows, value)
+            embeddings = _as(store, start, block, value)
             lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), type=column.type)
             writer.write_table(pa.Table.from_arrays([*part.columns, lists], schema=schema), row_group_size=group)
             progress.advance(part.num_rows)
     return Exported(file, len(index["clip_id"].unique()), rows, dim)
 
 
-def _as(store: EmbeddingStore, start: int, count: int, value: pa.DataType) -> np.ndarray:
-    """Some rows in another type. Raises `UserError` where they do not fit."""
+def _as(store: EmbeddingStore, start: int, block: np.ndarray, value: pa.DataType) -> np.ndarray:
+    """The rows from ``start`` on in another type. Raises `UserError` where they do not fit."""
     with np.errstate(over="ignore"):
-        embeddings = store.embeddings[start : start + count].astype(value.to_pandas_dtype())
+        embeddings = block.astype(value.to_pandas_dtype(), copy=False)
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
         raise UserError(f"{store.folder}: row {start + int(bad[0])} does not fit {value}, or is not finite.")

@@ -13,7 +13,9 @@ import pyarrow.csv
 
 from artifacts.atomic import atomic_file, sweep_temporaries
 from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.layout import require_file
 from artifacts.tables import read_captions
+from artifacts.write_lock import writing_to
 from captions.add import AddOptions, add, add_to
 from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
@@ -52,13 +54,17 @@ def fill_file(
         more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
         merged = fill(clips, None if reading is None else reading(), options, None if more is None else more.result())
-    if overwrite or not output.exists():
-        write_captions(output, merged.assembly)
-    else:
-        lacks_acalt4 = more is not None and ACALT4 not in count_sources(read_captions(output, ["source"]))
-        _require_filled(output, merged.captions, [AUTO_ACD, LABEL, *([] if more is None or lacks_acalt4 else [ACALT4])])
-        if more is not None and lacks_acalt4:
-            add_file(output, more.result(), ACALT4, options=AddOptions(debias=options.debias))
+    require_no_folder(output)
+    with writing_to(output):
+        if overwrite or not output.exists():
+            write_captions(output, merged.assembly)
+        else:
+            lacks_acalt4 = more is not None and ACALT4 not in count_sources(read_captions(output, ["source"]))
+            sources = [AUTO_ACD, LABEL, *([] if more is None or lacks_acalt4 else [ACALT4])]
+            _require_filled(output, merged.captions, sources)
+            if more is not None and lacks_acalt4:
+                added = _added(output, more.result(), ACALT4, AddOptions(debias=options.debias))
+                write_captions(output, added.assembly)
     write_unmatched(unmatched, merged)
     return merged.coverage
 
@@ -114,36 +120,59 @@ def add_file(
     does, and where the file is missing otherwise; the file is then as it was.
     """
     options = options or AddOptions(replace=replace)
-    if captions.exists():
-        read = CaptionsFile(captions)
-        merged = add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
-    elif create:
-        merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
-    else:
-        raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
-    write_captions(captions, merged.assembly)
+    require_no_folder(captions)
+    if not create:
+        require_filled(captions)
+    with writing_to(captions):
+        if captions.exists() or not create:
+            merged = _added(require_filled(captions), rows, source, options)
+        else:
+            merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
+        write_captions(captions, merged.assembly)
     write_unmatched(unmatched, merged)
     return merged.coverage
+
+
+def require_filled(captions: Path) -> Path:
+    """``captions`` if it is there, else a `UserError` that says what makes it."""
+    if not captions.exists():
+        raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
+    return captions
+
+
+def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> Merged:
+    """A table with ``rows`` added; to be written before the file changes, so under its lock."""
+    read = CaptionsFile(captions)
+    return add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
 
 
 def merge_files(
     sets: Sequence[Path], output: Path, exclude: Sequence[ExclusionList] = (), *, overwrite: bool = False
 ) -> MergedSets:
     """Merge captions files into ``output``: `captions.sets.merge_sets`. Raises `UserError` where one cannot be read."""
-    if output.exists() and not overwrite:
-        raise FingerprintConflictError(f"{output} is there already. Choose another output, or --overwrite.")
-    merged = merge_sets([read_captions(path) for path in sets], exclude)
-    write_captions(output, merged.assembly)
+    require_no_folder(output)
+    for path in sets:
+        require_file(path, "the table of captions")
+    with writing_to(output):
+        if output.exists() and not overwrite:
+            raise FingerprintConflictError(f"{output} is there already. Choose another output, or --overwrite.")
+        merged = merge_sets([read_captions(path) for path in sets], exclude)
+        write_captions(output, merged.assembly)
     return merged
 
 
 def write_captions(path: Path, assembly: Assembly) -> None:
     """Write ``path`` atomically, and remove what killed writers left beside it. Raises `UserError` for a folder."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
+    require_no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path.parent, shared=True)
     write_assembly(path, assembly)
+
+
+def require_no_folder(path: Path) -> None:
+    """Raise `UserError` where captions are to be written to a folder."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
 
 
 def write_unmatched(path: Path | None, merged: Merged) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array, position_in_group, take
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
 from captions.assembly import Assembly
 from captions.audioset import EVALUATION_SPLIT, Segments
-from captions.columns import one_array, position_in_group, take
 from captions.coverage import Coverage, SegmentCounts, SourceCounts, by_frequency, places
 from captions.debias import debias
 from captions.exclusion import ExclusionList, keep_clips

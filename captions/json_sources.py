@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from artifacts.clip_id import file_stem, youtube_id
 from artifacts.errors import UserError
+from artifacts.folders import APPLE_DOUBLE_PREFIX, walk
+from artifacts.json_text import parse_json
 from artifacts.layout import require_folder
-from captions.text_files import decode, read_bytes
+from artifacts.text_files import decode, read_bytes
 
 # WavCaps' folders and files; ids of its AudioSet part are names like "Y….wav", those of the others only their own.
 WAVCAPS_PARTS = {
@@ -41,10 +43,11 @@ def read_wavcaps(path: Path) -> Pairs:
         raise UserError(f"{path} is no part of WavCaps: an object with a list 'data' of entries was expected.")
     pairs = []
     for number, entry in enumerate(entries, 1):
-        name, caption = (entry.get("id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str | int) or not isinstance(caption, str):
-            raise UserError(f"{path}: entry {number} of 'data' has no id and caption.")
-        pairs.append((str(name).strip(), caption))
+        if missing := _missing(entry, ["id", "caption"]):
+            raise UserError(f"{path}: entry {number} of 'data' has no {' and '.join(missing)}; it has {_keys(entry)}.")
+        place = f"{path}: entry {number} of 'data'"
+        name = _id(entry["id"], f"{place}: its id")
+        pairs += [(name, caption) for caption in _texts(entry["caption"], f"{place}: its caption")]
     part = _wavcaps_part(path, pairs)
     if part != AUDIOSET_PART:
         return [(f"{part}/{name}" if name else "", caption) for name, caption in pairs]
@@ -56,7 +59,7 @@ def _wavcaps_part(path: Path, pairs: Pairs) -> str:
         return part
     if path.parent.name in WAVCAPS_PARTS.values():
         return path.parent.name
-    if all(AUDIOSET_NAME.fullmatch(name) for name, _ in pairs):
+    if all(AUDIOSET_NAME.fullmatch(name) for name, _ in pairs if name):
         return AUDIOSET_PART
     raise UserError(
         f"{path}: which part of WavCaps is it? Name it {', '.join(f'{stem}.json' for stem in WAVCAPS_PARTS)}, "
@@ -67,21 +70,29 @@ def _wavcaps_part(path: Path, pairs: Pairs) -> str:
 def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
     """LAION's form, a ``<clip>.json`` a clip in any sub-folders: the texts under ``keys`` (default ``text``).
 
-    A value is a text or a list of texts; other keys LAION has are ``text_augment_t5`` and ``text_augment_all``.
+    A value is a text or a list of texts; other keys LAION has are ``text_augment_t5`` and ``text_augment_all``. Ids are
+    the files' paths in ``folder`` without ``.json``.
     """
     keys = tuple(keys) or LAION_KEYS
     require_folder(folder, "LAION's JSON files, one a clip")
     pairs: Pairs = []
-    files = sorted(path for path in folder.rglob("*.json") if path.is_file())
+    files = sorted(folder / prefix / entry.name for prefix, entry, _ in walk(folder) if _is_json(entry))
     for path in files:
         content = _json(path, "the texts of a clip")
         if not isinstance(content, dict):
             raise UserError(f"{path} is no object with texts.")
-        found = [text for key in keys for text in _texts(content.get(key), f"{path}: {key!r}")]
-        pairs += [(path.stem, text) for text in found or [""]]  # a clip without a text is counted as one
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        there = [key for key in keys if key in content]
+        found = [text for key in there for text in _texts(content[key], f"{path}: {key!r}")]
+        pairs += [(name, text) for text in found or [""]]  # a clip without a text is counted as one
     if not files:
         raise UserError(f"{folder} holds no .json file.")
     return pairs
+
+
+def _is_json(entry: os.DirEntry[str]) -> bool:
+    name = entry.name
+    return name.endswith(".json") and not name.startswith(APPLE_DOUBLE_PREFIX) and Path(entry.path).is_file()
 
 
 def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:
@@ -90,15 +101,10 @@ def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:
     for number, line in enumerate(decode(path, read_bytes(path, "JSON lines of captions")).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{number} is no JSON: {error}") from error
+        entry = parse_json(line, f"{path}:{number}", "JSON lines of captions")
         if missing := _missing(entry, [id_key, *caption_keys]):
             raise UserError(f"{path}:{number} has no {', '.join(missing)}; it has {_keys(entry)}.")
-        if not isinstance(entry[id_key], str | int):
-            raise UserError(f"{path}:{number}: {id_key!r} is no text.")
-        name = str(entry[id_key]).strip()
+        name = _id(entry[id_key], f"{path}:{number}: {id_key!r}")
         pairs += [(name, text) for key in caption_keys for text in _texts(entry[key], f"{path}:{number}: {key!r}")]
     if not pairs:
         raise UserError(f"{path} holds no captions.")
@@ -115,18 +121,24 @@ def pairs_table(pairs: Iterable[tuple[str, str]], schema: pa.Schema) -> pa.Table
 
 
 def _json(path: Path, purpose: str) -> Any:
-    try:
-        return json.loads(decode(path, read_bytes(path, purpose)))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({purpose}): {error}") from error
+    return parse_json(decode(path, read_bytes(path, purpose)), path, purpose)
+
+
+def _id(value: Any, place: str) -> str:
+    """An id as text; empty for null, which is counted as a caption without an id."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UserError(f"{place} is neither a text nor a whole number.")
+    return str(value).strip()
 
 
 def _texts(value: Any, place: str) -> Iterator[str]:
-    for text in value if isinstance(value, list) else [value]:
-        if text is not None:
-            if not isinstance(text, str):
-                raise UserError(f"{place} is neither a text nor a list of texts.")
-            yield text
+    """The texts of a value; null, or a list without texts, is an empty one, so that it is counted."""
+    for text in (value or [None]) if isinstance(value, list) else [value]:
+        if not isinstance(text, str | None):
+            raise UserError(f"{place} is neither a text nor a list of texts.")
+        yield text or ""
 
 
 def _missing(entry: Any, keys: Sequence[str]) -> list[str]:

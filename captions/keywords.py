@@ -22,8 +22,11 @@ import torch
 from artifacts.atomic import sweep_temporaries, write_text
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys, fingerprint
+from artifacts.json_text import read_json_object
+from artifacts.lock import exclusive
 from artifacts.progress import Progress
-from artifacts.tables import first_line, read_parquet, write_parquet
+from artifacts.tables import read_parquet, write_parquet
+from captions.model_code import unloadable
 from captions.sources import CAPTION_ROWS
 
 DECODING = {
@@ -70,10 +73,11 @@ class KeywordModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            self._model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path).eval().to(device)
+            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, trust_remote_code=False)
+            self._model = model.eval().to(device)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"{name_or_path!r} cannot be loaded as a seq2seq model: {first_line(error)}") from error
+            raise UserError(f"{name_or_path!r} cannot be loaded as a seq2seq model: {unloadable(error)}") from error
 
     @torch.inference_mode()
     def sentences(self, inputs: Sequence[str]) -> list[str]:
@@ -106,8 +110,10 @@ def write_sentences(
         raise UserError("no clip has labels, so there are no keywords to make captions of.")
     texts = {key: model_inputs(json.loads(key), options.separator) for key in unique}
     needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
-    _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
-    sentences, done = _decode(needed, work, options, device)
+    work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work):
+        _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
+        sentences, done = _decode(needed, work, options, device)
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
     rows = pa.Table.from_arrays(
@@ -125,10 +131,9 @@ def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
 
 
 def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(work)
     meta = work / "meta.json"
-    there = json.loads(meta.read_text()) if meta.exists() else None
+    there = read_json_object(meta, "the options of a folder of sentences") if meta.exists() else None
     if there is not None and there != settings:
         if not overwrite:
             lines = "; ".join(differing_keys(there, settings))

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import codes, first_occurrences, one_array, position_in_group, rows_at, text_bytes
 from artifacts.errors import UserError
 from captions.clean import unwrap
-from captions.columns import codes, first_occurrences, one_array, position_in_group, rows_at, text_bytes
 
 RULES = (
     "empty",

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.columns import one_array
 from artifacts.errors import UserError
 from captions.clean import Cleaned
-from captions.columns import one_array
 from captions.matching import MatchedSource, unmatched_rows
 
 WRAPPED = 'be: "'

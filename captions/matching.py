@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.clip_matching import match_names
+from artifacts.columns import codes, first_occurrences, take
 from artifacts.errors import UserError
+from artifacts.text_files import listing
 from captions.clean import Cleaned, clean
-from captions.clip_ids import match_clips
-from captions.columns import codes, first_occurrences, take
 from captions.coverage import SourceCounts, distinct
-from captions.text_files import listing
 
 UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("caption", pa.string())])
 
@@ -86,7 +86,7 @@ def match_source(name: str, rows: pa.Table | CleanRows, clips: pa.Array) -> Matc
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
     ids = rows.ids if isinstance(rows, CleanRows) else rows["id"]
-    matches = match_clips(ids, clips)
+    matches = match_names(ids, clips)
     cleaned = rows.cleaned() if isinstance(rows, CleanRows) else clean(rows["caption"])
     has_id = _not_empty(ids)
     usable = has_id & _not_empty(cleaned.texts)[cleaned.place]

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.fingerprint import file_digest
-from artifacts.tables import first_line
 
 HUB_ORGANISATION = "sentence-transformers"  # that of names without one, as in sentence-transformers itself
 HUB_TIMEOUT_SECONDS = 10.0

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_id import clip_id_candidates
+from artifacts.clip_matching import match_names
+from artifacts.clip_readings import last_parts, paths
+from artifacts.columns import codes, first_occurrences, one_array, position_in_group, runs
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions
+from artifacts.text_files import listing
 from captions.assembly import Assembly
-from captions.columns import codes, first_occurrences, one_array, position_in_group
 from captions.coverage import count_sources
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
 
@@ -71,12 +73,19 @@ def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
     """All rows of a clip, which is named by its id, or by a file name or another form of a YouTube id.
 
-    Raises `UserError` where the table knows none of these.
+    Raises `UserError` where the table knows none of these (`artifacts.clip_matching`), naming clips like it.
     """
-    ids = read_captions(path, ["clip_id"])["clip_id"]
-    for candidate in dict.fromkeys([clip, *clip_id_candidates(clip)]):
-        rows = np.flatnonzero(pc.equal(ids, candidate).to_numpy())
-        if len(rows):
-            found: list[dict[str, object]] = read_captions(path).take(pa.array(rows)).to_pylist()
-            return found
-    raise UserError(f"{path} has no captions of {clip!r}, nor of {', '.join(map(repr, clip_id_candidates(clip)))}.")
+    table = read_captions(path)
+    clips, clip_of_row = runs(one_array(table["clip_id"]))
+    found = match_names(pa.array([clip], pa.string()), clips).clip[0].as_py()
+    if found is None:
+        raise UserError(f"{path} has no captions of {clip!r}{_alike(clip, clips)}.")
+    rows: list[dict[str, object]] = table.take(pa.array(np.flatnonzero(clip_of_row == found))).to_pylist()
+    return rows
+
+
+def _alike(name: str, clips: pa.Array) -> str:
+    """Clips that have the name's last part in another folder, for a message."""
+    last = last_parts(paths(pa.array([name], pa.string())))
+    alike = clips.filter(pc.equal(last_parts(paths(clips)), last[0])).to_pylist()
+    return f"; clips of that name in other folders: {listing(map(repr, alike), len(alike))}" if alike else ""

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from artifacts.errors import UserError
+from artifacts.columns import chunks, text_bytes
+from artifacts.csv_table import read_csv_table, read_header
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
-from captions.columns import chunks, text_bytes
-from captions.csv_table import read_csv_table
+from artifacts.text_files import read_bytes
+from artifacts.utf8 import require_utf8
 from captions.json_sources import pairs_table, read_jsonl, read_laion, read_wavcaps
-from captions.text_files import read_bytes
 
 AUTO_ACD, ACALT4, LABEL = "auto_acd", "acalt4", "label"
 ACALT4_COLUMNS = ("caption1", "caption2", "caption3", "caption4")
@@ -31,8 +31,10 @@ CAPTION_ROWS = pa.schema(
 )
 
 
+ANY_TABLE = "a table of captions"
+CAPTION_NAME = re.compile(r"captions?|caption_?\d+", re.IGNORECASE | re.ASCII)
 CLOTHO_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
-CLOTHO_ENCODING = "iso-8859-1"
+CLOTHO_ENCODING = "cp1252"  # what calls itself ISO-8859-1 is, with bytes from 0x80 to 0x9f
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def read_audiocaps(path: Path) -> pa.Table:
 
 
 def read_clotho(path: Path) -> pa.Table:
-    """Clotho's captions: ``file_name,caption_1,…,caption_5``, UTF-8 or ISO-8859-1.
+    """Clotho's captions: ``file_name,caption_1,…,caption_5``, UTF-8 or ISO-8859-1 (Windows-1252).
 
     Clips are the names of the files; ``:`` and ``?`` in them are ``_``, as in the names of the audio files.
     """
@@ -106,27 +108,46 @@ def read_clotho(path: Path) -> pa.Table:
     try:
         data.decode()
     except UnicodeDecodeError:
-        data = data.decode(CLOTHO_ENCODING).encode()
+        data = _decode_western(path, data).encode()
     table = read_csv_table(path, purpose, ["file_name", *CLOTHO_COLUMNS], content=data)
     rows = _interleave(path, table, purpose, "file_name", CLOTHO_COLUMNS)
     return rows.set_column(0, rows.schema.field(0), pc.replace_substring_regex(rows["id"], "[:?]", "_"))
 
 
-def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    """Any Parquet file: captions are texts or lists of texts."""
-    purpose = "a table of captions"
-    require_file(path, purpose)
+def _decode_western(path: Path, data: bytes) -> str:
     try:
-        table = pq.read_table(path)
+        return data.decode(CLOTHO_ENCODING)
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise UserError(
+            f"{path}:{line} is neither UTF-8 nor ISO-8859-1 (byte {byte:#04x}); convert the file."
+        ) from error
+
+
+def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
+    """Any Parquet file: captions are texts or lists of texts. Only the columns named are read.
+
+    A null, or a list without texts, is a caption that is empty, so that every row is counted.
+    """
+    require_file(path, ANY_TABLE)
+    wanted = [id_column, *caption_columns]
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"{path}: a column was named twice among {', '.join(wanted)}.")
+    try:
+        file = pq.ParquetFile(path)
+        if missing := [name for name in wanted if name not in file.schema_arrow.names]:
+            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}.")
+        table = file.read(columns=wanted)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
-    if missing := [name for name in (id_column, *caption_columns) if name not in table.column_names]:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}.")
+        raise UserError(f"{path} cannot be read as {ANY_TABLE}: {first_line(error)}") from error
+    if table.num_rows == 0:
+        raise UserError(f"{path} has no rows ({ANY_TABLE}).")
     names, texts = [], []
     for name in caption_columns:
         ids, column = table[id_column], table[name].combine_chunks()
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            ids, column = ids.take(pc.list_parent_indices(column)), pc.list_flatten(column)
+        if pa.types.is_nested(column.type):
+            rows, column = _list_texts(path, name, column)
+            ids = ids.take(rows)
         names.append(ids)
         texts.append(column)
     try:
@@ -136,32 +157,53 @@ def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[s
     ids, captions = [
         pa.chunked_array([c for column in columns for c in chunks(column)], pa.string()) for columns in strings
     ]
-    return pa.Table.from_arrays([pc.utf8_trim_whitespace(ids), captions], schema=CAPTION_ROWS)
+    read = pa.Table.from_arrays([ids, captions], schema=CAPTION_ROWS)
+    require_utf8(read, path)
+    return read.set_column(0, CAPTION_ROWS.field(0), pc.utf8_trim_whitespace(ids))
+
+
+def _list_texts(path: Path, name: str, column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """The rows and texts of a column of lists; a list without a text, or none, gives a null."""
+    try:
+        lists = column.cast(pa.list_(column.type.value_type))
+    except (pa.ArrowException, AttributeError) as error:
+        raise UserError(f"{path}: the column {name} holds {column.type}, neither texts nor lists of texts.") from error
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(lists)), np.maximum(lengths, 1))
+    place = np.full(len(rows), -1, np.int64)
+    place[np.repeat(lengths > 0, np.maximum(lengths, 1))] = np.arange(int(lengths.sum()))
+    return pa.array(rows), lists.flatten().take(pa.array(place, mask=place < 0))
 
 
 def read_caption_csv(path: Path, id_column: str | None = None, caption_columns: Sequence[str] = ()) -> pa.Table:
     """Any CSV of ids and captions with a header line.
 
-    The id is the first column unless ``id_column`` says another. The captions are ``caption_columns``, else all
-    columns named ``caption…`` (whatever their case), else the second of two columns. Several rows may share an id.
+    The columns are those of `csv_columns`. Several rows may share an id.
     """
-    purpose = "a table of captions"
-    named = [*([id_column] if id_column else []), *caption_columns]
-    table = read_csv_table(path, purpose, named, others=not (id_column and caption_columns))
-    id_column = id_column or table.column_names[0]
-    caption_columns = caption_columns or _guess_caption_columns(path, table.column_names, id_column)
-    return _interleave(path, table, purpose, id_column, caption_columns)
+    id_column, caption_columns = csv_columns(path, id_column, caption_columns)
+    return _caption_rows(path, ANY_TABLE, id_column, caption_columns)
 
 
-def _guess_caption_columns(path: Path, names: Sequence[str], id_column: str) -> list[str]:
-    others = [name for name in names if name != id_column]
-    captions = [name for name in others if name.lower().startswith("caption")]
-    if captions or len(others) == 1:
-        return captions or others
-    raise UserError(
-        f"{path}: which columns hold captions? It has {', '.join(names)}; name them with --caption-column "
-        f"(the id is taken from {id_column!r}; --id-column names another)."
-    )
+def csv_columns(path: Path, id_column: str | None, caption_columns: Sequence[str]) -> tuple[str, list[str]]:
+    """The columns of ids and of captions in any CSV: those named, or else what its header leaves no doubt about.
+
+    The id is the first column; captions are all columns named ``caption``, ``captions``, ``caption1``, ``caption_1``
+    and so on, whatever their case. Raises `UserError` where the first column has no name, or no column such a one.
+    """
+    names = [name.strip() for name in read_header(path, ANY_TABLE)]
+    if not id_column and not names[0]:
+        raise UserError(
+            f"{path}: its first column has no name, as that of the row numbers that pandas writes; which one holds the "
+            f"ids? It has {', '.join(filter(None, names))}; name it with --id-column."
+        )
+    id_column = id_column or names[0]
+    found = list(caption_columns) or [name for name in names if CAPTION_NAME.fullmatch(name) and name != id_column]
+    if not found:
+        raise UserError(
+            f"{path}: which columns hold captions? Its first line has {', '.join(names)}; name them with "
+            f"--caption-column (the id is taken from {id_column!r}; --id-column names another). A table needs a header."
+        )
+    return id_column, found
 
 
 def _caption_rows(path: Path, purpose: str, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
@@ -181,13 +223,18 @@ def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, capti
     texts = pa.chunked_array([chunk for name in caption_columns for chunk in table[name].chunks], pa.string())
     if columns > 1:
         ids, texts = ids.take(row_major), texts.take(row_major)
-    return pa.Table.from_arrays([_trimmed(ids), texts], schema=CAPTION_ROWS)
+    return pa.Table.from_arrays([_trimmed(path, ids), texts], schema=CAPTION_ROWS)
 
 
-def _trimmed(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids without white space around them; most tables have none."""
-    printable = all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids))
-    return ids if printable else pc.utf8_trim_whitespace(ids)
+def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids without white space around them; most tables have none. Raises `UserError` for a line break in one."""
+    if all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids)):
+        return ids
+    ids = pc.utf8_trim_whitespace(ids)
+    broken = ids.filter(pc.match_substring(ids, "\n"))
+    if len(broken):
+        raise UserError(f"{path}: the id {broken[0].as_py()[:60]!r} holds a line break; is it a lost quote's?")
+    return ids
 
 
 def _named(path: Path, options: ReadOptions) -> tuple[str, tuple[str, ...]]:

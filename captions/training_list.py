@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_id import clip_id_candidates
+from artifacts.clip_exclusion import AllReadings
+from artifacts.clip_matching import NO_CLIP, match_files
+from artifacts.columns import one_array, runs
 from artifacts.errors import UserError
-from artifacts.layout import is_evaluation_clip
-from artifacts.progress import shown
+from artifacts.layout import is_evaluation_clip, require_file
 from artifacts.tables import read_captions, read_file_list, write_file_list
+from artifacts.write_lock import writing_to
 from captions.audioset import EVALUATION_SPLIT
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
 
@@ -37,16 +39,23 @@ def write_training_list(
     Unless ``keep_eval``, those are left out whose clip has split ``eval`` in ``captions``, or that lie in a folder
     ``eval_segments``; then those that a list of ``exclude`` names. Raises `UserError` where nothing is left.
     """
+    require_file(files, "the list of log-mel files")
+    if not keep_eval:
+        require_file(captions, "the table of captions")
+    with writing_to(output):
+        return _write_training_list(files, captions, output, exclude, keep_eval=keep_eval)
+
+
+def _write_training_list(
+    files: Path, captions: Path, output: Path, exclude: Sequence[ExclusionList], *, keep_eval: bool
+) -> TrainingListCounts:
     names = read_file_list(files)
     is_eval = np.zeros(len(names), bool)
     if not keep_eval:
         table = read_captions(captions, ["clip_id", "split"])
-        clips = set(table["clip_id"].filter(pc.equal(table["split"], EVALUATION_SPLIT).fill_null(False)).to_pylist())
-        known = set(table["clip_id"].to_pylist())
-        looked_at = shown(names, "looking for clips", "files")
-        is_eval = np.array([is_evaluation_clip(name) or _first(name, known) in clips for name in looked_at], bool)
+        is_eval = np.array([is_evaluation_clip(name) for name in names], bool) | _of_eval_split(names, table)
     left = [name for name, out in zip(names, is_eval.tolist(), strict=True) if not out]
-    keep, counts = keep_clips(pa.array(left, pa.string()), exclude)
+    keep, counts = keep_clips(pa.array(left, pa.string()), exclude, listed=True)
     kept = [name for name, stays in zip(left, keep.tolist(), strict=True) if stays]
     if not kept:
         raise UserError(f"{files}: no file is left; {is_eval.sum():,} of {len(names):,} are of eval_segments.")
@@ -54,6 +63,17 @@ def write_training_list(
     return TrainingListCounts(len(names), len(kept), int(is_eval.sum()), tuple(counts))
 
 
-def _first(name: str, known: set[str]) -> str | None:
-    """The clip that a file is taken for when it is joined with captions."""
-    return next((candidate for candidate in clip_id_candidates(name) if candidate in known), None)
+def _of_eval_split(names: Sequence[str], captions: pa.Table) -> np.ndarray:
+    """bool (N,): the files whose clip has split ``eval``; of files without a clip those that may mean such a one."""
+    clips, clip_of_row = runs(one_array(captions["clip_id"]))
+    of_eval = np.zeros(len(clips), bool)
+    of_eval[clip_of_row[pc.equal(captions["split"], EVALUATION_SPLIT).fill_null(False).to_numpy()]] = True
+    clip = match_files(names, clips).clip
+    out = clip != NO_CLIP
+    out[out] = of_eval[clip[out]]
+    others = np.flatnonzero(clip == NO_CLIP)
+    evaluation = AllReadings.of(clips.filter(pa.array(of_eval)))
+    out[others] = AllReadings.of(pa.array([names[row] for row in others.tolist()], pa.string()), listed=True).may_mean(
+        evaluation
+    )
+    return out

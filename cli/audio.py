@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cli.cluster_options import pool_options
 from cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--decoder",
-    type=click.Choice(["soundfile", "ffmpeg"]),
-    default="soundfile",
-    help="ffmpeg: what libsndfile cannot read (m4a, webm, wma, aac) goes through that program.",
+    type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+    default="auto",
+    help="What libsndfile cannot open (m4a, webm, wma, …) goes through ffmpeg: where it is installed; always; never.",
 )
 @click.option("--files", type=PATH, default=None, help="A CSV file whose column source names the inputs, not a scan.")
 @click.option(
@@ -52,7 +53,19 @@ if TYPE_CHECKING:
 @pool_options
 @overwrite_option
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option(
+    "--read-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=1800.0,
+    help="Give up a file that takes longer to read, as a failure that the next run tries again; 0 waits for ever.",
+)
 @click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Where SRC is another folder than before, its files may replace arrays of other files with the same names.",
+)
 @max_failures_option
 @click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
 @click.option("--dry-run", is_flag=True, help="Only convert a sample, and say what the run needs and what is free.")
@@ -89,6 +102,9 @@ def melspec(
     from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
+    given = click.get_current_context().get_parameter_source("read_timeout") is not ParameterSource.DEFAULT
+    if device != "cpu" and given:
+        raise click.UsageError("--read-timeout belongs to --device cpu; a GPU's decoding threads wait for ever.")
     config = ConvertConfig(
         PRESETS[preset],
         min_seconds=min_seconds,
@@ -96,7 +112,8 @@ def melspec(
         dtype=dtype,
         resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
     )
-    request = MelspecOptions(workers=pool, device=device, ffmpeg=decoder == "ffmpeg", **options)
+    ffmpeg = {"auto": None, "ffmpeg": True, "soundfile": False}[decoder]
+    request = MelspecOptions(workers=pool, device=device, ffmpeg=ffmpeg, **options)
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

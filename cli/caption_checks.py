@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -75,7 +76,24 @@ def check(
         raise CheckFailedError(f"{captions_path}: {result.left:,} findings.")
 
 
-@click.command(cls=TableCommand, short_help="All captions of a clip.")
+class ShowCommand(TableCommand):
+    """Says what to do about a clip whose id begins with a dash, which looks like an option."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        known = {name for parameter in self.get_params(context) for name in parameter.opts}
+        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        for argument in options:
+            if argument.startswith("-") and argument not in known:
+                others = " ".join(shlex.quote(other) for other in arguments if other != argument)
+                raise click.UsageError(
+                    f"there is no option {argument}. If it is the id of a clip, put -- before it: "
+                    f"m2dprep captions show {others} -- {shlex.quote(argument)}",
+                    context,
+                )
+        return super().parse_args(context, arguments)
+
+
+@click.command(cls=ShowCommand, short_help="All captions of a clip.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.argument("clip")
 @json_option
@@ -97,7 +115,7 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
         return
     first = rows[0]
     labels = first["labels"]
-    names = "; ".join(labels) if isinstance(labels, list) else ""
+    names = "; ".join(filter(None, labels)) if isinstance(labels, list) else ""
     click.echo(f"{first['clip_id']}  {first['split'] or ''}  {names}".rstrip())
     for row in rows:
         click.echo(f"{row['caption_index']:>3}  {row['source']:<12} {row['caption']}")

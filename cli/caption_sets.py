@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ from cli.options import PATH, TableCommand, device_option, json_option
 
 if TYPE_CHECKING:
     from captions.coverage import Coverage, SourceCounts
-    from captions.exclusion import ExclusionList
+    from captions.exclusion import ExclusionCounts, ExclusionList
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Options of `captions add`, one a kind of source: those of captions.sources.READERS, with their help.
@@ -154,7 +154,7 @@ def source_options(command: Function) -> Function:
     "--caption-column",
     "caption_columns",
     multiple=True,
-    show_default="caption…, or the second of two",
+    show_default="caption, captions, caption1, caption_1, …",
     help="Column (or key) of a caption; several.",
 )
 @click.option("--id-pattern", default=None, help="Take from every id what this regular expression (its group) finds.")
@@ -184,7 +184,7 @@ def add(
     from artifacts.arrow import suit_large_tables
     from captions.add import AddOptions
     from captions.files import add_file
-    from captions.sources import FOR_AUDIOSET, ReadOptions, read_source
+    from captions.sources import FOR_AUDIOSET, ReadOptions, csv_columns, read_source
 
     given = [kind for kind in SOURCES if choices[kind.replace("-", "_")]]
     if len(given) != 1:
@@ -194,6 +194,9 @@ def add(
         raise click.UsageError(f"--{kind} needs --source NAME.")
     suit_large_tables()
     read = ReadOptions(choices["id_column"], choices["caption_columns"], choices["id_pattern"])
+    for path in choices[kind] if kind == "csv" else ():
+        names, texts = csv_columns(path, read.id_column, read.caption_columns)
+        click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
     rows = read_source(kind, choices[kind], read)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], _lists(choices["exclude"]))
     create = kind not in FOR_AUDIOSET or options.new_clips
@@ -220,8 +223,7 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     from captions.files import merge_files
 
     merged = merge_files(sets, output, _lists(exclude), overwrite=overwrite)
-    for list_counts in merged.excluded:
-        click.echo(f"excluded by {list_counts.path}: {list_counts}", err=True)
+    _say_excluded(merged.excluded, "a clip", counted=False)
     skipped = merged.repeated + merged.excluded_captions
     click.echo(f"{merged.read:,} captions = {merged.assembly.rows:,} done + {skipped:,} skipped + 0 failed", err=True)
     result = {"captions_path": str(output), "clips": merged.clips, "captions": merged.assembly.rows}
@@ -298,15 +300,14 @@ def training_list(
     output = output or files
     counts = write_training_list(files, captions_path, output, _lists(exclude), keep_eval=keep_eval)
     click.echo(f"left out as of eval_segments: {counts.of_eval_segments:,}", err=True)
-    for list_counts in counts.excluded:
-        click.echo(f"excluded by {list_counts.path}: {list_counts}", err=True)
+    _say_excluded(counts.excluded, "a file", counted=False)
     skipped = counts.files - counts.kept
     click.echo(f"{counts.files:,} files = {counts.kept:,} done + {skipped:,} skipped + 0 failed", err=True)
     click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
 
 
 def _lists(paths: tuple[Path, ...]) -> tuple[ExclusionList, ...]:
-    from captions.exclusion import read_exclusion
+    from captions.exclusion_list import read_exclusion
 
     return tuple(read_exclusion(path) for path in paths)
 
@@ -330,6 +331,15 @@ def _report_added(coverage: Coverage, path: Path, as_json: bool) -> None:
 
 def _say_coverage(coverage: Coverage) -> None:
     click.echo("\n".join(coverage.lines()), err=True)
+    _say_excluded(coverage.excluded, "a clip", counted=True)
+
+
+def _say_excluded(excluded: Sequence[ExclusionCounts], clips: str, *, counted: bool) -> None:
+    """What the lists to exclude did; ``counted`` where the counts have been said."""
+    for counts in excluded:
+        lines = [] if counted else [f"excluded by {counts.path}: {counts}"]
+        for line in [*lines, *counts.lines(clips)]:
+            click.echo(line, err=True)
 
 
 def _say_source(counts: SourceCounts) -> None:

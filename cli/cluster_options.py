@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ OPTIONS = [
         show_default="the file's, or 1",
         help="Jobs to keep running.",
     ),
+    click.option("--dashboard", is_flag=True, help="With --cluster: show Dask's dashboard to users of this machine."),
     click.option("--print-job", is_flag=True, help="Print the script of such a job, and do nothing."),
 ]
 
@@ -53,17 +55,18 @@ def pool_options(command: Command) -> Command:
         cluster: str | None,
         cluster_config: Path | None,
         jobs: int | None,
+        dashboard: bool,
         print_job: bool,
         **options: Any,
     ) -> Any:
         if sum(map(bool, (scheduler, scheduler_file, cluster))) > 1:
             raise click.UsageError("--scheduler, --scheduler-file and --cluster exclude each other.")
-        if not cluster and (cluster_config or jobs or print_job):
-            raise click.UsageError("--cluster-config, --jobs and --print-job belong to --cluster slurm.")
+        if not cluster and (cluster_config or jobs or dashboard or print_job):
+            raise click.UsageError("--cluster-config, --jobs, --dashboard and --print-job belong to --cluster slurm.")
         chosen = click.get_current_context().get_parameter_source("workers") is not ParameterSource.DEFAULT
         if chosen and (scheduler or scheduler_file or cluster):
             raise click.UsageError("--workers are processes of this machine; a cluster has its own (--jobs for SLURM).")
-        pool = _pool(workers, scheduler, scheduler_file, cluster, cluster_config, jobs)
+        pool = replace(_pool(workers, scheduler, scheduler_file, cluster, cluster_config, jobs), dashboard=dashboard)
         if print_job and options.get("as_json"):
             raise click.UsageError("--print-job prints a script of shell, which --json cannot be.")
         if print_job:

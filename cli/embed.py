@@ -54,10 +54,20 @@ FOREIGN = {
     "--pooling",
     type=click.Choice(["mean", "cls", "model"]),
     default="mean",
-    help="Mean over the tokens, the first token, or what the model does itself.",
+    help="Mean over the tokens, the first token, or what the model does itself, all of it.",
 )
-@click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
-@click.option("--prefix", default="", help='Text before every caption, such as "passage: ".')
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    show_default="no; the model's own with --pooling model",
+    help="Scale every embedding to length 1.",
+)
+@click.option(
+    "--prefix",
+    default=None,
+    show_default="none; the model's own with --pooling model",
+    help='Text before every caption, such as "passage: ".',
+)
 @click.option(
     "--max-length", type=int, default=None, show_default="the model's", help="Cut texts to these many tokens."
 )

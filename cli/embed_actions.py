@@ -49,6 +49,8 @@ def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options)
     )
     if options["pooling"] not in ("model", encoder.own_pooling):
         click.echo(f"note: the model itself pools by {encoder.own_pooling}; --pooling model does as it does.", err=True)
+    if options["pooling"] != "model" and encoder.own.prompt and not options["prefix"]:
+        click.echo(f"note: the model itself puts {encoder.own.prompt!r} before every text; --prefix does so.", err=True)
     rows = result.done + result.reused + result.skipped
     reused = f" + {result.reused:,} reused" if options["reuse"] else ""
     click.echo(f"{rows:,} captions = {result.done:,} done{reused} + {result.skipped:,} skipped + 0 failed", err=True)

@@ -17,11 +17,18 @@ from cli.options import PATH, TableCommand, device_option, json_option, max_fail
     "--root", type=PATH, default=None, show_default="the CSV's folder", help="What file names are relative to."
 )
 @click.option(
+    "--file-column", default=None, show_default="file_name, or filename, …", help="Which column holds the files."
+)
+@click.option(
+    "--label-column", default=None, show_default="label, or category, …", help="Which column holds the labels."
+)
+@click.option(
     "--text-model",
     default=None,
     show_default="the one of the training",
     help="Text encoder: a name on the Hugging Face hub, or a folder.",
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a text encoder brings along.")
 @click.option("--template", default="{label} can be heard", help="The caption of a class.")
 @click.option(
     "--classes", type=PATH, default=None, show_default="the labels", help="Text file of all classes, one a line."
@@ -36,7 +43,10 @@ def zero_shot(
     checkpoint: Path,
     clips_csv: Path,
     root: Path | None,
+    file_column: str | None,
+    label_column: str | None,
     text_model: str | None,
+    trust_remote_code: bool,
     template: str,
     classes: Path | None,
     batch_size: int,
@@ -44,7 +54,7 @@ def zero_shot(
     max_failures: str,
     as_json: bool,
 ) -> None:
-    """Classify the clips of CLIPS_CSV (columns file_name, label) by the names of their classes.
+    """Classify the clips of CLIPS_CSV (columns file_name and label, or as ESC-50 calls them) by their classes' names.
 
     CHECKPOINT is a checkpoint-<epoch>.pth, or a run folder: its newest. Clips are log-mel .npy files or audio files.
     Each gets the class whose caption lies nearest to it; underscores in labels count as spaces.
@@ -52,7 +62,8 @@ def zero_shot(
     \b
     Examples:
       m2dprep zero-shot runs/tiny held_out.csv
-      m2dprep zero-shot checkpoint-300.pth esc50.csv --root ESC-50/audio --text-model thenlper/gte-base --json
+      m2dprep zero-shot checkpoint-300.pth ESC-50/meta/esc50.csv --root ESC-50/audio --text-model thenlper/gte-base
+      m2dprep zero-shot runs/tiny clips.csv --file-column wav --label-column sound --json
     """
     from artifacts.failures import FailureLimit
     from m2dclap import zeroshot
@@ -60,9 +71,15 @@ def zero_shot(
     from m2dclap.zeroshot_report import render
 
     limit = FailureLimit.parse(max_failures)
-    clips = ClipSet.read(clips_csv, root, classes)
+    clips = ClipSet.read(clips_csv, root, classes, file_column=file_column, label_column=label_column)
     result = zeroshot.zero_shot(
-        checkpoint, clips, text_model=text_model, template=template, device=device, batch_size=batch_size
+        checkpoint,
+        clips,
+        text_model=text_model,
+        template=template,
+        device=device,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
     )
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else render(result))
     limit.require(len(result.failures), len(clips.clips), "the failures listed with the result")

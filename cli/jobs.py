@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
-@click.option("--quick", is_flag=True, help="Open every array, but do not read its values.")
+@click.option("--quick", is_flag=True, help="Headers, sizes and JSON files only; no values, no tables.")
 @pool_options
 @json_option
 def check(data: Path, quick: bool, pool: WorkerPool, as_json: bool) -> None:
     """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
 
-    Looks at the file lists, the arrays (form, finite values, moments as recorded), the conversion records, the
-    statistics, the captions, and the embedding stores (aligned row by row with the captions).
+    Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
+    must be those of the records), captions, and embedding stores (aligned row by row with the captions).
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import click
 
+from artifacts.console import console, printable
 from artifacts.errors import UserError
 
 # name: (module, attribute, one line for the list of commands)
@@ -44,7 +45,7 @@ class StoppedError(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"m2dprep: {self.message}", err=True, file=file)
+        click.echo(f"m2dprep: {printable(self.message)}", err=True, file=file)
 
 
 def _os_error(error: OSError) -> str:
@@ -106,7 +107,8 @@ def main() -> None:
     """The console script."""
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what we were started to ignore stays ignored
         signal.signal(signal.SIGTERM, _terminate)
-    m2dprep(prog_name="m2dprep")
+    with console():
+        m2dprep(prog_name="m2dprep")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class LocalPath(click.Path):
+    """A path on this machine: an empty one would be the current folder, and an address a folder of that odd name."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if not text:
+            self.fail("an empty path; the current folder is '.'.", parameter, context)
+        if ADDRESS.match(text):
+            self.fail(
+                f"{text} is an address, not a path; copy it to a disk of this machine, or mount it.", parameter, context
+            )
+        return super().convert(value, parameter, context)
+
+
+PATH = LocalPath()
+
+
+class Number(click.FloatRange):
+    """A finite number, within a range if one is given: NaN would pass through any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number: float = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, context)
+        return number
+
+    def __repr__(self) -> str:
+        return "<Number>"
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start anew instead of going on with what is there.")

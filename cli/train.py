@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from artifacts.errors import UserError
 from cli.launch_options import LaunchableCommand, launch, launch_options
 from cli.train_options import (
     SETTINGS,
     data_options,
     general_options,
+    located,
     model_options,
     optimiser_options,
     run_options,
@@ -37,9 +39,9 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
     """Train M2D-CLAP on the data directory DATA. The same command again goes on from the newest checkpoint.
 
     DATA holds files_<name>.csv, norm_stats.json and one or more capemb_<model>/ stores. Listed files without captions
-    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75. On several GPUs:
-    torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm does that in a
-    job.
+    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C with 130. On
+    several GPUs: torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm
+    does that in a job.
 
     \b
     Examples:
@@ -59,7 +61,10 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
     chosen = preset(options["size"])
     names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
     changes = {**context.meta.get(SETTINGS, {}), **{key: value for key, value in options.items() if key in names}}
-    model, config = chosen.with_changes(changes)
+    try:
+        model, config = chosen.with_changes(changes)
+    except UserError as error:
+        raise located(error, context) from error
     if bool(config.noise_ratio) != bool(options["noise_files"]):
         raise click.UsageError("--noise-ratio and --noise-files go together: how much to mix in, and of what.")
     choice = DataChoice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from artifacts.console import console
 from cli.main import m2dprep
 
 STOPPED = 75
@@ -17,7 +18,8 @@ def main() -> None:
     """Arguments: the file, and those of ``m2dprep``."""
     stopped, *arguments = sys.argv[1:]
     try:
-        m2dprep(arguments, prog_name="m2dprep")
+        with console():
+            m2dprep(arguments, prog_name="m2dprep")
     except SystemExit as end:
         if end.code == STOPPED:
             Path(stopped).touch()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
-from artifacts.tables import first_line
+from artifacts.settings import Range, build, shown, typed
 from audioprep.config import PRESETS, LogMelConfig
+from m2dclap.checkpoint_file import read_file
 from m2dclap.config import ModelConfig
 from m2dclap.frames import NormStats
 from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
@@ -27,6 +26,22 @@ TRAINING_ONLY = ("norm_stats", "logit_scale", "mask_token", "decoder_", "target_
 DEFAULT_MEL_BINS = 80
 HEAD_DIM, DECODER_HEAD_DIM = 64, 32
 SHAPE_FIELD = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(?:p.*)?")
+
+
+# How many dimensions those weights have that sizes are read from.
+DIMENSIONS = {
+    "cls_token": 3,
+    "patch_embed.proj.weight": 4,
+    "pos_embed": 3,
+    "mask_token": 3,
+    "text_proj.weight": 2,
+    "audio_proj.0.weight": 2,
+}
+TEXT_MODEL_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("model", "revision", "model_path", "weights", "pooling", "prefix"), str),
+    "normalized": bool,
+    "max_length": Annotated[int, Range(1, 1_000_000)],
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,9 @@ class Checkpoint:
         weights = _strip_prefixes(weights)
         if "cls_token" not in weights or "patch_embed.proj.weight" not in weights:
             raise UserError(f"{path} holds no M2D encoder (no cls_token and patch_embed among its keys).")
+        _require_shapes(weights, path)
         if isinstance(args, Mapping) and isinstance(args.get("model_config"), Mapping):
-            config = ModelConfig.from_dict(args["model_config"])
+            config = _own_config(args["model_config"], weights, path)
         else:
             config = infer_config(weights, path)
         return cls(path, config, weights, dict(args) if isinstance(args, Mapping) else {})
@@ -60,6 +76,11 @@ class Checkpoint:
 
     def require_clap_head(self) -> None:
         """Raise `UserError` where the weights are an encoder alone, which knows no captions."""
+        if "audio_proj.sem_token" in self.weights:
+            raise UserError(
+                f"{self.path} is an M2D-CLAP of 2025: its audio_proj is a transformer with a semantic token "
+                "(audio_proj.sem_token), which this version does not know; take a model of 2024, or the encoder alone."
+            )
         if not self.has_clap_head:
             raise UserError(f"{self.path} has no audio_proj: it is an encoder without captions and cannot classify.")
 
@@ -67,14 +88,21 @@ class Checkpoint:
     def text_model(self) -> dict[str, Any]:
         """How the captions of the training were encoded; empty where the checkpoint does not say."""
         value = self.args.get("text_model")
-        return dict(value) if isinstance(value, Mapping) else {}
+        if not isinstance(value, Mapping):
+            return {}
+        for key, kind in TEXT_MODEL_KINDS.items():
+            try:
+                typed(kind | None, value.get(key), key)
+            except UserError as error:
+                raise UserError(f"{self.path}: its text_model: {error}") from error
+        return dict(value)
 
     @property
     def front_end(self) -> LogMelConfig:
         """The front end of the log-mels it was trained on; for a foreign checkpoint the preset in its folder's name."""
         value = self.args.get("front_end")
         if isinstance(value, Mapping):
-            return LogMelConfig(**value)
+            return build(LogMelConfig, value, f"{self.path}: its front_end")
         fields = self.path.resolve().parent.name.split("-")
         sizes = fields[1].split("p") if len(fields) > 1 else []
         return PRESETS["32k" if "32k" in sizes else "16k"]
@@ -112,24 +140,44 @@ class Checkpoint:
     @property
     def norm_stats(self) -> NormStats:
         """What to normalise with; the original's values where the weights bring none."""
-        return NormStats(*self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS)).tolist())
+        stats = self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
+        if stats.shape != (2,) or not bool(stats.isfinite().all()) or stats[1] <= 0:
+            raise UserError(f"{self.path}: its norm_stats {shown(stats.tolist())} are no mean and standard deviation.")
+        return NormStats(*stats.tolist())
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The dictionary in a checkpoint file, on the CPU, without running anything that the file names.
+def _require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise `UserError` where weights that sizes are read from have another number of dimensions."""
+    for key, dimensions in DIMENSIONS.items():
+        if key in weights and (weights[key].ndim != dimensions or 0 in weights[key].shape):
+            raise UserError(
+                f"{path}: {key} is {list(weights[key].shape)}, not of {dimensions} dimensions as in an M2D."
+            )
 
-    An ``argparse.Namespace`` of plain values, as the original stores its arguments, is let through.
-    Raises `UserError` where the file is anything else.
-    """
-    require_file(path, "a checkpoint")
+
+def _own_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:
+    """The configuration that a checkpoint of ours holds. Raises `UserError` where it is none, or not that of its
+    weights: a model is built by it."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's unpickler fails in any way it likes on bytes that are no pickle
-        raise UserError(f"{path} is not a checkpoint that can be read: {first_line(error)}") from error
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(value).__name__}.")
-    return dict(value)
+        config = ModelConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: its model_config: {error}") from error
+    held = {
+        "embed_dim": weights["cls_token"].shape[-1],
+        "patch_size": tuple(weights["patch_embed.proj.weight"].shape[-2:]),
+        "depth": _depth(weights, "blocks."),
+    }
+    if "mask_token" in weights:
+        held["decoder_embed_dim"] = weights["mask_token"].shape[-1]
+        held["decoder_depth"] = _depth(weights, "decoder_blocks.") or config.decoder_depth
+    if "text_proj.weight" in weights:
+        held["off_emb_dim"] = weights["text_proj.weight"].shape[1]
+    if "pos_embed" in weights:
+        held["num_patches"] = weights["pos_embed"].shape[1] - 1
+    for name, size in held.items():
+        if getattr(config, name) != size:
+            raise UserError(f"{path}: its model_config has {name} {getattr(config, name)}, its weights have {size}.")
+    return config
 
 
 def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +12,10 @@ from typing import NamedTuple
 from artifacts.errors import UserError
 from artifacts.layout import inside, require_file, require_folder
 from artifacts.tables import read_csv_columns
+
+# What others call the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
+FILE_COLUMNS = ("file_name", "filename", "fname", "slice_file_name", "file", "path")
+LABEL_COLUMNS = ("label", "category", "class", "class_name")
 
 
 class LabelledClip(NamedTuple):
@@ -27,34 +34,93 @@ class ClipSet:
     classes: list[str]
 
     @classmethod
-    def read(cls, clips_csv: Path, root: Path | None = None, classes_file: Path | None = None) -> ClipSet:
-        """Read a CSV with the columns file_name and label; paths are relative to ``root``, by default the CSV's folder.
+    def read(
+        cls,
+        clips_csv: Path,
+        root: Path | None = None,
+        classes_file: Path | None = None,
+        *,
+        file_column: str | None = None,
+        label_column: str | None = None,
+        root_option: str = "--root",
+    ) -> ClipSet:
+        """Read a CSV of files and labels; paths are relative to ``root``, by default the CSV's folder.
 
-        Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
-        missing, there are no clips or fewer than two classes, a label is no class, or a path leads out of the root.
+        The columns are file_name and label, or the only one that has one of their other usual names, or those that are
+        given. Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
+        missing, there are no clips or fewer than two classes, a label is no class, a path leads out of the root, or
+        none of the files is there (``root_option`` is what says where they are).
         """
-        columns = read_csv_columns(clips_csv, ["file_name", "label"], "the table of clips")
+        files, names = choose_columns(clips_csv, file_column, label_column)
+        columns = read_csv_columns(clips_csv, [files, names], "the table of clips")
         base = require_folder(root, "the root of the clips") if root is not None else clips_csv.parent
-        rows = list(zip(columns["file_name"], columns["label"], strict=True))
+        rows = list(zip(columns[files], columns[names], strict=True))
         for number, (file_name, label) in enumerate(rows, start=2):
             if not file_name or not label:
-                raise UserError(f"{clips_csv}, row {number}: file_name or label is empty.")
+                raise UserError(f"{clips_csv}, row {number}: {files} or {names} is empty.")
         if not rows:
             raise UserError(f"{clips_csv} lists no clips.")
+        broken = next((f"row {number}" for number, row in enumerate(rows, 2) if "\n" in "".join(row)), None)
+        if broken is not None:
+            raise UserError(f"{clips_csv}, {broken}: a line break in a file name or label; is it a lost quote's?")
         labels = {label for _, label in rows}
         classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
         if unknown := sorted(labels - set(classes)):
             raise UserError(f"{clips_csv} has labels that {classes_file} does not list: {', '.join(unknown[:5])}.")
         if len(classes) < 2:
-            raise UserError(f"{clips_csv} has {len(rows)} clips of {len(classes)} classes; at least two are needed.")
-        return cls([LabelledClip(name, inside(base, name), label) for name, label in rows], classes)
+            raise UserError(
+                f"{clips_csv} has {len(rows)} clips of {len(classes)} classes; at least two labels are needed."
+            )
+        clips = [LabelledClip(name, inside(base, name), label) for name, label in rows]
+        if not any(clip.path.exists() for clip in clips):
+            where = "the root" if root is not None else "the CSV's folder"
+            raise UserError(
+                f"none of the {len(clips):,} files that {clips_csv} lists is under {base} ({clips[0].file_name} is the "
+                f"first); file names are relative to {where}, {root_option} names another."
+            )
+        return cls(clips, classes)
+
+
+def choose_columns(clips_csv: Path, file_column: str | None = None, label_column: str | None = None) -> tuple[str, str]:
+    """The columns of files and of labels: those that are given, or the only usual names; a guess is told on stderr.
+
+    Raises `UserError`, listing the columns that there are, where one is missing or cannot be decided.
+    """
+    require_file(clips_csv, "the table of clips")
+    try:
+        with clips_csv.open(encoding="utf-8-sig", newline="") as file:
+            found = next(csv.reader(file), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{clips_csv} cannot be read as the table of clips: {error}.") from error
+    files = _column(clips_csv, found, "files", "--file-column", file_column, FILE_COLUMNS)
+    labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
+    if (file_column is None and files != FILE_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
+        print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
+    return files, labels
+
+
+def _column(
+    clips_csv: Path, found: Sequence[str], what: str, option: str, given: str | None, usual: Sequence[str]
+) -> str:
+    if given is not None:
+        candidates = [name for name in found if name == given]
+        missing = f"no column {given!r}"
+    else:
+        candidates = [name for name in found if name == usual[0]] or [name for name in found if name in usual]
+        missing = f"no column {usual[0]}"
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = missing if not candidates else f"several columns that could be the {what} ({', '.join(candidates)})"
+    raise UserError(
+        f"{clips_csv} has {problem}; it has {', '.join(found) or 'none at all'}. {option} says which holds the {what}."
+    )
 
 
 def _read_classes(path: Path) -> list[str]:
     """The lines of a text file, blank ones aside, sorted. Raises `UserError` where one occurs twice."""
     require_file(path, "the list of classes")
     try:
-        classes = sorted(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        classes = sorted(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a UTF-8 text file: {error}.") from error
     if len(set(classes)) < len(classes):

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from artifacts.errors import UserError
+from artifacts.settings import Range, check, kinds_of, typed
 
 AMP_CHOICES = ("auto", "none", "bf16", "fp16")
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    try:
-        height, width = (int(size) for size in value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}; it must be two whole numbers (mel bins, frames).") from None
-    if min(height, width) < 1:
-        raise UserError(f"{name} is {value!r}; both must be at least 1.")
-    return height, width
+Length = Annotated[int, Range(1, 65536)]
+Blocks = Annotated[int, Range(1, 1024)]
+Weight = Annotated[float, Range(0, 1e9)]
+Share = Annotated[float, Range(0, 1)]
+Clips = Annotated[int, Range(2, 2**20)]
+Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -34,43 +33,30 @@ class ModelConfig:
     embeddings; ``loss_m2d`` and ``loss_clap`` weigh the two losses.
     """
 
-    input_size: tuple[int, int] = (80, 608)
-    patch_size: tuple[int, int] = (16, 16)
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    off_emb_dim: int = 768
-    mask_ratio: float = 0.7
-    loss_m2d: float = 1.0
-    loss_clap: float = 0.01
-    layer_norm_eps: float = 1e-6
+    input_size: tuple[Length, Length] = (80, 608)
+    patch_size: tuple[Length, Length] = (16, 16)
+    embed_dim: Length = 768
+    depth: Blocks = 12
+    num_heads: Length = 12
+    decoder_embed_dim: Length = 512
+    decoder_depth: Blocks = 8
+    decoder_num_heads: Length = 16
+    off_emb_dim: Length = 768
+    mask_ratio: Share = 0.7
+    loss_m2d: Weight = 1.0
+    loss_clap: Weight = 0.01
+    layer_norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "patch_size"):
-            object.__setattr__(self, name, _pair(name, getattr(self, name)))
-        sizes = (
-            "embed_dim",
-            "depth",
-            "num_heads",
-            "decoder_embed_dim",
-            "decoder_depth",
-            "decoder_num_heads",
-            "off_emb_dim",
-        )
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check(self)
         for size, patch, axis in zip(self.input_size, self.patch_size, ("mel bins", "frames"), strict=True):
             if size < patch:
                 raise UserError(f"input_size has {size} {axis}, fewer than one patch of {patch}.")
         for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             if getattr(self, width) % getattr(self, heads) or getattr(self, width) % 4:
                 raise UserError(f"{width} is {getattr(self, width)}; it must be a multiple of {heads} and of 4.")
-        if min(self.loss_m2d, self.loss_clap) < 0 or self.loss_m2d == self.loss_clap == 0:
-            raise UserError(f"loss_m2d {self.loss_m2d} and loss_clap {self.loss_clap}: none below 0, one above it.")
+        if self.loss_m2d == self.loss_clap == 0:
+            raise UserError("loss_m2d and loss_clap are both 0; one must be above it.")
         if not 0 < self.num_visible < self.num_patches:
             raise UserError(
                 f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible; "
@@ -112,25 +98,25 @@ class TrainConfig:
     Only settings that change the result are here; not the number of processes or workers, nor how often to log or save.
     """
 
-    epochs: int = 300
-    batch_size: int = 512
+    epochs: Annotated[int, Range(1, 1_000_000)] = 300
+    batch_size: Clips = 512
     """Clips a step, over all processes and accumulated parts; so the number of processes changes nothing."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 2**20)] = 1
     """Parts that a step's batch is computed in, one after another; captions are contrasted within a part."""
-    blr: float = 3e-4
+    blr: Annotated[float, Range(0, 1e3, above=True)] = 3e-4
     """Base learning rate; the peak is ``blr * batch_size / 256``."""
-    min_lr: float = 0.0
-    warmup_epochs: float = 20.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    clip_grad: float = 3.0
-    ema_decay_init: float = 0.99995
-    ema_decay_end: float = 0.99999
+    min_lr: Annotated[float, Range(0, 1e3)] = 0.0
+    warmup_epochs: Annotated[float, Range(0, 1_000_000)] = 20.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.05
+    clip_grad: Annotated[float, Range(0, 1e9, above=True)] = 3.0
+    ema_decay_init: Share = 0.99995
+    ema_decay_end: Share = 0.99999
     amp: str = "auto"
     """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU (fp16 before Ampere), and
     none on a CPU."""
-    seed: int = 0
-    noise_ratio: float = 0.0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    noise_ratio: Share = 0.0
     """Share of mel power that comes from a background clip; 0 mixes none. The target sees the clean clip."""
     weighted: bool = False
     """Draw clips in proportion to the ``weight`` column of the file lists."""
@@ -138,30 +124,19 @@ class TrainConfig:
     """A control: captions are dealt to the wrong clips, so a model that still learns their names betrays a leak."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))
-        if self.epochs < 1 or self.batch_size < 2:
-            raise UserError(
-                f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 epoch and, as captions are "
-                "contrasted within a batch, a batch of at least 2 are needed."
-            )
-        if self.accumulate < 1 or self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+        check(self)
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
             raise UserError(
                 f"accumulate {self.accumulate} does not divide the batch of {self.batch_size} into parts of 2 or more."
             )
-        if not 0 <= self.noise_ratio <= 1:
-            raise UserError(f"noise_ratio is {self.noise_ratio}; it must be within 0 … 1.")
-        if self.weight_decay < 0 or self.min_lr < 0:
-            raise UserError(f"weight_decay {self.weight_decay} and min_lr {self.min_lr} must not be below zero.")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
         if self.amp not in AMP_CHOICES:
             raise UserError(f"amp is {self.amp!r}; it must be one of {', '.join(AMP_CHOICES)}.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; it must be within 0 … 2³² − 1.")
-        if self.blr <= 0 or self.clip_grad <= 0:
-            raise UserError(f"blr {self.blr} and clip_grad {self.clip_grad} must be above zero.")
-        if not 0 <= self.ema_decay_init <= self.ema_decay_end <= 1:
-            raise UserError(f"EMA decay {self.ema_decay_init} → {self.ema_decay_end} must rise within 0 … 1.")
+        if self.ema_decay_init > self.ema_decay_end:
+            raise UserError(
+                f"ema_decay_init {self.ema_decay_init} must not be above ema_decay_end {self.ema_decay_end}."
+            )
 
     @property
     def lr(self) -> float:
@@ -188,7 +163,8 @@ class Preset:
         """
         asked = {name: value for name, value in changes.items() if value is not None}
         if "epochs" in asked:
-            asked = {"warmup_epochs": self.train.warmup_epochs * asked["epochs"] / self.train.epochs, **asked}
+            epochs = typed(kinds_of(TrainConfig)["epochs"], asked["epochs"], "epochs")
+            asked = {"warmup_epochs": self.train.warmup_epochs * epochs / self.train.epochs, **asked}
         of_model, of_train = ({field.name for field in fields(config)} for config in (self.model, self.train))
         if unknown := sorted(set(asked) - of_model - of_train):
             raise UserError(f"unknown settings: {', '.join(unknown)}.")

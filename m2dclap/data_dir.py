@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from artifacts.atomic import write_text
+from artifacts.clip_matching import NO_CLIP, FileMatches, match_files
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
-from artifacts.layout import DataLayout, LmsLayout, inside, require_file, require_folder
+from artifacts.json_file import read_object
+from artifacts.layout import LMS_SUFFIX, DataLayout, LmsLayout, inside, require_file, require_folder
 from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
 from artifacts.records import read_config
-from artifacts.tables import read_csv_columns, read_file_list
+from artifacts.tables import read_csv_columns, read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig, TrainConfig
 from m2dclap.dataset import Clips
 from m2dclap.frames import NormStats
-from m2dclap.pairing import NO_CAPTIONS, CaptionRows, CaptionSource, deal_wrongly, match_files
+from m2dclap.pairing import CaptionRows, CaptionSource, deal_wrongly
 from m2dclap.random_numbers import DEAL_STREAM
 
 DEFAULT_FRONT_END = "16k"
@@ -56,7 +54,10 @@ class DataChoice:
 
 
 class Skipped(NamedTuple):
-    """A listed file that is left out: ``reason`` is ``no_captions`` or ``unreadable``."""
+    """A listed file that is left out: ``reason`` is ``no_captions``, ``shared_name`` or ``unreadable``.
+
+    ``shared_name``: captions that it might have might be another listed file's too (`artifacts.clip_matching`).
+    """
 
     file_name: str
     reason: str
@@ -113,10 +114,11 @@ class TrainingData:
         reasons = Counter(skipped.reason for skipped in self.skipped)
         held_out = 0 if self.held_out is None else len(self.held_out.log_mels)
         others = f" + {held_out:,} held out" if self.held_out is not None else ""
+        shared = f" + {reasons['shared_name']:,} of shared names" if reasons["shared_name"] else ""
         backgrounds = f"; {len(self.backgrounds):,} backgrounds" if self.backgrounds is not None else ""
         return (
             f"{len(self) + held_out + len(self.skipped):,} files listed = {len(self):,} used{others} "
-            f"+ {reasons['no_captions']:,} without captions + {reasons['unreadable']:,} unreadable{backgrounds}"
+            f"+ {reasons['no_captions']:,} without captions{shared} + {reasons['unreadable']:,} unreadable{backgrounds}"
         )
 
 
@@ -126,6 +128,10 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     Raises `UserError` where a part is missing or cannot be used, or no listed file is left.
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
+    if LmsLayout(choice.root).melspec.is_dir() or (choice.root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
+        raise UserError(
+            f"{choice.root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(choice.root).data}."
+        )
     stats = read_norm_stats(layout.norm_stats)
     lists = list(choice.file_lists) or layout.file_lists()
     weights, held_names = _listed_files(layout, lists, choice.weighted), _names_in(choice.held_out)
@@ -134,10 +140,13 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     listed = [name for name in weights if name not in held_names]
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
-    training, skipped = _usable(layout.root, listed, captions, sources, n_mels)
+    front_end = _front_end(layout.root, [*listed, *held_names])
+    pairs = match_files([*listed, *held_names], captions.clip_ids)
+    without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
+    training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
     held_out = None
     if held_names:
-        held_out, more = _usable(layout.root, list(held_names), captions, sources, n_mels)
+        held_out, more = _usable(layout.root, list(held_names), pairs.clip[len(listed) :], without, n_mels)
         skipped += more
         if len(held_out.clips) < 2:
             raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
@@ -154,7 +163,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         backgrounds=backgrounds,
         captions=captions,
         stats=stats,
-        front_end=_front_end(layout.root, used),
+        front_end=front_end,
         text_model=text_model,
         skipped=skipped + more,
         identity={
@@ -166,7 +175,11 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
             "backgrounds": _names_fingerprint(backgrounds),
         },
-        notes=[f"files listed in {', '.join(path.name for path in lists)}", *notes],
+        notes=[
+            f"files listed in {', '.join(path.name for path in lists)}",
+            *notes,
+            *pairs.lines([*listed, *held_names], captions.clip_ids),
+        ],
     )
 
 
@@ -178,9 +191,9 @@ def read_norm_stats(path: Path) -> NormStats:
     """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
-        values = json.loads(path.read_text())
+        values = read_object(path) or {}
         stats = NormStats(float(values["mean"]), float(values["std"]))
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no mean and std ({type(error).__name__}: {error}).") from error
     if not (np.isfinite(stats.mean) and np.isfinite(stats.std) and stats.std > 0):
         raise UserError(f"{path}: mean {stats.mean} and std {stats.std} cannot normalise anything.")
@@ -189,11 +202,7 @@ def read_norm_stats(path: Path) -> NormStats:
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """The files that are left out, one row each, with the reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Skipped._fields)
-    writer.writerows(skipped)
-    write_text(path, text.getvalue())
+    write_csv(path, Skipped._fields, skipped)
 
 
 def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:
@@ -234,12 +243,13 @@ def _names_in(lists: Sequence[Path]) -> dict[str, None]:
 
 
 def _usable(
-    root: Path, listed: list[str], captions: CaptionRows, sources: Sequence[CaptionSource], n_mels: int
+    root: Path, listed: list[str], clips: np.ndarray, without: dict[str, Skipped], n_mels: int
 ) -> tuple[CaptionedFiles, list[Skipped]]:
     """Those of the ``listed`` files that have captions and can be read, and why the others are left out."""
-    clips = match_files(listed, captions.clip_ids)
-    skipped = _without_captions(listed, clips, sources, captions.clip_ids)
-    listed, clips = _select(listed, clips, clips != NO_CAPTIONS)
+    skipped = [without[name] for name in listed if name in without]
+    if len(skipped) == len(listed):
+        raise UserError(f"none of {len(listed):,} listed files has captions: {skipped[0].message}.")
+    listed, clips = _select(listed, clips, clips != NO_CLIP)
     log_mels = find_log_mels(root, listed)
     problems = _unreadable(log_mels, n_mels)
     skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
@@ -258,17 +268,23 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
 
 
 def _without_captions(
-    listed: Sequence[str], clips: np.ndarray, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
-) -> list[Skipped]:
-    """The files without captions. Raises `UserError` where that is all of them."""
+    listed: Sequence[str], pairs: FileMatches, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
+) -> dict[str, Skipped]:
+    """The files without captions, by name. Raises `UserError` where that is all of them."""
     names = ", ".join(source.name for source in sources)
-    if (clips == NO_CAPTIONS).all():
+    if (pairs.clip == NO_CLIP).all():
         raise UserError(
             f"none of the {len(listed):,} listed files has captions in {names}; for example {listed[0]!r}, "
-            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together."
+            f"against clip ids like {clip_ids[0]!r}. File names and clip ids of a set must belong together; "
+            "`captions add --id-pattern` takes out of longer ids what both have. "
+            + " ".join(pairs.lines(listed, clip_ids))
         )
-    without = np.flatnonzero(clips == NO_CAPTIONS)
-    return [Skipped(listed[index], "no_captions", f"none of its ids is in {names}") for index in without.tolist()]
+    without = [listed[index] for index in np.flatnonzero(pairs.clip == NO_CLIP).tolist()]
+    skipped = {name: Skipped(name, "no_captions", f"none of its ids is in {names}") for name in without}
+    for row, wanted in zip(pairs.shared.tolist(), pairs.wanted.tolist(), strict=True):
+        clip = repr(clip_ids[wanted]) if wanted != NO_CLIP else "one of several clips"
+        skipped[listed[row]] = Skipped(listed[row], "shared_name", f"may be {clip}, but another may be it as well")
+    return skipped
 
 
 def _select(listed: Sequence[str], clips: np.ndarray, keep: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -55,6 +55,7 @@ class Clips(Dataset[Batch]):
     ) -> None:
         self._log_mels, self._clips, self._captions = log_mels, clips, captions
         self._model, self._seed, self._background = model, seed, background
+        self._at: tuple[LogMels, int] | None = None
 
     def __len__(self) -> int:
         return len(self._log_mels)
@@ -62,6 +63,14 @@ class Clips(Dataset[Batch]):
     def file_name(self, index: int) -> str:
         """The path of a clip's log-mel, relative to the data directory."""
         return self._log_mels.name(index)
+
+    @property
+    def reading(self) -> str | None:
+        """The file that was read last, for errors that name none."""
+        if self._at is None:
+            return None
+        log_mels, index = self._at
+        return str(log_mels.root / log_mels.name(index))
 
     def log_mel(self, index: int) -> np.ndarray:
         """A whole log-mel (F, T)."""
@@ -106,6 +115,7 @@ class Clips(Dataset[Batch]):
         crops: np.ndarray | None = None
         frames = np.full(len(indices), width, np.int64)
         for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
+            self._at = log_mels, index
             log_mel = log_mels[index]
             if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
                 crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel)

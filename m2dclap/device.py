@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from artifacts.errors import UserError
-from artifacts.tables import first_line
+from artifacts.errors import UserError, first_line
 from m2dclap.config import TrainConfig
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,51 +6,142 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from artifacts.errors import UserError
+from artifacts.process import die_with_parent
 from m2dclap.dataset import Batch, Clips, whole_batch
 from m2dclap.order import TrainOrder
-from m2dclap.stop_signals import WATCHED, ignore_stop_signals
+from m2dclap.parcel import Parcel, Parcels, whole_parcel
+from m2dclap.stop_signals import WATCHED, ignore_stop_signals, stop_signals_held_back
 
 LARGEST_AUTO_WORKERS = 8
 # Batches that all workers together have ready or at work, in shared memory; a worker has one at least, and so many of
 # them at most.
 BATCHES_AHEAD, MOST_OF_A_WORKER = 8, 4
+# How long a worker may take to be seen to end, and one that is killed to be gone.
+ENDING_SECONDS, KILLED_SECONDS = 5.0, 10.0
+WHY_KILLED = {
+    signal.SIGKILL: "most often because memory ran out: use fewer --workers or a smaller --batch-size",
+    signal.SIGBUS: "most often because shared memory (/dev/shm) ran out: give it more (in a container: --shm-size 8g), "
+    "or use fewer --workers",
+}
 
 
 def make_loader(
     dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device, processes: int = 1
-) -> DataLoader[Batch]:
-    """Batches in the order's order, ready in pinned memory for a GPU. Workers share memory maps with each other.
+) -> DataLoader[Any]:
+    """Batches in the order's order, ready in pinned memory for a GPU; as parcels where ``workers`` load them.
 
     ``workers`` None is a choice for the device. In one of several ``processes`` workers come from a fork server: NCCL
     has threads by then, and what is forked beside them may hang.
     """
     if workers is None:
         workers = min(LARGEST_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+    forked_here = processes == 1 and multiprocessing.get_start_method() == "fork"
     return DataLoader(
-        dataset,
+        Parcels(dataset) if workers else dataset,
         batch_sampler=order,  # type: ignore[arg-type]  # a key for a whole batch instead of a list
         num_workers=workers,
-        collate_fn=whole_batch,  # type: ignore[arg-type]  # gets what the data set makes of a key
+        collate_fn=whole_parcel if workers else whole_batch,  # type: ignore[arg-type]  # gets what is made of a key
         pin_memory=device.type == "cuda",
         prefetch_factor=batches_of_a_worker(workers) if workers else None,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=partial(_begin_loading, os.getpid() if forked_here else None),
         multiprocessing_context=fork_server() if workers and processes > 1 else None,
         generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
     )
 
 
-def batches_of(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
-    """All batches of ``loader``. Closing this ends its workers, also where an error still holds what used them: they
-    ignore being terminated, and a process that ends waits for them."""
-    yield from loader
+def _begin_loading(parent: int | None, worker: int) -> None:
+    """What a worker does first."""
+    ignore_stop_signals()
+    die_with_parent(parent)
+
+
+class Batches:
+    """All batches of a loader; a context that ends its workers in every case.
+
+    What goes wrong in a worker is raised here as a `UserError` or an `OSError` that names the file, and so is the end
+    of a worker that was killed.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._batches: Any = iter(())
+        self._workers: list[Any] = []
+
+    def __enter__(self) -> Batches:
+        others = set(multiprocessing.active_children())
+        sigchld = signal.getsignal(signal.SIGCHLD)
+        try:
+            with stop_signals_held_back():
+                self._batches = iter(self._loader)
+                self._workers = [child for child in multiprocessing.active_children() if child not in others]
+        except BaseException:  # some of them may have been started
+            self._workers = [child for child in multiprocessing.active_children() if child not in others]
+            self.close()
+            raise
+        # PyTorch would raise the end of a worker anywhere, also while a checkpoint is being written. Whoever waits for
+        # a batch is told as well.
+        if signal.getsignal(signal.SIGCHLD) is not sigchld:
+            signal.signal(signal.SIGCHLD, sigchld or signal.SIG_DFL)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            given = next(self._batches)
+            return given.open() if isinstance(given, Parcel) else given
+        except StopIteration:
+            raise
+        except UserError:
+            raise
+        except Exception as error:
+            told = isinstance(error, OSError) and error.filename is not None
+            if not told and (ended := self._ended_worker()) is not None:
+                raise UserError(ended) from error
+            raise
+
+    def _ended_worker(self) -> str | None:
+        """What to say of a worker that is no more. One that is ending, so that its batch cannot be fetched, is given a
+        moment."""
+        wait([worker.sentinel for worker in self._workers], timeout=ENDING_SECONDS)
+        for worker in self._workers:
+            code = worker.exitcode
+            if code is None:
+                continue
+            if code >= 0:
+                return f"loading process {worker.pid} ended by itself (exit code {code}); --workers 0 shows why."
+            number = signal.Signals(-code)
+            why = WHY_KILLED.get(number, "--workers 0 loads without such processes")
+            return f"loading process {worker.pid} was killed ({number.name}), {why}."
+        return None
+
+    def close(self) -> None:
+        """End the workers. They ignore being terminated, and may hang in a read: they are killed."""
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+        for worker in self._workers:
+            worker.join(timeout=KILLED_SECONDS)
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._workers, self._batches = [], iter(())
 
 
 def batches_of_a_worker(workers: int) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from artifacts.atomic import write_text
+from artifacts.errors import UserError
 from artifacts.progress import Progress
 from m2dclap.config import TrainConfig
 from m2dclap.dataset import Batch
@@ -25,7 +25,7 @@ from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import RunFolder
 from m2dclap.run_log import FILES_SHOWN, LOSSES, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
 from m2dclap.schedule import Schedule
-from m2dclap.stop_signals import StoppedError, StopSignals
+from m2dclap.stop_signals import StoppedError, StopSignals, WaitingEndedError
 from m2dclap.train_state import TrainState
 from m2dclap.watch import Watch
 from m2dclap.world import World, of_all
@@ -89,7 +89,7 @@ class Trainer:
 class Job:
     """What a run is made of beside the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
 
-    ``watch`` and ``log`` are None in all processes but the first.
+    ``watch`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
     """
 
     run: RunFolder
@@ -100,18 +100,21 @@ class Job:
     meter: Meter
     log: RunLog | None
     watch: Watch | None
+    overwrites: bool = False
 
 
 def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
-    """Every step that the state has not seen. Raises `NonFiniteLossError`, and `StoppedError` after a stop signal."""
-    state, schedule, config = trainer.state, trainer.schedule, trainer.schedule.config
-    window = LossWindow(trainer.world.mean, state.unlogged)
+    """Every step that the state has not seen.
+
+    Raises `NonFiniteLossError`, `StoppedError` after a stop signal, and in all processes what one cannot load or write.
+    """
+    state, schedule, config, world = trainer.state, trainer.schedule, trainer.schedule.config, trainer.world
+    window = LossWindow(world.mean, state.unlogged)
     saver = Saver(trainer, job, window)
     progress = Progress(schedule.total_steps, "train", "steps", initial=state.step) if job.log else nullcontext()
-    with StopSignals() as signals, progress as shown:
+    with saver.naming_what_is_saved(), StopSignals(echo=world.size > 1) as signals, progress as shown:
         while state.step < schedule.total_steps:
-            with job.meter.waiting():
-                parts = [next(batches) for _ in range(config.accumulate)]
+            parts = saver.before_step(_load(batches, config.accumulate, job.meter, signals), signals)
             losses, figures = trainer.step(parts)
             window.add(losses)
             job.meter.add(config.batch_size)
@@ -121,34 +124,42 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
                 note = _write_line(trainer, job, window, figures, at_epoch)
             if shown is not None:
                 shown.advance(note=note)
-            stop = saver.after_step(signals.received is not None)
-            if stop and state.step < schedule.total_steps:
-                # torchrun kills the others half a minute after one has ended: all wait for the first one's saving.
-                trainer.world.any([False])
-                raise of_all(
-                    StoppedError(
-                        f"told to stop ({signals.received or 'in another process'}); saved after step {state.step:,} "
-                        f"of {schedule.total_steps:,}. The same command goes on."
-                    )
-                )
+            saver.after_step()
+
+
+def _load(
+    batches: Iterator[Batch], count: int, meter: Meter, signals: StopSignals
+) -> list[Batch] | UserError | OSError:
+    """The ``count`` parts of a step; none after a stop signal, which ends the wait; or why they do not come."""
+    try:
+        with meter.waiting(), signals.ending_waits():
+            return [next(batches) for _ in range(count)]
+    except WaitingEndedError:
+        return []
+    except (UserError, OSError) as error:
+        return error
 
 
 def _write_line(trainer: Trainer, job: Job, window: LossWindow, figures: dict[str, Any], at_epoch: bool) -> str:
     """Write the line that is due, with what is measured after an epoch. Returns what to show beside the progress."""
-    state, schedule = trainer.state, trainer.schedule
-    require_finite(window, state.step, job)
+    require_finite(window, trainer.state.step, job)
     means = window.take()
-    if job.log is None:
-        return ""
-    line: Figures = {**means, **{name: float(value) for name, value in figures.items()}}
+    with trainer.world.failing_together():
+        if job.log is not None:
+            _write_line_of_main(trainer, job, job.log, {**means, **figures}, at_epoch)
+    return f"loss {means['loss']:.4f}"
+
+
+def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, figures: dict[str, Any], at_epoch: bool) -> None:
+    state, schedule = trainer.state, trainer.schedule
+    line: Figures = {name: float(value) for name, value in figures.items()}
     line["logit_scale"] = float(figures["logit_scale"].exp())
     line |= job.meter.figures()
     epoch = state.step // schedule.steps_per_epoch
     if at_epoch and job.watch is not None and job.watch.due(epoch):
         line |= job.watch.figures(state.model, epoch)
-    job.log.write(state.step, state.step / schedule.steps_per_epoch, line)
+    log.write(state.step, state.step / schedule.steps_per_epoch, line)
     job.meter.restart()
-    return f"loss {means['loss']:.4f}"
 
 
 def require_finite(window: LossWindow, step: int, job: Job) -> None:
@@ -187,46 +198,99 @@ def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
 
 
 class Saver:
-    """Saves when the plan says so, when training is told to stop, and at its end; never weights that are not finite."""
+    """Saves when the plan says so, when training is told to stop or cannot go on, and at its end; never weights that
+    are not finite."""
 
     def __init__(self, trainer: Trainer, job: Job, window: LossWindow) -> None:
         self._trainer, self._job, self._window = trainer, job, window
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.state.step
 
-    def after_step(self, told_to_stop: bool) -> bool:
-        """Save if it is due after the step that was just done. Returns whether any process was told to stop."""
-        state, schedule, plan = self._trainer.state, self._trainer.schedule, self._job.plan
-        minutes = plan.every_minutes
+    def before_step(self, loaded: list[Batch] | UserError | OSError, signals: StopSignals) -> list[Batch]:
+        """``loaded`` itself, where all processes have it and none was told to stop. Saves if it is time.
+
+        Else saves and raises, in all processes alike, what kept one of them from loading, or `StoppedError`.
+        """
+        world, minutes = self._trainer.world, self._job.plan.every_minutes
+        failure = None if isinstance(loaded, list) else loaded
         timed = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        stop, timed = self._trainer.world.any([told_to_stop, timed])
+        stop, timed, failed = world.any([signals.received is not None, timed, failure is not None])
+        if stop or timed or failed:
+            self._save()
+        if failed:
+            self._raise_failure(failure)
+        if stop:
+            raise of_all(
+                StoppedError(
+                    f"told to stop ({signals.received or 'in another process'}). {self._what_is_saved()}",
+                    interrupted=signals.received == "SIGINT",
+                )
+            )
+        assert isinstance(loaded, list)
+        return loaded
+
+    def _raise_failure(self, failure: UserError | OSError | None) -> None:
+        try:
+            self._trainer.world.raise_any(failure)
+        except UserError as error:
+            raise of_all(UserError(self._put_right(str(error)))) from error
+
+    def _put_right(self, failure: str) -> str:
+        return f"{failure.rstrip('.')}. {self._what_is_saved('once this is put right')}"
+
+    def after_step(self) -> None:
+        """Save if it is due after the step that was just done."""
+        state, schedule, plan = self._trainer.state, self._trainer.schedule, self._job.plan
         epoch, steps = divmod(state.step, schedule.steps_per_epoch)
         whole = steps == 0 and (epoch % plan.every_epochs == 0 or state.step == schedule.total_steps)
         counted = plan.every_steps is not None and state.step % plan.every_steps == 0
-        if stop or timed or whole or counted:
-            self._save(epoch, steps)
-        return stop
+        if whole or counted:
+            self._save()
 
-    def _save(self, epoch: int, steps: int) -> None:
+    @contextmanager
+    def naming_what_is_saved(self) -> Iterator[None]:
+        """What cannot be written in the block, and a second Ctrl-C, become errors that say what was saved before."""
+        try:
+            yield
+        except OSError as error:
+            told = UserError(self._put_right(f"{error.filename or 'training'}: {error.strerror or error}"))
+            raise (of_all(told) if getattr(error, "of_all", False) else told) from error
+        except KeyboardInterrupt:
+            raise StoppedError(f"interrupted. {self._what_is_saved()}", interrupted=True) from None
+
+    def _what_is_saved(self, condition: str = "") -> str:
+        total, again = self._trainer.schedule.total_steps, "The same command"
+        if self._saved_step == 0:
+            return f"No step of {total:,} is saved yet. {again} begins at the first{condition and f', {condition}'}."
+        if self._job.overwrites:
+            again += " without --overwrite"
+        return f"Saved after step {self._saved_step:,} of {total:,}. {again} goes on{condition and f' {condition}'}."
+
+    def _save(self) -> None:
+        """Save, unless the newest checkpoint has this step already."""
         state, job = self._trainer.state, self._job
+        if state.step == self._saved_step:
+            return
         require_finite(self._window, state.step, job)
         require_finite_state(self._trainer, job)
         state.unlogged = self._window.settle()
-        if job.log is not None:
-            job.log.sync()
-            state.save(self.path(epoch, steps), epoch, job.args, job.run.settings)
-            job.run.keep_newest(job.plan.keep)
-        self._saved_at = time.monotonic()
-
-    def path(self, epoch: int, steps: int) -> Path:
-        return self._job.run.checkpoint(epoch, steps)
+        epoch, steps = divmod(state.step, self._trainer.schedule.steps_per_epoch)
+        with self._trainer.world.failing_together():  # torchrun ends the others soon after one: all wait for the first
+            if job.log is not None:
+                job.log.sync()
+                state.save(job.run.checkpoint(epoch, steps), epoch, job.args, job.run.settings)
+                job.run.keep_newest(job.plan.keep)
+        self._saved_at, self._saved_step = time.monotonic(), state.step
 
 
 def wrap(model: M2DCLAP, world: World, config: TrainConfig) -> nn.Module:
     """``model`` itself, or in several processes what averages its gradients over them while they are computed."""
-    if world.size == 1:
-        return model
+    return model if world.size == 1 else averaging(model, world.device)
+
+
+def averaging(model: M2DCLAP, device: torch.device) -> nn.Module:
+    """``model`` with gradients that are averaged over all processes; ``device`` is this one's."""
     parallel: Any = nn.parallel.DistributedDataParallel
-    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    device_ids = [device.index] if device.type == "cuda" else None
     # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
     names = inspect.signature(parallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

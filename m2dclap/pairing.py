@@ -10,25 +10,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from artifacts.clip_id import clip_id_candidates
-from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_store import EmbeddingStore, map_array
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
-from artifacts.progress import shown
+from artifacts.steady import FileIdentity
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
 # And what only names the encoder; a local copy may have another name.
 TEXT_NAMES = ("model", "revision", "model_path")
-NO_CAPTIONS = -1
 
 
 @dataclass(frozen=True)
 class CaptionSource:
     """Caption embeddings from one place: row i of ``embeddings`` (N, D) belongs to the clip ``clip_ids[i]``.
 
-    ``text_model`` is None where the place does not say which encoder it was made with.
+    ``text_model`` is None where the place does not say which encoder it was made with. ``identity`` is that of the file
+    that ``embeddings`` are mapped from.
     """
 
     name: str
@@ -36,15 +35,15 @@ class CaptionSource:
     clip_ids: pa.Array | pa.ChunkedArray
     text_model: dict[str, Any] | None
     fingerprint: str
+    identity: FileIdentity | None = None
 
     @classmethod
     def from_store(cls, folder: Path) -> CaptionSource:
         """A finished store of `m2dprep embed-captions`. Raises `UserError` where it is not one."""
         store = EmbeddingStore.open(folder)
         text_model = {key: store.meta.get(key) for key in (*TEXT_NAMES, *TEXT_SETTINGS)}
-        return cls(
-            folder.name, store.embeddings, store.index()["clip_id"], text_model, str(store.meta.get("fingerprint"))
-        )
+        fingerprint = str(store.meta.get("fingerprint"))
+        return cls(folder.name, store.embeddings, store.index()["clip_id"], text_model, fingerprint, store.identity)
 
     @classmethod
     def from_dictionary(cls, path: Path) -> CaptionSource:
@@ -90,6 +89,7 @@ class CaptionRows:
 
     def __init__(self, sources: Sequence[CaptionSource]) -> None:
         self._arrays = [source.embeddings for source in sources]
+        self._identities = [source.identity for source in sources]
         self._ends = np.cumsum([len(array) for array in self._arrays])
         ids = [chunk for source in sources for chunk in _chunks(source.clip_ids)]
         encoded = pa.chunked_array(ids, pa.string()).combine_chunks().dictionary_encode()
@@ -129,25 +129,11 @@ class CaptionRows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        # Where a store has been replaced since, rows would be those of other captions: `map_array` refuses it.
         self._arrays = [
-            np.load(array, mmap_mode="r", allow_pickle=False) if isinstance(array, Path) else array
-            for array in state["_arrays"]
+            map_array(array, identity)[0] if isinstance(array, Path) else array
+            for array, identity in zip(state["_arrays"], state["_identities"], strict=True)
         ]
-
-
-def match_files(file_names: Sequence[str], clip_ids: Sequence[str]) -> np.ndarray:
-    """For each file the number of its clip within ``clip_ids``, `NO_CAPTIONS` where none of its ids is there (n,).
-
-    A file name may be read in several ways; the most literal one that has captions wins.
-    """
-    numbers = {clip: number for number, clip in enumerate(clip_ids)}
-    return np.array(
-        [
-            next((numbers[clip] for clip in clip_id_candidates(name) if clip in numbers), NO_CAPTIONS)
-            for name in shown(file_names, "pairing", "files")
-        ],
-        np.int64,
-    )
 
 
 def deal_wrongly(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,17 +1,14 @@
-"""A run's resolved settings as a YAML file that ``m2dprep train --config`` takes, and such files read strictly."""
+"""A run's resolved settings as a YAML file that ``m2dprep train --config`` takes."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.settings import kinds_of
 from m2dclap.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:  # train.py imports this module
@@ -22,6 +19,7 @@ if TYPE_CHECKING:  # train.py imports this module
 FOUND = {"off_emb_dim"}
 MODEL_KEYS = {field.name for field in fields(ModelConfig)} - FOUND
 TRAIN_KEYS = {field.name for field in fields(TrainConfig)}
+SETTING_KINDS = {**kinds_of(ModelConfig), **kinds_of(TrainConfig)}
 
 
 def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> str:
@@ -51,31 +49,6 @@ def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: Train
         "wandb": options.wandb,
     }
     return yaml.safe_dump({key: _plain(value) for key, value in values.items()}, sort_keys=False, allow_unicode=True)
-
-
-def read_recipe(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The settings in a YAML file by key (``-`` counts as ``_``), without those that are null.
-
-    Raises `UserError` where it is no mapping, or has a key that is not ``known``, naming the nearest that is, or twice.
-    """
-    require_file(path, "a file of settings")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
-    keys = [str(key.value).replace("-", "_") for key, _ in node.value]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UserError(f"{path} sets {', '.join(twice)} twice.")
-    for key in keys:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, 1, cutoff=0.0)
-            raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest[0]!r}?")
-    return {key: value for key, value in zip(keys, values.values(), strict=True) if value is not None}
 
 
 def _plain(value: Any) -> Any:

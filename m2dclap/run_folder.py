@@ -10,7 +10,6 @@ RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and s
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from artifacts.atomic import sweep_temporaries, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint, require_same
+from artifacts.json_text import load_json
 from m2dclap.config import ModelConfig, TrainConfig
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
@@ -139,7 +139,7 @@ def _by(size: tuple[int, int]) -> str:
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path)
         settings = value["settings"]
         if value["fingerprint"] != fingerprint(settings):
             raise ValueError("its fingerprint is not that of its settings")

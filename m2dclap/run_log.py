@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from artifacts.atomic import write_text
-from artifacts.errors import UserError
+from artifacts.atomic import write_bytes
+from artifacts.errors import UserError, first_line
 
 LOSSES = ("loss", "loss_m2d", "loss_clap")
 FILES_SHOWN = 8
@@ -68,7 +70,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, step: int, also: Callable[[Figures, int], None] | None = None) -> None:
-        self._also = also
+        self._also, self._path = also, path
         _truncate(path, step)
         self._file = path.open("a")
         self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
@@ -77,36 +79,80 @@ class RunLog:
         """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
         line: Figures = {"step": step, "epoch": round(epoch, 6)}
         line |= {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, step)
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        with naming(self._path.parent / "events.out.tfevents"):
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, step)
         if self._also is not None:
             self._also(line, step)
         return line
 
     def sync(self) -> None:
         """Make what was written survive a power cut, before a checkpoint that comes after it."""
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+        with naming(self._path.parent / "events.out.tfevents"):
+            self._events.flush()
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._events.close()
+        """After an error, what is left to write of the log may fail as well, and would hide it."""
+        for close in (self._file.close, self._events.close):
+            with suppress(OSError) if exception[0] is not None else naming(self._path):
+                close()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a ``log.jsonl``, none where there is none; a last line that a kill cut off is passed over."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a ``log.jsonl``, none where there is none; a last line that a kill cut off is passed over.
+
+    Raises `UserError` for a line that is none of a log, naming it; or passes it over and hands the words to
+    ``damaged``, if that is given.
+    """
+    return [line for number, raw in _lines(path) if (line := _parsed(path, number, raw, damaged)) is not None]
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The numbered whole lines of a log."""
+    content = path.read_bytes() if path.exists() else b""
+    return [(number, raw) for number, raw in enumerate(content.splitlines(keepends=True), 1) if raw.endswith(b"\n")]
+
+
+def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] | None) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw)
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "epoch" not in line:
+            raise ValueError("it has no step and epoch")
+    except (ValueError, RecursionError) as error:
+        words = f"{path}, line {number} is damaged: {first_line(error)}"
+        if damaged is None:
+            raise UserError(f"{words}. Remove the line; the others stay.") from error
+        damaged(words)
+        return None
+    checked: dict[str, Any] = line
+    return checked
 
 
 def _truncate(path: Path, step: int) -> None:
-    kept = [line for line in read_log(path) if line["step"] <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Keep the lines up to ``step``, as they are; also damaged ones, which are told."""
+    kept = []
+    for number, raw in _lines(path):
+        line = _parsed(path, number, raw, lambda words: print(f"train: {words}; going on", file=sys.stderr))
+        if line is None or line["step"] <= step:
+            kept.append(raw)
+    write_bytes(path, b"".join(kept))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

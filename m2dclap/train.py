@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write
 from m2dclap.device import batch_in_memory, resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
-from m2dclap.loader import batches_of, make_loader
+from m2dclap.loader import Batches, make_loader
 from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
@@ -115,7 +115,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         if state.step < schedule.total_steps:
             _run(stack, state, schedule, data, run, world, options)
         epochs = state.step // steps_per_epoch
-        last = (read_log(run.log) or [{}])[-1] if world.is_main else {}
+        last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if world.is_main else {}
         return TrainResult(
             checkpoint=str(run.checkpoint(epochs)),
             epochs=epochs,
@@ -152,9 +152,10 @@ def _run(
         meter=make_meter(model.config, config, world),
         log=_open_log(stack, run, state, options) if world.is_main else None,
         watch=_watch_of_main(world, options, data, config, model),
+        overwrites=options.overwrite,
     )
     trainer = Trainer(state, wrap(model, world, config), schedule, data.stats, world)
-    with closing(batches_of(loader)) as batches:
+    with Batches(loader) as batches:
         run_steps(trainer, batches, job)
 
 
@@ -201,6 +202,8 @@ def compile_blocks(model: M2DCLAP) -> None:
 
 def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
     """Raise `UserError` where a step's batch cannot be filled, or not divided evenly among ``processes``."""
+    if clips < 2:
+        raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
     if clips < config.batch_size:
         raise UserError(
             f"{clips:,} captioned clips do not fill a batch of {config.batch_size:,}; use --batch-size {clips} or less."

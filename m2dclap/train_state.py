@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from artifacts.atomic import atomic_file
-from artifacts.errors import UserError
-from artifacts.tables import first_line
-from m2dclap.checkpoint import read_file
+from artifacts.errors import UserError, first_line
+from m2dclap.checkpoint_file import read_file
 from m2dclap.model import M2DCLAP
 
 # Our own key in a checkpoint; the original's loaders pass it over.
@@ -50,7 +50,8 @@ class TrainState:
     def save(self, path: Path, epoch: int, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Write the state in the original's form to ``path``, whole or not at all; ``epoch`` are whole epochs.
 
-        ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``.
+        ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``. Equal states
+        give equal bytes.
         """
         value = {
             "model": self.model.state_dict(),
@@ -61,7 +62,7 @@ class TrainState:
             EXTRA: {"step": self.step, "unlogged": self.unlogged, "settings": dict(settings)},
         }
         with atomic_file(path) as file:
-            torch.save(value, file)
+            _save(rebuilt(value, {}), file)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
@@ -69,8 +70,8 @@ class TrainState:
             value = read_file(path)
         except UserError as error:
             raise UserError(
-                f"{str(error).rstrip('.')}. Remove it, and the same command goes on from the checkpoint before it, or "
-                "from the beginning."
+                f"{str(error).rstrip('.')}. Remove {path.name}, and the same command goes on from the checkpoint "
+                "before it, or from the beginning."
             ) from error
         try:
             self.model.load_state_dict(value["model"])
@@ -79,3 +80,50 @@ class TrainState:
             self.step, self.unlogged = int(value[EXTRA]["step"]), value[EXTRA]["unlogged"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
+
+
+class _NotingFile:
+    """Writes to a file, and keeps the error of the system that PyTorch makes something without a reason of."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(value: Any, file: IO[bytes]) -> None:
+    noting = _NotingFile(file)
+    try:
+        torch.save(value, noting)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if noting.error is None:
+            raise
+        raise noting.error from error
+
+
+def rebuilt(value: Any, texts: dict[str, str]) -> Any:
+    """``value`` with containers of its own and one object for each text in it.
+
+    Pickle writes an object that it meets again as a reference. What is one object in a run may be two equal ones in the
+    same run resumed; here they are told apart by their values alone.
+    """
+    if isinstance(value, str):
+        return texts.setdefault(value, value)
+    if isinstance(value, Mapping):
+        copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+        copy.update({rebuilt(key, texts): rebuilt(item, texts) for key, item in value.items()})
+        return copy
+    if isinstance(value, list | tuple):
+        return type(value)([rebuilt(item, texts) for item in value])
+    if torch.is_tensor(value) and value.untyped_storage().nbytes() != value.nbytes:
+        return value.clone()  # a part of a larger one, all of which would be written
+    return value

@@ -125,7 +125,7 @@ class Probe:
 
     def __init__(self, options: WatchOptions, data: TrainingData, model: M2DCLAP) -> None:
         assert options.probe_clips is not None
-        self._clips = ClipSet.read(options.probe_clips, options.probe_root)
+        self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
         template = check_template(options.probe_template)
         encoder = load_text_encoder(
             data.text_model or {},

@@ -12,13 +12,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
+from artifacts.process import stop_without_parent
 from m2dclap.device import pick_device
+from m2dclap.stop_signals import was_told
 
 Value = TypeVar("Value")
 Failure = TypeVar("Failure", bound=Exception)
 # Validation and probes run in the first process; the others wait for it that long at most.
 PATIENCE = timedelta(hours=2)
+# They wait that long to meet at the start: one whose launcher is gone by then waits for nobody.
+MEETING = timedelta(minutes=5)
+# A process whose launcher is gone is told to stop, and has that long to save.
+ORPHAN_SECONDS = 60.0
 # A group that is freed with the last DistributedDataParallel joins its thread while it holds Python's lock, which that
 # thread may be waiting for: the process never ends (seen with PyTorch 2.13 and Gloo after a stop signal). A reference
 # from here outlives the models, and Python's own way of freeing a group lets go of the lock first.
@@ -62,6 +68,26 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return [bool(vote) for vote in votes.tolist()]
 
+    def raise_any(self, failure: Exception | None) -> None:
+        """Raise in all processes what one of them failed with; each calls this with its own failure, or None."""
+        if not self.any([failure is not None])[0]:
+            return
+        failures = [failure]
+        if self.size > 1:
+            failures = [None] * self.size
+            dist.all_gather_object(failures, failure)
+        raise of_all(next(one for one in failures if one is not None))
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """A block that some processes do something in; a `UserError` or `OSError` of one is raised in all of them."""
+        failure: Exception | None = None
+        try:
+            yield
+        except (UserError, OSError) as error:
+            failure = error
+        self.raise_any(failure)
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The average of ``values`` over all processes, on the CPU."""
         values = values.cpu()
@@ -101,8 +127,8 @@ def join_world(device_name: str) -> Iterator[World]:
     if dist.is_initialized():
         yield World(rank, size, device)
         return
-    # Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    stop_without_parent(ORPHAN_SECONDS, was_told)
+    _meet(rank, size, device)
     _kept_groups.append(dist.group.WORLD)
     try:
         yield World(rank, size, device)
@@ -113,6 +139,24 @@ def join_world(device_name: str) -> Iterator[World]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def backend_of(device: torch.device) -> str:
+    """Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _meet(rank: int, size: int, device: torch.device) -> None:
+    """Form the group of all processes. Raises `UserError` where they do not come."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
+    except (RuntimeError, ValueError) as error:  # among them what a store that nobody answers for raises
+        raise UserError(
+            f"process {rank} did not meet the {size - 1} others at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} within {MEETING.seconds // 60} minutes: {first_line(error)}"
+        ) from error
+    store = dist.PrefixStore("m2dprep", store)
+    dist.init_process_group(backend_of(device), store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 class _Gather(torch.autograd.Function):

@@ -27,6 +27,9 @@ LABEL_FIELD = "{label}"
 DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
 # Clips that are in memory at once: a hundred MB of ten-second log-mels.
 BLOCK_CLIPS = 256
+# Captions of the same tokens differ by rounding, a billionth of this; those of other tokens by far more.
+SAME_COSINE = 1 - 1e-9
+SAME_BLOCK = 1024
 
 
 def caption_of(label: str, template: str) -> str:
@@ -104,17 +107,25 @@ def zero_shot(
     template: str = DEFAULT_TEMPLATE,
     device: str = "auto",
     batch_size: int = 32,
+    trust_remote_code: bool = False,
 ) -> ZeroShotResult:
     """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder: its newest).
 
     ``text_model`` is a name or path; by default the one that the training embeddings were made with. Raises `UserError`
-    where the checkpoint cannot classify or is not finite, or the text model is unknown or its embeddings do not fit.
+    where the checkpoint cannot classify or is not finite, the text model is unknown or its embeddings do not fit, or
+    two classes cannot be told apart by their captions.
     """
     template = check_template(template)
+    require_different_captions(clip_set.classes, template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
     checkpoint.require_clap_head()
     encoder = load_text_encoder(
-        checkpoint.text_model, checkpoint.config.off_emb_dim, text_model, str(checkpoint.path), device
+        checkpoint.text_model,
+        checkpoint.config.off_emb_dim,
+        text_model,
+        str(checkpoint.path),
+        device,
+        trust_remote_code=trust_remote_code,
     )
     name = str(encoder.describe()["model"])
     model = checkpoint.load_model(pick_device(device))
@@ -132,8 +143,45 @@ def zero_shot(
 
 
 def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str) -> np.ndarray:
-    """The sentence embeddings (C, off_emb_dim) of the classes' captions."""
-    return encoder.encode([caption_of(label, template) for label in classes])
+    """The sentence embeddings (C, off_emb_dim) of the classes' captions.
+
+    Raises `UserError` where two classes have one caption, or captions that the encoder does not tell apart.
+    """
+    require_different_captions(classes, template)
+    embeddings = encoder.encode([caption_of(label, template) for label in classes])
+    if same := _first_equal(embeddings) if np.isfinite(embeddings).all() else None:
+        one, other = (classes[row] for row in same)
+        raise UserError(
+            f"the classes {one!r} and {other!r} have captions that the text encoder does not tell apart "
+            f"({caption_of(one, template)!r}, {caption_of(other, template)!r}), so that every clip of one would count "
+            "as wrong. Give them one label, or a name that differs in more than case and spaces."
+        )
+    return embeddings
+
+
+def require_different_captions(classes: Sequence[str], template: str) -> None:
+    """Raise `UserError` where two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
+    seen: dict[str, str] = {}
+    for label in classes:
+        caption = " ".join(caption_of(label, template).split())
+        if caption in seen:
+            raise UserError(
+                f"the classes {seen[caption]!r} and {label!r} have one caption, {caption!r}, so that every clip of one "
+                "would count as wrong. Give them one label."
+            )
+        seen[caption] = label
+
+
+def _first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
+    """The first two rows (C, D) that point the same way but for rounding."""
+    wide = embeddings.astype(np.float64)
+    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    for start in range(0, len(unit), SAME_BLOCK):
+        cosines = unit[start : start + SAME_BLOCK] @ unit.T
+        pairs = np.argwhere(np.triu(cosines >= SAME_COSINE, k=start + 1))
+        if len(pairs):
+            return start + int(pairs[0][0]), int(pairs[0][1])
+    return None
 
 
 def classify(
@@ -183,7 +231,13 @@ def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[l
 
 
 def load_text_encoder(
-    trained: Mapping[str, Any], dim: int, text_model: str | None, owner: str, device: str
+    trained: Mapping[str, Any],
+    dim: int,
+    text_model: str | None,
+    owner: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
 ) -> TextEncoder:
     """The encoder named, or else the one of the training (``trained``), with the pooling and prefix of then.
 
@@ -196,11 +250,12 @@ def load_text_encoder(
     encoder = load_encoder(
         name,
         device=device,
-        normalize=bool(trained.get("normalized", False)),
+        normalize=trained.get("normalized") or False,
         pooling=trained.get("pooling") or "mean",
         prefix=trained.get("prefix") or "",
         max_length=trained.get("max_length"),
         revision=None if text_model else trained.get("revision"),
+        trust_remote_code=trust_remote_code,
     )
     if encoder.dim != dim:
         raise UserError(

@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from artifacts.atomic import write_array, write_json
 from artifacts.embedding_store import index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+
+# A loaded machine is no failure.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 MakeData = Callable[..., Path]
 TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from artifacts.clip_id import clip_id_candidates
+from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.embedding_store import EmbeddingStore
+from artifacts.embedding_sums import odd_rows
 from artifacts.errors import UserError
-from artifacts.layout import DataLayout, LmsLayout, inside, is_evaluation_clip, require_folder
-from artifacts.packed_store import PackedStore
-from artifacts.progress import shown
-from artifacts.records import OK, read_config, read_records
+from artifacts.json_file import read_object
+from artifacts.layout import (
+    MELSPEC_FOLDER,
+    PACKED_FOLDER,
+    DataLayout,
+    LmsLayout,
+    inside,
+    is_evaluation_clip,
+    require_folder,
+)
+from artifacts.packed_store import PackedStore, read_pack_meta
+from artifacts.records import read_config, require_parts
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
+from audioprep.promise import NO_PROMISE, Promises
 from workflows.check_arrays import ExpectedArray, check_arrays
+from workflows.check_files import check_files
 from workflows.check_result import CheckResult, Collecting
+from workflows.check_statistics import compare_statistics
 from workflows.cluster import WorkerPool
 
 ROWS_A_BLOCK = 65536
@@ -35,20 +47,26 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
     pool = WorkerPool.of(workers)
     folder = require_folder(data, "the data directory to check")
     layout = DataLayout(folder.absolute() if pool.elsewhere else folder)
+    if (folder / MELSPEC_FOLDER).is_dir():
+        raise UserError(
+            f"{data} is a folder of log-mels; check the data directory that it lies in: {LmsLayout(data).data}"
+        )
     if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
         raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
+    files = check_files(layout, quick)
     lists, listed = check_file_lists(layout)
     conversions, expected, packs = check_conversions(layout, listed)
     arrays = check_arrays(expected, packs, pool, quick)
     captions_result, captions = check_captions(layout)
     return [
+        files,
         lists,
         conversions,
         arrays,
-        check_statistics(layout),
+        check_statistics(layout, quick),
         captions_result,
-        check_captioned(listed, captions),
-        check_embeddings(layout, listed, captions),
+        check_captioned(_trained_together(layout, listed), captions),
+        check_embeddings(layout, _trained_together(layout, listed), captions, quick),
     ]
 
 
@@ -58,7 +76,7 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     names: set[str] = set()
     for path in layout.file_lists():
         with Collecting(result, path.name):
-            file_names = read_file_list(path)
+            file_names = read_file_list(path, unchecked=True)
             result.checked += len(file_names)
             if not file_names:
                 result.problem(path.name, "lists no files")
@@ -81,82 +99,96 @@ def check_conversions(
 ) -> tuple[CheckResult, list[ExpectedArray], dict[str, PackedStore]]:
     """Records and arrays agree, and every listed file of a converted folder has a good record.
 
-    Also returns what is to be expected of every recorded or listed array, and the packs by folder name.
+    Also returns what is to be expected of every recorded, listed or packed array, and the packs by folder name.
     """
     packs: dict[str, PackedStore] = {}
     result = CheckResult("conversions")
     expected: dict[str, ExpectedArray] = {name: ExpectedArray(str(layout.root / name)) for name in listed}
     for folder in layout.lms_folders():
+        promises = None
         with Collecting(result, folder.name):
-            promised = _expected_of(LmsLayout(folder), result)
-            result.checked += len(promised)
+            promises = _expected_of(LmsLayout(folder), result, expected)
+            result.checked += len(promises.names)
+            known = set(promises.names)
             for name in listed:
-                if name.startswith(folder.name + "/") and name not in promised:
+                if name.startswith(folder.name + "/") and name.removeprefix(folder.name + "/") not in known:
                     result.problem(name, "is listed but has no record of a good conversion")
-            expected.update(promised)
         with Collecting(result, folder.name):
-            packs |= _find_packed(LmsLayout(folder), expected)
+            packs |= _find_packed(LmsLayout(folder), expected, promises, result)
     result.absent = "" if layout.lms_folders() else "no folder with _melspec/"
     return result, [expected[name] for name in sorted(expected)], packs
 
 
-def _find_packed(layout: LmsLayout, expected: dict[str, ExpectedArray]) -> dict[str, PackedStore]:
+def _find_packed(
+    layout: LmsLayout, expected: dict[str, ExpectedArray], promises: Promises | None, result: CheckResult
+) -> dict[str, PackedStore]:
     """A folder's pack by its name, if it has one; what it holds is noted in ``expected``."""
     frozen = read_config(layout)
     opened = PackedStore.open(layout.root, frozen["fingerprint"] if frozen else None)
     if opened is None:
         return {}
     pack, names = opened
+    meta = read_pack_meta(pack.folder) or {}
+    as_now = promises is not None and promises.contents is not None and promises.contents == meta.get("contents")
     for row, name in enumerate(names.to_pylist()):
         path = f"{layout.folder}/{name}"
-        if path in expected:
-            expected[path] = replace(expected[path], pack=layout.folder, pack_row=row)
+        known = expected.get(path, ExpectedArray(str(layout.root / name), packed_as_now=promises is None))
+        expected[path] = replace(
+            known, pack=layout.folder, pack_row=row, packed_as_now=as_now or known.promise == NO_PROMISE
+        )
+    for shard in range(len(pack.identities)):
+        with Collecting(result, f"{layout.folder}/{PACKED_FOLDER}"):
+            pack.require_header(shard)
+    if pack.digests is None:
+        result.notes.append(
+            f"{layout.folder}/{PACKED_FOLDER} has no digests (an earlier version made it), so its values were compared "
+            "by their moments; `m2dprep pack --overwrite` makes it anew"
+        )
     return {layout.folder: pack}
 
 
-def _expected_of(layout: LmsLayout, result: CheckResult) -> dict[str, ExpectedArray]:
-    """The arrays that a folder's records promise, by path relative to the data directory; notes what disagrees."""
+def _expected_of(layout: LmsLayout, result: CheckResult, expected: dict[str, ExpectedArray]) -> Promises:
+    """Note in ``expected`` what a folder's records promise, by path in the data directory, and what disagrees."""
     frozen = read_config(layout)
     if frozen is None:
         raise UserError(f"{layout.config} is missing, so nothing says how the arrays were made.")
-    config = ConvertConfig.from_dict(frozen["config"])
-    rows = read_records(layout, ["file_name", "status", "frames", "mean", "m2"]).to_pylist()
-    good = {row["file_name"]: row for row in rows if row["status"] == OK}
-    for name, count in Counter(row["file_name"] for row in rows if row["status"] == OK).items():
+    ConvertConfig.from_dict(frozen["config"])
+    promises = Promises(layout)
+    if not promises.names:
+        require_parts(layout)
+    for name, count in Counter(promises.names).items():
         if count > 1:
             result.problem(
                 f"{layout.root.name}/{name}", f"has {count} good records; `m2dprep melspec` settles whose it is"
             )
-    for name in sorted(set(layout.array_files()) - set(good)):
+    for name in sorted(set(layout.array_files()).difference(promises.names)):
         result.problem(f"{layout.root.name}/{name}", "is an array that no good record speaks of")
-    return {
-        f"{layout.root.name}/{name}": ExpectedArray(
-            str(layout.root / name), config.log_mel.n_mels, config.dtype, row["frames"], row["mean"], row["m2"]
-        )
-        for name, row in good.items()
-    }
+    for name in promises.names:
+        expected[f"{layout.root.name}/{name}"] = ExpectedArray(str(layout.root / name), promises[name])
+    return promises
 
 
-def check_statistics(layout: DataLayout) -> CheckResult:
-    """``norm_stats.json`` is finite, belongs to a configuration that is here, and counts no more than there is."""
+def check_statistics(layout: DataLayout, quick: bool) -> CheckResult:
+    """``norm_stats.json`` is finite, of a configuration that is here and, unless ``quick``, what its records give."""
     result = CheckResult("statistics")
     path = layout.norm_stats
     if not path.exists():
         result.absent = f"no {path.name}"
         return result
     result.checked = 1
-    try:
-        stats = json.loads(path.read_text())
-        mean, std, fingerprint = float(stats["mean"]), float(stats["std"]), stats["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        result.problem(path.name, f"cannot be read: {error!r}")
-        return result
-    if not (np.isfinite([mean, std]).all() and std > 0):
-        result.problem(path.name, f"mean {mean} and standard deviation {std} cannot normalise anything")
     with Collecting(result, path.name):
+        stats = read_object(path) or {}
+        try:
+            mean, std, fingerprint = float(stats["mean"]), float(stats["std"]), stats["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot be read: {error!r}") from error
+        if not (np.isfinite([mean, std]).all() and std > 0):
+            raise UserError(f"mean {mean} and standard deviation {std} cannot normalise anything")
         configs = [read_config(LmsLayout(folder)) for folder in layout.lms_folders()]
         if configs and fingerprint not in {config["fingerprint"] for config in configs if config}:
-            result.problem(path.name, "was computed from arrays of another configuration than those here")
+            raise UserError("was computed from arrays of another configuration than those here")
+        if not quick:
+            compare_statistics(layout, stats, result)
     return result
 
 
@@ -182,18 +214,39 @@ def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
     return result, table
 
 
-def check_captioned(listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
+def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[str]]:
+    """The listed files by how their folder was converted: two conversions of a clip are never trained on together."""
+    parts: dict[str, list[str]] = {}
+    conversions: dict[str, str] = {}
+    for name in listed:
+        folder = name.partition("/")[0]
+        if folder not in conversions:
+            conversions[folder] = ""
+            with suppress(UserError):  # which has been reported
+                config = read_config(LmsLayout(layout.root / folder))
+                conversions[folder] = str(config["fingerprint"]) if config else ""
+        parts.setdefault(conversions[folder], []).append(name)
+    return list(parts.values())
+
+
+def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
     """Every listed clip has a caption."""
     result = CheckResult("every clip captioned")
     if captions is None or not listed:
         result.absent = "no captions or no file list"
         return result
-    _match(result, listed, set(captions["clip_id"].to_pylist()), "has no caption")
+    _match(result, listed, captions["clip_id"], "has no caption")
     return result
 
 
-def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Table | None) -> CheckResult:
-    """Every store is whole, row-aligned with the captions, finite and not zero, and knows every listed clip."""
+def check_embeddings(
+    layout: DataLayout, listed: Sequence[Sequence[str]], captions: pa.Table | None, quick: bool
+) -> CheckResult:
+    """Every store is whole, row-aligned with the captions, and knows every listed clip; ``quick`` reads no values.
+
+    The digests of a store prove its embeddings, and ``meta.json`` says whether they are finite and not zero; those of
+    earlier versions are looked at.
+    """
     result = CheckResult("embeddings")
     for folder in layout.embedding_stores():
         with Collecting(result, folder.name):
@@ -202,26 +255,33 @@ def check_embeddings(layout: DataLayout, listed: Sequence[str], captions: pa.Tab
                 store.verify(captions)
             index = store.index()
             result.checked += len(store.embeddings)
-            for row, message in _bad_rows(store.embeddings):
-                result.problem(f"{folder.name} row {row}", message)
+            if not quick:
+                _check_values(store, result)
             known = CheckResult(result.check)
-            _match(known, listed, set(index["clip_id"].to_pylist()), f"has no embedding in {folder.name}")
+            _match(known, listed, index["clip_id"], f"has no embedding in {folder.name}")
             result.problems += known.problems
     result.absent = "" if layout.embedding_stores() else "no capemb_* folders"
     return result
 
 
-def _match(result: CheckResult, listed: Sequence[str], known: set[str], message: str) -> None:
-    result.checked = len(listed)
-    for name in shown(listed, "looking for captions", "files"):
-        if not any(candidate in known for candidate in clip_id_candidates(name)):
-            result.problem(name, message)
+def _check_values(store: EmbeddingStore, result: CheckResult) -> None:
+    problems = len(result.problems)
+    with Collecting(result, store.folder.name):
+        store.require_whole()
+    if not store.is_proven:
+        result.notes.append(f"{store.folder.name} has no digests (an earlier version made it)")
+    if len(result.problems) > problems or store.meta.get("odd_rows") != 0:
+        for row, message in odd_rows(store.blocks(ROWS_A_BLOCK)):
+            result.problem(f"{store.folder.name} row {row}", message)
 
 
-def _bad_rows(embeddings: np.ndarray) -> Iterator[tuple[int, str]]:
-    for start in range(0, len(embeddings), ROWS_A_BLOCK):
-        norms = np.linalg.norm(embeddings[start : start + ROWS_A_BLOCK].astype(np.float32), axis=1)
-        for row in np.flatnonzero(~np.isfinite(norms)):
-            yield start + int(row), "holds values that are not finite"
-        for row in np.flatnonzero(norms == 0):
-            yield start + int(row), "is all zeros"
+def _match(result: CheckResult, parts: Sequence[Sequence[str]], clip_ids: pa.ChunkedArray, message: str) -> None:
+    result.checked = sum(map(len, parts))
+    clips = clip_ids.unique().to_pylist()
+    for listed in parts:
+        pairs = match_files(listed, clips)
+        for line in pairs.lines(listed, clips):
+            result.problem(listed[int(pairs.shared[0])], line)
+        shared = set(pairs.shared.tolist())
+        for row in np.flatnonzero(pairs.clip == NO_CLIP).tolist():
+            result.problem(listed[row], f"{message} of its own" if row in shared else message)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,16 @@ class Problem:
 
 @dataclass
 class CheckResult:
-    """One check: how many things it looked at and which did not fit. ``absent`` says what there was none of."""
+    """One check: how many things it looked at and which did not fit.
+
+    ``absent`` says what there was none of, ``notes`` what could not be proven, or was not looked at.
+    """
 
     check: str
     checked: int = 0
     absent: str = ""
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def problem(self, item: str, message: str) -> None:
         self.problems.append(Problem(self.check, item, message))
@@ -39,7 +43,10 @@ class CheckResult:
 
 
 class Collecting:
-    """Turns a `UserError` inside the block into a problem of the check, so that one bad file does not hide the rest."""
+    """Turns an error inside the block into a problem of the check, so that one bad file does not hide the rest.
+
+    Also one that nobody foresaw: damaged files of earlier versions, which have no digests, may raise anything.
+    """
 
     def __init__(self, result: CheckResult, item: str) -> None:
         self._result, self._item = result, item
@@ -50,6 +57,13 @@ class Collecting:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, UserError):
             self._result.problem(self._item, str(error))
+            return True
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            self._result.problem(self._item, f"cannot be read: {where}{error.strerror or error}")
+            return True
+        if isinstance(error, Exception):
+            self._result.problem(self._item, f"cannot be checked: {type(error).__name__}: {first_line(error)}")
             return True
         return False
 
@@ -63,6 +77,7 @@ def summary(results: Iterable[CheckResult], most: int = 20) -> str:
         for result in results
     ]
     problems = [problem for result in results for problem in result.problems]
+    lines += [f"  note: {result.check}: {note}" for result in results for note in result.notes]
     lines += [f"  {problem.check}: {problem.item}: {problem.message}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  … and {len(problems) - most:,} more (all with --json)")

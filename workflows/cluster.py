@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.json_text import load_json
 from artifacts.layout import require_file
+from workflows.dask_workers import remote_workers
 from workflows.job_settings import JobSettings, job_script
 from workflows.local_workers import local_workers
 from workflows.slurm_jobs import slurm_workers
-from workflows.workers import Shared, Workers, remote_workers
+from workflows.workers import Shared, Workers
 
 # What a cluster whose size is not known yet is planned for.
 UNKNOWN_WORKERS = 64
@@ -23,7 +25,8 @@ class WorkerPool:
     """How to get workers. At most one of ``scheduler``, ``scheduler_file`` and ``slurm`` is set; else they are local.
 
     ``local`` processes; 0 works in the calling one, for debugging. ``scheduler`` is the address of a Dask scheduler
-    that runs, ``scheduler_file`` what it wrote there. ``gpu_each`` wants one GPU for every worker.
+    that runs, ``scheduler_file`` what it wrote there. ``gpu_each`` wants one GPU for every worker. ``dashboard`` shows
+    that of Dask to users of this machine.
     """
 
     local: int = 1
@@ -31,6 +34,7 @@ class WorkerPool:
     scheduler_file: Path | None = None
     slurm: JobSettings | None = None
     gpu_each: bool = False
+    dashboard: bool = False
 
     @classmethod
     def of(cls, pool: WorkerPool | int) -> WorkerPool:
@@ -73,8 +77,9 @@ class WorkerPool:
     @contextmanager
     def connect(self, shared: Shared) -> Iterator[Workers]:
         """The workers, for the block. Raises `UserError` where there are none or they do not see what is ``shared``."""
+        found: AbstractContextManager[Workers]
         if self.slurm is not None:
-            found = slurm_workers(self.slurm, shared)
+            found = slurm_workers(self.slurm, shared, dashboard=self.dashboard)
         elif self.scheduler or self.scheduler_file:
             found = remote_workers(self._address(), shared, gpu_each=self.gpu_each)
         else:
@@ -85,10 +90,8 @@ class WorkerPool:
     def _address(self) -> str:
         if self.scheduler_file is None:
             return str(self.scheduler)
-        import json
-
         require_file(self.scheduler_file, "the file that the Dask scheduler wrote")
         try:
-            return str(json.loads(self.scheduler_file.read_text())["address"])
+            return str(load_json(self.scheduler_file)["address"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.scheduler_file} is not what a Dask scheduler writes: no address in it.") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from artifacts.errors import UserError
 from artifacts.memory import KEPT_BYTES, MAPPED_BYTES
 
 # Glibc gives large freed blocks back to the system by default, and Dask makes it give back small ones as well; a worker
@@ -35,16 +34,50 @@ QUIET = {
 }
 
 
+# What anybody's own settings of Dask must not do to our workers and schedulers: stop the work without a word.
+STEADY = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.lifetime.restart": False,
+    "distributed.comm.timeouts.tcp": "30s",  # after which a client whose machine has gone is given up
+    "distributed.worker.http.routes": [],
+    "distributed.nanny.environ": {},
+}
+SCHEDULER = {
+    "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
+    "distributed.scheduler.worker-saturation": SATURATION,
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.no-workers-timeout": None,
+    # A node that is cut off: its tasks are done by others after so long.
+    "distributed.scheduler.worker-ttl": "2 minutes",
+    "distributed.comm.timeouts.connect": "60s",
+    "distributed.comm.retry.count": 0,
+    "distributed.deploy.lost-worker-timeout": "15s",
+}
+
+
 def worker_exports() -> dict[str, str]:
-    """The environment of workers that start elsewhere: `WORKER_ENVIRONMENT`, and `QUIET` as Dask reads it."""
-    names = {key: "DASK_" + key.replace(".", "__").replace("-", "_").upper() for key in QUIET}
-    return {**WORKER_ENVIRONMENT, **{names[key]: str(value) for key, value in QUIET.items()}}
+    """The environment of workers that start elsewhere: `WORKER_ENVIRONMENT`, and `QUIET` and `STEADY` as Dask reads
+    them. No module of the working folder may stand in the place of one of Python's."""
+    settings = {**QUIET, **STEADY}
+    names = {key: "DASK_" + key.replace(".", "__").replace("-", "_").upper() for key in settings}
+    own = {names[key]: str(value) for key, value in settings.items()}
+    return {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": "1", **own}
 
 
-def say_dashboard(client: Any) -> None:
-    """The address of Dask's dashboard on stderr, where it has one."""
-    if importlib.util.find_spec("bokeh") is not None:
-        print(f"m2dprep: dashboard at {client.dashboard_link}", file=sys.stderr, flush=True)
+def import_dask() -> Any:
+    """The package dask. Raises `UserError` where somebody's settings keep it from being imported."""
+    try:
+        import dask
+    except ImportError:
+        raise
+    except Exception as error:  # it reads all its YAML files when it is imported
+        raise UserError(
+            f"Dask cannot be used, mostly because of its settings in ~/.config/dask or DASK_CONFIG: {error}"
+        ) from error
+    return dask
 
 
 @contextmanager

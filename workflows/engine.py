@@ -1,4 +1,4 @@
-"""The engine: shards in, rows out, through worker processes of Dask, with a bounded window in flight.
+"""The engine: shards in, rows out, through worker processes here or elsewhere, with a bounded window in flight.
 
 The shard function is plain Python: it takes a list of items and returns a list of rows. Local runs and clusters call
 the same one, which may see a shard twice, at the same time too. A shard whose worker dies again and again is halved
@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import cloudpickle
+
+from artifacts.reading import slow_reads_said
 from workflows.cluster import WorkerPool
 from workflows.window import Window
 from workflows.workers import Shared, Workers
@@ -43,15 +46,18 @@ def run_shards(
     """
     pool = WorkerPool.of(pool)
     if pool.here:
-        yield from map(function, shards)
+        with slow_reads_said():
+            yield from map(function, shards)
         return
+    pickled = cloudpickle.dumps(function)
     with pool.connect(shared or Shared()) as workers:
-        yield from _run_on(workers, function, iter(shards), pool.promised, poisoned)
+        workers.prepare(pickled)
+        yield from _run_on(workers, pickled, iter(shards), pool.promised, poisoned)
 
 
 def _run_on(
     workers: Workers,
-    function: ShardFunction,
+    function: bytes,
     shards: Iterator[Sequence[Item]],
     size: int,
     poisoned: Callable[[Item], Row],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +10,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import temporary_path, write_json
+from artifacts.atomic import temporary_path
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout, is_evaluation_clip
-from artifacts.records import OK, read_records
+from artifacts.records import OK, read_config, read_records
 from artifacts.tables import read_file_list, write_file_list
+from artifacts.write_lock import writing_to
 from audioprep.discover import Source, output_name
 
 # Digests of the lists as they were written, by name: who finds another one knows that somebody has changed it.
 WRITTEN = "lists.json"
+# Its key for the fingerprint of the configuration that it was written beside.
+CONFIG = "config"
 
 
 def list_path(layout: LmsLayout, name: str | None) -> Path:
     """Where the list lies. Raises `UserError` where ``name`` is none for ``files_<name>.csv``."""
-    if name and ("/" in name or name in (".", "..")):
-        raise UserError(f"--name {name}: a name for files_<name>.csv, not a path.")
+    if name is not None and (not name or "/" in name or name in (".", "..")):
+        raise UserError(f"--name {name}: a name for files_<name>.csv, neither empty nor a path.")
     return layout.data / f"files_{name}.csv" if name else layout.files_csv
 
 
@@ -40,29 +43,49 @@ def require_place(path: Path) -> None:
         raise UserError(f"{path} could not be written: {path.parent}: {error.strerror}.") from error
 
 
+def require_own(layout: LmsLayout, path: Path) -> None:
+    """Raise `UserError` where the list names arrays of another folder of the data directory: it would lose them."""
+    if not path.exists() or (path.name in (written := _written(layout)) and file_digest(path) == written[path.name]):
+        return
+    try:
+        names = pa.array(read_file_list(path, unchecked=True), pa.string())
+    except UserError:  # it is about to be written anew
+        return
+    others = names.filter(pc.invert(pc.starts_with(names, f"{layout.folder}/")))
+    for folder in pc.unique(pc.list_element(pc.split_pattern(others, "/", max_splits=1), 0)).to_pylist():
+        if (layout.data / folder).is_dir():
+            raise UserError(
+                f"{path} lists arrays of {folder}; the list of {layout.folder} would replace it. Choose another --name."
+            )
+
+
 def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     """Write every array made so far, relative to the data directory, without evaluation clips; returns their number.
 
     Says on stderr which come back that somebody (`captions training-list`) has taken out since the list was written;
-    ``pending`` were not in it before.
+    ``pending`` were not in it before. Raises `UserError` where another folder has written it meanwhile.
     """
+    require_own(layout, path)
     records = read_records(layout, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].to_pylist()
     listed = [f"{layout.folder}/{file_name}" for file_name in made if not is_evaluation_clip(file_name)]
-    written = _written(layout)
-    if path.exists() and path.name in written and file_digest(path) != written[path.name]:
-        _name_what_comes_back(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
-    write_file_list(path, listed)
-    write_json(layout.melspec / WRITTEN, {**written, path.name: file_digest(path)})
+    with writing_to(path):  # `captions training-list` may be changing it
+        written = _written(layout)
+        if path.exists() and path.name in written and file_digest(path) != written[path.name]:
+            _name_what_comes_back(
+                path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
+            )
+        write_file_list(path, listed)
+        bound = {CONFIG: (read_config(layout) or {}).get("fingerprint")}
+        write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
     return len(listed)
 
 
 def _written(layout: LmsLayout) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((layout.melspec / WRITTEN).read_text())
-    except (OSError, ValueError):
+        return read_object(layout.melspec / WRITTEN) or {}
+    except UserError:  # it is about to be written anew
         return {}
-    return found
 
 
 def _name_what_comes_back(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:

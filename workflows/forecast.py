@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts.errors import UserError
+from artifacts.folders import remove_folder
 from artifacts.layout import LmsLayout
 from artifacts.progress import duration
 from audioprep.config import ConvertConfig
@@ -124,11 +125,11 @@ def _convert_sample(
     seconds = 0.0
     try:
         for start in range(0, len(sample), SAMPLE_AT_ONCE):
-            with tempfile.TemporaryDirectory(prefix=FORECAST_PREFIX, dir=place) as folder:
+            with _temporary_folder(place) as folder:
                 if start == 0:  # tables are made once a process
-                    convert(sample[:1], dst=Path(folder))
+                    convert(sample[:1], dst=folder)
                 started = time.perf_counter()
-                records += convert(sample[start : start + SAMPLE_AT_ONCE], dst=Path(folder))
+                records += convert(sample[start : start + SAMPLE_AT_ONCE], dst=folder)
                 seconds += time.perf_counter() - started
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -137,10 +138,20 @@ def _convert_sample(
     return records, seconds
 
 
+@contextmanager
+def _temporary_folder(place: Path) -> Iterator[Path]:
+    """A folder in ``place`` that goes with all that is in it, however deep."""
+    folder = Path(tempfile.mkdtemp(prefix=FORECAST_PREFIX, dir=place))
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
 def sweep_forecasts(layout: LmsLayout) -> None:
     """Remove what a forecast that was killed left among the temporaries."""
     for folder in layout.temporaries.glob(f"{FORECAST_PREFIX}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _needs(records: Sequence[dict[str, Any]], config: ConvertConfig, block: int) -> tuple[float, float]:

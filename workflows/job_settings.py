@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,16 @@ from typing import Any
 import yaml
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
-from workflows.dask_settings import worker_exports
+from artifacts.yaml_file import read_yaml
+from workflows.dask_settings import import_dask, worker_exports
 
 # Seconds after which a worker without its scheduler ends, and with it its job.
 DEATH_TIMEOUT = 60
 # Of the wall time: before its end, workers take no new work, each at its own moment.
 LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
+# From 1 to a million, in figures.
+COUNT = re.compile(r"0*[1-9][0-9]{0,5}|1000000")
+MEMORY = re.compile(r"[0-9]{1,9}(\.[0-9]+)? ?([KMGT]i?)?B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class JobSettings:
     """What a job asks of SLURM; what is None comes from Dask's own configuration (``jobqueue.slurm``), if there.
 
     A job has ``cores`` single-threaded workers; with ``gpu`` one worker and one GPU. ``prologue`` are lines of shell
-    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``.
+    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``. The certificates of a
+    run lie in ``private_directory``.
     """
 
     jobs: int = 1
@@ -40,6 +48,7 @@ class JobSettings:
     log_directory: str | None = None
     local_directory: str | None = None
     python: str | None = None
+    private_directory: str | None = None
 
     @property
     def workers(self) -> int:
@@ -59,37 +68,79 @@ class JobSettings:
             raise UserError(f"SLURM jobs need {name}: give it in the file of --cluster-config ({name}: ...).")
         return value
 
-    def for_jobqueue(self) -> dict[str, Any]:
-        """The arguments of dask-jobqueue's job. Raises `UserError` where one is missing."""
-        exports = [f"export {name}={value}" for name, value in worker_exports().items()]
+    @property
+    def logs(self) -> Path | None:
+        """Where the jobs' output goes; None leaves it to SLURM."""
+        jobqueue()
+        import dask
+
+        folder = self.log_directory or dask.config.get("jobqueue.slurm.log-directory", None)
+        return None if folder is None else Path(folder).absolute()
+
+    def for_jobqueue(self, worker_options: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments of dask-jobqueue's job, quoted for its script. Raises `UserError` where one is missing or
+        cannot be. The workers are given ``worker_options`` as well."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in worker_exports().items()]
         walltime = str(self.walltime or self._required("walltime"))
         margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
         lifetime = max(1.0, wall_seconds(walltime) - margin)
-        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *worker_options]
         extra += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
         directives = list(self.directives)
+        if self.logs is not None:
+            directives += [
+                f"--{kind}={directive_path(self.logs)}/m2dprep-%J.{kind[:3]}" for kind in ("error", "output")
+            ]
         if self.gpu:
             extra += ["--resources", "GPU=1"]
             if not any("gpu" in directive for directive in directives):
                 directives.append("--gres=gpu:1")
         arguments = {
-            "queue": self.queue,
-            "account": self.account,
+            "queue": self.queue and shlex.quote(self.queue),
+            "account": self.account and shlex.quote(self.account),
             "walltime": walltime,
-            "memory": str(self._required("memory")),
+            "memory": self._memory(),
             "cores": int(self._required("cores")),
             "processes": self._processes,
-            "interface": self.interface,
+            "interface": self.interface and shlex.quote(self.interface),
             "job_script_prologue": [*exports, *self.prologue] if self.prologue else [*exports, *_configured_prologue()],
             "job_extra_directives": directives or None,
-            "log_directory": self.log_directory,
-            "local_directory": self.local_directory,
-            "python": self.python,
-            "worker_extra_args": extra,
+            "local_directory": self.local_directory and shlex.quote(self.local_directory),
+            "python": shlex.quote(self.python or self._configured_python()),
+            "worker_extra_args": [shlex.quote(option) for option in extra],
             "death_timeout": DEATH_TIMEOUT,
             "job_name": "m2dprep",
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def _memory(self) -> str:
+        """Of a job. Raises `UserError` where it is no amount of bytes."""
+        from dask.utils import parse_bytes
+
+        memory = str(self._required("memory"))
+        try:
+            if parse_bytes(memory) > 0:
+                return memory
+        except (ValueError, OverflowError):
+            pass
+        raise UserError(f"memory {memory!r} of SLURM jobs is not like 16GB.")
+
+    @staticmethod
+    def _configured_python() -> str:
+        import dask
+
+        return str(dask.config.get("jobqueue.slurm.python", None) or sys.executable)
+
+
+def directive_path(path: Path) -> str:
+    """``path`` as it is written into a line of ``#SBATCH``, where SLURM would replace what follows a percent sign.
+
+    Raises `UserError` for a path with a line break: its rest would be a command.
+    """
+    text = str(path)
+    if not text.isprintable():
+        raise UserError(f"{text!r}: the script of a SLURM job cannot hold a path with such characters.")
+    return shlex.quote(text.replace("%", "%%"))
 
 
 def _configured_prologue() -> list[str]:
@@ -101,23 +152,28 @@ def _configured_prologue() -> list[str]:
 def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
     """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
     values: dict[str, Any] = {}
+    places: dict[str, int] = {}
     if path is not None:
-        require_file(path, "the file of cluster settings")
-        try:
-            # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
+        document = read_yaml(path, "the file of cluster settings", yaml.BaseLoader)
+        node, values = document.node, document.value or {}
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if places.setdefault(str(key_node.value), key_node.start_mark.line + 1) != key_node.start_mark.line + 1:
+                raise UserError(f"{path}, line {key_node.start_mark.line + 1}: the file sets {key_node.value} twice.")
     kinds = {field.name: field.type for field in fields(JobSettings)}
     read = {}
     for key, value in values.items():
+        place = f"{path}, line {places[key]}"
         name = key.replace("-", "_")
         if name not in kinds:
             nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown setting {key!r}; did you mean {nearest!r}?")
-        read[name] = _read(path, name, value, str(kinds[name]))
+            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest!r}?")
+        read[name] = found = _read(place, name, value, str(kinds[name]))
+        texts = found if isinstance(found, tuple) else (found,)
+        if name != "prologue" and any(isinstance(text, str) and not text.isprintable() for text in texts):
+            raise UserError(f"{place}: {name} is one line of text, not {found!r}.")
     settings = JobSettings(**read)
     settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
     if settings.walltime is not None:
@@ -125,22 +181,24 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
     return settings
 
 
-def _read(path: Path | None, name: str, value: Any, kind: str) -> Any:
+def _read(place: str, name: str, value: Any, kind: str) -> Any:
     """A setting's text as its type."""
     if kind.startswith("tuple"):
         lines = value if isinstance(value, list) else str(value).splitlines()
         return tuple(str(line) for line in lines)
     if isinstance(value, list | dict):
-        raise UserError(f"{path}: {name} is one value, not {value!r}.")
+        raise UserError(f"{place}: {name} is one value, not {value!r}.")
     if value == "" or value == "null":
         return None
     if kind == "bool" and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if kind.startswith("int") and value.isdigit() and int(value) > 0:
+    if kind.startswith("int") and COUNT.fullmatch(value):
         return int(value)
+    if name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{place}: memory cannot be {value!r}; it is like 16GB or 4000MB.")
     if kind.startswith("str"):
         return value
-    raise UserError(f"{path}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
+    raise UserError(f"{place}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
 
 
 def wall_seconds(text: str) -> float:
@@ -163,13 +221,25 @@ def wall_seconds(text: str) -> float:
 
 
 def job_script(settings: JobSettings) -> str:
-    """The script of a job; SLURM need not be there."""
-    job = jobqueue().SLURMCluster.job_cls("tcp://<scheduler>", name="m2dprep", **settings.for_jobqueue())
-    return str(job.job_script())
+    """The script of a job; SLURM need not be there, and nothing is written."""
+    private = "<private folder of the run>"
+    options = [*("--tls-ca-file", private), *("--tls-cert", private), *("--tls-key", private)]
+    arguments = settings.for_jobqueue(options)
+    with without_log_directory():
+        job = jobqueue().SLURMCluster.job_cls("tls://<scheduler>", name="m2dprep", protocol="tls://", **arguments)
+        return str(job.job_script())
+
+
+def without_log_directory() -> Any:
+    """For a block, dask-jobqueue neither makes a folder for logs nor writes its name unquoted: we do that."""
+    import dask
+
+    return dask.config.set({"jobqueue.slurm.log-directory": None})
 
 
 def jobqueue() -> Any:
-    """The module dask_jobqueue. Raises `UserError` where it is not installed."""
+    """The module dask_jobqueue. Raises `UserError` where it is not installed, or Dask's settings are broken."""
+    import_dask()
     try:
         import dask_jobqueue
     except ImportError as error:

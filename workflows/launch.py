@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from workflows.job_settings import JobSettings, wall_seconds
+from workflows.job_settings import JobSettings, directive_path, wall_seconds
 
 # Seconds before the end of the wall time at which training is told to save. SLURM may say it a minute early.
 LEAST_NOTICE, NOTICE_SHARE, LARGEST_NOTICE = 60.0, 0.1, 600.0
@@ -89,7 +89,7 @@ class Launch:
 
     def _directives(self) -> list[str]:
         settings = self.settings
-        logs = Path(settings.log_directory) if settings.log_directory else self.out.absolute()
+        logs = Path(settings.log_directory).absolute() if settings.log_directory else self.out.absolute()
         asked: dict[str, Any] = {
             "job-name": "m2dprep-train",
             "partition": settings.queue,
@@ -100,10 +100,10 @@ class Launch:
             "cpus-per-task": settings.cores,
             "mem": settings.memory and settings.memory.upper().removesuffix("B").removesuffix("I"),
             "gpus-per-node": self.gpus_per_node or None,
-            "output": logs / "slurm-%j.out",
             "open-mode": "append",
         }
         lines = [f"--{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
+        lines.append(f"--output={directive_path(logs)}/slurm-%j.out")
         return [*lines, "--requeue", f"--signal=B:USR1@{self._notice()}", *settings.directives]
 
     def _notice(self) -> int:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from artifacts.failures import FailureLimit, top_reasons
 from artifacts.fingerprint import require_same
 from artifacts.layout import LmsLayout
 from artifacts.lock import exclusive
+from artifacts.name_folding import EXACT, NameFolding, probe_folding
 from artifacts.progress import Progress
+from artifacts.reading import reading, slow_reads_said
 from artifacts.records import (
     FAILED,
     append_records,
@@ -28,14 +30,16 @@ from artifacts.records import (
 )
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from audioprep.convert import convert_shard, failure_record, software_versions
-from audioprep.discover import Source
+from audioprep.discover import PassedOver, Source, with_conflicts
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
-from workflows.file_list import list_path, require_place, write_list
+from workflows.file_list import list_path, require_own, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
+from workflows.run_permit import run_permit
+from workflows.source_roots import is_only_root, known_roots, require_replacement, roots_with
 from workflows.starting_anew import forget, require_replaceable, space_given_back
 from workflows.workers import Shared
 
@@ -44,11 +48,13 @@ LARGEST_SHARD = 256
 # Fewer are converted in the time that a forecast takes.
 CLIPS_WORTH_A_FORECAST = 2048
 SOURCES_LOOKED_AT = 1000
+# Longer than any healthy file takes, also over a slow network: what reads for longer hangs.
+READ_TIMEOUT = 1800.0
 
 
 @dataclass(frozen=True)
 class MelspecReport:
-    """How a conversion went: ``inputs = done + skipped + failed``."""
+    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` says what else lies in SRC."""
 
     inputs: int
     done: int
@@ -59,15 +65,16 @@ class MelspecReport:
     files_csv: str
     listed: int
     records: str
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "passed_over": self.passed_over.to_dict()}
 
     def summary(self) -> str:
-        """``inputs = done + skipped + failed`` in one line, with the commonest reasons."""
-        return f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed" + (
-            f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
-        )
+        """``inputs = done + skipped + failed`` in one line, with the commonest reasons and what was passed over."""
+        line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
+        reasons = f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
+        return line + reasons + (f"; {self.passed_over}" if str(self.passed_over) else "")
 
     def require(self, limit: FailureLimit) -> None:
         """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
@@ -81,21 +88,25 @@ class MelspecOptions:
     ``workers`` says where they come from; a number means local processes, 0 works in this one. ``retry_failed``
     converts again what failed before. ``check_sources`` also converts again what has another size or modification time
     than recorded; where the sources lie in another folder than the one recorded, sizes are compared anyway. ``files``
-    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` lets that program decode what
-    libsndfile cannot. ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one
-    process with as many decoding threads as there are ``workers``; it belongs to a configuration with
-    `DEVICE_RESAMPLER`. ``ignore_space`` starts even if the file system looks too small.
+    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` says whether that program
+    decodes what libsndfile cannot open: True requires it, None takes it where it is installed, False does without.
+    ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many
+    decoding threads as there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space``
+    starts even if the file system looks too small. ``read_timeout``: the seconds that a source may take to be read;
+    then it is a failure row, which the next run tries again. 0: for ever.
     """
 
     workers: WorkerPool | int = 1
     overwrite: bool = False
     retry_failed: bool = False
     check_sources: bool = False
+    replace: bool = False
     files: Path | None = None
-    ffmpeg: bool = False
+    ffmpeg: bool | None = None
     name: str | None = None
     device: str = "cpu"
     ignore_space: bool = False
+    read_timeout: float = READ_TIMEOUT
 
 
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
@@ -108,26 +119,35 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
     """
     started = time.monotonic()
-    sources = _sources(src, dst, config, options)
+    passed_over = PassedOver()
+    sources = _sources(src, dst, config, options, passed_over)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     files_csv = list_path(layout, options.name)
     layout.temporaries.mkdir(parents=True, exist_ok=True)
     require_place(files_csv)
+    require_own(layout, files_csv)
     with exclusive(layout.melspec):
         for folder in (layout.temporaries, layout.melspec):
             sweep_temporaries(folder)
         sweep_temporaries(layout.data, shared=True)
         sweep_forecasts(layout)
-        plan = _plan(layout, sources, src, config, options)
+        if folding := probe_folding(layout.temporaries):
+            sources = with_conflicts(sources, folding)
+        plan = _plan(layout, sources, src, config, options, folding)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
             _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
-        # Workers elsewhere may stand in another folder.
-        function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
         begin = functools.partial(_begin, layout, plan, config, src, options)
-        reasons = _convert(layout, src, function, plan.pending, pool, begin)
+        with run_permit(layout) as permit:
+            # Workers elsewhere may stand in another folder.
+            function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
+            if options.device == "cpu":
+                function = functools.partial(function, permit=permit)
+            reasons = _convert(layout, src, function, plan.pending, pool, begin)
         # A list may name a part of the sources: what failed outside of it is none of its business.
-        compact_records(layout, None if options.files else {source.relative for source in sources})
+        # What failed in another folder is none either.
+        alone = not options.files and is_only_root(read_config(layout), src)
+        compact_records(layout, {source.relative for source in sources} if alone else None)
         listed = write_list(layout, files_csv, plan.pending)
         sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
     failed = plan.failed + reasons
@@ -141,6 +161,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         files_csv=str(files_csv),
         listed=listed,
         records=str(layout.melspec),
+        passed_over=passed_over,
     )
 
 
@@ -155,7 +176,14 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
     return _forecast(layout, _plan(layout, sources, src, config, options).pending, config, pool, convert, options)
 
 
-def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertConfig, options: MelspecOptions) -> Plan:
+def _plan(
+    layout: LmsLayout,
+    sources: list[Source],
+    src: Path,
+    config: ConvertConfig,
+    options: MelspecOptions,
+    folding: NameFolding = EXACT,
+) -> Plan:
     """What is to be done; nothing is written. Raises `FingerprintConflictError` and `UserError` as `run_melspec`."""
     if options.overwrite:
         require_replaceable(layout, sources)
@@ -173,8 +201,10 @@ def _plan(layout: LmsLayout, sources: list[Source], src: Path, config: ConvertCo
         sources,
         retry_failed=options.retry_failed,
         check_sources=options.check_sources,
-        same_root=frozen is None or frozen.get("source_root") == str(src.resolve()),
+        same_root=is_only_root(frozen, src),
+        folding=folding,
     )
+    require_replacement(layout, frozen, src, plan, options.replace)
     require_unpacked(layout, plan.pending)
     return plan
 
@@ -188,7 +218,8 @@ def _forecast(
     options: MelspecOptions,
 ) -> Forecast:
     given_back = space_given_back(layout) if options.overwrite else (0, 0)
-    return forecast(pending, layout.root, config, pool.promised, convert, given_back)
+    with slow_reads_said():
+        return forecast(pending, layout.root, config, pool.promised, convert, given_back)
 
 
 def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
@@ -199,9 +230,11 @@ def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, opti
     if options.overwrite:
         forget(layout)
     append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
-    if read_config(layout) is None:
-        root = str(src.resolve())
-        write_config(layout, config.to_dict(), {"source_root": root, "versions": software_versions()})
+    frozen = read_config(layout)
+    roots = roots_with(frozen, src, plan)
+    if roots != known_roots(frozen):
+        versions = software_versions() if frozen is None else frozen.get("versions")
+        write_config(layout, config.to_dict(), {"source_root": roots[0], "source_roots": roots, "versions": versions})
 
 
 def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
@@ -209,22 +242,34 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
     pool = WorkerPool.of(options.workers)
     if options.device == "cpu":
         root = src.absolute() if pool.elsewhere else src
-        return functools.partial(convert_shard, src=root, config=config, ffmpeg=options.ffmpeg), pool
+        convert = functools.partial(
+            convert_shard,
+            src=root,
+            config=config,
+            ffmpeg=options.ffmpeg is not False,
+            read_timeout=options.read_timeout,
+        )
+        return convert, pool
     if pool.elsewhere:
         raise UserError(f"--device {options.device} converts in this process; it does not go with a cluster.")
     from audioprep.convert_on_device import DeviceConverter  # imports torch
 
-    converter = DeviceConverter(src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg)
+    converter = DeviceConverter(
+        src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg is not False
+    )
     return converter, WorkerPool(local=0)
 
 
-def _sources(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> list[Source]:
+def _sources(
+    src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions, passed_over: PassedOver | None = None
+) -> list[Source]:
     """The sources of a run. Raises `UserError` before anything is written where it cannot be carried out."""
     if options.ffmpeg:
         require_ffmpeg()
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
-    return find_sources(src, dst, options.files)
+    with slow_reads_said(), reading(f"the list of files in {src}"):
+        return find_sources(src, dst, options.files, passed_over)
 
 
 def _convert(
@@ -250,7 +295,8 @@ def _convert(
         yield from split_into_shards(pending, pool.size, LARGEST_SHARD)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
-        for rows in run_shards(function, shards(), pool, poisoned, _shared(layout, src, pending)):
+        shared = _shared(layout, src, pending) if pool.elsewhere else None
+        for rows in run_shards(function, shards(), pool, poisoned, shared):
             records.add(rows)
             failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
             reasons += failed

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.name_folding import EXACT, NameFolding
 from artifacts.records import may_repeat
 from audioprep.discover import Source, output_name
 
@@ -20,12 +21,16 @@ class Owners:
     An array that several good records claim has no owner: its values are those of one of them, and nobody knows which.
     """
 
-    def __init__(self, records: pa.Table, good: np.ndarray) -> None:
-        """``good`` (n,) bool says which ``records`` are; of their columns source and file_name are looked at."""
+    def __init__(self, records: pa.Table, good: np.ndarray, folding: NameFolding = EXACT) -> None:
+        """``good`` (n,) bool says which ``records`` are; of their columns source and file_name are looked at.
+
+        ``folding`` says which names the file system of the arrays does not tell apart.
+        """
         self._rows = np.flatnonzero(good)
         self._sources = records["source"]
         # Two million names are a hundred megabytes: they are copied where some are left out, and looked up when needed.
-        names = records["file_name"].combine_chunks()
+        self._folding = folding
+        names = folded(records["file_name"], folding)
         self._arrays = names if good.all() else names.take(pa.array(self._rows))
         self._shared = pa.array([], pa.string())
         if may_repeat(self._arrays):
@@ -36,14 +41,15 @@ class Owners:
         """Which of ``file_names`` several good records claim (n,) bool."""
         if not len(self._shared):
             return np.zeros(len(file_names), bool)
-        found: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=self._shared).to_numpy(zero_copy_only=False)
+        names = folded(file_names, self._folding)
+        found: np.ndarray = pc.is_in(names, value_set=self._shared).to_numpy(zero_copy_only=False)
         return found
 
     def claims(self, sources: Sequence[Source]) -> list[list[str]]:
         """For each of ``sources`` the good records' sources whose array its output is."""
         if not sources:
             return []
-        outputs = pa.array([output_name(source.relative) for source in sources], pa.string())
+        outputs = pa.array([self._folding(output_name(source.relative)) for source in sources], pa.string())
         first = pc.fill_null(pc.index_in(outputs, value_set=self._arrays), -1).to_numpy()
         several = self._claimants_of_shared()
         return [
@@ -60,6 +66,13 @@ class Owners:
 
     def _source(self, row: int) -> str:
         return str(self._sources[int(self._rows[row])].as_py())
+
+
+def folded(names: pa.ChunkedArray | pa.Array, folding: NameFolding) -> pa.Array:
+    """The same text for all of ``names`` that mean one file; without ``folding`` the names themselves."""
+    if folding:
+        return pa.array([folding(name) for name in names.to_pylist()], pa.string())
+    return names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
 
 
 def misnamed(records: pa.Table, good: np.ndarray, root: str) -> list[Source]:

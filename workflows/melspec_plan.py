@@ -14,13 +14,16 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
+from artifacts.name_folding import EXACT, NameFolding
 from artifacts.packed_store import PackedStore
 from artifacts.records import FAILED, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
-from audioprep.discover import Source, discover, modification_time_ns, named_sources, output_name
-from workflows.melspec_owners import Owners, misnamed, settle
+from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
+from audioprep.faults import TRANSIENT
+from workflows.melspec_owners import Owners, folded, misnamed, settle
+from workflows.source_changes import RecordedFiles, changed_in_place, other_files
 
-PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns"]
+PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns", "source_digest"]
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,31 @@ class Plan:
     """The sources still to convert, and how many of the others are done or failed before, by reason.
 
     ``superseded`` are sources with good records that lose their arrays to pending ones; the reasons are in them.
+    ``replaced`` are sources with good records whose arrays would be replaced by those of other files of another folder.
     """
 
     pending: list[Source]
     done: int
     failed: Counter[str]
     superseded: list[Source] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
 
-def find_sources(src: Path, dst: Path, files: Path | None) -> list[Source]:
+def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
     """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
 
-    What is named and not there becomes a failure row when it is converted. Raises `UserError` where ``src`` is no
+    What a scan sees and does not take is counted in ``passed_over``. What is named and not there becomes a failure row
+    when it is converted. Raises `UserError` where ``src`` is no
     folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
     has a name that configuration and lists cannot hold.
     """
     for path in (src.resolve(), dst.absolute()):
         _require_text(path)
     if files is None:
-        sources = discover(src, exclude=dst)
+        others = passed_over or PassedOver()
+        sources = discover(src, exclude=dst, passed_over=others)
         if not sources:
-            raise UserError(f"{src} holds no audio files.")
+            raise UserError(f"{src} holds no audio files" + (f"; {others}." if str(others) else "."))
         return sources
     require_folder(src, "the audio files to convert")
     sources = named_sources(src, read_csv_columns(files, ["source"], "the list of sources")["source"])
@@ -66,14 +73,22 @@ def _require_text(path: Path) -> None:
 
 
 def make_plan(
-    layout: LmsLayout, sources: list[Source], *, retry_failed: bool, check_sources: bool, same_root: bool
+    layout: LmsLayout,
+    sources: list[Source],
+    *,
+    retry_failed: bool,
+    check_sources: bool,
+    same_root: bool,
+    folding: NameFolding = EXACT,
 ) -> Plan:
     """Compare ``sources`` with the records of ``layout``.
 
     A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``. ``check_sources`` compares sizes and modification times with those recorded, also of failed ones;
-    sizes are compared anyway where the records speak of another folder (not ``same_root``). Where a source's output is
-    the array of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
+    A source is done where its latest record says so and its array is there. Failed ones are left alone unless
+    ``retry_failed``, or the machine was to blame (`TRANSIENT`). ``check_sources`` compares sizes and modification times
+    with those recorded, also of failed ones. Where the records speak of another folder (not ``same_root``), a file of
+    the same name may be a copy or another sound: sizes, times and contents tell. Where a source's output is the array
+    of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
     """
     if not record_parts(layout):
         return Plan(sources, 0, Counter())
@@ -84,19 +99,25 @@ def make_plan(
     status = _values(records["status"])
     known = row_of >= 0
     good = known & (status[row_of] == OK)
-    failed = known & (status[row_of] == FAILED)
-    owners = Owners(records, status == OK)
-    good &= (_present(layout.root, records["file_name"]) & ~owners.without_owner(records["file_name"]))[row_of]
+    failed = known & (status[row_of] == FAILED) & ~np.isin(_values(records["reason"])[row_of], TRANSIENT)
+    owners = Owners(records, status == OK, folding)
+    good &= (_present(layout.root, records["file_name"], folding) & ~owners.without_owner(records["file_name"]))[row_of]
+    replaced: list[str] = []
     if check_sources or not same_root:
-        changed = _changed(sources, good, failed, row_of, records, check_sources=check_sources, same_root=same_root)
+        look = changed_in_place if same_root else other_files
+        changed = look(sources, good, failed, row_of, RecordedFiles(records))
+        if not same_root:
+            replaced = [sources[index].relative for index in np.flatnonzero(good & changed).tolist()]
         good &= ~changed
         failed &= ~changed
     kept_failed = np.zeros(len(sources), bool) if retry_failed else failed
     reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
     rows = np.flatnonzero(~(good | kept_failed)).tolist()
     pending, superseded = settle([sources[index] for index in rows], owners)
+    if not same_root:
+        replaced += [source.relative for source in superseded]
     superseded += misnamed(records, status == OK, sources[0].root) if sources else []
-    return Plan(pending, int(good.sum()), reasons, superseded)
+    return Plan(pending, int(good.sum()), reasons, superseded, replaced)
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
@@ -108,12 +129,13 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     return chosen
 
 
-def _present(root: Path, file_names: pa.ChunkedArray) -> np.ndarray:
+def _present(root: Path, file_names: pa.ChunkedArray, folding: NameFolding) -> np.ndarray:
     """Which of ``file_names`` are files under ``root`` or in its pack: one scan instead of a question for each."""
     found = pa.array(arrays_below(root), pa.string())
     if (packed := packed_names(root)) is not None:
         found = pa.concat_arrays([found, packed])
-    present: np.ndarray = pc.is_in(file_names.combine_chunks(), value_set=found).to_numpy(zero_copy_only=False)
+    names = folded(file_names, folding)
+    present: np.ndarray = pc.is_in(names, value_set=folded(found, folding)).to_numpy(zero_copy_only=False)
     return present
 
 
@@ -136,37 +158,3 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
             "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
         )
-
-
-def _changed(
-    sources: Sequence[Source],
-    good: np.ndarray,
-    failed: np.ndarray,
-    row_of: np.ndarray,
-    records: pa.Table,
-    *,
-    check_sources: bool,
-    same_root: bool,
-) -> np.ndarray:
-    """Which of the ``good`` and ``failed`` sources are other files than those recorded, by size and maybe by time.
-
-    Good ones that cannot be looked at have changed; failed ones have not. Where the size of a failed one was never
-    known, one that is there has changed if that was asked for (``check_sources``).
-    """
-    sizes = records["source_bytes"].fill_null(-1).to_numpy()
-    times = records["source_mtime_ns"].fill_null(-1).to_numpy()
-    compare_times = check_sources and same_root
-    changed = np.zeros(len(sources), bool)
-    for index in np.flatnonzero(good | failed).tolist():
-        row = row_of[index]
-        try:
-            status = sources[index].path.stat()
-        except OSError:
-            changed[index] = good[index]
-            continue
-        if failed[index] and sizes[row] < 0:
-            changed[index] = check_sources
-            continue
-        other_time = compare_times and modification_time_ns(status) != times[row]
-        changed[index] = status.st_size != sizes[row] or other_time
-    return changed

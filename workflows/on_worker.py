@@ -11,6 +11,8 @@ import os
 import pickle
 import platform
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.memory import keep_freed_memory
+from artifacts.reading import SlowRead, watch_reads
 
 PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "workflows")
 # What the bytes of a result depend on.
 LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
 # Besides, what embeddings depend on.
 ENCODER_LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")
+# Where workers that Dask started say which reads take long.
+READS_TOPIC = "m2dprep-slow-reads"
 # Network file systems show a new file late.
 PATIENCE_SECONDS = 20.0
 
@@ -66,11 +71,29 @@ def call(function: bytes, shard: bytes, expected: Expected | None) -> bytes | Un
         from distributed import get_worker
 
         return Unfit(get_worker().address, reason)
-    work = _function(function)
-    items = pickle.loads(shard)  # noqa: S301 (of the client, as everything that a worker does)
+    _tell_slow_reads()
+    done = timed(_function(function), pickle.loads(shard))  # noqa: S301 (of the client, as everything that a worker does)
+    return pickle.dumps(done, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def timed(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> Done:
+    """The rows of ``function`` for ``items``, and how long it took."""
     started = time.monotonic()
-    rows = work(items)
-    return pickle.dumps(Done(rows, time.monotonic() - started), protocol=pickle.HIGHEST_PROTOCOL)
+    rows = function(items)
+    return Done(rows, time.monotonic() - started)
+
+
+@lru_cache(maxsize=1)
+def _tell_slow_reads() -> None:
+    """From now on the client hears of it when a read of this worker takes long."""
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    def tell(slow: list[SlowRead]) -> None:
+        worker.log_event(READS_TOPIC, slow)
+
+    threading.Thread(target=watch_reads, args=(tell, threading.Event()), daemon=True).start()
 
 
 @lru_cache(maxsize=2)
@@ -120,6 +143,8 @@ def _versions(libraries: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _other_software(expected: Expected) -> str:
+    if sys.getfilesystemencoding() != "utf-8":
+        return f"its names of files are {sys.getfilesystemencoding()}; start it in a UTF-8 locale, or with PYTHONUTF8=1"
     if code_digest() != expected.code:
         return f"its m2dprep in {Path(__file__).resolve().parents[1]} is another version than the one of this command"
     libraries = [name for name, _ in expected.versions[1:]]  # after Python

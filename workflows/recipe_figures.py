@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from artifacts.json_text import load_json
 
 # Keys at the top of a result, by kind of stage; of other kinds the first numbers.
 CHOSEN = {
@@ -19,7 +20,7 @@ MOST = 4
 def read_figures(kind: str, result: Path) -> dict[str, Any]:
     """Numbers by name, none where the result cannot be read; of ``check`` what was checked and what was found."""
     try:
-        value = json.loads(result.read_text())
+        value = load_json(result)
     except (OSError, ValueError):
         return {}
     if kind == "check" and isinstance(value, list):

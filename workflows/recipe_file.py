@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from artifacts.errors import UserError
-from artifacts.layout import require_file
+from artifacts.yaml_file import read_yaml, scalar_value
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -62,49 +62,38 @@ class Entry:
 
 
 def read_recipe_file(path: Path) -> Entry:
-    """The YAML file ``path``. Raises `UserError`, naming the line, where it is not YAML or sets a key twice."""
-    require_file(path, "a recipe; `m2dprep init` writes one")
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        try:
-            node = loader.get_single_node()
-            return Entry(None, path, 1) if node is None else _entry(loader, node, path, node.start_mark.line + 1)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line} is not YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    """The YAML file ``path``. Raises `UserError`, naming the line, where it is not sound YAML or sets a key twice."""
+    node = read_yaml(path, "a recipe; `m2dprep init` writes one").node
+    return Entry(None, path, 1) if node is None else _entry(node, path, node.start_mark.line + 1)
 
 
-def _entry(loader: yaml.SafeLoader, node: yaml.Node, file: Path, line: int, depth: int = 0) -> Entry:
+def _entry(node: yaml.Node, file: Path, line: int, depth: int = 0) -> Entry:
     if depth > DEEPEST:
         raise UserError(f"{file}, line {line}: nested more than {DEEPEST} deep.")
     if isinstance(node, yaml.MappingNode):
-        return Entry(_mapping(loader, node, file, depth), file, line)
+        return Entry(_mapping(node, file, depth), file, line)
     if isinstance(node, yaml.SequenceNode):
-        items = [_entry(loader, item, file, item.start_mark.line + 1, depth + 1) for item in node.value]
-        return Entry(items, file, line)
-    value = loader.construct_object(node)
+        return Entry([_entry(item, file, item.start_mark.line + 1, depth + 1) for item in node.value], file, line)
+    assert isinstance(node, yaml.ScalarNode)
+    value = scalar_value(node)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Entry(value, file, line, str(node.value) if is_number else None)
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, file: Path, depth: int) -> dict[str, Entry]:
+def _mapping(node: yaml.MappingNode, file: Path, depth: int) -> dict[str, Entry]:
     """A mapping's entries, each at the line of its key; what ``<<`` merges in is overridden by its own keys."""
     merged: dict[str, Entry] = {}
     own: dict[str, Entry] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.tag == MERGE_TAG:
-            merged |= _entry(loader, value, file, line, depth + 1).mapping("what is merged with <<")
+            merged |= _entry(value, file, line, depth + 1).mapping("what is merged with <<")
             continue
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(f"{file}, line {line}: a key must be a text.")
         if key.value in own:
             raise UserError(f"{file}, line {line}: {key.value!r} is set twice, first in line {own[key.value].line}.")
-        own[key.value] = _entry(loader, value, file, line, depth + 1)
+        own[key.value] = _entry(value, file, line, depth + 1)
     return {**merged, **own}
 
 

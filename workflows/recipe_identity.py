@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.fingerprint import file_digest, fingerprint
+from artifacts.json_text import load_json
 from artifacts.layout import LmsLayout
 
 Identity = dict[str, Any]
@@ -80,7 +80,7 @@ def _stats(folder: Path, pattern: str) -> list[list[Any]]:
 
 def _fingerprint_in(config: Path) -> str | None:
     try:
-        return str(json.loads(config.read_text())["fingerprint"])
+        return str(load_json(config)["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

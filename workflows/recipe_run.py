@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
@@ -215,7 +216,8 @@ class RecipeRun:
         self.outcomes.append(Outcome(stage.name, stage.kind.name, status, reason, figures=figures))
 
     def _raise_for_failures(self, signal: str | None) -> None:
-        again = f"`m2dprep run {self.recipe.file.name}` goes on there"
+        file, here = self.recipe.file, Path.cwd()
+        again = f"`m2dprep run {file.relative_to(here) if file.is_relative_to(here) else file}` goes on there"
         stopped = next((outcome for outcome in self.outcomes if outcome.status == STOPPED), None)
         cut_short = signal is not None and len(self.outcomes) < len(self.recipe.stages)
         if cut_short or stopped is not None:

@@ -10,7 +10,6 @@ DATA/_recipe/<recipe>/lock                held while the recipe runs
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -20,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifacts.atomic import temporary_path, write_json
+from artifacts.atomic import temporary_path
 from artifacts.errors import UserError
+from artifacts.json_file import read_object, write_object
+from artifacts.tables import list_digest_path, write_list_digest
 from workflows.recipe import Recipe, Stage
 from workflows.recipe_identity import Identity
 
@@ -65,7 +66,7 @@ class RecipeState:
         """Change a stage's record on disk."""
         self.stages[name] = {**self.stages.get(name, {}), **changes}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "state.json", {"format": FORMAT, "recipe": str(self.recipe), "stages": self.stages})
+        write_object(self.folder / "state.json", {"format": FORMAT, "recipe": str(self.recipe), "stages": self.stages})
 
     def outputs(self, name: str) -> dict[str, Identity | None]:
         """What a stage left when it last ended well, by path."""
@@ -77,17 +78,16 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The content of ``folder/state.json``, empty where there is none. Raises `UserError` where it cannot be read."""
     path = folder / "state.json"
     try:
-        value = json.loads(path.read_text())
+        value = read_object(path)
+        if value is None:
+            return {}
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']} is not {FORMAT}")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read: {error}. Without it, stages find out by themselves what is done."
         ) from error
-    state: dict[str, Any] = value
-    return state
+    return value
 
 
 def this_process(pid: int) -> Mapping[str, Any]:
@@ -116,6 +116,8 @@ def keep_version(path: Path, kept: Path) -> None:
 def put_back(kept: Path, path: Path) -> None:
     """Make ``path`` the version at ``kept`` again, atomically."""
     _link(kept, path)
+    if list_digest_path(path).exists():  # a list's, of the version that has gone
+        write_list_digest(path)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -179,6 +179,6 @@ def scalar(text: str) -> str:
     """``text`` as YAML, quoted where it would be read as something else."""
     try:
         plain = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date that there cannot be
         return json.dumps(text, ensure_ascii=False)
     return text if str(plain) == text or isinstance(plain, int | float) else json.dumps(text, ensure_ascii=False)

@@ -13,12 +13,15 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from workflows.dask_settings import DEATHS_ALLOWED, QUIET, SATURATION, quiet_event_loop, say_dashboard
-from workflows.job_settings import JobSettings, jobqueue
-from workflows.workers import ClusterLostError, Shared, Workers
+from workflows.dask_settings import QUIET, SCHEDULER, STEADY, import_dask, quiet_event_loop
+from workflows.dask_workers import DaskWorkers, say_dashboard
+from workflows.job_certificates import Certificates, certificates
+from workflows.job_settings import JobSettings, jobqueue, without_log_directory
+from workflows.workers import ClusterLostError, Shared
 
 LOOK_SECONDS = 10.0
 # Jobs in a row that end before any of their workers came up.
@@ -26,46 +29,76 @@ VAIN_JOBS = 5
 LONGEST_PAUSE = 300.0
 
 
+# Dask's own dashboard, which shows what goes on to whoever can reach it: users of this machine.
+DASHBOARD = "127.0.0.1:8787"
+
+
 @contextmanager
-def slurm_workers(settings: JobSettings, shared: Shared) -> Iterator[Workers]:
+def slurm_workers(settings: JobSettings, shared: Shared, *, dashboard: bool = False) -> Iterator[SlurmWorkers]:
     """Workers in SLURM jobs; the jobs end with the block. The scheduler is in this process.
 
-    Raises `UserError` where jobs cannot be submitted or their workers cannot do the work.
+    Whoever has no certificate of this run reaches neither it nor the workers. Raises `UserError` where jobs cannot be
+    submitted or their workers cannot do the work.
     """
-    import dask
+    dask = import_dask()
     from distributed import Client
 
-    config = {
-        **QUIET,
-        "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
-        "distributed.scheduler.worker-saturation": SATURATION,
-        "distributed.comm.timeouts.connect": "60s",
-        "distributed.deploy.lost-worker-timeout": "15s",
-        # A node that is cut off: its tasks are done by others after so long.
-        "distributed.scheduler.worker-ttl": "2 minutes",
-    }
-    cluster_class = jobqueue().SLURMCluster
-    with quiet_event_loop(), dask.config.set(config), shared.expected() as expected:
-        try:
-            with warnings.catch_warnings():
-                # The dashboard takes another port, and its address is printed.
-                warnings.filterwarnings("ignore", message="Port .* already in use")
-                cluster = cluster_class(silence_logs=logging.CRITICAL, **settings.for_jobqueue())
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"no Dask scheduler can be started for the jobs: {error}") from error
-        with cluster, Client(cluster, set_as_default=False) as client:
-            workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_each=settings.gpu, remote=True)
+    config = {**QUIET, **STEADY, **SCHEDULER}
+    if not dashboard:
+        config["distributed.scheduler.http.routes"] = []
+    with (
+        quiet_event_loop(),
+        dask.config.set(config),
+        shared.expected() as expected,
+        certificates(Path(settings.private_directory) if settings.private_directory else None) as own,
+        _cluster(settings, own, dashboard) as cluster,
+        Client(cluster, security=own.security, set_as_default=False) as client,
+    ):
+        workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_each=settings.gpu)
+        if dashboard:
             say_dashboard(client)
-            workers.submit()
-            workers.wait_for_first()
-            workers.require_fit()
-            try:
-                yield workers
-            finally:
-                workers.stop_leftovers()
+        workers.submit_jobs()
+        workers.wait_for_first()
+        workers.require_fit()
+        try:
+            yield workers
+        finally:
+            workers.stop_leftovers()
 
 
-class SlurmWorkers(Workers):
+def _cluster(settings: JobSettings, own: Certificates, dashboard: bool) -> Any:
+    """The scheduler, in this process, and what submits jobs to SLURM. Raises `UserError` where it cannot be."""
+    import dask
+
+    cluster_class = jobqueue().SLURMCluster
+
+    class WithOwnCertificates(cluster_class):  # type: ignore[misc, valid-type]
+        """Jobs are told where their certificates are by us: dask-jobqueue would not quote the names."""
+
+        def _get_worker_security(self, security: Any) -> None:
+            return None
+
+    configured = dask.config.get("jobqueue.slurm.scheduler-options", None) or {}
+    address = DASHBOARD if dashboard else "127.0.0.1:0"
+    try:
+        if settings.logs is not None:
+            settings.logs.mkdir(parents=True, exist_ok=True)
+        with without_log_directory(), warnings.catch_warnings():
+            # The dashboard takes another port, and its address is printed.
+            warnings.filterwarnings("ignore", message="Port .* already in use")
+            return WithOwnCertificates(
+                name="m2dprep",
+                silence_logs=logging.CRITICAL,
+                security=own.security,
+                protocol="tls://",
+                scheduler_options={**configured, "dashboard_address": address, "dashboard": dashboard},
+                **settings.for_jobqueue(own.worker_options()),
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"no Dask scheduler can be started for the jobs: {error}") from error
+
+
+class SlurmWorkers(DaskWorkers):
     """Keeps as many jobs in SLURM as ``settings`` ask for."""
 
     def __init__(self, cluster: Any, settings: JobSettings, client: Any, **options: Any) -> None:
@@ -76,7 +109,7 @@ class SlurmWorkers(Workers):
         self._resume_at = 0.0
         self._came_up: set[str] = set()
 
-    def submit(self) -> None:
+    def submit_jobs(self) -> None:
         """Submit what is missing. Raises `UserError` with what sbatch says where it refuses."""
 
         cluster = self._cluster
@@ -84,7 +117,8 @@ class SlurmWorkers(Workers):
             cluster.worker_spec.update(cluster.new_worker_spec())
 
         async def fill() -> None:
-            await cluster
+            with without_log_directory():
+                await cluster
 
         try:
             cluster.sync(fill)
@@ -133,7 +167,7 @@ class SlurmWorkers(Workers):
     def _submit_again(self) -> None:
         """Replace jobs; as long as others work, SLURM may refuse for now (a limit, a controller that restarts)."""
         try:
-            self.submit()
+            self.submit_jobs()
         except UserError as error:
             if not self.threads():
                 raise

@@ -17,6 +17,7 @@ from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below
 from artifacts.packed_store import META
 from artifacts.records import OK, read_config, read_records, record_parts
+from artifacts.unpacked import UNPACKED
 from audioprep.discover import Source, output_name
 
 
@@ -69,4 +70,5 @@ def forget(layout: LmsLayout) -> None:
         shutil.rmtree(pack)
     for part in record_parts(layout):
         part.unlink()
+    (layout.melspec / UNPACKED).unlink(missing_ok=True)
     layout.config.unlink(missing_ok=True)

@@ -8,21 +8,17 @@ import queue
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
-
 from workflows import on_worker
-from workflows.workers import Workers
+from workflows.workers import Ticket, WorkerKilledError, Workers
 
 Shard = Sequence[Any]
 Rows = list[Any]
 
 TASKS_PER_WORKER_IN_FLIGHT = 3
-# A finished shard's rows are here within milliseconds, or they are lost.
-RESULT_SECONDS = 15.0
 TEND_SECONDS = 1.0
 # A shard counts as straggling when it takes that many times as long as most, and at least so many seconds.
 STRAGGLER_RATIO, STRAGGLER_SECONDS = 3.0, 10.0
@@ -32,15 +28,15 @@ RECENT_SHARDS = 200
 
 @dataclass
 class _Task:
-    """A shard in flight, the futures that compute it, and when the last of them was submitted."""
+    """A shard in flight, the tickets of those that compute it, and when the last of them was submitted."""
 
     shard: Shard
-    futures: set[Any] = field(default_factory=set)
+    tickets: set[Ticket] = field(default_factory=set)
     submitted: float = 0.0
 
 
 class Window:
-    """Runs ``function`` on ``shards``, a bounded number of them at a time.
+    """Runs a pickled ``function`` on ``shards``, a bounded number of them at a time.
 
     The bound is some tasks for each of ``size`` workers or of those that are there, whichever are more; with ``alone``
     it is 1.
@@ -49,16 +45,16 @@ class Window:
     def __init__(
         self,
         workers: Workers,
-        function: Callable[[Shard], Rows],
+        function: bytes,
         shards: Iterator[Shard],
         size: int,
         *,
         alone: bool = False,
     ) -> None:
-        self._workers, self._function, self._shards = workers, cloudpickle.dumps(function), shards
+        self._workers, self._function, self._shards = workers, function, shards
         self._size, self._alone = size, alone
-        self._tasks: dict[Any, _Task] = {}  # by future
-        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._tasks: dict[Ticket, _Task] = {}
+        self._done: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         self._seconds: deque[float] = deque(maxlen=RECENT_SHARDS)
         self._exhausted = False
         self._idle_since: float | None = None
@@ -82,14 +78,14 @@ class Window:
     def _next_outcomes(self) -> list[tuple[Shard, Rows | None]]:
         """What has come to an end within a second, if anything."""
         try:
-            future = self._done.get(timeout=TEND_SECONDS)
+            ticket = self._done.get(timeout=TEND_SECONDS)
         except queue.Empty:
             return []
-        task = self._tasks.pop(future, None)
+        task = self._tasks.pop(ticket, None)
         if task is None:
             return []
-        task.futures.discard(future)
-        return self._finished(task, future)
+        task.tickets.discard(ticket)
+        return self._finished(task, ticket)
 
     def _fill(self) -> None:
         """Submit shards until the window is full."""
@@ -98,27 +94,18 @@ class Window:
             self._submit(_Task(shard))
 
     def _submit(self, task: _Task) -> None:
-        future = self._workers.client.submit(
-            on_worker.call,
-            self._function,
-            pickle.dumps(task.shard, protocol=pickle.HIGHEST_PROTOCOL),
-            self._workers.expected,
-            pure=False,
-            resources=self._workers.resources,
-        )
-        task.futures.add(future)
+        shard = pickle.dumps(task.shard, protocol=pickle.HIGHEST_PROTOCOL)
+        ticket = self._workers.submit(self._function, shard, self._done.put)
+        task.tickets.add(ticket)
         task.submitted = time.monotonic()
-        self._tasks[future] = task
-        future.add_done_callback(self._done.put)
+        self._tasks[ticket] = task
 
-    def _finished(self, task: _Task, future: Any) -> list[tuple[Shard, Rows | None]]:
-        """What becomes of a task, one of whose futures has come to an end."""
-        from distributed.scheduler import KilledWorker
-
+    def _finished(self, task: _Task, ticket: Ticket) -> list[tuple[Shard, Rows | None]]:
+        """What becomes of a task, one of whose tickets has come to an end."""
         try:
-            answer = _result(future)
-        except KilledWorker:
-            if task.futures:  # a copy is on its way
+            answer = self._workers.answer(ticket)
+        except WorkerKilledError:
+            if task.tickets:  # a copy is on its way
                 return []
             if len(task.shard) == 1:
                 return [(task.shard, None)]
@@ -129,14 +116,14 @@ class Window:
         if isinstance(answer, on_worker.Unfit):
             self._workers.leave_out(answer)
         if answer is None or isinstance(answer, on_worker.Unfit):
-            if not task.futures:
+            if not task.tickets:
                 self._submit(task)
             return []
         self._seconds.append(answer.seconds)
-        if task.futures:  # copies that nobody waits for any more
-            for copy in task.futures:
+        if task.tickets:  # copies that nobody waits for any more
+            for copy in task.tickets:
                 self._tasks.pop(copy, None)
-            self._workers.abandon(task.futures)
+            self._workers.abandon(task.tickets)
         return [(task.shard, answer.rows)]
 
     def _tend(self) -> None:
@@ -163,26 +150,5 @@ class Window:
         tasks = {id(task): task for task in self._tasks.values()}.values()
         for task in tasks:
             waited = now - max(self._idle_since, task.submitted)
-            if waited > patience and len(task.futures) < LARGEST_COPIES:
+            if waited > patience and len(task.tickets) < LARGEST_COPIES:
                 self._submit(task)
-
-
-def _result(future: Any) -> on_worker.Done | on_worker.Unfit | None:
-    """The answer of a worker; None where it was lost with the worker that held it.
-
-    Dask computes lost results again, but a client that asks in the wrong moment waits for ever. A shard function may be
-    called twice, so the shard is simply submitted anew. Raises what the shard function raised.
-    """
-    from distributed import CancelledError
-
-    try:
-        answer: bytes | on_worker.Unfit = future.result(timeout=RESULT_SECONDS)
-    except (TimeoutError, CancelledError):
-        if future.status == "error":  # the shard function's own, or it came while we waited
-            future.result()
-        future.cancel()
-        return None
-    if isinstance(answer, on_worker.Unfit):
-        return answer
-    done: on_worker.Done = pickle.loads(answer)  # noqa: S301 (of our own workers)
-    return done

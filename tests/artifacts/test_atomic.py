@@ -15,6 +15,7 @@ from artifacts.atomic import (
     TEMPORARY_PREFIX,
     atomic_file,
     sweep_temporaries,
+    temporary_path,
     write_array,
     write_bytes,
     write_json,
@@ -128,3 +129,43 @@ def test_no_permission_is_an_os_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         write_text(tmp_path / "a.txt", "a")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_follow_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        write_array(tmp_path / "a.npy", np.zeros(3))
+        write_bytes(tmp_path / "a.bin", b"abc")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.json", "a.npy", "a.bin"), mode
+    )
+
+
+def test_names_of_temporaries_cannot_be_guessed_nor_led_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len({temporary_path(tmp_path).name for _ in range(100)}) == 100
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "planted").symlink_to(victim)
+    monkeypatch.setattr("artifacts.atomic.temporary_path", lambda folder: tmp_path / "planted")
+    for write in (lambda: write_bytes(tmp_path / "a", b"x"), lambda: write_array(tmp_path / "b", np.zeros(1))):
+        with pytest.raises(FileExistsError):
+            write()
+        (tmp_path / "planted").unlink(missing_ok=True)
+        (tmp_path / "planted").symlink_to(victim)
+    assert victim.read_text() == "mine"
+
+
+def test_any_writer_removes_what_a_killed_one_left_beside_its_file(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    ours = temporary_path(tmp_path)
+    left = ours.with_name(ours.name.replace(f"-{os.getpid()}-", f"-{int(killed.stdout)}-"))
+    for path in (ours, left):
+        path.touch()
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, "a.json"])

@@ -8,25 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.clip_id import _last_two, clip_id, clip_id_candidates, file_stem, youtube_id
+from artifacts.clip_id import clip_id, file_stem, youtube_id
 
 YOUTUBE_IDS = st.text("abcXYZ0189_-", min_size=11, max_size=11)
 
 FORMS = {
-    # name: (clip id, all ids under which its captions may be found)
-    "Y--PJHxphWEs.wav": ("--PJHxphWEs", ["Y--PJHxphWEs", "--PJHxphWEs"]),
-    "YYXqu1CeA2c4.wav": ("YXqu1CeA2c4", ["YYXqu1CeA2c4", "YXqu1CeA2c4"]),
+    # name: clip id
+    "Y--PJHxphWEs.wav": "--PJHxphWEs",
+    "YYXqu1CeA2c4.wav": "YXqu1CeA2c4",
     # a VGGSound clip whose id starts with Y keeps it
-    "YXqu1CeA2c4_000044.wav": ("YXqu1CeA2c4", ["YXqu1CeA2c4_000044", "YXqu1CeA2c4"]),
+    "YXqu1CeA2c4_000044.wav": "YXqu1CeA2c4",
     # an AudioSet id may itself hold an underscore
-    "YmAJAqzo-Y_Y.wav": ("mAJAqzo-Y_Y", ["YmAJAqzo-Y_Y", "mAJAqzo-Y_Y"]),
+    "YmAJAqzo-Y_Y.wav": "mAJAqzo-Y_Y",
     # 12 characters and 6 digits: only the VGGSound form takes six digits after 11 characters
-    "Y--PJHxphWEs_30.000_40.000.flac": ("--PJHxphWEs", ["Y--PJHxphWEs_30.000_40.000", "--PJHxphWEs"]),
-    "--PJHxphWEs_30.000.wav": ("--PJHxphWEs_30.000", ["--PJHxphWEs_30.000", "--PJHxphWEs"]),
-    "YXqu1CeA2c4.wav": ("YXqu1CeA2c4", ["YXqu1CeA2c4"]),  # a bare id of 11 characters that starts with Y
-    "dog barking.ogg": ("dog barking", ["dog barking"]),
-    "sub/folder/rain.npy": ("rain", ["folder/rain", "rain"]),
-    "Yellow.wav": ("Yellow", ["Yellow"]),
+    "Y--PJHxphWEs_30.000_40.000.flac": "--PJHxphWEs",
+    "--PJHxphWEs_30.000.wav": "--PJHxphWEs_30.000",
+    "YXqu1CeA2c4.wav": "YXqu1CeA2c4",  # a bare id of 11 characters that starts with Y
+    "dog barking.ogg": "dog barking",
+    "sub/folder/rain.npy": "rain",
+    "Yellow.wav": "Yellow",
 }
 
 
@@ -34,14 +34,11 @@ FORMS = {
 def test_paths_are_taken_apart_as_pathlib_does(path: str) -> None:
     expected = PurePosixPath(path)
     assert file_stem(path) == file_stem(expected.name)
-    assert clip_id_candidates(path) == clip_id_candidates(f"{expected.parent.name}/{expected.name}")
-    assert (expected.parent.name, expected.name) == _last_two(path)
 
 
 @pytest.mark.parametrize("name", list(FORMS))
 def test_forms(name: str) -> None:
-    assert clip_id(name) == FORMS[name][0]
-    assert clip_id_candidates(name) == FORMS[name][1]
+    assert clip_id(name) == FORMS[name]
 
 
 @given(YOUTUBE_IDS, st.integers(0, 999_999))
@@ -50,14 +47,6 @@ def test_every_youtube_id_comes_back_from_both_forms(identifier: str, start: int
     assert clip_id(f"folder/{identifier}_{start:06d}.npy") == identifier
     assert youtube_id(f"Y{identifier}") == identifier
     assert youtube_id(identifier) is None
-
-
-@given(st.text(max_size=40))
-def test_any_name_has_an_id_among_its_candidates(name: str) -> None:
-    candidates = clip_id_candidates(name)
-    assert file_stem(name) in candidates[:2]  # only the folder's part of a set is more literal
-    assert clip_id(name) in candidates
-    assert len(set(candidates)) == len(candidates)
 
 
 def test_stems_keep_times_and_hidden_names() -> None:

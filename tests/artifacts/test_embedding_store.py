@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.embedding_store import EmbeddingStore, index_of
+from artifacts.embedding_store import EmbeddingStore, index_of, map_array
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.json_file import write_object
 from artifacts.lock import exclusive
 from artifacts.tables import CAPTIONS_SCHEMA
 
@@ -169,12 +170,157 @@ def test_other_settings_conflict_and_are_named(tmp_path: Path) -> None:
             EmbeddingStoreWriter(tmp_path / f"{folder.name}-{key}", **request, overwrite=True)  # type: ignore[arg-type]
 
 
-def test_overwrite_starts_anew(tmp_path: Path) -> None:
+def overwriter(folder: Path, captions: pa.Table, **options: bool) -> EmbeddingStoreWriter:
+    return EmbeddingStoreWriter(folder, index_of(captions), DIM, "float16", SETTINGS, **options)
+
+
+def fill(writer: EmbeddingStoreWriter, rows: int) -> None:
+    order = np.flatnonzero(~writer.done)[:rows]
+    writer.write_shard(order, embed(order + 100), np.arange(len(order)))
+
+
+def test_overwrite_starts_anew_and_the_old_store_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    old, new = captions_of(["a", "b"]), captions_of(["c", "d", "e"])
+    write(tmp_path, index_of(old))
+    with overwriter(tmp_path, new, overwrite=True) as writer:
+        assert not writer.finished
+        assert writer.rows_done == 0
+        fill(writer, 2)
+        EmbeddingStore.open(tmp_path).verify(old)
+    EmbeddingStore.open(tmp_path).verify(old)
+    EmbeddingStore.open(tmp_path).require_whole()
+    with overwriter(tmp_path, new, overwrite=False) as writer:  # goes on without being told to replace again
+        assert writer.rows_done == 2
+        fill(writer, 1)
+        writer.finish({})
+    store = EmbeddingStore.open(tmp_path)
+    store.verify(new)
+    store.require_whole()
+    np.testing.assert_array_equal(store.embeddings, embed(np.arange(3) + 100))
+    assert sorted(files_of(tmp_path)) == ["embeddings.npy", "index.parquet", "lock", "meta.json"]
+
+
+@pytest.mark.parametrize("how", ["disk full", "killed", "damaged"])
+def test_a_store_that_could_not_be_replaced_is_as_it_was(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = captions_of(["a", "b"]), captions_of(["c", "d", "e"])
+    write(tmp_path, index_of(old))
+    before = files_of(tmp_path)
+    if how == "disk full":
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space"):
+            overwriter(tmp_path, new, overwrite=True)
+    else:
+        writer = overwriter(tmp_path, new, overwrite=True)
+        fill(writer, 3)
+        if how == "damaged":
+            writer._array[1] = 7
+            with pytest.raises(UserError, match=r"partial.npy is damaged: its rows from 0"):
+                writer.finish({})
+        writer.close()
+    assert before.items() <= files_of(tmp_path).items()
+    write(tmp_path, index_of(old))  # finished: what was begun beside it goes
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("after", ["marker", "array"])
+def test_killed_while_the_new_store_takes_its_place(
+    tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = captions_of(["a", "b"]), captions_of(["c", "d", "e"])
+    write(tmp_path, index_of(old))
+    writer = overwriter(tmp_path, new, overwrite=True)
+    fill(writer, 3)
+    renames = {"marker": 0, "array": 1}[after]
+    original = Path.replace
+    calls = iter(range(9))
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(calls) == renames:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish({})
+    monkeypatch.undo()
+    writer.close()
+    with pytest.raises(UserError, match="an unfinished store"):
+        EmbeddingStore.open(tmp_path)
+    with overwriter(tmp_path, new) as writer:
+        assert writer.rows_done == 3
+        writer.finish({})
+    store = EmbeddingStore.open(tmp_path)
+    store.verify(new)
+    np.testing.assert_array_equal(store.embeddings, embed(np.arange(3) + 100))
+
+
+@pytest.mark.parametrize("change", ["flip", "zeros", "another row"])
+def test_rows_that_changed_since_they_were_noted_are_told_when_a_run_goes_on(tmp_path: Path, change: str) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path, index, stop_after=6).close()
+    partial = np.load(tmp_path / "embeddings.partial.npy", mmap_mode="r+")
+    row = partial[7].view(np.uint16)
+    row[:] = {"flip": row ^ np.array([0, 1, 0, 0], np.uint16), "zeros": row * 0, "another row": partial[8].view("u2")}[
+        change
+    ]
+    partial.flush()
+    with pytest.raises(UserError, match=r"partial.npy is damaged: its rows from 0 .*--overwrite"):
+        write(tmp_path, index)
+
+
+def test_rows_written_twice_count_once(tmp_path: Path) -> None:
+    writer = EmbeddingStoreWriter(tmp_path, index_of(captions_of(["a", "b", "b"])), DIM, "float16", SETTINGS)
+    rows = np.arange(3)
+    writer.write_shard(rows, embed(np.array([5, 6])), np.array([0, 1, 1]))
+    writer.write_shard(rows[1:], embed(np.array([8])), np.array([0, 0]))
+    writer.finish({})
+    EmbeddingStore.open(tmp_path).require_whole()
+
+
+@pytest.mark.parametrize("position", [0, 60, 130, -1])
+def test_a_flipped_bit_in_a_finished_store_is_told(tmp_path: Path, position: int) -> None:
+    index = index_of(captions_of([f"caption {i}" for i in range(10)]))
+    write(tmp_path, index)
+    store = EmbeddingStore.open(tmp_path)
+    content = bytearray((tmp_path / "embeddings.npy").read_bytes())
+    content[position] ^= 1
+    (tmp_path / "embeddings.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"embeddings.npy is damaged: its bytes from row 0"):
+        store.require_whole()
+    with pytest.raises(UserError, match=r"embeddings.npy .*--overwrite"):
+        write(tmp_path, index)
+
+
+def test_a_store_without_digests_is_read_as_before(tmp_path: Path) -> None:
+    captions = captions_of(["a", "b"])
+    write(tmp_path, index_of(captions))
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    gone = ("digests", "block_bytes", "odd_rows", "proof", "digest")
+    (tmp_path / "meta.json").write_text(json.dumps({key: meta[key] for key in meta if key not in gone}, indent=2))
+    store = EmbeddingStore.open(tmp_path)
+    store.verify(captions)
+    store.require_whole()
+    assert not store.is_proven
+    assert write(tmp_path, index_of(captions)).finished
+
+
+def test_a_reader_never_gets_rows_of_a_store_that_took_the_place(tmp_path: Path) -> None:
     write(tmp_path, index_of(captions_of(["a", "b"])))
-    writer = EmbeddingStoreWriter(tmp_path, index_of(captions_of(["c"])), DIM, "float32", SETTINGS, overwrite=True)
-    assert not writer.finished
-    assert writer.rows_done == 0
-    assert not (tmp_path / "meta.json").exists()
+    store = EmbeddingStore.open(tmp_path)
+    with overwriter(tmp_path, captions_of(["c", "d"]), overwrite=True) as writer:
+        fill(writer, 2)
+        writer.finish({})
+    np.testing.assert_array_equal(store.embeddings, embed(np.arange(2)))  # the map is that of the old file
+    with pytest.raises(UserError, match="digest differs"):
+        store.index()
+    with pytest.raises(UserError, match="has been replaced while it was in use"):
+        map_array(tmp_path / "embeddings.npy", store.identity)
 
 
 @pytest.mark.parametrize("what", ["missing", "another", "garbage"])
@@ -222,7 +368,7 @@ def test_damaged_progress_is_told(tmp_path: Path, change: dict[str, object]) -> 
     index = index_of(captions_of([f"caption {i}" for i in range(10)]))
     write(tmp_path, index, stop_after=3).close()
     progress = json.loads((tmp_path / "progress.json").read_text())
-    (tmp_path / "progress.json").write_text(json.dumps({**progress, **change}))
+    write_object(tmp_path / "progress.json", {**progress, **change})
     with pytest.raises(UserError, match=r"progress.json is damaged .*--overwrite"):
         write(tmp_path, index)
 
@@ -299,9 +445,9 @@ def damage(folder: Path, what: str) -> None:
         case "no array":
             (folder / "embeddings.npy").unlink()
         case "another shape":
-            (folder / "meta.json").write_text(json.dumps({**meta, "rows": 3}))
+            write_object(folder / "meta.json", {**meta, "rows": 3})
         case "another type":
-            (folder / "meta.json").write_text(json.dumps({**meta, "dtype": "float32"}))
+            write_object(folder / "meta.json", {**meta, "dtype": "float32"})
 
 
 @pytest.mark.parametrize(
@@ -344,7 +490,7 @@ def test_the_index_must_be_the_one_of_the_embeddings(tmp_path: Path) -> None:
         EmbeddingStore.open(tmp_path / "one").index()
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "", "🎵", "a b"]), min_size=1, max_size=8), st.data())
 def test_the_first_row_that_differs_is_named(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject

@@ -92,6 +92,7 @@ def test_a_failure_that_stays_is_an_error_of_the_file(tmp_path: Path, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise SystemError("AST constructor recursion depth mismatch")
 
-    monkeypatch.setattr(np, "load", fail)
+    np.save(tmp_path / "a.npy", np.zeros((1, 80, 61), np.float32))
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", fail)
     with pytest.raises(UserError, match="recursion depth"):
         open_lms(tmp_path / "a.npy")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts.errors import UserError
-from artifacts.m2d_dictionary import read_dictionary, write_dictionary
+from artifacts.m2d_dictionary import read_dictionary, read_items, write_dictionary
 
 
 def npy(pickled: bytes) -> bytes:
@@ -239,6 +239,114 @@ def test_a_plain_array_is_no_dictionary(tmp_path: Path) -> None:
         read_dictionary(tmp_path / "x.npy")
     with pytest.raises(UserError, match="no such file"):
         read_dictionary(tmp_path / "missing.npy")
+
+
+def doubled(times: int) -> bytes:
+    """Opcodes that leave ((((), ()), …), …): small as it is written, beyond all bounds when it is hashed or shown."""
+    return b")q\x63" + b"h\x63h\x63\x86q\x63" * times
+
+
+DEEP = b")" + b"\x85" * 3_000_000
+ARRAY = pickle.dumps(np.ones(4, np.float16), protocol=2)[2:-1]
+BOMBS = {
+    f"{what} in {place}": opcodes
+    for what, bomb in (("doubled tuples", doubled(100)), ("three million tuples", DEEP))
+    for place, opcodes in {
+        "a module's name": b"\x80\x04" + bomb + b"\x8c\x01x\x93.",
+        "a name": b"\x80\x04\x8c\x05numpy" + bomb + b"\x93.",
+        "a key": b"\x80\x02}" + bomb + ARRAY + b"s.",
+        "one key of many": b"\x80\x02}(" + bomb + ARRAY + b"u.",
+        "a value": b"\x80\x02}X\x01\0\0\0a" + bomb + b"s.",
+        "a dtype": b"\x80\x02cnumpy\ndtype\n" + bomb + b"\x89\x88\x87R.",
+        "what is called": b"\x80\x02" + bomb + b")R.",
+        "the class of an array": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n" + bomb + b"K\0\x85C\x01b\x87R.",
+        "a shape": b"\x80\x02}X\x01\0\0\0acnumpy.core.numeric\n_frombuffer\n(C\x02xxcnumpy\ndtype\n"
+        b"X\x02\0\0\0f2\x89\x88\x87R" + bomb + b"X\x01\0\0\0CtRs.",
+        "an order": b"\x80\x02}X\x01\0\0\0acnumpy.core.numeric\n_frombuffer\n(C\x02xxcnumpy\ndtype\n"
+        b"X\x02\0\0\0f2\x89\x88\x87RK\x01\x85" + bomb + b"tRs.",
+        "the dictionary": b"\x80\x02" + bomb + b".",
+    }.items()
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_what_takes_for_ever_to_hash_or_show_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bomb.npy").write_bytes(npy(BOMBS[name]))
+    with pytest.raises(UserError, match=r"refused|not an array|not a string") as raised:
+        read_dictionary(tmp_path / "bomb.npy")
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_an_array_named_again_and_again_is_refused_before_it_fills_the_memory(tmp_path: Path, protocol: int) -> None:
+    """100 MB in a file of 1 MB would be 20 GB with a little more of it."""
+    large = np.zeros((1000, 512), np.float16)
+    value = {f"clip {number}": large for number in range(20_000)}
+    given = 0
+    with pytest.raises(UserError, match="names its arrays so often"):
+        for _, array in read_items(save(tmp_path / "x.npy", value, protocol)):
+            given += array.nbytes
+    assert given < 200e6
+    few = {f"clip {number}": np.ones(8, np.float16) for number in range(3)}
+    few |= {f"again {number}": few["clip 1"] for number in range(1000)}
+    assert_same(read_dictionary(save(tmp_path / "few.npy", few, protocol)), few)
+
+
+MIXED = {
+    f"{'ключ' if number % 3 else 'key'} {number}": (
+        np.random.default_rng(number)
+        .standard_normal((number % 4 + 1, 5) if number % 2 else 5)
+        .astype(("f2", "f4", "f8", ">f4")[number % 7 % 4])
+    )
+    for number in range(2500)
+}
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5, "ours"])
+def test_items_of_many_kinds_one_after_another(tmp_path: Path, protocol: Any) -> None:
+    """Shapes, types, orders and keys change from item to item, frames end between them, and arrays come again."""
+    value = dict(MIXED)
+    value |= {f"fortran {n}": np.asfortranarray(MIXED[f"ключ {n}"]) for n in (1, 5, 7)}
+    if protocol == "ours":
+        write_dictionary(tmp_path / "x.npy", value)
+    else:
+        value |= {f"again {n}": value[f"ключ {n}"] for n in (1, 2, 4, 2498)}
+        save(tmp_path / "x.npy", value, protocol)
+    assert_same(read_dictionary(tmp_path / "x.npy"), value)
+
+
+def test_an_array_with_payloads_that_look_like_opcodes(tmp_path: Path) -> None:
+    payload = np.frombuffer((b"\x89B\x04\0\0\0tb\x94u(q\x01" * 6)[:64], np.float16)
+    value = {f"{n} \u0249B\u0094tb": payload.copy() for n in range(400)}
+    for protocol in (3, 4, 5):
+        assert_same(read_dictionary(save(tmp_path / "x.npy", value, protocol)), value)
+
+
+def test_a_number_that_is_given_to_another_thing_means_the_other_thing(tmp_path: Path) -> None:
+    """References are to what was remembered last: here the dtype under a number changes between two items."""
+    dtypes = {code: b"cnumpy\ndtype\nX\x02\0\0\0" + code + b"\x89\x88\x87R" for code in (b"f2", b"f4")}
+    head = b"\x80\x02cnumpy.core.numeric\n_frombuffer\nq\x010X\x01\0\0\0Cq\x020"
+
+    def item(key: bytes, size: int) -> bytes:
+        data = bytes(range(4, 12))
+        return b"X\x01\0\0\0" + key + b"h\x01(C\x08" + data + b"h\x03K" + bytes([size]) + b"\x85h\x02tR"
+
+    pickled = head + dtypes[b"f2"] + b"q\x030}(" + item(b"a", 4) + item(b"b", 4) + b"u"
+    pickled += dtypes[b"f4"] + b"q\x030(" + item(b"c", 2) + item(b"d", 2) + b"u."
+    (tmp_path / "x.npy").write_bytes(npy(pickled))
+    read = read_dictionary(tmp_path / "x.npy")
+    assert {key: value.dtype.str for key, value in read.items()} == {"a": "<f2", "b": "<f2", "c": "<f4", "d": "<f4"}
+
+
+def test_items_that_are_not_set_in_the_end_are_refused(tmp_path: Path) -> None:
+    """What has been given out must be what the pickle means: a tuple of keys and values beside a dictionary is not."""
+    begun = pickle.dumps({"a": np.ones(4, np.float16), "b": np.ones(4, np.float16)}, protocol=2)
+    assert begun.endswith(b"u.")
+    for end in (b"t.", b"l.", b"0u.", b"1}.", b"tb."):
+        (tmp_path / "x.npy").write_bytes(npy(begun[:-2] + end))
+        with pytest.raises(UserError, match="refused"):
+            read_dictionary(tmp_path / "x.npy")
 
 
 @given(st.binary(max_size=300))

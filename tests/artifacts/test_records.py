@@ -1,8 +1,11 @@
 """Records: later rows win, compaction gives the same bytes whatever the order, no row is lost in between."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from artifacts import record_file, records
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
 from artifacts.records import (
+    RECORD_SCHEMA,
     append_records,
     compact_records,
     iter_records,
@@ -98,7 +102,7 @@ def test_config_round_trip_and_tampering(layout: LmsLayout) -> None:
     assert frozen is not None
     assert frozen["config"] == {"dtype": "float32"}
     layout.config.write_text(layout.config.read_text().replace("float32", "float16"))
-    with pytest.raises(UserError, match="fingerprint"):
+    with pytest.raises(UserError, match="is damaged, or was edited"):
         read_config(layout)
 
 
@@ -171,3 +175,47 @@ def test_a_row_that_does_not_fit_loses_what_does_not_or_its_array(layout: LmsLay
 def test_names_that_are_no_text_are_written_escaped(layout: LmsLayout) -> None:
     append_records(layout, [row("a"), row("caf\udce9", "failed", reason="bad_name")])
     assert read_records(layout, ["source"])["source"].to_pylist() == ["a", "caf\\udce9"]
+
+
+@pytest.mark.parametrize("reader", [read_records, lambda layout: pa.concat_tables(iter_records(layout, ["source"]))])
+def test_readers_see_every_row_while_parts_are_merged(
+    layout: LmsLayout, monkeypatch: pytest.MonkeyPatch, reader: Callable[[LmsLayout], pa.Table]
+) -> None:
+    for name in "abc":
+        append_records(layout, [row(name)])
+    require_parts, merged = records.require_parts, []
+
+    def list_then_merge(found: LmsLayout) -> list[Path]:
+        parts = require_parts(found)
+        if not merged:
+            merged.append(True)
+            with monkeypatch.context() as patch:
+                patch.setattr(records, "require_parts", require_parts)
+                compact_records(found)
+        return parts
+
+    monkeypatch.setattr(records, "require_parts", list_then_merge)
+    assert reader(layout)["source"].to_pylist() == ["a", "b", "c"]
+    assert merged
+
+
+def test_rows_that_are_being_read_stay_though_they_are_merged(layout: LmsLayout) -> None:
+    for name in "abc":
+        append_records(layout, [row(name)])
+    tables = iter_records(layout, ["source"])
+    first = next(tables)
+    compact_records(layout)
+    assert pa.concat_tables([first, *tables])["source"].to_pylist() == ["a", "b", "c"]
+
+
+def test_records_of_earlier_versions_have_nulls_for_later_columns(layout: LmsLayout) -> None:
+    append_records(layout, [row("a"), row("b")])
+    (path,) = record_parts(layout)
+    table = pq.read_table(path).drop_columns(["source_digest", "digest"]).replace_schema_metadata(None)
+    pq.write_table(table, path)
+    append_records(layout, [row("c")])
+    for table in (read_records(layout), pa.concat_tables(iter_records(layout, RECORD_SCHEMA.names))):
+        assert table.schema.names == RECORD_SCHEMA.names
+        assert table["source_digest"].null_count == 3
+    compact_records(layout)
+    assert read_records(layout, ["source", "source_digest"]).num_rows == 3

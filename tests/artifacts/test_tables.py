@@ -1,5 +1,6 @@
 """Tables keep what they are given, and say what is wrong with what they are not."""
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -44,13 +45,21 @@ def test_empty_file_list(tmp_path: Path) -> None:
     assert read_file_list(tmp_path / "files_a.csv") == []
 
 
-@pytest.mark.parametrize("content", ["", "name\nx\n", "a,b\n1\n", "\xff"])
-def test_bad_csv_names_the_file_and_the_columns(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", " is empty"),
+        ("name\nx\n", " has no column file_name .*it has name"),
+        ("a,b\n1\n", " has no column file_name"),
+        ("\xff", ":1 is not UTF-8"),
+        ('file_name,label\na,"b\nc,d\n', " is malformed .*line 2: a quote is opened and not closed"),
+    ],
+)
+def test_bad_csv_names_the_file_and_what_is_wrong(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"list\.csv") as caught:
+    with pytest.raises(UserError, match=rf"list\.csv{message}"):
         read_csv_columns(path, ["file_name"], "a list")
-    assert "file_name" in str(caught.value)
 
 
 def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
@@ -96,3 +105,31 @@ def test_paths_from_tables_stay_inside(path: str) -> None:
 def test_evaluation_clips_are_known_by_their_folder() -> None:
     assert is_evaluation_clip("audioset_lms/eval_segments/Ya.npy")
     assert not is_evaluation_clip("audioset_lms/balanced/eval_segments.npy")
+
+
+@pytest.mark.parametrize("reader", ["ours", "pandas", "csv"])
+def test_a_list_of_odd_names_is_one_row_a_name_to_every_reader(tmp_path: Path, reader: str) -> None:
+    names = [
+        "x_lms/a.npy",
+        "x_lms/c\rr.npy",
+        "x_lms/l\nf.npy",
+        "x_lms/b\r\nt.npy",
+        'x_lms/q"q.npy',
+        "x_lms/,.npy",
+        " NA.npy",
+    ]
+    path = tmp_path / "files_x.csv"
+    write_file_list(path, names)
+    if reader == "ours":
+        found = read_file_list(path)
+    elif reader == "pandas":
+        found = pd.read_csv(path).file_name.tolist()
+    else:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = [row["file_name"] for row in csv.DictReader(file)]
+    assert found == sorted(names)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_header(tmp_path: Path) -> None:
+    (tmp_path / "files_x.csv").write_bytes(b"\xef\xbb\xbffile_name\nx_lms/a.npy\n")
+    assert read_file_list(tmp_path / "files_x.csv") == ["x_lms/a.npy"]

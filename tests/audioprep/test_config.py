@@ -41,14 +41,14 @@ def test_padding_length() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"hop_length": 0}, "hop_length 0"),
-        ({"n_mels": 80.0}, "n_mels 80.0"),
-        ({"sample_rate": True}, "sample_rate True"),
+        ({"hop_length": 0}, "hop_length is 0"),
+        ({"n_mels": 80.0}, "n_mels is 80.0"),
+        ({"sample_rate": True}, "sample_rate is True"),
         ({"win_length": 512}, "win_length 512"),
         ({"f_max": 9000.0}, "f_max 9000"),
         ({"f_min": 8000.0}, "f_min 8000"),
-        ({"f_min": float("nan")}, "f_min nan"),
-        ({"eps": 0.0}, "eps 0.0"),
+        ({"f_min": float("nan")}, "f_min is nan"),
+        ({"eps": 0.0}, "eps is 0.0"),
     ],
 )
 def test_impossible_front_ends_are_refused(change: dict, named: str) -> None:
@@ -59,7 +59,7 @@ def test_impossible_front_ends_are_refused(change: dict, named: str) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"min_seconds": -1.0}, "min_seconds -1"),
+        ({"min_seconds": -1.0}, "min_seconds is -1"),
         ({"max_seconds": 1.0}, "max_seconds 1"),
         ({"min_seconds": 0.0, "max_seconds": 0.0}, "max_seconds 0"),
         ({"dtype": "float64"}, "float64"),

@@ -16,6 +16,7 @@ from audioprep.config import PRESETS, ConvertConfig
 from audioprep.decode import decode
 from audioprep.faults import REASONS, DecodeError
 from audioprep.sounds import DecodedSound
+from tests.audioprep.made_sounds import LAYER_TWO, mp3_in_wav
 
 CONFIG = ConvertConfig(PRESETS["16k"], max_seconds=20.0)
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (22050, 2))
@@ -62,7 +63,7 @@ def wav(*, rate: int = 16000, channels: int = 1, data: bytes = bytes(3200), size
 
 def fault(path: Path, config: ConvertConfig = CONFIG) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
-        decode(path, config)
+        decode(path, config, ffmpeg=False)
     error = caught.value
     assert error.reason in REASONS
     assert error.message == error.message.strip()
@@ -97,7 +98,7 @@ def test_no_cut_anywhere_is_taken_for_a_whole_file(tmp_path: Path, container: st
 
 def decode_bytes(folder: Path, data: bytes) -> np.ndarray:
     (folder / "x").write_bytes(data)
-    return decode(folder / "x", CONFIG)[0]
+    return decode(folder / "x", CONFIG, ffmpeg=False)[0]
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,6 @@ def decode_bytes(folder: Path, data: bytes) -> np.ndarray:
         ("header_only.wav", encoded()[:44], "truncated"),
         ("half_a_header.wav", encoded()[:30], "truncated"),
         ("riff.wav", b"RIFF", "truncated"),
-        ("crashed_writer.wav", wav(size=0), "truncated"),
-        ("crashed_writer.au", b".snd" + struct.pack(">IIIII", 24, 0, 3, 16000, 1) + bytes(3200), "truncated"),
         ("zero_rate.wav", wav(rate=0), "bad_rate"),
         ("slow.wav", wav(rate=3999), "bad_rate"),
         ("fast.wav", wav(rate=192001), "bad_rate"),
@@ -159,15 +158,6 @@ def test_too_long_is_refused_before_decoding_and_tells_the_length(tmp_path: Path
     assert error.info.seconds == pytest.approx(134213.6, abs=1)
     assert (error.info.sample_rate, error.info.channels) == (8000, 1)
     assert error.info.source_bytes == 44 + 2**31 - 2**16
-
-
-def test_flac_that_does_not_state_its_length_is_refused(tmp_path: Path) -> None:
-    data = bytearray(encoded("FLAC"))
-    data[21] &= 0xF0
-    data[22:26] = bytes(4)
-    (tmp_path / "x.flac").write_bytes(data)
-    error = fault(tmp_path / "x.flac")
-    assert (error.reason, "does not state its length" in error.message) == ("unsupported", True)
 
 
 def test_damaged_in_the_middle(tmp_path: Path) -> None:
@@ -284,22 +274,11 @@ def test_what_follows_a_short_block_is_not_believed(tmp_path: Path, monkeypatch:
     assert (error.reason, "7999 could be decoded" in error.message) == ("truncated", True)
 
 
-# Frames of silence: MPEG-1 layer II, 192 kbit/s, 48 kHz, stereo.
-LAYER_TWO = (b"\xff\xfd\xa4\x00" + bytes(572)) * 100
-
-
-def mp3_in_wav() -> bytes:
-    data = encoded("MP3", "MPEG_LAYER_III")
-    form = struct.pack("<HHIIHHHHIHHH", 0x55, 2, 48000, 16000, 1, 0, 12, 1, 2, 384, 1, 1393)
-    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
-    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
-
-
 @pytest.mark.parametrize("content", [LAYER_TWO, mp3_in_wav()], ids=["layer II", "MP3 in WAV"])
 def test_lengths_that_libsndfile_guesses_are_not_believed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.wav").write_bytes(content)
     error = fault(tmp_path / "x.wav")
-    assert (error.reason, "--decoder ffmpeg" in error.message) == ("unsupported", True)
+    assert (error.reason, "--decoder auto" in error.message) == ("unsupported", True)
 
 
 def test_layer_two_that_was_cut_off(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from audioprep.discover import Source, discover, named_sources, output_name
+from artifacts.folders import make_folder, remove_folder
+from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
 
 
 def touch(root: Path, *names: str) -> None:
@@ -33,9 +34,105 @@ def test_every_audio_file_once_and_sorted(tmp_path: Path) -> None:
     assert sources[0].path == tmp_path / sources[0].relative
 
 
-def test_formats_that_cannot_be_read_are_listed_too(tmp_path: Path) -> None:
-    touch(tmp_path, "a.m4a", "b.webm")
-    assert relatives(discover(tmp_path)) == ["a.m4a", "b.webm"]
+WAV_HEAD = b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00"
+
+
+def test_videos_and_other_encodings_are_listed_too(tmp_path: Path) -> None:
+    names = [
+        "a.m4a",
+        "b.webm",
+        "c.MP4",
+        "d.mkv",
+        "e.weba",
+        "f.mov",
+        "g.m4b",
+        "h.mpga",
+        "i.3gp",
+        "j.amr",
+        "k.spx",
+        "l.wv",
+    ]
+    touch(tmp_path, *names)
+    assert relatives(discover(tmp_path)) == names
+
+
+def test_sounds_without_an_audio_suffix_are_found_by_content_and_the_rest_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav", "notes.txt", "b/more.txt", "README", "a.json", "empty", ".DS_Store", "._a.wav", "x.part")
+    for name in ("no_suffix", "clip.dat", "b/00001", "x.wav~", "unfinished.wav.part", "sidecar.json"):
+        (tmp_path / name).write_bytes(WAV_HEAD)  # what the suffix says is enough for the last three
+    others = PassedOver()
+    assert relatives(discover(tmp_path, passed_over=others)) == ["a.wav", "b/00001", "clip.dat", "no_suffix"]
+    assert others.files == {".txt": 2, ".json": 2, "without a suffix": 4, "._*": 1, ".part": 2}
+    assert str(others) == "11 other files passed over (without a suffix 4, .json 2, .part 2, .txt 2, ._* 1)"
+    assert str(PassedOver()) == ""
+
+
+def test_known_suffixes_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    monkeypatch.setattr("audioprep.discover.holds_sound", lambda path: looked_at.append(path) or False)
+    touch(tmp_path, "a.wav", "b.mp4", "c.json", "d.txt", "e.npy", "f.xyz")
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    discover(tmp_path)
+    assert looked_at == [f"{tmp_path}/f.xyz"]
+
+
+def test_what_cannot_be_looked_into_is_a_source_that_will_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> bool:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("audioprep.discover.holds_sound", refuse)
+    touch(tmp_path, "a.wav", "clip")
+    assert relatives(discover(tmp_path)) == ["a.wav", "clip"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir",
+        ".git",
+        "b/.git/annex",
+        "#recycle",
+        ".Trash-1000",
+        ".snapshot",
+        "$RECYCLE.BIN",
+        "lost+found",
+        "__MACOSX",
+    ],
+)
+def test_folders_that_hold_no_data_are_left_out_and_said(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, "a.wav", f"{folder}/a.wav", f"{folder}/deep/b.wav")
+    others = PassedOver()
+    assert relatives(discover(tmp_path, passed_over=others)) == ["a.wav"]
+    assert others.folders.total() == 1
+    assert "1 folder of no data left out" in str(others)
+    assert relatives(discover(tmp_path / folder)) == ["a.wav", "deep/b.wav"]  # whoever names one, means it
+    (named,) = named_sources(tmp_path, [f"{folder}/a.wav"])
+    assert named.reason == "bad_name"
+
+
+def test_an_annex_gives_every_sound_once(tmp_path: Path) -> None:
+    touch(tmp_path, ".git/annex/objects/x/SHA256E-s3--abc.wav/SHA256E-s3--abc.wav")
+    (tmp_path / "dog.wav").symlink_to(".git/annex/objects/x/SHA256E-s3--abc.wav/SHA256E-s3--abc.wav")
+    assert relatives(discover(tmp_path)) == ["dog.wav"]
+
+
+def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -> None:
+    deep = "d/" * 1050
+    make_folder(tmp_path / deep)
+    touch(tmp_path, deep + "a.wav")
+    try:
+        assert relatives(discover(tmp_path)) == [deep + "a.wav"]
+    finally:
+        remove_folder(tmp_path / "d")  # pytest cannot
+
+
+def test_file_systems_that_number_folders_alike_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/b/c.wav")
+    (tmp_path / "a/b/up").symlink_to(tmp_path)
+    monkeypatch.setattr("artifacts.folders.folder_id", lambda path: (0, 0))
+    assert relatives(discover(tmp_path)) == ["a/b/c.wav"]
 
 
 def test_apple_double_files_are_left_out(tmp_path: Path) -> None:
@@ -75,6 +172,11 @@ def test_sources_of_one_output_conflict_and_the_first_one_wins(tmp_path: Path) -
     sources = discover(tmp_path)
     assert reasons(sources) == {"a.wav": "name_conflict", "a.flac": "name_conflict"}
     assert "'a.WAV'" in next(source.message for source in sources if source.relative == "a.flac")
+
+
+def test_a_sound_has_its_name_before_the_video_that_it_was_taken_from(tmp_path: Path) -> None:
+    touch(tmp_path, "x.mp4", "x.wav", "y.avi", "y.m4a", "y")
+    assert reasons(discover(tmp_path)) == {"x.mp4": "name_conflict", "y.avi": "name_conflict"}
 
 
 def test_an_output_stands_in_the_way_of_a_folder(tmp_path: Path) -> None:
@@ -173,6 +275,8 @@ def test_sources_travel_light(tmp_path: Path) -> None:
         ("folder.wav/inside.ogg", "folder.wav/inside.npy"),
         ("folder", "folder.npy"),
         ("some.folder", "some.folder.npy"),
+        ("0123456789a.mp4", "0123456789a.npy"),
+        ("blues.00000.au", "blues.00000.npy"),
     ],
 )
 def test_output_names(relative: str, output: str) -> None:

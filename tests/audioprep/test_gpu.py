@@ -26,6 +26,7 @@ from audioprep.discover import Source, discover
 from audioprep.gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
 from audioprep.logmel import LogMel
 from audioprep.mixing import resampler
+from tests.devices import DEVICES
 from workflows.melspec import MelspecOptions, run_melspec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
@@ -45,8 +46,6 @@ def torchaudio_missing() -> str:
 
 
 needs_torchaudio = pytest.mark.skipif(bool(torchaudio_missing()), reason=f"torchaudio: {torchaudio_missing()[:100]}")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=needs_gpu)]
 
 
 def test_without_torchaudio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

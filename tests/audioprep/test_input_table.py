@@ -5,7 +5,9 @@
 
 import io
 import os
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,23 +19,40 @@ import soundfile
 from artifacts.lms_array import open_lms
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_shard
+from audioprep.decode import decode
 from audioprep.discover import Source, discover
 from audioprep.faults import REASONS
+from audioprep.signatures import READ, REFUSED
+from tests.audioprep.made_sounds import (
+    AMR,
+    LAYER_TWO,
+    NOISE,
+    coded,
+    flac,
+    flac_frames,
+    free_bit_rate,
+    id3,
+    mp3,
+    mp3_frames,
+    mp3_in_wav,
+    ogg_without_end,
+    sphere,
+    streamed,
+    streamed_wav,
+    with_bytes,
+    with_second_data_chunk,
+)
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.5, max_seconds=20.0)
-NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (48000, 8))
+needs_ffmpeg = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="the programs ffmpeg and ffprobe are not installed"
+)
 
 
 def sound(
     container: str = "WAV", subtype: str = "PCM_16", rate: int = 44100, channels: int = 2, seconds: float = 1.0
 ) -> bytes:
     return coded(NOISE[: round(rate * seconds) % 48001, :channels], container, subtype, rate)
-
-
-def coded(samples: np.ndarray, container: str = "WAV", subtype: str = "PCM_16", rate: int = 44100) -> bytes:
-    stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format=container, subtype=subtype)
-    return stream.getvalue()
 
 
 def wav(*, rate: int = 16000, channels: int = 1, bits: int = 16, data: bytes = bytes(32000), size: int = -1) -> bytes:
@@ -90,7 +109,6 @@ GOOD = [
     Kind("new\nline.wav", sound(), "ok"),
     Kind("two.dots.wav", sound(), "ok"),
     Kind("flac called.wav", sound("FLAC"), "ok"),
-    Kind("written to a pipe.wav", wav(size=0xFFFFFFFF), "ok silent"),
     Kind("a link.wav", lambda path: path.symlink_to("wav 16 bit.wav"), "ok"),
     Kind("silence.wav", coded(np.zeros((22050, 1))), "ok silent"),
     Kind("clipped.wav", coded(CLIPPED), "ok clipped"),
@@ -115,7 +133,6 @@ BAD = [
     Kind("half of an aiff.aiff", sound("AIFF")[:60000], "truncated"),
     Kind("header only.wav", sound()[:44], "truncated"),
     Kind("half a header.wav", sound()[:30], "truncated"),
-    Kind("a writer that crashed.wav", wav(size=0), "truncated"),
     Kind("no samples.wav", wav(data=b""), "no_samples"),
     Kind("no samples.aiff", coded(NOISE[:0, :1], "AIFF"), "no_samples"),
     Kind("0 Hz.wav", wav(rate=0), "bad_rate"),
@@ -139,6 +156,204 @@ BAD = [
     Kind("mono.flac", sound("FLAC"), "ok"),
     Kind("no permission.wav", lambda path: (path.write_bytes(sound()), path.chmod(0)), "permission"),
 ]
+
+
+PLAIN, WHOLE_MP3, WHOLE_MP3_48 = coded(), mp3(), mp3(48000)
+FRAMES, FRAMES_48 = mp3_frames(WHOLE_MP3), mp3_frames(WHOLE_MP3_48)
+VORBIS, OPUS = (coded(NOISE[:24000, :1], "OGG", subtype, 48000) for subtype in ("VORBIS", "OPUS"))
+JUNK = np.random.default_rng(3).bytes(3000).replace(b"\xff", b"x")
+BIG = 2**64 - 1
+
+
+class Odd(NamedTuple):
+    """A file that is not as its header says, or more than one. ``like``: a plain file that holds the same samples.
+
+    ``says``: a word of the failure's message. What needs ffmpeg is refused without it, with a message that names it.
+    """
+
+    name: str
+    content: bytes
+    expected: str
+    like: bytes | None = None
+    says: str = ""
+
+
+# Sounds in a row: all of them, or a failure that says so.
+IN_A_ROW = [
+    *(
+        Odd(f"two {container} files", 2 * coded(container=container), "unsupported", says="several sounds in a row")
+        for container in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
+    ),
+    *(
+        Odd(
+            f"two WAV files from a pipe, {size:#x}",
+            2 * streamed_wav(size),
+            "unsupported",
+            says="several sounds in a row",
+        )
+        for size in (0, 0x7FFFF000, 0xFFFFFFFF)
+    ),
+    *(
+        Odd(f"two {container} files from a pipe", 2 * streamed(container, size), "unsupported", says="in a row")
+        for container, size in (("AU", 0xFFFFFFFF), ("CAF", BIG), ("AIFF", 0), ("W64", 0), ("RF64", 0))
+    ),
+    Odd("two SVX files", 2 * coded(NOISE[:9000, :1], "SVX"), "unsupported", says="several sounds in a row"),
+    Odd("two SPHERE files", 2 * sphere(), "unsupported", says="several sounds in a row"),
+    Odd("WAV and FLAC", PLAIN + flac(), "unsupported", says="(FLAC)"),
+    Odd("WAV and MP3", PLAIN + WHOLE_MP3, "unsupported", says="(MP3)"),
+    Odd("MP3 and WAV", WHOLE_MP3 + PLAIN, "unsupported", says="(WAV)"),
+    Odd("FLAC and WAV", flac() + PLAIN, "unsupported", says="(WAV)"),
+    Odd("FLAC and a tag of APE", flac() + b"APETAGEX" + JUNK * 30, "ok", like=flac()),
+    Odd("FLAC and much of no kind", flac() + JUNK * 150, "malformed", says="of no known kind"),
+    Odd("MP3 and Ogg", WHOLE_MP3 + VORBIS, "unsupported", says="(OGG)"),
+    Odd("Vorbis and Opus", VORBIS + OPUS, "unsupported", says="several sounds in a row"),
+    Odd("Vorbis and WAV", VORBIS + PLAIN, "unsupported", says="several sounds in a row"),
+    Odd("two chunks of samples", with_second_data_chunk(), "unsupported", says="several chunks of samples"),
+    Odd("the half size of samples", streamed_wav(44100, riff=88236), "malformed", says="bytes behind them"),
+    Odd("FLAC and a shorter one", flac() + flac(samples=NOISE[:9000, :2]), "unsupported", says="several sounds"),
+    Odd("FLAC and frames of another", flac() + flac_frames(flac()), "unsupported", says="several sounds in a row"),
+    Odd("FLAC of unknown length, and frames", flac(0) + flac_frames(flac()), "unsupported", says="several sounds"),
+    Odd("FLAC that states too few samples", flac(11025), "ok", like=flac()),
+    Odd("FLAC that states too many samples", flac(30000), "truncated"),
+    Odd("MP3, then mono", WHOLE_MP3 + mp3(channels=1), "unsupported", says="44100 Hz, mono"),
+    Odd("MP3, then stereo", mp3(channels=1) + WHOLE_MP3, "unsupported", says="44100 Hz, stereo"),
+    Odd("MP3, then layer II", WHOLE_MP3_48 + LAYER_TWO, "unsupported", says="layer II"),
+    Odd("MP3, twice", WHOLE_MP3 + b"".join(FRAMES), "ok", like=b"".join([*FRAMES, *FRAMES])),
+]
+# Lengths that promise nothing; those that do are believed.
+LENGTHS = [
+    *(
+        Odd(f"WAV from a pipe, {size:#x}", streamed_wav(size), "ok", like=PLAIN)
+        for size in (0, 0x7FFFF000, 0x7FFFEFFE, 0x7FFFFFFF, 0x80000000, 0x80000024, 2 * 10**9, 2**32 - 1, 2**32 - 45)
+    ),
+    Odd(
+        "WAV of 24 bits from a pipe",
+        streamed_wav(0x7FFFEFFE, coded(subtype="PCM_24")),
+        "ok",
+        like=coded(subtype="PCM_24"),
+    ),
+    Odd("WAV that says it is empty, from a pipe", streamed_wav(0, riff=36), "ok", like=PLAIN),
+    Odd("WAV without a size of its own", streamed_wav(88200, riff=0), "ok", like=PLAIN),
+    *(
+        Odd(f"WAV of {extra} bytes too many", streamed_wav(88200 + extra, riff=88236), "ok", like=PLAIN)
+        for extra in (2, 8, 36, 88200)
+    ),
+    *(
+        Odd(f"{container} from a pipe, {size:#x}", streamed(container, size), "ok", like=PLAIN)
+        for container, sizes in {
+            "AIFF": (0, 0x7F000008, 0xFFFFFFFF),
+            "AU": (0, 2 * 10**9, 0xFFFFFFFF),
+            "CAF": (BIG,),
+            "W64": (0, 24, BIG),
+            "RF64": (0, BIG),
+        }.items()
+        for size in sizes
+    ),
+    Odd("FLAC from a pipe", flac(0), "ok", like=flac()),
+    Odd("FLAC from a pipe, cut off", flac(0)[:-300], "truncated"),
+    Odd("FLAC from a pipe, with a hole", with_bytes(flac(0), (30000, bytes(3000))), "malformed", says="FLAC frame"),
+    Odd("WAV cut off by 10 bytes", PLAIN[:-10], "truncated", says="88200 bytes"),
+    Odd("WAV cut off, with a list of chunks before", streamed_wav(90000), "truncated", says="90000 bytes"),
+    Odd("AIFF cut off by 10 bytes", coded(container="AIFF")[:-10], "truncated"),
+    Odd("AU cut off by 10 bytes", coded(container="AU")[:-10], "truncated"),
+    Odd("CAF cut off by 10 bytes", coded(container="CAF")[:-10], "truncated"),
+    Odd("SPHERE", sphere(), "ok", like=coded(NOISE[:16000, :1], rate=16000)),
+    Odd("half of a SPHERE file", sphere()[:17000], "truncated", says="32000 bytes"),
+    Odd("half of a SPHERE header", sphere()[:60], "truncated"),
+    Odd("SPHERE without a length", sphere().replace(b"sample_count", b"sample_xxxxx"), "malformed"),
+]
+# MP3 and Ogg as they are found: with junk, without end, of free bit rate.
+FOUND = [
+    Odd("MP3 with junk in it", b"".join([*FRAMES[:9], JUNK, *FRAMES[9:]]), "ok", like=WHOLE_MP3),
+    Odd("MP3 with a tag in it", b"".join([*FRAMES[:9], id3(), *FRAMES[9:]]), "ok", like=WHOLE_MP3),
+    Odd(
+        "MP3 that states nothing, with junk",
+        b"".join([*FRAMES[1:9], b"junk" * 555, *FRAMES[9:]]),
+        "ok",
+        like=b"".join(FRAMES[1:]),
+    ),
+    Odd(
+        "MP3 with zeros instead of frames",
+        b"".join([*FRAMES_48[1:9], bytes(4096), *FRAMES_48[18:]]),
+        "malformed",
+        says="zeros",
+    ),
+    Odd(
+        "MP3 with other bytes instead of frames",
+        b"".join([*FRAMES_48[1:9], b"x" * 1440, *FRAMES_48[12:]]),
+        "malformed",
+        says="3 MP3 frames are missing",
+    ),
+    Odd(
+        "MP3 of frames that cannot be decoded",
+        b"".join([*FRAMES[:5], *(f[:4] + b"\x55" * (len(f) - 4) for f in FRAMES[5:9]), *FRAMES[9:]]),
+        "malformed",
+        says="libmpg123",
+    ),
+    Odd(
+        "MP3 that states too many frames",
+        with_bytes(WHOLE_MP3, (WHOLE_MP3.index(b"Info") + 8, b"\0\0\0\x99")),
+        "truncated",
+        says="153 MP3 frames",
+    ),
+    Odd(
+        "MP3 that states too few frames",
+        with_bytes(WHOLE_MP3, (WHOLE_MP3.index(b"Info") + 8, b"\0\0\0\x05")),
+        "ok",
+        like=b"".join(FRAMES[1:]),
+    ),
+    Odd(
+        "MP3 with a VBRI frame",
+        b"".join(
+            [
+                with_bytes(
+                    FRAMES[0], (4, bytes(200)), (36, b"VBRI" + bytes(10) + (len(FRAMES) - 1).to_bytes(4, "big"))
+                ),
+                *FRAMES[1:],
+            ]
+        ),
+        "ok",
+    ),
+    Odd("MP3 cut off in its last frame", b"".join(FRAMES[1:])[:-50], "truncated", says="within an MP3 frame"),
+    Odd(
+        "MP3 cut off in its last header",
+        b"".join(FRAMES[1:-1]) + FRAMES[-1][:3],
+        "truncated",
+        says="within an MP3 frame",
+    ),
+    Odd("MP3 of free bit rate", free_bit_rate(FRAMES_48[1:]), "ok padded", like=b"".join(FRAMES_48[1:])),
+    Odd("MP3 of free bit rate, cut off", free_bit_rate(FRAMES_48[1:])[:-50], "truncated"),
+    Odd("MP3 behind a tag with a broken picture", id3(picture=JUNK) + WHOLE_MP3, "ok", like=WHOLE_MP3),
+    Odd("MP3 with a tag of APE", WHOLE_MP3 + b"APETAGEX" + JUNK * 30, "ok", like=WHOLE_MP3),
+    Odd("FLAC behind a tag", id3() + flac(), "ok", like=flac()),
+    Odd("WAV behind a tag", id3() + PLAIN, "unsupported", says="behind an ID3 tag"),
+    Odd("Vorbis without an end", ogg_without_end("VORBIS"), "ok", like=VORBIS),
+    Odd("Opus without an end", ogg_without_end("OPUS"), "ok", like=OPUS),
+    Odd(
+        "Vorbis that ends within a packet",
+        ogg_without_end("VORBIS", complete=False),
+        "truncated",
+        says="within a packet",
+    ),
+    Odd("Opus that ends within a packet", ogg_without_end("OPUS", complete=False), "truncated", says="within a packet"),
+]
+# What libsndfile cannot open is offered to ffmpeg; cut off, it is told without it where a size shows it.
+OFFERED = [
+    Odd("MPEG layer II", LAYER_TWO, "ok silent"),
+    Odd("MPEG layer II, cut off", LAYER_TWO[:-100], "truncated"),
+    Odd("MP3 in WAV", mp3_in_wav(), "ok"),
+    Odd("MP3 in WAV, cut off", mp3_in_wav()[:-100], "truncated"),
+    Odd("MP3 of 44.1 and 32 kHz", b"".join([*FRAMES, *mp3_frames(mp3(32000))]), "ok"),
+    Odd("MP3 of 48 and 44.1 kHz", b"".join([*FRAMES_48, *FRAMES]), "ok"),
+    Odd("BW64", b"BW64" + coded(container="RF64")[4:], "ok", like=PLAIN),
+    Odd("BW64, cut off", (b"BW64" + coded(container="RF64")[4:])[:-10], "truncated"),
+    Odd("AMR", AMR, "ok"),
+    Odd("AMR, cut off", AMR[:-5], "truncated"),
+    Odd("two AMR files", 2 * AMR, "unsupported", says="several sounds in a row"),
+]
+ODD = IN_A_ROW + LENGTHS + FOUND + OFFERED
+# Of these ffmpeg hears nothing, or less: it believes their header.
+NOT_HEARD = ("MP3 of free", "AIFF from a pipe, 0x0", "W64 from a pipe", "RF64 from a pipe")
 
 
 def sparse(path: Path, size: int) -> None:
@@ -169,7 +384,7 @@ def test_kind(tmp_path: Path, kind: Kind) -> None:
     make(src, kind)
     if kind.expected == "permission" and os.access(src / kind.name, os.R_OK):
         pytest.skip("this user may read everything")
-    (record,) = convert_shard([Source(kind.name, str(src))], src, dst, CONFIG)
+    (record,) = convert_shard([Source(kind.name, str(src))], src, dst, CONFIG, ffmpeg=False)
     assert described(record) == kind.expected
     if record["status"] == "ok":
         values = open_lms(dst / record["file_name"], n_mels=80)
@@ -182,6 +397,105 @@ def test_kind(tmp_path: Path, kind: Kind) -> None:
         assert not list(dst.rglob("*.npy"))
 
 
+def convert(folder: Path, name: str, content: bytes, *, ffmpeg: bool = True) -> dict:
+    src, dst = folder / "src", folder / "x_lms"
+    src.mkdir(exist_ok=True)
+    (src / name).write_bytes(content)
+    (record,) = convert_shard([Source(name, str(src))], src, dst, CONFIG, ffmpeg=ffmpeg)
+    assert record["status"] == "failed" or (dst / record["file_name"]).is_file()
+    return record
+
+
+@pytest.mark.parametrize("odd", IN_A_ROW + LENGTHS + FOUND, ids=lambda odd: odd.name)
+def test_odd_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], odd: Odd) -> None:
+    """All samples of it, or a failure that says what is wrong; no word of a library on the screen. ffmpeg changes
+    nothing here."""
+    record = convert(tmp_path, "odd.wav", odd.content, ffmpeg=False)
+    assert described(record) == odd.expected, record["message"]
+    assert odd.says in (record["message"] or "")
+    assert capfd.readouterr().err == ""
+    if odd.like is not None:
+        (tmp_path / "plain").write_bytes(odd.like)
+        plain, _ = decode(tmp_path / "plain", CONFIG)
+        np.testing.assert_array_equal(decode(tmp_path / "src" / "odd.wav", CONFIG)[0], plain)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("odd", OFFERED, ids=lambda odd: odd.name)
+def test_what_is_offered_to_ffmpeg(tmp_path: Path, odd: Odd) -> None:
+    record = convert(tmp_path, "odd.wav", odd.content)
+    assert described(record) == odd.expected, record["message"]
+    assert odd.says in (record["message"] or "")
+    if odd.expected.startswith("ok"):
+        assert record["decoder"].startswith("ffmpeg ")
+    if odd.like is not None:
+        (tmp_path / "plain").write_bytes(odd.like)
+        plain, _ = decode(tmp_path / "plain", CONFIG)
+        np.testing.assert_allclose(decode(tmp_path / "src" / "odd.wav", CONFIG)[0], plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("odd", OFFERED, ids=lambda odd: odd.name)
+def test_without_ffmpeg_the_row_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Odd) -> None:
+    monkeypatch.setenv("PATH", "")
+    record = convert(tmp_path, "odd.wav", odd.content)
+    if odd.expected == "truncated":
+        assert record["reason"] == "truncated"
+    else:
+        assert record["status"] == "failed"
+        assert "install ffmpeg" in record["message"]
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "odd", [odd for odd in ODD if odd.expected.startswith("ok") and not odd.name.startswith(NOT_HEARD)],
+    ids=lambda odd: odd.name,
+)  # fmt: skip
+def test_another_decoder_hears_as_much(tmp_path: Path, odd: Odd) -> None:
+    """ffmpeg, which knows nothing of all this, gives as many samples, but for what encoders add at both ends."""
+    path = tmp_path / "odd"
+    path.write_bytes(odd.content)
+    seconds = len(decode(path, CONFIG)[0]) / 16000
+    command = ["ffmpeg", "-v", "quiet", "-i", path, "-map", "0:a:0", "-ar", "16000", "-ac", "1", "-f", "f32le", "-"]
+    heard = len(subprocess.run(command, capture_output=True, check=False).stdout) / 4 / 16000
+    compressed = odd.content[:4] not in (
+        b"RIFF",
+        b"FORM",
+        b".snd",
+        b"riff",
+        b"RF64",
+        b"BW64",
+        b"fLaC",
+        b"caff",
+        b"NIST",
+    )
+    assert seconds == pytest.approx(heard, abs=0.08 if compressed else 1e-3)
+
+
+@pytest.mark.parametrize("container", sorted(soundfile.available_formats()))
+def test_no_format_is_read_whose_end_is_not_checked(tmp_path: Path, container: str) -> None:
+    """Every format of libsndfile, in every subtype: whole it is read or refused by name, and cut off it is never ok."""
+    assert (container in READ) != (container in REFUSED), f"how does one see that a {container} file is whole?"
+    if container in ("RAW", "SD2"):  # of the one nothing tells what it is, the other has a second file
+        return
+    for subtype in soundfile.available_subtypes(container):
+        stream = io.BytesIO()
+        try:
+            soundfile.write(stream, NOISE[:16000, 0], 16000, format=container, subtype=subtype)
+        except soundfile.LibsndfileError:
+            continue  # read, not written
+        data = stream.getvalue()
+        whole = convert(tmp_path, "x.wav", data, ffmpeg=False)
+        if subtype.startswith("DWVW"):  # what libsndfile writes so, it does not read
+            assert whole["reason"] == "unsupported"
+        elif container in READ:
+            assert whole["status"] == "ok", (subtype, whole["message"])
+        else:
+            assert (whole["reason"], container in whole["message"]) == ("unsupported", True)
+        for share in (0.3, 0.5, 0.9):
+            cut = convert(tmp_path, "x.wav", data[: int(share * len(data))])
+            assert cut["status"] == "failed", (subtype, share)
+
+
 def test_a_folder_of_them_all(tmp_path: Path) -> None:
     """Together, through the listing: every one has its row, and none disturbs another."""
     src, dst = tmp_path / "src", tmp_path / "x_lms"
@@ -192,7 +506,7 @@ def test_a_folder_of_them_all(tmp_path: Path) -> None:
     expected = {name: kind.expected for name, kind in kinds.items()}
     # Names that differ in their suffix alone have one output; the first by name gets it.
     expected |= {"mono.wav": "name_conflict", "no samples.wav": "name_conflict"}
-    records = convert_shard(discover(src), src, dst, CONFIG)
+    records = convert_shard(discover(src), src, dst, CONFIG, ffmpeg=False)
     assert {record["source"]: described(record) for record in records} == expected
     made = {record["file_name"] for record in records if record["status"] == "ok"}
     assert {path.relative_to(dst).as_posix() for path in dst.rglob("*.npy")} == made

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import soundfile
 
 from artifacts import packed_store
 from artifacts.atomic import write_array
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.failures import FailureLimit
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import PACKED_FOLDER, LmsLayout
+from artifacts.lms_array import read_lms
 from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
-from artifacts.records import write_config
-from artifacts.tables import read_parquet
+from artifacts.records import append_records, write_config
+from artifacts.tables import read_parquet, write_parquet
 from audioprep import pack as pack_module
 from audioprep.config import PRESETS, ConvertConfig
+from audioprep.convert import convert_shard
+from audioprep.discover import discover
 from audioprep.pack import pack
+from audioprep.stats import norm_stats
+from audioprep.unpack import unpack
 
 FRAMES = (7, 33, 1, 20, 8)
 
@@ -150,15 +163,16 @@ def test_stale_and_broken_packs_are_refused(lms: Path) -> None:
         PackedStore.open(lms, None)
     pack(lms, overwrite=True)
     meta = (lms / PACKED_FOLDER / META).read_text()
-    (lms / PACKED_FOLDER / META).write_text(meta.replace("time-major", "mel-major"))
+    write_object(lms / PACKED_FOLDER / META, {**json.loads(meta), "layout": "mel-major"})
     with pytest.raises(UserError, match="another version of m2dprep"):
         PackedStore.open(lms, None)
     (lms / PACKED_FOLDER / META).write_text(meta)
+    shard = lms / PACKED_FOLDER / "g2-shard-00000.npy"
     header = shard.read_bytes()[:128]
     shard.write_bytes(header.replace(b"<f2", b"<f8") + shard.read_bytes()[128:])
     opened = PackedStore.open(lms, None)
     assert opened is not None
-    with pytest.raises(UserError, match=r"shard-00000\.npy (holds|cannot be read)"):
+    with pytest.raises(UserError, match=r"g2-shard-00000\.npy (holds|is not a whole)"):
         opened[0].array(0)
     (lms / PACKED_FOLDER / META).write_text("{}")
     with pytest.raises(UserError, match=META):
@@ -179,3 +193,201 @@ def test_nothing_to_pack(tmp_path: Path) -> None:
     (tmp_path / "empty_lms/x.npy").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 1 arrays"):
         pack(tmp_path / "empty_lms")
+
+
+def damage(path: Path, place: int = 300) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def converted(tmp_path: Path) -> Path:
+    """A folder with records, whose digests prove its arrays."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "wavs").mkdir()
+    for number in range(4):
+        soundfile.write(tmp_path / f"wavs/{number}.wav", 0.1 * rng.standard_normal(16000), 16000)
+    config = ConvertConfig(PRESETS["16k"], min_seconds=0.5)
+    lms = tmp_path / "data/some_lms"
+    lms.mkdir(parents=True)
+    rows = convert_shard(discover(tmp_path / "wavs"), tmp_path / "wavs", lms, config)
+    write_config(LmsLayout(lms), config.to_dict(), {})
+    append_records(LmsLayout(lms), rows)
+    return lms
+
+
+def test_a_damaged_array_is_a_failure_by_its_digest(tmp_path: Path) -> None:
+    lms = converted(tmp_path)
+    damage(lms / "2.npy")
+    assert pack(lms).failed == 1
+    rows = read_parquet(lms / PACKED_FOLDER / INDEX, PACK_SCHEMA, "index").to_pylist()
+    assert [(row["file_name"], row["reason"]) for row in rows if row["reason"]] == [("2.npy", "damaged")]
+    assert [row["message"] for row in rows if row["reason"] and "values have changed since" in row["message"]]
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "gone behind a folder", "nonfinite"])
+def test_a_good_pack_is_never_replaced_by_a_poorer_one(tmp_path: Path, how: str) -> None:
+    lms = converted(tmp_path)
+    pack(lms)
+    before = content(lms)
+    array = lms / "1.npy"
+    match how:
+        case "bit":
+            damage(array)
+        case "cut":
+            array.write_bytes(array.read_bytes()[:-9])
+        case "nonfinite":
+            np.save(array, np.load(array) * np.nan)
+        case _:
+            array.write_bytes(b"")
+    with pytest.raises(UserError, match=r"stays as it is: it has 1 clips whole .* 1\.npy .*unpack"):
+        pack(lms, overwrite=True)
+    assert content(lms) == before
+    array.unlink()  # the advice
+    unpack(lms)
+    assert pack(lms, dtype="float32", overwrite=True).failed == 0
+    assert sorted(name for name in content(lms) if "shard" in name) == ["g2-shard-00000.npy"]
+
+
+@pytest.mark.parametrize("killed_at", ["write_shard", "finish_pack"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_pack_is_there_until_the_new_one_is_whole(
+    lms: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str, error: BaseException
+) -> None:
+    pack(lms)
+    before = content(lms)
+    original, calls = getattr(packed_store, killed_at), iter(range(100))
+
+    def interrupted(*arguments: object) -> object:
+        if killed_at == "finish_pack" or next(calls) == 2:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(pack_module, killed_at, interrupted)
+    with pytest.raises(type(error)):
+        pack(lms, dtype="float32", clips_a_shard=1, threads=1, overwrite=True)
+    monkeypatch.undo()
+    assert before.items() <= content(lms).items()
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    assert opened[0].dtype == "float16"
+    again = pack(lms, dtype="float32", clips_a_shard=1, threads=1)  # goes on without being told to replace again
+    assert again.packed_before >= 2
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    assert opened[0].dtype == "float32"
+    assert not [name for name in content(lms) if name in before and name != META], "nothing is left of the old one"
+
+
+def test_what_was_begun_goes_where_the_finished_pack_is_asked_for(lms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(lms)
+    before = content(lms)
+    monkeypatch.setattr(pack_module, "finish_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pack(lms, dtype="float32", overwrite=True)
+    monkeypatch.undo()
+    pack(lms)
+    assert content(lms) == before
+
+
+def test_an_array_that_the_machine_cannot_read_stops_the_run(lms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, **_: object) -> object:
+        if path.name == "3.npy":
+            raise OSError(5, "Input/output error", str(path))
+        return read_lms(path)
+
+    monkeypatch.setattr(packed_store, "read_lms", fail)
+    with pytest.raises(OSError, match=r"deep/3\.npy"):
+        pack(lms, clips_a_shard=1, threads=1)
+    monkeypatch.undo()
+    result = pack(lms, clips_a_shard=1, threads=1)
+    assert result.failed == 0
+    assert result.packed_before >= 3
+
+
+def test_failures_of_a_run_that_was_stopped_are_tried_again(lms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (lms / "deep/0.npy").read_bytes()
+    (lms / "deep/0.npy").write_bytes(b"")
+    monkeypatch.setattr(pack_module, "finish_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pack(lms, clips_a_shard=1)
+    monkeypatch.undo()
+    (lms / "deep/0.npy").write_bytes(whole)
+    assert pack(lms, clips_a_shard=1).failed == 0
+
+
+def test_readers_never_mix_two_packs(lms: Path) -> None:
+    pack(lms, clips_a_shard=2)
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    store = opened[0]
+    first = store.array(0).copy()
+    for number, frames in enumerate(reversed(FRAMES)):
+        write_array(lms / "deep" / f"{number}.npy", np.ones((1, 80, frames), np.float32))
+    pack(lms, clips_a_shard=2, overwrite=True)
+    assert np.array_equal(store.array(0), first)  # mapped before
+    with pytest.raises(UserError, match=r"shard-00001\.npy"):
+        store.array(2)
+    with pytest.raises(UserError, match=r"shard-00000\.npy"):
+        pickle.loads(pickle.dumps(store)).array(0)
+
+
+def test_another_shard_in_the_place_of_one_is_refused(lms: Path) -> None:
+    pack(lms, clips_a_shard=1)
+    opened = PackedStore.open(lms, None)
+    assert opened is not None
+    shard = lms / PACKED_FOLDER / "shard-00000.npy"
+    shard.write_bytes(shard.read_bytes())
+    os.utime(shard, ns=(0, 0))
+    for read in (opened[0].array, opened[0].read):
+        with pytest.raises(UserError, match="has been replaced since the pack was opened"):
+            read(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": None},
+        {"frames": 0},
+        {"frames": 10**6},
+        {"start": None},
+        {"start": -1},
+        {"start": 10**9},
+        {"shard": None},
+        {"shard": 7},
+        {"shard": -1},
+    ],
+    ids=str,
+)
+def test_an_index_of_old_that_makes_no_sense_is_told(lms: Path, change: dict[str, int | None]) -> None:
+    pack(lms)
+    folder = lms / PACKED_FOLDER
+    meta = read_object(folder / META) or {}
+    rows = read_parquet(folder / INDEX, PACK_SCHEMA, "index").to_pylist()
+    rows[2] |= change
+    write_parquet(folder / INDEX, pa.Table.from_pylist(rows, schema=PACK_SCHEMA))
+    write_object(folder / META, {key: meta[key] for key in meta if key != "index_digest"})
+    with pytest.raises(UserError, match=r"index\.parquet"):
+        PackedStore.open(lms, None)
+    with pytest.raises(UserError, match=r"index\.parquet"):
+        unpack(lms, lms.parent / "out")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: (data / "files_x.csv").write_text("file_name\n"),
+        lambda data: (data / "captions.parquet").touch(),
+        lambda data: (data / "norm_stats.json").touch(),
+        lambda data: (data / "capemb_x").mkdir(),
+        lambda data: (data / "x_lms/_melspec").mkdir(parents=True),
+        lambda data: (data / "x_lms").mkdir(),
+    ],
+)
+def test_a_data_directory_is_no_folder_of_log_mels(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path)
+    write_array(tmp_path / "x.npy", np.zeros((1, 80, 4), np.float32))
+    for call in (pack, unpack, norm_stats, functools.partial(norm_stats, recompute=True)):
+        with pytest.raises(UserError, match=r"is a data directory .* give one of those in it, such as .*_lms"):
+            call(tmp_path)
+    assert not (tmp_path / PACKED_FOLDER).exists()

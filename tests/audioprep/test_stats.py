@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from artifacts.errors import CheckFailedError, UserError
+from artifacts.json_file import read_object
 from artifacts.layout import LmsLayout
 from artifacts.records import append_records, write_config
 from artifacts.tables import write_file_list
@@ -141,4 +142,4 @@ def test_impossible_requests(tmp_path: Path, lms: Path) -> None:
 def test_written_as_json(lms: Path, tmp_path: Path) -> None:
     stats = norm_stats(lms)
     write_norm_stats(tmp_path / "norm_stats.json", stats)
-    assert json.loads((tmp_path / "norm_stats.json").read_text()) == stats.to_dict()
+    assert read_object(tmp_path / "norm_stats.json") == stats.to_dict()

@@ -61,6 +61,9 @@ MALFORMED = {
     "too many columns": ('a, 0, 10, "/m/1", x\n', "line 4"),
     "labels without quotes": ("a, 0, 10, /m/1,/m/2\n", "line 4"),
     "a quote that is not closed": ('a, 0, 10, "/m/1\n', "line 4"),
+    "a quote that swallows segments": ('a, 0, 10, "/m/1\nb, 0, 10, "/m/1"\nc, 0, 10, "/m/1"\n', "line 4"),
+    "text behind a closing quote": ('a, 0, 10, "/m/1" x\n', "line 4"),
+    "a quote inside the labels": ('a, 0, 10, "/m/1",/m/2"\n', "line 4"),
     "times that are no numbers": ('ok, 0, 1, "/m/1"\na, zero, 10, "/m/1"\n', "line 5"),
     "no id": (', 0, 10, "/m/1"\n', "line 4"),
     "a header without #": ("YTID, start_seconds, end_seconds, positive_labels\n", "line 4"),
@@ -102,8 +105,14 @@ def test_the_first_of_several_segments_of_an_id_stays_and_the_others_are_named(t
     assert read.duplicates.examples == (f"a at {tmp_path}/list0.csv:3", f"b at {tmp_path}/list1.csv:2")
 
 
+def test_a_comment_behind_the_first_segment_is_damage(tmp_path: Path) -> None:
+    for damaged in ('#b, 0, 10, "/m/1"', "# b", "#"):
+        with pytest.raises(UserError, match=r"malformed .* line 3: '#"):
+            segments(tmp_path, f'# list\na, 0, 10, "/m/1"\n{damaged}\nc, 0, 10, "/m/1"\n')
+
+
 def test_unknown_labels_are_left_out_and_named(tmp_path: Path) -> None:
-    read = segments(tmp_path, '#\na, 0, 10, "/m/1,/m/9"\n#\nb, 0, 10, "/m/8"\n')
+    read = segments(tmp_path, '#\na, 0, 10, "/m/1,/m/9"\n\nb, 0, 10, "/m/8"\n')
     assert read.table.to_pydict()["labels"] == [["One"], []]
     assert read.unknown_labels.count == 2
     assert read.unknown_labels.examples == (f"/m/9 at {tmp_path}/list0.csv:2", f"/m/8 at {tmp_path}/list0.csv:4")

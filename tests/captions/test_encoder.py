@@ -187,7 +187,7 @@ def test_a_model_that_pools_by_its_first_token(minilm: Path, tmp_path: Path) -> 
     mean = load_encoder(str(copy), "cpu")
     assert mean.own_pooling == "cls"
     np.testing.assert_allclose(mean.encode(TEXTS[:3]), by_hand(minilm, TEXTS[:3]), atol=2e-5)
-    own = load_encoder(str(copy), "cpu", pooling="model")
+    own = load_encoder(str(copy), "cpu", pooling="model", normalize=False)
     np.testing.assert_allclose(own.encode(TEXTS[:3]), by_hand(minilm, TEXTS[:3], "cls"), atol=2e-5)
 
 
@@ -231,7 +231,7 @@ def test_no_gpu(minilm: Path) -> None:
     [
         ("model.safetensors", b"garbage", "cannot be loaded as a text encoder"),
         ("model.safetensors", None, "cannot be loaded as a text encoder"),
-        ("config.json", b"{", "cannot be loaded as a text encoder"),
+        ("config.json", b"{", "config.json cannot be read as a configuration of a text encoder: it is not JSON"),
         ("modules.json", b"[]", "text encoder|no transformer"),
     ],
 )

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
-    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
 )
@@ -48,8 +47,11 @@ def tokenizer_of(folder: Path) -> None:
 def letter_tokenizer(folder: Path) -> None:
     """Bytes, nothing else: an empty text has no token at all."""
     alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
-    Qwen2Tokenizer(vocab=vocabulary, merges=[], padding_side="left").save_pretrained(folder)
+    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|endoftext|>", eos_token="<|endoftext|>", padding_side="left"
+    ).save_pretrained(folder)
 
 
 def sentence_model(folder: Path, pooling: str) -> None:
@@ -203,6 +205,9 @@ def test_code_in_another_repository_of_the_hub(tmp_path: Path, monkeypatch: pyte
     """It is fetched with the flag only, loaded from the cache, and its commit is part of what a store is."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "cache"), raising=False
+    )  # release 4
     commit, fetched = "0123456789" * 4, []
     repository = tmp_path / "cache" / "models--Owner--own-code"
     snapshot = repository / "snapshots" / commit

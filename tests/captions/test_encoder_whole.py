@@ -137,10 +137,10 @@ def test_a_reference_for_which_the_gpu_has_no_room(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return load(_, device, *given)
 
-    def one(encoder: Any, transformer: Any, head: Any, features: Any) -> np.ndarray:
+    def one(encoder: Any, model: Any, features: Any) -> np.ndarray:
         if when == "computing" and len(devices) < (2 if precision == "bf16" else 1):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(encoder, transformer, head, features)
+        return forward(encoder, model, features)
 
     load = captions.encoder_model._loaded
     monkeypatch.setattr(captions.encoder_model, "_loaded", full)

@@ -10,22 +10,27 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts.atomic import temporary_path
 from artifacts.clip_id import youtube_id
+from artifacts.clip_readings import youtube_ids
 from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
+from artifacts.text_files import Finding
 from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
-from captions.clip_ids import match_clips, without_file_name, youtube_ids
+from captions.check_file import check_file
 from captions.coverage import Coverage
-from captions.files import add_file, fill_file
+from captions.exclusion import ExclusionList
+from captions.files import add_file, fill_file, merge_files
 from captions.fill import FillOptions, fill
+from captions.sets import captions_of
 from captions.sources import CAPTION_ROWS
-from captions.text_files import Finding
+from captions.training_list import write_training_list
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:
@@ -117,7 +122,8 @@ def test_add_equals_one_row_at_a_time(table: list[tuple[str, str, str]], rows: l
         by_clip.setdefault(clip, []).append((text, source))
     known, matched = set(by_clip), 0
     for name, text in rows:
-        clip = "c1" if name == "sub/c1.wav" else name
+        # a name with a folder is the clip without one, unless another name is so more literally
+        clip = "c1" if name == "sub/c1.wav" and "c1" not in {other for other, _ in rows} else name
         caption = "three" if "three" in text else text.strip()
         if clip in known and caption:
             matched += 1
@@ -149,7 +155,7 @@ def test_replace_says_which_clips_it_leaves_without_a_caption() -> None:
 def test_a_new_table_of_ones_own() -> None:
     rows = rows_of([("b.wav", "1"), ("sub/a.FLAC", "2"), ("b.wav", "3"), ("", "4"), ("c", " ")])
     merged = add(None, rows, "mine")
-    assert triples(merged.captions) == [("b", "1", "mine", 0), ("b", "3", "mine", 1), ("a", "2", "mine", 0)]
+    assert triples(merged.captions) == [("b", "1", "mine", 0), ("b", "3", "mine", 1), ("sub/a", "2", "mine", 0)]
     assert merged.captions["split"].null_count == 3
     assert merged.captions["labels"].null_count == 3
     assert merged.coverage.without_caption == Finding(1, ("c",))
@@ -157,8 +163,10 @@ def test_a_new_table_of_ones_own() -> None:
 
 
 def test_two_ids_may_not_become_one_clip() -> None:
-    with pytest.raises(UserError, match=r"'x/a.wav' and 'y/a.wav' would both be the clip 'a'"):
-        add(None, rows_of([("b", "0"), ("x/a.wav", "1"), ("y/a.wav", "2")]), "mine")
+    merged = add(None, rows_of([("b", "0"), ("x/a.wav", "1"), ("y/a.wav", "2")]), "mine")
+    assert triples(merged.captions) == [("b", "0", "mine", 0), ("x/a", "1", "mine", 0), ("y/a", "2", "mine", 0)]
+    with pytest.raises(UserError, match=r"'x/a.wav' and './x/a.flac' would both be the clip 'x/a'"):
+        add(None, rows_of([("b", "0"), ("x/a.wav", "1"), ("./x/a.flac", "2")]), "mine")
 
 
 def test_nothing_to_add() -> None:
@@ -176,20 +184,6 @@ def test_names_of_sources(source: str) -> None:
 def test_ids_of_columns_are_those_of_names(names: list[str]) -> None:
     names += ["YXqu1CeA2c4_000044", "YmAJAqzo-Y_Y", "Yaaaaaaaaaaa_30.000_40.000", "aaaaaaaaaaa"]
     assert youtube_ids(pa.array(names, pa.string())).to_pylist() == [youtube_id(name) for name in names]
-
-
-def test_the_most_literal_reading_of_an_id_wins() -> None:
-    clips = ["dog_barking_000001", "dog_barking", "b.c", "Yaaaaaaaaaaa"]
-    names = ["dog_barking_000001", "dog_barking_000002", "x/b.c.mp3", "b.c", "Yaaaaaaaaaaa", "aaaaaaaaaaa", "no"]
-    matched = match_clips(pa.array(names), pa.array(clips)).clip.to_pylist()
-    assert matched == [0, 1, 2, 2, 3, None, None]
-    assert without_file_name(pa.array(["a/b.WAV", "a/b", "b.txt", ".wav", "a.30.000"])).to_pylist() == [
-        "b",
-        "a/b",
-        "b.txt",
-        ".wav",
-        "a.30.000",
-    ]
 
 
 @given(
@@ -333,3 +327,29 @@ def test_a_coverage_table_lists_every_count() -> None:
     assert "1 (b)" in text
     assert merged.coverage.to_dict()["source"]["ids_unmatched"] == 1
     assert np.isclose(merged.coverage.clips, 1)
+
+
+def test_text_that_is_not_utf_8_is_an_error_of_the_file_for_every_reader(tmp_path: Path) -> None:
+    """Parquet calls any bytes text; what reads them row by row would fail in the middle."""
+    path = tmp_path / "c.parquet"
+    for column in ("caption", "source", "clip_id"):
+        values = {"clip_id": [b"a", b"b"], "caption": [b"x", b"y"], "source": [b"s", b"s"]}
+        values[column] = [b"a", b"caf\xe9"]
+        columns = {name: pa.array(texts, pa.binary()).view(pa.string()) for name, texts in values.items()}
+        columns |= {"caption_index": pa.array([0, 0], pa.int32()), "split": pa.nulls(2, pa.string())}
+        pq.write_table(pa.table(columns | {"labels": pa.nulls(2, pa.list_(pa.string()))}), path)
+        before = path.read_bytes()
+        for act in (
+            lambda: read_captions(path),
+            lambda: captions_of(path, "a"),
+            lambda: add_file(path, rows_of([("a", "z")]), "t"),
+            lambda: merge_files([path], tmp_path / "m.parquet"),
+            lambda: check_file(path),
+            lambda: check_file(path, dropped=["empty"]),
+        ):
+            with pytest.raises(UserError, match=r"c\.parquet.*row 1 of the column .* is not UTF-8"):
+                act()
+        assert path.read_bytes() == before
+    write_file_list(tmp_path / "files_a.csv", ["l/a.npy"])
+    with pytest.raises(UserError, match="not UTF-8"):
+        write_training_list(tmp_path / "files_a.csv", path, tmp_path / "files_a.csv", [ExclusionList("x", ("a",))])

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from artifacts.errors import UserError
 from artifacts.tables import CAPTIONS_SCHEMA
+from artifacts.text_files import Finding
 from captions.add import AddOptions, add
 from captions.audioset import SEGMENTS_SCHEMA, Segments
 from captions.debias import debias
-from captions.exclusion import keep_clips, read_exclusion
+from captions.exclusion import keep_clips
+from captions.exclusion_list import read_exclusion
 from captions.fill import FillOptions, fill
 from captions.sources import CAPTION_ROWS
 from captions.template import Template, label_captions, read_template
-from captions.text_files import Finding
 
 CLIPS = ["YXqu1CeA2c4", "Xqu1CeA2c4_", "aaaaaaaaaaa", "bbbbbbbbbbb"]
 
@@ -185,5 +186,5 @@ def test_new_clips_come_at_the_end() -> None:
     more = rows(("x/b.wav", "2"), ("a", "3"), ("FreeSound/1", "4"))
     assert add(there, more, "t").captions["clip_id"].to_pylist() == ["a", "a"]
     merged = add(there, more, "t", options=AddOptions(new_clips=True))
-    assert merged.captions["clip_id"].to_pylist() == ["a", "a", "b", "FreeSound/1"]
+    assert merged.captions["clip_id"].to_pylist() == ["a", "a", "x/b", "FreeSound/1"]
     assert merged.coverage.clips == 3

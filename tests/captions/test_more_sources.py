@@ -66,19 +66,19 @@ def test_laion_has_a_file_a_clip(tmp_path: Path) -> None:
     (tmp_path / "a" / "1.json").write_text('{"text": "x", "tag": [], "text_augment_t5": ["t", null]}')
     (tmp_path / "2.json").write_text('{"text": ["y", "z"], "original_data": {}}')
     (tmp_path / "3.json").write_text("{}")
-    assert pairs("laion", tmp_path) == [("2", "y"), ("2", "z"), ("3", ""), ("1", "x")]
+    assert pairs("laion", tmp_path) == [("2", "y"), ("2", "z"), ("3", ""), ("a/1", "x")]
     both = pairs("laion", tmp_path, caption_columns=("text_augment_t5", "text"))
-    assert both == [("2", "y"), ("2", "z"), ("3", ""), ("1", "t"), ("1", "x")]
+    assert both == [("2", "y"), ("2", "z"), ("3", ""), ("a/1", "t"), ("a/1", ""), ("a/1", "x")]
 
 
 def test_json_lines_and_parquet_by_their_columns(tmp_path: Path) -> None:
     options = {"id_column": "f", "caption_columns": ("a", "b")}
     (tmp_path / "t.jsonl").write_text('{"f": " x.wav", "a": "1", "b": ["2", "3"]}\n\n{"f": 7, "a": "4", "b": null}\n')
-    expected = [("x.wav", "1"), ("x.wav", "2"), ("x.wav", "3"), ("7", "4")]
+    expected = [("x.wav", "1"), ("x.wav", "2"), ("x.wav", "3"), ("7", "4"), ("7", "")]
     assert pairs("jsonl", tmp_path / "t.jsonl", **options) == expected
     table = pa.table({"f": ["x.wav", "7"], "a": ["1", None], "b": [["2", "3"], []]})
     pq.write_table(table, tmp_path / "t.parquet")
-    assert pairs("parquet", tmp_path / "t.parquet", **options) == [("x.wav", "1"), ("7", ""), *expected[1:3]]
+    assert pairs("parquet", tmp_path / "t.parquet", **options) == [("x.wav", "1"), ("7", ""), *expected[1:3], ("7", "")]
 
 
 def test_several_files_are_one_source_but_none_twice(tmp_path: Path) -> None:
@@ -145,3 +145,69 @@ def test_any_bytes_give_rows_or_a_user_error(
         assert pairs(kind, path, **named) is not None
     except UserError as error:
         assert str(path) in str(error)
+
+
+HALVES = {  # where half a character stands, and what the error names
+    "wavcaps": ('{"data": [{"id": "1", "caption": "a"}, {"id": "2", "caption": "b \\ud83d c"}]}', r"data\[1\].caption"),
+    "jsonl": ('{"id": "a", "caption": "b"}\n{"id": "\\ude00", "caption": "c"}', r":2 holds half .* in id"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HALVES))
+def test_half_characters_are_named_by_their_place(tmp_path: Path, kind: str) -> None:
+    content, place = HALVES[kind]
+    (tmp_path / "fsd_final.json").write_text(content)
+    named = {"id_column": "id", "caption_columns": ("caption",)} if kind == "jsonl" else {}
+    with pytest.raises(UserError, match=place):
+        pairs(kind, tmp_path / "fsd_final.json", **named)
+    (tmp_path / "fsd_final.json").write_text(content.replace("\\ud83d", "\\ud83d\\ude00").replace('"\\ude00', '"x'))
+    assert len(pairs(kind, tmp_path / "fsd_final.json", **named)) == 2
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000, "true", "1e400", "{}"])
+def test_ids_that_are_none_are_named_by_their_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "t.jsonl").write_text(f'{{"id": "a", "caption": "b"}}\n{{"id": {value}, "caption": "c"}}\n')
+    with pytest.raises(UserError, match=r"t\.jsonl:2"):
+        pairs("jsonl", tmp_path / "t.jsonl", id_column="id", caption_columns=("caption",))
+
+
+def test_every_row_is_counted_also_nulls_and_empty_lists(tmp_path: Path) -> None:
+    entries = [{"id": 1, "caption": None}, {"id": None, "caption": "a"}, {"id": 3, "caption": []}]
+    (tmp_path / "fsd_final.json").write_text(json.dumps({"data": entries}))
+    assert pairs("wavcaps", tmp_path / "fsd_final.json") == [("FreeSound/1", ""), ("", "a"), ("FreeSound/3", "")]
+    named = {"id_column": "id", "caption_columns": ("caption",)}
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert pairs("jsonl", tmp_path / "t.jsonl", **named) == [("1", ""), ("", "a"), ("3", "")]
+    lists = [["a", None], None, [], ["b"]]
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.string())):
+        table = pa.table({"id": [1, 2, 3, None], "caption": pa.array(lists, kind)})
+        pq.write_table(table, tmp_path / "t.parquet")
+        expected = [("1", "a"), ("1", ""), ("2", ""), ("3", ""), ("", "b")]
+        assert pairs("parquet", tmp_path / "t.parquet", **named) == expected
+    pq.write_table(pa.table({"id": ["a"], "caption": [{"x": "y"}]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="caption holds struct"):
+        pairs("parquet", tmp_path / "t.parquet", **named)
+
+
+def test_of_a_parquet_file_the_named_columns_are_read(tmp_path: Path) -> None:
+    """The audio in a table from a hub is gigabytes; here it is damaged, which nobody notices who does not read it."""
+    audio = [b"never read " * 1000]
+    table = pa.table({"audio": pa.array(audio, pa.binary()), "id": ["a"], "caption": ["b"]})
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    place = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0).column(0).data_page_offset
+    data[place : place + 8] = bytes(8)
+    (tmp_path / "t.parquet").write_bytes(bytes(data))
+    with pytest.raises(OSError):
+        pq.read_table(tmp_path / "t.parquet")
+    assert pairs("parquet", tmp_path / "t.parquet", id_column="id", caption_columns=("caption",)) == [("a", "b")]
+
+
+def test_clotho_in_windows_1252(tmp_path: Path) -> None:
+    path = tmp_path / "clotho.csv"
+    header = b"file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
+    path.write_bytes(header + b"a.wav,1,2,3,it\x92s caf\xe9,5\n")
+    assert pairs("clotho", path)[3] == ("a.wav", "it’s café")
+    path.write_bytes(header + b"a.wav,1,2,3,\x81\xe9,5\n")
+    with pytest.raises(UserError, match=r"clotho.csv:2 is neither UTF-8 nor ISO-8859-1 \(byte 0x81\)"):
+        pairs("clotho", path)

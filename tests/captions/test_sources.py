@@ -33,8 +33,8 @@ def test_acalt4_has_four_captions_a_row(tmp_path: Path) -> None:
 
 
 CSV = {
-    "two columns": ("file,text\na,b\n", {}, [("a", "b")]),
-    "the id first, all columns named caption…": ("f,Caption_1,x,caption2\na,b,c,d\n", {}, [("a", "b"), ("a", "d")]),
+    "two columns": ("file,Captions\na,b\n", {}, [("a", "b")]),
+    "the id first, all captions": ("f,Caption_1,caption_source,caption2\na,b,c,d\n", {}, [("a", "b"), ("a", "d")]),
     "an id column": ("n,caption,id\n1,b,a\n", {"id_column": "id"}, [("a", "b")]),
     "caption columns, in the order asked for": (
         "id,x,y\na,b,c\n",
@@ -59,6 +59,14 @@ def test_any_csv(tmp_path: Path, name: str) -> None:
         ("id,a,b\n1,2,3\n", {}, "which columns hold captions.*id, a, b"),
         ("id\n1\n", {}, "which columns hold captions"),
         ("id,caption\n", {}, "no rows"),
+        # what pandas writes with its index, what only speaks of captions, and a table without a header
+        (",id,caption\n0,a,b\n", {}, "its first column has no name.*id, caption.*--id-column"),
+        ("id,caption_source\na,b\n", {}, "which columns hold captions.*id, caption_source"),
+        ("id,caption_lang,n_captions,captioner\na,b,c,d\n", {}, "which columns hold captions"),
+        ("rain.wav,It rains.\ndog.wav,A dog.\n", {}, "first line has rain.wav, It rains.*needs a header"),
+        ("id,text\na,b\n", {}, "which columns hold captions"),
+        ('id,caption\n"a,1\nb",2\n', {}, "the id 'a,1..b' holds a line break"),
+        ('id,caption\na,"b"c\n', {}, "line 2: text behind a closing quote"),
         ("id,caption\n1,2\n", {"id_column": "nope"}, "no column nope"),
         ("id,caption\n1,2\n", {"caption_columns": ["nope"]}, "no column nope"),
         ("id,caption\n1,2\n", {"id_column": "caption", "caption_columns": ["caption"]}, "named twice"),

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from artifacts.json_file import read_object
 from artifacts.layout import LmsLayout
 from artifacts.records import read_records
 from artifacts.tables import read_file_list
@@ -198,7 +199,7 @@ def test_stats_of_a_list_as_json_somewhere_else(src: Path, dst: Path, tmp_path: 
     (tmp_path / "some.csv").write_text("file_name\nset_lms/a/1.npy\n")
     out = tmp_path / "stats.json"
     result = run("stats", dst, "--files", tmp_path / "some.csv", "--out", out, "--json")
-    assert json.loads(result.stdout) == json.loads(out.read_text())
+    assert json.loads(result.stdout) == read_object(out)
     assert json.loads(result.stdout)["count_files"] == 1
     assert not (dst.parent / "norm_stats.json").exists()
 

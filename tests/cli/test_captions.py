@@ -123,9 +123,10 @@ def test_captions_of_ones_own(tmp_path: Path) -> None:
     refused(run(*command), 2, "which columns hold captions", "file_name, n, text")
     result = run(*command, "--caption-column", "text")
     assert result.exit_code == 0, result.output
+    assert "mine.csv: ids from the column 'file_name', captions from 'text'." in result.stderr
     assert rows(tmp_path / "c.parquet") == [
         ("rain", "It rains.", "mine", 0, None),
-        ("dog", "A dog barks.", "mine", 0, None),
+        ("sub/dog", "A dog barks.", "mine", 0, None),
     ]
     refused(run(*command, "--caption-column", "text"), 2, "'mine' are there already", "--replace")
     assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--replace").exit_code == 0
@@ -308,3 +309,60 @@ def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tables / "c.parquet.k2t" / "meta.json").exists()
     refused(run(*command, "--replace", "--separator", " "), 5, "separator")
     assert run(*command, "--replace", "--separator", " ", "--overwrite").exit_code == 0
+
+
+def test_ids_that_begin_with_a_dash_need_a_hint(tables: Path) -> None:
+    assert fill(tables).exit_code == 0
+    table = tables / "c.parquet"
+    for clip in ("-abcdefghij", "--bcdefghij", "-hbcdefghij", "--json-abcd"):
+        refused(
+            run("captions", "show", table, clip), 2, f"no option {clip}", f"m2dprep captions show {table} -- {clip}"
+        )
+        refused(run("captions", "show", table, "--", clip), 2, f"no captions of '{clip}'")
+    assert run("captions", "show", "-h").exit_code == run("captions", "show", "--help").exit_code == 0
+    assert json.loads(run("captions", "show", table, "--json", "bbbbbbbbbb2").stdout)
+    refused(run("captions", "show", table), 2, "Missing argument")
+
+
+def test_a_caption_is_shown_for_its_clip_only(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("file_name,caption\ndog/001.flac,a dog barks\nrain.flac,it rains\n")
+    table = tmp_path / "c.parquet"
+    assert run("captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine").exit_code == 0
+    for name in ("dog/001", "dog/001.flac", "./dog/001.wav", "data/sc_lms/dog/001.npy", "audio/dog/001.flac"):
+        assert "a dog barks" in run("captions", "show", table, name).stdout
+    for name in ("cat/001.flac", "001", "001.flac", "sc_lms/cat/001.npy"):
+        refused(
+            run("captions", "show", table, name),
+            2,
+            f"no captions of '{name}'; clips of that name in other folders: 'dog/001'",
+        )
+    refused(run("captions", "show", table, "snow"), 2, "no captions of 'snow'.")
+
+
+def test_exclusions_of_every_command_say_what_they_did(tables: Path) -> None:
+    """The issue's own case: WavCaps' blacklist, and arrays in its parts' folders."""
+    (tables / "black.json").write_text('{"FreeSound": ["117790"]}')
+    (tables / "none.tsv").write_text("file_name\tx\nnobody.wav\t1\nsomebody.wav\t2\n")
+    parts = [f"w_lms/{part}/117790.npy" for part in ("FreeSound", "SoundBible")]
+    (tables / "files_w.csv").write_text("\n".join(["file_name", *parts]) + "\n")
+    entries = [{"id": "117790", "caption": "x"}, {"id": "2", "caption": "y"}]
+    (tables / "fsd_final.json").write_text(json.dumps({"data": entries}))
+    out = ["--exclude", tables / "black.json", "--exclude", tables / "none.tsv"]
+    said = (
+        f"{tables / 'none.tsv'} was read as a table with tabs, its column 'file_name'.",
+        f"0 of 2 names in {tables / 'none.tsv'} are those of a",
+    )
+    added = run("captions", "add", tables / "w.parquet", "--wavcaps", tables / "fsd_final.json", *out)
+    assert added.exit_code == 0, added.output
+    assert [row[0] for row in rows(tables / "w.parquet")] == ["FreeSound/2"]
+    listed = run("captions", "training-list", tables / "files_w.csv", tables / "w.parquet", *out)
+    assert listed.exit_code == 0, listed.output
+    assert (tables / "files_w.csv").read_text().splitlines()[1:] == parts[1:]
+    assert f"excluded by {tables / 'black.json'}: 1 (1 names, 0 of no clip)" in listed.stderr
+    merged = run(
+        "captions", "merge", tables / "w.parquet", "-o", tables / "m.parquet", "--exclude", tables / "none.tsv"
+    )
+    filled = fill(tables, "--exclude", tables / "none.tsv")
+    for result in (added, listed, merged, filled):
+        assert result.exit_code == 0, result.output
+        assert all(line in result.stderr for line in said)

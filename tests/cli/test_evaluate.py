@@ -91,10 +91,30 @@ def test_too_many_failures_exit_with_3_after_the_result(checkpoint: Path, clips:
 
 def test_nothing_readable_has_no_accuracy(checkpoint: Path, clips: Path) -> None:
     for path in clips.parent.glob("*.npy"):
-        path.unlink()
+        path.write_bytes(b"no array")
     result = run(checkpoint, clips, "--text-model", "made-up", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["accuracy"] is None
+
+
+def test_nothing_there_says_where_it_was_looked_for(checkpoint: Path, clips: Path) -> None:
+    for path in clips.parent.glob("*.npy"):
+        path.unlink()
+    result = run(checkpoint, clips, "--text-model", "made-up")
+    assert result.exit_code == 2
+    assert f"none of the 4 files that {clips} lists is under {clips.parent}" in result.stderr
+    assert "--root" in result.stderr
+
+
+def test_the_table_of_esc_50_as_it_is_downloaded(checkpoint: Path, clips: Path) -> None:
+    rows = clips.read_text().replace("file_name,label", "filename,category").splitlines()
+    clips.write_text("\n".join(f"{row},{'fold' if number == 0 else 1}" for number, row in enumerate(rows)))
+    assert run(checkpoint, clips, "--text-model", "made-up").exit_code == 0
+    columns = ("--file-column", "filename", "--label-column", "category")
+    assert run(checkpoint, clips, "--text-model", "made-up", *columns).exit_code == 0
+    result = run(checkpoint, clips, "--text-model", "made-up", "--label-column", "target")
+    assert result.exit_code == 2
+    assert "it has filename, category, fold" in result.stderr
 
 
 @pytest.mark.parametrize(

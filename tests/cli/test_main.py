@@ -55,6 +55,20 @@ def test_every_command_has_help_with_two_examples_and_described_options(name: st
             assert parameter.help, f"{parameter.name} is not described"
 
 
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
+def test_an_empty_path_is_refused_everywhere(name: str, command: click.Command) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            with pytest.raises(click.BadParameter, match="an empty path"):
+                parameter.type.convert("", parameter, None)
+            result = CliRunner().invoke(
+                m2dprep,
+                [*name.split(), parameter.opts[0], ""] if isinstance(parameter, click.Option) else [*name.split(), ""],
+            )
+            assert result.exit_code == 2
+            assert "empty path" in result.stderr or "Missing" in result.stderr
+
+
 @pytest.mark.parametrize("group", ["captions", "export"])
 def test_groups_have_examples_too(group: str) -> None:
     result = CliRunner().invoke(m2dprep, [group, "-h"])
@@ -72,6 +86,7 @@ def test_version_and_unknown_commands() -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "converted_lms" / "_melspec").mkdir(parents=True)
     (tmp_path / "a_file").write_text("some text\n")
     (tmp_path / "table.csv").write_text("name,text\n1,2\n")
     (tmp_path / "segments.csv").write_text('# a\n# b\n# YTID\nabcdefghijk, 0.000, 10.000, "/m/1"\n')
@@ -86,6 +101,11 @@ BAD_REQUESTS = [
     ("melspec a_file out", "is not a folder"),
     ("melspec empty out --max-failures many", "--max-failures"),
     ("melspec empty out --preset 44k", "44k"),
+    ("melspec s3://bucket/wavs out", "s3://bucket/wavs is an address, not a path"),
+    ("melspec empty gs://bucket/x_lms", "is an address, not a path"),
+    ("melspec empty out --files https://host/list.csv", "is an address, not a path"),
+    ("train hf://datasets/x/y --out run", "is an address, not a path"),
+    ("check converted_lms", "check the data directory that it lies in"),
     ("stats missing", "missing: no such folder"),
     ("stats empty", "m2dprep melspec"),
     ("captions fill --segments missing.csv --ontology ontology.json -o c.parquet", "missing.csv"),
@@ -93,7 +113,7 @@ BAD_REQUESTS = [
     ("captions fill --segments segments.csv --ontology ontology.json --auto-acd table.csv -o c.parquet", "youtube_id"),
     ("captions fill --segments table.csv --ontology ontology.json -o c.parquet", "table.csv"),
     ("captions add c.parquet --acalt4 table.csv", "table.csv has no column youtube_id"),
-    ("captions add a_file --csv table.csv --source x", "a_file"),
+    ("captions add a_file --csv table.csv --source x --caption-column text", "a_file"),
     ("captions add c.parquet --csv table.csv", "--source"),
     ("embed-captions missing.parquet store", "missing.parquet"),
     ("embed-captions a_file store", "a_file"),

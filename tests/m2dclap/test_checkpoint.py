@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +232,59 @@ def test_any_bytes_that_are_no_checkpoint_are_refused_in_a_line(tmp_path: Path, 
     (tmp_path / "checkpoint-1.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint-1\.pth is not a checkpoint"):
         Checkpoint.read(tmp_path / "checkpoint-1.pth")
+
+
+OURS = {"model_config": MODEL.to_dict(), "front_end": asdict(FRONT_ENDS["16k"]), "text_model": {"model": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *(("model_config", key, value) for key in MODEL.to_dict() for value in ("many", None, [], {}, 2**40, True)),
+        *(("front_end", key, value) for key in asdict(FRONT_ENDS["16k"]) for value in ("many", None, [], 10**12, True)),
+        *(("text_model", key, [3]) for key in ("model", "pooling", "prefix", "revision", "normalized", "max_length")),
+        ("model_config", "another", 3),
+        ("front_end", "another", 3),
+        ("model_config", "depth", 3),
+        ("model_config", "embed_dim", 128),
+        ("model_config", "input_size", [80, 480]),
+        ("model_config", "off_emb_dim", 9),
+    ],
+)
+def test_wrong_arguments_are_named_with_the_file(
+    save: Callable[..., Path], weights: dict[str, torch.Tensor], part: str, key: str, value: Any
+) -> None:
+    path = save({"model": weights, "args": {**OURS, part: {**OURS[part], key: value}}})
+    with pytest.raises(UserError) as raised:
+        checkpoint = Checkpoint.read(path)
+        assert checkpoint.front_end is not None
+        assert checkpoint.text_model
+    assert str(path) in str(raised.value)
+    assert key in str(raised.value) or key == "input_size"
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(3), torch.ones(()), torch.tensor([0.0, 0.0]), torch.tensor([1, float("nan")])]
+)
+def test_statistics_that_normalise_nothing(
+    save: Callable[..., Path], weights: dict[str, torch.Tensor], value: torch.Tensor
+) -> None:
+    checkpoint = Checkpoint.read(save({"model": weights | {"norm_stats": value}}))
+    with pytest.raises(UserError, match="norm_stats"):
+        checkpoint.norm_stats  # noqa: B018
+
+
+@pytest.mark.parametrize("key", ["cls_token", "patch_embed.proj.weight", "pos_embed", "mask_token", "text_proj.weight"])
+def test_weights_of_another_number_of_dimensions(
+    save: Callable[..., Path], weights: dict[str, torch.Tensor], key: str
+) -> None:
+    for value in (torch.ones(()), torch.ones(5)):
+        with pytest.raises(UserError, match=f"{key} is"):
+            Checkpoint.read(save({"model": weights | {key: value}}))
+
+
+def test_the_form_of_2025_is_named(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
+    changed = {key: value for key, value in weights.items() if not key.startswith("audio_proj")}
+    path = save({"model": changed | {"audio_proj.sem_token": torch.zeros(1, 1, 64)}})
+    with pytest.raises(UserError, match=r"is an M2D-CLAP of 2025.*sem_token"):
+        Checkpoint.read(path).require_clap_head()

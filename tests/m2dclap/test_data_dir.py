@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.atomic import write_json
 from artifacts.errors import UserError
+from artifacts.json_file import write_object
 from artifacts.layout import LmsLayout
 from artifacts.m2d_dictionary import write_dictionary
 from artifacts.records import write_config
@@ -59,17 +60,50 @@ def test_what_is_left_out_is_named(data: Path) -> None:
     ]
 
 
+def rename(data: Path, *names: str) -> None:
+    """Give the first log-mels other names, below made_lms, on disk and in the list."""
+    listed = read_file_list(data / "files_made.csv")
+    for old, new in zip(listed, names, strict=False):
+        (data / "made_lms" / new).parent.mkdir(parents=True, exist_ok=True)
+        (data / old).rename(data / "made_lms" / new)
+    write_file_list(data / "files_made.csv", [*(f"made_lms/{name}" for name in names), *listed[len(names) :]])
+
+
+def test_a_caption_lands_on_no_other_clip_of_the_same_name(data: Path) -> None:
+    """Clips of classes in folders share stems; a stem that two listed files share is the clip of neither."""
+    before = read_file_list(data / "files_made.csv")
+    first = Path(before[0]).name
+    rename(data, f"dog/{first}", f"cat/{first}")
+    opened = open_training_data(DataChoice(data), 80)
+    assert opened.summary() == "8 files listed = 6 used + 0 without captions + 2 of shared names + 0 unreadable"
+    assert opened.notes[-1].startswith(
+        f"listed files without captions since others may have the same clip: 2, such as made_lms/cat/{first} and "
+        f"made_lms/dog/{first} may both be the clip {Path(first).stem!r}"
+    )
+    assert {skip.reason for skip in opened.skipped} == {"shared_name"}
+    # also where one of them is held out
+    lists = data / "files_made.csv", data / "held.csv"
+    write_file_list(lists[1], [f"made_lms/dog/{first}", *before[2:4]])
+    opened = open_training_data(DataChoice(data, (lists[0],), held_out=(lists[1],)), 80)
+    assert opened.summary().startswith("8 files listed = 4 used + 2 held out + 0 without captions + 2 of shared names")
+    # and a clip without captions is never that of its namesake, which alone is listed
+    write_file_list(lists[0], [f"made_lms/dog/{first}", *before[2:]])
+    assert open_training_data(DataChoice(data), 80).summary().startswith("7 files listed = 7 used")
+
+
 def test_a_pack_of_other_mel_bins_is_left_out(data: Path) -> None:
-    names = [Path(name).name for name in read_file_list(data / "files_made.csv")[:2]]
+    listed = read_file_list(data / "files_made.csv")
+    names = [Path(name).name for name in listed[:2]]
     (data / "narrow_lms").mkdir()
     for name in names:
         np.save(data / "narrow_lms" / name, np.zeros((1, 40, 100), np.float32))
     write_file_list(data / "files_narrow.csv", [f"narrow_lms/{name}" for name in names])
+    write_file_list(data / "files_made.csv", listed[2:])
     pack(data / "narrow_lms")
     pack(data / "made_lms")
     opened = open_training_data(DataChoice(data), 80)
-    assert opened.summary() == "10 files listed = 8 used + 0 without captions + 2 unreadable"
-    assert opened.training.log_mels.packed == 8
+    assert opened.summary() == "8 files listed = 6 used + 0 without captions + 2 unreadable"
+    assert opened.training.log_mels.packed == 6
     assert {skip.message for skip in opened.skipped} == {"its pack has 40 mel bins, not 80."}
 
 
@@ -135,7 +169,7 @@ def test_stores_of_different_models_are_not_mixed(data: Path) -> None:
     for path in (data / "capemb_made").iterdir():
         (second / path.name).write_bytes(path.read_bytes())
     meta = json.loads((second / "meta.json").read_text())
-    write_json(second / "meta.json", {**meta, "pooling": "cls"})
+    write_object(second / "meta.json", {**meta, "pooling": "cls"})
     with pytest.raises(UserError, match="pooling: 'mean' → 'cls'"):
         open_training_data(DataChoice(data), 80)
     assert len(open_training_data(DataChoice(data, (), (second,)), 80)) == 8
@@ -170,3 +204,11 @@ def test_stores_of_different_captions_are_trained_on_together(data: Path) -> Non
     (data / "captions.parquet").unlink()
     opened = open_training_data(DataChoice(data), 80)
     assert opened.notes[1:] == ["captions of capemb_made (16 rows), capemb_other (16 rows)"]
+
+
+def test_a_folder_of_log_mels_is_no_data_directory(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    data = make_data(tmp_path / "data", clips=4, frames=60)
+    for folder in (data / "made_lms", data / "other"):
+        (folder / "_melspec").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(UserError, match=f"is a folder of log-mels; DATA is .*: {data}"):
+            open_training_data(DataChoice(folder), 80)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable
-from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 
 from m2dclap.config import TrainConfig
 from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.loader import BATCHES_AHEAD, batches_of, batches_of_a_worker, fork_server, make_loader
+from m2dclap.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
 from m2dclap.order import TrainOrder
 from m2dclap.stop_signals import WATCHED
 from tests.m2dclap.two_processes import MODEL
@@ -31,8 +30,8 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
     opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
     order = TrainOrder(8, 4, 0, total_steps=30)
     loader = make_loader(opened.dataset(MODEL, TrainConfig()), order, 1, torch.device("cpu"))
-    held = batches_of(loader)
-    with closing(held) as batches:
+    held = Batches(loader)
+    with held as batches:
         next(batches)
         assert len(multiprocessing.active_children()) == 1
     assert not multiprocessing.active_children()
@@ -46,9 +45,10 @@ def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Calla
     here = list(make_loader(dataset, order, 0, device))
     loader = make_loader(dataset, order, 1, device, processes=2)
     assert type(loader.multiprocessing_context).__name__ == "ForkServerContext"
-    for ours, theirs in zip(here, loader, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert one is other is None or torch.equal(one, other)
+    with Batches(loader) as batches:
+        for ours, theirs in zip(here, batches, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one is other is None or torch.equal(one, other)
     assert make_loader(dataset, order, 1, device).multiprocessing_context is None
 
 

@@ -210,7 +210,7 @@ def test_configuration_from_keys() -> None:
         ({"amp": "fp8"}, "amp"),
         ({"blr": 0.0}, "blr"),
         ({"warmup_epochs": 301.0}, "warmup"),
-        ({"ema_decay_init": 1.5}, "EMA"),
+        ({"ema_decay_init": 1.5}, "ema_decay_init"),
     ],
 )
 def test_impossible_trainings_are_refused(changes: dict[str, object], named: str) -> None:

@@ -1,4 +1,4 @@
-"""Files find their captions by id, the most literal reading first; rows stay aligned over stores; maps stay maps."""
+"""Rows stay aligned over stores; maps stay maps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.m2d_dictionary import write_dictionary
 from m2dclap.pairing import (
-    NO_CAPTIONS,
     CaptionRows,
     CaptionSource,
     common_text_model,
     deal_wrongly,
-    match_files,
 )
 
 
@@ -25,19 +23,6 @@ def source(name: str, ids: list[str], dim: int = 3, **text_model: object) -> Cap
     """Row i of a source is all i, shifted by 100 for each letter of the name."""
     rows = np.arange(len(ids), dtype=np.float16)[:, None] + np.full(dim, 100 * len(name), np.float16)
     return CaptionSource(name, rows, pa.array(ids), dict(text_model) or None, name)
-
-
-def test_files_match_by_every_form_of_their_name() -> None:
-    ids = ["abcdefghijk", "-bcdefghijk", "dog_barking_000012", "YXqu1CeA2c4"]
-    names = [
-        "a_lms/abcdefghijk.npy",
-        "a_lms/Yabcdefghijk.npy",
-        "a_lms/deep/-bcdefghijk_000030.npy",
-        "a_lms/dog_barking_000012.npy",
-        "a_lms/YXqu1CeA2c4_000044.npy",
-        "a_lms/nothing.npy",
-    ]
-    assert match_files(names, ids).tolist() == [0, 0, 1, 2, 3, NO_CAPTIONS]
 
 
 def test_rows_of_several_sources() -> None:

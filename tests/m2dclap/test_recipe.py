@@ -14,8 +14,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from artifacts.errors import UserError
+from artifacts.settings_file import read_settings
 from cli.main import m2dprep
-from m2dclap.recipe import read_recipe
+from cli.train import train
+from cli.train_options import ALIASES, FLAGS_ONLY
+from m2dclap.recipe import MODEL_KEYS, TRAIN_KEYS
 from m2dclap.run_log import read_log
 
 
@@ -90,12 +93,12 @@ def test_values_in_files_are_checked_as_flags_are(data: Path, tmp_path: Path) ->
 
 def test_empty_files_and_nulls_set_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("")
-    assert read_recipe(tmp_path / "a.yaml", ["epochs"]) == {}
+    assert read_settings(tmp_path / "a.yaml", ["epochs"]) == {}
     (tmp_path / "a.yaml").write_text("save-every: null\nepochs: 2\n")
-    assert read_recipe(tmp_path / "a.yaml", ["epochs", "save_every"]) == {"epochs": 2}
+    assert read_settings(tmp_path / "a.yaml", ["epochs", "save_every"]) == {"epochs": (2, f"{tmp_path}/a.yaml, line 2")}
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not YAML"):
-        read_recipe(tmp_path / "a.yaml", ["epochs"])
+        read_settings(tmp_path / "a.yaml", ["epochs"])
 
 
 def test_dry_run_measures_a_step_and_writes_nothing(data: Path, tmp_path: Path) -> None:
@@ -144,3 +147,72 @@ def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = run("--plot", tmp_path)
     assert result.exit_code == 2
     assert "m2dprep[viz]" in result.stderr
+
+
+# Every key that a settings file may have, and what it must never be taken for.
+NUMBERS = ["many", ".nan", ".inf", "-.inf", '"3"', "true", "[1]", "{a: 1}", "1e400", "-1e9", "1" * 400, "2020-01-01"]
+WHOLE = [*NUMBERS, "1.5", "3.0", "1e3"]
+WRONG_BY_KEYS: dict[str, list[str]] = {
+    "epochs batch_size accumulate seed depth num_heads embed_dim": WHOLE,
+    "decoder_depth decoder_embed_dim decoder_num_heads": WHOLE,
+    "save_every save_steps keep log_every valid_every features_every probe_every workers": WHOLE,
+    "blr min_lr warmup_epochs weight_decay clip_grad mask_ratio loss_clap loss_m2d noise_ratio": NUMBERS,
+    "ema_decay_init ema_decay_end layer_norm_eps save_minutes": NUMBERS,
+    "weighted shuffle_captions compile": ["1", "maybe", '"true"', "[true]", ".nan"],
+    "input_size patch_size": ["80", "80 x", "[80]", "[80.5, 608]", "[true, 8]", "[0, 8]", ".nan"],
+    "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
+    "model device amp": ["1", "true", "[tiny]", "nothing"],
+    "data out init wandb": ["1", "true", "[a]", "{a: b}"],
+    "probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
+    "files valid_files noise_files embeddings m2d_embeddings": ["1", "[1]", "{a: b}"],
+}
+WRONG = {key: values for keys, values in WRONG_BY_KEYS.items() for key in keys.split()}
+
+
+def test_the_table_of_wrong_values_has_every_key() -> None:
+    options = {name for option in train.params if (name := option.name) is not None} - FLAGS_ONLY
+    keys = (options - set(ALIASES.values())) | set(ALIASES) | MODEL_KEYS | TRAIN_KEYS
+    assert keys == set(WRONG)
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_wrong_value_is_refused_with_key_file_and_line(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "settings.yaml"
+    for value in WRONG[key]:
+        others = "" if key in ("data", "out") else f"out: {tmp_path / 'run'}\n"
+        path.write_text(f"# a comment\n{others}{key.replace('_', '-')}: {value}\n")
+        line = 2 + len(others.splitlines())
+        arguments = [] if key == "data" else [tmp_path]
+        result = run(*arguments, "--config", path)
+        assert result.exit_code == 2, (value, result.output)
+        assert f"{path}, line {line}" in result.stderr, (value, result.stderr)
+        assert key in result.stderr, (value, result.stderr)
+        assert isinstance(result.exception, SystemExit)
+        assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_do_not_fit_together_name_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("model: tiny\nepochs: 3\nwarmup_epochs: 4\n")
+    result = run(tmp_path, "--config", path, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"(epochs: {path}, line 2; warmup_epochs: {path}, line 3)" in result.stderr
+
+
+FINITE_FLAGS = ("--blr", "--min-lr", "--warmup-epochs", "--weight-decay", "--clip-grad", "--mask-ratio", "--loss-clap")
+
+
+@pytest.mark.parametrize("flag", [*FINITE_FLAGS, "--loss-m2d", "--save-minutes", "--noise-ratio"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "many"])
+def test_flags_are_finite_numbers(tmp_path: Path, flag: str, value: str) -> None:
+    result = run(tmp_path, "--out", tmp_path / "run", f"{flag}={value}")
+    assert result.exit_code == 2
+    assert flag in result.stderr or flag[2:].replace("-", "_") in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_as_yaml_12_writes_them(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("layer_norm_eps: 1e-6\nblr: 3E-4\nbetas: [0.9, 95e-2]\n")
+    values = {key: setting.value for key, setting in read_settings(path, ["layer_norm_eps", "blr", "betas"]).items()}
+    assert values == {"layer_norm_eps": 1e-6, "blr": 3e-4, "betas": [0.9, 0.95]}

@@ -200,7 +200,7 @@ def test_told_to_stop_it_saves_and_exits_with_75(
     assert ended(start(choice, out, (name, 4))) == REQUEUE_EXIT_CODE
     assert find_checkpoint(out).name == "checkpoint-1-1.pth", "after step 5, of 4 an epoch"
     assert len(list(out.rglob("*.pth"))) == 2
-    assert f"told to stop ({name}); saved after step 5 of 12" in (tmp_path / "run.err").read_text()
+    assert f"told to stop ({name}). Saved after step 5 of 12" in (tmp_path / "run.err").read_text()
     assert ended(start(choice, out)) == 0
     assert_same_run(out, undisturbed)
 

@@ -263,6 +263,109 @@ def test_tables_that_cannot_be_used(table: str, message: str, tmp_path: Path) ->
         ClipSet.read(tmp_path / "clips.csv", None, tmp_path / "classes.txt" if "z\n" in table else None)
 
 
+def clip_table(folder: Path, table: str) -> Path:
+    """A CSV of which the files a.wav and b.wav are there, as far as a table of clips looks at them."""
+    for name in ("a.wav", "b.wav"):
+        (folder / name).write_bytes(b"")
+    (folder / "clips.csv").write_text(table)
+    return folder / "clips.csv"
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "said"),
+    [
+        ("file_name,label,class\na.wav,x,1\nb.wav,y,2\n", {}, ""),
+        ("filename,fold,target,category,esc10\na.wav,1,0,x,T\nb.wav,1,1,y,T\n", {}, "labels in category"),
+        ("slice_file_name,fsID,classID,class\na.wav,1,0,x\nb.wav,1,1,y\n", {}, "the column slice_file_name"),
+        ("\ufefffile_name,label\na.wav,x\nb.wav,y\n", {}, ""),
+        ("sound,name\na.wav,x\nb.wav,y\n", {"file_column": "sound", "label_column": "name"}, ""),
+        ("filename,category,class\na.wav,1,x\nb.wav,2,y\n", {"label_column": "class"}, "the column filename"),
+    ],
+)  # fmt: skip
+def test_columns_by_the_names_that_data_sets_have(
+    table: str, given: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ESC-50 and UrbanSound8K as they are downloaded; a guess is said."""
+    clips = ClipSet.read(clip_table(tmp_path, table), **given)  # type: ignore[arg-type]
+    assert [(clip.file_name, clip.label) for clip in clips.clips] == [("a.wav", "x"), ("b.wav", "y")]
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert bool(said) == bool(shown)
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "message"),
+    [
+        ("sound,name\na.wav,x\n", {}, "no column file_name; it has sound, name. --file-column"),
+        ("file_name,name\na.wav,x\n", {}, "no column label; it has file_name, name. --label-column"),
+        ("file_name,class,category\na.wav,x,y\n", {}, r"several columns that could be the labels \(class, category\)"),
+        ("filename,path,label\na.wav,b.wav,x\n", {}, r"several columns that could be the files \(filename, path\)"),
+        ("file_name,label,label\na.wav,x,y\n", {}, r"several columns that could be the labels \(label, label\)"),
+        ("file_name,label\na.wav,x\n", {"label_column": "kind"}, "no column 'kind'; it has file_name, label"),
+        ("", {}, "no column file_name; it has none at all"),
+    ],
+)
+def test_columns_that_cannot_be_decided_are_listed(
+    table: str, given: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ClipSet.read(clip_table(tmp_path, table), **given)  # type: ignore[arg-type]
+
+
+def test_files_that_are_all_missing_say_where_they_were_looked_for(tmp_path: Path) -> None:
+    clips = clip_table(tmp_path, "file_name,label\nsounds/a.wav,x\nsounds/b.wav,y\n")
+    with pytest.raises(UserError, match=rf"none of the 2 files .* is under {tmp_path} \(sounds/a.wav .* --root names"):
+        ClipSet.read(clips)
+    (tmp_path / "root").mkdir()
+    with pytest.raises(UserError, match=rf"is under {tmp_path / 'root'} .* relative to the root, --probe-root names"):
+        ClipSet.read(clips, tmp_path / "root", root_option="--probe-root")
+    (tmp_path / "root" / "sounds").mkdir()
+    (tmp_path / "root" / "sounds" / "b.wav").write_bytes(b"")
+    assert len(ClipSet.read(clips, tmp_path / "root").clips) == 2  # the other one will be a row of its own
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("dog bark", "dog_bark"), ("dog", "dog "), ("_dog", "dog"), ("a  b", "a b"), ("x\u00a0y", "x y")],
+)
+def test_classes_that_have_one_caption_are_refused_before_anything_is_loaded(
+    run: Path, held_out: Path, encoders: list[FakeEncoder], labels: tuple[str, str]
+) -> None:
+    """Else every clip of the second would count as wrong."""
+    clips = replace(ClipSet.read(held_out), classes=["kind_0", *labels])
+    with pytest.raises(UserError, match=r"the classes .* have one caption"):
+        zero_shot(run, clips)
+    assert encoders == []
+
+
+class UncasedEncoder(FakeEncoder):
+    """Knows a text's letters, not their case, and takes the first twelve of them."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        rows = [np.random.default_rng(list(text.lower()[:12].encode())).standard_normal(self.dim) for text in texts]
+        return np.stack(rows).astype(np.float32) * (1 + 1e-6 * np.arange(len(texts), dtype=np.float32)[:, None])
+
+
+@pytest.mark.parametrize("labels", [("Dog", "dog"), ("a siren far off", "a siren far away"), ("DOG", "Dog")])
+def test_classes_that_the_encoder_does_not_tell_apart_are_refused(
+    class_directions: np.ndarray, labels: tuple[str, str]
+) -> None:
+    encoder: Any = UncasedEncoder(class_directions, {"name": "uncased"})
+    with pytest.raises(
+        UserError, match=f"'{labels[0]}' and '{labels[1]}' have captions that the text encoder does not"
+    ):
+        zeroshot.class_embeddings(encoder, ["cat", *labels, "cow"], "{label} can be heard")
+    assert zeroshot.class_embeddings(encoder, ["cat", "dog", "cow"], "{label} can be heard").shape[0] == 3
+
+
+def test_many_classes_are_compared_in_parts(class_directions: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeroshot, "SAME_BLOCK", 2)
+    rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    assert zeroshot._first_equal(rows) is None
+    rows[7] = rows[3] * 2
+    assert zeroshot._first_equal(rows) == (3, 7)
+
+
 def test_class_lists_are_checked(tmp_path: Path, held_out: Path) -> None:
     (tmp_path / "twice.txt").write_text("x\nx\n")
     with pytest.raises(UserError, match="twice"):

@@ -34,7 +34,7 @@ class DaskProcesses:
         self._running: list[subprocess.Popen[bytes]] = []
         arguments = ["--host", host, "--port", "0", "--no-dashboard", "--scheduler-file", str(self.scheduler_file)]
         self.scheduler = self._start([*prefix, *module("dask_scheduler"), *arguments], ENVIRONMENT, ROOT)
-        wait_until(self.scheduler_file.exists, "the scheduler's start")
+        wait_until(lambda: self.scheduler_file.exists() and self.scheduler_file.stat().st_size, "the scheduler's start")
 
     @property
     def address(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from click.testing import CliRunner
@@ -15,10 +16,12 @@ from click.testing import CliRunner
 from artifacts.embedding_store import index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
+from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout
-from artifacts.records import append_records, read_records
+from artifacts.records import append_records, read_records, write_config
 from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
+from audioprep.stats import norm_stats, write_norm_stats
 from cli.main import m2dprep
 from workflows.check import run_checks
 from workflows.check_result import CheckResult
@@ -60,9 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(root / "wavs" / f"{name}.wav", 0.1 * rng.standard_normal(16000), 16000)
     data = root / "data"
     run_melspec(root / "wavs", data / "audioset_lms", ConvertConfig(PRESETS["16k"]), MelspecOptions(workers=0))
-    config = json.loads((data / "audioset_lms/_melspec/config.json").read_text())
-    stats = {"mean": -7.0, "std": 4.0, "fingerprint": config["fingerprint"]}
-    (data / "norm_stats.json").write_text(json.dumps(stats))
+    write_norm_stats(data / "norm_stats.json", norm_stats(data / "audioset_lms"))
     write_captions(data / "captions.parquet", pa.Table.from_pylist(caption_rows(), schema=CAPTIONS_SCHEMA))
     write_store(data)
     return data
@@ -81,6 +82,32 @@ def problems(data: Path, **settings: bool) -> dict[str, list[str]]:
 
 def states(data: Path) -> dict[str, str]:
     return {result.check: result.state for result in run_checks(data, workers=0)}
+
+
+def test_a_name_that_two_listed_files_share_is_no_caption_of_theirs(data: Path) -> None:
+    """A table's clip `plain` may be that of either folder; `dog/plain` is that of one."""
+    lms = data / "audioset_lms"
+    for folder in ("dog", "cat"):
+        (lms / folder).mkdir()
+        shutil.copy(lms / "plain.npy", lms / folder / "plain.npy")
+    listed = [f"audioset_lms/{name}.npy" for name in ("cat/plain", "dog/plain", *CLIPS[:2])]
+    write_file_list(data / "files_audioset.csv", listed)
+    for check in ("every clip captioned", "embeddings"):
+        line, *others = problems(data)[check]
+        assert "same clip: 2, such as audioset_lms/cat/plain.npy and audioset_lms/dog/plain.npy may both" in line
+        assert [other.partition(":")[0] for other in others] == listed[:2]
+    rows = [{**row, "clip_id": row["clip_id"].replace("plain", "dog/plain")} for row in caption_rows()]
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    assert problems(data)["every clip captioned"] == [f"{listed[0]}: has no caption"]
+
+
+def test_two_conversions_of_a_clip_share_its_caption(data: Path) -> None:
+    """They are never trained on together, so neither takes it from the other."""
+    shutil.copytree(data / "audioset_lms", data / "wide_lms")
+    config = json.loads((data / "wide_lms/_melspec/config.json").read_text())
+    (data / "wide_lms/_melspec/config.json").write_text(json.dumps({**config, "fingerprint": "other"}))
+    write_file_list(data / "files_wide.csv", [f"wide_lms/{name}.npy" for name in CLIPS])
+    assert "every clip captioned" not in problems(data)
 
 
 def test_what_fits_has_no_problems(whole: Path) -> None:
@@ -145,7 +172,7 @@ def spoil_embedding(value: float) -> Callable[[Path], None]:
 def edit_json(name: str, **values: object) -> Callable[[Path], None]:
     def edit(data: Path) -> None:
         path = data / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        write_object(path, {**(read_object(path) or {}), **values})
 
     return edit
 
@@ -243,7 +270,7 @@ def test_a_pack_with_other_values_is_found(data: Path) -> None:
     pack(data)
     shard = next((data / "audioset_lms/_packed").glob("*.npy"))
     np.save(shard, np.load(shard) + 1)
-    assert all("in _packed: has mean" in line for line in problems(data)["arrays"])
+    assert all("is damaged: the clip in row" in line for line in problems(data)["arrays"])
     shard.write_bytes(shard.read_bytes()[:-64])
     assert "promises" in problems(data)["conversions"][0]
 
@@ -296,3 +323,107 @@ def test_result_states() -> None:
     assert result.state == "absent"
     result.problem("a", "b")
     assert result.state == "FAILED"
+
+
+def as_an_earlier_version_wrote_it(data: Path) -> None:
+    """The same directory without a digest anywhere."""
+    for path in data.rglob("*.json"):
+        value = read_object(path) or {}
+        gone = ("digests", "block_bytes", "odd_rows", "index_digest", "generation", "folder", "files")
+        path.write_text(json.dumps({key: value[key] for key in value if key not in gone}, indent=2) + "\n")
+    for path in data.rglob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns([name for name in ("digest",) if name in table.column_names]), path)
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata(None), path)
+    for path in data.rglob("*.xxh3"):
+        path.unlink()
+
+
+def test_a_directory_of_an_earlier_version_is_checked_as_before_and_said_to_lack_digests(data: Path) -> None:
+    pack(data)
+    as_an_earlier_version_wrote_it(data)
+    results = run_checks(data, workers=0)
+    assert problems(data) == {}
+    notes = " ".join(note for result in results for note in result.notes)
+    for what in (
+        "10 of them have no digest",
+        "3 arrays have no digest: only their moments were compared",
+        "audioset_lms/_packed has no digests",
+        "capemb_tiny has no digests",
+    ):
+        assert what in notes, notes
+    for option in ("--json", "--quick"):
+        assert CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0", option]).exit_code == 0
+    alter_value(data)
+    assert "values have changed" in problems(data)["arrays"][0]
+
+
+@pytest.mark.parametrize("column", ["clip_id", "caption", "source"])
+def test_text_of_an_earlier_version_that_is_not_utf8_is_told(data: Path, column: str) -> None:
+    as_an_earlier_version_wrote_it(data)
+    table = pq.read_table(data / "captions.parquet")
+    texts = pa.array([b"\xff\xfe", *[b"x"] * (table.num_rows - 1)], pa.binary())
+    spoilt = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())
+    pq.write_table(
+        table.set_column(table.column_names.index(column), column, spoilt), data / "captions.parquet", compression=None
+    )
+    result = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0"])
+    assert result.exit_code == 4
+    assert f"row 0 of the column {column} is not UTF-8" in result.output
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_arrays_that_the_disk_cannot_read_are_problems_of_their_own(
+    data: Path, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> object:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("workflows.check_arrays.lms_form", fail)
+    monkeypatch.setattr("workflows.check_arrays.read_lms", fail)
+    found = problems(data, quick=quick)
+    assert found == {"arrays": [f"{data / name}: cannot be read: Input/output error" for name in LISTED]}
+
+
+def test_what_nobody_foresaw_is_a_problem_and_hides_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.check.read_captions", lambda path: 1 / 0)
+    drop_list = data / LISTED[2]
+    drop_list.unlink()
+    found = problems(data)
+    assert "ZeroDivisionError" in found["captions"][0]
+    assert "no such file" in found["arrays"][0]
+
+
+@pytest.mark.parametrize("key", ["mean", "std", "count_files", "count_values", "bin_mean", "bin_std", "excluded_files"])
+def test_statistics_that_are_not_those_of_the_records_are_told(data: Path, key: str) -> None:
+    value = (read_object(data / "norm_stats.json") or {})[key]
+    changed = [number + 1e-3 for number in value] if isinstance(value, list) else value + 1
+    edit_json("norm_stats.json", **{key: changed})(data)
+    assert f"{key} is " in problems(data)["statistics"][0]
+    assert "`m2dprep stats` computes it anew" in problems(data)["statistics"][0]
+
+
+@pytest.mark.parametrize("of", ["list", "arrays", "by hand"])
+def test_statistics_are_compared_with_what_they_say_they_are_of(data: Path, of: str) -> None:
+    if of == "list":
+        write_file_list(data / "files_some.csv", LISTED[:2])
+        write_norm_stats(data / "norm_stats.json", norm_stats(data / "audioset_lms", files=data / "files_some.csv"))
+    elif of == "arrays":
+        write_norm_stats(data / "norm_stats.json", norm_stats(data / "audioset_lms", recompute=True))
+    else:
+        value = read_object(data / "norm_stats.json") or {}
+        kept = {key: value[key] for key in ("mean", "std", "fingerprint")}
+        (data / "norm_stats.json").write_text(json.dumps(kept))
+    assert problems(data) == {}
+    (notes,) = [result.notes for result in run_checks(data, workers=0) if result.check == "statistics"]
+    assert ("was not compared" in " ".join(notes)) == (of == "by hand")
+
+
+def test_a_configuration_of_another_folder_is_told(data: Path, tmp_path: Path) -> None:
+    config = data / "audioset_lms/_melspec/config.json"
+    other = ConvertConfig(PRESETS["16k"], min_seconds=5).to_dict()
+    write_config(LmsLayout(data / "audioset_lms"), other, {"source_root": "/elsewhere"})
+    assert config.exists()
+    found = problems(data)["files"]
+    assert any("was not written beside this config.json" in line for line in found)

@@ -16,7 +16,7 @@ import pytest
 
 from artifacts.errors import UserError
 from tests.workflows.dask_processes import ROOT, DaskProcesses, dask_processes, kill_group, wait_until
-from workflows import window, workers
+from workflows import dask_workers, window
 from workflows.cluster import WorkerPool
 from workflows.engine import run_shards
 from workflows.on_worker import PACKAGES
@@ -151,7 +151,7 @@ def test_workers_that_cannot_import_the_package_or_see_the_data(tmp_path: Path) 
 def test_a_scheduler_that_goes_away_or_was_never_there(
     cluster: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 3.0)
+    monkeypatch.setattr(dask_workers, "RECONNECT_SECONDS", 3.0)
     parts = run_shards(slow, [[item] for item in range(500)], WorkerPool(scheduler=cluster.address), unexpected)
     assert len(next(parts)) == 1
     kill_group(cluster.scheduler)

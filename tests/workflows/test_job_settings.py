@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +71,7 @@ def test_the_script_of_a_job_is_printed_without_slurm(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for line in ("#SBATCH -p q", "#SBATCH --cpus-per-task=8", "#SBATCH -t 10:00:00", "#SBATCH --qos=long"):
         assert line in result.stdout
-    for option in ("--nworkers 8", "--death-timeout 60", "--lifetime 35400s", "--lifetime-stagger 300s"):
+    for option in ("--nworkers 8", "--lifetime 35400s", "--lifetime-stagger 300s"):
         assert option in result.stdout
     assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in result.stdout
     assert not (tmp_path / "a_lms").exists()
@@ -85,3 +89,90 @@ def test_options_that_do_not_go_together_or_miss_something(tmp_path: Path) -> No
     ]:
         result = melspec(tmp_path, *options)
         assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
+
+
+def test_the_script_quotes_every_path_and_printing_it_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = f"{tmp_path}/my logs; touch PWNED; $(touch PWNED) 100%J"
+    path = settings_file(
+        tmp_path,
+        "walltime: 10:00:00\nmemory: 16GB\ncores: 8\nqueue: long queue\n"
+        f"log_directory: {odd}\nlocal_directory: {odd}\npython: {odd}/python\ninterface: {odd}\n",
+    )
+    result = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job")
+    assert result.exit_code == 0, result.output
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["slurm.yaml"]
+    (errors,) = [line for line in result.stdout.splitlines() if line.startswith("#SBATCH --error")]
+    assert errors == f"#SBATCH --error='{odd.replace('%', '%%')}'/m2dprep-%J.err"
+    assert "#SBATCH -p 'long queue'" in result.stdout
+    words = shlex.split(result.stdout.splitlines()[-1])
+    assert words[:3] == [f"{odd}/python", "-m", "distributed.cli.dask_worker"]
+    assert [words[words.index(option) + 1] for option in ("--local-directory", "--interface")] == [odd, odd]
+
+
+def test_the_script_has_what_keeps_workers_going_and_others_out(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "walltime: 10:00:00\nmemory: 16GB\ncores: 8\n")
+    script = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job").stdout
+    for line in (
+        "export PYTHONSAFEPATH=1",
+        "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
+        "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
+    ):
+        assert line in script.splitlines()
+    words = shlex.split(script.splitlines()[-1])
+    assert {"--tls-ca-file", "--tls-cert", "--tls-key"} <= set(words)
+    assert words[words.index("--protocol") + 1] == "tls://"
+
+
+@pytest.mark.parametrize("memory", ["lots", "-1GB", "0", "1 apple"])
+def test_memory_that_is_none(tmp_path: Path, memory: str) -> None:
+    path = settings_file(tmp_path, f"walltime: 10:00:00\nmemory: {memory}\ncores: 8\n")
+    result = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job")
+    assert (result.exit_code, "like 16GB" in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("name", ["queue", "account", "log_directory", "local_directory", "python", "interface"])
+def test_a_line_break_is_refused(tmp_path: Path, name: str) -> None:
+    path = settings_file(tmp_path, f'walltime: 10:00:00\nmemory: 16GB\ncores: 8\n{name}: "a\\ntouch PWNED"\n')
+    result = melspec(tmp_path, "--cluster", "slurm", "--cluster-config", str(path), "--print-job")
+    assert (result.exit_code, f"{name} is one line of text" in result.output) == (2, True), result.output
+
+
+def test_settings_of_dask_that_cannot_be_read(tmp_path: Path) -> None:
+    """They only matter where Dask does the work, and then are an error with the file's name."""
+    home = tmp_path / "home" / ".config" / "dask"
+    home.mkdir(parents=True)
+    (home / "broken.yaml").write_text("distributed: [never closed\n  x: {")
+    path = settings_file(tmp_path, "walltime: 10:00:00\nmemory: 16GB\ncores: 8\n")
+    command = [sys.executable, "-m", "cli.main", "check", str(tmp_path)]
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    for options in (["--cluster", "slurm", "--cluster-config", str(path), "--print-job"],):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 2
+        assert "broken.yaml" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "value", ["many", "0", "-1", "1.5", "\u00b2", "\u0663", "1e3", "9" * 30, "[1]", "{a: b}", "true"]
+)
+def test_counts_are_whole_numbers_and_errors_name_the_line(tmp_path: Path, value: str) -> None:
+    for key in ("jobs", "cores"):
+        path = settings_file(tmp_path, f"# a job\nqueue: long\n{key}: {value}\n")
+        with pytest.raises(UserError, match=rf"slurm.yaml, line 3: {key} "):
+            read_job_settings(path)
+
+
+@pytest.mark.parametrize("value", ["lots", "16 apples", "-1GB", "1e9", "GB", "16 GBB", ".nan"])
+def test_memory_is_a_number_with_a_unit(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 1: memory cannot be"):
+        read_job_settings(settings_file(tmp_path, f"memory: {value}\n"))
+    for right in ("16GB", "4000MB", "1.5 TiB", "4G", "1000"):
+        assert read_job_settings(settings_file(tmp_path, f"memory: {right}\n")).memory == right
+
+
+def test_keys_that_come_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"slurm.yaml, line 2: the file sets cores twice"):
+        read_job_settings(settings_file(tmp_path, "cores: 3\ncores: 4\n"))

@@ -41,7 +41,7 @@ def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) 
         "--partition=gpu", "--account=us", "--time=12:00:00", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=16",
         "--mem=120G", "--gpus-per-node=8", "--requeue", "--signal=B:USR1@600",
     }  # fmt: skip
-    assert f"--output='{folder}/runs/my run/slurm-%j.out'" in asked
+    assert f"--output='{folder}/runs/my run'/slurm-%j.out" in asked
     assert "train data --out 'runs/my run' --seed 3 &" in script
     assert "--nnodes 2 --nproc-per-node 8" in script
     assert "export NCCL_SOCKET_IFNAME=ib0" in script
@@ -99,3 +99,45 @@ def test_the_job_in_the_documents_passes_the_signal_on_and_queues_itself_again(t
     job.send_signal(signal.SIGUSR1)
     assert job.wait(20) == 75
     assert (tmp_path / "queued").read_text() == "requeue 7\n"
+
+
+BREAKING = "\ntouch PWNED\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("--out", f"runs/a{BREAKING}b"),
+        ("log_directory", '"a\\ntouch PWNED\\nb"'),
+        ("queue", '"gpu\\ntouch PWNED"'),
+        ("account", '"us\\ntouch PWNED"'),
+        ("walltime", '"10\\ntouch PWNED"'),
+        ("directives", '["--qos=a\\ntouch PWNED"]'),
+    ],
+)
+def test_a_line_break_never_becomes_a_line_of_shell(folder: Path, name: str, value: str) -> None:
+    options = ["--cluster-config", "slurm.yaml", "--print-job"]
+    if name.startswith("--"):
+        options += [name, value]
+    else:
+        lines = [line for line in CONFIG.splitlines() if not line.startswith(name)]
+        (folder / "slurm.yaml").write_text("\n".join([*lines, f"{name}: {value}", ""]))
+    result = launch(*options)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not (folder / "runs").exists()
+
+
+def test_a_folder_with_every_odd_character_stays_one_word(folder: Path) -> None:
+    odd = "a b'c\"d$(touch PWNED)`e`;f&g#h%j\\i"
+    result = launch("--out", odd, "--cluster-config", "slurm.yaml", "--print-job")
+    assert result.exit_code == 0, result.output
+    script = result.stdout.replace("srun bash -c", "true bash -c")
+    done = subprocess.run(
+        ["bash", "-c", f"{script.partition('exit 75')[0]}fi\nprintf %s \"$stopped\""],
+        capture_output=True, text=True, check=False, cwd=folder, env={**os.environ, "SLURM_JOB_ID": "7"},
+    )  # fmt: skip
+    assert done.stdout.endswith(f"{folder / odd}/stopped-7"), done
+    assert not (folder / "PWNED").exists()
+    (output,) = [line for line in result.stdout.splitlines() if line.startswith("#SBATCH --output=")]
+    assert "h%%j" in output, "SLURM replaces %j by a number"

@@ -14,6 +14,7 @@ import soundfile
 from artifacts.atomic import temporary_path
 from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
 from artifacts.failures import FailureLimit
+from artifacts.folders import make_folder, remove_folder
 from artifacts.layout import LmsLayout
 from artifacts.lock import exclusive
 from artifacts.records import read_records
@@ -89,6 +90,7 @@ def test_missing_arrays_are_made_again_and_new_sources_join(src: Path) -> None:
         "audioset_lms/_melspec/records-000000.parquet",
         "audioset_lms/_melspec/lists.json",
         "files_audioset.csv",
+        "files_audioset.csv.xxh3",
     }
 
 
@@ -154,14 +156,6 @@ def test_changed_sources_are_seen_when_asked_for(src: Path) -> None:
     write_wav(src / "train" / "clip 1.wav", 77, seconds=2.0)
     assert convert(src).done == 0
     assert convert(src, check_sources=True).done == 1
-
-
-def test_sources_from_another_folder_are_compared_by_size(src: Path, tmp_path: Path) -> None:
-    convert(src)
-    src.rename(tmp_path / "moved")
-    write_wav(tmp_path / "moved" / "train" / "clip 1.wav", 77, seconds=2.0)
-    report = convert(tmp_path / "moved")
-    assert (report.done, report.skipped) == (1, 11)
 
 
 def test_empty_missing_and_unwritable(src: Path, tmp_path: Path) -> None:
@@ -239,9 +233,9 @@ def test_a_list_instead_of_a_scan(src: Path, tmp_path: Path, monkeypatch: pytest
     [
         ("source\n../secret.wav\n", "leads out of"),
         ("source\n/etc/passwd\n", "leads out of"),
-        ("file\na.wav\n", "needs the columns source"),
+        ("file\na.wav\n", "no column source"),
         ("source\n", "lists no audio files"),
-        ("source\n\xff.wav\n", "cannot be read"),
+        ("source\n\xff.wav\n", "is not UTF-8"),
         ("source,b\n,1\n", "no path of a file"),
     ],
 )
@@ -365,3 +359,43 @@ def test_folders_whose_names_are_no_text_are_refused(src: Path, which: str) -> N
     with pytest.raises(UserError, match=r"caf\\xe9.*is not UTF-8"):
         run_melspec(*folders, CONFIG, HERE)
     assert not folders[1].exists()
+
+
+def test_the_sum_holds_for_what_a_user_sees_in_the_folder(src: Path) -> None:
+    write_wav(src / "20.wav", 20)
+    (src / "20.wav").rename(src / "train" / "no suffix")
+    (src / "train" / "video.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom")
+    for name in ("a.json", "b.json", "README", "@eaDir/clip.wav"):
+        (src / name).parent.mkdir(exist_ok=True)
+        (src / name).touch()
+    report = convert(src)
+    assert (report.inputs, report.done, report.failed) == (14, 13, 1)
+    assert report.to_dict()["passed_over"] == {
+        "files": {".json": 2, "without a suffix": 1},
+        "folders": {"@eaDir": 1},
+    }
+    assert report.summary().endswith(
+        "; 3 other files passed over (.json 2, without a suffix 1), 1 folder of no data left out (@eaDir 1)"
+    )
+    assert convert(src).skipped == 13
+
+
+def test_a_folder_without_audio_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "a.txt").touch()
+    with pytest.raises(UserError, match=r"holds no audio files; 1 other file passed over \(.txt 1\)"):
+        convert(tmp_path / "wavs")
+
+
+def test_sources_may_be_nested_deeper_than_python_calls_itself(src: Path) -> None:
+    deep = "d/" * 1050
+    make_folder(src / deep)
+    write_wav(src / "clip.wav", 30)
+    (src / "clip.wav").rename(src / deep / "clip.wav")
+    try:
+        assert convert(src).done == 13
+        assert forecast_melspec(src, src.parent / "data" / "other_lms", CONFIG, HERE).failed_in_sample == 0
+        assert convert(src).skipped == 13
+    finally:
+        remove_folder(src / "d")
+        remove_folder(src.parent / "data")

@@ -182,7 +182,7 @@ from workflows import melspec, record_buffer
 
 ORIGINAL = melspec.convert_shard
 
-def dying_shard(sources, *, src, dst, config, ffmpeg, markers):
+def dying_shard(sources, *, dst, markers, **options):
     import random
     from audioprep import convert
     def die_once(name, step):
@@ -202,7 +202,7 @@ def dying_shard(sources, *, src, dst, config, ffmpeg, markers):
             die_once(relative, "after")
     convert.write_lms = killing_write
     try:
-        return ORIGINAL(sources, src=src, dst=dst, config=config, ffmpeg=ffmpeg)
+        return ORIGINAL(sources, dst=dst, **options)
     finally:
         convert.write_lms = write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import soundfile
 
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout
+from artifacts.name_folding import NameFolding
 from artifacts.records import append_records, compact_records, read_records
 from artifacts.tables import read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig
@@ -174,3 +176,33 @@ def test_a_pack_is_in_the_way_of_what_would_be_written_alone(src: Path) -> None:
     with pytest.raises(UserError, match="holds the arrays of 1 of the sources"):
         convert(src, retry_failed=True)
     assert rows(src)["c0.wav"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "folding"),
+    [
+        ("c0.wav", "C0.wav", NameFolding(case=True)),
+        ("c0.wav", "C0.flac", NameFolding(case=True)),
+        ("é.wav", "e\u0301.wav", NameFolding(form=True)),
+    ],
+)
+def test_names_that_the_output_takes_for_one_are_a_conflict_and_the_owner_keeps_its_array(
+    src: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: str, folding: NameFolding
+) -> None:
+    monkeypatch.setattr("workflows.melspec.probe_folding", lambda folder: folding)
+    write_sound(src / name, 0.1)
+    write_sound(src / other, 0.2)
+    together = convert(src)
+    assert (together.failed, together.reasons) == (1, {"name_conflict": 1})
+    (first,) = [source for source in (name, other) if rows(src)[source] == "ok"]
+    assert convert(src).done == 0
+    # One that was converted alone keeps its array when the other one comes, whichever sorts first.
+    shutil.rmtree(layout_of(src).data)
+    (src / first).unlink()
+    assert convert(src).failed == 0
+    write_sound(src / first, 0.3)
+    before = {path.name: path.read_bytes() for path in layout_of(src).root.glob("*.npy")}
+    assert convert(src).reasons == {"name_conflict": 1}
+    assert {path.name: path.read_bytes() for path in layout_of(src).root.glob("*.npy")} == before
+    assert rows(src)[first] == "name_conflict"
+    assert convert(src, "c1.wav").done == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.json_file import write_object
 from cli.recipe_kinds import stage_kinds
 from workflows import recipe_run
 from workflows.recipe import read_recipe
@@ -74,7 +75,7 @@ def took_long(folder: Path) -> None:
     path = folder / "data/_recipe/r/state.json"
     state = json.loads(path.read_text())
     state["stages"]["embed-captions"]["worked_seconds"] = 4000.0
-    path.write_text(json.dumps(state))
+    write_object(path, state)
 
 
 def test_other_captions_reuse_the_old_store_however_long_it_took(tmp_path: Path, run: Callable[..., list[str]]) -> None:

@@ -22,6 +22,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from artifacts.json_file import write_object
 from artifacts.tables import read_captions, read_file_list
 from cli.main import m2dprep
 
@@ -223,7 +224,7 @@ def test_outputs_of_other_settings_are_replaced_unless_they_took_long(after_a_ru
     state = Path("data/_recipe/recipe/state.json")
     value = json.loads(state.read_text())
     value["stages"]["melspec"]["worked_seconds"] = 7200.0
-    state.write_text(json.dumps(value))
+    write_object(state, value)
     change("dtype: float16", "dtype: float32")
     before = contents()
     refused = run()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import soundfile
@@ -135,6 +138,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     orphans = before[-2:]
     assert set(orphans) <= set(slurm.jobs())
     second = start()
+    wait_until(lambda: not set(orphans) & set(slurm.jobs()), "the end of the jobs of a killed command, within a minute")
     wait_until(lambda: len(slurm.jobs("all")) >= 2 + len(before), "the jobs of the second run")
     made = len(list(layout.root.rglob("*.npy")))
     assert made < CLIPS
@@ -150,7 +154,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
     assert set(records["status"].to_pylist()) == {"ok"}
     assert len(list(layout.root.rglob("*.npy"))) == CLIPS
     assert not list(layout.temporaries.iterdir())
-    assert set(slurm.jobs()) <= set(orphans), "the jobs end with the run; those of the killed one by themselves"
+    assert not slurm.jobs()
 
 
 class Noting:
@@ -232,3 +236,74 @@ def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
     assert slurm.state(job) == "COMPLETED", log()[-2000:]
     assert sorted(steps()) == list(range(1, EPOCHS * 3 + 1)), "every step once"
     assert "going on from" in log()
+
+
+def test_nobody_without_a_certificate_of_the_run_gets_in(
+    slurm: Slurm, settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the scheduler nor a worker nor its nanny; and the certificates are this user's alone, and go."""
+    from distributed.security import Security
+
+    private = tmp_path / "private place"
+    pool = WorkerPool(slurm=replace(settings, private_directory=str(private)))
+    parts = run_shards(whose, ([item] for item in range(100)), pool, unexpected)
+    next(parts)
+    own = next(private.iterdir())
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in own.iterdir()} == {0o600}
+    doors = {
+        (process.pid, found.laddr.ip.replace("0.0.0.0", "127.0.0.1").replace("::", "127.0.0.1"), found.laddr.port)
+        for process in psutil.process_iter()
+        if process.pid == os.getpid() or "m2dprep" in " ".join(command_of(process)) or is_worker(process)
+        for found in connections_of(process)
+        if found.status == "LISTEN"
+    }
+    assert len(doors) >= 5, "those of the scheduler, of workers and of their nannies"
+    stranger = Security.temporary().get_connection_args("client")["ssl_context"]
+    for process, host, port in doors:
+        assert refuses(stranger, host, port)
+        for page in ("/", "/status", "/info/main/workers.html", "/metrics", "/json/counts.json"):
+            answer = ask(host, port, page)
+            assert not answer.startswith(b"HTTP") or b" 404 " in answer.splitlines()[0], answer
+            assert not answer.startswith(b"HTTP") or process != os.getpid() or host == "127.0.0.1"
+    parts.close()  # type: ignore[attr-defined]
+    assert not list(private.iterdir())
+    assert "dashboard" not in capsys.readouterr().err
+
+
+def command_of(process: psutil.Process | None) -> list[str]:
+    try:
+        return process.cmdline() if process else []
+    except psutil.Error:
+        return []
+
+
+def connections_of(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("inet")
+    except psutil.Error:
+        return []
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "spawn_main" in " ".join(command_of(process)) and "dask_worker" in " ".join(command_of(process.parent()))
+
+
+def refuses(stranger: ssl.SSLContext, host: str, port: int) -> bool:
+    """Whether a port does not talk to somebody with certificates of his own."""
+    with socket.create_connection((host, port), 5) as raw:
+        try:
+            with stranger.wrap_socket(raw) as connection:
+                return connection.recv(1) == b""  # the newest TLS says so late
+        except (ssl.SSLError, OSError):
+            return True
+
+
+def ask(host: str, port: int, page: str) -> bytes:
+    """What a port says to a browser."""
+    with socket.create_connection((host, port), 5) as connection:
+        connection.sendall(f"GET {page} HTTP/1.0\r\n\r\n".encode())
+        try:
+            return connection.recv(4096)
+        except OSError:
+            return b""

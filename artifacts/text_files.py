@@ -13,11 +13,12 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
-from artifacts.tables import first_line
 
 GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 EXAMPLES = 5
 
 
@@ -72,6 +73,8 @@ def decode(path: Path, data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        if data.startswith(UTF_16_MARKS):
+            raise UserError(f"{path} is UTF-16, not UTF-8; convert the file.") from error
         raise UserError(f"{path}:{line} is not UTF-8 (byte {data[error.start]:#04x}); convert the file.") from error
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts.csv_table import QuoteWatch, malformed, read_csv_table
 from artifacts.errors import UserError
-from captions.csv_table import read_csv_table
 
 
 def read(tmp_path: Path, content: str | bytes, *columns: str, others: bool = False) -> list[tuple[str, ...]]:
@@ -29,7 +29,6 @@ READ = {
     "a byte order mark": ("\ufeffid,caption\na,b\n", [("a", "b")]),
     "quoted commas and quotes": ('id,caption\na,"b, ""c"""\n', [("a", 'b, "c"')]),
     "a quoted line break": ('id,caption\na,"b\nc"\nd,e\n', [("a", "b\nc"), ("d", "e")]),
-    "a lone quote inside a value": ('id,caption\na,5" pipe\nb,6" pipe\n', [("a", '5" pipe'), ("b", '6" pipe')]),
     "empty lines": ("\nid,caption\n\na,b\n\n", [("a", "b")]),
     "empty values stay texts": ("id,caption\na,\n,b\nNA,null\n", [("a", ""), ("", "b"), ("NA", "null")]),
     "numbers stay texts": ("id,caption\n007,1e5\n", [("007", "1e5")]),
@@ -63,9 +62,19 @@ REFUSED = {
     "the same without a line after it": ('id,caption\na,"b', "line 2: a quote is opened and not closed"),
     # the second lost quote closes the first: two rows would silently become part of one caption
     "two quotes that are never closed": ('id,caption\na,"b\nc,d\ne,"f\ng,h\n', "line 2"),
+    "a quote inside a value": ('id,caption\na,5" pipe\n', "line 2: a quote inside a value"),
+    "a quote behind a space": ('id,caption\na, "b"\n', "line 2: a quote inside a value"),
+    "text behind a closing quote": ('id,caption\na,"b"c\n', "line 2: text behind a closing quote"),
+    "a single quote for an inner one": ('id,caption\na,"b "c" d"\n', "line 2: text behind a closing quote"),
+    "a quote that opens before a quoted value": ('id,caption\na,"b\nc,"d, e"\nf,g\n', "line 2: a quote is opened"),
+    "a quote that does not open": ('id,caption\na,"b c"\nd,e f"\n', "line 3: a quote inside a value"),
+    "a quote before a line's end": ('id,caption\na,b"\nc,"d"\n', "line 2: a quote inside a value"),
+    "NUL": ("id,caption\na,b\0\n", "line 2: it holds NUL"),
+    "NUL in the header": ("id,caption\0\na,b\n", "header line cannot be read"),
+    "a quote in the header": ('id,"caption\na,b\n', "header line cannot be read .*a quote is opened"),
     "not UTF-8": (b"id,caption\na,b\nc,\xe9\n", "table.csv:3 is not UTF-8"),
     "not UTF-8 in the header": (b"id,caption\xff\n", "table.csv:1 is not UTF-8"),
-    "UTF-16": ("id,caption\na,b\n".encode("utf-16"), "not UTF-8"),
+    "UTF-16": ("id,caption\na,b\n".encode("utf-16"), "is UTF-16, not UTF-8"),
     "a broken gzip": (b"\x1f\x8b\x08garbage", "gzip"),
 }
 
@@ -105,3 +114,32 @@ def test_any_bytes_give_rows_or_a_user_error(
         assert str(path) in str(error)
         return
     assert all(len(row) == 2 for row in rows)
+
+
+ODD = [("a", 'b "c", d'), ("e", ""), ("f\ng", '"'), ('"', "h\r\ni")]
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+@pytest.mark.parametrize("lost", [None, *range(12)])
+def test_quotes_are_watched_across_blocks(size: int, lost: int | None) -> None:
+    """Whatever the blocks are, the same is found: nothing in what the csv module writes, and every lost quote."""
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows(ODD)
+    text = file.getvalue()
+    quotes = [place for place, letter in enumerate(text) if letter == '"']
+    if lost is not None:
+        text = text[: quotes[lost]] + text[quotes[lost] + 1 :]
+    watch = QuoteWatch(io.BytesIO(text.encode()))
+    while watch.read(size):
+        pass
+    assert watch.is_malformed == (lost is not None)
+
+
+@settings(max_examples=300)
+@given(st.text('a,"\n', max_size=30), st.integers(1, 7))
+def test_what_the_watch_lets_through_is_what_the_strict_reader_reads(text: str, size: int) -> None:
+    watch = QuoteWatch(io.BytesIO(text.encode()))
+    while watch.read(size):
+        pass
+    explained = [what for what in malformed(text, ",") if "columns" not in what]
+    assert watch.is_malformed == bool(explained)

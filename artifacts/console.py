@@ -1,0 +1,123 @@
+"""The console of a command: text is UTF-8 whatever the locale, closed streams stop no work, and nothing that a terminal
+is shown can steer it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import locale
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+# What a reader that has gone leaves behind: a pipe without an end, a terminal that hung up.
+READER_GONE = (errno.EPIPE, errno.EIO)
+# Control characters (C0 but tab and line feed, delete, C1) and those that turn the direction of text.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# How progress bars move: back to the start of the line, or, by itself, between the lines of several bars.
+BAR_MOVES = re.compile("\r|\n*(?:\x1b\\[A)+$")
+
+
+@contextmanager
+def console() -> Iterator[None]:
+    """What a whole command runs in: UTF-8 whatever the locale (in a restarted process, if need be), and safe streams.
+
+    What was printed is written at the end. Raises `SystemExit` (2) after a line on stderr where that is impossible.
+    """
+    require_utf8_mode()
+    _open_closed_streams()
+    sys.stdout = _console(sys.stdout, 1)
+    sys.stderr = _console(sys.stderr, 2)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (what the old one holds is lost)
+        print(f"m2dprep: error: the result could not be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters as ``\\xNN`` or ``\\uNNNN``; lines and tabs stay."""
+    return CONTROLS.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def require_utf8_mode() -> None:
+    """Start this program again in Python's UTF-8 mode where names of files would be anything else than UTF-8.
+
+    Workers and other processes that it starts inherit the mode.
+    """
+    if _is_utf8(sys.getfilesystemencoding()) and _is_utf8(locale.getpreferredencoding(False)):
+        return
+    if not sys.executable:
+        print("m2dprep: error: the locale is not UTF-8; set PYTHONUTF8=1.", file=sys.stderr)
+        raise SystemExit(2)
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams a place: the next file that is opened would have their number, and their output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)
+
+
+def _console(stream: TextIO | None, descriptor: int) -> TextIO:
+    """A standard stream as commands need it; one that somebody has replaced (tests, notebooks) stays as it is."""
+    if stream is not None and (not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _Console)):
+        return stream
+    if stream is not None:
+        stream.flush()
+    raw = _Lasting(descriptor, "wb", closefd=False)
+    encoding = stream.encoding if stream is not None else "utf-8"
+    return _Console(
+        io.BufferedWriter(raw),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=descriptor == 2 or raw.isatty(),
+    )
+
+
+class _Lasting(io.FileIO):
+    """A stream whose reader may go: what is written afterwards is nobody's, and no reason to stop."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+class _Console(io.TextIOWrapper):
+    """Text for people: on a terminal and on stderr control characters are escaped, but for those of progress bars."""
+
+    def write(self, text: str) -> int:
+        if (self.fileno() == 2 or self.isatty()) and not text.isprintable():
+            start = BAR_MOVES.match(text)
+            moves = start.end() if start is not None else 0
+            super().write(text[:moves] + printable(text[moves:]))
+        else:
+            super().write(text)
+        return len(text)

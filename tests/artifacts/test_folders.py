@@ -1,0 +1,68 @@
+"""Folders as a user sees them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from artifacts.folders import is_no_data, make_folder, remove_folder, walk
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", ".Trash-0", ".snapshot", "LOST+FOUND", ".git"]
+)
+def test_names_of_folders_without_data(name: str) -> None:
+    assert is_no_data(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["data", ".hidden", "git", "Recycle", "trash", "snapshot", "cache", "Y-abc", "recycled"]
+)
+def test_names_of_folders_that_may_hold_data(name: str) -> None:
+    assert not is_no_data(name)
+
+
+def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "a").touch()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if "gone" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("artifacts.folders.os.scandir", refuse)
+    failed: list[str] = []
+    found = [prefix + entry.name for prefix, entry, _ in walk(tmp_path, failed=lambda path, _: failed.append(path))]
+    assert (sorted(found), failed) == (["a", "gone"], ["gone"])
+    with pytest.raises(PermissionError):
+        list(walk(tmp_path))
+
+
+def test_folders_are_made_at_any_depth_and_again(tmp_path: Path) -> None:
+    for folder in (tmp_path / ("d/" * 1500), tmp_path / "a" / "b", tmp_path / "a"):
+        make_folder(folder)
+        make_folder(folder)
+        assert folder.is_dir()
+    remove_folder(tmp_path / "d")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_what_is_removed_goes_with_all_below_it_but_nothing_that_links_lead_to(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_folder(kept)
+    (kept / "file").touch()
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "a" / "b" / "link").symlink_to(kept)
+    (tmp_path / "a" / "file").touch()
+    remove_folder(tmp_path / "a")
+    remove_folder(tmp_path / "not there")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "file").exists()

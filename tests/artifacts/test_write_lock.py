@@ -1,0 +1,95 @@
+"""Two writers of one file: the second waits and sees the first one's work, or is refused; nothing of a lock is left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from artifacts.errors import UserError
+from artifacts.tables import read_captions
+from artifacts.write_lock import writing_to
+from captions.files import add_file
+from captions.sources import CAPTION_ROWS
+
+HOLD = """
+import sys
+from pathlib import Path
+from artifacts.write_lock import writing_to
+with writing_to(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def count_up(path: Path, times: int) -> None:
+    for _ in range(times):
+        with writing_to(path):
+            value = int(path.read_text()) if path.exists() else 0
+            time.sleep(0.001)
+            path.write_text(str(value + 1))
+
+
+def test_no_change_is_lost(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    path = tmp_path / "new" / "count"
+    processes = [context.Process(target=count_up, args=(path, 25)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert path.read_text() == "100"
+    assert [entry.name for entry in path.parent.iterdir()] == ["count"]
+
+
+def test_who_waits_too_long_is_told_what_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.parquet"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=r"c\.parquet is being written to by another run"),
+            writing_to(path, wait_seconds=1.5),
+        ):
+            pass
+        assert "waiting for another run that writes" in capfd.readouterr().err
+        holder.kill()  # the lock goes with the process, its file stays
+    assert [entry.name for entry in tmp_path.iterdir()] == [".c.parquet.lock"]
+    with writing_to(path, wait_seconds=0):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_sources_added_at_once_are_both_there(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    tables = [
+        pa.Table.from_pylist([{"id": f"clip{number}", "caption": name} for number in range(50)], schema=CAPTION_ROWS)
+        for name in "abcdef"
+    ]
+    errors: list[BaseException] = []
+
+    def add(source: int) -> None:
+        try:
+            add_file(path, tables[source], f"s{source}", create=True)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=add, args=(source,)) for source in range(len(tables))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(set(read_captions(path)["source"].to_pylist())) == [f"s{source}" for source in range(6)]
+    assert read_captions(path).num_rows == 300
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.parquet"]

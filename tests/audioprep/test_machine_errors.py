@@ -1,0 +1,134 @@
+"""What the machine does wrong is no property of a file: tried again, then a row that says so, then the next run's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from artifacts.errors import UserError
+from audioprep import convert, decode
+from audioprep.config import PRESETS, ConvertConfig
+from audioprep.convert import convert_shard
+from audioprep.discover import discover
+from workflows.melspec import MelspecOptions, run_melspec
+
+CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
+CLIPS = 4
+MACHINE = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
+
+
+@pytest.fixture
+def src(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(convert, "PAUSES", (0.01, 0.01, 0.01))
+    (tmp_path / "wavs").mkdir()
+    for seed in range(CLIPS):
+        noise = 0.1 * np.random.default_rng(seed).standard_normal(8000)
+        soundfile.write(tmp_path / "wavs" / f"{seed}.flac", noise, 16000)
+    return tmp_path / "wavs"
+
+
+class Failing:
+    """A function of `os` that fails for one file, for some times."""
+
+    def __init__(self, function: Callable[..., Any], number: int, times: int) -> None:
+        self.function, self.number, self.left = function, number, times
+
+    def __call__(self, what: Any, *arguments: Any, **options: Any) -> Any:
+        name = str(Path(f"/proc/self/fd/{what}").readlink()) if isinstance(what, int) else os.fspath(what)
+        if name.endswith("2.flac") and self.left:
+            self.left -= 1
+            raise OSError(self.number, os.strerror(self.number), name)
+        return self.function(what, *arguments, **options)
+
+
+@pytest.mark.parametrize("number", MACHINE, ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_an_error_of_a_moment_costs_nothing(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    monkeypatch.setattr(decode.os, call, Failing(getattr(os, call), number, 2))
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+    assert [row["status"] for row in rows] == ["ok"] * CLIPS
+
+
+@pytest.mark.parametrize("number", MACHINE, ids=errno.errorcode.get)
+def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(decode.os, "open", Failing(os.open, number, 1000))
+        report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
+    assert (report.done, report.failed, report.reasons) == (CLIPS - 1, 1, {"transient": 1})
+    report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
+    assert (report.done, report.skipped, report.failed) == (1, CLIPS - 1, 0)
+
+
+def test_what_a_decoder_takes_for_the_end_of_a_file_is_looked_at_again(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile makes a short read of an error, and a damaged file of that."""
+    original, failed = convert.log_mel_of_file, []
+
+    def damaged_once(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "2.flac" and not failed:
+            failed.append(path)
+            raise convert.DecodeError("truncated", "half of it")
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(convert, "log_mel_of_file", damaged_once)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+    assert failed
+    assert [row["status"] for row in rows] == ["ok"] * CLIPS
+
+
+def test_a_machine_that_reads_nothing_any_more_ends_the_run(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "TRANSIENT_IN_A_ROW", 3)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(convert, "log_mel_of_file", refuse)
+    with pytest.raises(UserError, match=r"3 files in a row could not be read.*not enough memory.*machine's fault"):
+        convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+
+
+def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, back, woken = convert.log_mel_of_file, threading.Event(), threading.Event()
+
+    def hang(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "2.flac":
+            back.wait(60)
+            woken.set()
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(convert, "log_mel_of_file", hang)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)
+    assert [row["reason"] for row in rows] == [None, None, "read_timeout", None]
+    back.set()
+    assert woken.wait(60)
+    time.sleep(1)
+    assert not (tmp_path / "a_lms" / "2.npy").exists()
+    monkeypatch.undo()
+    convert_shard(discover(src), src, tmp_path / "b_lms", CONFIG)
+    for name in ("0.npy", "1.npy", "3.npy"):
+        assert (tmp_path / "a_lms" / name).read_bytes() == (tmp_path / "b_lms" / name).read_bytes()
+
+
+def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, src: Path) -> None:
+    os.mkfifo(src / "pipe.wav")
+    os.mknod(src / "device.wav", 0o600 | 0o020000, os.makedev(1, 5)) if os.geteuid() == 0 else None
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+    assert {row["reason"] for row in rows if not row["source"].endswith("flac")} == {"not_a_file"}
