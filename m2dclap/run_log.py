@@ -74,7 +74,14 @@ class RunLog:
         self._also, self._path = also, path
         _truncate(path, step)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+        try:
+            with naming(path.parent / "events.out.tfevents"):
+                self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
+        except BaseException:
+            threading.excepthook = self._hook
+            self._file.close()
+            raise
 
     def write(self, step: int, epoch: float, figures: Figures) -> Figures:
         """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
@@ -99,7 +106,6 @@ class RunLog:
             self._events.flush()
 
     def __enter__(self) -> RunLog:
-        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
         return self
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
