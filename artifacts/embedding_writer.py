@@ -27,7 +27,7 @@ from artifacts.fingerprint import fingerprint, require_same
 from artifacts.json_file import read_object, write_object
 from artifacts.lock import exclusive
 from artifacts.npy_file import form_of
-from artifacts.steady import open_regular
+from artifacts.steady import named, open_regular
 from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
@@ -304,7 +304,10 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
     """A new ``.npy`` file with its blocks reserved: a full disk is an `OSError` here, not a crash later."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    except OSError as error:
+        raise named(error, path) from error
     try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -322,5 +325,8 @@ def _map_array(path: Path) -> tuple[mmap.mmap, np.ndarray]:
     except UserError as error:  # cut short, or no array
         raise UserError(f"{path} is damaged ({first_line(error)}); {ANEW}") from error
     with path.open("r+b") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0)
+        try:
+            mapped = mmap.mmap(stream.fileno(), 0)
+        except OSError as error:
+            raise named(error, path) from error
     return mapped, np.ndarray(form.shape, form.dtype, mapped, form.offset)

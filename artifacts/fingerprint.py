@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import FingerprintConflictError
+from artifacts.steady import named
 
 CAPTION_DIGEST_BYTES = 16
 
@@ -30,9 +31,12 @@ def utf8_digest(caption: bytes) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, in hex. Raises `OSError`, naming it, where the system cannot read it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise named(error, path) from error
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

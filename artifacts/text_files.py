@@ -45,7 +45,8 @@ def listing(examples: Iterable[str], count: int) -> str:
 def read_bytes(path: Path, purpose: str) -> bytes:
     """The content of a file, unpacked where it is gzipped (by content, whatever its name)."""
     require_file(path, purpose)
-    data = path.read_bytes()
+    with _naming(path):
+        data = path.read_bytes()
     if not data.startswith(GZIP_MAGIC):
         return data
     try:
@@ -55,9 +56,20 @@ def read_bytes(path: Path, purpose: str) -> bytes:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system while ``path`` is read, which names no file, name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
     """A file to be read in pieces, unpacked where it is gzipped (by content, whatever its name)."""
-    with path.open("rb") as file:
+    with _naming(path), path.open("rb") as file:
         packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         file.seek(0)
         if packed:

@@ -159,7 +159,8 @@ class Bench:
             if wrong:
                 outcome.problems["exit 0, incomplete"] = f"{wrong}\n{_tail(ended.err)}"
         else:
-            named = NAMES_A_FILE.search(_tail(ended.err)) is not None
+            struck, words = Path(self._injector.where).parts[-2:], _tail(ended.err)
+            named = NAMES_A_FILE.search(words) is not None or any(part in words for part in struck)
             counts["stopped, file named" if named else "stopped, no file named"] += 1
             if not named:
                 outcome.notes["no file named"] = _tail(ended.err)

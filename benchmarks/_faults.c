@@ -69,6 +69,10 @@ static void die(void) {
 static int strike(enum kind kind, int inside) {
     if (!inside) return NOTHING;
     __atomic_add_fetch(&control->calls[kind], 1, __ATOMIC_SEQ_CST);
+    if (control->action == UNREADABLE && control->struck && strcmp(named, control->where) == 0) {
+        errno = EIO; /* however that file is read */
+        return kind == READ ? FAIL : kind == MMAP ? UNREADABLE : NOTHING;
+    }
     if (control->action == NOTHING || !(control->kinds >> kind & 1)) return NOTHING;
     int64_t number = __atomic_add_fetch(&control->matched, 1, __ATOMIC_SEQ_CST);
     if (number != control->at && !(control->lasting && number > control->at)) return NOTHING;

@@ -86,10 +86,11 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
+    digest = file_digest(file)  # before the file is mapped: what the disk cannot read is an error here, a signal there
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)
     del keys
-    settings = {"model": None, "captions": "unknown", "imported": f"sha256:{file_digest(file)}"}
+    settings = {"model": None, "captions": "unknown", "imported": f"sha256:{digest}"}
     with EmbeddingStoreWriter(out, index, dim, dtype, settings, overwrite=overwrite) as writer:
         if not writer.finished:
             with Progress(index.num_rows, "copying", "embeddings") as progress:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,7 +74,14 @@ class RunLog:
         self._also, self._path = also, path
         _truncate(path, step)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+        try:
+            with naming(path.parent / "events.out.tfevents"):
+                self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
+        except BaseException:
+            threading.excepthook = self._hook
+            self._file.close()
+            raise
 
     def write(self, step: int, epoch: float, figures: Figures) -> Figures:
         """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
@@ -100,11 +108,19 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """What the thread that writes events meets is raised here by the next call: it need not be printed as well."""
+        if getattr(failure.thread, "exception", None) is not failure.exc_value:
+            self._hook(failure)
+
     def __exit__(self, *exception: object) -> None:
         """After an error, what is left to write of the log may fail as well, and would hide it."""
-        for close in (self._file.close, self._events.close):
-            with suppress(OSError) if exception[0] is not None else naming(self._path):
-                close()
+        try:
+            for close in (self._file.close, self._events.close):
+                with suppress(OSError) if exception[0] is not None else naming(self._path):
+                    close()
+        finally:
+            threading.excepthook = self._hook
 
 
 def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
@@ -149,10 +165,12 @@ def _truncate(path: Path, step: int) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file name ``path``."""
+    """Let an error of the system that names no file name ``path``; one that names it in bytes names it in text."""
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, bytes):
+            error.filename = os.fsdecode(error.filename)
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise

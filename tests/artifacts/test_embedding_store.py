@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -416,6 +418,19 @@ def test_finishing_too_early_is_a_bug_not_a_store(tmp_path: Path) -> None:
     writer = write(tmp_path, index_of(captions_of(["a"] * 5)), stop_after=3)
     with pytest.raises(RuntimeError, match="3 of 5 rows"):
         writer.finish({})
+
+
+@pytest.mark.parametrize("call", ["numpy.lib.format.open_memmap", "mmap.mmap"])
+def test_what_cannot_be_made_or_mapped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Errors of these calls name no file of their own."""
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
+        write(tmp_path / "store", index_of(captions_of(["a", "b"])))
+    assert caught.value.filename == str(tmp_path / "store" / "embeddings.partial.npy")
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
