@@ -51,6 +51,8 @@ class Parcel:
         try:
             batch: Batch = pickle.loads(content)  # noqa: S301 (of our own loading process)
             return batch
+        except EOFError as error:  # the process that the batch is to be fetched from is no more
+            return ConnectionError(f"a batch could not be fetched: {first_line(error)}")
         except Exception as error:
             return as_user_error(error, None)
 

@@ -92,6 +92,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "segments.csv").write_text('# a\n# b\n# YTID\nabcdefghijk, 0.000, 10.000, "/m/1"\n')
     (tmp_path / "ontology.json").write_text(json.dumps([{"id": "/m/1", "name": "Dog"}]))
     (tmp_path / "clips.csv").write_text("file_name,label\nx.wav,dog\ny.wav,cat\n")
+    (tmp_path / "x.wav").touch()
     return tmp_path
 
 
