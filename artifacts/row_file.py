@@ -50,7 +50,7 @@ class RowFile:
         """
         offset = self._offset + first * self._row_bytes
         try:
-            if os.preadv(self._file.descriptor, [out], offset) == out.nbytes:
+            if os.preadv(self._file.descriptor, [out], offset) == out.nbytes:  # type: ignore[list-item]
                 return
         except OSError:  # another try may do
             pass

@@ -197,9 +197,10 @@ def dying_shard(sources, *, dst, markers, **options):
         after = random.Random(relative + "after").random() < 0.5
         if relative in deadly and not after:
             die_once(relative, "before")
-        write(path, *arguments, **options)
+        digest = write(path, *arguments, **options)
         if relative in deadly and after:
             die_once(relative, "after")
+        return digest
     convert.write_lms = killing_write
     try:
         return ORIGINAL(sources, dst=dst, **options)
