@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+
 
 @dataclass(frozen=True)
 class Part:
@@ -19,7 +21,7 @@ class Part:
 
     def command(self, device: str, quick: bool, figures: Path, limit: float) -> list[str]:
         """What Python is to be given. ``limit`` is in seconds, for scripts that plan with it."""
-        script = str(Path(__file__).with_name(self.script))
+        script = str(FOLDER / self.script)
         given = [word.replace("LIMIT", f"{limit:.0f}") for word in self.arguments(device, quick)]
         return [script, *given, "--device", device, "--json", str(figures)]
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from statistics import mean
 
@@ -30,7 +29,7 @@ from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 from audioprep.pack import pack
 from m2dclap.config import preset
 from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.loader import batches_of, make_loader
+from m2dclap.loader import Batches, make_loader
 from m2dclap.order import TrainOrder
 
 TMPFS = Path("/dev/shm")
@@ -74,7 +73,7 @@ def loading(root: Path, model: str, batch: int, workers: int, batches: int) -> f
     order = TrainOrder(len(opened), batch, 0, total_steps=batches)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = make_loader(opened.dataset(chosen.model, chosen.train), order, workers, device)
-    with closing(batches_of(loader)) as loaded:
+    with Batches(loader) as loaded:
         next(loaded)  # by then all processes are there
         started = time.perf_counter()
         count = sum(1 for _ in loaded)

@@ -17,6 +17,7 @@ from artifacts.embedding_store import EmbeddingStore
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.errors import UserError
 from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
+from artifacts.layout import require_file
 from artifacts.m2d_dictionary import read_items, write_dictionary
 from artifacts.progress import Progress
 
@@ -86,6 +87,7 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
+    require_file(file, "a dictionary of embeddings")
     digest = file_digest(file)  # before the file is mapped: what the disk cannot read is an error here, a signal there
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)

@@ -521,6 +521,7 @@ def test_every_reason_has_a_kind_or_another_test() -> None:
     elsewhere = {
         "io_error",
         "transient",
+        "read_timeout",
         "unreadable_folder",
         "bad_name",
         "name_conflict",

@@ -36,5 +36,6 @@ def test_lists_and_tables(write, tmp_path: Path) -> None:
 
 
 def test_classes(tmp_path: Path, write) -> None:
+    (tmp_path / "a.wav").touch()
     (tmp_path / "clips.csv").write_text(f"{BOM}file_name,label\na.wav,cat\nb.wav,dog\n", encoding="utf-8")
     assert ClipSet.read(tmp_path / "clips.csv", classes_file=write("cat\ndog\n")).classes == ["cat", "dog"]

@@ -300,9 +300,9 @@ def test_columns_by_the_names_that_data_sets_have(
         ("file_name,name\na.wav,x\n", {}, "no column label; it has file_name, name. --label-column"),
         ("file_name,class,category\na.wav,x,y\n", {}, r"several columns that could be the labels \(class, category\)"),
         ("filename,path,label\na.wav,b.wav,x\n", {}, r"several columns that could be the files \(filename, path\)"),
-        ("file_name,label,label\na.wav,x,y\n", {}, r"several columns that could be the labels \(label, label\)"),
+        ("file_name,label,label\na.wav,x,y\n", {}, "its header names 'label' more than once"),
         ("file_name,label\na.wav,x\n", {"label_column": "kind"}, "no column 'kind'; it has file_name, label"),
-        ("", {}, "no column file_name; it has none at all"),
+        ("", {}, "clips.csv is empty"),
     ],
 )
 def test_columns_that_cannot_be_decided_are_listed(
