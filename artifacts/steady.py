@@ -91,6 +91,11 @@ def open_regular(path: Path) -> Iterator[RegularFile]:
 
 def read_at(file: RegularFile, buffer: memoryview, offset: int) -> int:
     """Fill ``buffer`` with what is at ``offset``; returns how many bytes there were. Raises `OSError` with the name."""
+    try:
+        if os.preadv(file.descriptor, [buffer], offset) == len(buffer):
+            return len(buffer)
+    except OSError:  # another try may do
+        pass
     done = 0
     try:
         while done < len(buffer):
