@@ -118,8 +118,10 @@ class Batches:
     def _ended_worker(self) -> str | None:
         """What to say of a worker that is no more. One that is ending, so that its batch cannot be fetched, is given a
         moment."""
-        wait([worker.sentinel for worker in self._workers], timeout=ENDING_SECONDS)
+        ending = wait([worker.sentinel for worker in self._workers], timeout=ENDING_SECONDS)
         for worker in self._workers:
+            if worker.sentinel in ending:  # its files are closed, which is a moment before it can be waited for
+                worker.join(KILLED_SECONDS)
             code = worker.exitcode
             if code is None:
                 continue

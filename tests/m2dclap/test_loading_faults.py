@@ -43,6 +43,8 @@ OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_epochs=5000), watc
 # Far more than anything here takes; what hangs never ends.
 PATIENCE = 120.0
 HANG = "hang"
+# A process closes its files a moment before others can see that it has ended.
+ENDS_SLOWLY = 4
 
 
 class Faulty:
@@ -63,6 +65,9 @@ class Faulty:
             raise self._fault
         if isinstance(self._fault, signal.Signals):
             os.kill(os.getpid(), self._fault)
+        if self._fault == ENDS_SLOWLY:
+            os.closerange(3, 1024)
+            time.sleep(0.5)
         os._exit(int(self._fault))
 
 
@@ -86,6 +91,7 @@ FAULTS = [
     (signal.SIGSEGV, r"was killed \(SIGSEGV\)"),
     (3, r"ended by itself \(exit code 3\)"),
     (0, "ended by itself"),
+    (ENDS_SLOWLY, r"ended by itself \(exit code 4\)"),
 ]
 
 
