@@ -25,9 +25,9 @@ from artifacts.layout import LmsLayout
 from artifacts.lms_array import FAILED, OK, write_lms
 from artifacts.reading import reading
 from audioprep.config import ConvertConfig, LogMelConfig
-from audioprep.decode import MACHINE_ERRORS, AudioInfo, decode
+from audioprep.decode import MACHINE_ERRORS, decode
 from audioprep.discover import Source, modification_time_ns, output_name
-from audioprep.faults import DecodeError, one_line
+from audioprep.faults import AudioInfo, DecodeError, one_line
 from audioprep.logmel import LogMel
 from audioprep.moments import Moments
 from audioprep.time_limit import Claim, limited, no_claim

@@ -23,9 +23,9 @@ from artifacts.reading import reading
 from audioprep.backlog import Backlog
 from audioprep.config import ConvertConfig
 from audioprep.convert import Record, as_stored, failure_record, patiently, row_of, store
-from audioprep.decode import AudioInfo, decode
+from audioprep.decode import decode
 from audioprep.discover import Source
-from audioprep.faults import DecodeError
+from audioprep.faults import AudioInfo, DecodeError
 from audioprep.gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
 
 # Samples of a batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.

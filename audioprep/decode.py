@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from audioprep.config import ConvertConfig
 from audioprep.content import Content
 from audioprep.discover import modification_time_ns
-from audioprep.faults import CannotOpenError, DecodeError
+from audioprep.faults import AudioInfo, CannotOpenError, DecodeError
 from audioprep.ffmpeg import ffmpeg_sound, with_advice
 from audioprep.identity import sampled_digest
 from audioprep.libmpg123 import listening
@@ -34,25 +33,6 @@ LARGEST_RECORDED_RATE = 2**31 - 1
 SAMPLES_PER_BLOCK = 1 << 20
 # Errors that say nothing about this one file: every further one would fail as well.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-@dataclass
-class AudioInfo:
-    """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
-
-    ``decoder``: what decoded it, with its version. ``clipped``: a channel stays at full scale for some samples in a
-    row (`audioprep.mixing`).
-    """
-
-    source_bytes: int | None = None
-    source_mtime_ns: int | None = None
-    source_digest: str | None = None
-    sample_rate: int | None = None
-    channels: int | None = None
-    seconds: float | None = None
-    peak: float | None = None
-    clipped: bool | None = None
-    decoder: str | None = None
 
 
 def decode(

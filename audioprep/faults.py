@@ -1,11 +1,8 @@
-"""What can be wrong with one source: the short codes that failure rows carry, and the error that carries them."""
+"""What is known of one source, and what can be wrong with it: the short codes of failure rows, and their error."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from audioprep.decode import AudioInfo
+from dataclasses import dataclass
 
 REASONS = {
     "not_found": "there is no such file (any more)",
@@ -35,6 +32,25 @@ REASONS = {
 
 # These say nothing about the source: the next run takes them up by itself.
 TRANSIENT = ("transient", "read_timeout")
+
+
+@dataclass
+class AudioInfo:
+    """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
+
+    ``decoder``: what decoded it, with its version. ``clipped``: a channel stays at full scale for some samples in a
+    row (`audioprep.mixing`).
+    """
+
+    source_bytes: int | None = None
+    source_mtime_ns: int | None = None
+    source_digest: str | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    seconds: float | None = None
+    peak: float | None = None
+    clipped: bool | None = None
+    decoder: str | None = None
 
 
 class DecodeError(Exception):

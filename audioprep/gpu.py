@@ -16,8 +16,7 @@ import torch
 
 from artifacts.errors import UserError
 from audioprep.config import DEVICE_RESAMPLER, ConvertConfig
-from audioprep.decode import AudioInfo
-from audioprep.faults import DecodeError
+from audioprep.faults import AudioInfo, DecodeError
 
 # What a batch that is too large for the device's memory raises.
 OutOfMemoryError = torch.OutOfMemoryError

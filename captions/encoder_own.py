@@ -7,26 +7,17 @@ besides, such as a chat template, shows in `require_same_as_model`, which compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
 
-from artifacts.errors import UserError, first_line
+from artifacts.errors import UserError
 from artifacts.json_text import read_json_object
 from captions.model_files import ModelFiles
 
-if TYPE_CHECKING:
-    from captions.encoder import TextEncoder
-
 # Embeddings of length 1: yes, no, or before they were cut to fewer numbers, as a model's own Normalize does it.
 Normalized = bool | Literal["before truncation"]
-# Several ways to end, capitals, spaces around, and a length that most models cut.
-SAMPLES = ("A dog barks, then a car passes by.", "  Rain  ", "wind", "Birds and water can be heard. " * 80)
 OWN_TYPE = "SentenceTransformer"
 
 
@@ -95,41 +86,6 @@ def lowers_texts(transformer: Any, tokenizer: Any) -> bool:
     return normalizer is None or "A" in normalizer.normalize_str("A")
 
 
-def encoded_by_model(encoder: TextEncoder, model: Any, texts: Sequence[str]) -> np.ndarray:
-    """float32 (N, dim) by the library's own ``encode``, each text alone, with its defaults where nothing was asked."""
-    given: dict[str, Any] = {} if encoder.settings.prefix == encoder.own.prompt else {"prompt": encoder.settings.prefix}
-    with _length(model, encoder.asked_length, encoder.settings.max_length):
-        embeddings = model.encode(
-            list(texts),
-            batch_size=1,
-            show_progress_bar=False,
-            convert_to_tensor=True,
-            normalize_embeddings=encoder.settings.normalize is True,
-            **given,
-        )
-    return embeddings.float().cpu().numpy()
-
-
-def require_same_as_model(encoder: TextEncoder, model: Any, least_cosine: float) -> None:
-    """Raise `UserError` where the model's own ``encode`` gives other embeddings of some samples than ``encoder``."""
-    try:
-        theirs = encoded_by_model(encoder, model, SAMPLES)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a model that cannot do it makes the libraries raise
-        raise UserError(
-            f"{encoder.files.name} cannot encode texts by itself ({first_line(error)}); use --pooling mean or cls."
-        ) from error
-    if theirs.shape[1] != encoder.dim:
-        raise UserError(_other(encoder, f"{theirs.shape[1]} numbers, not {encoder.dim}"))
-    tokens = encoder.tokenizer(SAMPLES)
-    for row, text in enumerate(SAMPLES):
-        ours = encoder.forward(tokens, np.array([row])).float().cpu().numpy()[0]
-        cosine = _cosine(ours, theirs[row])
-        if not cosine >= least_cosine:
-            raise UserError(_other(encoder, f"a cosine of {cosine:.6f} for {text[:40]!r}"))
-
-
 def require_own_type(files: ModelFiles) -> None:
     """Raise `UserError` where a folder's configuration says that it is another kind of model, such as SparseEncoder."""
     path = files.folder / "config_sentence_transformers.json"
@@ -137,31 +93,3 @@ def require_own_type(files: ModelFiles) -> None:
     kind = settings.get("model_type")
     if kind not in (None, OWN_TYPE):
         raise UserError(f"{files.name} is a {kind}, no encoder of sentences, so --pooling model is not possible.")
-
-
-def _other(encoder: TextEncoder, what: str) -> str:
-    return (
-        f"{encoder.files.name}: SentenceTransformer.encode makes other embeddings of it than --pooling model does "
-        f"({what}): its folder asks for something that is not known here, such as a chat template or settings of its "
-        "tokenizer. Use --pooling mean or cls."
-    )
-
-
-def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    norm = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return float(left @ right) / norm if norm else 1.0 if not left.any() and not right.any() else 0.0
-
-
-@contextmanager
-def _length(model: Any, asked: int | None, limit: int | None) -> Iterator[None]:
-    """``limit`` tokens for the block where that was asked for, or the model's own limit is beyond what it can take."""
-    own = getattr(model, "max_seq_length", None)
-    change = limit is not None and (asked is not None or own is None or own > limit)
-    if change:
-        model.max_seq_length = limit
-    try:
-        yield
-    finally:
-        if change:
-            model.max_seq_length = own

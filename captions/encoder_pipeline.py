@@ -10,7 +10,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,15 +19,13 @@ from captions.encoder_batches import EncodedBlock, batches
 from captions.encoder_model import attention_of
 from captions.encoder_threads import compute_threads, threads
 from captions.encoder_tokens import Tokens
-
-if TYPE_CHECKING:
-    from captions.encoder import TextEncoder
+from captions.text_model import TextModel
 
 TOKENIZED_AHEAD = 2  # blocks
 
 
 def encode_ahead(
-    encoder: TextEncoder, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None
+    encoder: TextModel, blocks: Iterable[Sequence[str]], progress: Callable[[int], object] | None
 ) -> Iterator[EncodedBlock]:
     """Each block's embeddings, in order; while one is waited for, the next one is computed and more are tokenized."""
     launch = _launch_on_gpu if encoder.device.type == "cuda" else _launch_on_cpu
@@ -44,7 +41,7 @@ def encode_ahead(
             yield waiting.popleft()()
 
 
-def _tokenized(encoder: TextEncoder, blocks: Iterable[Sequence[str]], ahead: Executor) -> Iterator[Tokens]:
+def _tokenized(encoder: TextModel, blocks: Iterable[Sequence[str]], ahead: Executor) -> Iterator[Tokens]:
     pending: deque[Future[Tokens]] = deque()
     for texts in blocks:
         pending.append(ahead.submit(encoder.tokenizer, texts))
@@ -55,7 +52,7 @@ def _tokenized(encoder: TextEncoder, blocks: Iterable[Sequence[str]], ahead: Exe
 
 
 def _launch_on_cpu(
-    encoder: TextEncoder, tokens: Tokens, workers: Executor, progress: Callable[[int], object] | None
+    encoder: TextModel, tokens: Tokens, workers: Executor, progress: Callable[[int], object] | None
 ) -> Callable[[], EncodedBlock]:
     """Start a block's batches; the function returned waits for them."""
     parts = [(rows, workers.submit(embed_batch, encoder, tokens, rows)) for rows in _batches(encoder, tokens)]
@@ -72,7 +69,7 @@ def _launch_on_cpu(
 
 
 def _launch_on_gpu(
-    encoder: TextEncoder, tokens: Tokens, _: Executor, progress: Callable[[int], object] | None
+    encoder: TextModel, tokens: Tokens, _: Executor, progress: Callable[[int], object] | None
 ) -> Callable[[], EncodedBlock]:
     """Queue a block's batches and the copy of their embeddings; the function returned waits for both."""
     divided = _batches(encoder, tokens)
@@ -96,13 +93,11 @@ def _launch_on_gpu(
     return result
 
 
-def _batches(encoder: TextEncoder, tokens: Tokens) -> list[np.ndarray]:
+def _batches(encoder: TextModel, tokens: Tokens) -> list[np.ndarray]:
     return list(batches(tokens.lengths, encoder.batch_tokens))
 
 
-def _encoded(
-    encoder: TextEncoder, tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray
-) -> EncodedBlock:
+def _encoded(encoder: TextModel, tokens: Tokens, divided: Sequence[np.ndarray], embeddings: np.ndarray) -> EncodedBlock:
     computed = sum(len(rows) * int(tokens.lengths[rows].max()) for rows in divided)
     return EncodedBlock(
         embeddings,
@@ -115,7 +110,7 @@ def _encoded(
     )
 
 
-def embed_batch(encoder: TextEncoder, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+def embed_batch(encoder: TextModel, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
     """Embeddings (B, dim) of a batch; where the GPU's memory does not suffice, of its halves.
 
     Raises `UserError` where a text alone does not fit.

@@ -18,8 +18,8 @@ from artifacts.errors import UserError
 from audioprep import ffmpeg
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.convert import convert_file
-from audioprep.decode import AudioInfo, decode
-from audioprep.faults import DecodeError
+from audioprep.decode import decode
+from audioprep.faults import AudioInfo, DecodeError
 from audioprep.ffmpeg_words import Speakers, fault_in
 from tests.audioprep.made_sounds import NOISE, by_ffmpeg, coded, id3
 

@@ -21,8 +21,8 @@ from audioprep import convert_on_device
 from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
 from audioprep.convert import convert_shard, log_mel_of_file
 from audioprep.convert_on_device import DeviceConverter
-from audioprep.decode import AudioInfo
 from audioprep.discover import Source, discover
+from audioprep.faults import AudioInfo
 from audioprep.gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
 from audioprep.logmel import LogMel
 from audioprep.mixing import resampler

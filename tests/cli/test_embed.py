@@ -65,8 +65,9 @@ def test_embed_captions(captions: Path) -> None:
 def test_defaults_are_those_of_the_library() -> None:
     """They stand in the command too, since its help must not import the library."""
     from captions.embed import DTYPES, embed_captions
-    from captions.encoder import DEFAULT_MODEL, EncoderSettings
+    from captions.encoder import DEFAULT_MODEL
     from captions.encoder_request import EncoderRequest
+    from captions.text_model import EncoderSettings
     from cli.embed import embed_captions as command
 
     names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
