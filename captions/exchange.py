@@ -88,7 +88,7 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
     require_file(file, "a dictionary of embeddings")
-    digest = file_digest(file)  # before the file is mapped: what the disk cannot read is an error here, a signal there
+    digest = file_digest(file)
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)
     del keys
