@@ -43,6 +43,7 @@ from captions.encoder_own import (
     strips_texts,
 )
 from captions.encoder_pipeline import encode_ahead
+from captions.encoder_reading import surely
 from captions.encoder_reference import reference_embeddings
 from captions.encoder_tokens import Padded, TextTokenizer, Tokens
 from captions.encoder_whole import require_vocabulary
@@ -95,9 +96,16 @@ def load_encoder(
     files = with_code(files) if trust_remote_code else require_no_code(files)
     if pooling == "model":
         require_own_type(files)
-    try:
+    digests = files.weights_digest(), files.settings_digest()  # what cannot be read is told before libraries stumble
+
+    def load() -> TextEncoder:
         model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
-        return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+        return TextEncoder(
+            model, files, settings, digests, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
+        )
+
+    try:
+        return surely(load, files.folder)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{files.name} does not fit in the memory of {target} ({first_line(error)}); free some of it, or choose "
@@ -116,12 +124,13 @@ class TextEncoder:
         model: Any,
         files: ModelFiles,
         settings: EncoderSettings,
+        digests: tuple[str, str],
         *,
         batch_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.files, self.remote_code = files, trust_remote_code
-        self._weights_digest, self._settings_digest = files.weights_digest(), files.settings_digest()
+        self._weights_digest, self._settings_digest = digests
         self.model, self.transformer = model, model[0]
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
         if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
