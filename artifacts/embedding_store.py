@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from artifacts.digest import BLOCK_BYTES, differing_blocks, read_blocks
 from artifacts.embedding_index import INDEX_SCHEMA, first_difference, index_of, rows_digest
-from artifacts.embedding_sums import row_blocks
 from artifacts.errors import UserError, first_line
 from artifacts.json_file import read_object
 from artifacts.layout import require_folder
 from artifacts.npy_file import form_of, map_npy
+from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity, open_regular
 from artifacts.tables import read_parquet
 
@@ -34,7 +34,8 @@ TOKENIZER_AND_MODULES = "tokenizer_and_modules"
 class EmbeddingStore:
     """A finished store. ``embeddings`` is a read-only memory map (N, D), shared between processes by the page cache.
 
-    ``identity`` is that of the array's file: who maps it again compares it (`map_array`).
+    A page of it that the disk cannot read ends the process; m2dprep itself reads `rows` and `blocks`. ``identity`` is
+    that of the array's file: who maps it again compares it (`map_array`).
     """
 
     folder: Path
@@ -85,12 +86,16 @@ class EmbeddingStore:
         """Whether the embeddings have digests; stores of earlier versions have none."""
         return isinstance(self.meta.get("digests"), str)
 
-    def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """``(first row, (n, D))`` of all rows, ``rows`` at a time, read from the disk and not mapped.
+    def rows(self) -> RowFile:
+        """The embeddings to be read and not mapped: what the disk cannot read is an `OSError` that names the file.
 
-        Raises `OSError` where the disk cannot read them.
+        Raises `UserError` where the store has been replaced since it was opened.
         """
-        return row_blocks(self.folder / EMBEDDINGS, self.embeddings, rows)
+        return RowFile(self.folder / EMBEDDINGS, self.identity)
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """``(first row, (n, D))`` of all rows, ``rows`` at a time, read as `rows` reads them."""
+        return self.rows().blocks(rows)
 
     def require_whole(self) -> None:
         """Read all embeddings once and compare them with their digests.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from artifacts.digest import row_digests
-from artifacts.steady import open_regular, read_at
+from artifacts.row_file import RowFile
 
 # Rows that share a sum.
 ROWS_A_SUM = 4096
@@ -38,10 +37,10 @@ class RowSums:
         return base64.b64encode(zlib.compress(self._sums.astype("<u8").tobytes(), 1)).decode()
 
     @classmethod
-    def of_file(cls, path: Path, array: np.ndarray, done: np.ndarray) -> RowSums:
-        """The sums of the rows that are ``done`` (N,), read from the file ``path`` that ``array`` is mapped to."""
+    def of_file(cls, file: RowFile, done: np.ndarray) -> RowSums:
+        """The sums of the rows of ``file`` that are ``done`` (N,)."""
         sums = cls(len(done))
-        for start, block in row_blocks(path, array):
+        for start, block in file.blocks(ROWS_A_SUM):
             rows = np.flatnonzero(done[start : start + len(block)])
             sums.add(start + rows, block, rows)
         return sums
@@ -68,19 +67,6 @@ def _numbers(rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> np.
     numbers = (numbers ^ (numbers >> np.uint64(30))) * FIRST
     numbers = (numbers ^ (numbers >> np.uint64(27))) * SECOND
     return numbers ^ (numbers >> np.uint64(31))
-
-
-def row_blocks(path: Path, array: np.ndarray, rows: int = ROWS_A_SUM) -> Iterator[tuple[int, np.ndarray]]:
-    """``(first row, (n, D))`` of all rows, read from the file that ``array`` lies at the end of, not from its map.
-
-    A page that the disk cannot read is an `OSError` that names the file; through a map it would end the process.
-    """
-    with open_regular(path) as file:
-        offset = file.size - array.nbytes
-        for start in range(0, len(array), rows):
-            block = np.empty((min(rows, len(array) - start), array.shape[1]), array.dtype)
-            read_at(file, block.data.cast("B"), offset + start * block.shape[1] * block.itemsize)
-            yield start, block
 
 
 def odd_rows(blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, str]]:

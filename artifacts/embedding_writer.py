@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import mmap
 import os
 import time
 import zlib
@@ -21,20 +20,20 @@ from artifacts.atomic import sweep_temporaries, sync_folder
 from artifacts.digest import BLOCK_BYTES, block_digests
 from artifacts.embedding_index import rows_digest
 from artifacts.embedding_store import EMBEDDINGS, FORMAT, INDEX, META, PROGRESS, EmbeddingStore, settings_in
-from artifacts.embedding_sums import RowSums, odd_rows, row_blocks
+from artifacts.embedding_sums import RowSums, odd_rows
 from artifacts.errors import FingerprintConflictError, UserError, first_line
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.json_file import read_object, write_object
 from artifacts.lock import exclusive
-from artifacts.npy_file import form_of
-from artifacts.steady import named, open_regular
+from artifacts.npy_file import npy_header
+from artifacts.row_file import FilledRowFile
+from artifacts.steady import named
 from artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
 # The index of a store that takes the place of a finished one; it gets its name when the array does.
 PARTIAL_INDEX = "index.partial.parquet"
 ANEW = "use --overwrite to start anew."
-SCATTER_ROWS = 4096  # each may bring in many pages of the array
 SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
 SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
 
@@ -159,7 +158,7 @@ class EmbeddingStoreWriter:
         going_on = progress and partial.exists()
         if going_on:
             try:
-                self._map_partial(shape, dtype)
+                self._open_partial(shape, dtype)
                 self._take_up()
             except UserError:
                 if not overwrite:
@@ -168,14 +167,17 @@ class EmbeddingStoreWriter:
         if not going_on:
             partial.unlink(missing_ok=True)
             _create_array(partial, shape, dtype)
-            self._map_partial(shape, dtype)
+            self._open_partial(shape, dtype)
         write_parquet(folder / (PARTIAL_INDEX if replaces else INDEX), index)
         self._next_sync = 0.0
         self._sync()
 
-    def _map_partial(self, shape: tuple[int, int], dtype: str) -> None:
-        self._map, self._array = _map_array(self.folder / PARTIAL)
-        if (self._array.shape, self._array.dtype) != (shape, np.dtype(dtype)):
+    def _open_partial(self, shape: tuple[int, int], dtype: str) -> None:
+        try:
+            self._file = FilledRowFile(self.folder / PARTIAL)
+        except UserError as error:  # cut short, or no such array
+            raise UserError(f"{self.folder / PARTIAL} is damaged ({first_line(error)}); {ANEW}") from error
+        if (self._file.shape, self._file.dtype) != (shape, np.dtype(dtype)):
             raise UserError(f"{self.folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
 
     @property
@@ -193,7 +195,7 @@ class EmbeddingStoreWriter:
             sums = None if known is None else RowSums.from_text(known, len(done))
         except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise UserError(f"{self.folder / PROGRESS} is damaged ({first_line(error)}); {ANEW}") from error
-        found = RowSums.of_file(self.folder / PARTIAL, self._array, done)
+        found = RowSums.of_file(self._file, done)
         self._require_rows(sums or found, found)
         self.done, self.counts, self.kept, self._sums = done, counts, kept, found
 
@@ -209,14 +211,11 @@ class EmbeddingStoreWriter:
         self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
     ) -> None:
         """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``, of (m, D)."""
-        embeddings = np.ascontiguousarray(embeddings, self._array.dtype)
+        embeddings = np.ascontiguousarray(embeddings, self._file.dtype)
         if len(again := rows[self.done[rows]]):
-            self._sums.remove(again, self._array[again], np.arange(len(again)))
+            self._sums.remove(again, self._file.take(again), np.arange(len(again)))
         self._sums.add(rows, embeddings, which)
-        for start in range(0, len(rows), SCATTER_ROWS):  # a frequent text has more rows than should be in memory
-            part = slice(start, start + SCATTER_ROWS)
-            self._array[rows[part]] = embeddings[which[part]]
-            self._let_go()
+        self._file.write(rows, embeddings, which)
         self.done[rows] = True
         for name, count in (counts or {}).items():
             self.counts[name] = self.counts.get(name, 0) + count
@@ -225,18 +224,17 @@ class EmbeddingStoreWriter:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
-        return np.array(self._array[rows])
+        return self._file.take(rows)
 
     def finish(self, notes: Mapping[str, Any]) -> None:
         """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
         if self.rows_done != len(self.done):
             raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self.done)} rows were written")
-        self._map.flush()
+        self._file.sync()
         partial = self.folder / PARTIAL
-        self._require_rows(self._sums, RowSums.of_file(partial, self._array, self.done))
-        odd = sum(1 for _ in odd_rows(row_blocks(partial, self._array)))
-        del self._array
-        self._map.close()
+        self._require_rows(self._sums, RowSums.of_file(self._file, self.done))
+        odd = sum(1 for _ in odd_rows(self._file.blocks()))
+        del self._file
         digests = block_digests(partial)
         # From here to the new marker there is no finished store; whoever is stopped here has all of it to go on with.
         (self.folder / META).unlink(missing_ok=True)
@@ -255,17 +253,11 @@ class EmbeddingStoreWriter:
     def _sync(self) -> None:
         """Bring the rows to disk, and note them as done."""
         started = time.monotonic()
-        self._map.flush()
+        self._file.sync()
         state = {"done": _packed(self.done), "sums": self._sums.text(), "counts": self.counts, "kept": self.kept}
         write_object(self.folder / PROGRESS, {**self._identity, **state})
-        self._let_go()
         now = time.monotonic()
         self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
-
-    def _let_go(self) -> None:
-        """Leave the pages that were written to the system's cache: what this process holds does not grow."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
 
     def _compare(self, path: Path) -> bool:
         """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
@@ -303,30 +295,27 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 
 def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
-    """A new ``.npy`` file with its blocks reserved: a full disk is an `OSError` here, not a crash later."""
+    """A new ``.npy`` file with its blocks reserved, so that a full disk is an `OSError` here and not hours later."""
+    header = npy_header(shape, np.dtype(dtype))
+    size = len(header) + shape[0] * shape[1] * np.dtype(dtype).itemsize
     try:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        with path.open("xb") as file:
+            file.write(header)
+            file.truncate(size)
+            file.flush()
+            _reserve(file.fileno(), size)
     except OSError as error:
-        raise named(error, path) from error
-    try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except (OSError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
             path.unlink()
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise named(error, path) from error
 
 
-def _map_array(path: Path) -> tuple[mmap.mmap, np.ndarray]:
-    """A ``.npy`` file as a writable array, and the map that it lies in."""
+def _reserve(descriptor: int, size: int) -> None:
+    """Raise `OSError` where there is no space; file systems that cannot reserve any are passed over."""
     try:
-        with open_regular(path) as file:
-            form = form_of(file)
-    except UserError as error:  # cut short, or no array
-        raise UserError(f"{path} is damaged ({first_line(error)}); {ANEW}") from error
-    with path.open("r+b") as stream:
-        try:
-            mapped = mmap.mmap(stream.fileno(), 0)
-        except OSError as error:
-            raise named(error, path) from error
-    return mapped, np.ndarray(form.shape, form.dtype, mapped, form.offset)
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import FingerprintConflictError
-from artifacts.steady import named
+from artifacts.steady import named, steadily
 
 CAPTION_DIGEST_BYTES = 16
 
@@ -33,10 +33,14 @@ def utf8_digest(caption: bytes) -> bytes:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises `OSError`, naming it, where the system cannot read it."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return steadily(lambda: _sha256(path))
     except OSError as error:
         raise named(error, path) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from artifacts.errors import UserError
 from artifacts.layout import LmsLayout, inside
-from artifacts.lms_array import HEADER_BYTES, open_lms
+from artifacts.lms_array import HEADER_BYTES, read_lms
 from artifacts.packed_store import PackedStore
 from artifacts.records import read_config
 from artifacts.steady import open_regular, read_at
@@ -103,9 +103,10 @@ class LogMels:
         head = self._buffer[:HEADER_BYTES].tobytes()
         header = self._headers.get(head)
         if header is None:
-            array = open_lms(path)
+            array = read_lms(path).array
             if not array.flags.c_contiguous or size != HEADER_BYTES + array.nbytes:
-                return np.asarray(array)[0]
+                first: np.ndarray = array[0]
+                return first
             header = self._headers[head] = NpyHeader(array.dtype, array.shape[2])
         values = self._buffer[HEADER_BYTES:size].view(header.dtype)
         if read != size or len(values) % header.frames:

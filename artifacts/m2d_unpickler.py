@@ -1,7 +1,8 @@
-"""Reads the pickle of a dictionary of arrays from a mapped file; nothing that it names is called.
+"""Reads the pickle of a dictionary of arrays from a file; nothing that it names is called.
 
-Arrays become views of the file, so that reading one of many GB takes little memory. Only what such pickles consist of
-is known here; any other opcode, name or type ends the reading. Ordinary items are taken whole (`artifacts.m2d_item`).
+The file is read a few MB at a time, so that one of many GB takes little memory, and not mapped: a page that the disk
+cannot read would end the process there, and is an error with the file's name here. Only what such pickles consist of is
+known; any other opcode, name or type ends the reading. Ordinary items are taken whole (`artifacts.m2d_item`).
 
 Why not `pickle.Unpickler` with a short list of names: it puts keys of any kind into a dictionary, and hashing tuples of
 tuples of tuples takes for ever, or more stack than there is, which ends the process (300 bytes and 3 MB do it). And it
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from artifacts.file_window import FileWindow, Span
 from artifacts.m2d_item import ARRAY_PUT, MEMOIZE, Made, fits, match_item, reference, shape_of
+from artifacts.steady import RegularFile
 
 NUMERIC_CODES = {"f2", "f4", "f8"}
 # Objects that a pickle may refer back to: the newest, and those that it came back to before.
@@ -50,13 +53,6 @@ class _Name:
         self.name = name
 
 
-class _Span(NamedTuple):
-    """Bytes of the file."""
-
-    start: int
-    stop: int
-
-
 class _DType:
     """A numpy dtype: a code such as ``f2`` and, from its state, a byte order."""
 
@@ -75,15 +71,6 @@ class _DType:
         self.type = self.type if self.code == "O8" else np.dtype(self.order + self.code)
 
 
-class _Array:
-    """A numpy array: a numeric one, or the list of the elements of an array of objects."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: np.ndarray | list[Any] | None = None) -> None:
-        self.value = value
-
-
 class _Maker(NamedTuple):
     """Arrays of one kind: so many ``bytes``."""
 
@@ -93,35 +80,62 @@ class _Maker(NamedTuple):
     bytes: int
 
 
+class _Numbers(NamedTuple):
+    """A numeric array, and where in the file its numbers are."""
+
+    maker: _Maker
+    span: Span
+
+
+class _Array:
+    """A numpy array: a numeric one, or the list of the elements of an array of objects.
+
+    It holds no numbers: a pickle remembers all its arrays, of which few are ever asked for again.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: _Numbers | list[Any] | None = None) -> None:
+        self.value = value
+
+
 class _Dictionary:
     """A dictionary whose items have been, or will be, given out."""
 
 
-class MappedUnpickler:
-    """The items of the one dictionary in ``content`` (uint8, a mapped file) from the byte ``at`` on.
+class StreamUnpickler(FileWindow):
+    """The items of the one dictionary in ``file`` from the byte ``start`` on.
 
-    Raises `pickle.UnpicklingError`, `ValueError`, `IndexError` and others where it is no such pickle.
+    Raises `OSError`, naming the file, where it cannot be read, and `pickle.UnpicklingError`, `ValueError`, `IndexError`
+    and others where it is no such pickle.
     """
 
-    def __init__(self, content: np.ndarray, at: int) -> None:
-        self._content, self._at = content, at
-        self._bytes = memoryview(content)  # type: ignore[arg-type]
+    def __init__(self, file: RegularFile, start: int) -> None:
+        super().__init__(file, start)
         self._stack: list[Any] = []
         self._recent: OrderedDict[int, Any] = OrderedDict()
         self._lasting: dict[int, Any] = {}
         self._memoized = 0
         self._items: list[tuple[Any, Any]] = []
         self._begun = -1  # the place of the mark after which items were given out before they were set
-        self._allowance = MOST_REPEATED * len(content) + ALWAYS_ALLOWED
+        self._allowance = MOST_REPEATED * file.size + ALWAYS_ALLOWED
         self._makers: dict[Made, _Maker] = {}
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """``(key, value)``: a value is an array (a view of the file), or whatever else stands there."""
-        operations, content, items = _OPERATIONS, self._bytes, self._items
-        while (code := content[self._at]) != STOP:
+        """``(key, value)``: a value is an array, read-only, or whatever else stands there.
+
+        An array is a view of some MB of the file: who keeps many should copy them.
+        """
+        operations, items = _OPERATIONS, self._items
+        while True:
+            if self._at > self._enough:
+                self._move()
+            code = self._bytes[self._at]
+            if code == STOP:
+                break
             if code in TEXTS and self._is_at_key():
                 if items:
-                    yield from map(self._allowed, items)
+                    yield from map(self._made, items)
                     items.clear()
                 if (item := self._whole_item()) is not None:
                     yield item
@@ -132,7 +146,7 @@ class MappedUnpickler:
                 raise pickle.UnpicklingError(f"opcode {code:#x} is not part of a dictionary of arrays")
             operation(self)
             if items:
-                yield from map(self._allowed, items)
+                yield from map(self._made, items)
                 items.clear()
         self._require_dictionary(self._stack.pop())
 
@@ -162,7 +176,8 @@ class MappedUnpickler:
             array = array.astype(maker.dtype.newbyteorder("="))
         if put := item.puts[ARRAY_PUT]:
             before = item.puts[:ARRAY_PUT].count(MEMOIZE)
-            self._remember(self._memoized + before if put == MEMOIZE else reference(put), _Array(array))
+            numbers = _Numbers(maker, Span(self._start + item.data_start, self._start + item.data_stop))
+            self._remember(self._memoized + before if put == MEMOIZE else reference(put), _Array(numbers))
         self._memoized += item.puts.count(MEMOIZE)
         self._at, self._begun = item.stop, len(self._stack) - 1
         return key, array
@@ -185,42 +200,23 @@ class MappedUnpickler:
             self._makers[made] = maker
         return maker
 
-    def _allowed(self, item: tuple[Any, Any]) -> tuple[Any, Any]:
-        """``item``, as long as what has been given out is in proportion to the file."""
-        if isinstance(item[1], np.ndarray):
-            self._allowance -= item[1].nbytes
-            if self._allowance < 0:
-                raise pickle.UnpicklingError("it names its arrays so often that far more comes of it than it holds")
-        return item
+    def _made(self, item: tuple[Any, Any]) -> tuple[Any, Any]:
+        """``item`` with its array, as long as what has been given out is in proportion to the file."""
+        key, value = item
+        if not isinstance(value, _Numbers):
+            return item
+        maker = value.maker
+        self._allowance -= maker.bytes
+        if self._allowance < 0:
+            raise pickle.UnpicklingError("it names its arrays so often that far more comes of it than it holds")
+        array = self._content(value.span).view(maker.dtype).reshape(maker.shape, order=maker.order)
+        return key, array.astype(maker.dtype.newbyteorder("="), copy=False)
 
     def _require_dictionary(self, value: Any) -> None:
         if isinstance(value, _Array) and isinstance(value.value, list) and len(value.value) == 1:
             value = value.value[0]
         if not isinstance(value, _Dictionary):
             raise pickle.UnpicklingError("it holds no dictionary")
-
-    def _number(self, form: struct.Struct, size: int) -> int:
-        value: int = form.unpack_from(self._bytes, self._at)[0]
-        self._at += size
-        return value
-
-    def _span(self, length: int) -> _Span:
-        start = self._at
-        if length > len(self._content) - start:
-            raise pickle.UnpicklingError("it is cut off")
-        self._at = start + length
-        return _Span(start, self._at)
-
-    def _text(self, length: int) -> str:
-        start, stop = self._span(length)
-        return str(self._bytes[start:stop], "utf-8", "surrogatepass")
-
-    def _line(self) -> str:
-        start = self._at
-        while self._bytes[self._at] != 0x0A:
-            self._at += 1
-        self._at += 1
-        return str(self._bytes[start : self._at - 1], "ascii")
 
     def _named(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):  # before anything is hashed or shown
@@ -317,7 +313,7 @@ class MappedUnpickler:
         else:
             raise pickle.UnpicklingError("a function has no state")
 
-    def _build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray | list[Any]:
+    def _build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> _Numbers | list[Any]:
         if not isinstance(order, str) or order not in ("C", "F"):
             raise pickle.UnpicklingError(f"arrays in order {shown(order)} are not allowed")
         if not isinstance(dtype, _DType):
@@ -326,15 +322,13 @@ class MappedUnpickler:
             if not isinstance(data, list):
                 raise pickle.UnpicklingError("an object array whose content is no list")
             return data
-        if not isinstance(data, _Span):
+        if not isinstance(data, Span):
             raise pickle.UnpicklingError("a numeric array whose content is not bytes")
         if not isinstance(shape, tuple) or len(shape) > 2 or not all(type(size) is int for size in shape):
             raise pickle.UnpicklingError("an array whose shape is not one or two numbers")
         if not fits(shape, dtype.type.itemsize, data.stop - data.start):
             raise pickle.UnpicklingError(f"an array of {data.stop - data.start} bytes whose shape is {shape}")
-        layout: Any = order
-        array = self._content[data.start : data.stop].view(dtype.type).reshape(shape, order=layout)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        return _Numbers(_Maker(shape, dtype.type, order, data.stop - data.start), data)
 
 
 def shown(value: Any) -> str:
@@ -343,10 +337,10 @@ def shown(value: Any) -> str:
 
 
 _U1, _U2, _U4, _U8, _I4 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q", "<i"))
-_Operation = Callable[[MappedUnpickler], Any]
+_Operation = Callable[[StreamUnpickler], Any]
 
 
-def _push(make: Callable[[MappedUnpickler], Any]) -> _Operation:
+def _push(make: Callable[[StreamUnpickler], Any]) -> _Operation:
     return lambda reader: reader._stack.append(make(reader))
 
 
@@ -389,8 +383,8 @@ _KNOWN: dict[int, _Operation] = {
     ord("u"): lambda reader: reader._set_items(reader._since_mark(sets_items=True)),
     ord("c"): lambda reader: reader._named(reader._line(), reader._line()),
     0x93: lambda reader: reader._named(*reader._pops(2)),
-    ord("R"): MappedUnpickler._reduce,
-    ord("b"): MappedUnpickler._build,
+    ord("R"): StreamUnpickler._reduce,
+    ord("b"): StreamUnpickler._build,
     ord("q"): lambda reader: reader._put(reader._number(_U1, 1)),
     ord("r"): lambda reader: reader._put(reader._number(_U4, 4)),
     0x94: lambda reader: reader._put(reader._memoized),

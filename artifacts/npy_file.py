@@ -16,8 +16,10 @@ from artifacts.steady import RegularFile, read_at
 
 # Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
 HEADER_BYTES = 128
-# More than the longest header that an array has.
+# More than the longest header that an array has, and that is read.
 LARGEST_HEADER = 16384
+# numpy refuses longer ones, and advises to trust such files.
+NUMPYS_LARGEST = 10000
 PARSING_TRIES = 10
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -61,6 +63,8 @@ def form_in(path: Path, head: np.ndarray, size: int) -> NpyForm:
         raise UserError(message) from error
     if form is None:
         raise UserError(f"{path} is not a whole .npy file: its header is cut short.")
+    if form.dtype.hasobject:  # what lies there are addresses, or a pickle
+        raise UserError(f"{path} holds Python objects, which are never loaded from a file; only numbers are.")
     if size < form.bytes:
         raise UserError(f"{path} is not a whole .npy file: it has {size:,} bytes, its header promises {form.bytes:,}.")
     return form
@@ -80,6 +84,8 @@ def parse_header(head: bytes) -> NpyForm | None:
     version = np.lib.format.read_magic(stream)
     length_bytes = 2 if version == (1, 0) else 4
     length = int.from_bytes(head[stream.tell() : stream.tell() + length_bytes], "little")
+    if length > NUMPYS_LARGEST:
+        raise ValueError(f"its header has {length:,} bytes, more than that of any array")
     if len(head) < stream.tell() + length_bytes + length:
         return None
     if version not in ((1, 0), (2, 0)):

@@ -27,6 +27,7 @@ from audioprep.decode import decode
 from audioprep.discover import Source
 from audioprep.faults import AudioInfo, DecodeError
 from audioprep.gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
+from audioprep.time_limit import Claim, limited, no_claim
 
 # Samples of a batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.
 SAMPLES_PER_BATCH = 32 << 20
@@ -54,9 +55,18 @@ class Decoded:
 class DeviceConverter:
     """What `convert_shard` is to the processor: a list of sources in, one record each out, in order."""
 
-    def __init__(self, src: Path, config: ConvertConfig, *, device: str, threads: int, ffmpeg: bool = True) -> None:
+    def __init__(
+        self,
+        src: Path,
+        config: ConvertConfig,
+        *,
+        device: str,
+        threads: int,
+        ffmpeg: bool = True,
+        read_timeout: float = 0.0,
+    ) -> None:
         """Raises `UserError` where ``device`` or torchaudio is not there."""
-        self._src, self._config, self._ffmpeg = src, config, ffmpeg
+        self._src, self._config, self._ffmpeg, self._read_timeout = src, config, ffmpeg, read_timeout
         self._log_mel = DeviceLogMel(config, device)
         self._threads = max(1, threads)
 
@@ -103,10 +113,11 @@ class DeviceConverter:
             return found
 
         def read() -> Record:
-            with reading(source.path):
-                waveform, found.info = patiently(
-                    source.path, lambda: decode(source.path, self._config, ffmpeg=self._ffmpeg, resample=False)
-                )
+            decoded = self._in_time(source)
+            if decoded is None:
+                message = f"it could not be read within {self._read_timeout:g} s"
+                return failure_record(source, "read_timeout", message, look=False)
+            waveform, found.info = decoded
             require_resampling(found.info, self._config)
             found.waveform = waveform
             return {}
@@ -116,6 +127,18 @@ class DeviceConverter:
         if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
         return found
+
+    def _in_time(self, source: Source) -> tuple[np.ndarray, AudioInfo] | None:
+        """A source's waveform; None where it could not be read in time, and is left behind in its thread."""
+
+        def work(source: Source, claim: Claim) -> tuple[np.ndarray, AudioInfo]:
+            path = source.path
+            return patiently(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
+
+        if not self._read_timeout:
+            with reading(source.path):
+                return work(source, no_claim)
+        return next(limited(work, [source], self._read_timeout, lambda _: None))
 
     def _transformed(self, batch: Sequence[Decoded]) -> list[np.ndarray | None]:
         """The log-mels of a batch; where it is too large for the device of its halves, and None for what is alone."""

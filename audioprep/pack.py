@@ -19,7 +19,7 @@ from artifacts.failures import FailureLimit
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.json_file import read_object, write_object
 from artifacts.layout import PACKED_FOLDER, LmsLayout, require_lms_folder
-from artifacts.lms_array import LmsFile, open_lms
+from artifacts.lms_array import LmsFile, lms_form
 from artifacts.lock import exclusive
 from artifacts.packed_store import (
     INDEX,
@@ -152,7 +152,7 @@ def _mel_bins(layout: LmsLayout, folder: Path, names: Sequence[str]) -> int:
             return int(finished["n_mels"])
     for name in names:
         with suppress(UserError):
-            return int(open_lms(layout.root / name).shape[1])
+            return lms_form(layout.root / name).shape[1]
     raise UserError(f"{layout.root}: none of its {len(names):,} arrays can be read.")
 
 

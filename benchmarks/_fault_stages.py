@@ -166,7 +166,7 @@ STAGES = (
     Stage("stats", f"stats {LMS}", after="melspec"),
     Stage("stats --recompute", f"stats {LMS} --recompute", after="melspec"),
     Stage("captions fill", FILL, after="stats"),
-    Stage("captions add", f"captions add {CAPTIONS} --acalt4 acalt4.csv", after="captions fill", again=False),
+    Stage("captions add", f"captions add {CAPTIONS} --acalt4 acalt4.csv", after="captions fill"),
     Stage(
         "captions add --replace",
         f"captions add {CAPTIONS} --csv mine_new.csv --source mine --replace",
@@ -178,7 +178,6 @@ STAGES = (
         f"captions merge {CAPTIONS} other.parquet -o merged.parquet",
         after="captions fill",
         setup=("captions add other.parquet --csv mine.csv --source mine --new-clips",),
-        again=False,
     ),
     Stage("captions check --drop", f"captions check {CAPTIONS} --drop near_duplicate", after="captions add"),
     Stage(

@@ -101,10 +101,16 @@ def add_to(
     return Merged(Assembly(len(clip), adding), coverage, new.unmatched)
 
 
+class SourceIsThereError(UserError):
+    """A source has given captions before."""
+
+
 def require_new_source(there: pa.Table, source: str, *, replace: bool) -> None:
-    """Raise `UserError` where a table has captions of ``source`` already and ``replace`` is not asked for."""
+    """Raise `SourceIsThereError` where a table has captions of ``source`` already and ``replace`` is not asked for."""
     if not replace and source in count_sources(there):
-        raise UserError(f"captions from {source!r} are there already; --replace puts the new ones in their place.")
+        raise SourceIsThereError(
+            f"captions from {source!r} are there already; --replace puts the new ones in their place."
+        )
 
 
 @dataclass(frozen=True)

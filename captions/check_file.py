@@ -103,8 +103,10 @@ def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
     """
     from transformers import AutoTokenizer  # seconds to import, and only this rule needs it
 
+    from captions.encoder_reading import surely
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer = surely(lambda: AutoTokenizer.from_pretrained(model, trust_remote_code=False), model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{model!r} has no tokenizer that can be loaded: {unloadable(error)}") from error
     limit = max_tokens or min(tokenizer.model_max_length, _sentence_length(model))

@@ -56,7 +56,8 @@ class SegmentCounts:
 class Coverage:
     """The captions table after a command, and how the command's inputs went into it.
 
-    ``added``: the captions that `fill` put to those of ``source``, more than one a clip.
+    ``added``: the captions that `fill` put to those of ``source``, more than one a clip. ``changed``: whether the
+    table was written, or held all this already.
     """
 
     clips: int
@@ -67,6 +68,7 @@ class Coverage:
     segments: SegmentCounts | None = None
     excluded: tuple[ExclusionCounts, ...] = ()
     added: SourceCounts | None = None
+    changed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -202,7 +202,7 @@ def check_store(store: EmbeddingStore, captions: pa.Table, request: EncoderReque
     encoder = request.load()
     require_maker(store, encoder)
     check = SampleCheck(captions, encoder, rows, seed, precision=store.meta.get("precision", "fp32"))
-    return check.of_store(store.embeddings[check.rows])
+    return check.of_store(store.rows().take(check.rows))
 
 
 def require_maker(store: EmbeddingStore, encoder: TextEncoder) -> None:

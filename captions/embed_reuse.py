@@ -66,11 +66,11 @@ def copy_reusable(
     missing = np.flatnonzero((found >= 0) & ~writer.done[plan.first_rows])
     earlier = store.meta.get("counts", {})
     some_are_cut = bool(earlier.get("truncated", 1) or earlier.get("reused_texts"))
-    copied = 0
+    known, copied = store.rows(), 0
     for start in range(0, len(missing), REUSED_AT_ONCE):
         texts = missing[start : start + REUSED_AT_ONCE]
         rows, which = plan.rows_of(texts)
-        embeddings = as_stored(np.array(store.embeddings[found[texts]]), dtype, captions, rows, which)
+        embeddings = as_stored(known.take(found[texts]), dtype, captions, rows, which)
         counts = {"reused_texts": len(texts), "reused_rows": len(rows)}
         if some_are_cut:
             first_rows = plan.first_rows[texts].astype(np.int64)

@@ -14,6 +14,7 @@ from captions.encoder_batches import EncodedBlock, block_ends
 from captions.encoder_model import Pooling, load_model, resolve_device, resolve_precision
 from captions.encoder_own import Normalized, require_own_type
 from captions.encoder_pipeline import encode_ahead
+from captions.encoder_reading import surely
 from captions.encoder_reference import reference_embeddings, require_same_as_model
 from captions.model_code import require_no_code, with_code
 from captions.model_files import ModelFiles, find_model
@@ -54,9 +55,16 @@ def load_encoder(
     files = with_code(files) if trust_remote_code else require_no_code(files)
     if pooling == "model":
         require_own_type(files)
-    try:
+    digests = files.weights_digest(), files.settings_digest()  # what cannot be read is told before libraries stumble
+
+    def load() -> TextEncoder:
         model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
-        return TextEncoder(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+        return TextEncoder(
+            model, files, settings, digests, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
+        )
+
+    try:
+        return surely(load, files.folder)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{files.name} does not fit in the memory of {target} ({first_line(error)}); free some of it, or choose "
@@ -75,11 +83,14 @@ class TextEncoder(TextModel):
         model: Any,
         files: ModelFiles,
         settings: EncoderSettings,
+        digests: tuple[str, str],
         *,
         batch_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(model, files, settings, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+        super().__init__(
+            model, files, settings, digests, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
+        )
         if settings.pooling == "model":
             require_same_as_model(self, model, LEAST_COSINE[self.settings.precision])
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import UserError, first_line
+from captions.encoder_reading import weights_are_read
 from captions.encoder_whole import missing_weights, require_tokenizer_files, require_weights
 from captions.model_files import ModelFiles
 
@@ -86,7 +87,7 @@ def _loaded(
     settings: dict[str, Any] = {dtype_option(): DTYPES[precision]}
     if attention is not None:
         settings["attn_implementation"] = attention
-    with missing_weights() as missing:
+    with weights_are_read(), missing_weights() as missing:
         model: nn.Sequential = SentenceTransformer(
             str(files.folder),
             device=device,

@@ -67,10 +67,10 @@ def require_free(file: Path, store: EmbeddingStore, overwrite: bool) -> None:
 
 def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.ndarray) -> Iterator[tuple[str, Any]]:
     """``(clip id, float16 (D,) or (n, D))`` of each clip; its rows are ``order`` up to its end."""
-    start = 0
+    embeddings, start = store.rows(), 0
     for key, end in zip(keys, ends.tolist(), strict=True):
         with np.errstate(over="ignore"):
-            values = np.array(store.embeddings[order[start:end]], dtype=np.float16)
+            values = embeddings.take(order[start:end]).astype(np.float16)
         if not np.isfinite(values).all():
             raise UserError(f"{store.folder}: the embedding of clip {key!r} does not fit float16, the original's type.")
         yield key, values[0] if len(values) == 1 else values
@@ -88,7 +88,7 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
     Raises `UserError` where the file holds anything but such arrays of one length, all finite.
     """
     require_file(file, "a dictionary of embeddings")
-    digest = file_digest(file)  # before the file is mapped: what the disk cannot read is an error here, a signal there
+    digest = file_digest(file)
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)
     del keys

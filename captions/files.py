@@ -16,7 +16,7 @@ from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.layout import require_file
 from artifacts.tables import read_captions
 from artifacts.write_lock import writing_to
-from captions.add import AddOptions, add, add_to
+from captions.add import AddOptions, SourceIsThereError, add, add_to
 from captions.assembly import Assembly, CaptionsFile, write_assembly
 from captions.audioset import read_label_names, read_segments
 from captions.clean import Cleaned, clean
@@ -117,7 +117,8 @@ def add_file(
     """Put the captions ``rows`` (`captions.sources.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
 
     ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.add.add`
-    does, and where the file is missing otherwise; the file is then as it was.
+    does, and where the file is missing otherwise; the file is then as it was. It also stays as it is where it holds
+    from ``source`` what putting them in once more would give, as after the same call.
     """
     options = options or AddOptions(replace=replace)
     require_no_folder(captions)
@@ -125,12 +126,29 @@ def add_file(
         require_filled(captions)
     with writing_to(captions):
         if captions.exists() or not create:
-            merged = _added(require_filled(captions), rows, source, options)
+            merged, is_there = _added_or_there(require_filled(captions), rows, source, options)
         else:
+            is_there = False
             merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
-        write_captions(captions, merged.assembly)
+        if not is_there:
+            write_captions(captions, merged.assembly)
     write_unmatched(unmatched, merged)
-    return merged.coverage
+    return dataclasses.replace(merged.coverage, changed=not is_there)
+
+
+def _added_or_there(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> tuple[Merged, bool]:
+    """A table with ``rows`` added, and whether ``captions`` is that table already.
+
+    It is where replacing the captions of ``source`` by these changes nothing. Raises `UserError` where there are other
+    captions of ``source``, and ``replace`` is not asked for.
+    """
+    try:
+        return _added(captions, rows, source, options), False
+    except SourceIsThereError:
+        merged = _added(captions, rows, source, dataclasses.replace(options, replace=True))
+        if not merged.captions.equals(read_captions(captions)):
+            raise
+        return merged, True
 
 
 def require_filled(captions: Path) -> Path:
@@ -149,14 +167,22 @@ def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> 
 def merge_files(
     sets: Sequence[Path], output: Path, exclude: Sequence[ExclusionList] = (), *, overwrite: bool = False
 ) -> MergedSets:
-    """Merge captions files into ``output``: `captions.sets.merge_sets`. Raises `UserError` where one cannot be read."""
+    """Merge captions files into ``output``: `captions.sets.merge_sets`. One that holds just that stays as it is.
+
+    Raises `UserError` where a file cannot be read, `FingerprintConflictError` where ``output`` holds something else.
+    """
     require_no_folder(output)
     for path in sets:
         require_file(path, "the table of captions")
     with writing_to(output):
-        if output.exists() and not overwrite:
-            raise FingerprintConflictError(f"{output} is there already. Choose another output, or --overwrite.")
         merged = merge_sets([read_captions(path) for path in sets], exclude)
+        if output.exists() and not overwrite:
+            if not merged.assembly.table().equals(read_captions(output)):
+                raise FingerprintConflictError(
+                    f"{output} is there already, with other captions than these give. Choose another output, or "
+                    "--overwrite."
+                )
+            return dataclasses.replace(merged, changed=False)
         write_captions(output, merged.assembly)
     return merged
 

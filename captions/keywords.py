@@ -26,6 +26,7 @@ from artifacts.json_text import read_json_object
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.tables import read_parquet, write_parquet
+from captions.encoder_reading import surely, weights_are_read
 from captions.model_code import unloadable
 from captions.sources import CAPTION_ROWS
 
@@ -72,10 +73,15 @@ class KeywordModel:
             raise UserError("--device cuda: there is no GPU here.")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+
+        def load() -> tuple[Any, Any]:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            with weights_are_read():
+                model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, trust_remote_code=False)
+            return tokenizer, model.eval().to(device)
+
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-            model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, trust_remote_code=False)
-            self._model = model.eval().to(device)
+            self._tokenizer, self._model = surely(load, name_or_path)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"{name_or_path!r} cannot be loaded as a seq2seq model: {unloadable(error)}") from error
 

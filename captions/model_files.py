@@ -40,7 +40,9 @@ class ModelFiles:
         """``sha256:<hex>`` of the file of weights, or of the names and digests of several."""
         digests = [(path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._weights()]
         if not digests:
-            raise UserError(f"{self.folder} holds no weights (*.safetensors or *.bin).")
+            raise UserError(
+                f"{self.folder} cannot be loaded as a text encoder: it holds no weights (*.safetensors or *.bin)."
+            )
         return f"sha256:{digests[0][1]}" if len(digests) == 1 else _digest_of(digests)
 
     def settings_digest(self) -> str:
@@ -48,12 +50,21 @@ class ModelFiles:
 
         That is the tokenizer, which modules follow the transformer, the configuration of each, and code in the folder.
         """
+        return _digest_of(
+            sorted((path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._settings())
+        )
+
+    def require_readable(self) -> None:
+        """Raise `OSError`, naming the file, where one that the weights' or `settings_digest` covers cannot be read."""
+        for path in (*self._weights(), *self._settings()):
+            file_digest(path)
+
+    def _settings(self) -> set[Path]:
         folders = [self.folder, *(path for path in self.folder.iterdir() if path.is_dir())]
         folders = [
             path for path in folders if path.name not in EXPORTS and (path == self.folder or path.name[0] != ".")
         ]
-        found = {path for folder in folders for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
-        return _digest_of(sorted((path.relative_to(self.folder).as_posix(), file_digest(path)) for path in found))
+        return {path for folder in folders for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
 
     def _weights(self) -> list[Path]:
         """The files that loading reads: where a folder has safetensors, its .bin files are another copy of them."""

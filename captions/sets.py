@@ -23,7 +23,7 @@ from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
 
 @dataclass(frozen=True)
 class MergedSets:
-    """One table of several: ``read = captions + repeated + excluded_captions``."""
+    """One table of several: ``read = captions + repeated + excluded_captions``. ``changed``: whether it was written."""
 
     assembly: Assembly
     read: int
@@ -32,6 +32,7 @@ class MergedSets:
     by_source: dict[str, int]
     clips: int
     excluded: tuple[ExclusionCounts, ...]
+    changed: bool = True
 
 
 def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()) -> MergedSets:

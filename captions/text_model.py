@@ -42,7 +42,7 @@ class EncoderSettings:
 class TextModel:
     """A text encoder on its device, batch by batch: what it computes of tokenized texts, and how large batches may be.
 
-    ``batch_tokens`` None are as many as the device takes.
+    ``digests`` are those of its weights and of its other files; ``batch_tokens`` None are as many as the device takes.
     """
 
     def __init__(
@@ -50,12 +50,13 @@ class TextModel:
         model: Any,
         files: ModelFiles,
         settings: EncoderSettings,
+        digests: tuple[str, str],
         *,
         batch_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.files, self.remote_code = files, trust_remote_code
-        self._weights_digest, self._settings_digest = files.weights_digest(), files.settings_digest()
+        self._weights_digest, self._settings_digest = digests
         self.model, self.transformer = model, model[0]
         tokenizer: Any = getattr(self.transformer, "tokenizer", None)
         if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from cli.cluster_options import pool_options
 from cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option
@@ -102,9 +101,6 @@ def melspec(
     from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
-    given = click.get_current_context().get_parameter_source("read_timeout") is not ParameterSource.DEFAULT
-    if device != "cpu" and given:
-        raise click.UsageError("--read-timeout belongs to --device cpu; a GPU's decoding threads wait for ever.")
     config = ConvertConfig(
         PRESETS[preset],
         min_seconds=min_seconds,

@@ -224,6 +224,7 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
 
     merged = merge_files(sets, output, _lists(exclude), overwrite=overwrite)
     _say_excluded(merged.excluded, "a clip", counted=False)
+    _say_unchanged(output, changed=merged.changed)
     skipped = merged.repeated + merged.excluded_captions
     click.echo(f"{merged.read:,} captions = {merged.assembly.rows:,} done + {skipped:,} skipped + 0 failed", err=True)
     result = {"captions_path": str(output), "clips": merged.clips, "captions": merged.assembly.rows}
@@ -264,9 +265,10 @@ def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: A
 
     source = choices["source"]
     table = read_captions(captions_path, ["clip_id", "source", "labels"])
-    require_new_source(table, source, replace=choices["replace"])
     options = KeywordOptions(choices["model"], choices["separator"], choices["batch_size"])
     folder = work or captions_path.with_name(f"{captions_path.name}.{source}")
+    if not folder.exists():  # else its sentences may be those that are there
+        require_new_source(table, source, replace=choices["replace"])
     run = write_sentences(table, folder, options, choices["device"], overwrite=choices["overwrite"])
     click.echo(f"{run.done + run.skipped:,} inputs = {run.done:,} done + {run.skipped:,} skipped + 0 failed", err=True)
     if run.without_labels:
@@ -325,8 +327,14 @@ def _report_added(coverage: Coverage, path: Path, as_json: bool) -> None:
     """What became of the captions of one source, which were put into ``path``."""
     assert coverage.source is not None
     _say_coverage(coverage)
+    _say_unchanged(path, changed=coverage.changed)
     _say_source(coverage.source)
     _print_result(coverage, path, as_json)
+
+
+def _say_unchanged(path: Path, *, changed: bool) -> None:
+    if not changed:
+        click.echo(f"{path} holds just that already; it stays as it is.", err=True)
 
 
 def _say_coverage(coverage: Coverage) -> None:

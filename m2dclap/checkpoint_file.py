@@ -22,6 +22,7 @@ import torch
 
 from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
+from artifacts.steady import named, steadily
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
@@ -57,7 +58,7 @@ def read_file(path: Path) -> dict[str, Any]:
         require_whole(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except OSError:
         raise
     except Exception as error:  # PyTorch's unpickler fails in any way it likes on bytes that are no pickle
@@ -90,6 +91,8 @@ def require_whole(path: Path) -> None:
                         f"{path} is damaged: its member {member.filename} is not what was written (CRC-32). Take "
                         "another copy of it, or an earlier checkpoint."
                     )
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         os.close(descriptor)
 
@@ -98,24 +101,28 @@ def _is_whole(descriptor: int, member: zipfile.ZipInfo) -> bool:
     """Whether a member, read from where PyTorch reads it, is stored as it is and has its checksum."""
     if member.header_offset < 0:
         return False
-    header = os.pread(descriptor, LOCAL_HEADER.size, member.header_offset)
+    header = _read(descriptor, LOCAL_HEADER.size, member.header_offset)
     if len(header) < LOCAL_HEADER.size:
         return False
     encoding = "utf-8" if member.flag_bits & UTF8_NAMES else "cp437"
     magic, name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
     start = member.header_offset + LOCAL_HEADER.size
-    name = os.pread(descriptor, name_bytes, start)
+    name = _read(descriptor, name_bytes, start)
     stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
     if magic != ZIP or not stored or name != member.orig_filename.encode(encoding):
         return False
     start, left, checksum = start + name_bytes + extra_bytes, member.file_size, 0
     while left:
-        read = os.pread(descriptor, min(left, READ_BYTES), start)
+        read = _read(descriptor, min(left, READ_BYTES), start)
         if not read:
             return False
         checksum = zlib.crc32(read, checksum)
         start, left = start + len(read), left - len(read)
     return checksum == member.CRC
+
+
+def _read(descriptor: int, size: int, start: int) -> bytes:
+    return steadily(lambda: os.pread(descriptor, size, start))
 
 
 def _require_kind(path: Path, beginning: bytes) -> None:

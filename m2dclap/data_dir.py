@@ -17,7 +17,7 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, fingerprint
 from artifacts.json_file import read_object
 from artifacts.layout import LMS_SUFFIX, DataLayout, LmsLayout, inside, require_file, require_folder
-from artifacts.lms_array import open_lms
+from artifacts.lms_array import lms_form
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
 from artifacts.records import read_config
@@ -313,7 +313,7 @@ def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
 
 def _problem(root: Path, name: str, *, n_mels: int) -> str | None:
     try:
-        open_lms(inside(root, name), n_mels=n_mels)
+        lms_form(inside(root, name), n_mels=n_mels)
     except UserError as error:
         return str(error)
     return None

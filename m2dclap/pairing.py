@@ -13,7 +13,7 @@ import pyarrow as pa
 from artifacts.embedding_store import EmbeddingStore
 from artifacts.errors import UserError
 from artifacts.fingerprint import differing_keys, file_digest
-from artifacts.m2d_dictionary import read_dictionary
+from artifacts.m2d_dictionary import read_items
 from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity
 
@@ -21,6 +21,8 @@ from artifacts.steady import FileIdentity
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
 # And what only names the encoder; a local copy may have another name.
 TEXT_NAMES = ("model", "revision", "model_path")
+# Clips of a dictionary that are read before they are put together.
+CLIPS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,37 @@ class CaptionSource:
     @classmethod
     def from_dictionary(cls, path: Path) -> CaptionSource:
         """The original's pickled ``capemb_*.npy``, read by an unpickler that admits plain arrays only."""
-        dictionary = {clip: np.atleast_2d(rows) for clip, rows in read_dictionary(path).items()}
-        if len({rows.shape[1] for rows in dictionary.values()}) != 1:
-            raise UserError(f"{path} is empty or holds embeddings of several lengths.")
-        clip_ids = pa.array([clip for clip, rows in dictionary.items() for _ in rows], pa.string())
-        return cls(path.name, np.concatenate(list(dictionary.values())), clip_ids, None, file_digest(path)[:16])
+        lengths: dict[str, int] = {}
+        parts: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        for clip, value in read_items(path):
+            waiting.append(np.atleast_2d(value))
+            if waiting[-1].shape[1] != (parts or waiting)[0].shape[1]:
+                raise UserError(f"{path} holds embeddings of several lengths; that of {clip!r} is another.")
+            if clip in lengths:
+                raise UserError(f"{path}: {clip!r} is there twice.")
+            lengths[clip] = len(waiting[-1])
+            if len(waiting) >= CLIPS_AT_ONCE:
+                parts.append(np.concatenate(waiting))  # a copy, so that what was read of the file can go
+                waiting = []
+        if waiting:
+            parts.append(np.concatenate(waiting))
+        if not parts:
+            raise UserError(f"{path} is empty.")
+        clip_ids = pa.array([clip for clip, rows in lengths.items() for _ in range(rows)], pa.string())
+        return cls(path.name, _joined(parts), clip_ids, None, file_digest(path)[:16])
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """All ``parts`` (n, D), which go meanwhile: both together would take twice the memory."""
+    joined = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.result_type(*parts))
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        joined[start : start + len(part)] = part
+        start += len(part)
+    return joined
 
 
 def common_text_model(sources: Sequence[CaptionSource]) -> dict[str, Any] | None:

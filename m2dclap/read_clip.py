@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.errors import UserError
-from artifacts.lms_array import open_lms
+from artifacts.lms_array import read_lms
 from audioprep.config import ConvertConfig, LogMelConfig
 from audioprep.convert import log_mel_of_file
 from audioprep.faults import DecodeError
@@ -35,7 +35,7 @@ class ClipReader:
         """The log-mel of ``path``, float32, or what is wrong with it."""
         try:
             if path.suffix.lower() == ".npy":
-                log_mel = np.asarray(open_lms(path, n_mels=self._config.log_mel.n_mels), np.float32)
+                log_mel = np.asarray(read_lms(path, n_mels=self._config.log_mel.n_mels).array, np.float32)
             else:
                 log_mel = log_mel_of_file(path, self._config)[0]
         except DecodeError as error:

@@ -255,7 +255,12 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
     from audioprep.convert_on_device import DeviceConverter  # imports torch
 
     converter = DeviceConverter(
-        src, config, device=options.device, threads=pool.size, ffmpeg=options.ffmpeg is not False
+        src,
+        config,
+        device=options.device,
+        threads=pool.size,
+        ffmpeg=options.ffmpeg is not False,
+        read_timeout=options.read_timeout,
     )
     return converter, WorkerPool(local=0)
 

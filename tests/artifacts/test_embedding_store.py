@@ -138,7 +138,7 @@ index = index_of(captions_of([f"caption {i}" for i in range(10)]))
 writer = EmbeddingStoreWriter(Path(sys.argv[1]), index, DIM, "float16", SETTINGS)
 order = np.arange(10)[::-1]
 writer.write_shard(order[:3], embed(order[:3]), np.arange(3), {"truncated": 3})
-writer._array[order[3:6]] = 7  # half of the next shard
+writer._file.write(order[3:6], np.full((1, DIM), 7, np.float16), np.zeros(3, int))  # half of the next shard
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -221,7 +221,7 @@ def test_a_store_that_could_not_be_replaced_is_as_it_was(
         writer = overwriter(tmp_path, new, overwrite=True)
         fill(writer, 3)
         if how == "damaged":
-            writer._array[1] = 7
+            writer._file.write(np.array([1]), np.full((1, DIM), 7, np.float16), np.array([0]))
             with pytest.raises(UserError, match=r"partial.npy is damaged: its rows from 0"):
                 writer.finish({})
         writer.close()
@@ -420,17 +420,80 @@ def test_finishing_too_early_is_a_bug_not_a_store(tmp_path: Path) -> None:
         writer.finish({})
 
 
-@pytest.mark.parametrize("call", ["numpy.lib.format.open_memmap", "mmap.mmap"])
-def test_what_cannot_be_made_or_mapped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """Errors of these calls name no file of their own."""
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("pwrite", errno.ENOSPC),
+        ("pwrite", errno.EDQUOT),
+        ("pwrite", errno.EIO),
+        ("pwrite", errno.ESTALE),
+        ("fsync", errno.EIO),
+        ("fsync", errno.ENOSPC),
+        ("preadv", errno.EIO),
+        ("posix_fallocate", errno.EDQUOT),
+    ],
+)
+def test_what_the_disk_does_not_do_is_an_error_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
+    """Through a memory map each of these would end the process; and afterwards the same command goes on."""
+    index = index_of(captions_of(["a", "b"]))
 
-    def fail(*arguments: Any, **named: Any) -> None:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    partial, plain = tmp_path / "store" / "embeddings.partial.npy", getattr(os, call)
 
-    monkeypatch.setattr(call, fail)
-    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
-        write(tmp_path / "store", index_of(captions_of(["a", "b"])))
-    assert caught.value.filename == str(tmp_path / "store" / "embeddings.partial.npy")
+    def fail(descriptor: int, *rest: Any) -> Any:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == partial:
+            raise OSError(error, os.strerror(error))
+        return plain(descriptor, *rest)
+
+    monkeypatch.setattr("artifacts.steady.WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr(os, call, fail)
+    with (
+        pytest.raises(OSError, match=os.strerror(error)) as caught,
+        EmbeddingStoreWriter(tmp_path / "store", index, DIM, "float16", SETTINGS) as writer,
+    ):
+        writer.write_shard(np.arange(2), embed(np.arange(2)), np.arange(2))
+        writer.finish({})
+    assert caught.value.filename == str(partial)
+    monkeypatch.undo()
+    write(tmp_path / "store", index)
+    np.testing.assert_array_equal(EmbeddingStore.open(tmp_path / "store").embeddings, embed(np.arange(2)))
+
+
+def test_a_file_that_is_cut_while_it_is_filled(tmp_path: Path) -> None:
+    """Whoever writes to a map of it ends with SIGBUS."""
+    index, partial = index_of(captions_of([f"caption {i}" for i in range(5000)])), tmp_path / "embeddings.partial.npy"
+    with EmbeddingStoreWriter(tmp_path, index, DIM, "float16", SETTINGS) as writer:
+        rows = np.arange(5000)
+        writer.write_shard(rows[:4000], embed(rows[:4000]), rows[:4000])
+        os.truncate(partial, 4096)
+        with pytest.raises(UserError, match=r"partial.npy has become shorter"):
+            writer.read(rows[3000:3001])
+        writer.write_shard(rows[4000:], embed(rows[4000:]), np.arange(1000))
+        with pytest.raises(UserError, match=r"partial.npy is damaged: its rows from 0 .*--overwrite"):
+            writer.finish({})
+
+
+def test_a_store_is_filled_and_read_without_a_map(tmp_path: Path) -> None:
+    index = index_of(captions_of(["a", "b", "c"]))
+
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    with EmbeddingStoreWriter(tmp_path, index, DIM, "float16", SETTINGS) as writer:
+        writer.write_shard(np.array([2, 0, 1]), embed(np.array([2, 0, 1])), np.arange(3))
+        np.testing.assert_array_equal(writer.read(np.array([1, 2])), embed(np.array([1, 2])))
+        assert not mapped()
+        writer.finish({})
+    assert not mapped()
+    store = EmbeddingStore.open(tmp_path)
+    assert mapped(), "the array is there for whoever wants it"
+    np.testing.assert_array_equal(store.rows().take(np.array([2, 0])), embed(np.array([2, 0])))
+    fill(overwriter(tmp_path, captions_of(["d"]), overwrite=True), 1)
+    np.testing.assert_array_equal(store.rows().take(np.array([2, 0])), embed(np.array([2, 0])))
+    (tmp_path / "embeddings.npy").write_bytes(b"another")
+    with pytest.raises(UserError, match="has been replaced while it was in use"):
+        store.rows()
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

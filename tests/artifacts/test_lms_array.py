@@ -2,7 +2,9 @@
 
 import gc
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts.embedding_store import map_array
 from artifacts.errors import UserError
 from artifacts.lms_array import HEADER_BYTES, open_lms
+from artifacts.row_file import RowFile
 
 VALUES = np.arange(80 * 5, dtype=np.float32).reshape(1, 80, 5)
 
@@ -41,6 +45,46 @@ def damaged(path: Path, find: bytes, replace: bytes) -> Path:
 def test_damaged_headers(tmp_path: Path, find: bytes, replace: bytes) -> None:
     with pytest.raises(UserError, match=r"x\.npy"):
         open_lms(damaged(tmp_path / "x.npy", find, replace))
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "a log-mel": open_lms,
+    "rows": lambda path: RowFile(path).take(np.array([0])),
+    "a store's map": map_array,
+}
+OBJECTS = {
+    "a log-mel's shape": np.full((1, 80, 5), None),
+    "a matrix": np.full((3, 4), None),
+    "a dictionary": np.array({"a": np.ones(3)}, dtype=object),
+    "a structure with objects": np.zeros((1, 80), [("a", "f4"), ("b", "O")]),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("objects", OBJECTS)
+def test_python_objects_are_refused_in_our_own_words(tmp_path: Path, reader: str, objects: str) -> None:
+    """numpy would advise to allow pickles; and bytes taken for the addresses of objects end the process."""
+    np.save(tmp_path / "x.npy", OBJECTS[objects], allow_pickle=True)
+    with (tmp_path / "x.npy").open("ab") as file:
+        file.write(bytes(8192))  # as long as an array of addresses would be
+    with pytest.raises(UserError, match=r"x\.npy.* holds Python objects, which are never loaded") as raised:
+        READERS[reader](tmp_path / "x.npy")
+    assert "pickle" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("length", [9_000, 10_001, 12_000, 20_000, 65_535])
+def test_headers_of_any_length(tmp_path: Path, reader: str, length: int) -> None:
+    """numpy would advise to trust the file."""
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 80, 5), }".ljust(length - 1) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\0" + length.to_bytes(2, "little") + text + VALUES.tobytes())
+    if length <= 10_000:
+        with suppress(UserError):  # three dimensions are no rows
+            READERS[reader](tmp_path / "x.npy")
+        return
+    with pytest.raises(UserError, match=rf"x\.npy.*header has {length:,} bytes") as raised:
+        READERS[reader](tmp_path / "x.npy")
+    assert "pickle" not in str(raised.value)
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -314,6 +315,59 @@ def test_items_of_many_kinds_one_after_another(tmp_path: Path, protocol: Any) ->
         value |= {f"again {n}": value[f"ключ {n}"] for n in (1, 2, 4, 2498)}
         save(tmp_path / "x.npy", value, protocol)
     assert_same(read_dictionary(tmp_path / "x.npy"), value)
+
+
+@pytest.mark.parametrize(("window", "ahead"), [(100, 64), (333, 64), (4096, 1000), (1 << 16, 1 << 12)])
+@pytest.mark.parametrize("protocol", [3, 4, 5, "ours"])
+def test_items_that_do_not_fit_in_what_is_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, ahead: int, protocol: Any
+) -> None:
+    """Keys and arrays across its borders, larger than it, and arrays that were named long before."""
+    monkeypatch.setattr("artifacts.file_window.WINDOW_BYTES", window)
+    monkeypatch.setattr("artifacts.file_window.AHEAD_BYTES", ahead)
+    value = dict(list(MIXED.items())[:300])
+    value |= {"long " * 1000: np.ones(4, np.float16), "large": np.random.default_rng(0).normal(size=(40, 500))}
+    if protocol == "ours":
+        write_dictionary(tmp_path / "x.npy", value)
+    else:
+        value |= {f"again {n}": value[f"ключ {n}"] for n in (1, 2, 4)} | {"large again": value["large"]}
+        save(tmp_path / "x.npy", value, protocol)
+    assert_same(read_dictionary(tmp_path / "x.npy"), value)
+
+
+LARGE = {f"clip {number}": np.full(4096, number, np.float32) for number in range(1000)}  # 16 MB
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("at", [0, 3 << 20, 11 << 20])
+def test_what_the_disk_cannot_read_is_an_error_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: int
+) -> None:
+    """A memory map would end the process there."""
+    plain = os.preadv
+
+    def fail_beyond(descriptor: int, buffers: list[Any], offset: int) -> int:
+        if offset + len(buffers[0]) > at:
+            raise OSError(error, os.strerror(error))
+        return plain(descriptor, buffers, offset)
+
+    path = save(tmp_path / "x.npy", LARGE, 4)
+    monkeypatch.setattr("artifacts.steady.WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr(os, "preadv", fail_beyond)
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        read_dictionary(path)
+    assert caught.value.filename == str(path)
+
+
+def test_a_file_is_read_and_not_mapped_and_told_where_it_is_cut_meanwhile(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", LARGE, 4)
+    items = read_items(path)
+    for _ in range(300):
+        next(items)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    os.truncate(path, 6 << 20)
+    with pytest.raises(UserError, match=r"refused .*cut off"):
+        list(items)
 
 
 def test_an_array_with_payloads_that_look_like_opcodes(tmp_path: Path) -> None:

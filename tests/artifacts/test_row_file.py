@@ -14,7 +14,7 @@ import pytest
 
 from artifacts import steady
 from artifacts.errors import UserError
-from artifacts.row_file import RowFile
+from artifacts.row_file import ROWS_AT_ONCE, FilledRowFile, RowFile
 
 VALUES = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float16)
 
@@ -85,3 +85,45 @@ def test_what_holds_no_rows(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(UserError, match=r"x.npy holds float64 .*, not rows of numbers"):
         RowFile(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 200, 3 * ROWS_AT_ONCE])
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed", "every other one"])
+@pytest.mark.parametrize("piece", [None, 5])
+def test_rows_are_written_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, order: str, piece: int | None
+) -> None:
+    """Whatever the system takes at a time."""
+    if piece is not None:
+        plain = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda file, data, at: plain(file, data[:piece], at))
+    np.save(tmp_path / "rows.npy", np.zeros((max(1, 2 * count), 3), np.float16))
+    rng = np.random.default_rng(count)
+    rows = {
+        "rising": np.arange(count),
+        "falling": np.arange(count)[::-1],
+        "mixed": rng.permutation(2 * count)[:count],
+        "every other one": np.arange(count) * 2,
+    }[order]
+    which, values = rng.integers(0, 4, count), rng.normal(size=(4, 3)).astype(np.float16)
+    file = FilledRowFile(tmp_path / "rows.npy")
+    file.write(rows, values, which)
+    file.sync()
+    expected = np.zeros((max(1, 2 * count), 3), np.float16)
+    expected[rows] = values[which]
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in file.blocks(100)]), expected)
+
+
+def test_a_write_that_passes_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, failures = os.pwrite, iter([errno.EIO, errno.EAGAIN, 0, 0])
+
+    def now_and_then(*given: Any) -> int:
+        if error := next(failures):
+            raise OSError(error, os.strerror(error))
+        return plain(*given)
+
+    monkeypatch.setattr(os, "pwrite", now_and_then)
+    file = FilledRowFile(path)
+    file.write(np.array([3]), -VALUES[:1], np.array([0]))
+    assert np.array_equal(file.take(np.array([3]))[0], -VALUES[0])

@@ -187,6 +187,36 @@ def test_little_is_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         convert(discover(tmp_path / "src"), dst=tmp_path / "x_lms")  # and does not hang
 
 
+@pytest.mark.parametrize(("hanging", "threads"), [(["1.wav"], 1), (["0.wav", "4.wav", "silent.wav"], 2)])
+def test_sources_that_hang_are_rows_as_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: list[str], threads: int
+) -> None:
+    """The threads that they hang in are left behind, and write nothing when they wake."""
+    src = tmp_path / "src"
+    sources = sounds_and_faults(src)
+    expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
+    original, back = convert_on_device.decode, threading.Event()
+
+    def decode(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name in hanging:
+            back.wait(120)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(convert_on_device, "DeviceLogMel", ProcessorsLogMel)
+    monkeypatch.setattr(convert_on_device, "decode", decode)
+    convert = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=4)
+    found = convert(sources, dst=tmp_path / "device_lms")
+    late = [record for record in found if record["reason"] == "read_timeout"]
+    assert [record["source"] for record in late] == hanging
+    assert {record["message"] for record in late} == {"it could not be read within 4 s"}
+    assert [one for one in found if one not in late] == [one for one in expected if one["source"] not in hanging]
+    back.set()
+    time.sleep(1)
+    assert not any((tmp_path / "device_lms" / Path(name).with_suffix(".npy")).exists() for name in hanging)
+    again = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=4)
+    assert again(sources, dst=tmp_path / "device_lms") == expected
+
+
 def test_a_batch_that_does_not_fit_the_device_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     src = tmp_path / "src"
     sources = sounds_and_faults(src)

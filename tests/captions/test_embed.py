@@ -438,7 +438,7 @@ def test_stored_rows_that_are_off_make_no_store(tmp_path: Path) -> None:
 
 
 def test_a_text_with_very_many_rows_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.embedding_writer.SCATTER_ROWS", 4)
+    monkeypatch.setattr("artifacts.row_file.ROWS_AT_ONCE", 4)
     texts = ["label"] * 11 + ["other"] * 6
     store = embed_captions(captions_in(tmp_path, texts), tmp_path / "store", HashEncoder()).store
     np.testing.assert_array_equal(store.embeddings, np.stack([vector(text) for text in texts]).astype(np.float16))

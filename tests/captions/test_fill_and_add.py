@@ -292,7 +292,7 @@ def test_a_failed_add_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         add_file(path, rows_of([("a", "1")]), "s")
     add_file(path, rows_of([("a", "1")]), "s", create=True)
     before = path.read_bytes()
-    for rows, source in (([("nobody", "1")], "t"), ([("a", "1")], "s"), ([("a", "1")], "bad name")):
+    for rows, source in (([("nobody", "1")], "t"), ([("a", "2")], "s"), ([("a", "1")], "bad name")):
         with pytest.raises(UserError):
             add_file(path, rows_of(rows), source)
     assert path.read_bytes() == before

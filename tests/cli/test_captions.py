@@ -128,6 +128,7 @@ def test_captions_of_ones_own(tmp_path: Path) -> None:
         ("rain", "It rains.", "mine", 0, None),
         ("sub/dog", "A dog barks.", "mine", 0, None),
     ]
+    (tmp_path / "mine.csv").write_text("file_name,n,text\nrain.wav,1,It pours.\nsub/dog.wav,2,A dog barks.\n")
     refused(run(*command, "--caption-column", "text"), 2, "'mine' are there already", "--replace")
     assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--replace").exit_code == 0
     assert len(rows(tmp_path / "c.parquet")) == 2
@@ -304,6 +305,12 @@ def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [row[1] for row in rows(tables / "c.parquet") if row[2] == "k2t"]
     assert texts[0] == "A person hears Dog."
     assert len(list((tables / "work").glob("part-*.parquet"))) == 3
+    written = (tables / "c.parquet").read_bytes()
+    again = run(*command, "--debias", "--separator", "+", "--batch-size", "1", "--work", tables / "work")
+    assert (again.exit_code, (tables / "c.parquet").read_bytes()) == (0, written), again.output
+    assert "3 inputs = 0 done + 3 skipped + 0 failed" in again.stderr
+    other = run(*command, "--separator", "+", "--batch-size", "1", "--work", tables / "work")  # without --debias
+    refused(other, 2, "'k2t' are there already")
     refused(run(*command), 2, "'k2t' are there already")
     assert run(*command, "--replace").exit_code == 0
     assert (tables / "c.parquet.k2t" / "meta.json").exists()
@@ -366,3 +373,33 @@ def test_exclusions_of_every_command_say_what_they_did(tables: Path) -> None:
     for result in (added, listed, merged, filled):
         assert result.exit_code == 0, result.output
         assert all(line in result.stderr for line in said)
+
+
+def test_a_command_that_was_killed_after_its_last_rename_is_done_when_it_is_given_again(
+    tables: Path, tmp_path: Path
+) -> None:
+    """It cannot know whether it has ended, and is right if the table is what it would make."""
+    assert fill(tables).exit_code == 0
+    (tmp_path / "mine.csv").write_text("id,caption\n" + "".join(f"{row[0]},It rains.\n" for row in FILLED[:2]))
+    (tmp_path / "new.csv").write_text("id,caption\nelsewhere,It pours.\nelsewhere,It pours.\n")
+    table, other, merged = tables / "c.parquet", tmp_path / "other.parquet", tmp_path / "merged.parquet"
+    for output, command in (
+        (table, ["captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine", "--new-clips"]),
+        (table, ["captions", "add", table, "--csv", tmp_path / "new.csv", "--source", "new", "--new-clips"]),
+        (other, ["captions", "add", other, "--csv", tmp_path / "new.csv", "--source", "other"]),
+        (merged, ["captions", "merge", table, other, "-o", merged]),
+    ):
+        first = run(*command, "--json")
+        assert first.exit_code == 0, first.output
+        written = output.stat().st_mtime_ns, output.read_bytes()
+        again = run(*command, "--json")
+        assert again.exit_code == 0, again.output
+        assert (output.stat().st_mtime_ns, output.read_bytes()) == written
+        assert "stays as it is" in again.stderr
+        assert "stays as it is" not in first.stderr
+        first, again = json.loads(first.stdout), json.loads(again.stdout)
+        assert {**first, "changed": False} == {**again, "changed": False}
+    (tmp_path / "mine.csv").write_text(f"id,caption\n{FILLED[0][0]},It rains.\n")
+    refused(run("captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine"), 2, "--replace")
+    assert run("captions", "add", other, "--csv", tmp_path / "new.csv", "--source", "third").exit_code == 0
+    refused(run("captions", "merge", table, other, "-o", merged), 5, "--overwrite")

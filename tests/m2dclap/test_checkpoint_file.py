@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -115,6 +117,29 @@ def test_every_reader_of_checkpoints_tells_it_and_the_way_back(flipped: Path) ->
     for read in (Checkpoint.read, read_file, lambda path: initialise(M2DCLAP(MODEL), path)):
         with pytest.raises(DamagedError, match="Take another copy of it, or an earlier checkpoint"):
             read(flipped)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("times", [1, 1000])
+def test_what_the_disk_cannot_read_is_tried_again_and_then_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: int, times: int
+) -> None:
+    plain, left = os.pread, [times]
+
+    def fail(*given: Any) -> bytes:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(error, os.strerror(error))
+        return plain(*given)
+
+    monkeypatch.setattr("artifacts.steady.WAITS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(os, "pread", fail)
+    if times == 1:
+        assert read_file(checkpoint)["epoch"] == 3
+        return
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        read_file(checkpoint)
+    assert caught.value.filename == str(checkpoint)
 
 
 def test_everybody_else_reads_our_checkpoints(checkpoint: Path) -> None:

@@ -78,3 +78,37 @@ def test_wrong_dealing_leaves_nobody_their_own() -> None:
     assert dealt[0] == dealt[2]
     assert dealt[1] == dealt[4]
     assert np.array_equal(dealt, deal_wrongly(clips, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8192])
+def test_a_dictionary_is_put_together_from_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("m2dclap.pairing.CLIPS_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    value = {f"clip {n}": rng.normal(size=(n % 3 + 1, 4)).astype((np.float16, np.float32)[n % 2]) for n in range(7)}
+    write_dictionary(tmp_path / "capemb.npy", value)
+    source = CaptionSource.from_dictionary(tmp_path / "capemb.npy")
+    np.testing.assert_array_equal(source.embeddings, np.concatenate(list(value.values())))
+    assert source.embeddings.dtype == np.float32
+    assert source.clip_ids.to_pylist() == [clip for clip, rows in value.items() for _ in rows]
+
+
+ROW, LONGER = np.ones(4, np.float16), np.ones(5, np.float16)
+
+
+@pytest.mark.parametrize("at_once", [1, 8192])
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "is empty"),
+        ([("a", ROW), ("b", LONGER)], "embeddings of several lengths; that of 'b'"),
+        ([("a", ROW), ("b", ROW), ("c", np.stack([LONGER, LONGER]))], "embeddings of several lengths; that of 'c'"),
+        ([("a", ROW), ("b", ROW), ("a", ROW)], "'a' is there twice"),
+    ],
+)
+def test_dictionaries_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, items: list[tuple[str, np.ndarray]], message: str
+) -> None:
+    monkeypatch.setattr("m2dclap.pairing.CLIPS_AT_ONCE", at_once)
+    write_dictionary(tmp_path / "capemb.npy", items)
+    with pytest.raises(UserError, match=message):
+        CaptionSource.from_dictionary(tmp_path / "capemb.npy")
