@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from _machine import Figures, machine, table
 
-from m2dclap.config import ModelConfig, TrainConfig, preset
+from m2dclap.config import ModelConfig
 from m2dclap.dataset import Batch
 from m2dclap.device import autocast, pick_device, resolve_amp
 from m2dclap.device_batch import to_model_input
@@ -35,6 +35,7 @@ from m2dclap.loop import Trainer
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule, make_optimizer
 from m2dclap.train import compile_blocks
+from m2dclap.train_config import TrainConfig, preset
 from m2dclap.train_state import TrainState
 from m2dclap.vit import Attention
 from m2dclap.world import World

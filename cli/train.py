@@ -22,8 +22,7 @@ from cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from m2dclap.config import Preset
-    from m2dclap.train import RunOptions
+    from m2dclap.train_config import Preset, RunOptions
 
 
 @click.command(cls=LaunchableCommand)
@@ -55,8 +54,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
         return
     if unused := [key for key, value in job.items() if value]:
         raise click.UsageError(f"--{unused[0].replace('_', '-')} belongs to --launch.")
-    from m2dclap.config import preset
-    from m2dclap.data_dir import DataChoice
+    from m2dclap.train_config import DataChoice, preset
 
     chosen = preset(options["size"])
     names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
@@ -91,9 +89,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
 
 
 def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
-    from m2dclap.loop import SavePlan
-    from m2dclap.train import RunOptions
-    from m2dclap.watch import WatchOptions
+    from m2dclap.train_config import RunOptions, SavePlan, WatchOptions
 
     return RunOptions(
         size=options["size"],

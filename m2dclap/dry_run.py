@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from artifacts.progress import duration
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.device import batch_in_memory, resolve_amp
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
+from m2dclap.device import resolve_amp
 from m2dclap.initialise import initialise
 from m2dclap.loader import make_loader
-from m2dclap.loop import Trainer, wrap
+from m2dclap.loop import Trainer, batch_in_memory
 from m2dclap.meter import GIB, peak_memory
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, compile_blocks, make_order, make_state, require_whole_batches, say
+from m2dclap.stop_signals import was_told
+from m2dclap.train import compile_blocks, make_order, make_state, require_whole_batches, say
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.world import join_world
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
@@ -66,7 +68,7 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_world(options.device) as world, batch_in_memory(config):
+    with join_world(options.device, was_told) as world, batch_in_memory(config):
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
         world.from_main(lambda: require_whole_batches(len(data), config, world.size))
@@ -81,7 +83,7 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         order = make_order(data, config, schedule, world, 0)
         batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
         parts = [next(batches) for _ in range(config.accumulate)]
-        trainer = Trainer(state, wrap(state.model, world, config), schedule, data.stats, world)
+        trainer = Trainer(state, world.averaging(state.model), schedule, data.stats, world)
         for _ in range(WARM_UP_STEPS):
             losses, _ = trainer.step(parts)
         loss = world.mean(losses)[0]

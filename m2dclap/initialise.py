@@ -9,10 +9,10 @@ import torch
 
 from artifacts.errors import UserError
 from m2dclap.checkpoint import Checkpoint
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
 from m2dclap.positions import fit_positions
-from m2dclap.run_folder import find_checkpoint
 
 ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
 # Parts that a checkpoint may lack or have in another form, and that then begin at random.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,32 +12,21 @@ import torch
 from torch import nn
 
 from artifacts.atomic import write_text
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import Progress
-from m2dclap.config import TrainConfig
 from m2dclap.dataset import Batch
 from m2dclap.device import autocast
 from m2dclap.device_batch import to_model_input
 from m2dclap.frames import NormStats
 from m2dclap.meter import Meter
-from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import RunFolder
 from m2dclap.run_log import FILES_SHOWN, LOSSES, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
 from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals, WaitingEndedError
+from m2dclap.train_config import SavePlan, TrainConfig
 from m2dclap.train_state import TrainState
 from m2dclap.watch import Watch
 from m2dclap.world import World, of_all
-
-
-@dataclass(frozen=True)
-class SavePlan:
-    """When to save: every so many epochs, and optionally steps or minutes; the newest ``keep`` files stay (0: all)."""
-
-    every_epochs: int = 1
-    every_steps: int | None = None
-    every_minutes: float | None = None
-    keep: int = 3
 
 
 class Trainer:
@@ -282,17 +270,14 @@ class Saver:
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
 
-def wrap(model: M2DCLAP, world: World, config: TrainConfig) -> nn.Module:
-    """``model`` itself, or in several processes what averages its gradients over them while they are computed."""
-    return model if world.size == 1 else averaging(model, world.device)
-
-
-def averaging(model: M2DCLAP, device: torch.device) -> nn.Module:
-    """``model`` with gradients that are averaged over all processes; ``device`` is this one's."""
-    parallel: Any = nn.parallel.DistributedDataParallel
-    device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
-    names = inspect.signature(parallel).parameters
-    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    wrapped: nn.Module = parallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
-    return wrapped
+@contextmanager
+def batch_in_memory(config: TrainConfig) -> Iterator[None]:
+    """Raises `UserError`, with what to change, where the work in this block does not fit the memory of a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not suffice for a batch of {config.batch_size:,} in {config.accumulate} parts with "
+            f"--amp {config.amp}. Use more GPUs, a larger --accumulate, a smaller --batch-size, or --amp bf16; "
+            f"--dry-run measures what they take. ({first_line(error)})"
+        ) from error

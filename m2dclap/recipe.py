@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from artifacts.settings import kinds_of
-from m2dclap.config import ModelConfig, TrainConfig
-
-if TYPE_CHECKING:  # train.py imports this module
-    from m2dclap.data_dir import DataChoice
-    from m2dclap.train import RunOptions
+from m2dclap.config import ModelConfig
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 
 # Set from the text embeddings, not chosen.
 FOUND = {"off_emb_dim"}

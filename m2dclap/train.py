@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,27 @@ from artifacts.atomic import write_text
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest, fingerprint
 from artifacts.lock import exclusive
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
-from m2dclap.device import batch_in_memory, resolve_amp
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import TrainingData, open_training_data, write_skipped
+from m2dclap.device import resolve_amp
 from m2dclap.flops import matrix_peak, train_flops_per_clip
 from m2dclap.initialise import initialise
 from m2dclap.loader import Batches, make_loader
-from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
+from m2dclap.loop import Job, Trainer, batch_in_memory, run_steps
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
 from m2dclap.order import TrainOrder
 from m2dclap.recipe import recipe_text
-from m2dclap.run_folder import RunFolder, checkpoint_folder_name, find_checkpoint, model_name, remove_run
+from m2dclap.run_folder import RunFolder, checkpoint_folder_name, model_name, remove_run
 from m2dclap.run_log import LOSSES, Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
+from m2dclap.stop_signals import was_told
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.train_state import TrainState
 from m2dclap.wandb_log import open_wandb
-from m2dclap.watch import Watch, WatchOptions
+from m2dclap.watch import Watch
 from m2dclap.world import World, join_world
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, without any influence on the result; but for ``init``, the checkpoint that weights begin with.
-
-    ``size`` is the model's name in its folder; ``workers`` None loads in the training process on a CPU and in several
-    of their own on a GPU; ``log_every`` is in steps.
-    """
-
-    size: str
-    init: Path | None = None
-    device: str = "auto"
-    workers: int | None = None
-    compile: bool = False
-    save: SavePlan = field(default_factory=SavePlan)
-    log_every: int = 10
-    watch: WatchOptions = field(default_factory=WatchOptions)
-    wandb: str | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
     where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    with join_world(options.device) as world, batch_in_memory(config), ExitStack() as stack:
+    with join_world(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
         data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
         world.from_main(lambda: require_whole_batches(len(data), config, world.size))
@@ -154,7 +137,7 @@ def _run(
         watch=_watch_of_main(world, options, data, config, model),
         overwrites=options.overwrite,
     )
-    trainer = Trainer(state, wrap(model, world, config), schedule, data.stats, world)
+    trainer = Trainer(state, world.averaging(model), schedule, data.stats, world)
     with Batches(loader) as batches:
         run_steps(trainer, batches, job)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from m2dclap.clip_set import ClipSet
-from m2dclap.config import TrainConfig
+from m2dclap.clip_set import ClipSet, check_template
 from m2dclap.data_dir import TrainingData
 from m2dclap.dataset import Clips
 from m2dclap.device import autocast
@@ -24,7 +21,8 @@ from m2dclap.order import BatchKey
 from m2dclap.random_numbers import FEATURE_STREAM
 from m2dclap.read_clip import ClipReader
 from m2dclap.run_log import LOSSES, Figures
-from m2dclap.zeroshot import DEFAULT_TEMPLATE, check_template, class_embeddings, classify, load_text_encoder, tally
+from m2dclap.train_config import TrainConfig, WatchOptions
+from m2dclap.zeroshot import class_embeddings, classify, load_text_encoder, tally
 
 # Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
 # whatever the batch or the number of processes in training.
@@ -32,19 +30,6 @@ VALIDATION_BATCH = 64
 # Features are of so many clips at most; their rank needs more of them than they have dimensions.
 FEATURE_CLIPS = 2048
 FEATURE_BATCH = 32
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """What to measure and every how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
-
-    valid_every: int = 1
-    features_every: int = 10
-    probe_every: int = 5
-    probe_clips: Path | None = None
-    probe_root: Path | None = None
-    probe_text_model: str | None = None
-    probe_template: str = DEFAULT_TEMPLATE
 
 
 class Watch:

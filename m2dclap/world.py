@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from artifacts.errors import UserError, first_line
 from artifacts.process import stop_without_parent
 from m2dclap.device import pick_device
-from m2dclap.stop_signals import was_told
 
 Value = TypeVar("Value")
 Failure = TypeVar("Failure", bound=Exception)
@@ -88,6 +89,10 @@ class World:
             failure = error
         self.raise_any(failure)
 
+    def averaging(self, module: nn.Module) -> nn.Module:
+        """``module`` itself, or in several processes what averages its gradients over them as they are computed."""
+        return module if self.size == 1 else averaging(module, self.device)
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The average of ``values`` over all processes, on the CPU."""
         values = values.cpu()
@@ -97,6 +102,17 @@ class World:
         return values
 
 
+def averaging(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module`` with gradients that are averaged over all processes; ``device`` is this one's."""
+    parallel: Any = nn.parallel.DistributedDataParallel
+    device_ids = [device.index] if device.type == "cuda" else None
+    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
+    names = inspect.signature(parallel).parameters
+    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    wrapped: nn.Module = parallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
+    return wrapped
+
+
 def of_all(error: Failure) -> Failure:
     """Mark ``error`` as one that every process raises at the same point, so that the group can be left in order."""
     error.of_all = True  # type: ignore[attr-defined]
@@ -104,12 +120,13 @@ def of_all(error: Failure) -> Failure:
 
 
 @contextmanager
-def join_world(device_name: str) -> Iterator[World]:
+def join_world(device_name: str, told_to_stop: Callable[[], bool]) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one process.
 
     Within such a block another one joins the same world: processes can meet only once under torchrun. The
-    group is left at the end, and after an error that all processes raise (`of_all`). Raises `UserError` where there are
-    fewer GPUs than processes on this machine.
+    group is left at the end, and after an error that all processes raise (`of_all`). A process whose launcher is gone
+    is told to stop, unless ``told_to_stop`` says that it was. Raises `UserError` where there are fewer GPUs than
+    processes on this machine.
     """
     size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     device = pick_device(device_name)
@@ -127,7 +144,7 @@ def join_world(device_name: str) -> Iterator[World]:
     if dist.is_initialized():
         yield World(rank, size, device)
         return
-    stop_without_parent(ORPHAN_SECONDS, was_told)
+    stop_without_parent(ORPHAN_SECONDS, told_to_stop)
     _meet(rank, size, device)
     _kept_groups.append(dist.group.WORLD)
     try:

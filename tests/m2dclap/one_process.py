@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from m2dclap.loop import averaging
 from m2dclap.model import M2DCLAP
-from m2dclap.world import backend_of, gather_rows
+from m2dclap.world import averaging, backend_of, gather_rows
 from tests.m2dclap.two_processes import MODEL
 
 

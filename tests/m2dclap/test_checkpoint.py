@@ -15,10 +15,12 @@ import torch
 from artifacts.errors import UserError
 from audioprep.config import PRESETS as FRONT_ENDS
 from m2dclap.checkpoint import Checkpoint, infer_config
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import checkpoint_folder_name, find_checkpoint
+from m2dclap.run_folder import checkpoint_folder_name
 from m2dclap.schedule import make_optimizer
+from m2dclap.train_config import TrainConfig
 from m2dclap.train_state import TrainState
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ import torch
 from artifacts.errors import UserError
 from m2dclap.checkpoint import Checkpoint
 from m2dclap.checkpoint_file import DamagedError, read_file
-from m2dclap.config import TrainConfig
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import make_optimizer
+from m2dclap.train_config import TrainConfig
 from m2dclap.train_state import TrainState
 from tests.m2dclap.two_processes import MODEL
 

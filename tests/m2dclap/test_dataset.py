@@ -17,13 +17,14 @@ from artifacts.errors import UserError
 from artifacts.lms_store import find_log_mels
 from artifacts.tables import write_file_list
 from audioprep.pack import pack
-from m2dclap.config import PRESETS, ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, TrainingData, open_training_data
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import TrainingData, open_training_data
 from m2dclap.dataset import Batch, Clips, whole_batch
 from m2dclap.device_batch import mix_powers, to_model_input
 from m2dclap.frames import NormStats
 from m2dclap.order import BatchKey, TrainOrder
 from m2dclap.random_numbers import pick, uniform
+from m2dclap.train_config import PRESETS, DataChoice, TrainConfig
 
 MakeData = Callable[..., Path]
 MODEL = replace(PRESETS["tiny"].model, off_emb_dim=16)

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
 from m2dclap.device import autocast
-from m2dclap.loop import SavePlan, Trainer
+from m2dclap.loop import Trainer
 from m2dclap.model import M2DCLAP
 from m2dclap.order import BatchKey
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import read_log
 from m2dclap.schedule import Schedule
 from m2dclap.train import compile_blocks, make_state, train
-from m2dclap.watch import WatchOptions
+from m2dclap.train_config import DataChoice, SavePlan, TrainConfig, WatchOptions
 from m2dclap.world import World
 from tests.devices import DEVICES
 from tests.m2dclap.test_golden import FILES, STEPS, Golden, without_key_biases
@@ -158,7 +158,7 @@ def test_the_world_of_one_process(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", ["tiny", "base"])
 def test_a_step_of_every_size_is_finite(device: str, size: str) -> None:
-    from m2dclap.config import preset
+    from m2dclap.train_config import preset
 
     if device == "cpu" and size == "base":
         pytest.skip("minutes on a processor")

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice
+from m2dclap.config import ModelConfig
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
 from m2dclap.positions import fit_positions
-from m2dclap.train import RunOptions, train
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.vit import sincos_positions
 
 MODEL = ModelConfig(

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.data_dir import open_training_data
 from m2dclap.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
 from m2dclap.order import TrainOrder
 from m2dclap.stop_signals import WATCHED
+from m2dclap.train_config import DataChoice, TrainConfig
 from tests.m2dclap.two_processes import MODEL
 
 

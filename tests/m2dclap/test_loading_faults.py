@@ -24,15 +24,12 @@ import torch
 from artifacts.errors import UserError
 from artifacts.lms_store import LogMels
 from artifacts.lock import exclusive
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.dataset import Batch
 from m2dclap.loader import Batches, make_loader
-from m2dclap.loop import SavePlan
 from m2dclap.order import BatchKey, TrainOrder
-from m2dclap.run_folder import find_checkpoint
-from m2dclap.train import RunOptions, train
-from m2dclap.watch import WatchOptions
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from tests.m2dclap.two_processes import MODEL
 
 MakeData = Callable[..., Path]

@@ -22,17 +22,14 @@ import pytest
 import torch
 
 from artifacts.tables import read_file_list, write_file_list
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice
-from m2dclap.loop import SavePlan
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import RunLog, read_log
 from m2dclap.stop_signals import REQUEUE_EXIT_CODE, StoppedError
-from m2dclap.train import RunOptions, train
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from m2dclap.train_state import TrainState
-from m2dclap.watch import WatchOptions
 from tests.m2dclap.two_processes import MODEL
 
 MakeData = Callable[..., Path]

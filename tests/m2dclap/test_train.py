@@ -16,18 +16,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.data_dir import open_training_data
 from m2dclap.device import resolve_amp
 from m2dclap.dry_run import dry_run
-from m2dclap.loop import SavePlan, Trainer
+from m2dclap.loop import Trainer
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.order import BatchKey
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import NonFiniteLossError, read_log
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, TrainResult, make_state, train
-from m2dclap.watch import WatchOptions
+from m2dclap.train import TrainResult, make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from m2dclap.world import World
 from tests.m2dclap.two_processes import MODEL
 

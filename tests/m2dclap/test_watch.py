@@ -16,13 +16,14 @@ from artifacts.errors import UserError
 from artifacts.tables import read_file_list, write_csv, write_file_list
 from cli.main import m2dprep
 from m2dclap import zeroshot
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
 from m2dclap.features import explained_variance_area, rank_me
 from m2dclap.flops import block_flops, matrix_peak, train_flops_per_clip
 from m2dclap.run_log import read_log
-from m2dclap.train import RunOptions, make_state, train
-from m2dclap.watch import Watch, WatchOptions
+from m2dclap.train import make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig, WatchOptions
+from m2dclap.watch import Watch
 from tests.m2dclap.two_processes import MODEL as SHARED_MODEL
 
 MODEL = replace(SHARED_MODEL, off_emb_dim=16)

@@ -15,11 +15,11 @@ import torch
 
 from artifacts.errors import UserError
 from m2dclap import world as world_module
-from m2dclap.data_dir import DataChoice
 from m2dclap.losses import clap_loss
 from m2dclap.run_log import read_log
 from m2dclap.stop_signals import StoppedError
 from m2dclap.train import require_whole_batches, train
+from m2dclap.train_config import DataChoice
 from m2dclap.world import World, join_world, of_all
 from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
 
@@ -43,7 +43,7 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
 
 
 def test_one_process_needs_no_others() -> None:
-    with join_world("cpu") as world:
+    with join_world("cpu", lambda: False) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.from_main(lambda: 3) == 3
         assert world.any([True, False]) == [True, False]
@@ -70,7 +70,7 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
     monkeypatch.setattr(world_module, "_meet", lambda *_: None)
     monkeypatch.setattr(world_module, "stop_without_parent", lambda *_: None)
     monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append(True))
-    with pytest.raises(type(error)) if error else nullcontext(), join_world("cpu"):
+    with pytest.raises(type(error)) if error else nullcontext(), join_world("cpu", lambda: False):
         if error is not None:
             raise error
     assert left == [True] * leaves

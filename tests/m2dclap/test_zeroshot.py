@@ -18,13 +18,11 @@ import torch
 from artifacts.errors import UserError
 from m2dclap import zeroshot
 from m2dclap.checkpoint import Checkpoint
-from m2dclap.clip_set import ClipSet
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice
-from m2dclap.loop import SavePlan
-from m2dclap.train import RunOptions, train
-from m2dclap.watch import WatchOptions
-from m2dclap.zeroshot import ZeroShotResult, caption_of, zero_shot
+from m2dclap.clip_set import ClipSet, caption_of
+from m2dclap.config import ModelConfig
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
+from m2dclap.zeroshot import ZeroShotResult, zero_shot
 from m2dclap.zeroshot_report import render
 
 MakeData = Callable[..., Path]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.loop import SavePlan, Trainer, wrap
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
+from m2dclap.loop import Trainer
 from m2dclap.order import BatchKey
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, make_state, train
-from m2dclap.watch import WatchOptions
+from m2dclap.train import make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from m2dclap.world import World, join_world
 
 MODEL = ModelConfig(
@@ -40,7 +40,7 @@ def gradients(data: Path, world: World, accumulate: int) -> tuple[torch.Tensor, 
     config = replace(TRAIN, batch_size=8, accumulate=accumulate)
     opened = open_training_data(DataChoice(data), 80)
     state = make_state(replace(MODEL, off_emb_dim=opened.captions.dim), config, opened, world.device)
-    trainer = Trainer(state, wrap(state.model, world, config), Schedule(config, 3), opened.stats, world)
+    trainer = Trainer(state, world.averaging(state.model), Schedule(config, 3), opened.stats, world)
     state.step = 2  # the learning rate of step 0 is 0
     clips = opened.dataset(state.model.config, config)
     parts = [np.split(part, world.size)[world.rank] for part in np.split(np.arange(8), accumulate)]
@@ -67,7 +67,7 @@ def compare(data: Path, world: World) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
-    with join_world("cpu") as world:
+    with join_world("cpu", lambda: False) as world:
         assert world.size == 2
         compare(data, world)
         train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=1))
