@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from artifacts.progress import duration
 from m2dclap.config import ModelConfig
 from m2dclap.data_dir import open_training_data
 from m2dclap.device import resolve_amp
-from m2dclap.initialise import initialise
 from m2dclap.loader import make_loader
 from m2dclap.loop import Trainer, batch_in_memory
 from m2dclap.meter import GIB, peak_memory
@@ -76,14 +76,14 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
             say(world, line)
         state = make_state(model, config, data, world.device)
         if options.init is not None:
-            initialise(state.model, options.init)
+            state.objective.begin_with(options.init)
         if options.compile:
-            compile_blocks(state.model)
+            compile_blocks(state.objective)
         schedule = Schedule(config, len(data) // config.batch_size)
         order = make_order(data, config, schedule, world, 0)
         batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
         parts = [next(batches) for _ in range(config.accumulate)]
-        trainer = Trainer(state, world.averaging(state.model), schedule, data.stats, world)
+        trainer = Trainer(state, schedule, world)
         for _ in range(WARM_UP_STEPS):
             losses, _ = trainer.step(parts)
         loss = world.mean(losses)[0]
@@ -93,12 +93,12 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         return DryRun(
             clips=len(data),
             skipped=len(data.skipped),
-            parameters=_count(state.model),
-            trained_parameters=_count(state.model, trained=True),
+            parameters=_count(state.objective),
+            trained_parameters=_count(state.objective, trained=True),
             steps_per_epoch=schedule.steps_per_epoch,
             steps=schedule.total_steps,
             processes=world.size,
-            memory_gib=estimate_memory(state.model, config, world.device, world.size) / GIB,
+            memory_gib=estimate_memory(state.objective.model, config, world.device, world.size) / GIB,
             measured_gib=peak_memory(world.device) / GIB,
             step_seconds=seconds,
             samples_per_second=config.batch_size / seconds,
@@ -122,5 +122,5 @@ def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, p
     return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
 
 
-def _count(model: M2DCLAP, *, trained: bool = False) -> int:
+def _count(model: nn.Module, *, trained: bool = False) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)

@@ -14,13 +14,10 @@ from torch import nn
 from artifacts.atomic import write_text
 from artifacts.errors import UserError, first_line
 from artifacts.progress import Progress
-from m2dclap.dataset import Batch
 from m2dclap.device import autocast
-from m2dclap.device_batch import to_model_input
-from m2dclap.frames import NormStats
 from m2dclap.meter import Meter
 from m2dclap.run_folder import RunFolder
-from m2dclap.run_log import FILES_SHOWN, LOSSES, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
+from m2dclap.run_log import FILES_SHOWN, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
 from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals, WaitingEndedError
 from m2dclap.train_config import SavePlan, TrainConfig
@@ -30,47 +27,43 @@ from m2dclap.world import World, of_all
 
 
 class Trainer:
-    """One process's part in a run. ``forward`` is the model, or around it what averages gradients over processes."""
+    """One process's part in a run: the state, and around its objective what averages gradients over processes."""
 
-    def __init__(
-        self, state: TrainState, forward: nn.Module, schedule: Schedule, stats: NormStats, world: World
-    ) -> None:
+    def __init__(self, state: TrainState[Any], schedule: Schedule, world: World) -> None:
         self.state, self.schedule, self.world = state, schedule, world
-        self._forward, self._stats = forward, stats
+        self._forward = world.averaging(state.objective)
 
-    def step(self, parts: Sequence[Batch]) -> tuple[torch.Tensor, Figures | dict[str, Any]]:
-        """One step on a batch in parts: forward, backward, clip, update, target.
+    def step(self, parts: Sequence[Any]) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        """One step on a batch in parts, as the loader made them: forward, backward, clip, update.
 
-        Returns the losses (3,) and figures of the step; those are on the device, and nothing waits for it.
+        Returns the K losses of the objective (K,) and figures of the step; those are on the device, and nothing waits
+        for it.
         """
         state, config = self.state, self.schedule.config
-        lr, decay = self.schedule.learning_rate(state.step), self.schedule.target_decay(state.step)
+        lr = self.schedule.learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.zero_grad()
         losses = torch.stack([self._backward(part, number == len(parts)) for number, part in enumerate(parts, 1)])
         state.scaler.unscale_(state.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+        grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.model.update_target(decay)
-        state.model.clamp_logit_scale()
+        figures = state.objective.after_step(state.step, self.schedule)
         state.step += 1
-        logit_scale = state.model.logit_scale.detach()
-        return losses.mean(dim=0), {"lr": lr, "target_decay": decay, "logit_scale": logit_scale, "grad_norm": grad_norm}
+        return losses.mean(dim=0), {"lr": lr, **figures, "grad_norm": grad_norm}
 
-    def _backward(self, batch: Batch, is_last: bool) -> torch.Tensor:
-        """The gradients of a part, averaged over processes with the last one. Returns its losses (3,)."""
-        config, distributed = self.schedule.config, self.world.size > 1
-        given = to_model_input(batch, self._stats, config.noise_ratio, self.state.device)
+    def _backward(self, batch: Any, is_last: bool) -> torch.Tensor:
+        """The gradients of a part, averaged over processes with the last one. Returns its losses (K,)."""
+        config, distributed, objective = self.schedule.config, self.world.size > 1, self.state.objective
+        inputs = objective.prepare(batch)
         waiting = distributed and not is_last
         with self._forward.no_sync() if waiting else nullcontext():  # type: ignore[operator]
             with autocast(self.state.device, config.amp):
-                output = self._forward(
-                    given.log_mel, given.text_embedding, given.noise, given.clean, gather=distributed
-                )
-            self.state.scaler.scale(output.loss / config.accumulate).backward()
-        return torch.stack([getattr(output, name).detach().float() for name in LOSSES])
+                losses = self._forward(inputs, gather=distributed)
+            minimised = losses[objective.loss_names[0]]
+            self.state.scaler.scale(minimised / config.accumulate).backward()
+        return torch.stack([losses[name].detach().float() for name in objective.loss_names])
 
 
 @dataclass(frozen=True)
@@ -91,13 +84,13 @@ class Job:
     overwrites: bool = False
 
 
-def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
+def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
     """Every step that the state has not seen.
 
     Raises `NonFiniteLossError`, `StoppedError` after a stop signal, and in all processes what one cannot load or write.
     """
     state, schedule, config, world = trainer.state, trainer.schedule, trainer.schedule.config, trainer.world
-    window = LossWindow(world.mean, state.unlogged)
+    window = LossWindow(state.objective.loss_names, world.mean, state.unlogged)
     saver = Saver(trainer, job, window)
     progress = Progress(schedule.total_steps, "train", "steps", initial=state.step) if job.log else nullcontext()
     with saver.naming_what_is_saved(), StopSignals(echo=world.size > 1) as signals, progress as shown:
@@ -115,9 +108,7 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
             saver.after_step()
 
 
-def _load(
-    batches: Iterator[Batch], count: int, meter: Meter, signals: StopSignals
-) -> list[Batch] | UserError | OSError:
+def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals) -> list[Any] | UserError | OSError:
     """The ``count`` parts of a step; none after a stop signal, which ends the wait; or why they do not come."""
     try:
         with meter.waiting(), signals.ending_waits():
@@ -141,11 +132,10 @@ def _write_line(trainer: Trainer, job: Job, window: LossWindow, figures: dict[st
 def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, figures: dict[str, Any], at_epoch: bool) -> None:
     state, schedule = trainer.state, trainer.schedule
     line: Figures = {name: float(value) for name, value in figures.items()}
-    line["logit_scale"] = float(figures["logit_scale"].exp())
     line |= job.meter.figures()
     epoch = state.step // schedule.steps_per_epoch
     if at_epoch and job.watch is not None and job.watch.due(epoch):
-        line |= job.watch.figures(state.model, epoch)
+        line |= job.watch.figures(epoch)
     log.write(state.step, state.step / schedule.steps_per_epoch, line)
     job.meter.restart()
 
@@ -193,7 +183,7 @@ class Saver:
         self._trainer, self._job, self._window = trainer, job, window
         self._saved_at, self._saved_step = time.monotonic(), trainer.state.step
 
-    def before_step(self, loaded: list[Batch] | UserError | OSError, signals: StopSignals) -> list[Batch]:
+    def before_step(self, loaded: list[Any] | UserError | OSError, signals: StopSignals) -> list[Any]:
         """``loaded`` itself, where all processes have it and none was told to stop. Saves if it is time.
 
         Else saves and raises, in all processes alike, what kept one of them from loading, or `StoppedError`.

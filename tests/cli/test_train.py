@@ -105,7 +105,7 @@ def test_defaults_that_the_command_repeats_are_a_runs() -> None:
     defaults = {parameter.name: parameter.default for parameter in train.params}
     run = RunOptions(str(defaults["size"]))
     for owner, names in (
-        (run, ("device", "workers", "log_every", "wandb", "overwrite", "init")),
+        (run, ("device", "workers", "log_every", "wandb", "init")),
         (run.save, ("keep",)),
         (run.watch, tuple(field.name for field in fields(run.watch))),
     ):

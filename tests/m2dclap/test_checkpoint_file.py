@@ -17,20 +17,19 @@ from m2dclap.checkpoint import Checkpoint
 from m2dclap.checkpoint_file import DamagedError, read_file
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
-from m2dclap.schedule import make_optimizer
-from m2dclap.train_config import TrainConfig
+from m2dclap.objectives import MaskedClap
 from m2dclap.train_state import TrainState
 from tests.m2dclap.two_processes import MODEL
+from tests.tiny import state_of
 
 DAMAGES = 100
 ARGS = {"model": "m2d_clap_vit_tiny", "model_config": MODEL.to_dict(), "blr": 3e-4, "text_model": {"model": "made-up"}}
 
 
-def new_state() -> TrainState:
+def new_state() -> TrainState[MaskedClap]:
     torch.manual_seed(0)
-    model = M2DCLAP(MODEL)
-    state = TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
-    model(torch.ones(2, 1, 80, 48), torch.ones(2, MODEL.off_emb_dim)).loss.backward()
+    state = state_of(MODEL)
+    state.objective.model(torch.ones(2, 1, 80, 48), torch.ones(2, MODEL.off_emb_dim)).loss.backward()
     state.optimizer.step()
     return state
 

@@ -96,8 +96,8 @@ def steps_of(data: Path, device: torch.device, *, compiled: bool = False, amp: s
     model_config = replace(MODEL, off_emb_dim=opened.captions.dim)
     state = make_state(model_config, config, opened, device)
     if compiled:
-        compile_blocks(state.model)
-    trainer = Trainer(state, state.model, Schedule(config, 4), opened.stats, World(0, 1, device))
+        compile_blocks(state.objective)
+    trainer = Trainer(state, Schedule(config, 4), World(0, 1, device))
     clips = opened.dataset(model_config, config)
     return [float(trainer.step([clips[BatchKey(0, np.arange(8))]])[0][0]) for _ in range(4)]
 

@@ -346,8 +346,8 @@ def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
     opened = open_training_data(DataChoice(data), 80)
     config, device = replace(TRAIN, amp=amp), torch.device("cpu")
     state = make_state(replace(MODEL, off_emb_dim=16), config, opened, device)
-    trainer = Trainer(state, state.model, Schedule(config, 4), opened.stats, World(0, 1, device))
-    batch = opened.dataset(state.model.config, config)[BatchKey(0, np.arange(6))]
+    trainer = Trainer(state, Schedule(config, 4), World(0, 1, device))
+    batch = opened.dataset(state.objective.model.config, config)[BatchKey(0, np.arange(6))]
     trainer.step([batch])
     with HostReads() as reads:
         trainer.step([batch])

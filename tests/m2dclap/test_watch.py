@@ -60,10 +60,11 @@ def test_held_out_clips_are_validated_on_and_never_trained_on(data: Path) -> Non
     assert not set(held_out) & set(opened.training.log_mels.file_names.to_pylist())
     figures = []
     for config in (TRAIN, replace(TRAIN, batch_size=12, noise_ratio=0.0)):
-        model = make_state(MODEL, config, opened, CPU).model
-        watch = Watch(WatchOptions(features_every=0), opened, config, model)
-        figures.append(watch.figures(model, 1))
-        assert model.training
+        objective = make_state(MODEL, config, opened, CPU).objective
+        watch = Watch(WatchOptions(features_every=0), opened, config, objective, objective.model)
+        figures.append(watch.figures(1))
+        assert objective.training
+        assert objective.model.training
     assert figures[0] == figures[1]
     assert set(figures[0]) == {"valid_loss", "valid_loss_m2d", "valid_loss_clap"}
     assert figures[0]["valid_loss"] == pytest.approx(figures[0]["valid_loss_m2d"] + figures[0]["valid_loss_clap"])  # type: ignore[operator]

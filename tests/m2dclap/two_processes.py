@@ -40,13 +40,13 @@ def gradients(data: Path, world: World, accumulate: int) -> tuple[torch.Tensor, 
     config = replace(TRAIN, batch_size=8, accumulate=accumulate)
     opened = open_training_data(DataChoice(data), 80)
     state = make_state(replace(MODEL, off_emb_dim=opened.captions.dim), config, opened, world.device)
-    trainer = Trainer(state, world.averaging(state.model), Schedule(config, 3), opened.stats, world)
+    trainer = Trainer(state, Schedule(config, 3), world)
     state.step = 2  # the learning rate of step 0 is 0
-    clips = opened.dataset(state.model.config, config)
+    clips = opened.dataset(state.objective.model.config, config)
     parts = [np.split(part, world.size)[world.rank] for part in np.split(np.arange(8), accumulate)]
     losses, _ = trainer.step([clips[BatchKey(0, part)] for part in parts])
-    found = [value.grad for value in state.model.parameters() if value.grad is not None]
-    return world.mean(losses), found, [value.detach() for value in state.model.parameters()]
+    found = [value.grad for value in state.objective.model.parameters() if value.grad is not None]
+    return world.mean(losses), found, [value.detach() for value in state.objective.model.parameters()]
 
 
 def relative(first: torch.Tensor, second: torch.Tensor) -> float:
