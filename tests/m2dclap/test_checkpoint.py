@@ -20,20 +20,10 @@ from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import checkpoint_folder_name
 from m2dclap.train_config import TrainConfig
-from tests.tiny import state_of
+from tests.tiny import TINY_INFERABLE, state_of
 
 CPU = torch.device("cpu")
-# Heads of 64 and 32 dimensions, as in the original, so that its configuration can be read from the shapes.
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=64,
-    depth=2,
-    num_heads=1,
-    decoder_embed_dim=32,
-    decoder_depth=1,
-    decoder_num_heads=1,
-    off_emb_dim=8,
-)
+MODEL = replace(TINY_INFERABLE, off_emb_dim=8)
 FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-test"
 
 

@@ -31,7 +31,8 @@ from m2dclap.train_config import DataChoice, SavePlan, TrainConfig, WatchOptions
 from m2dclap.world import World
 from tests.devices import DEVICES
 from tests.m2dclap.test_golden import FILES, STEPS, Golden, without_key_biases
-from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
+from tests.m2dclap.two_processes import OPTIONS, TRAIN
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 # Relative differences of losses to those of the original on a processor, and the least cosine of all gradients.
@@ -93,7 +94,7 @@ def steps_of(data: Path, device: torch.device, *, compiled: bool = False, amp: s
     """The losses of a few steps on the same clips, from the same weights."""
     opened = open_training_data(DataChoice(data), 80)
     config = replace(TRAIN, batch_size=8, amp=amp)
-    model_config = replace(MODEL, off_emb_dim=opened.captions.dim)
+    model_config = TINY
     state = make_state(model_config, config, opened, device)
     if compiled:
         compile_blocks(state.objective)
@@ -124,12 +125,12 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Pat
     )
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     for out in (whole, resumed):
-        train(DataChoice(data), out, MODEL, TRAIN, options)
+        train(DataChoice(data), out, TINY, TRAIN, options)
     for path in resumed.rglob("checkpoint-*.pth"):
         if not path.name.startswith("checkpoint-0"):  # the run goes on in the middle of its first epoch
             path.unlink()
     assert find_checkpoint(resumed).name.startswith("checkpoint-0")
-    train(DataChoice(data), resumed, MODEL, TRAIN, options)
+    train(DataChoice(data), resumed, TINY, TRAIN, options)
     logs = [[(line["step"], line["loss"]) for line in read_log(out / "log.jsonl")] for out in (whole, resumed)]
     assert [step for step, _ in logs[0]] == [step for step, _ in logs[1]]
     assert [loss for _, loss in logs[1]] == pytest.approx([loss for _, loss in logs[0]], rel=1e-4)

@@ -12,30 +12,20 @@ import pytest
 import torch
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import ModelConfig
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
 from m2dclap.positions import fit_positions
 from m2dclap.train import train
 from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.vit import sincos_positions
+from tests.tiny import TINY_INFERABLE
 
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=64,
-    depth=2,
-    num_heads=1,
-    decoder_embed_dim=32,
-    decoder_depth=1,
-    decoder_num_heads=1,
-    off_emb_dim=16,
-)
 FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-a"
 
 
 def model(seed: int = 0, **changes: Any) -> M2DCLAP:
     torch.manual_seed(seed)
-    return M2DCLAP(replace(MODEL, **changes))
+    return M2DCLAP(replace(TINY_INFERABLE, **changes))
 
 
 @pytest.fixture
@@ -131,12 +121,12 @@ def test_a_run_begins_with_a_checkpoint_and_notices_another(
     config = TrainConfig(epochs=1, batch_size=4, warmup_epochs=0)
     path = save({"model": model(1).state_dict()})
     options = RunOptions("tiny", init=path)
-    train(data, tmp_path / "run", MODEL, config, options)
+    train(data, tmp_path / "run", TINY_INFERABLE, config, options)
     assert f"weights from {path}" in capsys.readouterr().err
-    train(data, tmp_path / "run", MODEL, config, options)
+    train(data, tmp_path / "run", TINY_INFERABLE, config, options)
     save({"model": model(5).state_dict()})
     with pytest.raises(FingerprintConflictError, match="init: "):
-        train(data, tmp_path / "run", MODEL, config, options)
+        train(data, tmp_path / "run", TINY_INFERABLE, config, options)
 
 
 def test_weights_that_are_not_finite_begin_no_training(save: Callable[..., Path]) -> None:

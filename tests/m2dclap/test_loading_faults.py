@@ -30,7 +30,7 @@ from m2dclap.loader import Batches, make_loader
 from m2dclap.order import BatchKey, TrainOrder
 from m2dclap.train import train
 from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
-from tests.m2dclap.two_processes import MODEL
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -132,7 +132,7 @@ def _child(data: Path, out: Path, largest_file: int = -1) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stderr = (out.parent / f"{out.name}.err").open("a", buffering=1)
     try:
-        train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=2))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=2))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -14,17 +14,9 @@ from m2dclap.masking import random_mask, take
 from m2dclap.model import M2DCLAP
 from m2dclap.train_config import PRESETS, TrainConfig, preset
 from m2dclap.vit import sincos_positions
+from tests.tiny import TINY
 
-SMALL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=2,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    off_emb_dim=8,
-)
+SMALL = replace(TINY, depth=2, off_emb_dim=8)
 
 
 def block_shapes(prefix: str, depth: int, dim: int) -> dict[str, list[int]]:

@@ -30,7 +30,7 @@ from m2dclap.stop_signals import REQUEUE_EXIT_CODE, StoppedError
 from m2dclap.train import train
 from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from m2dclap.train_state import TrainState
-from tests.m2dclap.two_processes import MODEL
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(
@@ -124,7 +124,7 @@ def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, 
     if point is not None:
         _arm(point)
     try:
-        train(choice, out, MODEL, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
+        train(choice, out, TINY, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
     except StoppedError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from m2dclap.stop_signals import StoppedError
 from m2dclap.train import require_whole_batches, train
 from m2dclap.train_config import DataChoice
 from m2dclap.world import World, join_world, of_all
-from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
+from tests.m2dclap.two_processes import OPTIONS, TRAIN
+from tests.tiny import TINY
 
 
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
@@ -29,12 +31,17 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     finished = subprocess.run(
-        [*command, str(data), str(tmp_path / "pair")], capture_output=True, text=True, check=False, timeout=200
+        [*command, str(data), str(tmp_path / "pair")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("equal") == 1
     assert finished.stderr.count("15 files listed = 15 used") == 1, "only the first process speaks"
-    train(DataChoice(data), tmp_path / "alone", MODEL, TRAIN, OPTIONS)
+    train(DataChoice(data), tmp_path / "alone", TINY, TRAIN, OPTIONS)
     pair, alone = (read_log(tmp_path / name / "log.jsonl") for name in ("pair", "alone"))
     assert [line["step"] for line in pair] == [line["step"] for line in alone] == [1, 2, 3, 4]
     for name in ("loss", "loss_m2d", "loss_clap", "grad_norm"):

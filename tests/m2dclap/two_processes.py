@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m2dclap.config import ModelConfig
 from m2dclap.data_dir import open_training_data
 from m2dclap.loop import Trainer
 from m2dclap.order import BatchKey
@@ -20,17 +19,8 @@ from m2dclap.schedule import Schedule
 from m2dclap.train import make_state, train
 from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
 from m2dclap.world import World, join_world
+from tests.tiny import TINY
 
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    loss_clap=1.0,
-)
 TRAIN = TrainConfig(epochs=2, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_steps=3), watch=WatchOptions(features_every=1))
 
@@ -39,7 +29,7 @@ def gradients(data: Path, world: World, accumulate: int) -> tuple[torch.Tensor, 
     """Losses, gradients after clipping, and weights after a step on clips 0 … 7 by the processes of ``world``."""
     config = replace(TRAIN, batch_size=8, accumulate=accumulate)
     opened = open_training_data(DataChoice(data), 80)
-    state = make_state(replace(MODEL, off_emb_dim=opened.captions.dim), config, opened, world.device)
+    state = make_state(TINY, config, opened, world.device)
     trainer = Trainer(state, Schedule(config, 3), world)
     state.step = 2  # the learning rate of step 0 is 0
     clips = opened.dataset(state.objective.model.config, config)
@@ -70,6 +60,6 @@ if __name__ == "__main__":
     with join_world("cpu", lambda: False) as world:
         assert world.size == 2
         compare(data, world)
-        train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=1))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=1))
         if world.is_main:
             print("equal")
