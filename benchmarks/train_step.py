@@ -30,7 +30,7 @@ from m2dclap.dataset import Batch
 from m2dclap.device import autocast, pick_device, resolve_amp
 from m2dclap.device_batch import to_model_input
 from m2dclap.flops import matrix_peak, train_flops_per_clip
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.loop import Trainer
 from m2dclap.model import M2DCLAP
 from m2dclap.objectives import MaskedClap
@@ -39,10 +39,10 @@ from m2dclap.train import compile_blocks
 from m2dclap.train_config import TrainConfig, preset
 from m2dclap.train_state import TrainState
 from m2dclap.vit import Attention
-from m2dclap.world import World
+from m2dclap.world import DistributedContext
 
 TEXT_DIM = 768
-STATS = NormStats(-7.1, 4.2)
+STATS = Normalization(-7.1, 4.2)
 WARM_UP = 2
 
 
@@ -118,7 +118,7 @@ def make_trainer(model: M2DCLAP, config: TrainConfig, schedule: Schedule) -> Tra
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
     objective = MaskedClap(model, STATS)
     state = TrainState(objective, make_optimizer(objective, config), scaler)
-    return Trainer(state, schedule, World(0, 1, device))
+    return Trainer(state, schedule, DistributedContext(0, 1, device))
 
 
 def host_waits(step: Callable[[], object], device: torch.device, steps: int = 3) -> float | None:

@@ -18,7 +18,7 @@ from cli.train_options import (
     model_options,
     optimiser_options,
     run_options,
-    watch_options,
+    validation_options,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @model_options
 @optimiser_options
 @run_options
-@watch_options
+@validation_options
 @launch_options
 @click.pass_context
 def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
@@ -89,7 +89,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
 
 
 def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
-    from m2dclap.train_config import RunOptions, SavePlan, WatchOptions
+    from m2dclap.train_config import RunOptions, SavePlan, ValidationOptions
 
     return RunOptions(
         size=options["size"],
@@ -104,7 +104,7 @@ def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
             options["keep"],
         ),
         log_every=options["log_every"],
-        watch=WatchOptions(
+        validation=ValidationOptions(
             valid_every=options["valid_every"],
             features_every=options["features_every"],
             probe_every=options["probe_every"],

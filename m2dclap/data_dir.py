@@ -26,7 +26,7 @@ from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig
 from m2dclap.dataset import Clips
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.pairing import CaptionRows, CaptionSource, deal_wrongly
 from m2dclap.random_numbers import DEAL_STREAM
 from m2dclap.train_config import DataChoice, TrainConfig
@@ -68,7 +68,7 @@ class TrainingData:
     held_out: CaptionedFiles | None
     backgrounds: LogMels | None
     captions: CaptionRows
-    stats: NormStats
+    stats: Normalization
     front_end: LogMelConfig
     text_model: dict[str, Any] | None
     skipped: list[Skipped]
@@ -170,12 +170,12 @@ def _names_fingerprint(log_mels: LogMels | None) -> str | None:
     return None if log_mels is None else fingerprint({"names": log_mels.file_names.to_pylist()})
 
 
-def read_norm_stats(path: Path) -> NormStats:
+def read_norm_stats(path: Path) -> Normalization:
     """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
         values = read_object(path) or {}
-        stats = NormStats(float(values["mean"]), float(values["std"]))
+        stats = Normalization(float(values["mean"]), float(values["std"]))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no mean and std ({type(error).__name__}: {error}).") from error
     if not (np.isfinite(stats.mean) and np.isfinite(stats.std) and stats.std > 0):

@@ -21,7 +21,7 @@ from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import was_told
 from m2dclap.train import compile_blocks, make_order, make_state, require_whole_batches, say
 from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
-from m2dclap.world import join_world
+from m2dclap.world import join_processes
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
 # norms and four products, queries, keys and values, the attention's output, and the MLP's four times wider ones.
@@ -68,10 +68,10 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_world(options.device, was_told) as world, batch_in_memory(config):
-        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+    with join_processes(options.device, was_told) as world, batch_in_memory(config):
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
         for line in (*data.notes, data.summary()):
             say(world, line)
         state = make_state(model, config, data, world.device)

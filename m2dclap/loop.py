@@ -17,19 +17,19 @@ from artifacts.progress import Progress
 from m2dclap.device import autocast
 from m2dclap.meter import Meter
 from m2dclap.run_folder import RunFolder
-from m2dclap.run_log import FILES_SHOWN, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
+from m2dclap.run_log import FILES_SHOWN, Figures, LossTracker, NonFiniteLossError, RunLog, first_non_finite
 from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals, WaitingEndedError
 from m2dclap.train_config import SavePlan, TrainConfig
 from m2dclap.train_state import TrainState
-from m2dclap.watch import Watch
-from m2dclap.world import World, of_all
+from m2dclap.watch import Validation
+from m2dclap.world import DistributedContext, raised_on_all
 
 
 class Trainer:
     """One process's part in a run: the state, and around its objective what averages gradients over processes."""
 
-    def __init__(self, state: TrainState[Any], schedule: Schedule, world: World) -> None:
+    def __init__(self, state: TrainState[Any], schedule: Schedule, world: DistributedContext) -> None:
         self.state, self.schedule, self.world = state, schedule, world
         self._forward = world.averaging(state.objective)
 
@@ -70,7 +70,7 @@ class Trainer:
 class Job:
     """What a run is made of beside the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
 
-    ``watch`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
+    ``validation`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
     """
 
     run: RunFolder
@@ -80,7 +80,7 @@ class Job:
     files_of: Callable[[int], list[str]]
     meter: Meter
     log: RunLog | None
-    watch: Watch | None
+    validation: Validation | None
     overwrites: bool = False
 
 
@@ -90,7 +90,7 @@ def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
     Raises `NonFiniteLossError`, `StoppedError` after a stop signal, and in all processes what one cannot load or write.
     """
     state, schedule, config, world = trainer.state, trainer.schedule, trainer.schedule.config, trainer.world
-    window = LossWindow(state.objective.loss_names, world.mean, state.unlogged)
+    window = LossTracker(state.objective.loss_names, world.mean, state.unlogged)
     saver = Saver(trainer, job, window)
     progress = Progress(schedule.total_steps, "train", "steps", initial=state.step) if job.log else nullcontext()
     with saver.naming_what_is_saved(), StopSignals(echo=world.size > 1) as signals, progress as shown:
@@ -119,7 +119,7 @@ def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals
         return error
 
 
-def _write_line(trainer: Trainer, job: Job, window: LossWindow, figures: dict[str, Any], at_epoch: bool) -> str:
+def _write_line(trainer: Trainer, job: Job, window: LossTracker, figures: dict[str, Any], at_epoch: bool) -> str:
     """Write the line that is due, with what is measured after an epoch. Returns what to show beside the progress."""
     require_finite(window, trainer.state.step, job)
     means = window.take()
@@ -134,19 +134,19 @@ def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, figures: dict[s
     line: Figures = {name: float(value) for name, value in figures.items()}
     line |= job.meter.figures()
     epoch = state.step // schedule.steps_per_epoch
-    if at_epoch and job.watch is not None and job.watch.due(epoch):
-        line |= job.watch.figures(epoch)
+    if at_epoch and job.validation is not None and job.validation.due(epoch):
+        line |= job.validation.figures(epoch)
     log.write(state.step, state.step / schedule.steps_per_epoch, line)
     job.meter.restart()
 
 
-def require_finite(window: LossWindow, step: int, job: Job) -> None:
+def require_finite(window: LossTracker, step: int, job: Job) -> None:
     """Raise `NonFiniteLossError` for the first step whose loss is not finite, naming its files and a way back."""
     losses = window.settle()
     row = first_non_finite(losses)
     if row is not None:
         bad_step = step - len(losses) + row + 1
-        raise of_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
+        raise raised_on_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
 
 
 def require_finite_state(trainer: Trainer, job: Job) -> None:
@@ -156,7 +156,7 @@ def require_finite_state(trainer: Trainer, job: Job) -> None:
     """
     if trainer.world.any([not trainer.state.is_finite()])[0]:
         step = trainer.state.step
-        raise of_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
+        raise raised_on_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
 
 
 def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
@@ -179,7 +179,7 @@ class Saver:
     """Saves when the plan says so, when training is told to stop or cannot go on, and at its end; never weights that
     are not finite."""
 
-    def __init__(self, trainer: Trainer, job: Job, window: LossWindow) -> None:
+    def __init__(self, trainer: Trainer, job: Job, window: LossTracker) -> None:
         self._trainer, self._job, self._window = trainer, job, window
         self._saved_at, self._saved_step = time.monotonic(), trainer.state.step
 
@@ -197,7 +197,7 @@ class Saver:
         if failed:
             self._raise_failure(failure)
         if stop:
-            raise of_all(
+            raise raised_on_all(
                 StoppedError(
                     f"told to stop ({signals.received or 'in another process'}). {self._what_is_saved()}",
                     interrupted=signals.received == "SIGINT",
@@ -210,7 +210,7 @@ class Saver:
         try:
             self._trainer.world.raise_any(failure)
         except UserError as error:
-            raise of_all(UserError(self._put_right(str(error)))) from error
+            raise raised_on_all(UserError(self._put_right(str(error)))) from error
 
     def _put_right(self, failure: str) -> str:
         return f"{failure.rstrip('.')}. {self._what_is_saved('once this is put right')}"
@@ -231,7 +231,7 @@ class Saver:
             yield
         except OSError as error:
             told = UserError(self._put_right(f"{error.filename or 'training'}: {error.strerror or error}"))
-            raise (of_all(told) if getattr(error, "of_all", False) else told) from error
+            raise (raised_on_all(told) if getattr(error, "raised_on_all", False) else told) from error
         except KeyboardInterrupt:
             raise StoppedError(f"interrupted. {self._what_is_saved()}", interrupted=True) from None
 

@@ -17,7 +17,7 @@ from torch import nn
 from m2dclap.dataset import Batch
 from m2dclap.device_batch import ModelInput, to_model_input
 from m2dclap.flops import train_flops_per_clip
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
@@ -95,7 +95,7 @@ class MaskedClap(Objective):
 
     loss_names = ("loss", "loss_m2d", "loss_clap")
 
-    def __init__(self, model: M2DCLAP, stats: NormStats, noise_ratio: float = 0.0) -> None:
+    def __init__(self, model: M2DCLAP, stats: Normalization, noise_ratio: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self._stats, self._noise_ratio = stats, noise_ratio

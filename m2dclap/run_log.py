@@ -1,4 +1,4 @@
-"""How a run went: JSON lines, TensorBoard events, optionally wandb; and the watch for losses that are not finite."""
+"""How a run went: JSON lines, TensorBoard events, optionally wandb; and which losses are not finite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NonFiniteLossError(UserError):
     exit_code = 1
 
 
-class LossWindow:
+class LossTracker:
     """The losses since the last line of the log; they stay on the device until a line or a checkpoint is due.
 
     ``names`` are those of the K losses; ``reduce`` averages a tensor over processes, on the CPU. What was reduced

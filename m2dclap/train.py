@@ -35,8 +35,8 @@ from m2dclap.stop_signals import was_told
 from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.train_state import TrainState
 from m2dclap.wandb_log import open_wandb
-from m2dclap.watch import Watch
-from m2dclap.world import World, join_world
+from m2dclap.watch import Validation
+from m2dclap.world import DistributedContext, join_processes
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,22 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
     where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    with join_world(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
-        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+    with join_processes(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
         for line in (*data.notes, data.summary()):
             say(world, line)
         recipe = recipe_text(choice, out, model, config, options)
         amp = resolve_amp(config.amp, world.device)
-        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        run = world.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
         if (begun_in := run.notes.get("amp", amp)) != amp:
             say(
                 world,
                 f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
             )
         state = make_state(model, config, data, world.device)
-        if (newest := world.from_main(run.newest)) is not None:
+        if (newest := world.broadcast_from_main(run.newest)) is not None:
             state.restore(newest)
             say(world, f"going on from {newest}")
         elif options.init is not None:
@@ -127,7 +127,7 @@ def _run(
     schedule: Schedule,
     data: TrainingData,
     run: RunFolder,
-    world: World,
+    world: DistributedContext,
     options: RunOptions,
 ) -> None:
     """Wire the parts of a run together and go through its steps."""
@@ -146,7 +146,7 @@ def _run(
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
         meter=make_meter(objective, config, world),
         log=_open_log(stack, run, state, options) if world.is_main else None,
-        watch=_watch_of_main(world, options, data, config, objective),
+        validation=_validation_of_main(world, options, data, config, objective),
         overwrites=options.overwrite,
     )
     with Batches(loader) as batches:
@@ -167,7 +167,7 @@ def make_state(
 
 
 def make_order(
-    data: TrainingData, config: TrainConfig, schedule: Schedule, world: World, first_step: int
+    data: TrainingData, config: TrainConfig, schedule: Schedule, world: DistributedContext, first_step: int
 ) -> TrainOrder:
     """What this process trains on from ``first_step`` (0, 1, …) to the end."""
     return TrainOrder(
@@ -183,7 +183,7 @@ def make_order(
     )
 
 
-def make_meter(objective: Objective, config: TrainConfig, world: World) -> Meter:
+def make_meter(objective: Objective, config: TrainConfig, world: DistributedContext) -> Meter:
     """A meter against what all devices could do, if all are like this one."""
     peak = matrix_peak(world.device, resolve_amp(config.amp, world.device)) * world.size
     return Meter(world.device, objective.flops_per_clip(), peak)
@@ -253,16 +253,18 @@ def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], o
     return stack.enter_context(RunLog(run.log, state.step, also))
 
 
-def _watch_of_main(
-    world: World, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
-) -> Watch | None:
-    """The watch, in the first process; what is wrong with its tables stops all of them."""
-    made: list[Watch] = []
-    world.from_main(lambda: made.append(Watch(options.watch, data, config, objective, objective.model)))
+def _validation_of_main(
+    world: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
+) -> Validation | None:
+    """The validation, in the first process; what is wrong with its tables stops all of them."""
+    made: list[Validation] = []
+    world.broadcast_from_main(
+        lambda: made.append(Validation(options.validation, data, config, objective, objective.model))
+    )
     return made[0] if made else None
 
 
-def say(world: World, words: str) -> None:
+def say(world: DistributedContext, words: str) -> None:
     if world.is_main:
         print(f"train: {words}", file=sys.stderr)
 

@@ -103,7 +103,7 @@ class SavePlan:
 
 
 @dataclass(frozen=True)
-class WatchOptions:
+class ValidationOptions:
     """What to measure and every how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
 
     valid_every: int = 1
@@ -130,7 +130,7 @@ class RunOptions:
     compile: bool = False
     save: SavePlan = field(default_factory=SavePlan)
     log_every: int = 10
-    watch: WatchOptions = field(default_factory=WatchOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
     wandb: str | None = None
     overwrite: bool = False
 

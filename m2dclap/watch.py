@@ -22,7 +22,7 @@ from m2dclap.order import BatchKey
 from m2dclap.random_numbers import FEATURE_STREAM
 from m2dclap.read_clip import ClipReader
 from m2dclap.run_log import Figures
-from m2dclap.train_config import TrainConfig, WatchOptions
+from m2dclap.train_config import TrainConfig, ValidationOptions
 from m2dclap.zeroshot import class_embeddings, classify, load_text_encoder, tally
 
 # Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
@@ -33,17 +33,17 @@ FEATURE_CLIPS = 2048
 FEATURE_BATCH = 32
 
 
-class Watch:
+class Validation:
     """Measures the losses of an objective, and the model that it trains; in the first process only."""
 
     def __init__(
-        self, options: WatchOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
+        self, options: ValidationOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
     ) -> None:
         self._options, self._data, self._config = options, data, config
         self._objective, self._model = objective, model
         self._held_out = data.held_out_dataset(model.config, config)
         self._feature_clips = self._held_out or data.dataset(model.config, config)
-        self._probe = None if options.probe_clips is None else Probe(options, data, model)
+        self._probe = None if options.probe_clips is None else ZeroShotProbe(options, data, model)
 
     def due(self, epoch: int) -> bool:
         """Whether anything is to be measured after ``epoch`` epochs."""
@@ -109,10 +109,10 @@ def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int)
     return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
 
 
-class Probe:
+class ZeroShotProbe:
     """Zero-shot classification of a fixed table of clips, with the encoder that the captions were embedded with."""
 
-    def __init__(self, options: WatchOptions, data: TrainingData, model: M2DCLAP) -> None:
+    def __init__(self, options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> None:
         assert options.probe_clips is not None
         self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
         template = check_template(options.probe_template)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from m2dclap.config import ModelConfig
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.model import M2DCLAP
 from m2dclap.objectives import MaskedClap
 from m2dclap.schedule import make_optimizer
@@ -33,5 +33,5 @@ TINY_INFERABLE = replace(
 
 def state_of(model: ModelConfig) -> TrainState[MaskedClap]:
     """A new model on the CPU with its optimiser."""
-    objective = MaskedClap(M2DCLAP(model), NormStats(-7.0, 4.0))
+    objective = MaskedClap(M2DCLAP(model), Normalization(-7.0, 4.0))
     return TrainState(objective, make_optimizer(objective, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))

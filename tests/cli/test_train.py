@@ -107,8 +107,8 @@ def test_defaults_that_the_command_repeats_are_a_runs() -> None:
     for owner, names in (
         (run, ("device", "workers", "log_every", "wandb", "init")),
         (run.save, ("keep",)),
-        (run.watch, tuple(field.name for field in fields(run.watch))),
+        (run.validation, tuple(field.name for field in fields(run.validation))),
     ):
         assert {name: defaults[name] for name in names} == {name: getattr(owner, name) for name in names}
     zero_shot_defaults = {parameter.name: parameter.default for parameter in zero_shot.params}
-    assert zero_shot_defaults["template"] == run.watch.probe_template
+    assert zero_shot_defaults["template"] == run.validation.probe_template

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from m2dclap.encode import AudioEncoder, embed_texts
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.model import M2DCLAP
 from tests.tiny import TINY
 
-STATS = NormStats(-7.0, 4.0)
+STATS = Normalization(-7.0, 4.0)
 
 
 def make_model(frames: int) -> M2DCLAP:

@@ -27,8 +27,8 @@ from m2dclap.order import BatchKey
 from m2dclap.run_log import read_log
 from m2dclap.schedule import Schedule
 from m2dclap.train import compile_blocks, make_state, train
-from m2dclap.train_config import DataChoice, SavePlan, TrainConfig, WatchOptions
-from m2dclap.world import World
+from m2dclap.train_config import DataChoice, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.world import DistributedContext
 from tests.devices import DEVICES
 from tests.m2dclap.test_golden import FILES, STEPS, Golden, without_key_biases
 from tests.m2dclap.two_processes import OPTIONS, TRAIN
@@ -98,7 +98,7 @@ def steps_of(data: Path, device: torch.device, *, compiled: bool = False, amp: s
     state = make_state(model_config, config, opened, device)
     if compiled:
         compile_blocks(state.objective)
-    trainer = Trainer(state, Schedule(config, 4), World(0, 1, device))
+    trainer = Trainer(state, Schedule(config, 4), DistributedContext(0, 1, device))
     clips = opened.dataset(model_config, config)
     return [float(trainer.step([clips[BatchKey(0, np.arange(8))]])[0][0]) for _ in range(4)]
 
@@ -121,7 +121,11 @@ def test_compiled_steps_are_those_that_are_not(data: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Path, device: str) -> None:
     options = replace(
-        OPTIONS, device=device, workers=0, save=SavePlan(every_steps=1, keep=0), watch=WatchOptions(features_every=1)
+        OPTIONS,
+        device=device,
+        workers=0,
+        save=SavePlan(every_steps=1, keep=0),
+        validation=ValidationOptions(features_every=1),
     )
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     for out in (whole, resumed):

@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import FingerprintConflictError, UserError
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
-from m2dclap.positions import fit_positions
+from m2dclap.positions import interpolate_pos_embed
 from m2dclap.train import train
 from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.vit import sincos_positions
@@ -105,13 +105,13 @@ def test_learned_positions_are_trimmed_and_resampled_along_time() -> None:
     torch.manual_seed(0)
     table = torch.randn(1, 1 + 2 * 4, 8)
     grid = table[:, 1:].view(2, 4, 8)
-    shorter = fit_positions(table, (2, 4), (2, 3))
+    shorter = interpolate_pos_embed(table, (2, 4), (2, 3))
     assert shorter[:, :1].equal(table[:, :1])
     assert shorter[:, 1:].view(2, 3, 8).equal(grid[:, :3])
-    longer = fit_positions(table, (2, 4), (2, 8))[:, 1:].view(2, 8, 8)
+    longer = interpolate_pos_embed(table, (2, 4), (2, 8))[:, 1:].view(2, 8, 8)
     assert longer[:, [0, -1]].equal(grid[:, [0, -1]])
     torch.testing.assert_close(longer[:, 1], 0.75 * grid[:, 0] + 0.25 * grid[:, 1])
-    assert fit_positions(table, (2, 4), (2, 4)) is table
+    assert interpolate_pos_embed(table, (2, 4), (2, 4)) is table
 
 
 def test_a_run_begins_with_a_checkpoint_and_notices_another(

@@ -29,14 +29,16 @@ from m2dclap.dataset import Batch
 from m2dclap.loader import Batches, make_loader
 from m2dclap.order import BatchKey, TrainOrder
 from m2dclap.train import train
-from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])
 TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
-OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_epochs=5000), watch=WatchOptions(features_every=0))
+OPTIONS = RunOptions(
+    "tiny", log_every=1, save=SavePlan(every_epochs=5000), validation=ValidationOptions(features_every=0)
+)
 # Far more than anything here takes; what hangs never ends.
 PATIENCE = 120.0
 HANG = "hang"

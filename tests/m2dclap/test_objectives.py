@@ -23,7 +23,7 @@ from m2dclap.schedule import Schedule, make_optimizer
 from m2dclap.train_config import SavePlan, TrainConfig
 from m2dclap.train_state import TrainState
 from m2dclap.watch import validation_losses
-from m2dclap.world import World
+from m2dclap.world import DistributedContext
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=2, blr=30.0, warmup_epochs=0.5)
@@ -90,9 +90,9 @@ def go_on(root: Path, end: int = SCHEDULE.total_steps) -> TrainState[Line]:
             files_of=lambda step: [f"points of step {step}"],
             meter=Meter(CPU, objective.flops_per_clip(), 1e9),
             log=log,
-            watch=None,
+            validation=None,
         )
-        run_steps(Trainer(state, SCHEDULE, World(0, 1, CPU)), batches(state.step, end), job)
+        run_steps(Trainer(state, SCHEDULE, DistributedContext(0, 1, CPU)), batches(state.step, end), job)
     return state
 
 

@@ -28,7 +28,7 @@ from m2dclap.model import M2DCLAP
 from m2dclap.run_log import RunLog, read_log
 from m2dclap.stop_signals import REQUEUE_EXIT_CODE, StoppedError
 from m2dclap.train import train
-from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dclap.train_state import TrainState
 from tests.tiny import TINY
 
@@ -44,7 +44,7 @@ TRAIN = TrainConfig(
     noise_ratio=0.1,
 )
 OPTIONS = RunOptions(
-    "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), watch=WatchOptions(features_every=1), workers=0
+    "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), validation=ValidationOptions(features_every=1), workers=0
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])

@@ -26,13 +26,13 @@ from m2dclap.order import BatchKey
 from m2dclap.run_log import NonFiniteLossError, read_log
 from m2dclap.schedule import Schedule
 from m2dclap.train import TrainResult, make_state, train
-from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
-from m2dclap.world import World
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.world import DistributedContext
 from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
-OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), watch=WatchOptions(features_every=2))
+OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), validation=ValidationOptions(features_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
     opened = open_training_data(DataChoice(data), 80)
     config, device = replace(TRAIN, amp=amp), torch.device("cpu")
     state = make_state(TINY, config, opened, device)
-    trainer = Trainer(state, Schedule(config, 4), World(0, 1, device))
+    trainer = Trainer(state, Schedule(config, 4), DistributedContext(0, 1, device))
     batch = opened.dataset(state.objective.model.config, config)[BatchKey(0, np.arange(6))]
     trainer.step([batch])
     with HostReads() as reads:

@@ -22,8 +22,8 @@ from m2dclap.features import explained_variance_area, rank_me
 from m2dclap.flops import block_flops, matrix_peak, train_flops_per_clip
 from m2dclap.run_log import read_log
 from m2dclap.train import make_state, train
-from m2dclap.train_config import DataChoice, RunOptions, TrainConfig, WatchOptions
-from m2dclap.watch import Watch
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig, ValidationOptions
+from m2dclap.watch import Validation
 from tests.tiny import TINY
 
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
@@ -60,8 +60,8 @@ def test_held_out_clips_are_validated_on_and_never_trained_on(data: Path) -> Non
     figures = []
     for config in (TRAIN, replace(TRAIN, batch_size=12, noise_ratio=0.0)):
         objective = make_state(TINY, config, opened, CPU).objective
-        watch = Watch(WatchOptions(features_every=0), opened, config, objective, objective.model)
-        figures.append(watch.figures(1))
+        validation = Validation(ValidationOptions(features_every=0), opened, config, objective, objective.model)
+        figures.append(validation.figures(1))
         assert objective.training
         assert objective.model.training
     assert figures[0] == figures[1]
@@ -127,7 +127,7 @@ def test_a_run_is_watched_and_drawn(
     write_csv(
         tmp_path / "probe.csv", ["file_name", "label"], [[name, f"kind {name[-5]}"] for name in [*names, "gone-0.npy"]]
     )
-    watch = WatchOptions(
+    validation = ValidationOptions(
         valid_every=2,
         features_every=2,
         probe_every=20,
@@ -137,7 +137,7 @@ def test_a_run_is_watched_and_drawn(
     )
     choice = DataChoice(data, held_out=(data / "held_out.csv",))
     config = replace(TRAIN, epochs=20, batch_size=10, blr=0.05)
-    train(choice, tmp_path / "run", TINY, config, RunOptions("tiny", watch=watch))
+    train(choice, tmp_path / "run", TINY, config, RunOptions("tiny", validation=validation))
     lines = {line["epoch"]: line for line in read_log(tmp_path / "run/log.jsonl")}
     assert [epoch for epoch, line in lines.items() if "valid_loss" in line] == list(range(2, 21, 2))
     assert [epoch for epoch, line in lines.items() if "zero_shot_accuracy" in line] == [20]

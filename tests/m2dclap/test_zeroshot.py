@@ -20,13 +20,13 @@ from m2dclap import zeroshot
 from m2dclap.checkpoint import Checkpoint
 from m2dclap.clip_set import ClipSet, caption_of
 from m2dclap.train import train
-from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, WatchOptions
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dclap.zeroshot import ZeroShotResult, zero_shot
 from m2dclap.zeroshot_report import render
 from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
-OPTIONS = RunOptions("tiny", save=SavePlan(every_epochs=25), watch=WatchOptions(features_every=0))
+OPTIONS = RunOptions("tiny", save=SavePlan(every_epochs=25), validation=ValidationOptions(features_every=0))
 TRAIN = TrainConfig(epochs=25, batch_size=12, blr=0.06, warmup_epochs=2, ema_decay_init=0.9, ema_decay_end=0.99)
 CLASSES = 4
 
