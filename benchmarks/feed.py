@@ -27,10 +27,10 @@ from artifacts.embedding_store import index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
 from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 from audioprep.pack import pack
-from m2dclap.config import preset
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.data_dir import open_training_data
 from m2dclap.loader import Batches, make_loader
 from m2dclap.order import TrainOrder
+from m2dclap.train_config import DataChoice, preset
 
 TMPFS = Path("/dev/shm")
 FRAMES, CAPTIONS, DIM, DIFFERENT = 1001, 5, 768, 64

@@ -30,14 +30,14 @@ from artifacts.lms_store import find_log_mels
 from audioprep.pack import pack
 from m2dclap.config import ModelConfig
 from m2dclap.dataset import Clips
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.order import BatchKey
 from m2dclap.pairing import CaptionRows, CaptionSource
 
 CLIPS, BATCH, ROUNDS = 1024, 64, 7
 FRAMES, CAPTIONS, DIM = 1001, 5, 768
 WANTED, CORES = 5000, 16
-STATS = NormStats(-7.1, 4.2)
+STATS = Normalization(-7.1, 4.2)
 
 
 def make_clips(root: Path, dtype: str) -> list[str]:

@@ -25,22 +25,24 @@ from typing import Any
 import torch
 from _machine import Figures, machine, table
 
-from m2dclap.config import ModelConfig, TrainConfig, preset
+from m2dclap.config import ModelConfig
 from m2dclap.dataset import Batch
 from m2dclap.device import autocast, pick_device, resolve_amp
 from m2dclap.device_batch import to_model_input
 from m2dclap.flops import matrix_peak, train_flops_per_clip
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.loop import Trainer
 from m2dclap.model import M2DCLAP
+from m2dclap.objectives import MaskedClap
 from m2dclap.schedule import Schedule, make_optimizer
 from m2dclap.train import compile_blocks
+from m2dclap.train_config import TrainConfig, preset
 from m2dclap.train_state import TrainState
 from m2dclap.vit import Attention
-from m2dclap.world import World
+from m2dclap.world import DistributedContext
 
 TEXT_DIM = 768
-STATS = NormStats(-7.1, 4.2)
+STATS = Normalization(-7.1, 4.2)
 WARM_UP = 2
 
 
@@ -114,8 +116,9 @@ def make_trainer(model: M2DCLAP, config: TrainConfig, schedule: Schedule) -> Tra
     """What `m2dprep train` takes its steps with, for one process."""
     device = model.cls_token.device
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
-    state = TrainState(model, make_optimizer(model, config), scaler)
-    return Trainer(state, model, schedule, STATS, World(0, 1, device))
+    objective = MaskedClap(model, STATS)
+    state = TrainState(objective, make_optimizer(objective, config), scaler)
+    return Trainer(state, schedule, DistributedContext(0, 1, device))
 
 
 def host_waits(step: Callable[[], object], device: torch.device, steps: int = 3) -> float | None:
@@ -151,7 +154,7 @@ def beside_plain(arguments: argparse.Namespace, device: torch.device, config: Tr
     plain = PlainStep(M2DCLAP(model).to(device).train(), config, schedule)
     plain.model.load_state_dict(ours.state_dict())
     if arguments.compile:
-        compile_blocks(ours)
+        compile_blocks(MaskedClap(ours, STATS))
     trainer = make_trainer(ours, config, schedule)
     batch = make_batch(model, config.batch_size, device)
     peak_gib(device)
@@ -182,7 +185,7 @@ def alone(
     torch.manual_seed(0)
     ours = M2DCLAP(model).to(device).train()
     if compiled:
-        compile_blocks(ours)
+        compile_blocks(MaskedClap(ours, STATS))
     trainer = make_trainer(ours, config, Schedule(config, 1000))
     batch = make_batch(model, config.batch_size, device)
     peak_gib(device)

@@ -37,8 +37,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, a batch system's notice that time is up; ends a command as Ctrl-C does, with another exit code."""
 
 
-class StoppedError(click.ClickException):
-    """A run that ended early, with the exit code that says why."""
+class CommandEndedError(click.ClickException):
+    """A command that ended early, with the exit code that says why."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -72,15 +72,15 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(context)
         except UserError as error:
-            raise StoppedError(f"error: {error}", error.exit_code) from error
+            raise CommandEndedError(f"error: {error}", error.exit_code) from error
         except Terminated as error:
-            raise StoppedError("told to stop (SIGTERM); the same command goes on where it stopped.", 75) from error
+            raise CommandEndedError("told to stop (SIGTERM); the same command goes on where it stopped.", 75) from error
         except KeyboardInterrupt as error:
-            raise StoppedError("interrupted; the same command goes on where it stopped.", 130) from error
+            raise CommandEndedError("interrupted; the same command goes on where it stopped.", 130) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise StoppedError(f"error: {_os_error(error)}", 2) from error
+            raise CommandEndedError(f"error: {_os_error(error)}", 2) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -18,12 +18,11 @@ from cli.train_options import (
     model_options,
     optimiser_options,
     run_options,
-    watch_options,
+    validation_options,
 )
 
 if TYPE_CHECKING:
-    from m2dclap.config import Preset
-    from m2dclap.train import RunOptions
+    from m2dclap.train_config import Preset, RunOptions
 
 
 @click.command(cls=LaunchableCommand)
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 @model_options
 @optimiser_options
 @run_options
-@watch_options
+@validation_options
 @launch_options
 @click.pass_context
 def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
@@ -55,8 +54,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
         return
     if unused := [key for key, value in job.items() if value]:
         raise click.UsageError(f"--{unused[0].replace('_', '-')} belongs to --launch.")
-    from m2dclap.config import preset
-    from m2dclap.data_dir import DataChoice
+    from m2dclap.train_config import DataChoice, preset
 
     chosen = preset(options["size"])
     names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
@@ -91,9 +89,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
 
 
 def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
-    from m2dclap.loop import SavePlan
-    from m2dclap.train import RunOptions
-    from m2dclap.watch import WatchOptions
+    from m2dclap.train_config import RunOptions, SavePlan, ValidationOptions
 
     return RunOptions(
         size=options["size"],
@@ -108,7 +104,7 @@ def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
             options["keep"],
         ),
         log_every=options["log_every"],
-        watch=WatchOptions(
+        validation=ValidationOptions(
             valid_every=options["valid_every"],
             features_every=options["features_every"],
             probe_every=options["probe_every"],

@@ -261,7 +261,7 @@ run_options = _all(
     json_option,
 )
 # What is measured between epochs.
-watch_options = _all(
+validation_options = _all(
     click.option(
         "--valid-every", type=click.IntRange(0, LARGEST), default=1, help="Epochs between validations; 0: never."
     ),

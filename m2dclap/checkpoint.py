@@ -16,7 +16,7 @@ from artifacts.settings import Range, build, shown, typed
 from audioprep.config import PRESETS, LogMelConfig
 from m2dclap.checkpoint_file import read_file
 from m2dclap.config import ModelConfig
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
 
 # A fine-tuned encoder, as the original's evaluation saves it.
@@ -138,12 +138,12 @@ class Checkpoint:
             )
 
     @property
-    def norm_stats(self) -> NormStats:
+    def norm_stats(self) -> Normalization:
         """What to normalise with; the original's values where the weights bring none."""
         stats = self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
         if stats.shape != (2,) or not bool(stats.isfinite().all()) or stats[1] <= 0:
             raise UserError(f"{self.path}: its norm_stats {shown(stats.tolist())} are no mean and standard deviation.")
-        return NormStats(*stats.tolist())
+        return Normalization(*stats.tolist())
 
 
 def _require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint's bytes: whether they are one, whether they are still what was written, and what they hold.
+"""A checkpoint on disk: where it lies, whether its bytes are one and still what was written, and what they hold.
 
 PyTorch writes a zip whose every member has a CRC-32, and never compares it when it loads. We do, for every file: what
 is damaged would otherwise be trained on, or classify, without a word.
@@ -24,6 +24,7 @@ from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
 from artifacts.steady import named, steadily
 
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 UTF8_NAMES = 0x800
@@ -40,6 +41,31 @@ TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 class DamagedError(UserError):
     """A file that is not what was written any more."""
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints directly in a folder, the newest last."""
+    names = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return [path for _, path in sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in names if match)]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """``path`` itself if it is a file; the newest checkpoint if it is a run or checkpoint folder.
+
+    Raises `UserError` where there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint or run folder.")
+    folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
+    found = [checkpoints for folder in folders if (checkpoints := checkpoints_in(folder))]
+    if not found:
+        raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
+    if len(found) > 1:
+        listed = ", ".join(sorted(str(checkpoints[0].parent) for checkpoints in found))
+        raise UserError(f"{path} holds checkpoints of several models; name one of {listed}.")
+    return found[0][-1]
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Labelled clips to evaluate on: a CSV of file names and labels."""
+"""Labelled clips to evaluate on: a CSV of file names and labels; and the captions that stand for the labels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from artifacts.tables import read_csv_columns
 # What others call the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
 FILE_COLUMNS = ("file_name", "filename", "fname", "slice_file_name", "file", "path")
 LABEL_COLUMNS = ("label", "category", "class", "class_name")
+LABEL_FIELD = "{label}"
+DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
 
 
 class LabelledClip(NamedTuple):
@@ -122,3 +124,28 @@ def _read_classes(path: Path) -> list[str]:
     if len(set(classes)) < len(classes):
         raise UserError(f"{path} lists a class twice.")
     return classes
+
+
+def caption_of(label: str, template: str) -> str:
+    """The caption that stands for a class: the template with the label, underscores as spaces."""
+    return template.replace(LABEL_FIELD, label.replace("_", " "))
+
+
+def check_template(template: str) -> str:
+    """``template``, or a `UserError` where it has no place for the label."""
+    if LABEL_FIELD not in template:
+        raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
+    return template
+
+
+def require_different_captions(classes: Sequence[str], template: str) -> None:
+    """Raise `UserError` where two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
+    seen: dict[str, str] = {}
+    for label in classes:
+        caption = " ".join(caption_of(label, template).split())
+        if caption in seen:
+            raise UserError(
+                f"the classes {seen[caption]!r} and {label!r} have one caption, {caption!r}, so that every clip of one "
+                "would count as wrong. Give them one label."
+            )
+        seen[caption] = label

@@ -24,33 +24,16 @@ from artifacts.records import read_config
 from artifacts.tables import read_csv_columns, read_file_list, write_csv
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.config import ModelConfig
 from m2dclap.dataset import Clips
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.pairing import CaptionRows, CaptionSource, deal_wrongly
 from m2dclap.random_numbers import DEAL_STREAM
+from m2dclap.train_config import DataChoice, TrainConfig
 
 DEFAULT_FRONT_END = "16k"
 # Opening headers waits for the file system more than it computes.
 HEADER_THREADS = 16
-
-
-@dataclass(frozen=True)
-class DataChoice:
-    """Which parts of a data directory to train on; empty means all file lists and all embedding stores there.
-
-    ``dictionaries`` are the original's pickled ``capemb_*.npy`` files, which are read only when they are named here.
-    ``held_out`` lists are validated on and never trained on, also where a list to train on has the same files;
-    ``backgrounds`` lists are mixed in as noise. ``weighted`` reads a column ``weight`` from the lists to train on.
-    """
-
-    root: Path
-    file_lists: tuple[Path, ...] = ()
-    stores: tuple[Path, ...] = ()
-    dictionaries: tuple[Path, ...] = ()
-    held_out: tuple[Path, ...] = ()
-    backgrounds: tuple[Path, ...] = ()
-    weighted: bool = False
 
 
 class Skipped(NamedTuple):
@@ -85,7 +68,7 @@ class TrainingData:
     held_out: CaptionedFiles | None
     backgrounds: LogMels | None
     captions: CaptionRows
-    stats: NormStats
+    stats: Normalization
     front_end: LogMelConfig
     text_model: dict[str, Any] | None
     skipped: list[Skipped]
@@ -187,12 +170,12 @@ def _names_fingerprint(log_mels: LogMels | None) -> str | None:
     return None if log_mels is None else fingerprint({"names": log_mels.file_names.to_pylist()})
 
 
-def read_norm_stats(path: Path) -> NormStats:
+def read_norm_stats(path: Path) -> Normalization:
     """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
         values = read_object(path) or {}
-        stats = NormStats(float(values["mean"]), float(values["std"]))
+        stats = Normalization(float(values["mean"]), float(values["std"]))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no mean and std ({type(error).__name__}: {error}).") from error
     if not (np.isfinite(stats.mean) and np.isfinite(stats.std) and stats.std > 0):

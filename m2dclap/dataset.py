@@ -16,7 +16,7 @@ from artifacts.lms_store import LogMels
 from m2dclap.config import ModelConfig
 from m2dclap.order import BatchKey
 from m2dclap.pairing import CaptionRows
-from m2dclap.random_numbers import SAMPLE_STREAM, pick, uniform
+from m2dclap.random_numbers import SAMPLE_STREAM, counter_rng, uniform_to_index
 
 # The first numbers of a sample's stream; those of the mask follow.
 CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
@@ -82,11 +82,11 @@ class Clips(Dataset[Batch]):
 
     def __getitems__(self, key: BatchKey) -> Batch:
         """The batch of ``key``; PyTorch's loader calls this with what the sampler yields."""
-        numbers = uniform(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
+        numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
         log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
         background = None
         if self._background is not None:
-            others = pick(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
+            others = uniform_to_index(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
             background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
         return Batch(
             torch.from_numpy(log_mel),
@@ -101,7 +101,7 @@ class Clips(Dataset[Batch]):
 
     def _text_embeddings(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
         rows = [self.caption_rows(index) for index in clips.tolist()]
-        chosen = pick(shares, np.array([len(choice) for choice in rows]))
+        chosen = uniform_to_index(shares, np.array([len(choice) for choice in rows]))
         return self._captions.take(np.array([choice[number] for choice, number in zip(rows, chosen, strict=True)]))
 
     def _crops(

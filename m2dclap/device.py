@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
-from artifacts.errors import UserError, first_line
-from m2dclap.config import TrainConfig
+from artifacts.errors import UserError
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY = (8, 0)  # of a GPU: Ampere
@@ -34,16 +30,3 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The context in which matrix products are computed in the arithmetic of ``amp``."""
     dtype = AMP_DTYPES[resolve_amp(amp, device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-@contextmanager
-def batch_in_memory(config: TrainConfig) -> Iterator[None]:
-    """Raises `UserError`, with what to change, where the work in this block does not fit the memory of a GPU."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory does not suffice for a batch of {config.batch_size:,} in {config.accumulate} parts with "
-            f"--amp {config.amp}. Use more GPUs, a larger --accumulate, a smaller --batch-size, or --amp bf16; "
-            f"--dry-run measures what they take. ({first_line(error)})"
-        ) from error

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from m2dclap.dataset import Batch
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 
 
 class ModelInput(NamedTuple):
@@ -21,7 +21,7 @@ class ModelInput(NamedTuple):
     noise: torch.Tensor
 
 
-def to_model_input(batch: Batch, stats: NormStats, noise_ratio: float, device: torch.device) -> ModelInput:
+def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, device: torch.device) -> ModelInput:
     """Copy without waiting (from pinned memory) and prepare. Padding is zero after normalisation: the mean.
 
     With ``noise_ratio`` r the encoder hears log((1 − r)·e^clip + r·e^background), the sum of mel powers.
@@ -46,7 +46,7 @@ def mix_powers(log_mel: torch.Tensor, background: torch.Tensor, ratio: float) ->
     return torch.logaddexp(log_mel + math.log1p(-ratio), background + math.log(ratio))
 
 
-def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: NormStats) -> torch.Tensor:
+def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Normalization) -> torch.Tensor:
     normalised = (log_mel - stats.mean) / stats.std
     if frames is None:
         return normalised

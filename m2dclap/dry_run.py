@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from artifacts.progress import duration
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.device import batch_in_memory, resolve_amp
-from m2dclap.initialise import initialise
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
+from m2dclap.device import resolve_amp
 from m2dclap.loader import make_loader
-from m2dclap.loop import Trainer, wrap
+from m2dclap.loop import Trainer, batch_in_memory
 from m2dclap.meter import GIB, peak_memory
 from m2dclap.model import M2DCLAP
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, compile_blocks, make_order, make_state, require_whole_batches, say
-from m2dclap.world import join_world
+from m2dclap.stop_signals import was_told
+from m2dclap.train import compile_blocks, make_order, make_state, require_whole_batches, say
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
+from m2dclap.world import join_processes
 
 # What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
 # norms and four products, queries, keys and values, the attention's output, and the MLP's four times wider ones.
@@ -66,22 +68,22 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_world(options.device) as world, batch_in_memory(config):
-        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+    with join_processes(options.device, was_told) as world, batch_in_memory(config):
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
         for line in (*data.notes, data.summary()):
             say(world, line)
         state = make_state(model, config, data, world.device)
         if options.init is not None:
-            initialise(state.model, options.init)
+            state.objective.begin_with(options.init)
         if options.compile:
-            compile_blocks(state.model)
+            compile_blocks(state.objective)
         schedule = Schedule(config, len(data) // config.batch_size)
         order = make_order(data, config, schedule, world, 0)
         batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
         parts = [next(batches) for _ in range(config.accumulate)]
-        trainer = Trainer(state, wrap(state.model, world, config), schedule, data.stats, world)
+        trainer = Trainer(state, schedule, world)
         for _ in range(WARM_UP_STEPS):
             losses, _ = trainer.step(parts)
         loss = world.mean(losses)[0]
@@ -91,12 +93,12 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         return DryRun(
             clips=len(data),
             skipped=len(data.skipped),
-            parameters=_count(state.model),
-            trained_parameters=_count(state.model, trained=True),
+            parameters=_count(state.objective),
+            trained_parameters=_count(state.objective, trained=True),
             steps_per_epoch=schedule.steps_per_epoch,
             steps=schedule.total_steps,
             processes=world.size,
-            memory_gib=estimate_memory(state.model, config, world.device, world.size) / GIB,
+            memory_gib=estimate_memory(state.objective.model, config, world.device, world.size) / GIB,
             measured_gib=peak_memory(world.device) / GIB,
             step_seconds=seconds,
             samples_per_second=config.batch_size / seconds,
@@ -120,5 +122,5 @@ def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, p
     return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
 
 
-def _count(model: M2DCLAP, *, trained: bool = False) -> int:
+def _count(model: nn.Module, *, trained: bool = False) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m2dclap.frames import NormStats, pad_frames
+from m2dclap.frames import Normalization, pad_frames
 from m2dclap.model import M2DCLAP
 
 
 class AudioEncoder:
     """Encodes log-mels with a trained model. Clips of equal length go through it together."""
 
-    def __init__(self, model: M2DCLAP, stats: NormStats, batch_size: int = 32) -> None:
+    def __init__(self, model: M2DCLAP, stats: Normalization, batch_size: int = 32) -> None:
         self._model, self._stats, self._batch_size = model.eval(), stats, batch_size
         self._device = model.cls_token.device
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class NormStats(NamedTuple):
+class Normalization(NamedTuple):
     """Mean and standard deviation of the log-mel values of a data set."""
 
     mean: float

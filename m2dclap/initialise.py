@@ -9,10 +9,10 @@ import torch
 
 from artifacts.errors import UserError
 from m2dclap.checkpoint import Checkpoint
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
-from m2dclap.positions import fit_positions
-from m2dclap.run_folder import find_checkpoint
+from m2dclap.positions import interpolate_pos_embed
 
 ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
 # Parts that a checkpoint may lack or have in another form, and that then begin at random.
@@ -81,7 +81,7 @@ def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.T
     if "pos_embed" not in checkpoint.weights:
         return {}
     table = checkpoint.weights["pos_embed"].float()
-    return {"pos_embed": fit_positions(table, checkpoint.config.grid_size, config.grid_size)}
+    return {"pos_embed": interpolate_pos_embed(table, checkpoint.config.grid_size, config.grid_size)}
 
 
 def _drop_what_does_not_fit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Counter[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,83 +12,65 @@ import torch
 from torch import nn
 
 from artifacts.atomic import write_text
-from artifacts.errors import UserError
+from artifacts.errors import UserError, first_line
 from artifacts.progress import Progress
-from m2dclap.config import TrainConfig
-from m2dclap.dataset import Batch
 from m2dclap.device import autocast
-from m2dclap.device_batch import to_model_input
-from m2dclap.frames import NormStats
 from m2dclap.meter import Meter
-from m2dclap.model import M2DCLAP
 from m2dclap.run_folder import RunFolder
-from m2dclap.run_log import FILES_SHOWN, LOSSES, Figures, LossWindow, NonFiniteLossError, RunLog, first_non_finite
+from m2dclap.run_log import FILES_SHOWN, Figures, LossTracker, NonFiniteLossError, RunLog, first_non_finite
 from m2dclap.schedule import Schedule
 from m2dclap.stop_signals import StoppedError, StopSignals, WaitingEndedError
+from m2dclap.train_config import SavePlan, TrainConfig
 from m2dclap.train_state import TrainState
-from m2dclap.watch import Watch
-from m2dclap.world import World, of_all
-
-
-@dataclass(frozen=True)
-class SavePlan:
-    """When to save: every so many epochs, and optionally steps or minutes; the newest ``keep`` files stay (0: all)."""
-
-    every_epochs: int = 1
-    every_steps: int | None = None
-    every_minutes: float | None = None
-    keep: int = 3
+from m2dclap.watch import Validation
+from m2dclap.world import DistributedContext, raised_on_all
 
 
 class Trainer:
-    """One process's part in a run. ``forward`` is the model, or around it what averages gradients over processes."""
+    """One process's part in a run: the state, and around its objective what averages gradients over processes."""
 
-    def __init__(
-        self, state: TrainState, forward: nn.Module, schedule: Schedule, stats: NormStats, world: World
-    ) -> None:
+    def __init__(self, state: TrainState[Any], schedule: Schedule, world: DistributedContext) -> None:
         self.state, self.schedule, self.world = state, schedule, world
-        self._forward, self._stats = forward, stats
+        self._forward = world.averaging(state.objective)
 
-    def step(self, parts: Sequence[Batch]) -> tuple[torch.Tensor, Figures | dict[str, Any]]:
-        """One step on a batch in parts: forward, backward, clip, update, target.
+    def step(self, parts: Sequence[Any]) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        """One step on a batch in parts, as the loader made them: forward, backward, clip, update.
 
-        Returns the losses (3,) and figures of the step; those are on the device, and nothing waits for it.
+        Returns the K losses of the objective (K,) and figures of the step; those are on the device, and nothing waits
+        for it.
         """
         state, config = self.state, self.schedule.config
-        lr, decay = self.schedule.learning_rate(state.step), self.schedule.target_decay(state.step)
+        lr = self.schedule.learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.zero_grad()
         losses = torch.stack([self._backward(part, number == len(parts)) for number, part in enumerate(parts, 1)])
         state.scaler.unscale_(state.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+        grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.model.update_target(decay)
-        state.model.clamp_logit_scale()
+        figures = state.objective.after_step(state.step, self.schedule)
         state.step += 1
-        logit_scale = state.model.logit_scale.detach()
-        return losses.mean(dim=0), {"lr": lr, "target_decay": decay, "logit_scale": logit_scale, "grad_norm": grad_norm}
+        return losses.mean(dim=0), {"lr": lr, **figures, "grad_norm": grad_norm}
 
-    def _backward(self, batch: Batch, is_last: bool) -> torch.Tensor:
-        """The gradients of a part, averaged over processes with the last one. Returns its losses (3,)."""
-        config, distributed = self.schedule.config, self.world.size > 1
-        given = to_model_input(batch, self._stats, config.noise_ratio, self.state.device)
+    def _backward(self, batch: Any, is_last: bool) -> torch.Tensor:
+        """The gradients of a part, averaged over processes with the last one. Returns its losses (K,)."""
+        config, distributed, objective = self.schedule.config, self.world.size > 1, self.state.objective
+        inputs = objective.prepare(batch)
         waiting = distributed and not is_last
         with self._forward.no_sync() if waiting else nullcontext():  # type: ignore[operator]
             with autocast(self.state.device, config.amp):
-                output = self._forward(
-                    given.log_mel, given.text_embedding, given.noise, given.clean, gather=distributed
-                )
-            self.state.scaler.scale(output.loss / config.accumulate).backward()
-        return torch.stack([getattr(output, name).detach().float() for name in LOSSES])
+                losses = self._forward(inputs, gather=distributed)
+            minimised = losses[objective.loss_names[0]]
+            self.state.scaler.scale(minimised / config.accumulate).backward()
+        return torch.stack([losses[name].detach().float() for name in objective.loss_names])
 
 
 @dataclass(frozen=True)
 class Job:
     """What a run is made of beside the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
 
-    ``watch`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
+    ``validation`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
     """
 
     run: RunFolder
@@ -99,17 +80,17 @@ class Job:
     files_of: Callable[[int], list[str]]
     meter: Meter
     log: RunLog | None
-    watch: Watch | None
+    validation: Validation | None
     overwrites: bool = False
 
 
-def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
+def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
     """Every step that the state has not seen.
 
     Raises `NonFiniteLossError`, `StoppedError` after a stop signal, and in all processes what one cannot load or write.
     """
     state, schedule, config, world = trainer.state, trainer.schedule, trainer.schedule.config, trainer.world
-    window = LossWindow(world.mean, state.unlogged)
+    window = LossTracker(state.objective.loss_names, world.mean, state.unlogged)
     saver = Saver(trainer, job, window)
     progress = Progress(schedule.total_steps, "train", "steps", initial=state.step) if job.log else nullcontext()
     with saver.naming_what_is_saved(), StopSignals(echo=world.size > 1) as signals, progress as shown:
@@ -127,9 +108,7 @@ def run_steps(trainer: Trainer, batches: Iterator[Batch], job: Job) -> None:
             saver.after_step()
 
 
-def _load(
-    batches: Iterator[Batch], count: int, meter: Meter, signals: StopSignals
-) -> list[Batch] | UserError | OSError:
+def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals) -> list[Any] | UserError | OSError:
     """The ``count`` parts of a step; none after a stop signal, which ends the wait; or why they do not come."""
     try:
         with meter.waiting(), signals.ending_waits():
@@ -140,7 +119,7 @@ def _load(
         return error
 
 
-def _write_line(trainer: Trainer, job: Job, window: LossWindow, figures: dict[str, Any], at_epoch: bool) -> str:
+def _write_line(trainer: Trainer, job: Job, window: LossTracker, figures: dict[str, Any], at_epoch: bool) -> str:
     """Write the line that is due, with what is measured after an epoch. Returns what to show beside the progress."""
     require_finite(window, trainer.state.step, job)
     means = window.take()
@@ -153,22 +132,21 @@ def _write_line(trainer: Trainer, job: Job, window: LossWindow, figures: dict[st
 def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, figures: dict[str, Any], at_epoch: bool) -> None:
     state, schedule = trainer.state, trainer.schedule
     line: Figures = {name: float(value) for name, value in figures.items()}
-    line["logit_scale"] = float(figures["logit_scale"].exp())
     line |= job.meter.figures()
     epoch = state.step // schedule.steps_per_epoch
-    if at_epoch and job.watch is not None and job.watch.due(epoch):
-        line |= job.watch.figures(state.model, epoch)
+    if at_epoch and job.validation is not None and job.validation.due(epoch):
+        line |= job.validation.figures(epoch)
     log.write(state.step, state.step / schedule.steps_per_epoch, line)
     job.meter.restart()
 
 
-def require_finite(window: LossWindow, step: int, job: Job) -> None:
+def require_finite(window: LossTracker, step: int, job: Job) -> None:
     """Raise `NonFiniteLossError` for the first step whose loss is not finite, naming its files and a way back."""
     losses = window.settle()
     row = first_non_finite(losses)
     if row is not None:
         bad_step = step - len(losses) + row + 1
-        raise of_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
+        raise raised_on_all(_diverged(f"the loss of step {bad_step:,} is not finite", bad_step, job))
 
 
 def require_finite_state(trainer: Trainer, job: Job) -> None:
@@ -178,7 +156,7 @@ def require_finite_state(trainer: Trainer, job: Job) -> None:
     """
     if trainer.world.any([not trainer.state.is_finite()])[0]:
         step = trainer.state.step
-        raise of_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
+        raise raised_on_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
 
 
 def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
@@ -201,11 +179,11 @@ class Saver:
     """Saves when the plan says so, when training is told to stop or cannot go on, and at its end; never weights that
     are not finite."""
 
-    def __init__(self, trainer: Trainer, job: Job, window: LossWindow) -> None:
+    def __init__(self, trainer: Trainer, job: Job, window: LossTracker) -> None:
         self._trainer, self._job, self._window = trainer, job, window
         self._saved_at, self._saved_step = time.monotonic(), trainer.state.step
 
-    def before_step(self, loaded: list[Batch] | UserError | OSError, signals: StopSignals) -> list[Batch]:
+    def before_step(self, loaded: list[Any] | UserError | OSError, signals: StopSignals) -> list[Any]:
         """``loaded`` itself, where all processes have it and none was told to stop. Saves if it is time.
 
         Else saves and raises, in all processes alike, what kept one of them from loading, or `StoppedError`.
@@ -219,7 +197,7 @@ class Saver:
         if failed:
             self._raise_failure(failure)
         if stop:
-            raise of_all(
+            raise raised_on_all(
                 StoppedError(
                     f"told to stop ({signals.received or 'in another process'}). {self._what_is_saved()}",
                     interrupted=signals.received == "SIGINT",
@@ -232,7 +210,7 @@ class Saver:
         try:
             self._trainer.world.raise_any(failure)
         except UserError as error:
-            raise of_all(UserError(self._put_right(str(error)))) from error
+            raise raised_on_all(UserError(self._put_right(str(error)))) from error
 
     def _put_right(self, failure: str) -> str:
         return f"{failure.rstrip('.')}. {self._what_is_saved('once this is put right')}"
@@ -253,7 +231,7 @@ class Saver:
             yield
         except OSError as error:
             told = UserError(self._put_right(f"{error.filename or 'training'}: {error.strerror or error}"))
-            raise (of_all(told) if getattr(error, "of_all", False) else told) from error
+            raise (raised_on_all(told) if getattr(error, "raised_on_all", False) else told) from error
         except KeyboardInterrupt:
             raise StoppedError(f"interrupted. {self._what_is_saved()}", interrupted=True) from None
 
@@ -282,17 +260,14 @@ class Saver:
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
 
-def wrap(model: M2DCLAP, world: World, config: TrainConfig) -> nn.Module:
-    """``model`` itself, or in several processes what averages its gradients over them while they are computed."""
-    return model if world.size == 1 else averaging(model, world.device)
-
-
-def averaging(model: M2DCLAP, device: torch.device) -> nn.Module:
-    """``model`` with gradients that are averaged over all processes; ``device`` is this one's."""
-    parallel: Any = nn.parallel.DistributedDataParallel
-    device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
-    names = inspect.signature(parallel).parameters
-    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    wrapped: nn.Module = parallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
-    return wrapped
+@contextmanager
+def batch_in_memory(config: TrainConfig) -> Iterator[None]:
+    """Raises `UserError`, with what to change, where the work in this block does not fit the memory of a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not suffice for a batch of {config.batch_size:,} in {config.accumulate} parts with "
+            f"--amp {config.amp}. Use more GPUs, a larger --accumulate, a smaller --batch-size, or --amp bf16; "
+            f"--dry-run measures what they take. ({first_line(error)})"
+        ) from error

@@ -9,11 +9,8 @@ from artifacts.atomic import atomic_file
 from artifacts.errors import UserError
 from m2dclap.run_log import read_log
 
-# Title of each panel and the figures in it; what a log has none of leaves no panel.
+# Titles and figures of the panels below those of the losses; what a log has none of leaves no panel.
 PANELS = (
-    ("loss", ("loss", "valid_loss")),
-    ("masked modelling", ("loss_m2d", "valid_loss_m2d")),
-    ("captions", ("loss_clap", "valid_loss_clap")),
     ("zero-shot accuracy", ("zero_shot_accuracy",)),
     ("RankMe", ("rank_me",)),
     ("explained variance, area", ("explained_variance_area",)),
@@ -22,6 +19,7 @@ PANELS = (
     ("logit scale", ("logit_scale",)),
     ("samples a second", ("samples_per_second",)),
 )
+LOSS, VALID = "loss", "valid_"
 COLUMNS = 3
 
 
@@ -40,7 +38,7 @@ def plot_run(run: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    panels = [(title, curves) for title, names in PANELS if (curves := _curves(lines, names))]
+    panels = [(title, curves) for title, names in (*_losses(lines), *PANELS) if (curves := _curves(lines, names))]
     rows = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(5 * COLUMNS, 3 * rows), layout="constrained")
     for number, (title, curves) in enumerate(panels, start=1):
@@ -54,6 +52,12 @@ def plot_run(run: Path) -> Path:
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=100)
     return path
+
+
+def _losses(lines: list[dict[str, Any]]) -> list[tuple[str, tuple[str, str]]]:
+    """A panel for each loss in a log, of whatever objective: ``loss`` and those that it is made of."""
+    names = dict.fromkeys(name for line in lines for name in line if name == LOSS or name.startswith(f"{LOSS}_"))
+    return [(name.replace("_", " "), (name, VALID + name)) for name in names]
 
 
 def _curves(lines: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, tuple[list[float], list[float]]]:

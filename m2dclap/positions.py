@@ -11,7 +11,7 @@ Grid = tuple[int, int]
 SAME_TABLE = 1e-4
 
 
-def fit_positions(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+def interpolate_pos_embed(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
     """A table (1, 1 + F·T, D) for a grid ``old`` of (F, T) patches → one for the grid ``new``.
 
     The fixed sine-cosine table of a grid becomes that of the other, exactly. A learned one keeps its first columns

@@ -18,23 +18,23 @@ _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _MANTISSA_SHIFT, _MANTISSA = np.uint64(11), 2.0**-53
 
 
-def uniform(stream: int, seed: int, epoch: int, clips: np.ndarray, count: int) -> np.ndarray:
-    """``count`` numbers in [0, 1) for each of ``clips`` (n,): (n, count), float64."""
+def counter_rng(stream: int, seed: int, epoch: int, clips: np.ndarray, count: int) -> np.ndarray:
+    """``count`` uniform numbers in [0, 1) for each of ``clips`` (n,): (n, count), float64."""
     with np.errstate(over="ignore"):
         key = np.zeros(1, np.uint64)
         for part in (stream, seed, epoch):
-            key = _mix(key + _GOLDEN * np.uint64(part + 1))
-        keys = _mix(key + _GOLDEN * (clips.astype(np.uint64) + np.uint64(1)))
-        numbers = _mix(keys[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+            key = _splitmix64(key + _GOLDEN * np.uint64(part + 1))
+        keys = _splitmix64(key + _GOLDEN * (clips.astype(np.uint64) + np.uint64(1)))
+        numbers = _splitmix64(keys[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
     return (numbers >> _MANTISSA_SHIFT).astype(np.float64) * _MANTISSA
 
 
-def pick(share: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """A whole number in 0 … choices − 1 from each ``share`` in [0, 1); all are equally likely."""
-    return np.minimum((share * choices).astype(np.int64), choices - 1)
+def uniform_to_index(uniform: np.ndarray, choices: np.ndarray) -> np.ndarray:
+    """A whole number in 0 … choices − 1 from each of ``uniform`` in [0, 1); all are equally likely."""
+    return np.minimum((uniform * choices).astype(np.int64), choices - 1)
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def _splitmix64(value: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: every bit of the input changes half of the bits of the output."""
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         value = (value ^ (value >> shift)) * factor

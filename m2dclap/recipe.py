@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from artifacts.settings import kinds_of
-from m2dclap.config import ModelConfig, TrainConfig
-
-if TYPE_CHECKING:  # train.py imports this module
-    from m2dclap.data_dir import DataChoice
-    from m2dclap.train import RunOptions
+from m2dclap.config import ModelConfig
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 
 # Set from the text embeddings, not chosen.
 FOUND = {"off_emb_dim"}
@@ -24,7 +21,7 @@ SETTING_KINDS = {**kinds_of(ModelConfig), **kinds_of(TrainConfig)}
 
 def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> str:
     """Every setting of a run under its key for ``--config``; paths absolute, so that it can be read anywhere."""
-    watch, save = options.watch, options.save
+    save = options.save
     values: dict[str, Any] = {
         "data": choice.root,
         "out": out,
@@ -45,7 +42,7 @@ def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: Train
         "save_minutes": save.every_minutes,
         "keep": save.keep,
         "log_every": options.log_every,
-        **asdict(watch),
+        **asdict(options.validation),
         "wandb": options.wandb,
     }
     return yaml.safe_dump({key: _plain(value) for key, value in values.items()}, sort_keys=False, allow_unicode=True)

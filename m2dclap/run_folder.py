@@ -10,7 +10,6 @@ RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and s
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from artifacts.atomic import sweep_temporaries, write_json
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint, require_same
 from artifacts.json_text import load_json
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.checkpoint_file import checkpoints_in
+from m2dclap.config import ModelConfig
+from m2dclap.train_config import TrainConfig
 
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
 MODEL_PREFIX = "m2d_clap_vit_"
 RUN_FILES = ("log.jsonl", "skipped.csv", "train.yaml", "run.png", "nonfinite.txt")
 
@@ -39,31 +39,6 @@ def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sa
     """
     size_and_patch = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k"
     return f"{model_name(size)}-{size_and_patch}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints directly in a folder, the newest last."""
-    names = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
-    return [path for _, path in sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in names if match)]
-
-
-def find_checkpoint(path: Path) -> Path:
-    """``path`` itself if it is a file; the newest checkpoint if it is a run or checkpoint folder.
-
-    Raises `UserError` where there is none.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint or run folder.")
-    folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
-    found = [checkpoints for folder in folders if (checkpoints := checkpoints_in(folder))]
-    if not found:
-        raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
-    if len(found) > 1:
-        listed = ", ".join(sorted(str(checkpoints[0].parent) for checkpoints in found))
-        raise UserError(f"{path} holds checkpoints of several models; name one of {listed}.")
-    return found[0][-1]
 
 
 @dataclass(frozen=True)

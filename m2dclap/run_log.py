@@ -1,4 +1,4 @@
-"""How a run went: JSON lines, TensorBoard events, optionally wandb; and the watch for losses that are not finite."""
+"""How a run went: JSON lines, TensorBoard events, optionally wandb; and which losses are not finite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 from artifacts.atomic import write_bytes
 from artifacts.errors import UserError, first_line
 
-LOSSES = ("loss", "loss_m2d", "loss_clap")
 FILES_SHOWN = 8
 Figures = dict[str, float | int | None]
 
@@ -29,23 +28,25 @@ class NonFiniteLossError(UserError):
     exit_code = 1
 
 
-class LossWindow:
+class LossTracker:
     """The losses since the last line of the log; they stay on the device until a line or a checkpoint is due.
 
-    ``reduce`` averages a tensor over processes, on the CPU. What was reduced before a checkpoint is part of it, so a
-    resumed run writes the same lines.
+    ``names`` are those of the K losses; ``reduce`` averages a tensor over processes, on the CPU. What was reduced
+    before a checkpoint is part of it, so a resumed run writes the same lines.
     """
 
-    def __init__(self, reduce: Callable[[torch.Tensor], torch.Tensor], unlogged: torch.Tensor) -> None:
-        self._reduce, self._settled = reduce, unlogged
+    def __init__(
+        self, names: Sequence[str], reduce: Callable[[torch.Tensor], torch.Tensor], unlogged: torch.Tensor
+    ) -> None:
+        self._names, self._reduce, self._settled = names, reduce, unlogged
         self._fresh: list[torch.Tensor] = []
 
     def add(self, losses: torch.Tensor) -> None:
-        """Remember a step's losses (3,); no transfer from the device."""
+        """Remember a step's losses (K,); no transfer from the device."""
         self._fresh.append(losses)
 
     def settle(self) -> torch.Tensor:
-        """All losses since the last line (n, 3), averaged over processes; a step that is not finite stays so."""
+        """All losses since the last line (n, K), averaged over processes; a step that is not finite stays so."""
         if self._fresh:
             self._settled = torch.cat([self._settled, self._reduce(torch.stack(self._fresh))])
             self._fresh.clear()
@@ -55,11 +56,11 @@ class LossWindow:
         """Their means by name; the next window begins."""
         means = self.settle().double().mean(dim=0).tolist()
         self._settled = self._settled[:0]
-        return dict(zip(LOSSES, means, strict=True))
+        return dict(zip(self._names, means, strict=True))
 
 
 def first_non_finite(losses: torch.Tensor) -> int | None:
-    """The row of the first losses (n, 3) that are not finite."""
+    """The row of the first losses (n, K) that are not finite."""
     finite = losses.isfinite().all(dim=1)
     return None if bool(finite.all()) else int((~finite).int().argmax())
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from m2dclap.config import TrainConfig
+from m2dclap.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,27 @@ from artifacts.atomic import write_text
 from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest, fingerprint
 from artifacts.lock import exclusive
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, TrainingData, open_training_data, write_skipped
-from m2dclap.device import batch_in_memory, resolve_amp
-from m2dclap.flops import matrix_peak, train_flops_per_clip
-from m2dclap.initialise import initialise
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import TrainingData, open_training_data, write_skipped
+from m2dclap.device import resolve_amp
+from m2dclap.flops import matrix_peak
 from m2dclap.loader import Batches, make_loader
-from m2dclap.loop import Job, SavePlan, Trainer, run_steps, wrap
+from m2dclap.loop import Job, Trainer, batch_in_memory, run_steps
 from m2dclap.meter import Meter
 from m2dclap.model import M2DCLAP
+from m2dclap.objectives import MaskedClap, Objective
 from m2dclap.order import TrainOrder
 from m2dclap.recipe import recipe_text
-from m2dclap.run_folder import RunFolder, checkpoint_folder_name, find_checkpoint, model_name, remove_run
-from m2dclap.run_log import LOSSES, Figures, RunLog, read_log
+from m2dclap.run_folder import RunFolder, checkpoint_folder_name, model_name, remove_run
+from m2dclap.run_log import Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
+from m2dclap.stop_signals import was_told
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.train_state import TrainState
 from m2dclap.wandb_log import open_wandb
-from m2dclap.watch import Watch, WatchOptions
-from m2dclap.world import World, join_world
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, without any influence on the result; but for ``init``, the checkpoint that weights begin with.
-
-    ``size`` is the model's name in its folder; ``workers`` None loads in the training process on a CPU and in several
-    of their own on a GPU; ``log_every`` is in steps.
-    """
-
-    size: str
-    init: Path | None = None
-    device: str = "auto"
-    workers: int | None = None
-    compile: bool = False
-    save: SavePlan = field(default_factory=SavePlan)
-    log_every: int = 10
-    watch: WatchOptions = field(default_factory=WatchOptions)
-    wandb: str | None = None
-    overwrite: bool = False
+from m2dclap.watch import Validation
+from m2dclap.world import DistributedContext, join_processes
 
 
 @dataclass(frozen=True)
@@ -63,20 +46,31 @@ class TrainResult:
     checkpoint: str
     epochs: int
     steps: int
-    loss: float | None
-    loss_m2d: float | None
-    loss_clap: float | None
+    losses: dict[str, float | None]
     clips: int
     skipped: int
     is_main: bool = True
     """Whether this is the first process, whose result it is to show."""
 
+    @property
+    def loss(self) -> float | None:
+        """What was minimised."""
+        return self.losses["loss"]
+
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "is_main"}
+        """Plain JSON values, the losses among the others."""
+        return {
+            "checkpoint": self.checkpoint,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            **self.losses,
+            "clips": self.clips,
+            "skipped": self.skipped,
+        }
 
     def summary(self) -> str:
         """Two lines for a terminal."""
-        losses = ", ".join(f"{name} {value:.4f}" for name in LOSSES if (value := getattr(self, name)) is not None)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items() if value is not None)
         return (
             f"{self.epochs} epochs, {self.steps:,} steps, {self.clips:,} clips ({self.skipped:,} skipped): {losses}\n"
             f"{self.checkpoint}"
@@ -90,26 +84,26 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
     where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
     """
-    with join_world(options.device) as world, batch_in_memory(config), ExitStack() as stack:
-        data = world.from_main(lambda: open_training_data(choice, model.input_size[0]))
+    with join_processes(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.from_main(lambda: require_whole_batches(len(data), config, world.size))
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
         for line in (*data.notes, data.summary()):
             say(world, line)
         recipe = recipe_text(choice, out, model, config, options)
         amp = resolve_amp(config.amp, world.device)
-        run = world.from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        run = world.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
         if (begun_in := run.notes.get("amp", amp)) != amp:
             say(
                 world,
                 f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
             )
         state = make_state(model, config, data, world.device)
-        if (newest := world.from_main(run.newest)) is not None:
+        if (newest := world.broadcast_from_main(run.newest)) is not None:
             state.restore(newest)
             say(world, f"going on from {newest}")
         elif options.init is not None:
-            say(world, initialise(state.model, options.init))
+            say(world, state.objective.begin_with(options.init))
         steps_per_epoch = len(data) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
@@ -120,7 +114,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
             checkpoint=str(run.checkpoint(epochs)),
             epochs=epochs,
             steps=state.step,
-            **{name: last.get(name) for name in LOSSES},
+            losses={name: last.get(name) for name in state.objective.loss_names},
             clips=len(data),
             skipped=len(data.skipped),
             is_main=world.is_main,
@@ -129,49 +123,51 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
 
 def _run(
     stack: ExitStack,
-    state: TrainState,
+    state: TrainState[MaskedClap],
     schedule: Schedule,
     data: TrainingData,
     run: RunFolder,
-    world: World,
+    world: DistributedContext,
     options: RunOptions,
 ) -> None:
     """Wire the parts of a run together and go through its steps."""
-    config, model = schedule.config, state.model
-    dataset = data.dataset(model.config, config)
+    config, objective = schedule.config, state.objective
+    model = objective.model.config
+    dataset = data.dataset(model, config)
     order = make_order(data, config, schedule, world, state.step)
     loader = make_loader(dataset, order, options.workers, world.device, world.size)
     if options.compile:
-        compile_blocks(model)
+        compile_blocks(objective)
     job = Job(
         run=run,
-        args=_checkpoint_args(data, model.config, config, options),
+        args=_checkpoint_args(data, model, config, options),
         plan=options.save,
         log_every=options.log_every,
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
-        meter=make_meter(model.config, config, world),
+        meter=make_meter(objective, config, world),
         log=_open_log(stack, run, state, options) if world.is_main else None,
-        watch=_watch_of_main(world, options, data, config, model),
+        validation=_validation_of_main(world, options, data, config, objective),
         overwrites=options.overwrite,
     )
-    trainer = Trainer(state, wrap(model, world, config), schedule, data.stats, world)
     with Batches(loader) as batches:
-        run_steps(trainer, batches, job)
+        run_steps(Trainer(state, schedule, world), batches, job)
 
 
-def make_state(model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device) -> TrainState:
+def make_state(
+    model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device
+) -> TrainState[MaskedClap]:
     """A new model with weights from the seed, the same on every device, and its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = M2DCLAP(model_config)
     model.norm_stats.copy_(torch.tensor(data.stats))
-    model.to(device).train()
+    objective = MaskedClap(model, data.stats, config.noise_ratio).to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
-    return TrainState(model, make_optimizer(model, config), scaler)
+    return TrainState(objective, make_optimizer(objective, config), scaler)
 
 
 def make_order(
-    data: TrainingData, config: TrainConfig, schedule: Schedule, world: World, first_step: int
+    data: TrainingData, config: TrainConfig, schedule: Schedule, world: DistributedContext, first_step: int
 ) -> TrainOrder:
     """What this process trains on from ``first_step`` (0, 1, …) to the end."""
     return TrainOrder(
@@ -187,17 +183,16 @@ def make_order(
     )
 
 
-def make_meter(model: ModelConfig, config: TrainConfig, world: World) -> Meter:
+def make_meter(objective: Objective, config: TrainConfig, world: DistributedContext) -> Meter:
     """A meter against what all devices could do, if all are like this one."""
     peak = matrix_peak(world.device, resolve_amp(config.amp, world.device)) * world.size
-    return Meter(world.device, train_flops_per_clip(model), peak)
+    return Meter(world.device, objective.flops_per_clip(), peak)
 
 
-def compile_blocks(model: M2DCLAP) -> None:
+def compile_blocks(objective: Objective) -> None:
     """Compile each transformer block where it stands: most of the gain, names of weights and gathering as they are."""
-    for blocks in (model.blocks, model.target_blocks, model.decoder_blocks):
-        for block in blocks:
-            block.compile()
+    for block in objective.blocks():
+        block.compile()
 
 
 def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
@@ -251,23 +246,25 @@ def _open_run(
     return run
 
 
-def _open_log(stack: ExitStack, run: RunFolder, state: TrainState, options: RunOptions) -> RunLog:
+def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], options: RunOptions) -> RunLog:
     also: Callable[[Figures, int], None] | None = None
     if options.wandb is not None:
         also = stack.enter_context(open_wandb(options.wandb, run))
     return stack.enter_context(RunLog(run.log, state.step, also))
 
 
-def _watch_of_main(
-    world: World, options: RunOptions, data: TrainingData, config: TrainConfig, model: M2DCLAP
-) -> Watch | None:
-    """The watch, in the first process; what is wrong with its tables stops all of them."""
-    made: list[Watch] = []
-    world.from_main(lambda: made.append(Watch(options.watch, data, config, model)))
+def _validation_of_main(
+    world: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
+) -> Validation | None:
+    """The validation, in the first process; what is wrong with its tables stops all of them."""
+    made: list[Validation] = []
+    world.broadcast_from_main(
+        lambda: made.append(Validation(options.validation, data, config, objective, objective.model))
+    )
     return made[0] if made else None
 
 
-def say(world: World, words: str) -> None:
+def say(world: DistributedContext, words: str) -> None:
     if world.is_main:
         print(f"train: {words}", file=sys.stderr)
 

@@ -6,42 +6,46 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import torch
 
 from artifacts.atomic import atomic_file
 from artifacts.errors import UserError, first_line
 from m2dclap.checkpoint_file import read_file
-from m2dclap.model import M2DCLAP
+from m2dclap.objectives import Objective
 
 # Our own key in a checkpoint; the original's loaders pass it over.
 EXTRA = "m2dprep"
+Stage = TypeVar("Stage", bound=Objective)
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Stage]):
     """Everything that changes while training, and so everything that is saved.
 
     ``step`` counts the optimiser's steps, and with it the place in the learning rate's schedule and in the order of
-    clips; ``unlogged`` (n, 3) are losses since the last line of the log. Random generators are not part of it: what is
-    random follows from the seed, the epoch and the clip.
+    clips; ``unlogged`` (n, K) are the K losses of each step since the last line of the log. Random generators are not
+    part of it: what is random follows from the seed, the epoch and the clip.
     """
 
-    model: M2DCLAP
+    objective: Stage
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
-    unlogged: torch.Tensor = field(default_factory=lambda: torch.empty(0, 3))
+    unlogged: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unlogged = torch.empty(0, len(self.objective.loss_names))
 
     @property
     def device(self) -> torch.device:
-        return self.model.cls_token.device
+        return self.objective.device
 
     def is_finite(self) -> bool:
         """Whether all weights and the optimiser's moments are finite; waits for the device."""
         moments = (value for of_one in self.optimizer.state.values() for value in of_one.values())
-        values = [*self.model.state_dict().values(), *(value for value in moments if torch.is_tensor(value))]
+        values = [*self.objective.weights().values(), *(value for value in moments if torch.is_tensor(value))]
         by_device: dict[torch.device, list[torch.Tensor]] = {}
         for value in values:
             by_device.setdefault(value.device, []).append(value.isfinite().all())
@@ -54,7 +58,7 @@ class TrainState:
         give equal bytes.
         """
         value = {
-            "model": self.model.state_dict(),
+            "model": self.objective.weights(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": epoch,
             "scaler": self.scaler.state_dict(),
@@ -74,10 +78,13 @@ class TrainState:
                 "before it, or from the beginning."
             ) from error
         try:
-            self.model.load_state_dict(value["model"])
+            self.objective.load_weights(value["model"])
             self.optimizer.load_state_dict(value["optimizer"])
             self.scaler.load_state_dict(value["scaler"])
-            self.step, self.unlogged = int(value[EXTRA]["step"]), value[EXTRA]["unlogged"]
+            self.step, unlogged = int(value[EXTRA]["step"]), value[EXTRA]["unlogged"]
+            if unlogged.shape[1:] != self.unlogged.shape[1:]:
+                raise ValueError(f"it has {list(unlogged.shape)[1:]} losses, not {self.objective.loss_names}")
+            self.unlogged = unlogged
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
 

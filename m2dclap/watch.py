@@ -5,26 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from m2dclap.clip_set import ClipSet
-from m2dclap.config import TrainConfig
+from m2dclap.clip_set import ClipSet, check_template
 from m2dclap.data_dir import TrainingData
 from m2dclap.dataset import Clips
 from m2dclap.device import autocast
-from m2dclap.device_batch import to_model_input
 from m2dclap.encode import AudioEncoder, embed_texts
 from m2dclap.features import explained_variance_area, rank_me
 from m2dclap.model import M2DCLAP
+from m2dclap.objectives import Objective
 from m2dclap.order import BatchKey
 from m2dclap.random_numbers import FEATURE_STREAM
 from m2dclap.read_clip import ClipReader
-from m2dclap.run_log import LOSSES, Figures
-from m2dclap.zeroshot import DEFAULT_TEMPLATE, check_template, class_embeddings, classify, load_text_encoder, tally
+from m2dclap.run_log import Figures
+from m2dclap.train_config import TrainConfig, ValidationOptions
+from m2dclap.zeroshot import class_embeddings, classify, load_text_encoder, tally
 
 # Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
 # whatever the batch or the number of processes in training.
@@ -34,27 +33,17 @@ FEATURE_CLIPS = 2048
 FEATURE_BATCH = 32
 
 
-@dataclass(frozen=True)
-class WatchOptions:
-    """What to measure and every how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
+class Validation:
+    """Measures the losses of an objective, and the model that it trains; in the first process only."""
 
-    valid_every: int = 1
-    features_every: int = 10
-    probe_every: int = 5
-    probe_clips: Path | None = None
-    probe_root: Path | None = None
-    probe_text_model: str | None = None
-    probe_template: str = DEFAULT_TEMPLATE
-
-
-class Watch:
-    """Measures a model that is being trained; in the first process only."""
-
-    def __init__(self, options: WatchOptions, data: TrainingData, config: TrainConfig, model: M2DCLAP) -> None:
+    def __init__(
+        self, options: ValidationOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
+    ) -> None:
         self._options, self._data, self._config = options, data, config
+        self._objective, self._model = objective, model
         self._held_out = data.held_out_dataset(model.config, config)
         self._feature_clips = self._held_out or data.dataset(model.config, config)
-        self._probe = None if options.probe_clips is None else Probe(options, data, model)
+        self._probe = None if options.probe_clips is None else ZeroShotProbe(options, data, model)
 
     def due(self, epoch: int) -> bool:
         """Whether anything is to be measured after ``epoch`` epochs."""
@@ -63,12 +52,12 @@ class Watch:
         probe = self._probe is not None and _is_due(epoch, options.probe_every)
         return valid or probe or _is_due(epoch, options.features_every)
 
-    def figures(self, model: M2DCLAP, epoch: int) -> Figures:
+    def figures(self, epoch: int) -> Figures:
         """What is due after ``epoch`` epochs, by the names that it has in the log."""
-        options, figures = self._options, Figures()
-        with evaluating(model):
+        options, model, figures = self._options, self._model, Figures()
+        with evaluating(self._objective):
             if self._held_out is not None and _is_due(epoch, options.valid_every):
-                figures |= validation_losses(model, self._held_out, self._data, self._config)
+                figures |= validation_losses(self._objective, self._held_out, self._config.amp)
             if _is_due(epoch, options.features_every):
                 figures |= feature_figures(model, self._feature_clips, self._data, self._config.seed)
             if self._probe is not None and _is_due(epoch, options.probe_every):
@@ -77,32 +66,32 @@ class Watch:
 
 
 @contextmanager
-def evaluating(model: M2DCLAP) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients, for the block."""
-    was_training = model.training
-    model.eval()
+    was_training = module.training
+    module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        module.train(was_training)
 
 
-def validation_losses(model: M2DCLAP, clips: Clips, data: TrainingData, config: TrainConfig) -> Figures:
-    """``valid_loss``, ``valid_loss_m2d``, ``valid_loss_clap`` over held-out clips: means over clips.
+def validation_losses(objective: Objective, clips: Clips, amp: str) -> Figures:
+    """The losses over held-out clips, means over clips: ``valid_loss`` and what else the objective has.
 
     Crops, captions and masks are those of epoch 0, so that epochs differ by the model alone. Batches have
     `VALIDATION_BATCH` clips or, where that does not divide them, evenly fewer.
     """
     parts = np.array_split(np.arange(len(clips)), -(-len(clips) // VALIDATION_BATCH))
-    device = model.cls_token.device
-    total = torch.zeros(len(LOSSES), dtype=torch.float64)
+    names = objective.loss_names
+    total = torch.zeros(len(names), dtype=torch.float64)
     for part in parts:
-        given = to_model_input(clips[BatchKey(0, part)], data.stats, 0.0, device)
-        with autocast(device, config.amp):
-            output = model(given.log_mel, given.text_embedding, given.noise)
-        total += torch.stack([getattr(output, name).double() for name in LOSSES]).cpu() * len(part)
-    return {f"valid_{name}": value for name, value in zip(LOSSES, (total / len(clips)).tolist(), strict=True)}
+        inputs = objective.prepare(clips[BatchKey(0, part)])
+        with autocast(objective.device, amp):
+            losses = objective.losses(inputs)
+        total += torch.stack([losses[name].double() for name in names]).cpu() * len(part)
+    return {f"valid_{name}": value for name, value in zip(names, (total / len(clips)).tolist(), strict=True)}
 
 
 def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int) -> Figures:
@@ -120,10 +109,10 @@ def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int)
     return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
 
 
-class Probe:
+class ZeroShotProbe:
     """Zero-shot classification of a fixed table of clips, with the encoder that the captions were embedded with."""
 
-    def __init__(self, options: WatchOptions, data: TrainingData, model: M2DCLAP) -> None:
+    def __init__(self, options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> None:
         assert options.probe_clips is not None
         self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
         template = check_template(options.probe_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from artifacts.errors import UserError, first_line
 from artifacts.process import stop_without_parent
 from m2dclap.device import pick_device
-from m2dclap.stop_signals import was_told
 
 Value = TypeVar("Value")
 Failure = TypeVar("Failure", bound=Exception)
@@ -32,7 +33,7 @@ _kept_groups: list[Any] = []
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among all; rank 0 opens the data, writes files and validates."""
 
     rank: int
@@ -43,7 +44,7 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def from_main(self, make: Callable[[], Value]) -> Value:
+    def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
         """What ``make`` returns in rank 0, in every process; also a `UserError` or `OSError` that it raises there."""
         if self.size == 1:
             return make()
@@ -56,7 +57,7 @@ class World:
         dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
         made, failure = message[0]
         if failure is not None:
-            raise of_all(failure)
+            raise raised_on_all(failure)
         value: Value = made
         return value
 
@@ -76,7 +77,7 @@ class World:
         if self.size > 1:
             failures = [None] * self.size
             dist.all_gather_object(failures, failure)
-        raise of_all(next(one for one in failures if one is not None))
+        raise raised_on_all(next(one for one in failures if one is not None))
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -88,6 +89,10 @@ class World:
             failure = error
         self.raise_any(failure)
 
+    def averaging(self, module: nn.Module) -> nn.Module:
+        """``module`` itself, or in several processes what averages its gradients over them as they are computed."""
+        return module if self.size == 1 else averaging(module, self.device)
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The average of ``values`` over all processes, on the CPU."""
         values = values.cpu()
@@ -97,24 +102,36 @@ class World:
         return values
 
 
-def of_all(error: Failure) -> Failure:
+def averaging(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module`` with gradients that are averaged over all processes; ``device`` is this one's."""
+    parallel: Any = nn.parallel.DistributedDataParallel
+    device_ids = [device.index] if device.type == "cuda" else None
+    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
+    names = inspect.signature(parallel).parameters
+    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    wrapped: nn.Module = parallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
+    return wrapped
+
+
+def raised_on_all(error: Failure) -> Failure:
     """Mark ``error`` as one that every process raises at the same point, so that the group can be left in order."""
-    error.of_all = True  # type: ignore[attr-defined]
+    error.raised_on_all = True  # type: ignore[attr-defined]
     return error
 
 
 @contextmanager
-def join_world(device_name: str) -> Iterator[World]:
+def join_processes(device_name: str, told_to_stop: Callable[[], bool]) -> Iterator[DistributedContext]:
     """The world that torchrun's environment variables describe; without them a world of one process.
 
-    Within such a block another one joins the same world: processes can meet only once under torchrun. The
-    group is left at the end, and after an error that all processes raise (`of_all`). Raises `UserError` where there are
-    fewer GPUs than processes on this machine.
+    Within such a block another one joins the same world: processes can meet only once under torchrun. The group is left
+    at the end, and after an error that all processes raise (`raised_on_all`). A process whose launcher is gone is told
+    to stop, unless ``told_to_stop`` says that it was. Raises `UserError` where there are fewer GPUs than processes on
+    this machine.
     """
     size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     device = pick_device(device_name)
     if size <= 1:
-        yield World(0, 1, device)
+        yield DistributedContext(0, 1, device)
         return
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -125,17 +142,17 @@ def join_world(device_name: str) -> Iterator[World]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if dist.is_initialized():
-        yield World(rank, size, device)
+        yield DistributedContext(rank, size, device)
         return
-    stop_without_parent(ORPHAN_SECONDS, was_told)
+    stop_without_parent(ORPHAN_SECONDS, told_to_stop)
     _meet(rank, size, device)
     _kept_groups.append(dist.group.WORLD)
     try:
-        yield World(rank, size, device)
+        yield DistributedContext(rank, size, device)
     except BaseException as error:
         # Leaving the group waits for the others with NCCL, and they may be waiting for this process in a sum. One that
         # fails alone just ends; torchrun sees that, and ends the others.
-        if getattr(error, "of_all", False):
+        if getattr(error, "raised_on_all", False):
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()

@@ -17,31 +17,24 @@ from artifacts.errors import UserError
 from artifacts.progress import Progress
 from captions.encoder import TextEncoder, load_encoder
 from m2dclap.checkpoint import Checkpoint
-from m2dclap.clip_set import ClipSet, LabelledClip
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.clip_set import (
+    DEFAULT_TEMPLATE,
+    ClipSet,
+    LabelledClip,
+    caption_of,
+    check_template,
+    require_different_captions,
+)
 from m2dclap.device import pick_device
 from m2dclap.encode import AudioEncoder, embed_texts
 from m2dclap.read_clip import ClipReader, Unreadable
-from m2dclap.run_folder import find_checkpoint
 
-LABEL_FIELD = "{label}"
-DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
 # Clips that are in memory at once: a hundred MB of ten-second log-mels.
 BLOCK_CLIPS = 256
 # Captions of the same tokens differ by rounding, a billionth of this; those of other tokens by far more.
 SAME_COSINE = 1 - 1e-9
 SAME_BLOCK = 1024
-
-
-def caption_of(label: str, template: str) -> str:
-    """The caption that stands for a class: the template with the label, underscores as spaces."""
-    return template.replace(LABEL_FIELD, label.replace("_", " "))
-
-
-def check_template(template: str) -> str:
-    """``template``, or a `UserError` where it has no place for the label."""
-    if LABEL_FIELD not in template:
-        raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
-    return template
 
 
 @dataclass(frozen=True)
@@ -157,19 +150,6 @@ def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str
             "as wrong. Give them one label, or a name that differs in more than case and spaces."
         )
     return embeddings
-
-
-def require_different_captions(classes: Sequence[str], template: str) -> None:
-    """Raise `UserError` where two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
-    seen: dict[str, str] = {}
-    for label in classes:
-        caption = " ".join(caption_of(label, template).split())
-        if caption in seen:
-            raise UserError(
-                f"the classes {seen[caption]!r} and {label!r} have one caption, {caption!r}, so that every clip of one "
-                "would count as wrong. Give them one label."
-            )
-        seen[caption] = label
 
 
 def _first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:

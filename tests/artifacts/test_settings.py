@@ -11,7 +11,8 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.settings import Range, build, kinds_of, typed
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.config import ModelConfig
+from m2dclap.train_config import TrainConfig
 
 SETTINGS: list[Any] = [ModelConfig(), TrainConfig(), PRESETS["16k"], ConvertConfig(PRESETS["16k"])]
 KEYS = [(settings, field.name) for settings in SETTINGS for field in fields(settings)]

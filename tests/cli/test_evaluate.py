@@ -14,20 +14,8 @@ from click.testing import CliRunner, Result
 
 from cli.main import m2dprep
 from m2dclap import zeroshot
-from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
-
-# 64 and 32 dimensions a head, which is what a checkpoint without configuration is taken to have.
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=64,
-    depth=1,
-    num_heads=1,
-    decoder_embed_dim=32,
-    decoder_depth=1,
-    decoder_num_heads=1,
-    off_emb_dim=16,
-)
+from tests.tiny import TINY_INFERABLE
 
 
 class FakeEncoder:
@@ -44,7 +32,7 @@ class FakeEncoder:
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder())
     torch.manual_seed(0)
-    torch.save({"model": M2DCLAP(MODEL).state_dict()}, tmp_path / "checkpoint-1.pth")
+    torch.save({"model": M2DCLAP(TINY_INFERABLE).state_dict()}, tmp_path / "checkpoint-1.pth")
     return tmp_path / "checkpoint-1.pth"
 
 

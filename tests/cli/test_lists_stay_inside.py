@@ -18,7 +18,8 @@ from artifacts.layout import LmsLayout, inside, leads_out
 from artifacts.tables import write_file_list, write_parquet
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.data_dir import open_training_data
+from m2dclap.train_config import DataChoice
 from tests.cli.invocation import refused, run
 from workflows.melspec import MelspecOptions, run_melspec
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from cli.evaluate import zero_shot
 from cli.main import COMMANDS, m2dprep
+from cli.train import train
 from cli.train_options import MODELS
-from m2dclap.config import PRESETS
+from m2dclap.train_config import PRESETS, RunOptions
 
 
 @pytest.fixture
@@ -95,3 +98,17 @@ def test_missing_data_directory(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "no such folder" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_defaults_that_the_command_repeats_are_a_runs() -> None:
+    """The command's options say their defaults without importing what they are for."""
+    defaults = {parameter.name: parameter.default for parameter in train.params}
+    run = RunOptions(str(defaults["size"]))
+    for owner, names in (
+        (run, ("device", "workers", "log_every", "wandb", "init")),
+        (run.save, ("keep",)),
+        (run.validation, tuple(field.name for field in fields(run.validation))),
+    ):
+        assert {name: defaults[name] for name in names} == {name: getattr(owner, name) for name in names}
+    zero_shot_defaults = {parameter.name: parameter.default for parameter in zero_shot.params}
+    assert zero_shot_defaults["template"] == run.validation.probe_template

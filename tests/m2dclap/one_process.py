@@ -6,20 +6,18 @@ Argument: the device. Prints ``equal`` where all is well.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from m2dclap.loop import averaging
 from m2dclap.model import M2DCLAP
-from m2dclap.world import backend_of, gather_rows
-from tests.m2dclap.two_processes import MODEL
+from m2dclap.world import averaging, backend_of, gather_rows
+from tests.tiny import TINY
 
 
 def gradients(device: torch.device, *, distributed: bool) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
-    config = replace(MODEL, off_emb_dim=16)
+    config = TINY
     model = M2DCLAP(config).to(device).train()
     forward = averaging(model, device) if distributed else model
     log_mel, text = torch.randn(6, 1, *config.input_size), torch.randn(6, 16)

@@ -15,24 +15,15 @@ import torch
 from artifacts.errors import UserError
 from audioprep.config import PRESETS as FRONT_ENDS
 from m2dclap.checkpoint import Checkpoint, infer_config
-from m2dclap.config import ModelConfig, TrainConfig
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
 from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import checkpoint_folder_name, find_checkpoint
-from m2dclap.schedule import make_optimizer
-from m2dclap.train_state import TrainState
+from m2dclap.run_folder import checkpoint_folder_name
+from m2dclap.train_config import TrainConfig
+from tests.tiny import TINY_INFERABLE, state_of
 
 CPU = torch.device("cpu")
-# Heads of 64 and 32 dimensions, as in the original, so that its configuration can be read from the shapes.
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=64,
-    depth=2,
-    num_heads=1,
-    decoder_embed_dim=32,
-    decoder_depth=1,
-    decoder_num_heads=1,
-    off_emb_dim=8,
-)
+MODEL = replace(TINY_INFERABLE, off_emb_dim=8)
 FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-test"
 
 
@@ -72,12 +63,8 @@ def test_folder_name_follows_the_originals_rule() -> None:
 
 
 def test_state_survives_the_disk(tmp_path: Path) -> None:
-    def new_state() -> TrainState:
-        model = M2DCLAP(MODEL)
-        return TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
-
-    state = new_state()
-    state.model(torch.randn(2, 1, 80, 48), torch.randn(2, 8)).loss.backward()
+    state = state_of(MODEL)
+    state.objective.model(torch.randn(2, 1, 80, 48), torch.randn(2, 8)).loss.backward()
     state.optimizer.step()
     state.step, state.unlogged = 17, torch.rand(2, 3)
     state.save(tmp_path / "checkpoint-4.pth", 4, {"model": "m2d_clap_vit_tiny"}, {"train": {}})
@@ -85,19 +72,18 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
     assert list(raw) == ["model", "optimizer", "epoch", "scaler", "args", "m2dprep"]
     assert type(raw["args"]) is dict
     assert raw["model"]["norm_stats"].shape == (2,)
-    other = new_state()
+    other = state_of(MODEL)
     other.restore(tmp_path / "checkpoint-4.pth")
     assert other.step == 17
     assert other.unlogged.equal(state.unlogged)
-    for key, value in state.model.state_dict().items():
-        assert other.model.state_dict()[key].equal(value)
+    for key, value in state.objective.weights().items():
+        assert other.objective.weights()[key].equal(value)
     moments = [s.optimizer.state_dict()["state"] for s in (state, other)]
     assert all(moments[0][i]["exp_avg"].equal(moments[1][i]["exp_avg"]) for i in moments[0])
 
 
 def test_restoring_anything_else_is_refused(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
-    model = M2DCLAP(replace(MODEL, depth=1))
-    state = TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
+    state = state_of(replace(MODEL, depth=1))
     for value in ({"model": weights}, weights):
         with pytest.raises(UserError, match="cannot be gone on from"):
             state.restore(save(value))

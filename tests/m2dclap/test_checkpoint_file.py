@@ -17,22 +17,20 @@ import torch
 from artifacts.errors import UserError
 from m2dclap.checkpoint import Checkpoint
 from m2dclap.checkpoint_file import DamagedError, read_file
-from m2dclap.config import TrainConfig
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
-from m2dclap.schedule import make_optimizer
+from m2dclap.objectives import MaskedClap
 from m2dclap.train_state import TrainState
-from tests.m2dclap.two_processes import MODEL
+from tests.tiny import TINY, state_of
 
 DAMAGES = 100
-ARGS = {"model": "m2d_clap_vit_tiny", "model_config": MODEL.to_dict(), "blr": 3e-4, "text_model": {"model": "made-up"}}
+ARGS = {"model": "m2d_clap_vit_tiny", "model_config": TINY.to_dict(), "blr": 3e-4, "text_model": {"model": "made-up"}}
 
 
-def new_state() -> TrainState:
+def new_state() -> TrainState[MaskedClap]:
     torch.manual_seed(0)
-    model = M2DCLAP(MODEL)
-    state = TrainState(model, make_optimizer(model, TrainConfig()), torch.amp.GradScaler("cpu", enabled=False))
-    model(torch.ones(2, 1, 80, 48), torch.ones(2, MODEL.off_emb_dim)).loss.backward()
+    state = state_of(TINY)
+    state.objective.model(torch.ones(2, 1, 80, 48), torch.ones(2, TINY.off_emb_dim)).loss.backward()
     state.optimizer.step()
     return state
 
@@ -114,7 +112,7 @@ def test_every_reader_of_checkpoints_tells_it_and_the_way_back(flipped: Path) ->
     with pytest.raises(UserError, match=r"checkpoint-3\.pth is damaged: its member \S+/data/\d+ is not") as raised:
         new_state().restore(flipped)
     assert "Remove checkpoint-3.pth, and the same command goes on from the checkpoint before it" in str(raised.value)
-    for read in (Checkpoint.read, read_file, lambda path: initialise(M2DCLAP(MODEL), path)):
+    for read in (Checkpoint.read, read_file, lambda path: initialise(M2DCLAP(TINY), path)):
         with pytest.raises(DamagedError, match="Take another copy of it, or an earlier checkpoint"):
             read(flipped)
 
@@ -145,7 +143,7 @@ def test_what_the_disk_cannot_read_is_tried_again_and_then_named(
 def test_everybody_else_reads_our_checkpoints(checkpoint: Path) -> None:
     value = torch.load(checkpoint, weights_only=True)
     assert list(value)[:5] == ["model", "optimizer", "epoch", "scaler", "args"]
-    M2DCLAP(MODEL).load_state_dict(value["model"])
+    M2DCLAP(TINY).load_state_dict(value["model"])
     with zipfile.ZipFile(checkpoint) as archive:
         assert archive.testzip() is None
 

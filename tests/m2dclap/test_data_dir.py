@@ -19,7 +19,8 @@ from artifacts.records import write_config
 from artifacts.tables import read_captions, read_file_list, write_captions, write_file_list
 from audioprep.config import PRESETS, ConvertConfig
 from audioprep.pack import pack
-from m2dclap.data_dir import DataChoice, open_training_data, write_skipped
+from m2dclap.data_dir import open_training_data, write_skipped
+from m2dclap.train_config import DataChoice
 from tests.conftest import write_store
 
 MakeData = Callable[..., Path]

@@ -17,13 +17,14 @@ from artifacts.errors import UserError
 from artifacts.lms_store import find_log_mels
 from artifacts.tables import write_file_list
 from audioprep.pack import pack
-from m2dclap.config import PRESETS, ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, TrainingData, open_training_data
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import TrainingData, open_training_data
 from m2dclap.dataset import Batch, Clips, whole_batch
 from m2dclap.device_batch import mix_powers, to_model_input
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.order import BatchKey, TrainOrder
-from m2dclap.random_numbers import pick, uniform
+from m2dclap.random_numbers import counter_rng, uniform_to_index
+from m2dclap.train_config import PRESETS, DataChoice, TrainConfig
 
 MakeData = Callable[..., Path]
 MODEL = replace(PRESETS["tiny"].model, off_emb_dim=16)
@@ -71,20 +72,20 @@ def test_samples_repeat_and_differ_and_do_not_depend_on_their_batch(data: Traini
 
 
 def test_numbers_are_uniform_and_independent() -> None:
-    numbers = uniform(0, 3, 7, np.arange(2000), 50)
+    numbers = counter_rng(0, 3, 7, np.arange(2000), 50)
     assert 0 <= numbers.min() < 1e-4
     assert 1 - 1e-4 < numbers.max() < 1
     assert np.histogram(numbers, 10)[0] == pytest.approx([10000] * 10, rel=0.04)
     correlations = np.corrcoef(numbers.T) - np.eye(50)
     assert np.abs(correlations).max() < 0.12
     others = [
-        uniform(1, 3, 7, np.arange(2000), 1),
-        uniform(0, 4, 7, np.arange(2000), 1),
-        uniform(0, 3, 8, np.arange(2000), 1),
+        counter_rng(1, 3, 7, np.arange(2000), 1),
+        counter_rng(0, 4, 7, np.arange(2000), 1),
+        counter_rng(0, 3, 8, np.arange(2000), 1),
     ]
     for other in others:
         assert abs(np.corrcoef(numbers[:, 0], other[:, 0])[0, 1]) < 0.1
-    assert pick(np.array([0.0, 0.999999999, 0.5]), np.array([3, 3, 2])).tolist() == [0, 2, 1]
+    assert uniform_to_index(np.array([0.0, 0.999999999, 0.5]), np.array([3, 3, 2])).tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -123,7 +124,7 @@ def test_shorter_log_mels_are_padded_after_normalisation(tmp_path: Path, data: T
     narrow = ModelConfig(input_size=(80, 5), patch_size=(16, 1), off_emb_dim=16)
     batch = Clips(find_log_mels(tmp_path, ["silence.npy"]), np.zeros(1, int), data.captions, narrow, 0)[key(0, 0)]
     assert batch.log_mel.numpy().dtype == dtype, "float16 travels as it is"
-    given = to_model_input(batch, NormStats(-7.0, 4.0), 0.0, CPU)
+    given = to_model_input(batch, Normalization(-7.0, 4.0), 0.0, CPU)
     assert given.log_mel.dtype == torch.float32
     assert given.log_mel[0, 0, 0].tolist() == [-2.0, -2.0, -2.0, 0.0, 0.0]
 

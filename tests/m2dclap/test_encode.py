@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from m2dclap.config import ModelConfig
 from m2dclap.encode import AudioEncoder, embed_texts
-from m2dclap.frames import NormStats
+from m2dclap.frames import Normalization
 from m2dclap.model import M2DCLAP
+from tests.tiny import TINY
 
-STATS = NormStats(-7.0, 4.0)
-SMALL: dict[str, Any] = {
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "decoder_embed_dim": 16,
-    "decoder_depth": 1,
-    "decoder_num_heads": 2,
-    "off_emb_dim": 8,
-}
+STATS = Normalization(-7.0, 4.0)
 
 
 def make_model(frames: int) -> M2DCLAP:
     torch.manual_seed(0)
-    return M2DCLAP(ModelConfig(input_size=(80, frames), **SMALL)).eval()
+    return M2DCLAP(replace(TINY, input_size=(80, frames), depth=2, off_emb_dim=8)).eval()
 
 
 def log_mel(frames: int, seed: int = 0) -> np.ndarray:

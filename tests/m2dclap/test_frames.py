@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from m2dclap.frames import NormStats, pad_frames
+from m2dclap.frames import Normalization, pad_frames
 
-STATS = NormStats(-7.0, 4.0)
+STATS = Normalization(-7.0, 4.0)
 
 
 def test_half_precision_is_normalised_in_single() -> None:

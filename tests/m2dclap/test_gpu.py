@@ -17,21 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
 from m2dclap.device import autocast
-from m2dclap.loop import SavePlan, Trainer
+from m2dclap.loop import Trainer
 from m2dclap.model import M2DCLAP
 from m2dclap.order import BatchKey
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import read_log
 from m2dclap.schedule import Schedule
 from m2dclap.train import compile_blocks, make_state, train
-from m2dclap.watch import WatchOptions
-from m2dclap.world import World
+from m2dclap.train_config import DataChoice, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.world import DistributedContext
 from tests.devices import DEVICES
 from tests.m2dclap.test_golden import FILES, STEPS, Golden, without_key_biases
-from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
+from tests.m2dclap.two_processes import OPTIONS, TRAIN
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 # Relative differences of losses to those of the original on a processor, and the least cosine of all gradients.
@@ -93,11 +94,11 @@ def steps_of(data: Path, device: torch.device, *, compiled: bool = False, amp: s
     """The losses of a few steps on the same clips, from the same weights."""
     opened = open_training_data(DataChoice(data), 80)
     config = replace(TRAIN, batch_size=8, amp=amp)
-    model_config = replace(MODEL, off_emb_dim=opened.captions.dim)
+    model_config = TINY
     state = make_state(model_config, config, opened, device)
     if compiled:
-        compile_blocks(state.model)
-    trainer = Trainer(state, state.model, Schedule(config, 4), opened.stats, World(0, 1, device))
+        compile_blocks(state.objective)
+    trainer = Trainer(state, Schedule(config, 4), DistributedContext(0, 1, device))
     clips = opened.dataset(model_config, config)
     return [float(trainer.step([clips[BatchKey(0, np.arange(8))]])[0][0]) for _ in range(4)]
 
@@ -120,16 +121,20 @@ def test_compiled_steps_are_those_that_are_not(data: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Path, device: str) -> None:
     options = replace(
-        OPTIONS, device=device, workers=0, save=SavePlan(every_steps=1, keep=0), watch=WatchOptions(features_every=1)
+        OPTIONS,
+        device=device,
+        workers=0,
+        save=SavePlan(every_steps=1, keep=0),
+        validation=ValidationOptions(features_every=1),
     )
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     for out in (whole, resumed):
-        train(DataChoice(data), out, MODEL, TRAIN, options)
+        train(DataChoice(data), out, TINY, TRAIN, options)
     for path in resumed.rglob("checkpoint-*.pth"):
         if not path.name.startswith("checkpoint-0"):  # the run goes on in the middle of its first epoch
             path.unlink()
     assert find_checkpoint(resumed).name.startswith("checkpoint-0")
-    train(DataChoice(data), resumed, MODEL, TRAIN, options)
+    train(DataChoice(data), resumed, TINY, TRAIN, options)
     logs = [[(line["step"], line["loss"]) for line in read_log(out / "log.jsonl")] for out in (whole, resumed)]
     assert [step for step, _ in logs[0]] == [step for step, _ in logs[1]]
     assert [loss for _, loss in logs[1]] == pytest.approx([loss for _, loss in logs[0]], rel=1e-4)
@@ -158,7 +163,7 @@ def test_the_world_of_one_process(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", ["tiny", "base"])
 def test_a_step_of_every_size_is_finite(device: str, size: str) -> None:
-    from m2dclap.config import preset
+    from m2dclap.train_config import preset
 
     if device == "cpu" and size == "base":
         pytest.skip("minutes on a processor")

@@ -12,30 +12,20 @@ import pytest
 import torch
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice
 from m2dclap.initialise import initialise
 from m2dclap.model import M2DCLAP
-from m2dclap.positions import fit_positions
-from m2dclap.train import RunOptions, train
+from m2dclap.positions import interpolate_pos_embed
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
 from m2dclap.vit import sincos_positions
+from tests.tiny import TINY_INFERABLE
 
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=64,
-    depth=2,
-    num_heads=1,
-    decoder_embed_dim=32,
-    decoder_depth=1,
-    decoder_num_heads=1,
-    off_emb_dim=16,
-)
 FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-a"
 
 
 def model(seed: int = 0, **changes: Any) -> M2DCLAP:
     torch.manual_seed(seed)
-    return M2DCLAP(replace(MODEL, **changes))
+    return M2DCLAP(replace(TINY_INFERABLE, **changes))
 
 
 @pytest.fixture
@@ -115,13 +105,13 @@ def test_learned_positions_are_trimmed_and_resampled_along_time() -> None:
     torch.manual_seed(0)
     table = torch.randn(1, 1 + 2 * 4, 8)
     grid = table[:, 1:].view(2, 4, 8)
-    shorter = fit_positions(table, (2, 4), (2, 3))
+    shorter = interpolate_pos_embed(table, (2, 4), (2, 3))
     assert shorter[:, :1].equal(table[:, :1])
     assert shorter[:, 1:].view(2, 3, 8).equal(grid[:, :3])
-    longer = fit_positions(table, (2, 4), (2, 8))[:, 1:].view(2, 8, 8)
+    longer = interpolate_pos_embed(table, (2, 4), (2, 8))[:, 1:].view(2, 8, 8)
     assert longer[:, [0, -1]].equal(grid[:, [0, -1]])
     torch.testing.assert_close(longer[:, 1], 0.75 * grid[:, 0] + 0.25 * grid[:, 1])
-    assert fit_positions(table, (2, 4), (2, 4)) is table
+    assert interpolate_pos_embed(table, (2, 4), (2, 4)) is table
 
 
 def test_a_run_begins_with_a_checkpoint_and_notices_another(
@@ -131,12 +121,12 @@ def test_a_run_begins_with_a_checkpoint_and_notices_another(
     config = TrainConfig(epochs=1, batch_size=4, warmup_epochs=0)
     path = save({"model": model(1).state_dict()})
     options = RunOptions("tiny", init=path)
-    train(data, tmp_path / "run", MODEL, config, options)
+    train(data, tmp_path / "run", TINY_INFERABLE, config, options)
     assert f"weights from {path}" in capsys.readouterr().err
-    train(data, tmp_path / "run", MODEL, config, options)
+    train(data, tmp_path / "run", TINY_INFERABLE, config, options)
     save({"model": model(5).state_dict()})
     with pytest.raises(FingerprintConflictError, match="init: "):
-        train(data, tmp_path / "run", MODEL, config, options)
+        train(data, tmp_path / "run", TINY_INFERABLE, config, options)
 
 
 def test_weights_that_are_not_finite_begin_no_training(save: Callable[..., Path]) -> None:

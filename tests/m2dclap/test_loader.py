@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.data_dir import open_training_data
 from m2dclap.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
 from m2dclap.order import TrainOrder
 from m2dclap.stop_signals import WATCHED
-from tests.m2dclap.two_processes import MODEL
+from m2dclap.train_config import DataChoice, TrainConfig
+from tests.tiny import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
     """They ignore SIGTERM, so that the end of the process would wait for them while an error holds the loader."""
     opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
     order = TrainOrder(8, 4, 0, total_steps=30)
-    loader = make_loader(opened.dataset(MODEL, TrainConfig()), order, 1, torch.device("cpu"))
+    loader = make_loader(opened.dataset(TINY, TrainConfig()), order, 1, torch.device("cpu"))
     held = Batches(loader)
     with held as batches:
         next(batches)
@@ -40,7 +40,7 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
 def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     """With pickled memory maps, and ids that only this process needs left behind."""
     opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
-    dataset, device = opened.dataset(MODEL, TrainConfig()), torch.device("cpu")
+    dataset, device = opened.dataset(TINY, TrainConfig()), torch.device("cpu")
     order = TrainOrder(8, 4, 0, total_steps=3)
     here = list(make_loader(dataset, order, 0, device))
     loader = make_loader(dataset, order, 1, device, processes=2)

@@ -24,22 +24,21 @@ import torch
 from artifacts.errors import UserError
 from artifacts.lms_store import LogMels
 from artifacts.lock import exclusive
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.dataset import Batch
 from m2dclap.loader import Batches, make_loader
-from m2dclap.loop import SavePlan
 from m2dclap.order import BatchKey, TrainOrder
-from m2dclap.run_folder import find_checkpoint
-from m2dclap.train import RunOptions, train
-from m2dclap.watch import WatchOptions
-from tests.m2dclap.two_processes import MODEL
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])
 TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
-OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_epochs=5000), watch=WatchOptions(features_every=0))
+OPTIONS = RunOptions(
+    "tiny", log_every=1, save=SavePlan(every_epochs=5000), validation=ValidationOptions(features_every=0)
+)
 # Far more than anything here takes; what hangs never ends.
 PATIENCE = 120.0
 HANG = "hang"
@@ -135,7 +134,7 @@ def _child(data: Path, out: Path, largest_file: int = -1) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stderr = (out.parent / f"{out.name}.err").open("a", buffering=1)
     try:
-        train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=2))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=2))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -12,12 +12,7 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.m2d_dictionary import write_dictionary
 from artifacts.row_file import RowFile
-from m2dclap.pairing import (
-    CaptionRows,
-    CaptionSource,
-    common_text_model,
-    deal_wrongly,
-)
+from m2dclap.pairing import CaptionRows, CaptionSource, common_text_model, deal_wrongly
 
 
 def source(name: str, ids: list[str], dim: int = 3, **text_model: object) -> CaptionSource:

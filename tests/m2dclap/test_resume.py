@@ -22,18 +22,15 @@ import pytest
 import torch
 
 from artifacts.tables import read_file_list, write_file_list
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice
-from m2dclap.loop import SavePlan
+from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import RunLog, read_log
 from m2dclap.stop_signals import REQUEUE_EXIT_CODE, StoppedError
-from m2dclap.train import RunOptions, train
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dclap.train_state import TrainState
-from m2dclap.watch import WatchOptions
-from tests.m2dclap.two_processes import MODEL
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(
@@ -47,7 +44,7 @@ TRAIN = TrainConfig(
     noise_ratio=0.1,
 )
 OPTIONS = RunOptions(
-    "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), watch=WatchOptions(features_every=1), workers=0
+    "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), validation=ValidationOptions(features_every=1), workers=0
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dclap.train", "torch._dynamo"])
@@ -127,7 +124,7 @@ def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, 
     if point is not None:
         _arm(point)
     try:
-        train(choice, out, MODEL, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
+        train(choice, out, TINY, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
     except StoppedError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

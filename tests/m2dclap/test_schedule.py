@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from m2dclap.config import TrainConfig
 from m2dclap.schedule import Schedule
+from m2dclap.train_config import TrainConfig
 
 STEPS = 100
 

@@ -16,24 +16,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.config import TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.checkpoint_file import find_checkpoint
+from m2dclap.data_dir import open_training_data
 from m2dclap.device import resolve_amp
 from m2dclap.dry_run import dry_run
-from m2dclap.loop import SavePlan, Trainer
+from m2dclap.loop import Trainer
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.order import BatchKey
-from m2dclap.run_folder import find_checkpoint
 from m2dclap.run_log import NonFiniteLossError, read_log
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, TrainResult, make_state, train
-from m2dclap.watch import WatchOptions
-from m2dclap.world import World
-from tests.m2dclap.two_processes import MODEL
+from m2dclap.train import TrainResult, make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.world import DistributedContext
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
-OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), watch=WatchOptions(features_every=2))
+OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), validation=ValidationOptions(features_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_data: MakeData) -> Path:
 
 
 def run(data: Path, out: Path, train_config: TrainConfig = TRAIN, **options: Any) -> TrainResult:
-    return train(DataChoice(data), out, MODEL, train_config, replace(OPTIONS, **options))
+    return train(DataChoice(data), out, TINY, train_config, replace(OPTIONS, **options))
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
@@ -283,7 +282,7 @@ def test_a_batch_that_does_not_fit_the_device_says_what_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB.\nMore")
 
     monkeypatch.setattr(Trainer, "step", step)
-    for call in (lambda: run(data, tmp_path), lambda: dry_run(DataChoice(data), MODEL, TRAIN, OPTIONS)):
+    for call in (lambda: run(data, tmp_path), lambda: dry_run(DataChoice(data), TINY, TRAIN, OPTIONS)):
         with pytest.raises(
             UserError, match=r"memory .* batch of 6 in 1 parts .*--accumulate.*--batch-size.*--amp.*5\.00 GiB\.\)$"
         ):
@@ -299,7 +298,7 @@ def test_callers_random_state_is_left_alone(data: Path, tmp_path: Path) -> None:
 
 def test_accumulated_parts_are_one_step(data: Path, finished: Path, tmp_path: Path) -> None:
     """Without contrast between clips the sum over parts is the whole batch."""
-    masked_only = replace(MODEL, loss_clap=0.0)
+    masked_only = replace(TINY, loss_clap=0.0)
     for parts in (1, 3):
         out = tmp_path / str(parts)
         train(DataChoice(data), out, masked_only, replace(TRAIN, epochs=1, warmup_epochs=0, accumulate=parts), OPTIONS)
@@ -346,9 +345,9 @@ def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
     """Between batch and log nothing reads a value: on a GPU each reading would be a synchronisation."""
     opened = open_training_data(DataChoice(data), 80)
     config, device = replace(TRAIN, amp=amp), torch.device("cpu")
-    state = make_state(replace(MODEL, off_emb_dim=16), config, opened, device)
-    trainer = Trainer(state, state.model, Schedule(config, 4), opened.stats, World(0, 1, device))
-    batch = opened.dataset(state.model.config, config)[BatchKey(0, np.arange(6))]
+    state = make_state(TINY, config, opened, device)
+    trainer = Trainer(state, Schedule(config, 4), DistributedContext(0, 1, device))
+    batch = opened.dataset(state.objective.model.config, config)[BatchKey(0, np.arange(6))]
     trainer.step([batch])
     with HostReads() as reads:
         trainer.step([batch])

@@ -16,16 +16,16 @@ from artifacts.errors import UserError
 from artifacts.tables import read_file_list, write_csv, write_file_list
 from cli.main import m2dprep
 from m2dclap import zeroshot
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
+from m2dclap.config import ModelConfig
+from m2dclap.data_dir import open_training_data
 from m2dclap.features import explained_variance_area, rank_me
 from m2dclap.flops import block_flops, matrix_peak, train_flops_per_clip
 from m2dclap.run_log import read_log
-from m2dclap.train import RunOptions, make_state, train
-from m2dclap.watch import Watch, WatchOptions
-from tests.m2dclap.two_processes import MODEL as SHARED_MODEL
+from m2dclap.train import make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, TrainConfig, ValidationOptions
+from m2dclap.watch import Validation
+from tests.tiny import TINY
 
-MODEL = replace(SHARED_MODEL, off_emb_dim=16)
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 CPU = torch.device("cpu")
 
@@ -59,10 +59,11 @@ def test_held_out_clips_are_validated_on_and_never_trained_on(data: Path) -> Non
     assert not set(held_out) & set(opened.training.log_mels.file_names.to_pylist())
     figures = []
     for config in (TRAIN, replace(TRAIN, batch_size=12, noise_ratio=0.0)):
-        model = make_state(MODEL, config, opened, CPU).model
-        watch = Watch(WatchOptions(features_every=0), opened, config, model)
-        figures.append(watch.figures(model, 1))
-        assert model.training
+        objective = make_state(TINY, config, opened, CPU).objective
+        validation = Validation(ValidationOptions(features_every=0), opened, config, objective, objective.model)
+        figures.append(validation.figures(1))
+        assert objective.training
+        assert objective.model.training
     assert figures[0] == figures[1]
     assert set(figures[0]) == {"valid_loss", "valid_loss_m2d", "valid_loss_clap"}
     assert figures[0]["valid_loss"] == pytest.approx(figures[0]["valid_loss_m2d"] + figures[0]["valid_loss_clap"])  # type: ignore[operator]
@@ -109,10 +110,10 @@ def test_model_flops_are_those_that_a_profiler_counts() -> None:
 
     from m2dclap.model import M2DCLAP
 
-    model = M2DCLAP(MODEL)
+    model = M2DCLAP(TINY)
     with FlopCounterMode(display=False) as counter:
         model(torch.ones(4, 1, 80, 48), torch.ones(4, 16)).loss.backward()
-    assert 4 * train_flops_per_clip(MODEL) == pytest.approx(counter.get_total_flops(), rel=0.12)
+    assert 4 * train_flops_per_clip(TINY) == pytest.approx(counter.get_total_flops(), rel=0.12)
     assert train_flops_per_clip(ModelConfig()) == pytest.approx(8.47e10, rel=0.01), "the base model, by hand"
     assert block_flops(1, 10) == 2 * 12 * 100 + 40
     assert matrix_peak(CPU, "none") > 1e8
@@ -126,7 +127,7 @@ def test_a_run_is_watched_and_drawn(
     write_csv(
         tmp_path / "probe.csv", ["file_name", "label"], [[name, f"kind {name[-5]}"] for name in [*names, "gone-0.npy"]]
     )
-    watch = WatchOptions(
+    validation = ValidationOptions(
         valid_every=2,
         features_every=2,
         probe_every=20,
@@ -136,7 +137,7 @@ def test_a_run_is_watched_and_drawn(
     )
     choice = DataChoice(data, held_out=(data / "held_out.csv",))
     config = replace(TRAIN, epochs=20, batch_size=10, blr=0.05)
-    train(choice, tmp_path / "run", MODEL, config, RunOptions("tiny", watch=watch))
+    train(choice, tmp_path / "run", TINY, config, RunOptions("tiny", validation=validation))
     lines = {line["epoch"]: line for line in read_log(tmp_path / "run/log.jsonl")}
     assert [epoch for epoch, line in lines.items() if "valid_loss" in line] == list(range(2, 21, 2))
     assert [epoch for epoch, line in lines.items() if "zero_shot_accuracy" in line] == [20]

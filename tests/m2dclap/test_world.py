@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import torch
 
 from artifacts.errors import UserError
 from m2dclap import world as world_module
-from m2dclap.data_dir import DataChoice
 from m2dclap.losses import clap_loss
 from m2dclap.run_log import read_log
 from m2dclap.stop_signals import StoppedError
 from m2dclap.train import require_whole_batches, train
-from m2dclap.world import World, join_world, of_all
-from tests.m2dclap.two_processes import MODEL, OPTIONS, TRAIN
+from m2dclap.train_config import DataChoice
+from m2dclap.world import DistributedContext, join_processes, raised_on_all
+from tests.m2dclap.two_processes import OPTIONS, TRAIN
+from tests.tiny import TINY
 
 
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
@@ -29,12 +31,17 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     finished = subprocess.run(
-        [*command, str(data), str(tmp_path / "pair")], capture_output=True, text=True, check=False, timeout=200
+        [*command, str(data), str(tmp_path / "pair")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("equal") == 1
     assert finished.stderr.count("15 files listed = 15 used") == 1, "only the first process speaks"
-    train(DataChoice(data), tmp_path / "alone", MODEL, TRAIN, OPTIONS)
+    train(DataChoice(data), tmp_path / "alone", TINY, TRAIN, OPTIONS)
     pair, alone = (read_log(tmp_path / name / "log.jsonl") for name in ("pair", "alone"))
     assert [line["step"] for line in pair] == [line["step"] for line in alone] == [1, 2, 3, 4]
     for name in ("loss", "loss_m2d", "loss_clap", "grad_norm"):
@@ -43,9 +50,9 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
 
 
 def test_one_process_needs_no_others() -> None:
-    with join_world("cpu") as world:
+    with join_processes("cpu", lambda: False) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.from_main(lambda: 3) == 3
+        assert world.broadcast_from_main(lambda: 3) == 3
         assert world.any([True, False]) == [True, False]
         assert world.mean(torch.ones(2)).tolist() == [1, 1]
 
@@ -54,7 +61,7 @@ def test_one_process_needs_no_others() -> None:
     ("error", "leaves"),
     [
         (None, True),
-        (of_all(StoppedError("told to stop")), True),
+        (raised_on_all(StoppedError("told to stop")), True),
         (UserError("out of memory, here alone"), False),
         (RuntimeError("a bug"), False),
         (KeyboardInterrupt(), False),
@@ -70,7 +77,7 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
     monkeypatch.setattr(world_module, "_meet", lambda *_: None)
     monkeypatch.setattr(world_module, "stop_without_parent", lambda *_: None)
     monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append(True))
-    with pytest.raises(type(error)) if error else nullcontext(), join_world("cpu"):
+    with pytest.raises(type(error)) if error else nullcontext(), join_processes("cpu", lambda: False):
         if error is not None:
             raise error
     assert left == [True] * leaves
@@ -92,9 +99,9 @@ def test_what_the_first_process_cannot_do_all_processes_report(
     monkeypatch.setattr(world_module.dist, "broadcast_object_list", broadcast)
     for rank in (0, 1):
         with pytest.raises(type(error)) as raised:
-            World(rank, 2, torch.device("cpu")).from_main(fail)
+            DistributedContext(rank, 2, torch.device("cpu")).broadcast_from_main(fail)
         assert str(raised.value) == str(error)
-        assert getattr(raised.value, "of_all", False)
+        assert getattr(raised.value, "raised_on_all", False)
 
 
 def test_batches_that_processes_cannot_share_are_refused() -> None:
@@ -116,4 +123,4 @@ def test_the_originals_gradient_is_one_over_w_of_it() -> None:
         (gradient,) = torch.autograd.grad(clap_loss(seen, text, scale), audio)
         theirs += gradient / 3
     torch.testing.assert_close(theirs, ours / 3)
-    assert not World(1, 3, torch.device("cpu")).is_main
+    assert not DistributedContext(1, 3, torch.device("cpu")).is_main

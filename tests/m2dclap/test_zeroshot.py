@@ -18,27 +18,15 @@ import torch
 from artifacts.errors import UserError
 from m2dclap import zeroshot
 from m2dclap.checkpoint import Checkpoint
-from m2dclap.clip_set import ClipSet
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice
-from m2dclap.loop import SavePlan
-from m2dclap.train import RunOptions, train
-from m2dclap.watch import WatchOptions
-from m2dclap.zeroshot import ZeroShotResult, caption_of, zero_shot
+from m2dclap.clip_set import ClipSet, caption_of
+from m2dclap.train import train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.zeroshot import ZeroShotResult, zero_shot
 from m2dclap.zeroshot_report import render
+from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=48,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    loss_clap=1.0,
-)
-OPTIONS = RunOptions("tiny", save=SavePlan(every_epochs=25), watch=WatchOptions(features_every=0))
+OPTIONS = RunOptions("tiny", save=SavePlan(every_epochs=25), validation=ValidationOptions(features_every=0))
 TRAIN = TrainConfig(epochs=25, batch_size=12, blr=0.06, warmup_epochs=2, ema_decay_init=0.9, ema_decay_end=0.99)
 CLASSES = 4
 
@@ -86,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_data: MakeData) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train(DataChoice(data), out, MODEL, TRAIN, OPTIONS)
+    train(DataChoice(data), out, TINY, TRAIN, OPTIONS)
     return out
 
 
@@ -121,7 +109,7 @@ def test_a_trained_model_names_what_it_hears(run: Path, held_out: Path, encoders
 def test_captions_dealt_to_the_wrong_clips_teach_nothing(
     data: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path
 ) -> None:
-    train(DataChoice(data), tmp_path, MODEL, replace(TRAIN, shuffle_captions=True), OPTIONS)
+    train(DataChoice(data), tmp_path, TINY, replace(TRAIN, shuffle_captions=True), OPTIONS)
     accuracy = zero_shot(tmp_path, ClipSet.read(held_out)).accuracy
     assert accuracy is not None
     assert accuracy <= 0.5

@@ -12,50 +12,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m2dclap.config import ModelConfig, TrainConfig
-from m2dclap.data_dir import DataChoice, open_training_data
-from m2dclap.loop import SavePlan, Trainer, wrap
+from m2dclap.data_dir import open_training_data
+from m2dclap.loop import Trainer
 from m2dclap.order import BatchKey
 from m2dclap.schedule import Schedule
-from m2dclap.train import RunOptions, make_state, train
-from m2dclap.watch import WatchOptions
-from m2dclap.world import World, join_world
+from m2dclap.train import make_state, train
+from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dclap.world import DistributedContext, join_processes
+from tests.tiny import TINY
 
-MODEL = ModelConfig(
-    input_size=(80, 48),
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    loss_clap=1.0,
-)
 TRAIN = TrainConfig(epochs=2, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
-OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_steps=3), watch=WatchOptions(features_every=1))
+OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_steps=3), validation=ValidationOptions(features_every=1))
 
 
-def gradients(data: Path, world: World, accumulate: int) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+def gradients(
+    data: Path, world: DistributedContext, accumulate: int
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Losses, gradients after clipping, and weights after a step on clips 0 … 7 by the processes of ``world``."""
     config = replace(TRAIN, batch_size=8, accumulate=accumulate)
     opened = open_training_data(DataChoice(data), 80)
-    state = make_state(replace(MODEL, off_emb_dim=opened.captions.dim), config, opened, world.device)
-    trainer = Trainer(state, wrap(state.model, world, config), Schedule(config, 3), opened.stats, world)
+    state = make_state(TINY, config, opened, world.device)
+    trainer = Trainer(state, Schedule(config, 3), world)
     state.step = 2  # the learning rate of step 0 is 0
-    clips = opened.dataset(state.model.config, config)
+    clips = opened.dataset(state.objective.model.config, config)
     parts = [np.split(part, world.size)[world.rank] for part in np.split(np.arange(8), accumulate)]
     losses, _ = trainer.step([clips[BatchKey(0, part)] for part in parts])
-    found = [value.grad for value in state.model.parameters() if value.grad is not None]
-    return world.mean(losses), found, [value.detach() for value in state.model.parameters()]
+    found = [value.grad for value in state.objective.model.parameters() if value.grad is not None]
+    return world.mean(losses), found, [value.detach() for value in state.objective.model.parameters()]
 
 
 def relative(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).norm() / second.norm().clamp_min(1e-12))
 
 
-def compare(data: Path, world: World) -> None:
+def compare(data: Path, world: DistributedContext) -> None:
     for accumulate in (1, 2):
-        ours, alone = gradients(data, world, accumulate), gradients(data, World(0, 1, world.device), accumulate)
+        alone = gradients(data, DistributedContext(0, 1, world.device), accumulate)
+        ours = gradients(data, world, accumulate)
         assert relative(ours[0], alone[0]) < 1e-5, (ours[0], alone[0])
         every = relative(torch.cat([g.flatten() for g in ours[1]]), torch.cat([g.flatten() for g in alone[1]]))
         assert every < 1e-5, every
@@ -67,9 +60,9 @@ def compare(data: Path, world: World) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
-    with join_world("cpu") as world:
+    with join_processes("cpu", lambda: False) as world:
         assert world.size == 2
         compare(data, world)
-        train(DataChoice(data), out, MODEL, TRAIN, replace(OPTIONS, workers=1))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=1))
         if world.is_main:
             print("equal")
