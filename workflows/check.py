@@ -26,7 +26,7 @@ from artifacts.layout import (
     require_folder,
 )
 from artifacts.packed_store import PackedStore, read_pack_meta
-from artifacts.records import read_config, require_parts
+from artifacts.records import KEPT, read_config, require_parts
 from artifacts.tables import read_captions, read_file_list
 from audioprep.config import ConvertConfig
 from audioprep.promise import NO_PROMISE, Promises
@@ -35,6 +35,8 @@ from workflows.check_files import check_files
 from workflows.check_result import CheckResult, Collecting
 from workflows.check_statistics import compare_statistics
 from workflows.cluster import WorkerPool
+from workflows.exchange import EARLIER
+from workflows.starting_anew import beside
 
 ROWS_A_BLOCK = 65536
 
@@ -109,6 +111,7 @@ def check_conversions(
         with Collecting(result, folder.name):
             promises = _expected_of(LmsLayout(folder), result, expected)
             result.checked += len(promises.names)
+            _note_earlier(LmsLayout(folder), promises, result)
             known = set(promises.names)
             for name in listed:
                 if name.startswith(folder.name + "/") and name.removeprefix(folder.name + "/") not in known:
@@ -117,6 +120,22 @@ def check_conversions(
             packs |= _find_packed(LmsLayout(folder), expected, promises, result)
     result.absent = "" if layout.lms_folders() else "no folder with _melspec/"
     return result, [expected[name] for name in sorted(expected)], packs
+
+
+def _note_earlier(layout: LmsLayout, promises: Promises, result: CheckResult) -> None:
+    """Say what is there of earlier conversions."""
+    if promises.kept:
+        result.notes.append(
+            f"{promises.kept:,} arrays of {layout.folder} are of an earlier conversion, as their sources could not be "
+            f"converted again (reason {KEPT} in the records)"
+        )
+    for folder in sorted(layout.melspec.glob(f"{EARLIER}-*")):
+        result.notes.append(
+            f"{folder.relative_to(layout.data)} holds arrays of an earlier configuration, which nothing reads; remove "
+            "it when it is not wanted"
+        )
+    if beside(layout).root.is_dir():
+        result.notes.append(f"{layout.folder}: a conversion that is to replace this one is unfinished")
 
 
 def _find_packed(
