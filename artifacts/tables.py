@@ -148,10 +148,23 @@ def verify_file_list(path: Path) -> bool:
         return False
     if read_file(beside).tobytes() != os.fsencode(_digest_line(path)):
         raise UserError(
-            f"{path} is not as m2dprep wrote it, so lines may be damaged or missing. If it was changed on purpose, "
-            f"remove {beside.name}; otherwise `m2dprep melspec` or `m2dprep captions training-list` writes it anew."
+            f"{path} is not as m2dprep wrote it: it was edited, or lines are damaged or missing. If it is right as it "
+            f"is, `m2dprep check {path.parent} --accept {path.name}` takes it; otherwise `m2dprep melspec` writes it "
+            "anew (and `m2dprep captions training-list` what is to be left out of it)."
         )
     return True
+
+
+def accept_file_list(path: Path) -> int:
+    """Give a file list that somebody wrote or edited the digest of what it is now; returns how many files it lists.
+
+    Raises `UserError` where it cannot be read, is empty, or leads out of the data directory.
+    """
+    names = read_file_list(path)
+    if not names:
+        raise UserError(f"{path} lists no files.")
+    write_list_digest(path)
+    return len(names)
 
 
 def _digest_line(path: Path) -> str:
