@@ -21,7 +21,7 @@ from artifacts.lms_array import open_lms
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
 from artifacts.records import read_config
-from artifacts.tables import read_csv_columns, read_file_list, verify_file_list, write_csv
+from artifacts.tables import read_csv_columns, read_file_list, verify_file_list, write_proven_csv
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig, TrainConfig
@@ -240,7 +240,7 @@ def _edited(lists: Iterable[Path]) -> list[str]:
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """The files that are left out, one row each, with the reason."""
-    write_csv(path, Skipped._fields, skipped)
+    write_proven_csv(path, Skipped._fields, skipped)
 
 
 def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:

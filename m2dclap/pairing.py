@@ -16,6 +16,7 @@ from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_dictionary
 from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity
+from artifacts.tables import verify_export
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
@@ -49,6 +50,7 @@ class CaptionSource:
     @classmethod
     def from_dictionary(cls, path: Path) -> CaptionSource:
         """The original's pickled ``capemb_*.npy``, read by an unpickler that admits plain arrays only."""
+        verify_export(path)
         dictionary = {clip: np.atleast_2d(rows) for clip, rows in read_dictionary(path).items()}
         if len({rows.shape[1] for rows in dictionary.values()}) != 1:
             raise UserError(f"{path} is empty or holds embeddings of several lengths.")
