@@ -139,9 +139,9 @@ def forget_digest(path: Path) -> None:
     list_digest_path(path).unlink(missing_ok=True)
 
 
-def write_list_digest(path: Path) -> None:
-    """Write the digest of a file, such as a file list, beside it."""
-    write_text(list_digest_path(path), _digest_line(path))
+def write_list_digest(path: Path, digest: str | None = None) -> None:
+    """Write the ``digest`` of a file, such as a file list, beside it; None: that of the file that is there."""
+    write_text(list_digest_path(path), _digest_line(path, digest))
 
 
 def list_digest_path(path: Path) -> Path:
@@ -193,8 +193,8 @@ def accept_file_list(path: Path) -> int:
     return len(names)
 
 
-def _digest_line(path: Path) -> str:
-    return f"XXH3_{plain_digest(path)}  {path.name}\n"
+def _digest_line(path: Path, digest: str | None = None) -> str:
+    return f"XXH3_{digest or plain_digest(path)}  {path.name}\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -55,9 +55,13 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     order = np.argsort(clip, kind="stable")
     ends = np.cumsum(np.bincount(clip))
     file.parent.mkdir(parents=True, exist_ok=True)
-    forget_digest(file)
-    clips = write_dictionary(file, _clips(store, pc.unique(clip_ids).to_pylist(), order, ends))
-    write_list_digest(file)
+    items = _clips(store, pc.unique(clip_ids).to_pylist(), order, ends)
+    if file.exists():
+        forget_digest(file)
+        clips = write_dictionary(file, items)
+        write_list_digest(file)
+    else:  # first its digest, so that the file is never there without
+        clips = write_dictionary(file, items, lambda digest: write_list_digest(file, digest))
     return Exported(file, clips, len(clip), store.embeddings.shape[1])
 
 
