@@ -157,9 +157,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         # What failed in another folder is none either.
         alone = not options.files and is_only_root(frozen_config(into), src)
         compact_records(into, {source.relative for source in sources} if alone else None)
-        exchanged = Exchanged()
-        if into != layout:
-            exchanged = take_place(layout, len(sources), options.max_failures)
+        exchanged = take_place(layout, len(sources), options.max_failures) if into != layout else Exchanged()
         listed = write_list(layout, files_csv, plan.pending if into == layout else sources)
         if into != layout:
             close_exchange(layout)
