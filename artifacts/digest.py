@@ -27,6 +27,11 @@ def digest_of(*parts: Any) -> str:
     return state.hexdigest()
 
 
+def int_digest(part: Any) -> int:
+    """The same of one buffer, as a number."""
+    return xxhash.xxh3_64_intdigest(part)
+
+
 def plain_digest(path: Path) -> str:
     """That of a file's bytes. Raises `UserError` where it is no file and `OSError` where it cannot be read."""
     state = xxhash.xxh3_64()

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from artifacts.digest import int_digest
 from artifacts.errors import UserError
+from artifacts.first_reads import UNKNOWN, FirstReads, digests_of_files
 from artifacts.layout import LmsLayout, inside
 from artifacts.lms_array import HEADER_BYTES, read_lms
 from artifacts.packed_store import PackedStore
@@ -18,6 +20,7 @@ from artifacts.records import read_config
 from artifacts.steady import open_regular, read_at
 
 NPY = -1
+MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
 
 
 class NpyHeader(NamedTuple):
@@ -28,17 +31,25 @@ class NpyHeader(NamedTuple):
 
 
 class LogMels:
-    """Log-mels by number, in the order of a list of files. Picklable; shares nothing but the page cache.
+    """Log-mels by number, in the order of a list of files. Picklable; shares the page cache, and which were proven.
 
     ``file_names`` are relative to ``root``. ``packs`` are opened packs; ``pack_of`` (n,) the pack that a file is in, or
-    `NPY`; ``row_of`` (n,) its row there.
+    `NPY`; ``row_of`` (n,) its row there. ``digests`` uint64 (n, 2) are those that a .npy file may have. A log-mel is
+    compared with its digest when it is read for the first time.
     """
 
     def __init__(
-        self, root: Path, file_names: pa.Array, packs: Sequence[PackedStore], pack_of: np.ndarray, row_of: np.ndarray
+        self,
+        root: Path,
+        file_names: pa.Array,
+        packs: Sequence[PackedStore],
+        pack_of: np.ndarray,
+        row_of: np.ndarray,
+        digests: np.ndarray,
     ) -> None:
         self.root, self.file_names = root, file_names
-        self._packs, self._pack_of, self._row_of = packs, pack_of, row_of
+        self._packs, self._pack_of, self._row_of, self._digests = packs, pack_of, row_of, digests
+        self.first_reads = FirstReads(np.ones(len(file_names), bool))
         self._headers: dict[bytes, NpyHeader] = {}
         self._buffer = np.empty(0, np.uint8)
 
@@ -51,21 +62,34 @@ class LogMels:
     def __getitem__(self, index: int) -> np.ndarray:
         """A log-mel (F, T), float32 or float16; what came out before may be overwritten.
 
-        Raises `UserError` where a file is gone or has changed since it was looked at, `OSError`, naming it, where the
-        machine cannot read it.
+        Raises `UserError` where a file is gone, is damaged, or has changed since it was looked at, `OSError`, naming
+        it, where the machine cannot read it.
         """
         pack = self._pack_of[index]
-        if pack != NPY:
-            return self._packs[pack].array(self._row_of[index])
-        return self._read_npy(inside(self.root, self.name(index)))
+        if pack == NPY:
+            return self._read_npy(index)
+        if self.first_reads[index]:
+            return self._proven(index)
+        return self._packs[pack].array(self._row_of[index])
+
+    def _proven(self, index: int) -> np.ndarray:
+        """A log-mel (F, T) of a pack, read for the first time."""
+        pack = self._packs[self._pack_of[index]]
+        try:
+            log_mel = pack.proven(int(self._row_of[index]))
+        except UserError as error:
+            raise UserError(f"{self.root / self.name(index)}: {error} {MENDING}") from error
+        self.first_reads.done(index)
+        return log_mel
 
     def crop(self, index: int, share: float, width: int, out: np.ndarray | None = None) -> np.ndarray:
         """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) says which.
 
-        Of packs nothing else is read, and straight into ``out`` (F, width) if frames lie in it as they do in packs.
+        Of packs nothing else is read, and straight into ``out`` (F, width) if frames lie in it as they do in packs; but
+        for the first time, when all of a log-mel is.
         """
         pack, row = self._pack_of[index], self._row_of[index]
-        if pack == NPY:
+        if pack == NPY or self.first_reads[index]:
             log_mel = self[index]
             first, count = crop_of(share, log_mel.shape[1], width)
             return log_mel[:, first : first + count]
@@ -75,7 +99,8 @@ class LogMels:
     def take(self, indices: np.ndarray) -> LogMels:
         """The log-mels at ``indices``, in that order."""
         taken = self.file_names.take(pa.array(indices, pa.int64()))
-        return LogMels(self.root, taken, self._packs, self._pack_of[indices], self._row_of[indices])
+        packs = (self._packs, self._pack_of[indices], self._row_of[indices])
+        return LogMels(self.root, taken, *packs, self._digests[indices])
 
     @property
     def packed_bins(self) -> np.ndarray:
@@ -87,11 +112,12 @@ class LogMels:
         """How many lie in packs."""
         return int((self._pack_of != NPY).sum())
 
-    def _read_npy(self, path: Path) -> np.ndarray:
+    def _read_npy(self, index: int) -> np.ndarray:
         """A whole file into a buffer that is used again, its header parsed once for all files that share it.
 
         A third of what `numpy.load` costs: no parsing of the header as Python, no memory that is new and cold.
         """
+        path = inside(self.root, self.name(index))
         try:
             with open_regular(path) as file:
                 size = file.size
@@ -100,6 +126,8 @@ class LogMels:
                 read = read_at(file, self._buffer.data[:size], 0)
         except UserError as error:
             raise UserError(f"{error} It was there when training began.") from error
+        if self.first_reads[index]:
+            self._prove(index, path, self._buffer.data[:read])
         head = self._buffer[:HEADER_BYTES].tobytes()
         header = self._headers.get(head)
         if header is None:
@@ -112,6 +140,15 @@ class LogMels:
         if read != size or len(values) % header.frames:
             raise UserError(f"{path} has changed since training began.")
         return values.reshape(-1, header.frames)
+
+    def _prove(self, index: int, path: Path, content: memoryview) -> None:
+        """Raise `UserError` where the bytes of a file are not those that its record promises."""
+        digests = self._digests[index]
+        if digests.any() and int_digest(content) not in digests:
+            raise UserError(
+                f"{path} is damaged, or has been replaced: it has another digest than its record. {MENDING}"
+            )
+        self.first_reads.done(index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_headers": {}, "_buffer": np.empty(0, np.uint8)}
@@ -131,12 +168,15 @@ def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
     """
     names = pa.array(file_names, pa.string())
     pack_of, row_of = np.full(len(names), NPY, np.int16), np.zeros(len(names), np.int64)
+    digests = np.full((len(names), 2), UNKNOWN, np.uint64)
     packs: list[PackedStore] = []
     folders = sorted({name.partition("/")[0] for name in file_names if "/" in name})
     for folder in folders:
         config = read_config(LmsLayout(root / folder))
         opened = PackedStore.open(root / folder, None if config is None else config["fingerprint"])
+        here = pc.starts_with(names, f"{folder}/").to_numpy(zero_copy_only=False)
         if opened is None:
+            _note_digests(root / folder, names, here, digests)
             continue
         store, packed_names = opened
         packed_paths = pc.binary_join_element_wise(folder, packed_names, "/")
@@ -144,4 +184,13 @@ def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
         row_of[rows != NPY] = rows[rows != NPY]
         pack_of[rows != NPY] = len(packs)
         packs.append(store)
-    return LogMels(root, names, packs, pack_of, row_of)
+        _note_digests(root / folder, names, here & (pack_of == NPY), digests)
+    return LogMels(root, names, packs, pack_of, row_of, digests)
+
+
+def _note_digests(folder: Path, names: pa.Array, which: np.ndarray, digests: np.ndarray) -> None:
+    """Fill in what is known of those of ``names`` that are files of ``folder``."""
+    rows = np.flatnonzero(which)
+    if len(rows):
+        relative = pc.utf8_slice_codeunits(names.take(pa.array(rows)), len(folder.name) + 1)
+        digests[rows] = digests_of_files(LmsLayout(folder), relative)

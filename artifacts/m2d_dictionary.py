@@ -7,13 +7,14 @@ holds a few MB of it at a time. Anything but arrays, strings and dictionaries is
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from artifacts.atomic import atomic_file
+from artifacts.digest import plain_digest
 from artifacts.errors import UserError, first_line
 from artifacts.layout import require_file
 from artifacts.m2d_pickle import write_pickle
@@ -22,15 +23,24 @@ from artifacts.npy_file import LARGEST_HEADER
 from artifacts.steady import RegularFile, open_regular, read_at
 
 
-def write_dictionary(path: Path, embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> int:
+def write_dictionary(
+    path: Path,
+    embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+    whole: Callable[[str], object] | None = None,
+) -> int:
     """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads.
 
-    Pairs may come one by one, so that they need never be in memory together. Returns how many there were.
+    Pairs may come one by one, so that they need never be in memory together. ``whole`` is called with the digest of the
+    file just before it gets its name. Returns how many pairs there were.
     """
     items = embeddings.items() if isinstance(embeddings, Mapping) else embeddings
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        return write_pickle(file, items)
+        count = write_pickle(file, items)
+        if whole is not None:
+            file.flush()
+            whole(plain_digest(Path(file.name)))
+    return count
 
 
 def read_dictionary(path: Path) -> dict[str, np.ndarray]:

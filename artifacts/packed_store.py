@@ -282,9 +282,20 @@ class PackedStore:
             offset = HEADER_BYTES + int(self.starts[row]) * self.n_mels * frames.itemsize
             if read_at(file, frames.data.cast("B"), offset) != frames.nbytes:
                 raise UserError(f"{path} ends before the clip in row {row} does.")
-        if self.digests is not None and digest_of(frames) != self.digests[row].as_py():
-            raise UserError(f"{path} is damaged: the clip in row {row} is not the one that was packed.")
+        self._require_proof(row, frames)
         return frames.T
+
+    def proven(self, row: int) -> np.ndarray:
+        """`array` of all of a row's log-mel, proven by its digest if it has one. Raises as that does, and where it is
+        damaged."""
+        log_mel = self.array(row)
+        self._require_proof(row, log_mel.T)
+        return log_mel
+
+    def _require_proof(self, row: int, frames: np.ndarray) -> None:
+        if self.digests is not None and digest_of(frames) != self.digests[row].as_py():
+            path = self.shard(int(self.shards[row]))
+            raise UserError(f"{path} is damaged: the clip in row {row} is not the one that was packed.")
 
     def require_header(self, shard: int) -> None:
         """Raise `UserError` unless the header of a shard is, byte for byte, the one that its clips need."""

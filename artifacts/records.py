@@ -23,6 +23,11 @@ from artifacts.record_file import RECORD_SCHEMA as RECORD_SCHEMA
 from artifacts.record_rows import record_table
 from artifacts.tables import read_parquet, require_column_inside, write_parquet
 
+# Reasons of a good record whose source could not be converted again: its array is that of an earlier conversion. The
+# second is tried again by the next run, as the machine was to blame.
+KEPT, KEPT_FOR_NOW = "kept", "kept_transient"
+# In the bookkeeping: there while a conversion takes the place of another one, and says how.
+EXCHANGE = "exchange.json"
 SOURCES = pa.schema([RECORD_SCHEMA.field("source")])
 T = TypeVar("T")
 # How often a reader looks again when parts go while it reads them.
@@ -160,7 +165,21 @@ def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[st
 
 
 def read_config(layout: LmsLayout) -> dict[str, Any] | None:
-    """What `write_config` froze; None where nothing was converted yet. Raises `UserError` where it cannot be read."""
+    """What `write_config` froze; None where nothing was converted yet.
+
+    Raises `UserError` where it cannot be read, and where a conversion that replaces this one was stopped while its
+    arrays took their places: then nothing says which of the two an array is of.
+    """
+    if (layout.melspec / EXCHANGE).exists():
+        raise UserError(
+            f"{layout.root} is half replaced: `m2dprep melspec --overwrite` was stopped while the new arrays took "
+            "their places. The same command finishes that."
+        )
+    return frozen_config(layout)
+
+
+def frozen_config(layout: LmsLayout) -> dict[str, Any] | None:
+    """`read_config` for whoever writes to the folder, also while a conversion takes the place of another."""
     try:
         value = read_object(layout.config)
         if value is None:
@@ -175,7 +194,7 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 def _written_beside(layout: LmsLayout) -> dict[bytes, bytes] | None:
     """Metadata of records: the fingerprint of the configuration that they were written beside."""
     try:
-        config = read_config(layout)
+        config = frozen_config(layout)
     except UserError:  # damaged meanwhile: `m2dprep check` tells; no row is lost for it
         return None
     return None if config is None else {CONFIG_FINGERPRINT: str(config["fingerprint"]).encode()}

@@ -121,20 +121,31 @@ def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> No
 
 def write_file_list(path: Path, file_names: Sequence[str]) -> None:
     """Write a ``files_<name>.csv``, sorted (the original reads it with pandas), and its digest beside it."""
-    list_digest_path(path).unlink(
-        missing_ok=True
-    )  # whoever is killed in between leaves a list without a digest, not with a wrong one
-    write_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
+    write_proven_csv(path, ["file_name"], ([name] for name in sorted(file_names)))
+
+
+def write_proven_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """`write_csv`, and the file's digest beside it."""
+    forget_digest(path)
+    write_csv(path, header, rows)
     write_list_digest(path)
 
 
-def write_list_digest(path: Path) -> None:
-    """Write the digest of a file list beside it."""
-    write_text(list_digest_path(path), _digest_line(path))
+def forget_digest(path: Path) -> None:
+    """Remove the digest beside a file that is about to be written.
+
+    Whoever is killed in between leaves a file without a digest, not with a wrong one.
+    """
+    list_digest_path(path).unlink(missing_ok=True)
+
+
+def write_list_digest(path: Path, digest: str | None = None) -> None:
+    """Write the ``digest`` of a file, such as a file list, beside it; None: that of the file that is there."""
+    write_text(list_digest_path(path), _digest_line(path, digest))
 
 
 def list_digest_path(path: Path) -> Path:
-    """Where the digest of a file list lies."""
+    """Where the digest of a file lies that has it beside it."""
     return path.with_name(path.name + LIST_DIGEST_SUFFIX)
 
 
@@ -143,19 +154,47 @@ def verify_file_list(path: Path) -> bool:
 
     Raises `UserError` where it is another one.
     """
-    beside = list_digest_path(path)
-    if not beside.exists():
-        return False
-    if read_file(beside).tobytes() != os.fsencode(_digest_line(path)):
+    found = is_as_written(path)
+    if found is False:
         raise UserError(
-            f"{path} is not as m2dprep wrote it, so lines may be damaged or missing. If it was changed on purpose, "
-            f"remove {beside.name}; otherwise `m2dprep melspec` or `m2dprep captions training-list` writes it anew."
+            f"{path} is not as m2dprep wrote it: it was edited, or lines are damaged or missing. If it is right as it "
+            f"is, `m2dprep check {path.parent} --accept {path.name}` takes it; otherwise `m2dprep melspec` writes it "
+            "anew (and `m2dprep captions training-list` what is to be left out of it)."
         )
-    return True
+    return found is not None
 
 
-def _digest_line(path: Path) -> str:
-    return f"XXH3_{plain_digest(path)}  {path.name}\n"
+def verify_export(path: Path) -> bool:
+    """The same of a file that m2dprep wrote for other programs. Raises `UserError` where it is another one."""
+    found = is_as_written(path)
+    if found is False:
+        raise UserError(
+            f"{path} is damaged, or was replaced: it is not what {list_digest_path(path).name} is the digest of. Make "
+            f"it anew, or remove {list_digest_path(path).name} if it is another file on purpose."
+        )
+    return found is not None
+
+
+def is_as_written(path: Path) -> bool | None:
+    """Whether a file has the digest that lies beside it; None where there is none."""
+    beside = list_digest_path(path)
+    return read_file(beside).tobytes() == os.fsencode(_digest_line(path)) if beside.exists() else None
+
+
+def accept_file_list(path: Path) -> int:
+    """Give a file list that somebody wrote or edited the digest of what it is now; returns how many files it lists.
+
+    Raises `UserError` where it cannot be read, is empty, or leads out of the data directory.
+    """
+    names = read_file_list(path)
+    if not names:
+        raise UserError(f"{path} lists no files.")
+    write_list_digest(path)
+    return len(names)
+
+
+def _digest_line(path: Path, digest: str | None = None) -> str:
+    return f"XXH3_{digest or plain_digest(path)}  {path.name}\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

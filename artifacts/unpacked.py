@@ -27,7 +27,14 @@ def read_unpacked(layout: LmsLayout) -> dict[str, str]:
 def note_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
     """Add ``digests`` of files to the table, if there are any."""
     if digests and layout.melspec.is_dir():
-        known = {**read_unpacked(layout), **digests}
-        names = sorted(known)
-        table = pa.table({"file_name": names, "digest": [known[name] for name in names]}, schema=SCHEMA)
-        write_parquet(layout.melspec / UNPACKED, table)
+        write_unpacked(layout, {**read_unpacked(layout), **digests})
+
+
+def write_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
+    """Let the table be of ``digests``; without any there is none."""
+    if not digests:
+        (layout.melspec / UNPACKED).unlink(missing_ok=True)
+        return
+    names = sorted(digests)
+    table = pa.table({"file_name": names, "digest": [digests[name] for name in names]}, schema=SCHEMA)
+    write_parquet(layout.melspec / UNPACKED, table)

@@ -139,7 +139,17 @@ def _convert_source(
 ) -> Record:
     if source.reason:
         return failure_record(source, source.reason, source.message)
-    record = convert_file(source.relative, src, dst, config, durable=False, ffmpeg=ffmpeg, claim=claim, permit=permit)
+    record = convert_file(
+        source.relative,
+        src,
+        dst,
+        config,
+        durable=False,
+        ffmpeg=ffmpeg,
+        claim=claim,
+        permit=permit,
+        keeps=source.keeps,
+    )
     if record["reason"] in ("not_found", "io_error", "transient") and not src.is_dir():
         raise UserError(f"{src}: the folder has gone while its files were being converted.")
     return record
@@ -155,10 +165,12 @@ def convert_file(
     ffmpeg: bool = True,
     claim: Claim = no_claim,
     permit: Permit = always,
+    keeps: bool = False,
 ) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
-    A source that fails leaves no output, also none of an earlier version of it. ``durable`` syncs the file to disk.
+    A source that fails leaves no output, also none of an earlier version of it unless ``keeps``, which says that one
+    is there and good. ``durable`` syncs the file to disk.
     ``claim`` is called once all is read, ``permit`` before anything changes in ``dst``. Raises `OSError` where ``dst``
     cannot be written to, and what those two raise.
     """
@@ -174,7 +186,7 @@ def convert_file(
         claim()
         return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
-    return row_of(relative, dst, convert, allowed)
+    return row_of(relative, dst, convert, allowed, keeps=keeps)
 
 
 def patiently(path: Path, read: Callable[[], T]) -> T:
@@ -218,10 +230,12 @@ def _machine_failure(path: Path, error: DecodeError) -> str | None:
     return None
 
 
-def row_of(relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always) -> Record:
-    """What ``convert`` returns, or the record of its failure, which leaves no output. Raises `OSError` as it does.
+def row_of(
+    relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always, *, keeps: bool = False
+) -> Record:
+    """What ``convert`` returns, or the record of its failure, which leaves no output unless ``keeps`` one that is good.
 
-    ``allowed`` is called before an output goes.
+    ``allowed`` is called before an output goes. Raises `OSError` as ``convert`` does.
     """
     try:
         return convert()
@@ -232,7 +246,8 @@ def row_of(relative: str, dst: Path, convert: Callable[[], Record], allowed: Per
     except Exception as error:  # the one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
     allowed()
-    _remove(dst / output_name(relative))
+    if not keeps:
+        _remove(dst / output_name(relative))
     record = _record(relative, FAILED, failure.info or AudioInfo())
     return {**record, "reason": failure.reason, "message": failure.message}
 

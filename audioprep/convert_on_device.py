@@ -122,7 +122,7 @@ class DeviceConverter:
             found.waveform = waveform
             return {}
 
-        found.record = row_of(source.relative, dst, read) or None
+        found.record = row_of(source.relative, dst, read, keeps=source.keeps) or None
         backlog.add(len(found.waveform))
         if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
@@ -165,7 +165,7 @@ class DeviceConverter:
             values = as_stored(log_mel, item.info, self._config)
             return store(item.source.relative, values, item.info, padded, dst, durable=False)
 
-        item.record = row_of(item.source.relative, dst, write)
+        item.record = row_of(item.source.relative, dst, write, keeps=item.source.keeps)
         item.waveform = np.empty(0, np.float32)  # a slice would keep the samples
 
 

@@ -31,13 +31,15 @@ SOURCES_A_SIGN = 1024
 class Source(NamedTuple):
     """One input: ``relative`` to ``root``, separated by ``/``. With a ``reason`` it is a failure before it is opened.
 
-    ``relative`` is UTF-8 text always; bytes of a name that are none appear as ``\\xNN``.
+    ``relative`` is UTF-8 text always; bytes of a name that are none appear as ``\\xNN``. ``keeps``: its array is there
+    and good, and stays where the source cannot be converted again.
     """
 
     relative: str
     root: str
     reason: str = ""
     message: str = ""
+    keeps: bool = False
 
     @property
     def path(self) -> Path:

@@ -36,22 +36,25 @@ NO_PROMISE = Promise()
 class Promises:
     """What the records of a folder promise of its arrays, by file name; nothing of other arrays, and without records.
 
-    ``names`` are those of all good records, sorted. ``contents`` is a digest of their moments, None without records:
-    a pack notes it, so it is known whether it is of these arrays. Raises `UserError` where records cannot be read.
+    ``names`` are those of all good records, sorted; ``kept`` counts those whose sources could not be converted again.
+    ``contents`` is a digest of their moments, None without records: a pack notes it, so it is known whether it is of
+    these arrays. Raises `UserError` where records cannot be read.
     """
 
     def __init__(self, layout: LmsLayout) -> None:
         self.names: list[str] = []
         self.contents: str | None = None
+        self.kept = 0
         self._rows: dict[str, int] = {}
         if not record_parts(layout):
             return
         config = read_config(layout)
         self._dtype = None if config is None else str(config["config"]["dtype"])
         self._n_mels = None if config is None else int(config["config"]["log_mel"]["n_mels"])
-        records = read_records(layout, ["file_name", "status", "n", "mean", "m2", "frames", "digest"])
+        records = read_records(layout, ["file_name", "status", "reason", "n", "mean", "m2", "frames", "digest"])
         records = records.filter(pc.equal(records["status"], OK)).sort_by("file_name")
         self.names = records["file_name"].to_pylist()
+        self.kept = records.num_rows - records["reason"].null_count
         self._rows = {name: row for row, name in enumerate(self.names)}
         self._frames, self._mean, self._m2 = (records[name].to_numpy() for name in ("frames", "mean", "m2"))
         self._digests = records["digest"].combine_chunks()

@@ -159,6 +159,18 @@ STAGES = (
     Stage("broken melspec", MELSPEC + " --max-failures 100%", edit=_break_a_sound, weight=0),
     Stage("melspec --retry-failed", MELSPEC + " --retry-failed", after="broken melspec", edit=_mend_the_sound),
     Stage("melspec --overwrite", MELSPEC + " --overwrite", setup=(MELSPEC + " --dtype float16",)),
+    Stage(
+        "melspec --overwrite, rotten",
+        MELSPEC + " --overwrite --max-failures 100%",
+        after="melspec",
+        edit=_break_a_sound,
+    ),
+    Stage(
+        "melspec --overwrite, set aside",
+        MELSPEC + " --dtype float16 --overwrite --max-failures 100%",
+        after="melspec",
+        edit=_break_a_sound,
+    ),
     Stage("pack", PACK, after="melspec", weight=6),
     Stage("melspec, packed", MELSPEC, after="pack", edit=_new_sounds),
     Stage("pack --overwrite", PACK + " --dtype float32 --overwrite", after="pack"),

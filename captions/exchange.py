@@ -20,6 +20,7 @@ from artifacts.fingerprint import CAPTION_DIGEST_BYTES, file_digest
 from artifacts.layout import require_file
 from artifacts.m2d_dictionary import read_items, write_dictionary
 from artifacts.progress import Progress
+from artifacts.tables import forget_digest, verify_export, write_list_digest
 
 # Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
@@ -40,7 +41,8 @@ class Exported:
 def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False) -> Exported:
     """Write a store as the dictionary that the original trainer loads: float16, one caption (D,), several (n, D).
 
-    Keys are the store's clip ids; a clip's captions keep their order. The embeddings are streamed.
+    Keys are the store's clip ids; a clip's captions keep their order. The embeddings are streamed. The file's digest
+    lies beside it.
 
     Raises `UserError` where the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not asked for, or
     a value does not fit float16.
@@ -53,7 +55,13 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     order = np.argsort(clip, kind="stable")
     ends = np.cumsum(np.bincount(clip))
     file.parent.mkdir(parents=True, exist_ok=True)
-    clips = write_dictionary(file, _clips(store, pc.unique(clip_ids).to_pylist(), order, ends))
+    items = _clips(store, pc.unique(clip_ids).to_pylist(), order, ends)
+    if file.exists():
+        forget_digest(file)
+        clips = write_dictionary(file, items)
+        write_list_digest(file)
+    else:  # first its digest, so that the file is never there without
+        clips = write_dictionary(file, items, lambda digest: write_list_digest(file, digest))
     return Exported(file, clips, len(clip), store.embeddings.shape[1])
 
 
@@ -85,9 +93,11 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
     float32. Nothing of the pickle is executed (`artifacts.m2d_dictionary`). The file is read twice: once to know what
     is in it, and once to copy; of the embeddings a few thousand are in memory at a time.
 
-    Raises `UserError` where the file holds anything but such arrays of one length, all finite.
+    Raises `UserError` where the file holds anything but such arrays of one length, all finite, or is not what the
+    digest beside it is of.
     """
     require_file(file, "a dictionary of embeddings")
+    verify_export(file)
     digest = file_digest(file)
     keys, lengths, dim, dtype = _look_through(file)
     index = _index_without_captions(keys, lengths)

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from artifacts.atomic import sweep_temporaries, write_text
+from artifacts.atomic import sweep_temporaries
 from artifacts.errors import FingerprintConflictError, UserError
 from artifacts.fingerprint import differing_keys, fingerprint
-from artifacts.json_text import read_json_object
+from artifacts.json_file import read_object, write_object
 from artifacts.lock import exclusive
 from artifacts.progress import Progress
 from artifacts.tables import read_parquet, write_parquet
@@ -118,8 +118,10 @@ def write_sentences(
     needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work):
+        # What is there does not go for a model that cannot be loaded.
+        model = KeywordModel(options.model, device) if overwrite and any(work.glob("part-*.parquet")) else None
         _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
-        sentences, done = _decode(needed, work, options, device)
+        sentences, done = _decode(needed, work, options, device, model)
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
     rows = pa.Table.from_arrays(
@@ -139,7 +141,12 @@ def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
 def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
     sweep_temporaries(work)
     meta = work / "meta.json"
-    there = read_json_object(meta, "the options of a folder of sentences") if meta.exists() else None
+    try:
+        there = read_object(meta)
+    except UserError:
+        if not overwrite:
+            raise
+        there = None
     if there is not None and there != settings:
         if not overwrite:
             lines = "; ".join(differing_keys(there, settings))
@@ -150,12 +157,14 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
     if there is None or overwrite:
         for part in work.glob("part-*.parquet"):
             part.unlink()
-        write_text(meta, json.dumps(settings, indent=2))
+        write_object(meta, settings)
 
 
-def _decode(inputs: list[str], work: Path, options: KeywordOptions, device: str) -> tuple[dict[str, str], int]:
+def _decode(
+    inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None
+) -> tuple[dict[str, str], int]:
     """{input: sentence}, and how many were decoded now. Batches are slices of ``inputs``, each saved as a file."""
-    size, model, decoded = options.batch_size, None, 0
+    size, decoded = options.batch_size, 0
     sentences: dict[str, str] = {}
     with Progress(len(inputs), "keywords to captions", "inputs") as progress:
         for number, start in enumerate(range(0, len(inputs), size)):

@@ -15,7 +15,7 @@ from artifacts.clip_matching import NO_CLIP, match_files
 from artifacts.columns import one_array, runs
 from artifacts.errors import UserError
 from artifacts.layout import is_evaluation_clip, require_file
-from artifacts.tables import read_captions, read_file_list, write_file_list
+from artifacts.tables import read_captions, read_file_list, verify_file_list, write_file_list
 from artifacts.write_lock import writing_to
 from captions.audioset import EVALUATION_SPLIT
 from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
@@ -37,7 +37,8 @@ def write_training_list(
     """Write ``output``: the files of the list ``files`` that training may see.
 
     Unless ``keep_eval``, those are left out whose clip has split ``eval`` in ``captions``, or that lie in a folder
-    ``eval_segments``; then those that a list of ``exclude`` names. Raises `UserError` where nothing is left.
+    ``eval_segments``; then those that a list of ``exclude`` names. Raises `UserError` where nothing is left, and where
+    ``files`` is not as it was written: the new list would prove what nobody vouches for.
     """
     require_file(files, "the list of log-mel files")
     if not keep_eval:
@@ -49,6 +50,7 @@ def write_training_list(
 def _write_training_list(
     files: Path, captions: Path, output: Path, exclude: Sequence[ExclusionList], *, keep_eval: bool
 ) -> TrainingListCounts:
+    verify_file_list(files)
     names = read_file_list(files)
     is_eval = np.zeros(len(names), bool)
     if not keep_eval:

@@ -109,7 +109,7 @@ def melspec(
         resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
     )
     ffmpeg = {"auto": None, "ffmpeg": True, "soundfile": False}[decoder]
-    request = MelspecOptions(workers=pool, device=device, ffmpeg=ffmpeg, **options)
+    request = MelspecOptions(workers=pool, device=device, ffmpeg=ffmpeg, max_failures=limit, **options)
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 @click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
 @click.option("--quick", is_flag=True, help="Headers, sizes and JSON files only; no values, no tables.")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="LIST",
+    help="A files_*.csv in DATA that you have edited: take it as it is now, with a new digest. Several.",
+)
 @pool_options
 @json_option
-def check(data: Path, quick: bool, pool: WorkerPool, as_json: bool) -> None:
+def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as_json: bool) -> None:
     """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
 
     Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
@@ -30,11 +36,14 @@ def check(data: Path, quick: bool, pool: WorkerPool, as_json: bool) -> None:
     Examples:
       m2dprep check data
       m2dprep check data --quick --json > problems.json
+      m2dprep check data --accept files_audioset.csv
     """
     from artifacts.errors import CheckFailedError
-    from workflows.check import run_checks
+    from workflows.check import accept_lists, run_checks
     from workflows.check_result import summary
 
+    for line in accept_lists(data, accept):
+        click.echo(line, err=True)
     results = run_checks(data, workers=pool, quick=quick)
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)

@@ -21,7 +21,7 @@ from artifacts.lms_array import lms_form
 from artifacts.lms_store import LogMels, find_log_mels
 from artifacts.progress import Progress
 from artifacts.records import read_config
-from artifacts.tables import read_csv_columns, read_file_list, write_csv
+from artifacts.tables import read_csv_columns, read_file_list, verify_file_list, write_proven_csv
 from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dclap.caption_stores import caption_sources
 from m2dclap.config import ModelConfig
@@ -124,6 +124,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
     front_end = _front_end(layout.root, [*listed, *held_names])
+    strange = require_own_statistics(layout, listed)
     pairs = match_files([*listed, *held_names], captions.clip_ids)
     without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
     training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
@@ -160,6 +161,8 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         },
         notes=[
             f"files listed in {', '.join(path.name for path in lists)}",
+            *_edited([*lists, *choice.held_out, *choice.backgrounds]),
+            *strange,
             *notes,
             *pairs.lines([*listed, *held_names], captions.clip_ids),
         ],
@@ -183,9 +186,44 @@ def read_norm_stats(path: Path) -> Normalization:
     return stats
 
 
+def require_own_statistics(layout: DataLayout, listed: Sequence[str]) -> list[str]:
+    """Lines about ``norm_stats.json`` where it is that of a folder that is not here, as of another data set.
+
+    Raises `UserError` where it is that of another folder of the data directory than those that are ``listed``, or of an
+    earlier conversion of one of these.
+    """
+    stats = read_object(layout.norm_stats) or {}
+    folder, computed = stats.get("folder"), stats.get("fingerprint")
+    folders = sorted({name.partition("/")[0] for name in listed})
+    if folder is None:
+        return []
+    anew = f"`m2dprep stats {layout.root / folders[0]}` computes it anew."
+    if folder not in folders:
+        if (layout.root / str(folder)).is_dir():
+            raise UserError(
+                f"{layout.norm_stats} is that of {folder}, and files of {', '.join(folders)} are trained on. {anew}"
+            )
+        return [f"{layout.norm_stats.name} is that of {folder}, which is not here; {anew}"]
+    config = read_config(LmsLayout(layout.root / folder))
+    if config is not None and computed not in (None, config["fingerprint"]):
+        raise UserError(f"{layout.norm_stats} is that of an earlier conversion of {folder}. {anew}")
+    return []
+
+
+def _edited(lists: Iterable[Path]) -> list[str]:
+    """A line about each of the ``lists`` that is not as it was written; all are used as they are."""
+    lines = []
+    for path in lists:
+        try:
+            verify_file_list(path)
+        except UserError as error:
+            lines.append(f"used all the same: {error}")
+    return lines
+
+
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """The files that are left out, one row each, with the reason."""
-    write_csv(path, Skipped._fields, skipped)
+    write_proven_csv(path, Skipped._fields, skipped)
 
 
 def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:

@@ -16,6 +16,7 @@ from artifacts.fingerprint import differing_keys, file_digest
 from artifacts.m2d_dictionary import read_items
 from artifacts.row_file import RowFile
 from artifacts.steady import FileIdentity
+from artifacts.tables import verify_export
 
 # What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
@@ -51,6 +52,7 @@ class CaptionSource:
     @classmethod
     def from_dictionary(cls, path: Path) -> CaptionSource:
         """The original's pickled ``capemb_*.npy``, read by an unpickler that admits plain arrays only."""
+        verify_export(path)
         lengths: dict[str, int] = {}
         parts: list[np.ndarray] = []
         waiting: list[np.ndarray] = []

@@ -3,9 +3,10 @@
 RUN/config.json                            the resolved settings, and what a resumed run must share
 RUN/train.yaml                             the same as a file for --config
 RUN/log.jsonl, RUN/events.out.tfevents.*   how it went
-RUN/skipped.csv                            listed files that are not trained on, and why
+RUN/skipped.csv, skipped.csv.xxh3          listed files that are not trained on, and why; the digest of that
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth          after so many epochs
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and so many steps of the next one
+RUN/earlier-run/                           the run that this one replaces (--overwrite), until this one is done
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.atomic import sweep_temporaries, write_json
+from artifacts.atomic import sweep_temporaries
 from artifacts.errors import UserError
 from artifacts.fingerprint import fingerprint, require_same
-from artifacts.json_text import load_json
+from artifacts.json_file import read_object, write_object
 from m2dclap.checkpoint_file import checkpoints_in
 from m2dclap.config import ModelConfig
 from m2dclap.train_config import TrainConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
-RUN_FILES = ("log.jsonl", "skipped.csv", "train.yaml", "run.png", "nonfinite.txt")
+CONFIG = "config.json"
+# The folder in a run where the one lies that it is to replace.
+BEFORE = "earlier-run"
+RUN_FILES = ("log.jsonl", "skipped.csv", "skipped.csv.xxh3", "train.yaml", "run.png", "nonfinite.txt")
 
 
 def model_name(size: str) -> str:
@@ -57,12 +61,12 @@ class RunFolder:
 
         Raises `FingerprintConflictError`, naming the keys, where a run with other settings was begun there.
         """
-        config = root / "config.json"
+        config = root / CONFIG
         if (begun := _read_config(config)) is not None:
             require_same(begun["settings"], settings, root)
             notes = {key: value for key, value in begun.items() if key not in ("settings", "fingerprint")}
         else:
-            write_json(config, {"settings": settings, "fingerprint": fingerprint(settings), **notes})
+            write_object(config, {"settings": settings, "fingerprint": fingerprint(settings), **notes})
         run = cls(root, settings, root / name, notes)
         run.checkpoints.mkdir(exist_ok=True)
         sweep_temporaries(run.checkpoints)
@@ -95,17 +99,76 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
 
+def make_way(root: Path) -> bool:
+    """Let a new run begin in ``root``. A run with checkpoints that is there is set aside, where it stays until
+    the new one is done; one that was to replace it goes. Returns whether one is set aside.
+    """
+    before = root / BEFORE
+    if _is_set_aside(root) or not ((root / CONFIG).exists() and (before.is_dir() or _has_checkpoints(root))):
+        remove_run(root)
+        return _is_set_aside(root)
+    for path in [*_parts_of_run(root), root / CONFIG]:  # with its configuration it is whole there
+        _move(path, before / path.relative_to(root))
+    _remove_empty_folders(root)
+    return True
+
+
+def bring_back(root: Path) -> None:
+    """Undo a `make_way` that was stopped in the middle."""
+    before = root / BEFORE
+    if before.is_dir() and not _is_set_aside(root):
+        for path in _parts_of_run(before):
+            _move(path, root / path.relative_to(before))
+        _remove_run_folder(before)
+
+
+def forget_before(root: Path) -> None:
+    """The run in ``root`` is done: the one that it replaces goes."""
+    if _is_set_aside(root):
+        remove_run(root / BEFORE)
+        _remove_run_folder(root / BEFORE)
+
+
 def remove_run(root: Path) -> None:
     """Remove what a run has written to ``root``, and nothing else that may lie there."""
-    (root / "config.json").unlink(missing_ok=True)  # first: without it the rest is nobody's
-    for folder in root.glob(f"{MODEL_PREFIX}*-*"):
-        for path in checkpoints_in(folder):
-            path.unlink()
-        sweep_temporaries(folder)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    for path in [*(root / name for name in RUN_FILES), *root.glob("events.out.tfevents.*")]:
+    (root / CONFIG).unlink(missing_ok=True)  # first: without it the rest is nobody's
+    for path in _parts_of_run(root):
         path.unlink(missing_ok=True)
+    _remove_empty_folders(root)
+
+
+def _parts_of_run(root: Path) -> list[Path]:
+    """The files of a run but for its configuration."""
+    checkpoints = [path for folder in root.glob(f"{MODEL_PREFIX}*-*") for path in checkpoints_in(folder)]
+    others = [path for name in RUN_FILES if (path := root / name).exists()]
+    return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]
+
+
+def _has_checkpoints(root: Path) -> bool:
+    return any(checkpoints_in(folder) for folder in root.glob(f"{MODEL_PREFIX}*-*"))
+
+
+def _is_set_aside(root: Path) -> bool:
+    return (root / BEFORE / CONFIG).exists()
+
+
+def _move(path: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(place)
+
+
+def _remove_empty_folders(root: Path) -> None:
+    for folder in root.glob(f"{MODEL_PREFIX}*-*"):
+        sweep_temporaries(folder)
+        _remove_run_folder(folder)
+
+
+def _remove_run_folder(folder: Path) -> None:
+    """Remove a folder if nothing is left in it but such folders."""
+    for inner in folder.glob(f"{MODEL_PREFIX}*-*"):
+        _remove_run_folder(inner)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -114,13 +177,14 @@ def _by(size: tuple[int, int]) -> str:
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     try:
-        value = load_json(path)
+        value = read_object(path)
+        if value is None:
+            return None
         settings = value["settings"]
         if value["fingerprint"] != fingerprint(settings):
             raise ValueError("its fingerprint is not that of its settings")
-    except FileNotFoundError:
-        return None
+    except UserError as error:
+        raise UserError(f"{error} --overwrite starts anew.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's configuration: {error}. --overwrite starts anew.") from error
-    checked: dict[str, Any] = value
-    return checked
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from artifacts.atomic import write_bytes
+from artifacts.digest import digest_of
 from artifacts.errors import UserError, first_line
 
+DIGEST = "digest"
+TAIL = re.compile(rb', "digest": "([0-9a-f]{16})"\}\n\Z')
+LIKE_A_DIGEST = re.compile(rb'[0-9a-f]{16}"\}\n\Z')
 FILES_SHOWN = 8
 Figures = dict[str, float | int | None]
 
@@ -89,7 +94,7 @@ class RunLog:
         line: Figures = {"step": step, "epoch": round(epoch, 6)}
         line |= {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
         with naming(self._path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(proven(json.dumps(line)) + "\n")
             self._file.flush()
         with naming(self._path.parent / "events.out.tfevents"):
             for name, value in line.items():
@@ -124,11 +129,16 @@ class RunLog:
             threading.excepthook = self._hook
 
 
+def proven(line: str) -> str:
+    """A JSON object in a line, with one more key: the digest of the line without it."""
+    return f'{line.removesuffix("}")}, "{DIGEST}": "{digest_of(line.encode())}"}}'
+
+
 def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The whole lines of a ``log.jsonl``, none where there is none; a last line that a kill cut off is passed over.
 
-    Raises `UserError` for a line that is none of a log, naming it; or passes it over and hands the words to
-    ``damaged``, if that is given.
+    Raises `UserError` for a line that is none of a log, or not as it was written, naming it; or passes it over and
+    hands the words to ``damaged``, if that is given. Lines of earlier versions have no digest.
     """
     return [line for number, raw in _lines(path) if (line := _parsed(path, number, raw, damaged)) is not None]
 
@@ -141,9 +151,14 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
 
 def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] | None) -> dict[str, Any] | None:
     try:
+        tail = TAIL.search(raw)
+        if tail is not None and digest_of(raw[: tail.start()] + b"}") != tail[1].decode():
+            raise ValueError("its digest is not that of its bytes")
         line = json.loads(raw)
         if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "epoch" not in line:
             raise ValueError("it has no step and epoch")
+        if tail is None and (DIGEST in line or LIKE_A_DIGEST.search(raw)):
+            raise ValueError("its digest is damaged")
     except (ValueError, RecursionError) as error:
         words = f"{path}, line {number} is damaged: {first_line(error)}"
         if damaged is None:
@@ -151,6 +166,7 @@ def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] 
         damaged(words)
         return None
     checked: dict[str, Any] = line
+    checked.pop(DIGEST, None)
     return checked
 
 

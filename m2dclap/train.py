@@ -28,7 +28,15 @@ from m2dclap.model import M2DCLAP
 from m2dclap.objectives import MaskedClap, Objective
 from m2dclap.order import TrainOrder
 from m2dclap.recipe import recipe_text
-from m2dclap.run_folder import RunFolder, checkpoint_folder_name, model_name, remove_run
+from m2dclap.run_folder import (
+    BEFORE,
+    RunFolder,
+    bring_back,
+    checkpoint_folder_name,
+    forget_before,
+    make_way,
+    model_name,
+)
 from m2dclap.run_log import Figures, RunLog, read_log
 from m2dclap.schedule import Schedule, make_optimizer
 from m2dclap.stop_signals import was_told
@@ -108,6 +116,8 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
             _run(stack, state, schedule, data, run, world, options)
+        if world.is_main:
+            forget_before(out)
         epochs = state.step // steps_per_epoch
         last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if world.is_main else {}
         return TrainResult(
@@ -235,8 +245,10 @@ def _open_run(
     settings = settings_of(data, model, config, options)
     out.mkdir(parents=True, exist_ok=True)
     stack.enter_context(exclusive(out))
-    if options.overwrite:
-        remove_run(out)
+    if not options.overwrite:
+        bring_back(out)
+    elif make_way(out):
+        print(f"train: the earlier run stays in {out / BEFORE} until this one is done", file=sys.stderr)
     name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}

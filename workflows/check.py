@@ -26,15 +26,18 @@ from artifacts.layout import (
     require_folder,
 )
 from artifacts.packed_store import PackedStore, read_pack_meta
-from artifacts.records import read_config, require_parts
-from artifacts.tables import read_captions, read_file_list
+from artifacts.records import KEPT, read_config, require_parts
+from artifacts.tables import accept_file_list, read_captions, read_file_list
+from artifacts.write_lock import writing_to
 from audioprep.config import ConvertConfig
 from audioprep.promise import NO_PROMISE, Promises
 from workflows.check_arrays import ExpectedArray, check_arrays
 from workflows.check_files import check_files
 from workflows.check_result import CheckResult, Collecting
-from workflows.check_statistics import compare_statistics
+from workflows.check_statistics import compare_statistics, require_of_listed
 from workflows.cluster import WorkerPool
+from workflows.exchange import EARLIER
+from workflows.starting_anew import beside
 
 ROWS_A_BLOCK = 65536
 
@@ -63,11 +66,29 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         lists,
         conversions,
         arrays,
-        check_statistics(layout, quick),
+        check_statistics(layout, listed, quick),
         captions_result,
         check_captioned(_trained_together(layout, listed), captions),
         check_embeddings(layout, _trained_together(layout, listed), captions, quick),
     ]
+
+
+def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
+    """Take file lists of ``data``, by their names or paths, as they are now. Returns a line about each.
+
+    Raises `UserError`, before any is taken, where one is none of the data directory's lists.
+    """
+    layout = DataLayout(require_folder(data, "the data directory to check"))
+    lists = {path.name: path for path in layout.file_lists()}
+    for name in names:
+        given = Path(name)
+        if given.name not in lists or (len(given.parts) > 1 and given.resolve() != lists[given.name].resolve()):
+            raise UserError(f"--accept {name}: {data} has no such list; it has {', '.join(lists) or 'none'}.")
+    lines = []
+    for name in dict.fromkeys(Path(name).name for name in names):
+        with writing_to(lists[name]):
+            lines.append(f"{lists[name]}: taken as it is, with {accept_file_list(lists[name]):,} files")
+    return lines
 
 
 def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
@@ -109,6 +130,7 @@ def check_conversions(
         with Collecting(result, folder.name):
             promises = _expected_of(LmsLayout(folder), result, expected)
             result.checked += len(promises.names)
+            _note_earlier(LmsLayout(folder), promises, result)
             known = set(promises.names)
             for name in listed:
                 if name.startswith(folder.name + "/") and name.removeprefix(folder.name + "/") not in known:
@@ -117,6 +139,22 @@ def check_conversions(
             packs |= _find_packed(LmsLayout(folder), expected, promises, result)
     result.absent = "" if layout.lms_folders() else "no folder with _melspec/"
     return result, [expected[name] for name in sorted(expected)], packs
+
+
+def _note_earlier(layout: LmsLayout, promises: Promises, result: CheckResult) -> None:
+    """Say what is there of earlier conversions."""
+    if promises.kept:
+        result.notes.append(
+            f"{promises.kept:,} arrays of {layout.folder} are of an earlier conversion, as their sources could not be "
+            f"converted again (reason {KEPT} in the records)"
+        )
+    for folder in sorted(layout.melspec.glob(f"{EARLIER}-*")):
+        result.notes.append(
+            f"{folder.relative_to(layout.data)} holds arrays of an earlier configuration, which nothing reads; remove "
+            "it when it is not wanted"
+        )
+    if beside(layout).root.is_dir():
+        result.notes.append(f"{layout.folder}: a conversion that is to replace this one is unfinished")
 
 
 def _find_packed(
@@ -168,8 +206,9 @@ def _expected_of(layout: LmsLayout, result: CheckResult, expected: dict[str, Exp
     return promises
 
 
-def check_statistics(layout: DataLayout, quick: bool) -> CheckResult:
-    """``norm_stats.json`` is finite, of a configuration that is here and, unless ``quick``, what its records give."""
+def check_statistics(layout: DataLayout, listed: Sequence[str], quick: bool) -> CheckResult:
+    """``norm_stats.json`` is finite, of a configuration that is here, of the folder of ``listed`` files and,
+    unless ``quick``, what its records give."""
     result = CheckResult("statistics")
     path = layout.norm_stats
     if not path.exists():
@@ -187,6 +226,7 @@ def check_statistics(layout: DataLayout, quick: bool) -> CheckResult:
         configs = [read_config(LmsLayout(folder)) for folder in layout.lms_folders()]
         if configs and fingerprint not in {config["fingerprint"] for config in configs if config}:
             raise UserError("was computed from arrays of another configuration than those here")
+        require_of_listed(layout, stats, listed)
         if not quick:
             compare_statistics(layout, stats, result)
     return result

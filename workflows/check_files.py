@@ -15,7 +15,7 @@ from artifacts.packed_store import index_path, read_pack_meta
 from artifacts.proven_parquet import verify_parquet
 from artifacts.record_file import PURPOSE, RecordFile
 from artifacts.records import read_config, record_parts
-from artifacts.tables import list_digest_path, verify_file_list
+from artifacts.tables import list_digest_path, verify_export, verify_file_list
 from artifacts.unpacked import UNPACKED
 from workflows.check_result import CheckResult, Collecting
 from workflows.file_list import CONFIG, WRITTEN
@@ -54,6 +54,9 @@ def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
         yield path, verify_file_list
     for path in sorted(layout.root.glob(list_digest_path(Path("files_*.csv")).name)):
         yield path, _has_its_list
+    if not quick:
+        for path in sorted(layout.root.glob(list_digest_path(Path("*.npy")).name)):
+            yield path.with_suffix(""), verify_export
     json_files = [layout.norm_stats]
     tables = [layout.captions]
     for folder in layout.lms_folders():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,23 @@ COUNTS = ("count_values", "count_files", "excluded_files")
 VALUES = ("mean", "std", "bin_mean", "bin_std")
 
 
+def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
+    """Raise `UserError` where ``stats`` are those of a folder of which no list names a file, but of others."""
+    folders = sorted({name.partition("/")[0] for name in listed})
+    folder = stats.get("folder")
+    here = [path.name for path in layout.lms_folders()]
+    if folders and folder in here and folder not in folders:
+        raise UserError(
+            f"is that of {folder}, and the lists name files of {', '.join(folders)} only: one folder's values would "
+            f"be normalised with another's. `m2dprep stats {layout.root / folders[0]}` computes it anew."
+        )
+
+
 def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: CheckResult) -> None:
     """Raise `UserError` unless ``stats`` are those of the records of a folder in the data directory."""
     error = ERROR_OF.get(str(stats.get("source")))
     folders = [folder for folder in layout.lms_folders() if stats.get("folder") in (None, folder.name)]
+    folders = folders or layout.lms_folders()  # that folder may have been renamed: then the values are those of another
     if error is None or not folders:
         result.notes.append(f"{layout.norm_stats.name} does not say what it was computed from, so it was not compared")
         return
@@ -42,7 +55,9 @@ def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: Che
         first = wrong[0]
         now = _short(getattr(found, first))
         differing.append(f"{first} is {_short(stats.get(first))}, the records of {folder.name} give {now}")
-    raise UserError(f"{'; '.join(differing)}. `m2dprep stats` computes it anew.")
+    gone = stats.get("folder") not in (None, *(folder.name for folder in folders))
+    of = f"is that of {stats.get('folder')}, which is not here: " if gone else ""
+    raise UserError(f"{of}{'; '.join(differing)}. `m2dprep stats` computes it anew.")
 
 
 def _merged(folder: Path, files: Path | None) -> NormStats:

@@ -15,7 +15,7 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import file_digest
 from artifacts.json_file import read_object, write_object
 from artifacts.layout import LmsLayout, is_evaluation_clip
-from artifacts.records import OK, read_config, read_records
+from artifacts.records import OK, frozen_config, read_records
 from artifacts.tables import read_file_list, write_file_list
 from artifacts.write_lock import writing_to
 from audioprep.discover import Source, output_name
@@ -76,7 +76,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
                 path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
             )
         write_file_list(path, listed)
-        bound = {CONFIG: (read_config(layout) or {}).get("fingerprint")}
+        bound = {CONFIG: (frozen_config(layout) or {}).get("fingerprint")}
         write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
     return len(listed)
 

@@ -59,12 +59,14 @@ class Forecast:
             return f"{self.inodes_needed:,} inodes (files) are needed and {self.inodes_free:,} are free"
         return None
 
-    def require_space(self, dst: Path) -> None:
-        """Raise `UserError` where it does not fit."""
+    def require_space(self, dst: Path, *, stays: bool = False) -> None:
+        """Raise `UserError` where it does not fit; ``stays``: beside an earlier conversion, until this one is whole."""
         if self.shortage is not None:
+            room = " The earlier conversion stays until the new one is whole; remove it if it is not wanted."
             raise UserError(
                 f"{dst}: the file system is too small for {self.clips:,} clips: {self.shortage}. Free some, choose "
                 "another, or use --dtype float16, which halves the bytes (--ignore-space starts all the same)."
+                + (room if stays else "")
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,12 +90,11 @@ def forecast(
     config: ConvertConfig,
     workers: int,
     convert: ConvertSample,
-    given_back: tuple[int, int] = (0, 0),
 ) -> Forecast:
     """Convert a sample of ``pending`` to a temporary folder beside ``dst``, which is removed again.
 
     ``convert`` takes sources and a folder and returns their records; the rate of this one process is taken ``workers``
-    times. ``given_back`` are the bytes and inodes of what will be replaced, which count as free.
+    times.
     """
     sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
     temporaries = LmsLayout(dst).temporaries
@@ -111,9 +112,9 @@ def forecast(
         clips_per_second=rate,
         seconds=clips / rate if rate else 0.0,
         bytes_needed=round(needed * clips),
-        bytes_free=free_bytes + given_back[0],
+        bytes_free=free_bytes,
         inodes_needed=round(inodes * clips),
-        inodes_free=None if free_inodes is None else free_inodes + given_back[1],
+        inodes_free=free_inodes,
     )
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from artifacts.progress import Progress
 from artifacts.reading import reading, slow_reads_said
 from artifacts.records import (
     FAILED,
+    KEPT,
     append_records,
     compact_records,
-    read_config,
+    frozen_config,
     record_parts,
     write_config,
 )
@@ -34,13 +35,15 @@ from audioprep.discover import PassedOver, Source, with_conflicts
 from audioprep.ffmpeg import require_ffmpeg
 from workflows.cluster import WorkerPool
 from workflows.engine import ShardFunction, run_shards, split_into_shards
+from workflows.exchange import Exchanged, close_exchange, finish_exchange, take_place
 from workflows.file_list import list_path, require_own, require_place, write_list
 from workflows.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
+from workflows.kept import kept_records, say_kept
 from workflows.melspec_plan import Plan, find_sources, make_plan, require_unpacked
 from workflows.record_buffer import RecordBuffer
 from workflows.run_permit import run_permit
 from workflows.source_roots import is_only_root, known_roots, require_replacement, roots_with
-from workflows.starting_anew import forget, require_replaceable, space_given_back
+from workflows.starting_anew import begin_anew, goes_on, require_replaceable, where_to_convert
 from workflows.workers import Shared
 
 # About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
@@ -54,7 +57,10 @@ READ_TIMEOUT = 1800.0
 
 @dataclass(frozen=True)
 class MelspecReport:
-    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` says what else lies in SRC."""
+    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` says what else lies in SRC.
+
+    Of those that failed, ``kept`` have their arrays of an earlier conversion, and those of ``set_aside`` lie elsewhere.
+    """
 
     inputs: int
     done: int
@@ -65,6 +71,8 @@ class MelspecReport:
     files_csv: str
     listed: int
     records: str
+    kept: int = 0
+    set_aside: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +101,8 @@ class MelspecOptions:
     ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many
     decoding threads as there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space``
     starts even if the file system looks too small. ``read_timeout``: the seconds that a source may take to be read;
-    then it is a failure row, which the next run tries again. 0: for ever.
+    then it is a failure row, which the next run tries again. 0: for ever. ``max_failures``: where ``overwrite`` changes
+    the configuration and more sources fail that were converted before, the earlier conversion stays as it is.
     """
 
     workers: WorkerPool | int = 1
@@ -107,16 +116,18 @@ class MelspecOptions:
     device: str = "cpu"
     ignore_space: bool = False
     read_timeout: float = READ_TIMEOUT
+    max_failures: FailureLimit | None = None
 
 
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call again goes on.
 
     A source counts as done when its record says so and its array is there. Rows of earlier failures whose source is
-    no longer there are dropped; arrays stay. With ``overwrite`` all sources are converted anew, and nothing of an
-    earlier conversion goes before there are workers for it.
+    no longer there are dropped; arrays stay. A source that was converted before and fails now keeps its array. With
+    ``overwrite`` all sources are converted anew, beside what is there, which stays until the new conversion is whole.
     Raises `FingerprintConflictError` where ``dst`` was begun with another configuration, `UserError` for requests
-    that cannot be carried out, and `OSError` where ``dst`` cannot be written to.
+    that cannot be carried out, `TooManyFailuresError` where ``overwrite`` would lose too much, and `OSError` where
+    ``dst`` cannot be written to.
     """
     started = time.monotonic()
     passed_over = PassedOver()
@@ -128,41 +139,64 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     require_place(files_csv)
     require_own(layout, files_csv)
     with exclusive(layout.melspec):
-        for folder in (layout.temporaries, layout.melspec):
-            sweep_temporaries(folder)
-        sweep_temporaries(layout.data, shared=True)
-        sweep_forecasts(layout)
+        options = _tidied(layout, files_csv, src, config, options)
         if folding := probe_folding(layout.temporaries):
             sources = with_conflicts(sources, folding)
-        plan = _plan(layout, sources, src, config, options, folding)
+        into = where_to_convert(layout, config.to_dict(), src, options.overwrite)
+        plan = _plan(layout, into, sources, src, config, options, folding)
         if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
-            _forecast(layout, plan.pending, config, pool, convert, options).require_space(dst)
-        begin = functools.partial(_begin, layout, plan, config, src, options)
+            _forecast(layout, plan.pending, config, pool, convert).require_space(dst, stays=into != layout)
+        begin = functools.partial(_begin, into, plan, config, src, replaces=into != layout)
         with run_permit(layout) as permit:
             # Workers elsewhere may stand in another folder.
-            function = functools.partial(convert, dst=dst.absolute() if pool.elsewhere else dst)
+            function = functools.partial(convert, dst=into.root.absolute() if pool.elsewhere else into.root)
             if options.device == "cpu":
                 function = functools.partial(function, permit=permit)
-            reasons = _convert(layout, src, function, plan.pending, pool, begin)
+            reasons = _convert(into, src, function, plan.pending, pool, begin)
         # A list may name a part of the sources: what failed outside of it is none of its business.
         # What failed in another folder is none either.
-        alone = not options.files and is_only_root(read_config(layout), src)
-        compact_records(layout, {source.relative for source in sources} if alone else None)
-        listed = write_list(layout, files_csv, plan.pending)
+        alone = not options.files and is_only_root(frozen_config(into), src)
+        compact_records(into, {source.relative for source in sources} if alone else None)
+        exchanged = take_place(layout, len(sources), options.max_failures) if into != layout else Exchanged()
+        listed = write_list(layout, files_csv, plan.pending if into == layout else sources)
+        if into != layout:
+            close_exchange(layout)
         sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
-    failed = plan.failed + reasons
+    failed = plan.failed + reasons - exchanged.kept + Counter({KEPT: exchanged.kept.total()})
+    say_kept(layout, failed[KEPT])
+    exchanged.say()
     return MelspecReport(
         inputs=len(sources),
         done=len(plan.pending) - reasons.total(),
         skipped=plan.done,
         failed=failed.total(),
-        reasons=dict(failed),
+        reasons=dict(+failed),
         seconds=round(time.monotonic() - started, 3),
         files_csv=str(files_csv),
         listed=listed,
         records=str(layout.melspec),
+        kept=failed[KEPT],
+        set_aside=exchanged.set_aside,
         passed_over=passed_over,
     )
+
+
+def _tidied(
+    layout: LmsLayout, files_csv: Path, src: Path, config: ConvertConfig, options: MelspecOptions
+) -> MelspecOptions:
+    """Remove what killed runs left, and finish the replacement that one was stopped in.
+
+    Returns what is still asked for: with ``overwrite`` nothing more than that replacement, if it is of this request.
+    """
+    for folder in (layout.temporaries, layout.melspec):
+        sweep_temporaries(folder)
+    sweep_temporaries(layout.data, shared=True)
+    sweep_forecasts(layout)
+    if not finish_exchange(layout):
+        return options
+    write_list(layout, files_csv, [])
+    close_exchange(layout)
+    return replace(options, overwrite=options.overwrite and not goes_on(layout, config.to_dict(), src))
 
 
 def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> Forecast:
@@ -173,22 +207,31 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
     sources = _sources(src, dst, config, options)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
-    return _forecast(layout, _plan(layout, sources, src, config, options).pending, config, pool, convert, options)
+    into = where_to_convert(layout, config.to_dict(), src, options.overwrite)
+    return _forecast(layout, _plan(layout, into, sources, src, config, options).pending, config, pool, convert)
 
 
 def _plan(
     layout: LmsLayout,
+    into: LmsLayout,
     sources: list[Source],
     src: Path,
     config: ConvertConfig,
     options: MelspecOptions,
     folding: NameFolding = EXACT,
 ) -> Plan:
-    """What is to be done; nothing is written. Raises `FingerprintConflictError` and `UserError` as `run_melspec`."""
-    if options.overwrite:
+    """What is to be done in ``into``; nothing is written.
+
+    Raises `FingerprintConflictError` and `UserError` as `run_melspec`.
+    """
+    if into != layout:
         require_replaceable(layout, sources)
-        return Plan(sources, 0, Counter())
-    frozen = read_config(layout)
+        if not goes_on(into, config.to_dict(), src):
+            return Plan(sources, 0, Counter())
+        return make_plan(
+            into, sources, retry_failed=True, check_sources=options.check_sources, same_root=True, folding=folding
+        )
+    frozen = frozen_config(layout)
     if frozen is None and record_parts(layout):
         raise UserError(
             f"{layout.melspec} has records but no {layout.config.name}, so nobody knows how its arrays were made. "
@@ -215,22 +258,21 @@ def _forecast(
     config: ConvertConfig,
     pool: WorkerPool,
     convert: ConvertSample,
-    options: MelspecOptions,
 ) -> Forecast:
-    given_back = space_given_back(layout) if options.overwrite else (0, 0)
     with slow_reads_said():
-        return forecast(pending, layout.root, config, pool.promised, convert, given_back)
+        return forecast(pending, layout.root, config, pool.promised, convert)
 
 
-def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, options: MelspecOptions) -> None:
-    """What comes before the first clip, once there are workers: freeze the configuration, forget an earlier one.
+def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, replaces: bool) -> None:
+    """What comes before the first clip, once there are workers: freeze the configuration; where the conversion
+    ``replaces`` another one, forget what was begun for that with another configuration.
 
     Sources that lose their arrays lose them before anything is written to those.
     """
-    if options.overwrite:
-        forget(layout)
+    if replaces:
+        begin_anew(layout, config.to_dict(), src)
     append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
-    frozen = read_config(layout)
+    frozen = frozen_config(layout)
     roots = roots_with(frozen, src, plan)
     if roots != known_roots(frozen):
         versions = software_versions() if frozen is None else frozen.get("versions")
@@ -294,6 +336,8 @@ def _convert(
         begin()
         return reasons
     poisoned = functools.partial(_give_up, layout)
+    keep = {source.relative for source in pending if source.keeps}
+    kept: dict[str, tuple[str, str]] = {}
 
     def shards() -> Iterator[list[Source]]:
         begin()
@@ -302,10 +346,12 @@ def _convert(
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
         shared = _shared(layout, src, pending) if pool.elsewhere else None
         for rows in run_shards(function, shards(), pool, poisoned, shared):
-            records.add(rows)
-            failed = Counter(row["reason"] for row in rows if row["status"] == FAILED)
-            reasons += failed
-            progress.advance(len(rows), failed=failed.total())
+            failures = [row for row in rows if row["status"] == FAILED]
+            kept |= {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
+            records.add(row for row in rows if row["source"] not in kept)
+            reasons += Counter(KEPT if row["source"] in kept else row["reason"] for row in failures)
+            progress.advance(len(rows), failed=len(failures))
+    append_records(layout, kept_records(layout, kept))
     reasons["internal_error"] += records.given_up
     return +reasons
 
@@ -317,7 +363,8 @@ def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
 
 
 def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
-    """The row of a source that kills its worker; an array of an earlier version of it goes."""
+    """The row of a source that kills its worker; an array of an earlier version of it goes, unless it is to stay."""
     record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
-    (layout.root / record["file_name"]).unlink(missing_ok=True)
+    if not source.keeps:
+        (layout.root / record["file_name"]).unlink(missing_ok=True)
     return record

@@ -16,7 +16,7 @@ from artifacts.errors import UserError
 from artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
 from artifacts.name_folding import EXACT, NameFolding
 from artifacts.packed_store import PackedStore
-from artifacts.records import FAILED, OK, read_records, record_parts
+from artifacts.records import FAILED, KEPT, KEPT_FOR_NOW, OK, read_records, record_parts
 from artifacts.tables import read_csv_columns
 from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
 from audioprep.faults import TRANSIENT
@@ -84,8 +84,9 @@ def make_plan(
     """Compare ``sources`` with the records of ``layout``.
 
     A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``, or the machine was to blame (`TRANSIENT`). ``check_sources`` compares sizes and modification times
+    ``retry_failed``, or the machine was to blame (`TRANSIENT`); so are those that kept an earlier array, which count as
+    failed (`KEPT`). A source to be converted whose array is there and good ``keeps`` it should it fail.
+    ``check_sources`` compares sizes and modification times
     with those recorded, also of failed ones. Where the records speak of another folder (not ``same_root``), a file of
     the same name may be a copy or another sound: sizes, times and contents tell. Where a source's output is the array
     of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
@@ -102,6 +103,9 @@ def make_plan(
     failed = known & (status[row_of] == FAILED) & ~np.isin(_values(records["reason"])[row_of], TRANSIENT)
     owners = Owners(records, status == OK, folding)
     good &= (_present(layout.root, records["file_name"], folding) & ~owners.without_owner(records["file_name"]))[row_of]
+    there, reason = good, _values(records["reason"])[row_of]
+    good = good & ~(known & (reason == KEPT_FOR_NOW))
+    kept = good & (reason == KEPT)
     replaced: list[str] = []
     if check_sources or not same_root:
         look = changed_in_place if same_root else other_files
@@ -110,10 +114,16 @@ def make_plan(
             replaced = [sources[index].relative for index in np.flatnonzero(good & changed).tolist()]
         good &= ~changed
         failed &= ~changed
-    kept_failed = np.zeros(len(sources), bool) if retry_failed else failed
-    reasons = Counter(reason or "unknown" for reason in _values(records["reason"])[row_of[kept_failed]].tolist())
-    rows = np.flatnonzero(~(good | kept_failed)).tolist()
+    failed |= good & kept
+    good &= ~kept
+    left_alone = np.zeros(len(sources), bool) if retry_failed else failed
+    reasons = Counter(each or "unknown" for each in reason[left_alone].tolist())
+    rows = np.flatnonzero(~(good | left_alone)).tolist()
     pending, superseded = settle([sources[index] for index in rows], owners)
+    pending = [
+        source._replace(keeps=True) if there[row] and not source.reason else source
+        for row, source in zip(rows, pending, strict=True)
+    ]
     if not same_root:
         replaced += [source.relative for source in superseded]
     superseded += misnamed(records, status == OK, sources[0].root) if sources else []

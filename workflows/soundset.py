@@ -13,7 +13,7 @@ import soundfile
 
 from artifacts.atomic import atomic_file, write_json
 from artifacts.fingerprint import require_same
-from artifacts.json_text import read_json_object
+from artifacts.json_file import read_object, write_object
 from artifacts.progress import Progress
 from artifacts.tables import write_csv
 from workflows.engine import run_shards, split_into_shards
@@ -107,10 +107,10 @@ def _begin(root: Path, numbers: dict[str, int], overwrite: bool) -> None:
         note.unlink(missing_ok=True)
         shutil.rmtree(root / "audio", ignore_errors=True)
     if note.exists():
-        require_same(read_json_object(note, "a note of what a set of sounds is made of"), numbers, root)
+        require_same(read_object(note) or {}, numbers, root)
         return
     root.mkdir(parents=True, exist_ok=True)
-    write_json(note, numbers)
+    write_object(note, numbers)
 
 
 def _plan(rng: np.random.Generator, train_per_class: int, held_out_per_class: int) -> list[Clip]:

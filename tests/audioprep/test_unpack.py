@@ -137,7 +137,10 @@ class TestAConversionOnTopOfAPack:
         with exclusive(LmsLayout(lms).melspec), pytest.raises(UserError, match="being written to by another run"):
             pack(lms, dtype="float32", clips_a_shard=3)
 
-    def test_starting_anew_removes_the_pack(self, lms: Path, tmp_path: Path) -> None:
+    def test_starting_anew_removes_the_pack_of_other_values(self, lms: Path, tmp_path: Path) -> None:
+        run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))
+        assert (lms / "_packed").exists(), "it holds the very values of the new arrays"
+        soundfile.write(tmp_path / "wavs" / "0" / "2.wav", np.zeros(9000), 16000)
         run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))
         assert not (lms / "_packed").exists()
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts.digest import plain_digest
 from artifacts.embedding_index import INDEX_SCHEMA
 from artifacts.embedding_store import EmbeddingStore, index_of
 from artifacts.embedding_writer import EmbeddingStoreWriter
@@ -70,6 +71,21 @@ def test_float32_stores_become_float16_or_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="clip 'b' does not fit float16"):
         export_dictionary(tmp_path / "large", tmp_path / "y.npy")
     assert not (tmp_path / "y.npy").exists()
+
+
+def test_an_export_has_its_digest_beside_it(tmp_path: Path) -> None:
+    store_of(tmp_path / "store", ["a", "b"], numbers(2))
+    file = tmp_path / "capemb_x.npy"
+    export_dictionary(tmp_path / "store", file)
+    assert (tmp_path / "capemb_x.npy.xxh3").read_text() == f"XXH3_{plain_digest(file)}  capemb_x.npy\n"
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"capemb_x\.npy is damaged, or was replaced"):
+        import_dictionary(file, tmp_path / "back")
+    assert not (tmp_path / "back" / "meta.json").exists()
+    assert export_dictionary(tmp_path / "store", file, overwrite=True).clips == 2
+    import_dictionary(file, tmp_path / "back")
 
 
 def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -114,6 +114,24 @@ def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: py
     assert write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=True).done == 4
 
 
+def test_a_model_that_cannot_be_loaded_replaces_nothing(model: str, tmp_path: Path) -> None:
+    write_sentences(CLIPS, tmp_path, KeywordOptions(model, batch_size=2), "cpu", overwrite=False)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="cannot be loaded as a seq2seq model"):
+        write_sentences(CLIPS, tmp_path, KeywordOptions(str(tmp_path / "nowhere")), "cpu", overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_damaged_options_are_told(model: str, tmp_path: Path) -> None:
+    options = KeywordOptions(model, batch_size=2)
+    write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=False)
+    meta = tmp_path / "meta.json"
+    meta.write_text(meta.read_text().replace('"num_beams": 4', '"num_beams": 5'))
+    with pytest.raises(UserError, match=r"meta\.json is damaged, or was edited"):
+        write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=False)
+    assert write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=True).done == 4
+
+
 def test_bad_requests(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded as a seq2seq model"):
         write_sentences(CLIPS, tmp_path, KeywordOptions(str(tmp_path / "nowhere")), "cpu", overwrite=False)

@@ -213,3 +213,39 @@ def test_a_folder_of_log_mels_is_no_data_directory(tmp_path: Path, make_data: Ca
         (folder / "_melspec").mkdir(parents=True, exist_ok=True)
         with pytest.raises(UserError, match=f"is a folder of log-mels; DATA is .*: {data}"):
             open_training_data(DataChoice(folder), 80)
+
+
+STATISTICS: dict[str, tuple[str, str, str]] = {
+    "of another folder here": ("other_lms", "", r"is that of other_lms, and files of made_lms are trained on"),
+    "of an earlier conversion": ("made_lms", "0123456789abcdef", "is that of an earlier conversion of made_lms"),
+}
+
+
+@pytest.mark.parametrize(("folder", "fingerprint", "message"), STATISTICS.values(), ids=STATISTICS)
+def test_statistics_of_other_log_mels_are_refused(data: Path, folder: str, fingerprint: str, message: str) -> None:
+    (data / "other_lms").mkdir()
+    write_config(made_layout(data), ConvertConfig(PRESETS["16k"]).to_dict(), {})
+    write_object(data / "norm_stats.json", {"mean": -9.5, "std": 2.5, "folder": folder, "fingerprint": fingerprint})
+    with pytest.raises(UserError, match=f"{message}.*m2dprep stats .*made_lms"):
+        open_training_data(DataChoice(data), 80)
+
+
+def test_statistics_of_another_data_set_are_told(data: Path) -> None:
+    write_object(data / "norm_stats.json", {"mean": -9.5, "std": 2.5, "folder": "audioset_lms", "fingerprint": "x"})
+    assert any(
+        "is that of audioset_lms, which is not here" in line for line in open_training_data(DataChoice(data), 80).notes
+    )
+
+
+def test_a_list_that_is_not_as_it_was_written_is_used_and_told(data: Path) -> None:
+    path = data / "files_made.csv"
+    path.write_text("\n".join(path.read_text().split("\n")[:-2]) + "\n")
+    opened = open_training_data(DataChoice(data), 80)
+    assert len(opened) == 7
+    assert any("files_made.csv is not as m2dprep wrote it" in line for line in opened.notes)
+
+
+def made_layout(data: Path) -> LmsLayout:
+    layout = LmsLayout(data / "made_lms")
+    layout.melspec.mkdir(exist_ok=True)
+    return layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from m2dclap.run_log import RunLog
+from artifacts.errors import UserError
+from m2dclap.run_log import RunLog, read_log
 
 
 def test_events_that_cannot_be_written_are_an_error_here_and_no_traceback_there(
@@ -54,3 +56,37 @@ def test_what_another_thread_meets_is_printed_as_ever(tmp_path: Path, monkeypatc
         thread.start()
         thread.join()
     assert met == [ZeroDivisionError]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    with RunLog(tmp_path / "log.jsonl", 0) as log:
+        for step in (1, 2, 3):
+            log.write(step, step / 3, {"loss": 0.1 * step, "lr": None})
+    return tmp_path / "log.jsonl"
+
+
+def test_every_line_is_json_with_its_digest(log: Path) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [len(line.pop("digest")) for line in lines] == [16, 16, 16]
+    assert read_log(log) == lines
+    assert lines[0] == {"step": 1, "epoch": 0.333333, "loss": 0.1, "lr": None}
+
+
+@pytest.mark.parametrize("at", [*range(0, 60, 7), *range(-30, 0)])
+@pytest.mark.parametrize("bit", [0, 4])
+def test_damage_of_a_line_is_told_with_its_number(log: Path, at: int, bit: int) -> None:
+    first, second, third = log.read_bytes().splitlines(keepends=True)
+    changed = bytearray(second)
+    changed[at % (len(second) - 1)] ^= 1 << bit
+    log.write_bytes(first + bytes(changed) + third)
+    with pytest.raises(UserError, match=r"log\.jsonl, line \d is damaged"):
+        read_log(log)
+    told: list[str] = []
+    assert [line["step"] for line in read_log(log, told.append)] == [1, 3]
+    assert told
+
+
+def test_lines_of_earlier_versions_are_read(log: Path) -> None:
+    log.write_text('{"step": 1, "epoch": 0.5, "loss": 2.0}\n' + log.read_text())
+    assert [line["step"] for line in read_log(log)] == [1, 1, 2, 3]

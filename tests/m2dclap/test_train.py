@@ -16,6 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import FingerprintConflictError, UserError
+from artifacts.json_file import write_object
+from artifacts.tables import is_as_written
+from m2dclap import run_folder
 from m2dclap.checkpoint_file import find_checkpoint
 from m2dclap.data_dir import open_training_data
 from m2dclap.device import resolve_amp
@@ -23,8 +26,10 @@ from m2dclap.dry_run import dry_run
 from m2dclap.loop import Trainer
 from m2dclap.meter import TIMING_FIGURES
 from m2dclap.order import BatchKey
+from m2dclap.run_folder import BEFORE
 from m2dclap.run_log import NonFiniteLossError, read_log
 from m2dclap.schedule import Schedule
+from m2dclap.stop_signals import StoppedError
 from m2dclap.train import TrainResult, make_state, train
 from m2dclap.train_config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dclap.world import DistributedContext
@@ -188,6 +193,84 @@ def test_other_data_are_a_conflict(data: Path, finished: Path, tmp_path: Path) -
         run(tmp_path / "data", tmp_path / "run")
 
 
+def test_an_earlier_run_stays_until_the_one_that_replaces_it_is_done(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    other = replace(TRAIN, epochs=2)
+
+    def stop_at(step: int) -> None:
+        def stopping(*arguments: Any) -> Any:
+            if arguments[0].state.step == step:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(Trainer, "step", stopping)
+
+    real = Trainer.step
+    for step, overwrite in ((0, True), (6, True), (7, False)):
+        stop_at(step)
+        with pytest.raises(StoppedError):
+            run(data, out, other, overwrite=overwrite)
+        assert same_weights(out / BEFORE, finished), "and it can be classified with"
+        assert losses(out / BEFORE) == losses(finished)
+    monkeypatch.undo()
+    assert run(data, out, other).epochs == 2
+    assert not (out / BEFORE).exists()
+    assert find_checkpoint(out).name == "checkpoint-2.pth"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("moves", range(0, 9, 2))
+def test_setting_a_run_aside_may_be_stopped_anywhere(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int, overwrite: bool
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    calls = iter(range(100))
+
+    def move(path: Path, place: Path) -> None:
+        if next(calls) == moves:
+            raise KeyboardInterrupt
+        real(path, place)
+
+    real = run_folder._move
+    monkeypatch.setattr(run_folder, "_move", move)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder.make_way(out)
+    monkeypatch.undo()
+    if overwrite:
+        assert run_folder.make_way(out)
+        assert same_weights(out / BEFORE, finished)
+    else:
+        run_folder.bring_back(out)
+        assert not (out / BEFORE).exists()
+        assert same_weights(out, finished)
+    assert losses(out / BEFORE if overwrite else out) == losses(finished)
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
+def test_a_damaged_file_of_a_run_is_told(
+    data: Path, finished: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    content = bytearray((out / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / name).write_bytes(content)
+    if name == "config.json":
+        with pytest.raises(UserError, match=r"config\.json .*--overwrite starts anew"):
+            run(data, out)
+    else:
+        with pytest.raises(UserError, match=r"log\.jsonl, line \d+ is damaged"):
+            read_log(out / name)
+
+
+def test_the_list_of_what_is_left_out_has_its_digest(finished: Path) -> None:
+    assert is_as_written(finished / "skipped.csv") is True
+
+
 def test_overwriting_spares_what_is_not_a_runs(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "m2d_clap_vit_base-80x608p16x16p16k-240128").mkdir()
@@ -265,7 +348,7 @@ def test_auto_is_what_the_device_computes_itself(
     assert "begun with" not in capsys.readouterr().err
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["amp"] == "none"
-    (tmp_path / "run/config.json").write_text(json.dumps({**config, "amp": "bf16"}))
+    write_object(tmp_path / "run/config.json", {**config, "amp": "bf16"})
     run(data, tmp_path / "run")
     assert "begun with --amp bf16 and going on with none, which --amp auto means" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def run(request: dict[str, Any]) -> int:
     sys.addaudithook(countdown.audit)
     os.fsync = countdown.counted(os.fsync)
     disk_sync._sync_file_system = countdown.counted(disk_sync._sync_file_system)
-    options = melspec.MelspecOptions(workers=0, retry_failed=request.get("retry_failed", False))
-    melspec.run_melspec(Path(request["src"]), Path(request["data"]) / "audioset_lms", CONFIG, options)
+    flags = {name: request.get(name, False) for name in ("retry_failed", "overwrite")}
+    config = replace(CONFIG, dtype="float16") if request.get("half") else CONFIG
+    options = melspec.MelspecOptions(workers=0, **flags)
+    melspec.run_melspec(Path(request["src"]), Path(request["data"]) / "audioset_lms", config, options)
     return countdown.steps
 
 

@@ -427,3 +427,73 @@ def test_a_configuration_of_another_folder_is_told(data: Path, tmp_path: Path) -
     assert config.exists()
     found = problems(data)["files"]
     assert any("was not written beside this config.json" in line for line in found)
+
+
+def second_folder(data: Path, clips: int = 2) -> Path:
+    """Another conversion in the data directory, of louder sounds; its list is `files_other.csv`."""
+    for number in range(clips):
+        noise = 0.8 * np.random.default_rng(50 + number).uniform(-1, 1, 8000)
+        (data.parent / "others").mkdir(exist_ok=True)
+        soundfile.write(data.parent / "others" / f"{number}.wav", noise, 16000)
+    run_melspec(data.parent / "others", data / "other_lms", ConvertConfig(PRESETS["16k"]), MelspecOptions(workers=0))
+    return data / "other_lms"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_statistics_of_a_folder_that_no_list_names_are_told(data: Path, quick: bool) -> None:
+    write_norm_stats(data / "norm_stats.json", norm_stats(second_folder(data)))
+    assert "statistics" not in problems(data, quick=quick), "both are listed"
+    (data / "files_other.csv").unlink()
+    (data / "files_other.csv.xxh3").unlink()
+    (message,) = problems(data, quick=quick)["statistics"]
+    assert "is that of other_lms, and the lists name files of audioset_lms only" in message
+
+
+def test_statistics_of_a_folder_that_is_not_here_are_those_of_another_or_told(data: Path) -> None:
+    mine = read_object(data / "norm_stats.json") or {}
+    write_object(data / "norm_stats.json", {**mine, "folder": "renamed_lms"})
+    assert "statistics" not in problems(data)
+    theirs = norm_stats(second_folder(data)).to_dict()
+    shutil.rmtree(data / "other_lms")
+    for path in data.glob("files_other.csv*"):
+        path.unlink()
+    write_object(data / "norm_stats.json", theirs)
+    (message,) = problems(data)["statistics"]
+    assert "norm_stats.json: is that of other_lms, which is not here: count_" in message
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "a line less": lambda text: text[: text.rindex("\n", 0, -1) + 1],
+    "a comment's worth of space": lambda text: text + "\n",
+    "another order": lambda text: "\n".join([*text.split("\n")[:1], *reversed(text.split("\n")[1:-1]), ""]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_list_that_was_edited_is_taken_when_its_owner_says_so(data: Path, edit: Callable[[str], str]) -> None:
+    path = data / "files_audioset.csv"
+    path.write_text(edit(path.read_text()))
+    command = ["check", str(data), "--workers", "0"]
+    refused = CliRunner().invoke(m2dprep, command)
+    assert refused.exit_code == 4
+    assert f"`m2dprep check {data} --accept files_audioset.csv` takes it" in refused.output
+    result = CliRunner().invoke(m2dprep, [*command, "--accept", "files_audioset.csv"])
+    assert result.exit_code == 0, result.output
+    assert "files_audioset.csv: taken as it is, with" in result.stderr
+    assert CliRunner().invoke(m2dprep, command).exit_code == 0
+    path.write_text(path.read_text().replace("aaaa", "aaab"))
+    assert CliRunner().invoke(m2dprep, command).exit_code == 4, "what happens to it later is told again"
+
+
+@pytest.mark.parametrize("name", ["files_none.csv", "norm_stats.json", "../files_audioset.csv"])
+def test_only_lists_of_the_data_directory_are_accepted(data: Path, name: str) -> None:
+    result = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0", "--accept", name])
+    assert result.exit_code == 2
+    assert "has no such list; it has files_audioset.csv" in result.output
+
+
+def test_what_is_no_list_is_not_accepted(data: Path) -> None:
+    (data / "files_mine.csv").write_text("file_name\n../outside.npy\n")
+    result = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0", "--accept", "files_mine.csv"])
+    assert result.exit_code == 2
+    assert not (data / "files_mine.csv.xxh3").exists()

@@ -266,3 +266,23 @@ def test_the_process_group_killed_after_random_times(tmp_path: Path, script: Pat
     assert sum(killed) >= (kills + 1) // 2
     assert start(script, src, data, workers).wait() == 0
     assert snapshot(data) == snapshot(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["the same configuration", "another configuration"])
+def test_replacing_a_conversion_survives_kills(tmp_path: Path, src: Path, serve: KillServer, half: bool) -> None:
+    """A source that was good has rotted meanwhile. What moves the new arrays in is killed before every step."""
+    data, saved, undisturbed = tmp_path / "data", tmp_path / "saved", tmp_path / "undisturbed"
+    serve(src, saved)
+    (src / "train 1" / "clip 4.wav").write_bytes(b"RIFF")
+    write_wav(src / "train 1" / "clip 1.wav", 77)
+    shutil.copytree(saved, undisturbed)
+    steps = serve(src, undisturbed, overwrite=True, half=half)["steps"]
+    expected = snapshot(undisturbed)
+    assert bool(list((undisturbed / "audioset_lms" / "_melspec").glob("earlier-*"))) == half
+    rng = random.Random(6)
+    for step in sorted({*rng.sample(range(1, steps), 12), *range(steps - 50, steps + 1)}):
+        shutil.copytree(saved, data)
+        assert serve(src, data, kill_before=step, overwrite=True, half=half)["exit"] == -signal.SIGKILL
+        assert serve(src, data, overwrite=True, half=half)["exit"] == 0
+        assert snapshot(data) == expected, f"killed before step {step} of {steps}"
+        shutil.rmtree(data)

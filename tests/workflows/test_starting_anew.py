@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifacts.errors import UserError
+from artifacts.errors import TooManyFailuresError, UserError
+from artifacts.failures import FailureLimit
 from artifacts.layout import LmsLayout
-from artifacts.records import read_records
+from artifacts.packed_store import PackedStore
+from artifacts.records import EXCHANGE, KEPT, read_config, read_records
 from artifacts.tables import read_file_list, write_csv
 from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
 from audioprep.pack import pack
-from workflows import melspec
+from audioprep.stats import norm_stats
+from workflows import exchange, melspec
+from workflows.check import run_checks
 from workflows.cluster import WorkerPool
 from workflows.melspec import MelspecOptions, forecast_melspec, run_melspec
-from workflows.starting_anew import space_given_back
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 HALF = ConvertConfig(PRESETS["16k"], min_seconds=0.2, dtype="float16")
@@ -44,7 +47,26 @@ def dst(src: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder but for those of a conversion that is to take its place."""
+    anew = folder / "_melspec" / "anew"
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and anew not in path.parents}
+
+
+def rot(src: Path, name: str = "1.wav") -> None:
+    (src / name).write_bytes((src / name).read_bytes()[:20])
+
+
+def row_of(dst: Path, source: str) -> dict[str, Any]:
+    rows = read_records(LmsLayout(dst)).to_pylist()
+    return next(row for row in rows if row["source"] == source)
+
+
+def notes(data: Path) -> str:
+    return "\n".join(note for result in run_checks(data, workers=0) for note in result.notes)
+
+
+def problems(data: Path) -> list[str]:
+    return [problem.message for result in run_checks(data, workers=0) for problem in result.problems]
 
 
 def test_nothing_goes_without_the_device(src: Path, dst: Path) -> None:
@@ -79,19 +101,14 @@ def test_nothing_goes_without_space(src: Path, dst: Path, monkeypatch: pytest.Mo
     before = contents(dst)
     monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 1)
     monkeypatch.setattr("workflows.forecast._free", lambda place: (-(10**9), 10**9))
-    with pytest.raises(UserError, match="the file system is too small"):
+    with pytest.raises(UserError, match=r"the file system is too small .* stays until the new one is whole"):
         run_melspec(src, dst, CONFIG, ANEW)
     assert contents(dst) == before
 
 
-def test_what_is_replaced_counts_as_free(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, inodes = space_given_back(LmsLayout(dst))
-    arrays = list(dst.glob("*.npy"))
-    packed = sum(path.stat().st_size for path in (dst / "_packed").iterdir())
-    assert (given, inodes) == (sum(path.stat().st_size - 128 for path in arrays) + packed, CLIPS)
+def test_there_must_be_room_for_both(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workflows.forecast._free", lambda place: (0, 0))
-    assert forecast_melspec(src, dst, HALF, ANEW).shortage is None
-    assert forecast_melspec(src, dst.parent / "y_lms", HALF, ANEW).shortage is not None
+    assert forecast_melspec(src, dst, HALF, ANEW).shortage is not None
 
 
 @pytest.mark.parametrize("by_list", [True, False])
@@ -150,3 +167,193 @@ def test_a_list_that_could_not_be_written_shows_at_once(src: Path, tmp_path: Pat
     assert not list(tmp_path.rglob("*.npy"))
     report = run_melspec(src, tmp_path / "data" / "x_lms", CONFIG, MelspecOptions(workers=0, name="b"))
     assert len(read_file_list(Path(report.files_csv))) == CLIPS
+
+
+# A source that was converted before, and cannot be converted any more.
+
+
+def test_its_array_and_record_stay_with_the_same_configuration(
+    src: Path, dst: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, record, stats = (dst / "1.npy").read_bytes(), row_of(dst, "1.wav"), norm_stats(dst)
+    rot(src)
+    report = run_melspec(src, dst, CONFIG, ANEW)
+    assert (report.done, report.failed, report.kept, report.reasons) == (CLIPS - 1, 1, 1, {KEPT: 1})
+    assert (dst / "1.npy").read_bytes() == before
+    row = row_of(dst, "1.wav")
+    assert "could not be converted again (truncated: " in row["message"] or "not_audio" in row["message"]
+    assert {**row, "reason": None, "message": None} == record
+    assert "their earlier arrays were kept" in capsys.readouterr().err
+    assert norm_stats(dst) == stats
+    assert problems(dst.parent) == []
+    assert "1 arrays of x_lms are of an earlier conversion" in notes(dst.parent)
+    assert len(read_file_list(Path(report.files_csv))) == CLIPS
+
+
+def test_it_counts_as_failed_until_it_is_mended(src: Path, dst: Path) -> None:
+    good = (src / "1.wav").read_bytes()
+    rot(src)
+    run_melspec(src, dst, CONFIG, ANEW)
+    again = run_melspec(src, dst, CONFIG, MelspecOptions(workers=0))
+    assert (again.done, again.skipped, again.failed, again.reasons) == (0, CLIPS - 1, 1, {KEPT: 1})
+    (dst / "_packed").rename(dst / "gone")
+    for path in (dst / "gone").iterdir():
+        path.unlink()
+    (src / "1.wav").write_bytes(good)
+    mended = run_melspec(src, dst, CONFIG, MelspecOptions(workers=0, retry_failed=True))
+    assert (mended.done, mended.failed) == (1, 0)
+    assert row_of(dst, "1.wav")["reason"] is None
+
+
+def test_its_array_comes_out_of_the_pack_where_it_lies_there_alone(src: Path, dst: Path) -> None:
+    (dst / "1.npy").unlink()
+    rot(src)
+    soundfile.write(src / "2.wav", np.zeros(4000), 16000)  # so that the pack is of other values, and goes
+    assert run_melspec(src, dst, CONFIG, ANEW).kept == 1
+    assert not (dst / "_packed").exists()
+    assert np.load(dst / "1.npy").dtype == np.float16
+    assert problems(dst.parent) == []
+
+
+def test_a_pack_of_the_same_values_stays(src: Path, dst: Path) -> None:
+    before = contents(dst / "_packed")
+    assert run_melspec(src, dst, CONFIG, ANEW).done == CLIPS
+    assert contents(dst / "_packed") == before
+    assert problems(dst.parent) == []
+
+
+def test_its_array_is_set_aside_with_another_configuration(
+    src: Path, dst: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, record = (dst / "1.npy").read_bytes(), row_of(dst, "1.wav")
+    fingerprint = (read_config(LmsLayout(dst)) or {})["fingerprint"]
+    rot(src)
+    report = run_melspec(src, dst, HALF, ANEW)
+    assert (report.done, report.failed, report.kept, report.set_aside) == (CLIPS - 1, 1, 0, 1)
+    aside = dst / "_melspec" / f"earlier-{fingerprint}"
+    assert str(aside) in capsys.readouterr().err
+    assert (aside / "1.npy").read_bytes() == before
+    assert row_of(aside, "1.wav") == record
+    assert norm_stats(aside).count_files == 1, "it is a folder of log-mels by itself"
+    assert row_of(dst, "1.wav")["status"] == "failed"
+    assert not (dst / "1.npy").exists()
+    assert problems(dst.parent) == []
+    assert f"earlier-{fingerprint} holds arrays of an earlier configuration" in notes(dst.parent)
+    run_melspec(src, dst, CONFIG, ANEW)
+    assert (aside / "1.npy").read_bytes() == before
+
+
+def test_too_many_of_them_leave_the_earlier_conversion_as_it_is(src: Path, dst: Path) -> None:
+    before, good = contents(dst), (src / "1.wav").read_bytes()
+    rot(src)
+    options = MelspecOptions(workers=0, overwrite=True, max_failures=FailureLimit.parse("0"))
+    with pytest.raises(TooManyFailuresError, match=r"1 of 5 sources .* it stays as it is\..*anew/_melspec"):
+        run_melspec(src, dst, HALF, options)
+    assert contents(dst) == before
+    assert problems(dst.parent) == []
+    (src / "1.wav").write_bytes(good)
+    report = run_melspec(src, dst, HALF, options)
+    assert (report.done, report.skipped, report.failed) == (1, CLIPS - 1, 0)
+    assert not (dst / "_melspec" / "anew").exists()
+
+
+@pytest.mark.parametrize("flag", ["check_sources", "retry_failed"])
+def test_its_array_stays_without_overwrite_too(src: Path, dst: Path, flag: str) -> None:
+    before = (dst / "1.npy").read_bytes()
+    for path in (dst / "_packed").iterdir():
+        path.unlink()
+    rot(src)
+    report = run_melspec(src, dst, CONFIG, MelspecOptions(workers=0, check_sources=True))
+    assert (report.failed, report.kept, report.skipped) == (1, 1, CLIPS - 1)
+    again = run_melspec(src, dst, CONFIG, MelspecOptions(workers=0, **{flag: True}))
+    assert (again.failed, again.kept) == (1, 1)
+    assert (dst / "1.npy").read_bytes() == before
+    assert problems(dst.parent) == []
+
+
+# A replacement that is stopped.
+
+
+def test_a_full_disk_leaves_what_is_there(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(dst)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "x.npy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("audioprep.convert.write_lms", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_melspec(src, dst, HALF, ANEW)
+    assert contents(dst) == before
+    assert PackedStore.open(dst, (read_config(LmsLayout(dst)) or {})["fingerprint"]) is not None
+    assert run_melspec(src, dst, HALF, ANEW).done == CLIPS
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_it_goes_on_where_it_stopped(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    calls = iter(range(100))
+
+    def convert_two(sources: Any, **options: Any) -> list[dict[str, Any]]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return real(sources, **options)
+
+    real = melspec.convert_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(melspec, "convert_shard", convert_two)
+        patch.setattr(melspec, "LARGEST_SHARD", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run_melspec(src, dst, HALF, ANEW)
+    assert problems(dst.parent) == []
+    report = run_melspec(src, dst, HALF, MelspecOptions(workers=0, overwrite=overwrite))
+    assert (report.done, report.skipped) == (CLIPS - 2, 2)
+
+
+def test_the_earlier_conversion_can_be_gone_on_with(
+    src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(melspec, "convert_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_melspec(src, dst, HALF, ANEW)
+    soundfile.write(src / "5.wav", np.ones(4000) / 9, 16000)
+    assert run_melspec(src, dst, CONFIG, MelspecOptions(workers=0)).done == 1
+    assert "holds an unfinished conversion" in capsys.readouterr().err
+
+
+def test_nobody_reads_what_is_half_replaced(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_move_records", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_melspec(src, dst, HALF, ANEW)
+    assert (dst / "_melspec" / EXCHANGE).exists()
+    for reader in (norm_stats, pack):
+        with pytest.raises(UserError, match=r"is half replaced: .* The same command finishes that"):
+            reader(dst)
+    assert any("is half replaced" in problem for problem in problems(dst.parent))
+    report = run_melspec(src, dst, HALF, ANEW)
+    assert (report.done, report.skipped) == (0, CLIPS), "all is converted; nothing begins again"
+    assert problems(dst.parent) == []
+
+
+def test_what_stands_in_the_way_is_told_before_anything_moves(src: Path, dst: Path) -> None:
+    (dst / "1.npy").unlink()
+    (dst / "1.npy").mkdir()
+    before = contents(dst)
+    with pytest.raises(UserError, match=r"1\.npy is a folder where an array is to be"):
+        run_melspec(src, dst, HALF, ANEW)
+    assert contents(dst) == before
+
+
+def test_a_pack_alone_is_not_lost_either(src: Path, dst: Path) -> None:
+    for part in (dst / "_melspec").glob("records-*.parquet"):
+        part.unlink()
+    (src / "3.wav").unlink()
+    with pytest.raises(UserError, match=r"holds 1 arrays, such as 3\.npy"):
+        run_melspec(src, dst, HALF, ANEW)
