@@ -1,1 +1,1 @@
-"""Floor 1: what lies on disk. Names, schemas, atomic writes, stores, fingerprints. Imports nothing of ours."""
+"""Floor 2: what lies on disk. Names, schemas, atomic writes, stores, digests. Imports nothing of ours."""

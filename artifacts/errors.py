@@ -1,6 +1,16 @@
-"""Errors that a user can act on, each with the exit code that the command line gives it."""
+"""Errors that a user can act on, and the limit of failures that a run may have.
+
+Errors that a user can act on, each with the exit code that the command line gives it.
+
+How many failures a run may have: ``--max-failures``.
+"""
 
 from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 class UserError(Exception):
@@ -30,3 +40,40 @@ class FingerprintConflictError(UserError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: what went wrong, without a library's internals."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """A number of inputs, or a share of them, that may fail before a finished run exits with 3."""
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FailureLimit:
+        """``"25"`` is a number of inputs, ``"1%"`` or ``"0.5 %"`` a share of them."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+        if match and match[2] and float(match[1]) <= 100:
+            return cls(share=float(match[1]) / 100)
+        if match and not match[2] and "." not in match[1]:
+            return cls(count=int(match[1]))
+        raise UserError(f"--max-failures {text!r} is neither a number like 25 nor a percentage like 1%.")
+
+    def exceeded(self, failed: int, inputs: int) -> bool:
+        """Whether ``failed`` of ``inputs`` is more than the limit allows."""
+        return failed > (self.count if self.count is not None else (self.share or 0.0) * inputs)
+
+    def require(self, failed: int, inputs: int, where: str) -> None:
+        """Raise `TooManyFailuresError` where the limit is exceeded; ``where`` says where the failures lie."""
+        if self.exceeded(failed, inputs):
+            raise TooManyFailuresError(f"{failed:,} of {inputs:,} failed, --max-failures allows {self}; see {where}.")
+
+    def __str__(self) -> str:
+        return f"{self.count:,}" if self.count is not None else f"{(self.share or 0.0) * 100:g} %"
+
+
+def top_reasons(reasons: Mapping[str, int], most: int = 5) -> str:
+    """``not_audio 12, truncated 3``: the commonest reasons first, equal ones by name."""
+    ordered = sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{reason} {count:,}" for reason, count in ordered[:most])
+    return shown + (f", {len(ordered) - most} more" if len(ordered) > most else "")

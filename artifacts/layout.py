@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import UserError
-from artifacts.folders import APPLE_DOUBLE_PREFIX, is_no_data, walk
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, is_no_data, walk
 
 LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"

@@ -1,15 +1,141 @@
-"""Which files this process is reading, and since when: for the lines that say so where one takes long."""
+"""Reading files on disks and networks that may fail or be slow.
+
+Reading that tells a file's faults from the machine's: those pass, or stop a run, and never mark a file as bad.
+
+Which files this process is reading, and since when: for the lines that say so where one takes long.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+
+# What another moment may end: too many open files, no memory, a disk or a server that does not answer.
+PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+)
+WAITS_SECONDS = (0.05, 0.25, 1.0)
+# What a path itself is guilty of. Everything else, a refused permission too, is the machine's or the user's affair.
+OF_THE_PATH = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
+)
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# One call reads no more than this (2 GiB less a page, on Linux).
+LARGEST_READ = 1 << 30
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegularFile:
+    """An open file: its descriptor, its size in bytes, and what tells it from another one in its place."""
+
+    path: Path
+    descriptor: int
+    size: int
+    identity: FileIdentity
+
+
+FileIdentity = tuple[int, int, int]
+
+
+def identity_of(status: os.stat_result) -> FileIdentity:
+    """What changes where a file is replaced or written to: inode, size and time, which all hosts see alike."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def steadily(call: Callable[[], T]) -> T:
+    """What ``call`` returns; where the machine fails it, it is tried again a few times. Raises `OSError` then."""
+    for wait in WAITS_SECONDS:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        time.sleep(wait)
+    return call()
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[RegularFile]:
+    """``path`` opened for reading.
+
+    Raises `UserError` where there is no such file, or something that is none, such as a pipe, which would be waited
+    for; `OSError`, naming it, where the machine fails to open it.
+    """
+    # O_NONBLOCK: opening a pipe would wait for somebody who writes into it. It changes nothing for files.
+    try:
+        descriptor = steadily(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        raise _of_the_path(path, error) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((name for is_one, name in KINDS if is_one(status.st_mode)), "something else")
+            raise UserError(f"{path} is {kind}, not a file.")
+        yield RegularFile(path, descriptor, status.st_size, identity_of(status))
+    finally:
+        os.close(descriptor)
+
+
+def read_at(file: RegularFile, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` with what is at ``offset``; returns how many bytes there were. Raises `OSError` with the name."""
+    try:
+        if os.preadv(file.descriptor, [buffer], offset) == len(buffer):
+            return len(buffer)
+    except OSError:  # another try may do
+        pass
+    done = 0
+    try:
+        while done < len(buffer):
+            view, at = buffer[done : done + LARGEST_READ], offset + done
+            read = steadily(lambda view=view, at=at: os.preadv(file.descriptor, [view], at))  # type: ignore[misc]
+            if not read:
+                break
+            done += read
+    except OSError as error:
+        raise named(error, file.path) from error
+    return done
+
+
+def read_file(path: Path) -> np.ndarray:
+    """The bytes (n,) of a file. Raises as `open_regular` and `read_at` do."""
+    with open_regular(path) as file:
+        content = np.empty(file.size, np.uint8)
+        return content[: read_at(file, content.data, 0)]
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """``error`` with the name of the file that it is about."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def _of_the_path(path: Path, error: OSError) -> Exception:
+    if error.errno == errno.ENOENT:
+        return UserError(f"{path}: no such file.")
+    if error.errno in OF_THE_PATH:
+        return UserError(f"{path} cannot be opened: {error.strerror}.")
+    return named(error, path)
+
 
 # A read that takes longer is spoken of, and again each time that this much has gone by.
 SLOW_SECONDS = 30.0

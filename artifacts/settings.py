@@ -1,18 +1,33 @@
-"""Dataclasses of settings, checked by their annotations: right types, finite numbers, in range. One way for all.
+"""Settings: dataclasses checked by their annotations, and the YAML files that people write.
+
+Dataclasses of settings, checked by their annotations: right types, finite numbers, in range. One way for all.
 
 A number is annotated with what it may be: ``Annotated[int, Range(1, 1024)]``. Light enough for audio workers.
+
+YAML files that people write: whatever is wrong with one is a line that names the file and the line in it.
+
+The library's reader ends in a traceback on deep nesting, impossible dates and numbers of thousands of digits, and a few
+hundred bytes of aliases of aliases can ask it for billions of entries.
+
+Files of settings: YAML, ``key: value``, each value with the line that it stands in.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from artifacts.errors import UserError
+import yaml
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import require_file
 
 Settings = TypeVar("Settings")
 
@@ -142,3 +157,175 @@ def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
         raise UserError(f"{name} is {shown(value)}; it must be {wanted}.")
     each = [kinds[0]] * len(value) if any_number else kinds
     return tuple(typed(kind, one, name) for kind, one in zip(each, value, strict=True))
+
+
+DEEPEST = 64
+MOST_ENTRIES = 100_000  # aliases counted as often as they stand for something
+LARGEST_INTEGER = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class YamlDocument:
+    """What a YAML file holds: its ``node`` (with lines; None for an empty file), and its ``value``."""
+
+    node: yaml.Node | None
+    value: Any
+
+
+def read_yaml(path: Path, purpose: str, loader_class: type[Any] = yaml.SafeLoader) -> YamlDocument:
+    """The one document in ``path``; values are made by ``loader_class`` (`yaml.BaseLoader` leaves them texts).
+
+    Raises `UserError`, naming the line, where it is missing, not UTF-8 or not YAML, nested too deeply, has too many
+    entries, an alias within what it stands for, or a value that there cannot be, such as the 30th of February.
+    """
+    require_file(path, purpose)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        _require_shallow(path, text)
+        loader = loader_class(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return YamlDocument(None, None)
+            _require_few_entries(path, node)
+            for scalar, key in _scalars(node):
+                _value(path, loader, scalar, key)
+        finally:
+            loader.dispose()
+        # Made of nodes of its own: those that a mapping merges (<<) are moved into it while its value is made.
+        return YamlDocument(node, yaml.load(text, Loader=loader_class))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is not YAML: {error.problem or error.context}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as {purpose}: {error.strerror}.") from error
+
+
+def scalar_value(node: yaml.ScalarNode) -> Any:
+    """The value of a scalar of a document that was read."""
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def _require_shallow(path: Path, text: str) -> None:
+    """Before nodes are made, which is done by recursion."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+                raise UserError(f"{path}{line}: nested more than {DEEPEST} deep.")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _require_few_entries(path: Path, node: yaml.Node) -> None:
+    """Raise `UserError` where ``node``, with all that its aliases stand for, is too large or deep, or holds itself."""
+    measured: dict[int, tuple[int, int]] = {}  # entries and depth
+    within: set[int] = set()
+
+    def measure(one: yaml.Node) -> tuple[int, int]:
+        if id(one) in measured:
+            return measured[id(one)]
+        where = f"{path}, line {one.start_mark.line + 1}:"
+        if id(one) in within:
+            raise UserError(f"{where} an alias stands for something that it is part of.")
+        within.add(id(one))
+        below = [measure(child) for child in _children(one)]
+        within.discard(id(one))
+        entries, depth = 1 + sum(count for count, _ in below), 1 + max((deep for _, deep in below), default=0)
+        if entries > MOST_ENTRIES:
+            raise UserError(f"{where} more than {MOST_ENTRIES:,} entries, what aliases stand for included.")
+        if depth > DEEPEST + 1:
+            raise UserError(f"{where} nested more than {DEEPEST} deep, what aliases stand for included.")
+        measured[id(one)] = entries, depth
+        return entries, depth
+
+    try:
+        measure(node)
+    except RecursionError:
+        raise UserError(f"{path}: its aliases are nested too deeply.") from None
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _scalars(node: yaml.Node) -> Iterator[tuple[yaml.ScalarNode, str]]:
+    """Every scalar once, with the key that it is the value of, if it is."""
+    seen: set[int] = set()
+    waiting: list[tuple[yaml.Node, str]] = [(node, "")]
+    while waiting:
+        one, key = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, yaml.ScalarNode):
+            yield one, key
+        elif isinstance(one, yaml.MappingNode):
+            for name, value in one.value:
+                waiting += [(name, ""), (value, str(name.value)[:40] if isinstance(name, yaml.ScalarNode) else "")]
+        else:
+            waiting += [(child, key) for child in _children(one)]
+
+
+def _value(path: Path, loader: Any, node: yaml.ScalarNode, key: str) -> None:
+    where = f"{path}, line {node.start_mark.line + 1}: {key and f'{key}: '}{node.value[:40]!r}"
+    try:
+        value = loader.construct_object(node) if node.tag not in MARKERS else None
+    except (ValueError, OverflowError, ArithmeticError) as error:
+        raise UserError(f"{where} is no value that there can be ({error}).") from error
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise UserError(f"{where} is a number beyond 64 bits.")
+
+
+MARKERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =, which are no values
+
+
+class Setting(NamedTuple):
+    """A value, and where it is from: ``<file>, line <n>``."""
+
+    value: Any
+    place: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-6 for a text, as it has no dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
+
+
+def read_settings(path: Path, known: Collection[str]) -> dict[str, Setting]:
+    """The settings in a YAML file by key (``-`` counts as ``_``), without those that are null.
+
+    Raises `UserError`, naming file and line, where it is no mapping, or has a key that is not ``known``, naming the
+    nearest that is, or twice.
+    """
+    document = read_yaml(path, "a file of settings", _Loader)
+    node, values = document.node, document.value
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+    found: dict[str, Setting] = {}
+    for key_node, _ in node.value:
+        place = f"{path}, line {key_node.start_mark.line + 1}"
+        key = str(key_node.value).replace("-", "_")
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1, cutoff=0.0)
+            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest[0]!r}?")
+        if key in found:
+            raise UserError(f"{place}: the file sets {key} twice.")
+        found[key] = Setting(values[key_node.value], place)
+    return {key: setting for key, setting in found.items() if setting.value is not None}

@@ -1,20 +1,67 @@
-"""Text files as others publish them: plain or gzipped UTF-8, with errors that name the line."""
+"""Text files that others wrote: UTF-8, plain or gzipped, and CSV.
+
+Text that is UTF-8: what Parquet files and command lines call text need not be.
+
+Text files as others publish them: plain or gzipped UTF-8, with errors that name the line.
+
+CSV files that others wrote, read by one reader: at full speed, watched for lost quotes, explained by line.
+
+A quote that is lost, or one too many, makes one value of several rows, and most readers say nothing. Text that no CSV
+writer makes is refused here: a quote anywhere but around a value, text behind a closing quote, a quote that is not
+closed, rows of another length than the header, NUL, columns of one name, bytes that are not UTF-8.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 
-from artifacts.errors import UserError, first_line
-from artifacts.layout import require_file
+from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.artifacts.layout import require_file
+
+
+def require_utf8(table: pa.Table, source: object) -> None:
+    """Raise `UserError` naming ``source``, row and column where a text column of ``table`` holds other bytes."""
+    for name in table.column_names:
+        if not pa.types.is_string(table.schema.field(name).type):
+            continue
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowInvalid as error:
+            row = next(row for row, text in enumerate(table[name].cast(pa.binary())) if not _is_utf8(text.as_py()))
+            raise UserError(f"{source}: row {row} of the column {name} is not UTF-8.") from error
+
+
+def require_text(text: str, option: str) -> str:
+    """``text`` of the command line if its bytes were UTF-8, else a `UserError` that names the ``option``."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option} {text!r}: its bytes are not UTF-8.") from error
+    return text
+
+
+def _is_utf8(content: bytes | None) -> bool:
+    try:
+        (content or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
 
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -94,3 +141,178 @@ def read_lines(path: Path, purpose: str) -> pa.Array:
     """All lines of a text file (under 2 GiB) as strings; element i is line i + 1. Line ends may be ``\\r\\n``."""
     text = pa.array([decode(path, read_bytes(path, purpose))], pa.large_string())
     return pc.list_flatten(pc.split_pattern(text, "\n")).cast(pa.string())
+
+
+BLOCK_BYTES = 1 << 20
+QUOTE = ord('"')
+OPENED, BEHIND, INSIDE = "a quote is opened and not closed", "text behind a closing quote", "a quote inside a value"
+
+
+def read_csv_table(
+    path: Path,
+    purpose: str,
+    columns: Sequence[str],
+    *,
+    others: bool = False,
+    content: bytes | None = None,
+    delimiter: str = ",",
+) -> pa.Table:
+    """A UTF-8 CSV file (gzipped or not) with a header line as a table of strings, in file order.
+
+    ``columns`` must be there, and only they are read unless ``others`` are wanted too, in file order. Names are
+    compared without surrounding white space. Quoted commas, quotes and line breaks belong to their value; empty lines
+    are skipped; an empty value is an empty string. ``content``, if given, stands for
+    that of the file, which only names it then.
+
+    Raises `UserError`, naming the lines, where the text is what no CSV writer makes (see the head of this file); and
+    naming the columns that are there where one is missing.
+    """
+    require_file(path, purpose)
+    header = read_header(path, purpose, content=content, delimiter=delimiter)
+    names = [name.strip() for name in header]
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
+    wanted = header if others else [header[names.index(name)] for name in columns]
+    try:
+        with _open(path, content) as file:
+            watched = QuoteWatch(file, delimiter)
+            table = pyarrow.csv.read_csv(
+                watched,
+                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+                ),
+            )
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError, zlib.error) as error:
+        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
+        raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
+    if watched.is_malformed:
+        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
+    return table.rename_columns([name.strip() for name in wanted])
+
+
+@contextmanager
+def _open(path: Path, content: bytes | None) -> Iterator[IO[bytes]]:
+    if content is not None:
+        yield io.BytesIO(content)
+        return
+    with open_binary(path) as file:
+        yield file
+
+
+def read_header(path: Path, purpose: str, *, content: bytes | None = None, delimiter: str = ",") -> list[str]:
+    """The column names of the first line that is not empty, as they stand there. Raises `UserError` for no header."""
+    start = b""
+    try:
+        with _open(path, content) as file:
+            start = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip(b"\r\n")), b"")
+    except (OSError, EOFError, zlib.error):
+        read_bytes(path, purpose)  # says what is wrong with the file
+        raise
+    line = decode(path, start)
+    if (what := next(malformed(line, delimiter), None)) or "\0" in line:
+        raise UserError(f"{path}: its header line cannot be read ({purpose}): {what or 'it holds NUL'}.")
+    header = next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter), [])
+    if not any(name.strip() for name in header):
+        raise UserError(f"{path} is empty ({purpose}).")
+    names = [name.strip() for name in header]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: its header names {', '.join(map(repr, repeated))} more than once ({purpose}).")
+    return header
+
+
+class QuoteWatch(io.RawIOBase):
+    """A binary file that notices, while it is read, what no CSV writer makes of quotes, and NUL.
+
+    Quotes open and close values in turn. One that opens stands behind a delimiter, a line's end or another quote; one
+    that closes stands before these. A quote that was lost, or is one too many, turns all that follow around, and the
+    next one betrays it, or else the end of the file, where a value is open still.
+    """
+
+    def __init__(self, file: IO[bytes], delimiter: str = ",") -> None:
+        self._file = file
+        self._beside = np.zeros(256, bool)
+        self._beside[[QUOTE, ord(delimiter), *b"\r\n"]] = True
+        self._last = ord("\n")  # the byte before the block
+        self._first_block, self._quotes, self._bad = True, 0, False
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether anything was found in what has been read, which is to be all of the file."""
+        return self._bad or bool(self._quotes % 2)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes, none at the end."""
+        data = self._file.read(size)
+        if data:
+            self._look_at(data.removeprefix(BYTE_ORDER_MARK) if self._first_block else data)
+            self._first_block = False
+        return data
+
+    def _look_at(self, data: bytes) -> None:
+        self._bad |= b"\0" in data
+        if self._last == QUOTE and data and not self._quotes % 2:  # the one that closed was the last of its block
+            self._bad |= not self._beside[data[0]]
+        if b'"' in data:
+            content = np.frombuffer(data, np.uint8)
+            at = np.flatnonzero(content == QUOTE)
+            opening = (self._quotes + np.arange(len(at))) % 2 == 0
+            before = np.where(at > 0, content[at - 1], self._last)
+            behind = content[np.minimum(at + 1, len(content) - 1)]  # of the last byte itself, which is a quote
+            self._bad |= not self._beside[np.where(opening, before, behind)].all()
+            self._quotes += len(at)
+        self._last = data[-1] if data else self._last
+
+
+def raise_malformed(path: Path, data: bytes, purpose: str, delimiter: str = ",") -> None:
+    """Read a file again, row by row and strictly; raise a `UserError` that names its malformed lines, if any."""
+    found = list(islice(malformed(decode(path, data), delimiter), EXAMPLES + 1))
+    if found:
+        raise UserError(f"{path} is malformed ({purpose}): {listing(found, len(found))}.")
+
+
+def malformed(text: str, delimiter: str) -> Iterator[str]:
+    """``line N: what`` for every row that no CSV writer made, or that is not one of the header's columns."""
+    line, start, columns = 1, 0, 0
+    while start < len(text):
+        count, end, what = _row(text, start, delimiter)
+        row = text[start:end]
+        if "\0" in row:
+            what = "it holds NUL"
+        if what:
+            yield f"line {line}: {what}"
+            end = text.find("\n", start) + 1 or len(text)  # what follows may be rows
+            row = text[start:end]
+        elif row.strip("\r\n"):
+            columns = columns or count
+            if count != columns:
+                yield f"line {line}: {count} columns, not {columns}"
+        line += len(re.findall(r"\r\n|\r|\n", row))
+        start = end
+
+
+def _row(text: str, at: int, delimiter: str) -> tuple[int, int, str]:
+    """How many values the row at ``at`` has, where the next one begins, and what is wrong with it, if anything."""
+    value = re.compile(rf'"[^"]*(?:""[^"]*)*"|[^"\r\n{re.escape(delimiter)}]*')
+    line_end = re.compile(r"\r\n|\r|\n|$")
+    count = 0
+    while True:
+        count += 1
+        found = value.match(text, at)
+        assert found is not None
+        behind = found.end()
+        if behind < len(text) and text[behind] == delimiter:
+            at = behind + 1
+            continue
+        if behind == len(text) or text[behind] in "\r\n":
+            ending = line_end.match(text, behind)
+            return count, ending.end() if ending else behind, ""
+        if not found[0]:
+            return count, behind, OPENED
+        if not found[0].startswith('"'):
+            return count, behind, INSIDE
+        return count, behind, OPENED if "\n" in found[0] else BEHIND

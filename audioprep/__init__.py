@@ -1,1 +1,1 @@
-"""Floor 2: wav files to log-mel arrays to normalisation statistics."""
+"""Floor 3: wav files to log-mel arrays to normalisation statistics."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from artifacts.errors import UserError
-from artifacts.settings import Range, build, check
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import Range, build, check
 
 DTYPES = ("float32", "float16")
-# The resampler of `audioprep.gpu`; it stands for that whole front end, whose values are close to the other's.
+# The resampler of `audioprep.logmel_gpu`; it stands for that whole front end, whose values are close to the other's.
 DEVICE_RESAMPLER = "torchaudio_kaiser96"
 RESAMPLERS = ("soxr_hq", "soxr_vhq", DEVICE_RESAMPLER)
 FLOAT32_EPSILON = 2.0**-23

@@ -17,20 +17,20 @@ import scipy
 import soundfile
 import soxr
 
-from artifacts.clip_id import clip_id
-from artifacts.disk_sync import sync_files
-from artifacts.errors import UserError
-from artifacts.folders import make_folder
-from artifacts.layout import LmsLayout
-from artifacts.lms_array import FAILED, OK, write_lms
-from artifacts.reading import reading
-from audioprep.config import ConvertConfig, LogMelConfig
-from audioprep.decode import MACHINE_ERRORS, decode
-from audioprep.discover import Source, modification_time_ns, output_name
-from audioprep.faults import AudioInfo, DecodeError, one_line
-from audioprep.logmel import LogMel
-from audioprep.moments import Moments
-from audioprep.time_limit import Claim, limited, no_claim
+from m2dprep.artifacts.clips.clip_id import clip_id
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import sync_files
+from m2dprep.artifacts.folders import make_folder
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.array import FAILED, OK, write_lms
+from m2dprep.artifacts.reading import reading
+from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
+from m2dprep.audioprep.decode import MACHINE_ERRORS, decode
+from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
+from m2dprep.audioprep.discover import Source, modification_time_ns, output_name
+from m2dprep.audioprep.logmel import LogMel
+from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
 T = TypeVar("T")

@@ -12,18 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from audioprep.config import ConvertConfig
-from audioprep.content import Content
-from audioprep.discover import modification_time_ns
-from audioprep.faults import AudioInfo, CannotOpenError, DecodeError
-from audioprep.ffmpeg import ffmpeg_sound, with_advice
-from audioprep.identity import sampled_digest
-from audioprep.libmpg123 import listening
-from audioprep.mixing import LevelMeter, mix, resampler
-from audioprep.opening import Source, checked_source, libsndfile_sound
-from audioprep.pcm import plain_pcm
-from audioprep.signatures import is_plainly_no_sound
-from audioprep.sounds import UNKNOWN_FRAMES, Sound
+from m2dprep.audioprep.config import ConvertConfig
+from m2dprep.audioprep.decoding.containers import plain_pcm
+from m2dprep.audioprep.decoding.content import Content, is_plainly_no_sound, sampled_digest
+from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, with_advice
+from m2dprep.audioprep.decoding.mp3 import listening
+from m2dprep.audioprep.decoding.opening import Source, checked_source, libsndfile_sound
+from m2dprep.audioprep.decoding.sound import (
+    UNKNOWN_FRAMES,
+    AudioInfo,
+    CannotOpenError,
+    DecodeError,
+    LevelMeter,
+    Sound,
+    mix,
+    resampler,
+)
+from m2dprep.audioprep.discover import modification_time_ns
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from artifacts.audio_names import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
-from artifacts.errors import UserError
-from artifacts.folders import APPLE_DOUBLE_PREFIX, folder_id, is_no_data, walk
-from artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
-from artifacts.name_folding import EXACT, NameFolding
-from audioprep.sniff import OTHER_SUFFIXES, holds_sound
+from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, is_no_data, walk
+from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
+from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, holds_sound
 
 # Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
 EARLIEST_TIME_NS, LATEST_TIME_NS = -(2**63), 2**63 - 1
@@ -91,11 +90,11 @@ def discover(
 ) -> list[Source]:
     """All sources under ``src``, sorted by relative path (by code point).
 
-    A source is anything whose name has an audio suffix (`artifacts.audio_names`), in whatever case: files, and also
+    A source is anything whose name has an audio suffix (`artifacts.clips.clip_id`), in whatever case: files, and also
     folders and broken links of such names, which conversion turns into failure rows. Files whose suffix says nothing
-    are sources where they begin as sounds do (`audioprep.sniff`); files of known suffixes are not opened. Linked
-    folders are entered, but not in circles. A folder that cannot be listed is a source with a reason, as are names
-    that are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and what would be
+    are sources where they begin as sounds do (`audioprep.decoding.sniff`); files of known suffixes are not opened.
+    Linked folders are entered, but not in circles. A folder that cannot be listed is a source with a reason, as are
+    names that are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and what would be
     written over the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
 
     What else is there is counted in ``passed_over``. ``found`` is called with the number of sources now and then.

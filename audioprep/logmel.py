@@ -11,7 +11,7 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 
-from audioprep.config import LogMelConfig
+from m2dprep.audioprep.config import LogMelConfig
 
 # Frames that are transformed at once: few enough for the processor's cache, and an hour needs no more memory than that.
 FRAMES_PER_BLOCK = 512

@@ -1,4 +1,9 @@
-"""A folder of log-mel arrays → its pack: few large files, which training reads faster and file systems bear better."""
+"""Packing log-mel arrays into few large files, and unpacking them.
+
+A folder of log-mel arrays → its pack: few large files, which training reads faster and file systems bear better.
+
+A pack → the .npy files that it was made from, for programs that read nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +13,41 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.atomic import sweep_temporaries
-from artifacts.errors import UserError
-from artifacts.failures import FailureLimit
-from artifacts.fingerprint import fingerprint, require_same
-from artifacts.json_file import read_object, write_object
-from artifacts.layout import PACKED_FOLDER, LmsLayout, require_lms_folder
-from artifacts.lms_array import LmsFile, lms_form
-from artifacts.lock import exclusive
-from artifacts.packed_store import (
+from m2dprep.artifacts.console import Progress
+from m2dprep.artifacts.digests import fingerprint, require_same
+from m2dprep.artifacts.errors import FailureLimit, UserError
+from m2dprep.artifacts.files import sweep_temporaries, sync_files
+from m2dprep.artifacts.folders import make_folder
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, inside, require_lms_folder
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.log_mels.array import LmsFile, lms_form, read_lms, write_lms
+from m2dprep.artifacts.log_mels.pack import (
     INDEX,
     LAYOUT,
     META,
     PACK_SCHEMA,
     PURPOSE,
+    PackedStore,
     ShardPlan,
     finish_pack,
     generation_of,
+    note_unpacked,
     read_index,
     read_pack_meta,
     shard_index_path,
     shard_path,
     write_shard,
 )
-from artifacts.progress import Progress
-from artifacts.records import read_config, record_parts
-from artifacts.tables import read_parquet
-from audioprep.promise import Promises, fault_of
+from m2dprep.artifacts.log_mels.records import read_config, record_parts
+from m2dprep.artifacts.tables import read_parquet
+from m2dprep.audioprep.promise import Promises, fault_of
 
 BEGUN = "progress.json"
 # At 10 s a clip in float16 a shard has 1 GB.
@@ -282,3 +290,68 @@ def _remove(folder: Path, but: int | None = None) -> None:
         is_part = path.suffix == ".parquet" and "shard-" in path.name
         if generation is not None and (generation != but or is_part):
             path.unlink(missing_ok=True)
+
+
+# Arrays that are made safe at once.
+ARRAYS_PER_SYNC = 512
+
+
+@dataclass(frozen=True)
+class UnpackResult:
+    """``clips = done + skipped``; skipped are those whose array was there with the same values."""
+
+    folder: str
+    clips: int
+    done: int
+    skipped: int
+
+
+def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> UnpackResult:
+    """Write every array of the pack of ``lms_folder`` to ``dst/<its file name>``, by default ``lms_folder`` itself.
+
+    The values and their dtype are those of the pack: the same bytes as before where the pack has the arrays' dtype.
+    Arrays that are there with these values, rounded or not, stay, so the same call again goes on where one stopped.
+    Raises `UserError` where there is no pack or another file stands in the way, and `OSError` where ``dst`` cannot be
+    written to.
+    """
+    layout = LmsLayout(require_lms_folder(lms_folder))
+    config = read_config(layout)
+    opened = PackedStore.open(layout.root, None if config is None else config["fingerprint"])
+    if opened is None:
+        raise UserError(f"{layout.root} has no finished pack ({PACKED_FOLDER}/meta.json).")
+    store, names = opened
+    target = dst or lms_folder
+    file_names = names.to_pylist()
+    paths = [inside(target, name) for name in file_names]
+    # Of files in their own place whose bytes are not those that were converted: `m2dprep check` knows them by these.
+    rounded = dst is None and config is not None and config["config"]["dtype"] != store.dtype
+    digests: dict[str, str] = {}
+    for folder in sorted({path.parent for path in paths}):
+        make_folder(folder)
+        sweep_temporaries(folder, shared=True)
+    done = 0
+    with ThreadPoolExecutor(max(1, threads)) as pool, Progress(len(paths), "unpack", "arrays") as progress:
+        for start in range(0, len(paths), ARRAYS_PER_SYNC):
+            rows = range(start, min(start + ARRAYS_PER_SYNC, len(paths)))
+            written = list(pool.map(lambda row: _write(paths[row], store.read(row)[None]), rows))
+            sync_files(target, [paths[row] for row, item in zip(rows, written, strict=True) if item.new])
+            digests |= {file_names[row]: item.digest for row, item in zip(rows, written, strict=True) if rounded}
+            done += sum(item.new for item in written)
+            progress.advance(len(rows))
+    note_unpacked(layout, digests)
+    return UnpackResult(str(target), len(paths), done, len(paths) - done)
+
+
+class _Written(NamedTuple):
+    digest: str
+    new: bool
+
+
+def _write(path: Path, log_mel: np.ndarray) -> _Written:
+    """Write an array unless it is there."""
+    if path.exists():
+        there = read_lms(path)
+        if not np.array_equal(there.array.astype(log_mel.dtype, copy=False), log_mel):
+            raise UserError(f"{path} is there with other values than the pack's; choose another folder, or remove it.")
+        return _Written(there.digest, False)
+    return _Written(write_lms(path, log_mel, path.parent, durable=False), True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from artifacts.layout import LmsLayout
-from artifacts.lms_array import OK, LmsFile
-from artifacts.records import read_config, read_records, record_parts
-from artifacts.unpacked import read_unpacked
-from audioprep.moments import EXACT, ROUNDED, Moments
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.array import OK, LmsFile
+from m2dprep.artifacts.log_mels.pack import read_unpacked
+from m2dprep.artifacts.log_mels.records import read_config, read_records, record_parts
+from m2dprep.audioprep.moments import EXACT, ROUNDED, Moments
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import CheckFailedError, UserError
-from artifacts.json_file import write_object
-from artifacts.layout import LmsLayout, is_evaluation_clip, require_lms_folder
-from artifacts.lms_array import OK, read_lms
-from artifacts.packed_store import PackedStore
-from artifacts.progress import Progress
-from artifacts.records import iter_records, read_config, read_records, record_parts, verify_records
-from artifacts.tables import read_file_list
-from audioprep.moments import Moments
-from audioprep.promise import Promise, Promises, fault_of
+from m2dprep.artifacts.console import Progress
+from m2dprep.artifacts.errors import CheckFailedError, UserError
+from m2dprep.artifacts.json_files import write_object
+from m2dprep.artifacts.layout import LmsLayout, is_evaluation_clip, require_lms_folder
+from m2dprep.artifacts.log_mels.array import OK, read_lms
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.records import iter_records, read_config, read_records, record_parts, verify_records
+from m2dprep.artifacts.tables import read_file_list
+from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.promise import Promise, Promises, fault_of
 
 # Arrays whose moments are kept before they are merged.
 ROWS_PER_BATCH = 16384

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from artifacts.reading import give_up, reading
-from audioprep.discover import Source
+from m2dprep.artifacts.reading import give_up, reading
+from m2dprep.audioprep.discover import Source
 
 LOOK_SECONDS = 1.0
 T = TypeVar("T")

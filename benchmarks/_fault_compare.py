@@ -65,7 +65,7 @@ def _json(data: bytes) -> dict[str, Any]:
 
 
 def _without_times(log: bytes) -> bytes:
-    from m2dclap.meter import TIMING_FIGURES
+    from m2dprep.training.speed import TIMING_FIGURES
 
     try:
         lines = [json.loads(line) for line in log.splitlines()]

@@ -123,7 +123,7 @@ class Runner:
 
 def run_command(arguments: Sequence[str]) -> int:
     """``m2dprep <arguments>`` in this process; returns the exit code that a process of its own would have."""
-    from cli.main import main
+    from m2dprep.cli.main import main
 
     sys.argv = ["m2dprep", *arguments]
     try:
@@ -181,7 +181,7 @@ class ForkedStage:
         os.dup2(stderr, 2)
         _close_files_below(Path.cwd())
         preexec_fn()
-        leave(run_command(list(arguments)[list(arguments).index("cli.main") + 1 :]))
+        leave(run_command(list(arguments)[list(arguments).index("m2dprep.cli.main") + 1 :]))
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -208,7 +208,7 @@ class ForkedStage:
 
 def fork_stages() -> None:
     """Let recipes run their stages in forks, in this process and those that are forked from it."""
-    from workflows import stage_process
+    from m2dprep.workflows.recipe import stage_process
 
     stage_process.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": ForkedStage})
 

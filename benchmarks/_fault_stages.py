@@ -40,8 +40,8 @@ PACK = f"pack {LMS} --clips-per-shard 3"
 TRAIN = "train data --out run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
 TRAIN += " --device cpu"
 # Times, places and processes; all else must be the same.
-TEXT_IMPORTS = ("torch", "sentence_transformers", "workflows.embed_captions")
-TRAIN_IMPORTS = ("torch._dynamo", "m2dclap.train")
+TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
+TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
 Edit = Callable[[Path], None]
 
@@ -218,8 +218,10 @@ STAGES = (
 
 def in_small_parts() -> None:
     """Let ten clips be several shards and parts of records."""
-    from audioprep import convert, unpack
-    from workflows import melspec, record_buffer
+    from m2dprep.audioprep import convert
+    from m2dprep.audioprep import pack as unpack
+    from m2dprep.workflows.melspec import job as melspec
+    from m2dprep.workflows.melspec import results as record_buffer
 
     for module, name, value in (
         (melspec, "LARGEST_SHARD", 3),

@@ -24,8 +24,8 @@ import pandas as pd
 from _caption_tables import SPLITS, WRAPPER, make_tables
 from _machine import machine, table
 
-from artifacts.clip_id import youtube_id
-from artifacts.tables import read_captions
+from m2dprep.artifacts.clips.clip_id import youtube_id
+from m2dprep.artifacts.tables import read_captions
 
 ROUNDS = 3
 KEY_TYPES = {"caption_index": "int32"}
@@ -59,7 +59,7 @@ def fill(tables: Path, output: Path, *more: str) -> Cost:
     output.unlink(missing_ok=True)
     segments = [word for split in SPLITS for word in ("--segments", str(tables / f"{split}_segments.csv"))]
     inputs = ["--ontology", str(tables / "ontology.json"), "--auto-acd", str(tables / "train.csv"), *more]
-    return run("-m", "cli.main", "captions", "fill", *segments, *inputs, "-o", str(output))
+    return run("-m", "m2dprep", "captions", "fill", *segments, *inputs, "-o", str(output))
 
 
 def at_once(tables: Path, output: Path) -> Cost:
@@ -68,7 +68,7 @@ def at_once(tables: Path, output: Path) -> Cost:
 
 def one_after_the_other(tables: Path, output: Path) -> Cost:
     first = fill(tables, output)
-    second = run("-m", "cli.main", "captions", "add", str(output), "--acalt4", str(tables / "acalt4.csv"))
+    second = run("-m", "m2dprep", "captions", "add", str(output), "--acalt4", str(tables / "acalt4.csv"))
     cpu_seconds = first.cpu_seconds + second.cpu_seconds
     return Cost(first.seconds + second.seconds, cpu_seconds, max(first.peak_mib, second.peak_mib))
 

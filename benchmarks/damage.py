@@ -26,15 +26,14 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from artifacts.embedding_index import index_of
-from artifacts.embedding_writer import EmbeddingStoreWriter
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.pack import pack
-from audioprep.stats import norm_stats, write_norm_stats
-from audioprep.unpack import unpack
-from cli.main import m2dprep
-from workflows.melspec import MelspecOptions, run_melspec
+from m2dprep.artifacts.embeddings.store import index_of
+from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.pack import pack, unpack
+from m2dprep.audioprep.stats import norm_stats, write_norm_stats
+from m2dprep.cli.main import m2dprep
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 # Kinds of files, each with what its names look like.
 KINDS = {

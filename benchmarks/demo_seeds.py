@@ -20,7 +20,7 @@ PROBE_EVERY = 5
 
 
 def m2dprep(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "cli.main", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "m2dprep", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def curve(root: Path, seed: int) -> tuple[dict[int, float], float]:

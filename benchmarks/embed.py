@@ -33,8 +33,8 @@ import pyarrow as pa
 from _caption_tables import LABELS, WORDS
 from _machine import Figures, machine, table
 
-from artifacts.atomic import write_array
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from m2dprep.artifacts.files import write_array
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 
 CLIPS, WITH_SENTENCE, FREQUENT_SHARE = 2_084_320, 0.83, 0.5
 # e^(2.82 + 0.37^2 / 2) = 18 words, with a standard deviation of 7.
@@ -131,9 +131,9 @@ def cost(started: float, cpu: float) -> dict[str, float]:
 
 def ours(model_folder: Path, captions: Path, out: Path, device: str) -> dict[str, Any]:
     """Seconds of `embed_captions`, and what its ``meta.json`` says."""
-    from artifacts.memory import keep_freed_memory
-    from captions.embed import embed_captions
-    from captions.encoder import load_encoder
+    from m2dprep.artifacts.process import keep_freed_memory
+    from m2dprep.captions.embedding.embed import embed_captions
+    from m2dprep.captions.embedding.encoder import load_encoder
 
     keep_freed_memory()
     encoder = load_encoder(str(model_folder), device, precision="auto")
@@ -148,7 +148,7 @@ def library(model_folder: Path, texts: list[str], device: str) -> dict[str, Any]
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from captions.encoder_model import DTYPES, resolve_precision
+    from m2dprep.captions.embedding.loading import DTYPES, resolve_precision
 
     precision = resolve_precision("auto", device)
     model = SentenceTransformer(str(model_folder), device=device, model_kwargs={"dtype": DTYPES[precision]})
@@ -175,11 +175,11 @@ def stages(model_folder: Path, captions: Path, out: Path, device: str) -> dict[s
     """Seconds of each stage of ours alone, one after another; in `embed_captions` they overlap."""
     import torch
 
-    from artifacts.embedding_store import index_of
-    from captions.embed import COLUMNS, require_captions
-    from captions.embed_plan import EmbedPlan
-    from captions.encoder import load_encoder
-    from captions.encoder_batches import batches
+    from m2dprep.artifacts.embeddings.store import index_of
+    from m2dprep.captions.embedding.batches import batches
+    from m2dprep.captions.embedding.embed import COLUMNS, require_captions
+    from m2dprep.captions.embedding.encoder import load_encoder
+    from m2dprep.captions.embedding.plan import EmbedPlan
 
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -253,7 +253,7 @@ def measured_peak() -> float:
     """FLOP/s of the GPU's fastest product of bf16 matrices."""
     import torch
 
-    from m2dclap.flops import matrix_peak
+    from m2dprep.training.speed import matrix_peak
 
     return matrix_peak(torch.device("cuda"), "bf16")
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 from _caption_tables import sentences, youtube_ids
 from _machine import machine, table
 
-from artifacts.embedding_store import EmbeddingStore, index_of
-from artifacts.embedding_writer import EmbeddingStoreWriter
+from m2dprep.artifacts.embeddings.store import EmbeddingStore, index_of
+from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 
 ROWS, DIM, SHARD = 2_084_320, 768, 8192
 READS = 10_000

@@ -32,15 +32,13 @@ import psutil
 from _clips import make_clips
 from _machine import machine, restart_with, table
 
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard, failure_record
-from audioprep.discover import Source, discover
-from workflows.dask_settings import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT
-from workflows.dask_workers import DaskWorkers
-from workflows.engine import run_shards, split_into_shards
-from workflows.melspec import LARGEST_SHARD
-from workflows.on_worker import expectation
-from workflows.window import Window
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard, failure_record
+from m2dprep.audioprep.discover import Source, discover
+from m2dprep.workflows.engine.dask_workers import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT, DaskWorkers
+from m2dprep.workflows.engine.engine import Window, run_shards, split_into_shards
+from m2dprep.workflows.engine.on_worker import expectation
+from m2dprep.workflows.melspec.job import LARGEST_SHARD
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))

@@ -22,15 +22,15 @@ import pyarrow as pa
 import torch
 from _machine import Figures, machine
 
-from artifacts.atomic import write_array, write_json
-from artifacts.embedding_store import index_of
-from artifacts.embedding_writer import EmbeddingStoreWriter
-from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
-from audioprep.pack import pack
-from m2dclap.data_dir import open_training_data
-from m2dclap.loader import Batches, make_loader
-from m2dclap.order import TrainOrder
-from m2dclap.train_config import DataChoice, preset
+from m2dprep.artifacts.embeddings.store import index_of
+from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
+from m2dprep.artifacts.files import write_array, write_json
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+from m2dprep.audioprep.pack import pack
+from m2dprep.training.config import DataChoice, preset
+from m2dprep.training.data_dir import open_training_data
+from m2dprep.training.dataset import TrainOrder
+from m2dprep.training.loader import Batches, make_loader
 
 TMPFS = Path("/dev/shm")
 FRAMES, CAPTIONS, DIM, DIFFERENT = 1001, 5, 768, 64
@@ -85,7 +85,7 @@ def training(root: Path, options: argparse.Namespace) -> dict[str, float]:
     out = root / "run"
     clips_per_epoch = options.clips // options.batch
     epochs = options.epochs or -(-options.steps // clips_per_epoch)
-    command = [sys.executable, "-m", "cli.main", "train", str(root), "--out", str(out), "--model", options.model]
+    command = [sys.executable, "-m", "m2dprep", "train", str(root), "--out", str(out), "--model", options.model]
     command += ["--batch-size", str(options.batch), "--epochs", str(epochs), "--device", options.device]
     command += ["--save-every", str(epochs), "--log-every", "5"]
     started = time.perf_counter()

@@ -4,7 +4,7 @@ Every way makes batches of crops (80 × 608) of the same clips in the same rando
 
 numpy.load      one `numpy.load` a sample and nothing else: what the plainest data path cannot go below
 plain           a plain data path: `numpy.load`, a crop, normalisation, a caption, mask noise, `numpy.stack`
-npy, packed     `m2dclap.dataset.Clips` over .npy files, and over packed shards
+npy, packed     `training.dataset.Clips` over .npy files, and over packed shards
 first reads     the same where every clip is read for the first time, and so compared with its digest
 
 Prints samples a second and process of each, side by side in one process with one thread, and the ratio to numpy.load.
@@ -26,16 +26,15 @@ os.environ.update(ONE_THREAD)
 import numpy as np
 import pyarrow as pa
 
-from artifacts.atomic import write_array
-from artifacts.digest import plain_digest
-from artifacts.lms_store import NPY, LogMels, find_log_mels
-from artifacts.packed_store import PackedStore
-from audioprep.pack import pack
-from m2dclap.config import ModelConfig
-from m2dclap.dataset import Clips
-from m2dclap.frames import Normalization
-from m2dclap.order import BatchKey
-from m2dclap.pairing import CaptionRows, CaptionSource
+from m2dprep.artifacts.digests import plain_digest
+from m2dprep.artifacts.files import write_array
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.store import NPY, LogMels, find_log_mels
+from m2dprep.audioprep.pack import pack
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.training.dataset import BatchKey, Clips
+from m2dprep.training.pairing import CaptionRows, CaptionSource
 
 CLIPS, BATCH, ROUNDS = 1024, 64, 7
 FRAMES, CAPTIONS, DIM = 1001, 5, 768

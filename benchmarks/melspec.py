@@ -34,7 +34,7 @@ from _clips import make_clips
 from _machine import ONE_THREAD, machine, restart_with, table
 from melspec_floor import floor
 
-from artifacts.memory import keep_freed_memory
+from m2dprep.artifacts.process import keep_freed_memory
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 POOL_CLIPS = max(40, CLIPS // 4)
@@ -96,7 +96,7 @@ def largest_worker() -> float:
 def ours(src: Path, dst: Path, workers: int, *options: str, clips: int = CLIPS) -> Run:
     """The command, as a user runs it."""
     shutil.rmtree(dst, ignore_errors=True)
-    command = [sys.executable, "-m", "cli.main", "melspec", str(src), str(dst), "--workers", str(workers), *options]
+    command = [sys.executable, "-m", "m2dprep", "melspec", str(src), str(dst), "--workers", str(workers), *options]
     running: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:

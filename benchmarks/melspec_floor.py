@@ -21,10 +21,10 @@ import soxr
 from _clips import RATE, make_clips
 from _machine import machine, restart_with, table
 
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard
-from audioprep.discover import discover
-from workflows.dask_settings import WORKER_ENVIRONMENT
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
+from m2dprep.workflows.engine.dask_workers import WORKER_ENVIRONMENT
 
 CLIPS, ROUNDS = 100, 7
 HEADER_BYTES = 44

@@ -19,9 +19,9 @@ from _clips import make_clips
 from _machine import ONE_THREAD, Figures, machine, restart_with, table
 from melspec import Run, ours
 
-from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
-from audioprep.decode import decode
-from audioprep.discover import discover
+from m2dprep.audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
+from m2dprep.audioprep.decode import decode
+from m2dprep.audioprep.discover import discover
 
 TMPFS = Path("/dev/shm")
 CONFIG = ConvertConfig(PRESETS["16k"], resampler=DEVICE_RESAMPLER)
@@ -38,7 +38,7 @@ def decoding(paths: list[Path], threads: int) -> float:
 
 def device_code(src: Path, dst: Path, threads: int) -> float:
     """Clips per second of the GPU's code on the processor. Raises `UserError` where torchaudio is not there."""
-    from audioprep.convert_on_device import DeviceConverter
+    from m2dprep.audioprep.convert_gpu import DeviceConverter
 
     convert = DeviceConverter(src, CONFIG, device="cpu", threads=threads)
     sources = discover(src)

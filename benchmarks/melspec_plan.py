@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from _machine import machine, table
 
-from artifacts.layout import LmsLayout
-from artifacts.records import append_records, compact_records
-from artifacts.tables import write_csv
-from audioprep.discover import discover
-from audioprep.stats import norm_stats
-from workflows import file_list, melspec_plan, record_buffer
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.records import append_records, compact_records
+from m2dprep.artifacts.tables import write_csv
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.stats import norm_stats
+from m2dprep.workflows.melspec import plan as melspec_plan
+from m2dprep.workflows.melspec import results as file_list
+from m2dprep.workflows.melspec import results as record_buffer
 
 FILES = int(os.environ.get("BENCH_FILES", "200000"))
 CLIPS = int(os.environ.get("BENCH_ROWS", "2084320"))

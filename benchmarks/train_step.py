@@ -25,21 +25,20 @@ from typing import Any
 import torch
 from _machine import Figures, machine, table
 
-from m2dclap.config import ModelConfig
-from m2dclap.dataset import Batch
-from m2dclap.device import autocast, pick_device, resolve_amp
-from m2dclap.device_batch import to_model_input
-from m2dclap.flops import matrix_peak, train_flops_per_clip
-from m2dclap.frames import Normalization
-from m2dclap.loop import Trainer
-from m2dclap.model import M2DCLAP
-from m2dclap.objectives import MaskedClap
-from m2dclap.schedule import Schedule, make_optimizer
-from m2dclap.train import compile_blocks
-from m2dclap.train_config import TrainConfig, preset
-from m2dclap.train_state import TrainState
-from m2dclap.vit import Attention
-from m2dclap.world import DistributedContext
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.distributed import DistributedContext, autocast, pick_device, resolve_amp
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.vit import Attention
+from m2dprep.training.config import TrainConfig, preset
+from m2dprep.training.dataset import Batch
+from m2dprep.training.loader import to_model_input
+from m2dprep.training.loop import Trainer
+from m2dprep.training.objectives import MaskedClap
+from m2dprep.training.schedule import Schedule, make_optimizer
+from m2dprep.training.speed import matrix_peak, train_flops_per_clip
+from m2dprep.training.state import TrainState
+from m2dprep.training.train import compile_blocks
 
 TEXT_DIM = 768
 STATS = Normalization(-7.1, 4.2)

@@ -1,1 +1,1 @@
-"""Floor 2: caption tables to one table to sentence embeddings."""
+"""Floor 3: caption tables to one table to sentence embeddings."""

@@ -1,32 +1,110 @@
-"""What the commands do on files: tables are read, ``captions.parquet`` is written whole, lists of rows beside it."""
+"""Caption commands as functions on files.
+
+Several captions tables into one, and the captions of one clip.
+
+What the commands do on files: tables are read, ``captions.parquet`` is written whole, lists of rows beside it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from artifacts.atomic import atomic_file, sweep_temporaries
-from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.layout import require_file
-from artifacts.tables import read_captions
-from artifacts.write_lock import writing_to
-from captions.add import AddOptions, SourceIsThereError, add, add_to
-from captions.assembly import Assembly, CaptionsFile, write_assembly
-from captions.audioset import read_label_names, read_segments
-from captions.clean import Cleaned, clean
-from captions.coverage import Coverage, count_sources
-from captions.exclusion import ExclusionList
-from captions.fill import DEFAULTS, FillOptions, fill
-from captions.matching import CleanRows
-from captions.merged import Merged
-from captions.sets import MergedSets, merge_sets
-from captions.sources import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
+from m2dprep.artifacts.clips.matching import match_names
+from m2dprep.artifacts.clips.readings import last_parts, paths
+from m2dprep.artifacts.columns import codes, first_occurrences, one_array, position_in_group, runs
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.artifacts.files import atomic_file, sweep_temporaries
+from m2dprep.artifacts.layout import require_file
+from m2dprep.artifacts.locks import writing_to
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions
+from m2dprep.artifacts.text_files import listing
+from m2dprep.captions.assembly import Assembly, CaptionsFile, Coverage, Merged, count_sources, write_assembly
+from m2dprep.captions.build import DEFAULTS, AddOptions, FillOptions, SourceIsThereError, add, add_to, fill
+from m2dprep.captions.clean import Cleaned, clean
+from m2dprep.captions.matching import CleanRows
+from m2dprep.captions.sources.audioset import read_label_names, read_segments
+from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
+from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
+
+
+@dataclass(frozen=True)
+class MergedSets:
+    """One table of several: ``read = captions + repeated + excluded_captions``. ``changed``: whether it was written."""
+
+    assembly: Assembly
+    read: int
+    repeated: int
+    excluded_captions: int
+    by_source: dict[str, int]
+    clips: int
+    excluded: tuple[ExclusionCounts, ...]
+    changed: bool = True
+
+
+def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()) -> MergedSets:
+    """Merge tables of `CAPTIONS_SCHEMA`: clips in the order of their first appearance, a clip's captions together.
+
+    Within a clip captions are in the order of the tables and their rows, numbered from 0. A caption that the same
+    source gives the same clip again is kept once. ``split`` and ``labels`` are those of each row.
+    """
+    table = pa.concat_tables(tables)
+    encoded = one_array(table["clip_id"]).dictionary_encode()
+    clip = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    keep_clip, excluded = keep_clips(encoded.dictionary, exclude)
+    text, source = codes(table["caption"]), codes(table["source"])
+    first = np.zeros(table.num_rows, bool)
+    order = np.lexsort((np.arange(len(clip)), text, source, clip))
+    keys = np.stack([clip, source, text])[:, order]
+    first[order] = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)]) if len(clip) else False
+    allowed = keep_clip[clip]
+    rows = np.flatnonzero(first & allowed)
+    rows = rows[np.argsort(clip[rows], kind="stable")]
+    index = position_in_group(clip[rows]).astype(np.int32)
+    at = CAPTIONS_SCHEMA.get_field_index("caption_index")
+
+    def make(start: int, stop: int) -> pa.Table:
+        taken = table.take(pa.array(rows[start:stop]))
+        return taken.set_column(at, CAPTIONS_SCHEMA.field(at), pa.array(index[start:stop]))
+
+    return MergedSets(
+        assembly=Assembly(len(rows), make),
+        read=table.num_rows,
+        repeated=int((~first & allowed).sum()),
+        excluded_captions=int((~allowed).sum()),
+        by_source=count_sources(pa.table({"source": table["source"].take(pa.array(rows))})),
+        clips=int(first_occurrences(clip[rows]).sum()),
+        excluded=tuple(excluded),
+    )
+
+
+def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
+    """All rows of a clip, which is named by its id, or by a file name or another form of a YouTube id.
+
+    Raises `UserError` where the table knows none of these (`artifacts.clips.matching`), naming clips like it.
+    """
+    table = read_captions(path)
+    clips, clip_of_row = runs(one_array(table["clip_id"]))
+    found = match_names(pa.array([clip], pa.string()), clips).clip[0].as_py()
+    if found is None:
+        raise UserError(f"{path} has no captions of {clip!r}{_alike(clip, clips)}.")
+    rows: list[dict[str, object]] = table.take(pa.array(np.flatnonzero(clip_of_row == found))).to_pylist()
+    return rows
+
+
+def _alike(name: str, clips: pa.Array) -> str:
+    """Clips that have the name's last part in another folder, for a message."""
+    last = last_parts(paths(pa.array([name], pa.string())))
+    alike = clips.filter(pc.equal(last_parts(paths(clips)), last[0])).to_pylist()
+    return f"; clips of that name in other folders: {listing(map(repr, alike), len(alike))}" if alike else ""
 
 
 def fill_file(
@@ -40,7 +118,7 @@ def fill_file(
     unmatched: Path | None = None,
     overwrite: bool = False,
 ) -> Coverage:
-    """Make ``output`` of segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.fill.fill`.
+    """Make ``output`` of segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.build.fill`.
 
     Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since; where it
     lacks those of ACalt4 alone, they are added.
@@ -114,9 +192,9 @@ def add_file(
     options: AddOptions | None = None,
     unmatched: Path | None = None,
 ) -> Coverage:
-    """Put the captions ``rows`` (`captions.sources.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
+    """Put the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
 
-    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.add.add`
+    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.build.add`
     does, and where the file is missing otherwise; the file is then as it was. It also stays as it is where it holds
     from ``source`` what putting them in once more would give, as after the same call.
     """
@@ -167,7 +245,7 @@ def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> 
 def merge_files(
     sets: Sequence[Path], output: Path, exclude: Sequence[ExclusionList] = (), *, overwrite: bool = False
 ) -> MergedSets:
-    """Merge captions files into ``output``: `captions.sets.merge_sets`. One that holds just that stays as it is.
+    """Merge captions files into ``output``: `captions.files.merge_sets`. One that holds just that stays as it is.
 
     Raises `UserError` where a file cannot be read, `FingerprintConflictError` where ``output`` holds something else.
     """

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from artifacts.atomic import sweep_temporaries
-from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.fingerprint import differing_keys, fingerprint
-from artifacts.json_file import read_object, write_object
-from artifacts.lock import exclusive
-from artifacts.progress import Progress
-from artifacts.tables import read_parquet, write_parquet
-from captions.encoder_reading import surely, weights_are_read
-from captions.model_code import unloadable
-from captions.sources import CAPTION_ROWS
+from m2dprep.artifacts.console import Progress
+from m2dprep.artifacts.digests import differing_keys, fingerprint
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.artifacts.files import sweep_temporaries
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.tables import read_parquet, write_parquet
+from m2dprep.captions.embedding.loading import surely, weights_are_read
+from m2dprep.captions.embedding.model_files import unloadable
+from m2dprep.captions.sources.readers import CAPTION_ROWS
 
 DECODING = {
     "num_beams": 4,

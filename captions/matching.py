@@ -1,7 +1,18 @@
-"""A source's captions brought to the clips that they belong to, with every one that is left out counted."""
+"""Captions brought to the clips that they belong to.
+
+A source's captions brought to the clips that they belong to, with every one that is left out counted.
+
+The original's own reading of Auto-ACD, defects included, for reproducing its captions row for row.
+
+Ids: one leading "Y" is dropped whatever the form, then the first eleven characters count, so that VGGSound's ids that
+start with "Y" are lost or go to another clip. Wrappers: only ``be: "…"``, up to the last quote of the line. Of several
+captions for a clip the last in the file wins. White space stays. Where the original's own code fails, so does this,
+naming the row: a wrapper without its closing quote, a caption that is empty.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_matching import match_names
-from artifacts.columns import codes, first_occurrences, take
-from artifacts.errors import UserError
-from artifacts.text_files import listing
-from captions.clean import Cleaned, clean
-from captions.coverage import SourceCounts, distinct
+from m2dprep.artifacts.clips.matching import match_names
+from m2dprep.artifacts.columns import codes, first_occurrences, one_array, take
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.text_files import listing
+from m2dprep.captions.assembly import SourceCounts, distinct
+from m2dprep.captions.clean import Cleaned, clean
 
 UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("caption", pa.string())])
 
@@ -74,14 +85,17 @@ class MatchedSource:
 
 
 class CleanRows(NamedTuple):
-    """`captions.sources.CAPTION_ROWS`, whose captions ``cleaned`` gives; they may be cleaned while ids are matched."""
+    """`captions.sources.readers.CAPTION_ROWS`, whose captions ``cleaned`` gives;
+
+    they may be cleaned while ids are matched.
+    """
 
     ids: pa.ChunkedArray
     cleaned: Callable[[], Cleaned]
 
 
 def match_source(name: str, rows: pa.Table | CleanRows, clips: pa.Array) -> MatchedSource:
-    """Find the clips of ``rows`` (`captions.sources.CAPTION_ROWS`) among ``clips`` (unique ids); clean the captions.
+    """Find the clips of ``rows`` (`captions.sources.readers.CAPTION_ROWS`) among ``clips`` (unique ids); clean them.
 
     Raises `UserError` where there is no caption at all, or not one id is that of a clip.
     """
@@ -133,3 +147,47 @@ def nothing_matched(name: str) -> MatchedSource:
 def _not_empty(texts: pa.ChunkedArray) -> np.ndarray:
     """bool (N,): whether a text has a character."""
     return pc.binary_length(texts).to_numpy() > 0
+
+
+WRAPPED = 'be: "'
+INSIDE = re.compile(r'be: "(.+)"')
+
+
+def match_as_original(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
+    """As `captions.matching.match_source`, by the rules of the original. Use the last caption of every clip."""
+    captions = rows["caption"]
+    empty = np.flatnonzero(pc.equal(captions, "").to_numpy())
+    if len(empty):
+        raise UserError(f"{name}: row {empty[0] + 1:,} has no caption; the original fails there, so m2d_compat does.")
+    wrapped = pc.match_substring(captions, WRAPPED)
+    texts = captions.filter(wrapped).to_pylist()
+    bare = pa.array([_unwrap(name, text) for text in texts], pa.string())
+    unwrapped = pc.replace_with_mask(one_array(captions), one_array(wrapped), bare)
+    cleaned = Cleaned(pa.chunked_array([unwrapped]), np.arange(len(unwrapped)), len(texts))
+    ids = one_array(rows["id"])
+    without_y = pc.if_else(pc.starts_with(ids, "Y"), pc.utf8_slice_codeunits(ids, 1, 12), ids)
+    found = pc.index_in(pc.utf8_slice_codeunits(without_y, 0, 11), value_set=clips)
+    known = found.is_valid().to_numpy(zero_copy_only=False)
+    row = np.flatnonzero(known)
+    return MatchedSource(
+        name=name,
+        ids=rows["id"],
+        captions=cleaned.texts,
+        row=row,
+        place=row,
+        clip=found.fill_null(0).to_numpy(zero_copy_only=False)[row].astype(np.int64),
+        start_seconds=np.full(len(row), np.nan),
+        unmatched=unmatched_rows(name, rows["id"], cleaned, ~known),
+        without_id=0,
+        empty=0,
+        unwrapped=cleaned.unwrapped,
+    )
+
+
+def _unwrap(name: str, text: str) -> str:
+    if (match := INSIDE.search(text)) is None:
+        raise UserError(
+            f"{name}: {text[:120]!r} has no closing quote; the original fails there, so m2d_compat does. "
+            "The default rules read such captions."
+        )
+    return match[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.errors import UserError
+from m2dprep.artifacts.errors import UserError
 
 LABEL, LABELS, LAST = "{label}", "{labels}", "{last}"
 

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from artifacts.clip_exclusion import AllReadings
-from artifacts.clip_matching import NO_CLIP, match_files
-from artifacts.columns import one_array, runs
-from artifacts.errors import UserError
-from artifacts.layout import is_evaluation_clip, require_file
-from artifacts.tables import read_captions, read_file_list, verify_file_list, write_file_list
-from artifacts.write_lock import writing_to
-from captions.audioset import EVALUATION_SPLIT
-from captions.exclusion import ExclusionCounts, ExclusionList, keep_clips
+from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
+from m2dprep.artifacts.clips.readings import AllReadings
+from m2dprep.artifacts.columns import one_array, runs
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import is_evaluation_clip, require_file
+from m2dprep.artifacts.locks import writing_to
+from m2dprep.artifacts.tables import read_captions, read_file_list, verify_file_list, write_file_list
+from m2dprep.captions.sources.audioset import EVALUATION_SPLIT
+from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Floor 5: the command line. Parse, call one function, print."""
+"""Floor 8: the command line. Parse, call one function, print."""

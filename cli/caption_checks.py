@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, TableCommand, json_option
+from m2dprep.cli.options import PATH, TableCommand, json_option
 
 
 @click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
@@ -47,8 +47,8 @@ def check(
       m2dprep captions check data/captions.parquet --findings findings.csv --model thenlper/gte-base
       m2dprep captions check data/captions.parquet --drop refusal --drop near_duplicate
     """
-    from artifacts.arrow import suit_large_tables
-    from captions.check_file import check_file
+    from m2dprep.artifacts.process import suit_large_tables
+    from m2dprep.captions.lint import check_file
 
     if max_tokens is not None and model is None:
         raise click.UsageError("--max-tokens needs --model, whose tokens are counted.")
@@ -71,7 +71,7 @@ def check(
     )
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(lines))
     if strict and result.left:
-        from artifacts.errors import CheckFailedError
+        from m2dprep.artifacts.errors import CheckFailedError
 
         raise CheckFailedError(f"{captions_path}: {result.left:,} findings.")
 
@@ -107,7 +107,7 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
       m2dprep captions show data/captions.parquet YXqu1CeA2c4_000044.wav
       m2dprep captions show data/captions.parquet -- --PJHxphWEs
     """
-    from captions.sets import captions_of
+    from m2dprep.captions.files import captions_of
 
     rows = captions_of(captions_path, clip)
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, TableCommand, device_option, json_option, max_failures_option
+from m2dprep.cli.options import PATH, TableCommand, device_option, json_option, max_failures_option
 
 
 @click.command("zero-shot", cls=TableCommand)
@@ -65,10 +65,10 @@ def zero_shot(
       m2dprep zero-shot checkpoint-300.pth ESC-50/meta/esc50.csv --root ESC-50/audio --text-model thenlper/gte-base
       m2dprep zero-shot runs/tiny clips.csv --file-column wav --label-column sound --json
     """
-    from artifacts.failures import FailureLimit
-    from m2dclap import zeroshot
-    from m2dclap.clip_set import ClipSet
-    from m2dclap.zeroshot_report import render
+    from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.evaluation import zeroshot
+    from m2dprep.evaluation.clip_set import ClipSet
+    from m2dprep.evaluation.report import render
 
     limit = FailureLimit.parse(max_failures)
     clips = ClipSet.read(clips_csv, root, classes, file_column=file_column, label_column=label_column)

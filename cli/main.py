@@ -10,26 +10,38 @@ from typing import IO, Any
 
 import click
 
-from artifacts.console import console, printable
-from artifacts.errors import UserError
+from m2dprep.artifacts.console import console, printable
+from m2dprep.artifacts.errors import UserError
 
 # name: (module, attribute, one line for the list of commands)
 COMMANDS = {
-    "melspec": ("cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
-    "stats": ("cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
-    "pack": ("cli.pack", "pack", "Log-mel arrays → few large files, which training reads faster."),
-    "unpack": ("cli.audio", "unpack", "A pack → the .npy files that it holds."),
-    "captions": ("cli.captions", "captions", "Caption tables → one captions.parquet (fill, add, check, merge, …)."),
-    "embed-captions": ("cli.embed", "embed_captions", "Captions → an aligned store of sentence embeddings."),
-    "train": ("cli.train", "train", "Train M2D-CLAP on a data directory."),
-    "zero-shot": ("cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
-    "check": ("cli.jobs", "check", "Prove that what lies in a data directory fits together."),
-    "export": ("cli.export", "export", "Write what we have in the formats of others."),
-    "run": ("cli.recipes", "run", "Run the stages in a recipe: what is done is skipped, what changed is redone."),
-    "status": ("cli.recipes", "status", "How far a recipe has come."),
-    "init": ("cli.recipes", "init", "Write a commented recipe to fill in."),
-    "sound-set": ("cli.sound_set", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
-    "demo": ("cli.jobs", "demo", "Every stage on a small synthetic AudioSet-like set."),
+    "melspec": ("m2dprep.cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
+    "stats": ("m2dprep.cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
+    "pack": ("m2dprep.cli.audio", "pack", "Log-mel arrays → few large files, which training reads faster."),
+    "unpack": ("m2dprep.cli.audio", "unpack", "A pack → the .npy files that it holds."),
+    "captions": (
+        "m2dprep.cli.captions",
+        "captions",
+        "Caption tables → one captions.parquet (fill, add, check, merge, …).",
+    ),
+    "embed-captions": (
+        "m2dprep.cli.embeddings",
+        "embed_captions",
+        "Captions → an aligned store of sentence embeddings.",
+    ),
+    "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
+    "zero-shot": ("m2dprep.cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
+    "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
+    "export": ("m2dprep.cli.embeddings", "export", "Write what we have in the formats of others."),
+    "run": (
+        "m2dprep.cli.recipe",
+        "run",
+        "Run the stages in a recipe: what is done is skipped, what changed is redone.",
+    ),
+    "status": ("m2dprep.cli.recipe", "status", "How far a recipe has come."),
+    "init": ("m2dprep.cli.recipe", "init", "Write a commented recipe to fill in."),
+    "sound-set": ("m2dprep.cli.data", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
+    "demo": ("m2dprep.cli.data", "demo", "Every stage on a small synthetic AudioSet-like set."),
 }
 
 

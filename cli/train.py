@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from artifacts.errors import UserError
-from cli.launch_options import LaunchableCommand, launch, launch_options
-from cli.train_options import (
+from m2dprep.artifacts.errors import UserError
+from m2dprep.cli.submit import LaunchableCommand, launch, launch_options
+from m2dprep.cli.train_options import (
     SETTINGS,
     data_options,
     general_options,
@@ -22,7 +22,7 @@ from cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from m2dclap.train_config import Preset, RunOptions
+    from m2dprep.training.config import Preset, RunOptions
 
 
 @click.command(cls=LaunchableCommand)
@@ -39,7 +39,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
 
     DATA holds files_<name>.csv, norm_stats.json and one or more capemb_<model>/ stores. Listed files without captions
     are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C with 130. On
-    several GPUs: torchrun --nproc-per-node 8 -m cli.main train …, which trains what one process would; --launch slurm
+    several GPUs: torchrun --nproc-per-node 8 -m m2dprep train …, which trains what one process would; --launch slurm
     does that in a job.
 
     \b
@@ -54,7 +54,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
         return
     if unused := [key for key, value in job.items() if value]:
         raise click.UsageError(f"--{unused[0].replace('_', '-')} belongs to --launch.")
-    from m2dclap.train_config import DataChoice, preset
+    from m2dprep.training.config import DataChoice, preset
 
     chosen = preset(options["size"])
     names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
@@ -77,11 +77,11 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
     settings = _run_options(options, chosen)
     result: Any
     if dry_run:
-        from m2dclap.dry_run import dry_run as rehearse
+        from m2dprep.training.dry_run import dry_run as rehearse
 
         result = rehearse(choice, model, config, settings)
     else:
-        from m2dclap.train import train as run_training
+        from m2dprep.training.train import train as run_training
 
         result = run_training(choice, out, model, config, settings)
     if result.is_main:
@@ -89,7 +89,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
 
 
 def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
-    from m2dclap.train_config import RunOptions, SavePlan, ValidationOptions
+    from m2dprep.training.config import RunOptions, SavePlan, ValidationOptions
 
     return RunOptions(
         size=options["size"],

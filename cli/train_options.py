@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from artifacts.errors import UserError
-from cli.options import PATH, Number, device_option, json_option, overwrite_option
+from m2dprep.artifacts.errors import UserError
+from m2dprep.cli.options import PATH, Number, device_option, json_option, overwrite_option
 
 MODELS = ["tiny", "small", "base", "large"]
 THE_MODELS = "the model's"
@@ -43,9 +43,8 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     """Make a settings file's values the defaults of the options; flags win over them."""
     if path is None:
         return
-    from artifacts.settings import typed
-    from artifacts.settings_file import read_settings
-    from m2dclap.recipe import MODEL_KEYS, SETTING_KINDS, TRAIN_KEYS
+    from m2dprep.artifacts.settings import read_settings, typed
+    from m2dprep.training.config import MODEL_KEYS, SETTING_KINDS, TRAIN_KEYS
 
     options = {option.name: option for option in context.command.params if option.name not in FLAGS_ONLY}
     known = (set(map(str, options)) - set(ALIASES.values())) | set(ALIASES) | MODEL_KEYS | TRAIN_KEYS
@@ -67,7 +66,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 
 def of_option(option: click.Parameter, value: Any, key: str, context: click.Context) -> Any:
     """A value from a file for an option: of the type that it has there, and within what the flag may be."""
-    from artifacts.settings import typed
+    from m2dprep.artifacts.settings import typed
 
     several = isinstance(option, click.Option) and option.multiple
     if isinstance(option, click.Option) and option.is_flag:
@@ -101,7 +100,7 @@ def _plot(context: click.Context, parameter: click.Parameter, run: Path | None) 
     """Draw a run and be done."""
     if run is None:
         return
-    from m2dclap.plot import plot_run
+    from m2dprep.training.plot import plot_run
 
     click.echo(plot_run(run))
     context.exit()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from artifacts.console import console
-from cli.main import m2dprep
+from m2dprep.artifacts.console import console
+from m2dprep.cli.main import m2dprep
 
 STOPPED = 75
 

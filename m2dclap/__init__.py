@@ -1,1 +1,1 @@
-"""Floor 3: the bundled M2D-CLAP trainer, audio encoding and zero-shot classification."""
+"""Floor 4: the M2D-CLAP models alone, usable without a trainer."""

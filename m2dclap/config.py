@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
-from artifacts.errors import UserError
-from artifacts.settings import Range, check
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import Range, check
 
 Length = Annotated[int, Range(1, 65536)]
 Blocks = Annotated[int, Range(1, 1024)]

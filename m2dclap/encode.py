@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m2dclap.frames import Normalization, pad_frames
-from m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.inputs import Normalization, pad_frames
+from m2dprep.m2dclap.model import M2DCLAP
 
 
 class AudioEncoder:

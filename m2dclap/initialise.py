@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from artifacts.errors import UserError
-from m2dclap.checkpoint import Checkpoint
-from m2dclap.checkpoint_file import find_checkpoint
-from m2dclap.config import ModelConfig
-from m2dclap.model import M2DCLAP
-from m2dclap.positions import interpolate_pos_embed
+from m2dprep.artifacts.errors import UserError
+from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.vit import interpolate_pos_embed
 
 ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
 # Parts that a checkpoint may lack or have in another form, and that then begin at random.

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from artifacts.atomic import write_array, write_json
-from artifacts.embedding_store import index_of
-from artifacts.embedding_writer import EmbeddingStoreWriter
-from artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+from m2dprep.artifacts.embeddings.store import index_of
+from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
+from m2dprep.artifacts.files import write_array, write_json
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 
 # A loaded machine is no failure.
 settings.register_profile("any machine", deadline=None)

@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.audio_names import AUDIO_SUFFIXES, LOG_MEL_SUFFIX, has_audio_suffix, without_suffix
-from artifacts.clip_id import clip_id, file_stem
-from artifacts.clip_readings import paths
-from audioprep.discover import discover, output_name
-from captions.exclusion import ExclusionList, keep_clips
+from m2dprep.artifacts.clips.clip_id import (
+    AUDIO_SUFFIXES,
+    LOG_MEL_SUFFIX,
+    clip_id,
+    file_stem,
+    has_audio_suffix,
+    without_suffix,
+)
+from m2dprep.artifacts.clips.readings import paths
+from m2dprep.audioprep.discover import discover, output_name
+from m2dprep.captions.sources.exclusion import ExclusionList, keep_clips
 
 NAMES = {
     "a.wav": "a",

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from m2dclap.config import ModelConfig
-from m2dclap.frames import Normalization
-from m2dclap.model import M2DCLAP
-from m2dclap.objectives import MaskedClap
-from m2dclap.schedule import make_optimizer
-from m2dclap.train_config import TrainConfig
-from m2dclap.train_state import TrainState
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import TrainConfig
+from m2dprep.training.objectives import MaskedClap
+from m2dprep.training.schedule import make_optimizer
+from m2dprep.training.state import TrainState
 
 TINY = ModelConfig(
     input_size=(80, 48),

@@ -1,1 +1,1 @@
-"""Floor 4: work lists, shards, Dask, the demo and the check of a data directory."""
+"""Floor 7: work lists, shards, workers, recipes, the demo and the check of a data directory."""

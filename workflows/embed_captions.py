@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 
-from artifacts.errors import UserError
-from captions.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
-from captions.embed_plan import Block
-from captions.encoder import TextEncoder
-from captions.encoder_batches import GPU_BATCH_TOKENS, EncodedBlock
-from captions.encoder_request import EncoderRequest
-from workflows.cluster import WorkerPool
-from workflows.engine import run_shards
-from workflows.on_worker import ENCODER_LIBRARIES
-from workflows.workers import Shared
+from m2dprep.artifacts.errors import UserError
+from m2dprep.captions.embedding.batches import GPU_BATCH_TOKENS, EncodedBlock
+from m2dprep.captions.embedding.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
+from m2dprep.captions.embedding.encoder import EncoderRequest, TextEncoder
+from m2dprep.captions.embedding.plan import Block
+from m2dprep.workflows.engine.engine import run_shards
+from m2dprep.workflows.engine.on_worker import ENCODER_LIBRARIES
+from m2dprep.workflows.engine.pool import WorkerPool
+from m2dprep.workflows.engine.workers import Shared
 
 # A task of some blocks: while one is computed, the worker tokenizes the next.
 BLOCKS_A_SHARD = 4
@@ -38,7 +37,7 @@ def embed_with_workers(
     overwrite: bool = False,
     reuse: Path | None = None,
 ) -> tuple[Embedded, TextEncoder]:
-    """`captions.embed.embed_captions` with the encoder of ``request``, whose blocks the workers of ``pool`` compute.
+    """`captions.embedding.embed.embed_captions`, whose blocks the workers of ``pool`` encode as ``request`` says.
 
     This process alone writes the store, and checks it with an encoder of its own. How many workers there are, and which
     finishes first, changes no byte. Also returns the encoder. Raises as `embed_captions` does, and where workers make

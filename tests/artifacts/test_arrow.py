@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import sys
-from artifacts.arrow import keep_pandas_out
+from m2dprep.artifacts.process import keep_pandas_out
 finders = list(sys.meta_path)
 keep_pandas_out()
 import pyarrow

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts.atomic import (
+from m2dprep.artifacts.files import (
     TEMPORARY_PREFIX,
     atomic_file,
     sweep_temporaries,
@@ -73,7 +73,7 @@ def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
 def test_kill_in_the_middle_leaves_the_old_file_and_a_temporary_that_is_swept(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from artifacts.atomic import atomic_file\n"
+        "import os, signal, sys; from pathlib import Path; from m2dprep.artifacts.files import atomic_file\n"
         "with atomic_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -152,7 +152,7 @@ def test_names_of_temporaries_cannot_be_guessed_nor_led_elsewhere(
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "planted").symlink_to(victim)
-    monkeypatch.setattr("artifacts.atomic.temporary_path", lambda folder: tmp_path / "planted")
+    monkeypatch.setattr("m2dprep.artifacts.files.temporary_path", lambda folder: tmp_path / "planted")
     for write in (lambda: write_bytes(tmp_path / "a", b"x"), lambda: write_array(tmp_path / "b", np.zeros(1))):
         with pytest.raises(FileExistsError):
             write()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.columns import Lookup, repeats, runs, take
+from m2dprep.artifacts.columns import Lookup, repeats, runs, take
 
 TEXTS = st.one_of(
     *(st.lists(st.text("ab", min_size=width, max_size=width), max_size=12) for width in (7, 8, 11, 16, 17)),
@@ -38,7 +38,7 @@ def test_repeats_and_runs(texts: list[str]) -> None:
 
 
 def test_equal_hashes_are_no_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.columns._hashes", lambda begin, end: np.zeros(len(begin), np.uint64))
+    monkeypatch.setattr("m2dprep.artifacts.columns._hashes", lambda begin, end: np.zeros(len(begin), np.uint64))
     assert Lookup(strings(["a" * 11, "b" * 11]))(strings(["b" * 11, "c" * 11])).to_pylist() == [1, None]
     assert Lookup(strings(["a" * 11]))(strings(["b" * 11])).to_pylist() == [None]
     assert repeats(strings(["b" * 11, "c" * 11])).tolist() == []

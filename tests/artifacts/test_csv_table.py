@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.csv_table import QuoteWatch, malformed, read_csv_table
-from artifacts.errors import UserError
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.text_files import QuoteWatch, malformed, read_csv_table
 
 
 def read(tmp_path: Path, content: str | bytes, *columns: str, others: bool = False) -> list[tuple[str, ...]]:

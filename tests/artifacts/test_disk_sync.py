@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import disk_sync
-from artifacts.disk_sync import sync_files
+from m2dprep.artifacts import files as disk_sync
+from m2dprep.artifacts.files import sync_files
 
 
 @pytest.fixture

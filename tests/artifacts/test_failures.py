@@ -2,8 +2,7 @@
 
 import pytest
 
-from artifacts.errors import TooManyFailuresError, UserError
-from artifacts.failures import FailureLimit, top_reasons
+from m2dprep.artifacts.errors import FailureLimit, TooManyFailuresError, UserError, top_reasons
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.errors import FingerprintConflictError
-from artifacts.fingerprint import caption_digest, differing_keys, fingerprint, require_same
+from m2dprep.artifacts.digests import caption_digest, differing_keys, fingerprint, require_same
+from m2dprep.artifacts.errors import FingerprintConflictError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.folders import is_no_data, make_folder, remove_folder, walk
+from m2dprep.artifacts.folders import is_no_data, make_folder, remove_folder, walk
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkey
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr("artifacts.folders.os.scandir", refuse)
+    monkeypatch.setattr("m2dprep.artifacts.folders.os.scandir", refuse)
     failed: list[str] = []
     found = [prefix + entry.name for prefix, entry, _ in walk(tmp_path, failed=lambda path, _: failed.append(path))]
     assert (sorted(found), failed) == (["a", "gone"], ["gone"])

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from artifacts.embedding_store import META, EmbeddingStore
-from artifacts.errors import UserError
-from artifacts.json_text import load_json, read_json, read_json_object
-from artifacts.layout import LmsLayout
-from artifacts.packed_store import read_pack_meta
-from artifacts.records import read_config
-from captions.model_code import require_no_code
-from captions.model_files import ModelFiles
-from m2dclap.data_dir import read_norm_stats
-from workflows.recipe_state import read_state
+from m2dprep.artifacts.embeddings.store import META, EmbeddingStore
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.json_files import load_json, read_json, read_json_object
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.pack import read_pack_meta
+from m2dprep.artifacts.log_mels.records import read_config
+from m2dprep.captions.embedding.model_files import ModelFiles, require_no_code
+from m2dprep.training.data_dir import read_norm_stats
+from m2dprep.workflows.recipe.state import read_state
 
 BAD = {
     "deep nesting": b"[" * 100_000,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.layout import LmsLayout
+from m2dprep.artifacts.layout import LmsLayout
 
 
 @pytest.mark.parametrize(

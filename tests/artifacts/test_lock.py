@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import lock
-from artifacts.errors import UserError
-from artifacts.lock import exclusive
+from m2dprep.artifacts import locks as lock
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.locks import exclusive
 
 
 @pytest.fixture(params=[None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=str)

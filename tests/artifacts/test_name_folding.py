@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import name_folding
-from artifacts.name_folding import EXACT, NameFolding, probe_folding
+from m2dprep.artifacts import folders as name_folding
+from m2dprep.artifacts.folders import EXACT, NameFolding, probe_folding
 
 NFD = unicodedata.normalize("NFD", "é")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from artifacts import progress as progress_module
-from artifacts.progress import Progress, duration, shown
+from m2dprep.artifacts import console as progress_module
+from m2dprep.artifacts.console import Progress, duration, shown
 
 
 @pytest.fixture

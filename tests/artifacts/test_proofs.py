@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from artifacts.digest import BLOCK_BYTES, block_digests, differing_blocks, plain_digest
-from artifacts.errors import UserError
-from artifacts.json_file import is_proven, read_object, write_object
-from artifacts.proven_parquet import verify_parquet
-from artifacts.tables import (
+from m2dprep.artifacts.digests import BLOCK_BYTES, block_digests, differing_blocks, plain_digest
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.json_files import is_proven, read_object, write_object
+from m2dprep.artifacts.tables import (
     list_digest_path,
     read_file_list,
     read_parquet,
     verify_file_list,
+    verify_parquet,
     write_csv,
     write_file_list,
     write_parquet,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.tables import read_csv_columns
-from artifacts.text_files import read_bytes
+from m2dprep.artifacts.tables import read_csv_columns
+from m2dprep.artifacts.text_files import read_bytes
 
 
 class Stale(io.BytesIO):

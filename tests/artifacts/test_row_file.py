@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import steady
-from artifacts.errors import UserError
-from artifacts.row_file import ROWS_AT_ONCE, FilledRowFile, RowFile
+from m2dprep.artifacts import reading as steady
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.npy_files import ROWS_AT_ONCE, FilledRowFile, RowFile
 
 VALUES = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float16)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import UserError
-from artifacts.settings import Range, build, kinds_of, typed
-from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
-from m2dclap.config import ModelConfig
-from m2dclap.train_config import TrainConfig
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import Range, build, kinds_of, typed
+from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.training.config import TrainConfig
 
 SETTINGS: list[Any] = [ModelConfig(), TrainConfig(), PRESETS["16k"], ConvertConfig(PRESETS["16k"])]
 KEYS = [(settings, field.name) for settings in SETTINGS for field in fields(settings)]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts import steady
-from artifacts.errors import UserError
-from artifacts.lms_array import open_lms, read_lms
-from artifacts.steady import read_file
+from m2dprep.artifacts import reading as steady
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.log_mels.array import open_lms, read_lms
+from m2dprep.artifacts.reading import read_file
 
 MOMENTARY = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from artifacts.errors import UserError
-from artifacts.layout import inside, is_evaluation_clip
-from artifacts.tables import (
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import inside, is_evaluation_clip
+from m2dprep.artifacts.tables import (
     CAPTIONS_SCHEMA,
     read_captions,
     read_csv_columns,

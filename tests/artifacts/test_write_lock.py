@@ -12,16 +12,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from artifacts.errors import UserError
-from artifacts.tables import read_captions
-from artifacts.write_lock import writing_to
-from captions.files import add_file
-from captions.sources import CAPTION_ROWS
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.locks import writing_to
+from m2dprep.artifacts.tables import read_captions
+from m2dprep.captions.files import add_file
+from m2dprep.captions.sources.readers import CAPTION_ROWS
 
 HOLD = """
 import sys
 from pathlib import Path
-from artifacts.write_lock import writing_to
+from m2dprep.artifacts.locks import writing_to
 with writing_to(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

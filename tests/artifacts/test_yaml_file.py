@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from artifacts.errors import UserError
-from artifacts.settings_file import read_settings
-from artifacts.yaml_file import DEEPEST, read_yaml
-from workflows.job_settings import read_job_settings
-from workflows.recipe_file import read_recipe_file
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import DEEPEST, read_settings, read_yaml
+from m2dprep.workflows.engine.job_settings import read_job_settings
+from m2dprep.workflows.recipe.schema import read_recipe_file
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from artifacts.errors import UserError
-from artifacts.fingerprint import fingerprint
-from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
+from m2dprep.artifacts.digests import fingerprint
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from artifacts.errors import UserError
-from artifacts.layout import LmsLayout
-from artifacts.lms_array import open_lms
-from artifacts.records import FAILED, OK, RECORD_SCHEMA
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_file, convert_shard, failure_record, software_versions
-from audioprep.discover import Source, discover
-from audioprep.faults import one_line
-from audioprep.moments import Moments
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.array import open_lms
+from m2dprep.artifacts.log_mels.records import FAILED, OK, RECORD_SCHEMA
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_file, convert_shard, failure_record, software_versions
+from m2dprep.audioprep.decoding.sound import one_line
+from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.moments import Moments
 
 CONFIG = ConvertConfig(PRESETS["16k"])
 ROOT = Path(__file__).parents[2]
@@ -234,7 +234,7 @@ def test_an_output_that_cannot_be_written_stops_the_run(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("artifacts.atomic._write_all", refuse)
+    monkeypatch.setattr("m2dprep.artifacts.files._write_all", refuse)
     with pytest.raises(OSError, match=os.strerror(number)):
         convert_shard(discover(src), src, dst, CONFIG)
     assert files_below(dst) == []
@@ -246,7 +246,7 @@ def test_a_sync_that_fails_stops_the_run(src: Path, dst: Path, monkeypatch: pyte
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("audioprep.convert.sync_files", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.convert.sync_files", refuse)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         convert_shard(discover(src), src, dst, CONFIG)
 
@@ -269,7 +269,7 @@ def test_an_error_that_nobody_foresaw_is_a_row(src: Path, dst: Path, monkeypatch
     def explode(*_: object, **__: object) -> None:
         raise ZeroDivisionError("first line\nsecond line")
 
-    monkeypatch.setattr("audioprep.convert.decode", explode)
+    monkeypatch.setattr("m2dprep.audioprep.convert.decode", explode)
     record = convert_file("a.wav", src, dst, CONFIG)
     assert (record["reason"], record["message"]) == ("internal_error", "ZeroDivisionError: first line second line")
 
@@ -299,9 +299,9 @@ def test_workers_import_nothing_heavy(src: Path, dst: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard
-from audioprep.discover import discover
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
 src, dst = Path(sys.argv[1]), Path(sys.argv[2])
 (record,) = convert_shard(discover(src), src, dst, ConvertConfig(PRESETS["16k"]))
 assert record["status"] == "ok", record

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.errors import UserError
-from artifacts.folders import make_folder, remove_folder
-from audioprep.discover import PassedOver, Source, discover, named_sources, output_name
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.folders import make_folder, remove_folder
+from m2dprep.audioprep.discover import PassedOver, Source, discover, named_sources, output_name
 
 
 def touch(root: Path, *names: str) -> None:
@@ -69,7 +69,7 @@ def test_sounds_without_an_audio_suffix_are_found_by_content_and_the_rest_is_cou
 
 def test_known_suffixes_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
-    monkeypatch.setattr("audioprep.discover.holds_sound", lambda path: looked_at.append(path) or False)
+    monkeypatch.setattr("m2dprep.audioprep.discover.holds_sound", lambda path: looked_at.append(path) or False)
     touch(tmp_path, "a.wav", "b.mp4", "c.json", "d.txt", "e.npy", "f.xyz")
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
     discover(tmp_path)
@@ -82,7 +82,7 @@ def test_what_cannot_be_looked_into_is_a_source_that_will_say_why(
     def refuse(path: str) -> bool:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("audioprep.discover.holds_sound", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.discover.holds_sound", refuse)
     touch(tmp_path, "a.wav", "clip")
     assert relatives(discover(tmp_path)) == ["a.wav", "clip"]
 
@@ -131,7 +131,7 @@ def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -
 def test_file_systems_that_number_folders_alike_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/b/c.wav")
     (tmp_path / "a/b/up").symlink_to(tmp_path)
-    monkeypatch.setattr("artifacts.folders.folder_id", lambda path: (0, 0))
+    monkeypatch.setattr("m2dprep.artifacts.folders.folder_id", lambda path: (0, 0))
     assert relatives(discover(tmp_path)) == ["a/b/c.wav"]
 
 
@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_listed_is_a_failure(tmp_path: Path, monkeypatch
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr("audioprep.discover.os.scandir", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.discover.os.scandir", refuse)
     sources = discover(tmp_path)
     assert relatives(sources) == ["a.wav", "locked"]
     assert reasons(sources) == {"locked": "unreadable_folder"}
@@ -243,7 +243,7 @@ def test_impossible_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(path: str) -> object:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("audioprep.discover.os.scandir", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.discover.os.scandir", refuse)
     with pytest.raises(UserError, match=r"cannot be listed: Permission denied"):
         discover(tmp_path)
 

@@ -15,19 +15,18 @@ import pytest
 import soundfile
 import torch
 
-from artifacts.errors import UserError
-from artifacts.lms_array import open_lms
-from audioprep import convert_on_device
-from audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
-from audioprep.convert import convert_shard, log_mel_of_file
-from audioprep.convert_on_device import DeviceConverter
-from audioprep.discover import Source, discover
-from audioprep.faults import AudioInfo
-from audioprep.gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
-from audioprep.logmel import LogMel
-from audioprep.mixing import resampler
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.log_mels.array import open_lms
+from m2dprep.audioprep import convert_gpu as convert_on_device
+from m2dprep.audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard, log_mel_of_file
+from m2dprep.audioprep.convert_gpu import DeviceConverter
+from m2dprep.audioprep.decoding.sound import AudioInfo, resampler
+from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.logmel import LogMel
+from m2dprep.audioprep.logmel_gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.devices import DEVICES
-from workflows.melspec import MelspecOptions, run_melspec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
 CONFIG = ConvertConfig(PRESETS["16k"])
@@ -112,8 +111,8 @@ def sounds_and_faults(src: Path) -> list[Source]:
 def test_the_records_are_those_of_the_processor(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     src = tmp_path / "src"
     sources = sounds_and_faults(src)
-    monkeypatch.setattr("audioprep.convert_on_device.SAMPLES_PER_BATCH", 200_000)
-    monkeypatch.setattr("audioprep.convert_on_device.SOURCES_AT_ONCE", 7)
+    monkeypatch.setattr("m2dprep.audioprep.convert_gpu.SAMPLES_PER_BATCH", 200_000)
+    monkeypatch.setattr("m2dprep.audioprep.convert_gpu.SOURCES_AT_ONCE", 7)
     found = DeviceConverter(src, DEVICE_CONFIG, device=device, threads=3)(sources, dst=tmp_path / "device_lms")
     expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
     for ours, theirs in zip(found, expected, strict=True):
@@ -143,9 +142,9 @@ class ProcessorsLogMel:
 def test_batches_change_nothing(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     src = tmp_path / "src"
     sources = sounds_and_faults(src)
-    monkeypatch.setattr("audioprep.convert_on_device.DeviceLogMel", ProcessorsLogMel)
-    monkeypatch.setattr("audioprep.convert_on_device.SAMPLES_PER_BATCH", 200_000)
-    monkeypatch.setattr("audioprep.convert_on_device.SOURCES_AT_ONCE", at_once)
+    monkeypatch.setattr("m2dprep.audioprep.convert_gpu.DeviceLogMel", ProcessorsLogMel)
+    monkeypatch.setattr("m2dprep.audioprep.convert_gpu.SAMPLES_PER_BATCH", 200_000)
+    monkeypatch.setattr("m2dprep.audioprep.convert_gpu.SOURCES_AT_ONCE", at_once)
     found = DeviceConverter(src, CONFIG, device="cuda", threads=3)(sources, dst=tmp_path / "device_lms")
     assert found == convert_shard(sources, src, tmp_path / "lms", CONFIG)
     written = sorted((tmp_path / "lms").glob("*.npy"))
@@ -280,7 +279,7 @@ def test_the_front_end_computes_in_full_float32_and_keeps_few_resamplers(monkeyp
         return convolve(*arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "conv1d", recording)
-    monkeypatch.setattr("audioprep.gpu.RESAMPLERS_KEPT", 2)
+    monkeypatch.setattr("m2dprep.audioprep.logmel_gpu.RESAMPLERS_KEPT", 2)
     front_end = DeviceLogMel(DEVICE_CONFIG, "cpu")
     for rate in (8000, 32000, 48000, 8000):
         front_end([np.ones(4000, np.float32)], rate)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from audioprep.config import PRESETS, ConvertConfig, LogMelConfig
-from audioprep.convert import log_mel_of_file
-from audioprep.decode import decode
-from audioprep.logmel import FRAMES_PER_BLOCK, LogMel, mel_filters, periodic_hann
+from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
+from m2dprep.audioprep.convert import log_mel_of_file
+from m2dprep.audioprep.decode import decode
+from m2dprep.audioprep.logmel import FRAMES_PER_BLOCK, LogMel, mel_filters, periodic_hann
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
 EXPECTED = np.load(GOLDEN / "logmel.npz")

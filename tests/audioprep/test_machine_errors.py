@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifacts.errors import UserError
-from audioprep import convert, decode
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard
-from audioprep.discover import discover
-from workflows.melspec import MelspecOptions, run_melspec
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep import convert, decode
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 CLIPS = 4

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioprep import moments as moments_module
-from audioprep.moments import Moments
+from m2dprep.audioprep import moments as moments_module
+from m2dprep.audioprep.moments import Moments
 
 
 def log_mels(frames: int, seed: int, n_mels: int = 8) -> np.ndarray:

@@ -14,23 +14,21 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from artifacts import packed_store
-from artifacts.atomic import write_array
-from artifacts.errors import FingerprintConflictError, TooManyFailuresError, UserError
-from artifacts.failures import FailureLimit
-from artifacts.json_file import read_object, write_object
-from artifacts.layout import PACKED_FOLDER, LmsLayout
-from artifacts.lms_array import read_lms
-from artifacts.packed_store import INDEX, META, PACK_SCHEMA, PackedStore
-from artifacts.records import append_records, write_config
-from artifacts.tables import read_parquet, write_parquet
-from audioprep import pack as pack_module
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard
-from audioprep.discover import discover
-from audioprep.pack import pack
-from audioprep.stats import norm_stats
-from audioprep.unpack import unpack
+from m2dprep.artifacts.errors import FailureLimit, FingerprintConflictError, TooManyFailuresError, UserError
+from m2dprep.artifacts.files import write_array
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
+from m2dprep.artifacts.log_mels import pack as packed_store
+from m2dprep.artifacts.log_mels.array import read_lms
+from m2dprep.artifacts.log_mels.pack import INDEX, META, PACK_SCHEMA, PackedStore
+from m2dprep.artifacts.log_mels.records import append_records, write_config
+from m2dprep.artifacts.tables import read_parquet, write_parquet
+from m2dprep.audioprep import pack as pack_module
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.pack import pack, unpack
+from m2dprep.audioprep.stats import norm_stats
 
 FRAMES = (7, 33, 1, 20, 8)
 

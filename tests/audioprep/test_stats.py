@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifacts.errors import CheckFailedError, UserError
-from artifacts.json_file import read_object
-from artifacts.layout import LmsLayout
-from artifacts.records import append_records, write_config
-from artifacts.tables import write_file_list
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.convert import convert_shard
-from audioprep.discover import discover
-from audioprep.stats import norm_stats, write_norm_stats
+from m2dprep.artifacts.errors import CheckFailedError, UserError
+from m2dprep.artifacts.json_files import read_object
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.records import append_records, write_config
+from m2dprep.artifacts.tables import write_file_list
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 
 NAMES = ["a/1.wav", "a/2.wav", "b/3.wav", "b/bad.wav", "eval_segments/4.wav", "eval_segments/5.wav"]
 

@@ -9,18 +9,17 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.layout import LmsLayout
-from artifacts.lms_array import open_lms
-from artifacts.lock import exclusive
-from artifacts.packed_store import PackedStore
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.pack import pack
-from audioprep.stats import norm_stats
-from audioprep.unpack import unpack
-from cli.main import m2dprep
-from workflows.check import run_checks
-from workflows.melspec import MelspecOptions, run_melspec
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.log_mels.array import open_lms
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.pack import pack, unpack
+from m2dprep.audioprep.stats import norm_stats
+from m2dprep.cli.main import m2dprep
+from m2dprep.workflows.check.job import run_checks
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.5)
 HERE = MelspecOptions(workers=0)

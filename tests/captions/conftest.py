@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from captions.encoder import TextEncoder
+    from m2dprep.captions.embedding.encoder import TextEncoder
 
 settings.register_profile("captions", deadline=None)  # shared machines are slow at times
 settings.load_profile("captions")
@@ -24,6 +24,6 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(minilm: Path) -> TextEncoder:
-    from captions.encoder import load_encoder
+    from m2dprep.captions.embedding.encoder import load_encoder
 
     return load_encoder(str(minilm), "cpu")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captions.clean import clean, normalise_space, unwrap
-from captions.template import label_captions
+from m2dprep.captions.clean import clean, normalise_space, unwrap
+from m2dprep.captions.template import label_captions
 
 DOG = "A dog barks."
 WRAPPED = {

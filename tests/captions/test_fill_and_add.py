@@ -15,22 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.atomic import temporary_path
-from artifacts.clip_id import youtube_id
-from artifacts.clip_readings import youtube_ids
-from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
-from artifacts.text_files import Finding
-from captions.add import AddOptions, add
-from captions.audioset import SEGMENTS_SCHEMA, Segments
-from captions.check_file import check_file
-from captions.coverage import Coverage
-from captions.exclusion import ExclusionList
-from captions.files import add_file, fill_file, merge_files
-from captions.fill import FillOptions, fill
-from captions.sets import captions_of
-from captions.sources import CAPTION_ROWS
-from captions.training_list import write_training_list
+from m2dprep.artifacts.clips.clip_id import youtube_id
+from m2dprep.artifacts.clips.readings import youtube_ids
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.artifacts.files import temporary_path
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
+from m2dprep.artifacts.text_files import Finding
+from m2dprep.captions.assembly import Coverage
+from m2dprep.captions.build import AddOptions, FillOptions, add, fill
+from m2dprep.captions.files import add_file, captions_of, fill_file, merge_files
+from m2dprep.captions.lint import check_file
+from m2dprep.captions.sources.audioset import SEGMENTS_SCHEMA, Segments
+from m2dprep.captions.sources.exclusion import ExclusionList
+from m2dprep.captions.sources.readers import CAPTION_ROWS
+from m2dprep.captions.training_list import write_training_list
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:
@@ -210,7 +208,7 @@ def test_filling_with_acalt4_is_filling_and_adding(
         return
     together = fill(segments_of(clips), rows_of(first), options, rows_of(second))
     assert together.captions.equals(added.captions)
-    with mock.patch("captions.assembly.GROUP_ROWS", group_rows):
+    with mock.patch("m2dprep.captions.assembly.GROUP_ROWS", group_rows):
         assert together.captions.equals(added.captions), "also where a clip's captions are of two groups"
     assert together.unmatched.equals(pa.concat_tables([filled.unmatched, added.unmatched]))
     ours, theirs = together.coverage, added.coverage

@@ -10,17 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.errors import UserError
-from artifacts.tables import CAPTIONS_SCHEMA
-from artifacts.text_files import Finding
-from captions.add import AddOptions, add
-from captions.audioset import SEGMENTS_SCHEMA, Segments
-from captions.debias import debias
-from captions.exclusion import keep_clips
-from captions.exclusion_list import read_exclusion
-from captions.fill import FillOptions, fill
-from captions.sources import CAPTION_ROWS
-from captions.template import Template, label_captions, read_template
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA
+from m2dprep.artifacts.text_files import Finding
+from m2dprep.captions.build import AddOptions, FillOptions, add, fill
+from m2dprep.captions.clean import debias
+from m2dprep.captions.sources.audioset import SEGMENTS_SCHEMA, Segments
+from m2dprep.captions.sources.exclusion import keep_clips, read_exclusion
+from m2dprep.captions.sources.readers import CAPTION_ROWS
+from m2dprep.captions.template import Template, label_captions, read_template
 
 CLIPS = ["YXqu1CeA2c4", "Xqu1CeA2c4_", "aaaaaaaaaaa", "bbbbbbbbbbb"]
 

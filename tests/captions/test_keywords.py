@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from artifacts.errors import FingerprintConflictError, UserError
-from captions.keywords import DECODING, KeywordModel, KeywordOptions, model_inputs, write_sentences
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.captions.keywords import DECODING, KeywordModel, KeywordOptions, model_inputs, write_sentences
 
 WORDS = "Speech Dog Male speech , man speaking | sound of the a wind".split()  # noqa: SIM905
 

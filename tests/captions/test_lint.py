@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.errors import UserError
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
-from captions.check_file import check_file
-from captions.lint import FINDINGS, RULES, drop, find
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from m2dprep.captions.lint import FINDINGS, RULES, check_file, drop, find
 
 FOUND = {
     "empty": ["", " . ", "—"],

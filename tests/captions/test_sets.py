@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.errors import FingerprintConflictError, UserError
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, read_file_list, write_captions, write_file_list
-from captions.assembly import GROUP_ROWS, Assembly, CaptionsFile, write_assembly
-from captions.exclusion import ExclusionList
-from captions.files import merge_files
-from captions.sets import captions_of, merge_sets
-from captions.training_list import write_training_list
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, read_file_list, write_captions, write_file_list
+from m2dprep.captions.assembly import GROUP_ROWS, Assembly, CaptionsFile, write_assembly
+from m2dprep.captions.files import captions_of, merge_files, merge_sets
+from m2dprep.captions.sources.exclusion import ExclusionList
+from m2dprep.captions.training_list import write_training_list
 
 Row = tuple[str, str, str]
 

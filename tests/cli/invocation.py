@@ -2,7 +2,7 @@
 
 from click.testing import CliRunner, Result
 
-from cli.main import m2dprep
+from m2dprep.cli.main import m2dprep
 
 
 def run(*words: object) -> Result:

@@ -9,13 +9,13 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
-from artifacts.json_file import read_object
-from artifacts.layout import LmsLayout
-from artifacts.records import read_records
-from artifacts.tables import read_file_list
-from audioprep.config import DTYPES, PRESETS, ConvertConfig
-from cli import audio
-from cli.main import m2dprep
+from m2dprep.artifacts.json_files import read_object
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.records import read_records
+from m2dprep.artifacts.tables import read_file_list
+from m2dprep.audioprep.config import DTYPES, PRESETS, ConvertConfig
+from m2dprep.cli import audio
+from m2dprep.cli.main import m2dprep
 
 
 def run(*arguments: str | Path, expect: int = 0) -> Result:
@@ -124,7 +124,7 @@ def test_a_dry_run_prints_what_is_needed_and_writes_nothing(
     found = json.loads(melspec(src, dst, "--dry-run", "--json").stdout)
     assert (found["clips"], found["inodes_needed"], found["shortage"]) == (4, 4, None)
     assert not dst.parent.exists()
-    monkeypatch.setattr("workflows.forecast._free", lambda place: (1000, None))
+    monkeypatch.setattr("m2dprep.workflows.melspec.forecast._free", lambda place: (1000, None))
     result = melspec(src, dst, "--dry-run", expect=2)
     assert "it does not fit" in result.stdout
     assert "--dtype float16" in result.stderr

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.tables import read_file_list
-from captions.exclusion_list import read_exclusion
-from captions.json_sources import read_jsonl
-from m2dclap.clip_set import ClipSet
-from workflows.melspec_plan import find_sources
-from workflows.recipe_file import read_recipe_file
+from m2dprep.artifacts.tables import read_file_list
+from m2dprep.captions.sources.exclusion import read_exclusion
+from m2dprep.captions.sources.json_readers import read_jsonl
+from m2dprep.evaluation.clip_set import ClipSet
+from m2dprep.workflows.melspec.plan import find_sources
+from m2dprep.workflows.recipe.schema import read_recipe_file
 
 BOM = "\ufeff"
 

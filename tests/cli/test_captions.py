@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import Result
 
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_parquet
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_parquet
 from tests.cli.invocation import refused, run
 
 GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list"]
@@ -206,7 +206,7 @@ def test_no_permission(tables: Path) -> None:
 def test_help_is_quick_and_complete() -> None:
     """Help of these commands imports nothing heavy; every command shows two examples and its defaults."""
     code = (
-        "import sys; import cli.captions, cli.embed, cli.export;"
+        "import sys; import m2dprep.cli.captions, m2dprep.cli.embeddings, m2dprep.cli.embeddings;"
         "print(sorted({'torch', 'pyarrow', 'numpy', 'pandas', 'sentence_transformers'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -293,7 +293,7 @@ def test_check(tables: Path) -> None:
 
 def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is another test's matter: here sentences are made by a function."""
-    from captions.keywords import KeywordModel
+    from m2dprep.captions.keywords import KeywordModel
 
     monkeypatch.setattr(KeywordModel, "__init__", lambda self, name, device: None)
     monkeypatch.setattr(KeywordModel, "sentences", lambda self, inputs: [f"A man hears {text}." for text in inputs])

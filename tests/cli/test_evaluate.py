@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from cli.main import m2dprep
-from m2dclap import zeroshot
-from m2dclap.model import M2DCLAP
+from m2dprep.cli.main import m2dprep
+from m2dprep.evaluation import zeroshot
+from m2dprep.m2dclap.model import M2DCLAP
 from tests.tiny import TINY_INFERABLE
 
 

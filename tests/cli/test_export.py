@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from artifacts.embedding_store import EmbeddingStore
-from cli.main import m2dprep
+from m2dprep.artifacts.embeddings.store import EmbeddingStore
+from m2dprep.cli.main import m2dprep
 
 
 def run(*words: object) -> Result:

@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from artifacts.digest import plain_digest
-from artifacts.errors import UserError
-from artifacts.json_file import read_object, write_object
-from artifacts.layout import LmsLayout, inside, leads_out
-from artifacts.tables import write_file_list, write_parquet
-from audioprep.config import PRESETS, ConvertConfig
-from audioprep.pack import pack
-from m2dclap.data_dir import open_training_data
-from m2dclap.train_config import DataChoice
+from m2dprep.artifacts.digests import plain_digest
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.layout import LmsLayout, inside, leads_out
+from m2dprep.artifacts.tables import write_file_list, write_parquet
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.pack import pack
+from m2dprep.training.config import DataChoice
+from m2dprep.training.data_dir import open_training_data
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.cli.invocation import refused, run
-from workflows.melspec import MelspecOptions, run_melspec
 
 LEADING_OUT = ["../y_lms/a.npy", "/etc/passwd", "x_lms/../../a.npy", "x_lms/b/../../../a.npy", ".."]
 

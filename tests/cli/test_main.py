@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.main import COMMANDS, m2dprep
+from m2dprep.cli.main import COMMANDS, m2dprep
 
 HEAVY = ["torch", "sentence_transformers", "pandas", "pyarrow", "librosa", "distributed", "numpy", "scipy"]
 
@@ -29,7 +29,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        f"import sys; from cli.main import main\ntry: main()\nfinally: print([m for m in {HEAVY} if m in sys.modules])"
+        "import sys; from m2dprep.cli.main import main\n"
+        f"try: main()\nfinally: print([m for m in {HEAVY} if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     shown = subprocess.run(
@@ -147,7 +148,7 @@ def test_interrupts_exit_130(monkeypatch: pytest.MonkeyPatch, here: Path) -> Non
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("workflows.check.run_checks", interrupt)
+    monkeypatch.setattr("m2dprep.workflows.check.job.run_checks", interrupt)
     result = CliRunner().invoke(m2dprep, ["check", "empty"])
     assert result.exit_code == 130
     assert "the same command goes on" in result.stderr
@@ -157,7 +158,7 @@ def test_operating_system_errors_name_the_file_and_exit_2(monkeypatch: pytest.Mo
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/data/x.npy")
 
-    monkeypatch.setattr("workflows.check.run_checks", fail)
+    monkeypatch.setattr("m2dprep.workflows.check.job.run_checks", fail)
     result = CliRunner().invoke(m2dprep, ["check", "empty"])
     assert result.exit_code == 2
     assert result.stderr == "m2dprep: error: /data/x.npy: No space left on device\n"

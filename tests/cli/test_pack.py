@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import m2dprep
+from m2dprep.cli.main import m2dprep
 
 
 def run(*arguments: object) -> Result:

@@ -10,15 +10,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import COMMANDS, m2dprep
-from cli.recipe_kinds import stage_kinds
-from workflows.demo import DemoSettings, _commands, _zero_shot_command
-from workflows.job_settings import read_job_settings
-from workflows.recipe import Recipe, read_recipe
-from workflows.recipe_plan import HOW, HOW_OF
-from workflows.recipe_template import audioset_recipe, demo_recipe
-from workflows.recipe_uses import HOW as HOW_PATHS
-from workflows.recipe_uses import ROLES
+from m2dprep.cli.main import COMMANDS, m2dprep
+from m2dprep.cli.recipe import stage_kinds
+from m2dprep.workflows.demo import DemoSettings, _commands, _zero_shot_command
+from m2dprep.workflows.engine.job_settings import read_job_settings
+from m2dprep.workflows.recipe.order import HOW as HOW_PATHS
+from m2dprep.workflows.recipe.order import ROLES
+from m2dprep.workflows.recipe.plan import HOW, HOW_OF
+from m2dprep.workflows.recipe.recipe import Recipe, read_recipe
+from m2dprep.workflows.recipe.template import audioset_recipe, demo_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
 KINDS = stage_kinds()
@@ -41,7 +41,7 @@ def test_every_command_is_a_stage_or_no_stage_on_purpose() -> None:
 def test_it_is_known_what_every_path_of_a_stage_is_to_it(name: str) -> None:
     paths = {option.key for option in KINDS[name].options if option.is_path} - HOW_PATHS
     unknown = paths - set(ROLES.get(name, {}))
-    assert not unknown, f"ROLES in workflows/recipe_uses.py does not say what these are: {unknown}"
+    assert not unknown, f"ROLES in workflows/recipe/order.py does not say what these are: {unknown}"
 
 
 def test_options_that_decide_nothing_are_options() -> None:

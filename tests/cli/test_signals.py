@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from artifacts.layout import LmsLayout
-from artifacts.records import read_records
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.records import read_records
 
 CLIPS = 400
 
@@ -29,7 +29,7 @@ def test_melspec_records_what_is_done(
     for clip in range(1, CLIPS):
         (tmp_path / "wavs" / f"{clip}.wav").hardlink_to(tmp_path / "wavs" / "0.wav")
     layout = LmsLayout(tmp_path / "x_lms")
-    command = [sys.executable, "-m", "cli.main", "melspec", str(tmp_path / "wavs"), str(layout.root)]
+    command = [sys.executable, "-m", "m2dprep", "melspec", str(tmp_path / "wavs"), str(layout.root)]
     process = subprocess.Popen(
         [*command, "--workers", str(workers)],
         stderr=subprocess.PIPE,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.evaluate import zero_shot
-from cli.main import COMMANDS, m2dprep
-from cli.train import train
-from cli.train_options import MODELS
-from m2dclap.train_config import PRESETS, RunOptions
+from m2dprep.cli.evaluate import zero_shot
+from m2dprep.cli.main import COMMANDS, m2dprep
+from m2dprep.cli.train import train
+from m2dprep.cli.train_options import MODELS
+from m2dprep.training.config import PRESETS, RunOptions
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import UserError
-from audioprep.config import PRESETS as FRONT_ENDS
-from m2dclap.checkpoint import Checkpoint, infer_config
-from m2dclap.checkpoint_file import find_checkpoint
-from m2dclap.config import ModelConfig
-from m2dclap.model import M2DCLAP
-from m2dclap.run_folder import checkpoint_folder_name
-from m2dclap.train_config import TrainConfig
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.config import PRESETS as FRONT_ENDS
+from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint, infer_config
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import TrainConfig
+from m2dprep.training.run_folder import checkpoint_folder_name
 from tests.tiny import TINY_INFERABLE, state_of
 
 CPU = torch.device("cpu")

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.errors import UserError
-from m2dclap.checkpoint import Checkpoint
-from m2dclap.checkpoint_file import DamagedError, read_file
-from m2dclap.initialise import initialise
-from m2dclap.model import M2DCLAP
-from m2dclap.objectives import MaskedClap
-from m2dclap.train_state import TrainState
+from m2dprep.artifacts.errors import UserError
+from m2dprep.m2dclap.checkpoint import Checkpoint, DamagedError, read_file
+from m2dprep.m2dclap.initialise import initialise
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.objectives import MaskedClap
+from m2dprep.training.state import TrainState
 from tests.tiny import TINY, state_of
 
 DAMAGES = 100
@@ -130,7 +129,7 @@ def test_what_the_disk_cannot_read_is_tried_again_and_then_named(
             raise OSError(error, os.strerror(error))
         return plain(*given)
 
-    monkeypatch.setattr("artifacts.steady.WAITS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("m2dprep.artifacts.reading.WAITS_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(os, "pread", fail)
     if times == 1:
         assert read_file(checkpoint)["epoch"] == 3

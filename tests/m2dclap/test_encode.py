@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m2dclap.encode import AudioEncoder, embed_texts
-from m2dclap.frames import Normalization
-from m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.model import M2DCLAP
 from tests.tiny import TINY
 
 STATS = Normalization(-7.0, 4.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from m2dclap.frames import Normalization, pad_frames
+from m2dprep.m2dclap.inputs import Normalization, pad_frames
 
 STATS = Normalization(-7.0, 4.0)
 

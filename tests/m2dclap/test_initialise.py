@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import FingerprintConflictError, UserError
-from m2dclap.initialise import initialise
-from m2dclap.model import M2DCLAP
-from m2dclap.positions import interpolate_pos_embed
-from m2dclap.train import train
-from m2dclap.train_config import DataChoice, RunOptions, TrainConfig
-from m2dclap.vit import sincos_positions
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.m2dclap.initialise import initialise
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.vit import interpolate_pos_embed, sincos_positions
+from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
+from m2dprep.training.train import train
 from tests.tiny import TINY_INFERABLE
 
 FOLDER = "m2d_clap_vit_tiny-80x48p16x16p16k-a"

@@ -7,13 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from artifacts.errors import UserError
-from m2dclap.config import ModelConfig
-from m2dclap.losses import clap_loss, m2d_loss, standardise
-from m2dclap.masking import random_mask, take
-from m2dclap.model import M2DCLAP
-from m2dclap.train_config import PRESETS, TrainConfig, preset
-from m2dclap.vit import sincos_positions
+from m2dprep.artifacts.errors import UserError
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.model import M2DCLAP, clap_loss, m2d_loss, random_mask, standardise, take
+from m2dprep.m2dclap.vit import sincos_positions
+from m2dprep.training.config import PRESETS, TrainConfig, preset
 from tests.tiny import TINY
 
 SMALL = replace(TINY, depth=2, off_emb_dim=8)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from m2dclap.config import ModelConfig
-from m2dclap.model import M2DCLAP
-from m2dclap.train_config import PRESETS
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import PRESETS
 
 
 def learned_parameters(config: ModelConfig) -> int:

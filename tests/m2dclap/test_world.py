@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import UserError
-from m2dclap import world as world_module
-from m2dclap.losses import clap_loss
-from m2dclap.run_log import read_log
-from m2dclap.stop_signals import StoppedError
-from m2dclap.train import require_whole_batches, train
-from m2dclap.train_config import DataChoice
-from m2dclap.world import DistributedContext, join_processes, raised_on_all
-from tests.m2dclap.two_processes import OPTIONS, TRAIN
+from m2dprep.artifacts.errors import UserError
+from m2dprep.m2dclap import distributed as world_module
+from m2dprep.m2dclap.distributed import DistributedContext, join_processes, raised_on_all
+from m2dprep.m2dclap.model import clap_loss
+from m2dprep.training.config import DataChoice
+from m2dprep.training.log import read_log
+from m2dprep.training.signals import StoppedError
+from m2dprep.training.train import require_whole_batches, train
 from tests.tiny import TINY
+from tests.training.two_processes import OPTIONS, TRAIN
 
 
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:

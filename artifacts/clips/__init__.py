@@ -1,0 +1,1 @@
+"""Which clip a name means."""

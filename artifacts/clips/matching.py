@@ -1,0 +1,331 @@
+r"""Which clip a name means: one rule for captions, exclusions, training lists, checks and training.
+
+A *name* is a listed log-mel, an audio file in a table, or an id; a *clip* is an id of a captions table or of an
+embedding store. One of the two has to be all of the text that they have in common, so ``dog/001.flac`` never means the
+clip ``cat/001``. From the most to the least literal reading:
+
+1. the clip's id is the name, or its path without the suffix; a listed log-mel's path without the folder of log-mels
+   (the first) counts as whole too
+2. the id is the end of the name's path (``w_lms/FreeSound/1234.npy`` means ``FreeSound/1234``, or else ``1234``), or
+   the path, with a folder at least, is the end of the id (``w_lms/dog/001.npy`` means ``audio/dog/001``)
+3. both are the same but for what file systems change: ``_`` for ``: ? * " < > | \``, white space around a name,
+   accents as characters of their own
+4. the id is the YouTube id in the name's form (VGGSound's ``<id>_<6 digits>``, AudioSet's ``Y<id>[_<start>[_<end>]]``)
+5. the id is the first 11 characters of ``<id>_<start>[_<end>]``
+
+**A reading that two listed files share is used for neither of them**, unless it is more literal for one, which then has
+it alone: with ``dog/001.npy`` and ``cat/001.npy`` listed, the clip ``001`` is neither's. So is a reading that two clips
+share. Names in a table of captions share YouTube ids (4): a clip may have several captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m2dprep.artifacts.clips.readings import (
+    AUDIOSET_LENGTH,
+    ID_LENGTH,
+    folded,
+    is_plain,
+    last_parts,
+    paths,
+    read_forms,
+    shorter_ends,
+    timed_ids,
+    youtube_ids,
+)
+from m2dprep.artifacts.columns import Lookup, chunks, codes, in_threads, one_array
+
+FEW = 4  # names are few where clips are so many times as many
+NO_CLIP, SEVERAL_CLIPS = -1, -2
+WHOLE, END, FOLDED, FORM, TIMED = range(5)
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+class Matches(NamedTuple):
+    """For every name the row of its clip, int32 with null where no clip is meant, and the start second it names.
+
+    ``start_seconds`` float64 (N,) is that of VGGSound's form, where the name was read by it; NaN elsewhere.
+    """
+
+    clip: pa.Array
+    start_seconds: np.ndarray
+
+
+class FileMatches(NamedTuple):
+    """For every listed file the row of its clip, int64 (N,), `NO_CLIP` where it has none.
+
+    ``shared`` are the rows of files that would have a clip by a reading that others share, with one of these clips each
+    in ``wanted`` (`NO_CLIP` where that is not one clip), both int64; ``rival`` is a file that shares the first.
+    """
+
+    clip: np.ndarray
+    shared: np.ndarray
+    wanted: np.ndarray
+    rival: int
+
+    def lines(self, file_names: Sequence[str], clip_ids: Sequence[str]) -> list[str]:
+        """What to say of the shared readings, with an example: a line, or none where there are none."""
+        if not len(self.shared):
+            return []
+        row, clip = int(self.shared[0]), int(self.wanted[0])
+        example = f"{file_names[row]} may be several clips"
+        if clip != NO_CLIP:
+            example = f"{file_names[row]} and {file_names[self.rival]} may both be the clip {clip_ids[clip]!r}"
+        return [
+            f"listed files without captions since others may have the same clip: {len(self.shared):,}, such as "
+            f"{example}. Clip ids with folders (dog/001) tell them apart."
+        ]
+
+
+def match_names(names: Column, clips: pa.Array) -> Matches:
+    """Find the clips that the ``names`` in a table (no nulls) mean among ``clips`` (unique ids).
+
+    Several names may mean one clip, by their form also names of other seconds of a video.
+    """
+    plain = all(is_plain(chunk) for chunk in chunks(names))
+    stems: Column = names if plain else _stems(names)
+    forms, seconds = zip(*in_threads(read_forms, chunks(stems)), strict=True)
+    claims = _Claims(len(names), len(clips), shareable=(WHOLE, FORM))
+    with _Targets(names, clips) as targets:
+        claims.add(WHOLE, None, targets.ids(names))
+        if not plain:
+            whole = paths(one_array(names))
+            claims.identity = codes(whole)
+            _claim_by_path(claims, targets, whole, whole_from=0)
+        _claim_by_form(claims, targets, stems, pa.chunked_array(forms, pa.string()))
+    clip, rank, _ = claims.settle()
+    start = np.concatenate(seconds)
+    start[(clip != NO_CLIP) & (rank != FORM)] = np.nan
+    return Matches(pa.array(clip.astype(np.int32), mask=clip == NO_CLIP), start)
+
+
+def match_files(file_names: Sequence[str] | Column, clip_ids: Sequence[str] | Column) -> FileMatches:
+    """Find the clip of every listed log-mel (path relative to a data directory, each once) among unique ids."""
+    whole, clips = paths(texts_of(file_names)), texts_of(clip_ids)
+    stems = last_parts(whole)
+    claims = _Claims(len(whole), len(clips), shareable=())
+    with _Targets(whole, clips) as targets:
+        _claim_by_path(claims, targets, whole, whole_from=1)
+        _claim_by_form(claims, targets, stems, read_forms(stems)[0])
+    clip, _, wanted = claims.settle()
+    shared = np.flatnonzero((wanted != NO_CLIP) & (clip == NO_CLIP))
+    rival = claims.rival(int(shared[0]), int(wanted[shared[0]])) if len(shared) else NO_CLIP
+    return FileMatches(clip, shared, np.maximum(wanted[shared], NO_CLIP), rival)
+
+
+def texts_of(names: Sequence[str] | Column) -> pa.Array:
+    """Names as one array of strings."""
+    return one_array(names) if isinstance(names, pa.Array | pa.ChunkedArray) else pa.array(names, pa.string())
+
+
+def _stems(names: Column) -> pa.ChunkedArray:
+    return pa.chunked_array([last_parts(paths(chunk)) for chunk in chunks(names)], pa.string())
+
+
+def _claim_by_path(claims: _Claims, targets: _Targets, whole: pa.Array, whole_from: int) -> None:
+    """Claims by paths and their ends. A path without its first ``whole_from`` folders is whole still."""
+    readings = [(None, whole), *shorter_ends(whole)]
+    for depth, (rows, texts) in enumerate(readings):
+        claims.add(WHOLE if depth <= whole_from else END, rows, targets.ids(texts))
+        if depth <= whole_from:
+            claims.add(END, rows, targets.ends_of_ids(texts))
+    fold = folded(whole)
+    if fold is None and not targets.folds:
+        return
+    for rows, texts in readings if fold is None else [(None, fold), *shorter_ends(fold)]:
+        claims.add(FOLDED, rows, targets.ids(texts))
+        claims.add(FOLDED, rows, targets.folded_ids(texts))
+
+
+def _claim_by_form(claims: _Claims, targets: _Targets, stems: Column, forms: Column) -> None:
+    """Claims by YouTube ids: ``forms`` has those of VGGSound's and AudioSet's forms, null where a stem has neither."""
+    claims.add(FORM, None, targets.ids(forms))
+    claims.add(FORM, None, targets.y_ids(stems))
+    claims.add(FORM, None, targets.y_ids(forms))
+    rows, timed = _timed(stems, forms)
+    claims.add(TIMED, rows, targets.ids(timed))
+    claims.add(TIMED, rows, targets.y_ids(timed))
+
+
+def _timed(stems: Column, ids: Column) -> tuple[np.ndarray, pa.Array]:
+    """The rows, int64, and the ids of stems that are read by no form but with a time behind the id."""
+    long = pc.greater(pc.binary_length(stems), ID_LENGTH)
+    rows = np.flatnonzero(pc.and_(pc.is_null(ids), long).to_numpy(zero_copy_only=False))
+    found = timed_ids(one_array(stems.take(pa.array(rows)))) if len(rows) else pa.nulls(0, pa.string())
+    there = found.is_valid().to_numpy(zero_copy_only=False)
+    return rows[there], found.drop_null()
+
+
+class _Claims:
+    """Which names claim which clips, the most literal reading first, and who gets them in the end."""
+
+    def __init__(self, names: int, clips: int, shareable: Sequence[int]) -> None:
+        self.identity: np.ndarray | None = None  # names with equal numbers are spellings of one
+        self._names, self._clips, self._shareable = names, clips, shareable
+        self._by_rank: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(TIMED + 1)]
+
+    def add(self, rank: int, rows: np.ndarray | None, clips: pa.Array) -> None:
+        """``clips`` int32 (n,): what the names at ``rows`` (None: all of them) may mean; null for nothing."""
+        there = np.flatnonzero(clips.is_valid().to_numpy(zero_copy_only=False))
+        if len(there):
+            wanted = clips.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
+            self._by_rank[rank].append((there if rows is None else rows[there], wanted))
+
+    def settle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 (N,): every name's clip, the rank by which it has it, and the first clip that it claimed in vain."""
+        clip, lost = (np.full(self._names, NO_CLIP, np.int64) for _ in range(2))
+        rank_of = np.zeros(self._names, np.int64)
+        taken = np.zeros(self._clips, bool)
+        for rank, claims in enumerate(self._by_rank):
+            alone = None if rank in self._shareable else self._alone(claims, taken)
+            for rows, wanted in claims:
+                right = wanted != SEVERAL_CLIPS
+                right[right] &= True if alone is None else alone[wanted[right]]
+                lose = rows[~right & (lost[rows] == NO_CLIP)]
+                lost[lose] = wanted[~right & (lost[rows] == NO_CLIP)]
+                first = right & (clip[rows] == NO_CLIP)
+                clip[rows[first]] = wanted[first]
+                rank_of[rows[first]] = rank
+            for _, wanted in claims:
+                taken[wanted[wanted != SEVERAL_CLIPS]] = True
+        return clip, rank_of, lost
+
+    def rival(self, row: int, clip: int) -> int:
+        """Another name that claims the clip; the name itself where there is none."""
+        rows = np.concatenate([rows[wanted == clip] for claims in self._by_rank for rows, wanted in claims])
+        return int(next(iter(rows[rows != row]), row))
+
+    def _alone(self, claims: list[tuple[np.ndarray, np.ndarray]], taken: np.ndarray) -> np.ndarray:
+        """bool (clips,): which clips one name alone claims, no name more literally."""
+        if not claims:
+            return ~taken
+        rows, wanted = (np.concatenate(column) for column in zip(*claims, strict=True))
+        rows, wanted = rows[wanted != SEVERAL_CLIPS], wanted[wanted != SEVERAL_CLIPS]
+        who = rows if self.identity is None else self.identity[rows]
+        least, greatest = _extremes(wanted, who, len(taken))
+        return ~taken & (least == greatest)
+
+
+class _Targets:
+    """The texts that mean a clip: its id and path, the ends of these, YouTube ids after a ``Y``, folded paths.
+
+    ``names`` are those that will be looked for.
+    """
+
+    def __init__(self, names: Column, clips: pa.Array) -> None:
+        plain = is_plain(clips)
+        whole = clips if plain else paths(clips)
+        self.ids = _Texts(names, clips, [] if plain else [(np.arange(len(clips)), whole)])
+        self.ends_of_ids = _Texts(names, None, [] if plain else [_with_folder(*end) for end in shorter_ends(whole)])
+        self.y_ids = _Texts(names, None, _after_y(whole))
+        fold = None if plain else folded(whole)
+        self.folds = fold is not None
+        self.folded_ids = _Texts(names, None, [] if fold is None else [(np.arange(len(clips)), fold)])
+
+    def __enter__(self) -> _Targets:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for texts in (self.ids, self.ends_of_ids, self.y_ids, self.folded_ids):
+            texts.close()
+
+
+def _with_folder(rows: np.ndarray, texts: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    has = pc.match_substring(texts, "/")
+    return rows[has.to_numpy(zero_copy_only=False)], texts.filter(has)
+
+
+def _after_y(whole: pa.Array) -> list[tuple[np.ndarray, pa.Array]]:
+    """The YouTube ids of ids ``Y<id>``, which say no more than these do."""
+    rows = np.flatnonzero(pc.equal(pc.binary_length(whole), AUDIOSET_LENGTH).to_numpy(zero_copy_only=False))
+    if not len(rows):
+        return []
+    ids = youtube_ids(whole.take(pa.array(rows)))
+    return [(rows[ids.is_valid().to_numpy(zero_copy_only=False)], ids.drop_null())]
+
+
+class _Texts:
+    """Finds texts: ``first`` (unique) mean their own row, then those of ``more`` the rows beside them.
+
+    What means two rows is `SEVERAL_CLIPS`; what is in ``first`` means that alone.
+    """
+
+    def __init__(self, names: Column, first: pa.Array | None, more: list[tuple[np.ndarray, pa.Array]]) -> None:
+        rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in more)])
+        texts = pa.concat_arrays([pa.array([], pa.string()), *(texts for _, texts in more)])
+        if first is not None and len(texts):
+            new = pc.invert(pc.is_in(texts, value_set=first))
+            rows, texts = rows[new.to_numpy(zero_copy_only=False)], texts.filter(new)
+        self._clip_of_text: np.ndarray | None = None
+        values = first if first is not None else texts
+        if len(texts):
+            encoded = texts.dictionary_encode()
+            least, greatest = _extremes(encoded.indices.to_numpy(), rows, len(encoded.dictionary))
+            meant = np.where(least == greatest, least, SEVERAL_CLIPS)
+            own = np.zeros(0, np.int64) if first is None else np.arange(len(first))
+            self._clip_of_text = np.concatenate([own, meant]).astype(np.int32)
+            values = encoded.dictionary if first is None else pa.concat_arrays([first, encoded.dictionary])
+        self._finder = _Finder(names, values) if len(values) else None
+
+    def __call__(self, texts: Column) -> pa.Array:
+        """int32 (n,): the row that each text means, `SEVERAL_CLIPS`, or null. ``texts`` may be null."""
+        if self._finder is None or not len(texts):
+            return pa.nulls(len(texts), pa.int32())
+        found = self._finder(texts)
+        return found if self._clip_of_text is None else pa.array(self._clip_of_text).take(found)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._finder is not None:
+            self._finder.close()
+
+
+def _extremes(groups: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest of the ``values`` (int64, from 0) of each of ``count`` groups."""
+    least, greatest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
+    np.minimum.at(least, groups, values)
+    np.maximum.at(greatest, groups, values)
+    return least, greatest
+
+
+class _Finder:
+    """Finds the rows of names among ``texts``, which it sorts in a thread where ``names`` are many."""
+
+    def __init__(self, names: Column, texts: pa.Array) -> None:
+        self._texts = texts
+        self._pool = ThreadPoolExecutor(1)
+        self._lookup = self._pool.submit(Lookup, texts) if FEW * len(names) > len(texts) else None
+        self._lengths = np.unique(pc.binary_length(texts).to_numpy(zero_copy_only=False))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, names: Column) -> pa.Array:
+        """int32 (N,): the text of every name, null where there is none. Names as long as no text are passed over."""
+        own = pc.fill_null(pc.binary_length(names), -1)
+        possible = np.isin(np.asarray(own), self._lengths)
+        if not possible.any():
+            return pa.nulls(len(names), pa.int32())
+        if possible.all():
+            return self._index_in(one_array(names))
+        rows = self._index_in(one_array(names.filter(pa.array(possible))))
+        return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
+
+    def _index_in(self, names: pa.Array) -> pa.Array:
+        """The row of every name. Of few names and many texts, the texts are looked up in the names."""
+        if self._lookup is not None:
+            return self._lookup.result()(names)
+        encoded = names.dictionary_encode()
+        name_of_text = pc.index_in(self._texts, value_set=encoded.dictionary)
+        known = np.flatnonzero(name_of_text.is_valid().to_numpy(zero_copy_only=False))
+        text_of_name = np.full(len(encoded.dictionary), -1, np.int32)
+        text_of_name[name_of_text.take(pa.array(known)).to_numpy()] = known
+        rows = text_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
+        return pa.array(rows, mask=rows < 0)

@@ -1,0 +1,1 @@
+"""Caption embeddings on disk: our stores, and the original's dictionaries."""

@@ -1,0 +1,328 @@
+"""Fills an embedding store shard by shard, in any order, and takes it up again after a kill."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from m2dprep.artifacts.digests import BLOCK_BYTES, block_digests, fingerprint, require_same
+from m2dprep.artifacts.embeddings.store import (
+    EMBEDDINGS,
+    FORMAT,
+    INDEX,
+    META,
+    PROGRESS,
+    EmbeddingStore,
+    RowSums,
+    odd_rows,
+    rows_digest,
+    settings_in,
+)
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError, first_line
+from m2dprep.artifacts.files import sweep_temporaries, sync_folder
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.npy_files import FilledRowFile, npy_header
+from m2dprep.artifacts.reading import named
+from m2dprep.artifacts.tables import write_parquet
+
+PARTIAL = "embeddings.partial.npy"
+# The index of a store that takes the place of a finished one; it gets its name when the array does.
+PARTIAL_INDEX = "index.partial.parquet"
+ANEW = "use --overwrite to start anew."
+SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
+SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
+
+
+class EmbeddingStoreWriter:
+    """Fills a store and resumes after a kill: rows count only once they are synced to disk.
+
+    ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
+    rows of ``index`` they are the fingerprint that a resumed run must share. ``done`` (N,) says which rows are written,
+    by this run and earlier ones; shards may come in any order and size. ``counts`` are sums over all shards, of all
+    runs; ``kept`` is whatever else (JSON) a resumed run is to find again. Memory does not grow with the array: what is
+    written is the system's to keep or to put away.
+
+    One writer a folder: it is locked until `finish` or `close`, and raises `UserError` where another one is at work. A
+    store that is ``finished`` already is neither locked nor written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: pa.Table,
+        dim: int,
+        dtype: str,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._identity = {
+            "format": FORMAT, **settings,
+            "dtype": dtype, "rows": index.num_rows, "dim": dim, "rows_digest": rows_digest(index),
+        }  # fmt: skip
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; a store of caption embeddings is a folder.")
+        self.done = np.zeros(index.num_rows, dtype=bool)
+        self._sums = RowSums(index.num_rows)
+        self.counts: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}
+        self._held = ExitStack()
+        # Nothing is written where a store is finished: no lock is needed.
+        self.finished = not overwrite and self._is_finished()
+        if self.finished:
+            self._require_whole(index)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(folder))
+            sweep_temporaries(folder)
+            if overwrite:
+                self._forget()
+            else:
+                self.finished = self._is_finished()  # by another run, before the lock was ours
+            if not self.finished:
+                self._begin(index, (index.num_rows, dim), dtype, overwrite)
+                self._held = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs write to the folder. What was not synced is computed again by the next one."""
+        self._held.close()
+
+    def _is_finished(self) -> bool:
+        """Whether the store is there, made as asked for, and not about to be replaced by a run that was stopped."""
+        stored = read_object(self.folder / META)
+        if stored is None:
+            return False
+        if self._differs(stored) and self._is_begun():
+            return False
+        self._compare(self.folder / META)
+        if (self.folder / PROGRESS).exists():  # killed between the marker and this; one that is only read stays so
+            with suppress(OSError, UserError), exclusive(self.folder):
+                self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
+        self.done[:] = True
+        return True
+
+    def _require_whole(self, index: pa.Table) -> None:
+        """Write a finished store's index anew where it is gone or damaged; `UserError` where the array is."""
+        try:
+            store = EmbeddingStore.open(self.folder)
+            store.require_whole()
+        except UserError as error:
+            raise UserError(f"{error} Use --overwrite to make the store anew.") from error
+        try:
+            store.index()
+        except UserError:  # both have the rows_digest of meta.json: this is the index that was there
+            with exclusive(self.folder):
+                write_parquet(self.folder / INDEX, index)
+
+    def _forget(self) -> None:
+        """Remove what an earlier run has begun. A finished store stays until the new one can take its place; then a run
+        that was stopped before that goes on."""
+        if not (self.folder / META).exists():
+            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX, EMBEDDINGS, INDEX)
+        elif not self._is_begun():
+            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
+
+    def _is_begun(self) -> bool:
+        """Whether an earlier run has begun what is asked for."""
+        try:
+            stored = read_object(self.folder / PROGRESS)
+        except UserError:
+            return False
+        return stored is not None and not self._differs(stored)
+
+    def _differs(self, stored: Mapping[str, Any]) -> bool:
+        return settings_in(stored, self._identity) != self._identity
+
+    def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str, overwrite: bool) -> None:
+        """Start the array, or go on with the one that an earlier run has left."""
+        folder, partial = self.folder, self.folder / PARTIAL
+        replaces = (folder / META).exists()
+        progress = self._is_begun() if replaces else self._compare(folder / PROGRESS)
+        if progress and not replaces and not partial.exists() and (folder / EMBEDDINGS).exists():
+            (folder / EMBEDDINGS).replace(partial)  # killed between the rename and the marker
+        going_on = progress and partial.exists()
+        if going_on:
+            try:
+                self._open_partial(shape, dtype)
+                self._take_up()
+            except UserError:
+                if not overwrite:
+                    raise
+                going_on = False
+        if not going_on:
+            partial.unlink(missing_ok=True)
+            _create_array(partial, shape, dtype)
+            self._open_partial(shape, dtype)
+        write_parquet(folder / (PARTIAL_INDEX if replaces else INDEX), index)
+        self._next_sync = 0.0
+        self._sync()
+
+    def _open_partial(self, shape: tuple[int, int], dtype: str) -> None:
+        try:
+            self._file = FilledRowFile(self.folder / PARTIAL)
+        except UserError as error:  # cut short, or no such array
+            raise UserError(f"{self.folder / PARTIAL} is damaged ({first_line(error)}); {ANEW}") from error
+        if (self._file.shape, self._file.dtype) != (shape, np.dtype(dtype)):
+            raise UserError(f"{self.folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
+
+    @property
+    def rows_done(self) -> int:
+        return int(np.count_nonzero(self.done))
+
+    def _take_up(self) -> None:
+        """What an earlier run has noted. Raises `UserError` where it makes no sense, or the rows are others by now."""
+        stored = read_object(self.folder / PROGRESS) or {}
+        try:
+            done = _unpacked(stored["done"], len(self.done))
+            counts = {str(name): int(count) for name, count in stored["counts"].items()}
+            kept = dict(stored.get("kept", {}))
+            known = stored.get("sums")  # earlier versions had none
+            sums = None if known is None else RowSums.from_text(known, len(done))
+        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+            raise UserError(f"{self.folder / PROGRESS} is damaged ({first_line(error)}); {ANEW}") from error
+        found = RowSums.of_file(self._file, done)
+        self._require_rows(sums or found, found)
+        self.done, self.counts, self.kept, self._sums = done, counts, kept, found
+
+    def _require_rows(self, written: RowSums, found: RowSums) -> None:
+        """Raise `UserError` where the rows in the array are not those that were written."""
+        row = written.first_difference(found)
+        if row is not None:
+            raise UserError(
+                f"{self.folder / PARTIAL} is damaged: its rows from {row:,} on are not those that were written; {ANEW}"
+            )
+
+    def write_shard(
+        self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
+    ) -> None:
+        """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``, of (m, D)."""
+        embeddings = np.ascontiguousarray(embeddings, self._file.dtype)
+        if len(again := rows[self.done[rows]]):
+            self._sums.remove(again, self._file.take(again), np.arange(len(again)))
+        self._sums.add(rows, embeddings, which)
+        self._file.write(rows, embeddings, which)
+        self.done[rows] = True
+        for name, count in (counts or {}).items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        if time.monotonic() >= self._next_sync:
+            self._sync()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
+        return self._file.take(rows)
+
+    def finish(self, notes: Mapping[str, Any]) -> None:
+        """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
+        if self.rows_done != len(self.done):
+            raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self.done)} rows were written")
+        self._file.sync()
+        partial = self.folder / PARTIAL
+        self._require_rows(self._sums, RowSums.of_file(self._file, self.done))
+        odd = sum(1 for _ in odd_rows(self._file.blocks()))
+        del self._file
+        digests = block_digests(partial)
+        # From here to the new marker there is no finished store; whoever is stopped here has all of it to go on with.
+        (self.folder / META).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        partial.replace(self.folder / EMBEDDINGS)
+        if (self.folder / PARTIAL_INDEX).exists():
+            (self.folder / PARTIAL_INDEX).replace(self.folder / INDEX)
+        sync_folder(self.folder)
+        described = {**self._identity, "fingerprint": fingerprint(self._identity), **notes}
+        proof = {"odd_rows": odd, "block_bytes": BLOCK_BYTES, "digests": digests}
+        write_object(self.folder / META, {**described, **proof})
+        self._remove(PROGRESS)
+        self.finished = True
+        self.close()
+
+    def _sync(self) -> None:
+        """Bring the rows to disk, and note them as done."""
+        started = time.monotonic()
+        self._file.sync()
+        state = {"done": _packed(self.done), "sums": self._sums.text(), "counts": self.counts, "kept": self.kept}
+        write_object(self.folder / PROGRESS, {**self._identity, **state})
+        now = time.monotonic()
+        self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
+
+    def _compare(self, path: Path) -> bool:
+        """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
+        try:
+            stored = read_object(path)
+        except UserError as error:
+            raise UserError(f"{error} Or {ANEW}") from error
+        if stored is None:
+            return False
+        old = settings_in(stored, self._identity)
+        if {key for key in old if old[key] != self._identity[key]} in ({"rows_digest"}, {"rows_digest", "rows"}):
+            raise FingerprintConflictError(
+                f"{self.folder} holds the embeddings of other captions ({old['rows']:,} rows, now "
+                f"{self._identity['rows']:,}; their digests differ). Write to another folder with --reuse "
+                f"{self.folder}, which encodes only the texts that are new, or use --overwrite to start anew."
+            )
+        require_same(old, self._identity, self.folder)
+        return True
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _packed(done: np.ndarray) -> str:
+    """bool (N,) as text: one bit a row, compressed."""
+    return base64.b64encode(zlib.compress(np.packbits(done).tobytes(), 1)).decode()
+
+
+def _unpacked(text: str, rows: int) -> np.ndarray:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    if len(bits) != -(-rows // 8):
+        raise ValueError(f"it has {len(bits)} bytes for {rows} rows")
+    return np.unpackbits(bits, count=rows).astype(bool)
+
+
+def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
+    """A new ``.npy`` file with its blocks reserved, so that a full disk is an `OSError` here and not hours later."""
+    header = npy_header(shape, np.dtype(dtype))
+    size = len(header) + shape[0] * shape[1] * np.dtype(dtype).itemsize
+    try:
+        with path.open("xb") as file:
+            file.write(header)
+            file.truncate(size)
+            file.flush()
+            _reserve(file.fileno(), size)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise named(error, path) from error
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Raise `OSError` where there is no space; file systems that cannot reserve any are passed over."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise

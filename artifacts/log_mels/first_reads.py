@@ -1,0 +1,62 @@
+"""What is compared with its digest when it is read for the first time, by whichever process reads it."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.log_mels.array import OK
+from m2dprep.artifacts.log_mels.pack import read_unpacked
+from m2dprep.artifacts.log_mels.records import read_records, record_parts
+
+# Stands for a digest that nobody knows.
+UNKNOWN = 0
+
+
+class FirstReads:
+    """Which of some things (n,) are still to be read for the first time. Forked processes share it; a copy that is sent
+    to another process begins as this one is, and goes on by itself."""
+
+    def __init__(self, left: np.ndarray) -> None:
+        self._left = np.frombuffer(mmap.mmap(-1, max(1, len(left))), np.uint8)[: len(left)]
+        self._left[:] = left
+
+    def __getitem__(self, index: int) -> bool:
+        return bool(self._left[index])
+
+    def done(self, index: int) -> None:
+        """``index`` has been read and is what it was."""
+        self._left[index] = False
+
+    def begin_again(self) -> None:
+        """All are to be read for the first time."""
+        self._left[:] = True
+
+    def __reduce__(self) -> Any:
+        return FirstReads, (np.array(self._left),)
+
+
+def digests_of_files(layout: LmsLayout, names: pa.Array) -> np.ndarray:
+    """uint64 (n, 2): the digests that the files ``names`` may have, by their records and as `m2dprep unpack` wrote
+    them; `UNKNOWN` where there is none. Raises `UserError` where the records cannot be read."""
+    digests = np.full((len(names), 2), UNKNOWN, np.uint64)
+    if not record_parts(layout):
+        return digests
+    records = read_records(layout, ["file_name", "status", "digest"])
+    records = records.filter(pc.and_(pc.equal(records["status"], OK), pc.is_valid(records["digest"]))).combine_chunks()
+    digests[:, 0] = _looked_up(names, records["file_name"], records["digest"])
+    if unpacked := read_unpacked(layout):
+        digests[:, 1] = _looked_up(names, pa.array(unpacked), pa.array(unpacked.values()))
+    return digests
+
+
+def _looked_up(wanted: pa.Array, names: pa.Array, digests: pa.Array) -> np.ndarray:
+    """uint64 (n,): the digest of each of ``wanted``."""
+    rows = pc.fill_null(pc.index_in(wanted, value_set=names), len(names)).to_numpy()
+    numbers = np.fromiter((int(text, 16) for text in digests.to_pylist()), np.uint64, len(digests))
+    return np.append(numbers, np.uint64(UNKNOWN))[rows]

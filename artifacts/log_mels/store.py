@@ -1,0 +1,196 @@
+"""The log-mels of a data directory by number, whatever the layout: from packed shards, else from .npy files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m2dprep.artifacts.digests import int_digest
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import LmsLayout, inside
+from m2dprep.artifacts.log_mels.array import HEADER_BYTES, read_lms
+from m2dprep.artifacts.log_mels.first_reads import UNKNOWN, FirstReads, digests_of_files
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.records import read_config
+from m2dprep.artifacts.reading import open_regular, read_at
+
+NPY = -1
+MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
+
+
+class NpyHeader(NamedTuple):
+    """What the first bytes of a .npy file say."""
+
+    dtype: np.dtype[Any]
+    frames: int
+
+
+class LogMels:
+    """Log-mels by number, in the order of a list of files. Picklable; shares the page cache, and which were proven.
+
+    ``file_names`` are relative to ``root``. ``packs`` are opened packs; ``pack_of`` (n,) the pack that a file is in, or
+    `NPY`; ``row_of`` (n,) its row there. ``digests`` uint64 (n, 2) are those that a .npy file may have. A log-mel is
+    compared with its digest when it is read for the first time.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        file_names: pa.Array,
+        packs: Sequence[PackedStore],
+        pack_of: np.ndarray,
+        row_of: np.ndarray,
+        digests: np.ndarray,
+    ) -> None:
+        self.root, self.file_names = root, file_names
+        self._packs, self._pack_of, self._row_of, self._digests = packs, pack_of, row_of, digests
+        self.first_reads = FirstReads(np.ones(len(file_names), bool))
+        self._headers: dict[bytes, NpyHeader] = {}
+        self._buffer = np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def name(self, index: int) -> str:
+        return str(self.file_names[index].as_py())
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """A log-mel (F, T), float32 or float16; what came out before may be overwritten.
+
+        Raises `UserError` where a file is gone, is damaged, or has changed since it was looked at, `OSError`, naming
+        it, where the machine cannot read it.
+        """
+        pack = self._pack_of[index]
+        if pack == NPY:
+            return self._read_npy(index)
+        if self.first_reads[index]:
+            return self._proven(index)
+        return self._packs[pack].array(self._row_of[index])
+
+    def _proven(self, index: int) -> np.ndarray:
+        """A log-mel (F, T) of a pack, read for the first time."""
+        pack = self._packs[self._pack_of[index]]
+        try:
+            log_mel = pack.proven(int(self._row_of[index]))
+        except UserError as error:
+            raise UserError(f"{self.root / self.name(index)}: {error} {MENDING}") from error
+        self.first_reads.done(index)
+        return log_mel
+
+    def crop(self, index: int, share: float, width: int, out: np.ndarray | None = None) -> np.ndarray:
+        """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) says which.
+
+        Of packs nothing else is read, and straight into ``out`` (F, width) if frames lie in it as they do in packs; but
+        for the first time, when all of a log-mel is.
+        """
+        pack, row = self._pack_of[index], self._row_of[index]
+        if pack == NPY or self.first_reads[index]:
+            log_mel = self[index]
+            first, count = crop_of(share, log_mel.shape[1], width)
+            return log_mel[:, first : first + count]
+        store = self._packs[pack]
+        return store.array(row, *crop_of(share, int(store.frames[row]), width), out)
+
+    def take(self, indices: np.ndarray) -> LogMels:
+        """The log-mels at ``indices``, in that order."""
+        taken = self.file_names.take(pa.array(indices, pa.int64()))
+        packs = (self._packs, self._pack_of[indices], self._row_of[indices])
+        return LogMels(self.root, taken, *packs, self._digests[indices])
+
+    @property
+    def packed_bins(self) -> np.ndarray:
+        """int64 (n,): mel bins of those that lie in packs, 0 for .npy files."""
+        return np.array([*(pack.n_mels for pack in self._packs), 0])[self._pack_of]  # `NPY` is the last
+
+    @property
+    def packed(self) -> int:
+        """How many lie in packs."""
+        return int((self._pack_of != NPY).sum())
+
+    def _read_npy(self, index: int) -> np.ndarray:
+        """A whole file into a buffer that is used again, its header parsed once for all files that share it.
+
+        A third of what `numpy.load` costs: no parsing of the header as Python, no memory that is new and cold.
+        """
+        path = inside(self.root, self.name(index))
+        try:
+            with open_regular(path) as file:
+                size = file.size
+                if len(self._buffer) < size:
+                    self._buffer = np.empty(size, np.uint8)
+                read = read_at(file, self._buffer.data[:size], 0)
+        except UserError as error:
+            raise UserError(f"{error} It was there when training began.") from error
+        if self.first_reads[index]:
+            self._prove(index, path, self._buffer.data[:read])
+        head = self._buffer[:HEADER_BYTES].tobytes()
+        header = self._headers.get(head)
+        if header is None:
+            array = read_lms(path).array
+            if not array.flags.c_contiguous or size != HEADER_BYTES + array.nbytes:
+                first: np.ndarray = array[0]
+                return first
+            header = self._headers[head] = NpyHeader(array.dtype, array.shape[2])
+        values = self._buffer[HEADER_BYTES:size].view(header.dtype)
+        if read != size or len(values) % header.frames:
+            raise UserError(f"{path} has changed since training began.")
+        return values.reshape(-1, header.frames)
+
+    def _prove(self, index: int, path: Path, content: memoryview) -> None:
+        """Raise `UserError` where the bytes of a file are not those that its record promises."""
+        digests = self._digests[index]
+        if digests.any() and int_digest(content) not in digests:
+            raise UserError(
+                f"{path} is damaged, or has been replaced: it has another digest than its record. {MENDING}"
+            )
+        self.first_reads.done(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_headers": {}, "_buffer": np.empty(0, np.uint8)}
+
+
+def crop_of(share: float, frames: int, width: int) -> tuple[int, int]:
+    """First frame and number of frames of a crop: every start that leaves ``width`` frames has an equal share."""
+    if frames <= width:
+        return 0, frames
+    return min(int(share * (frames - width + 1)), frames - width), width
+
+
+def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
+    """Where each of ``file_names`` (relative to ``root``) lies: in a pack of its folder that holds it, else as a file.
+
+    Whether files are there and whole is not looked at.
+    """
+    names = pa.array(file_names, pa.string())
+    pack_of, row_of = np.full(len(names), NPY, np.int16), np.zeros(len(names), np.int64)
+    digests = np.full((len(names), 2), UNKNOWN, np.uint64)
+    packs: list[PackedStore] = []
+    folders = sorted({name.partition("/")[0] for name in file_names if "/" in name})
+    for folder in folders:
+        config = read_config(LmsLayout(root / folder))
+        opened = PackedStore.open(root / folder, None if config is None else config["fingerprint"])
+        here = pc.starts_with(names, f"{folder}/").to_numpy(zero_copy_only=False)
+        if opened is None:
+            _note_digests(root / folder, names, here, digests)
+            continue
+        store, packed_names = opened
+        packed_paths = pc.binary_join_element_wise(folder, packed_names, "/")
+        rows = pc.fill_null(pc.index_in(names, value_set=packed_paths), NPY).to_numpy()
+        row_of[rows != NPY] = rows[rows != NPY]
+        pack_of[rows != NPY] = len(packs)
+        packs.append(store)
+        _note_digests(root / folder, names, here & (pack_of == NPY), digests)
+    return LogMels(root, names, packs, pack_of, row_of, digests)
+
+
+def _note_digests(folder: Path, names: pa.Array, which: np.ndarray, digests: np.ndarray) -> None:
+    """Fill in what is known of those of ``names`` that are files of ``folder``."""
+    rows = np.flatnonzero(which)
+    if len(rows):
+        relative = pc.utf8_slice_codeunits(names.take(pa.array(rows)), len(folder.name) + 1)
+        digests[rows] = digests_of_files(LmsLayout(folder), relative)

@@ -1,0 +1,1 @@
+"""From the bytes of an audio file to samples, and the proof that none are missing."""

@@ -1,0 +1,301 @@
+"""Formats that only ffmpeg decodes, and what its messages mean.
+
+What ffmpeg's words say about the sound: it depends on which of its parts speaks.
+
+A line begins with the part that speaks, "[aac @ 0x55a0d8c16a00]". The decoder of the sound complains about the sound.
+The decoder of a cover picture, and the writer of our samples, say nothing about it. The reader of the container speaks
+of much that is harmless, such as tags and times, and of bytes that are missing.
+
+What libsndfile cannot open (M4A, WebM, WMA, AAC, …), decoded by the programs ffmpeg and ffprobe.
+
+ffprobe tells rate, channels and length, so that what must not be decoded is refused first; ffmpeg then writes float32
+samples to an unnamed temporary file, so that an hour needs no more memory than ten seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.decoding.content import Content
+from m2dprep.audioprep.decoding.following import require_no_second_beginning
+from m2dprep.audioprep.decoding.sound import FLOAT_FULL_SCALE, CannotOpenError, DecodeError
+
+SPEAKER = re.compile(r"\[([^\s\]]+)[^\]]*@ (?:0x)?[0-9a-f]+\] ?")
+STREAM = re.compile(r"[Ss]tream #\d+:(\d+)")
+# What these programs say where a file was cut off, and where a container is damaged.
+TRUNCATION_SIGNS = (
+    *("moov atom not found", "partial file", "ended prematurely", "end of file", "truncat"),
+    *("buffer exhausted", "packet size too small", "incomplete frame", "invalid frame size", "input/output error"),
+)
+DAMAGE_SIGNS = ("invalid as first byte", "corrupt", "error reading", "failed to read", "damaged", "invalid data found")
+# What a reader says of things beside the sound.
+HARMLESS = re.compile(
+    r"picture|cover|id3|comment|\btags?\b|metadata|chapter|timestamp|\b[dp]ts\b|duration|bitrate", re.I
+)
+# The parts that write our samples.
+OUTPUT = ("f32le", "pcm_f32le", "swresample", "swr", "auto_resample")
+# Decoders that are not called by the name of the codec.
+CODEC_OF = {"libdav1d": "av1", "libaom": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9", "libjxl": "jpegxl"}
+
+
+class Speakers(NamedTuple):
+    """Who may speak: the reader of the format, the number of the audio stream, the codecs of all other streams."""
+
+    reader: str = ""
+    stream: int = 0
+    others: frozenset[str] = frozenset()
+
+
+class Fault(NamedTuple):
+    """A reason of `audioprep.decoding.sound.REASONS`, and the words that show it."""
+
+    reason: str
+    words: str
+
+
+def fault_in(done: subprocess.CompletedProcess[bytes], speakers: Speakers) -> Fault | None:
+    """What is wrong with the sound, as a finished program has it; None where nothing is."""
+    said = done.stderr.decode(errors="replace")
+    lines = [line for line in said.splitlines() if _concerns_the_sound(line, speakers)]
+    if not lines and not done.returncode:
+        return None
+    cut = any(sign in line.lower() for sign in TRUNCATION_SIGNS for line in lines)
+    shown = _shown(lines[0]) if lines else f"exit code {done.returncode}"
+    return Fault("truncated" if cut else "malformed", shown)
+
+
+def not_among_formats(done: subprocess.CompletedProcess[bytes]) -> str | None:
+    """The format that a program took a file for and refused, because it is not among those that it may read."""
+    for line in done.stderr.decode(errors="replace").splitlines():
+        if "not on whitelist" in line.lower() and (speaker := SPEAKER.match(line)):
+            return speaker[1]
+    return None
+
+
+def _concerns_the_sound(line: str, speakers: Speakers) -> bool:
+    if not line.strip() or line.strip().startswith("Last message repeated"):
+        return False
+    names: list[str] = []
+    rest = line
+    while speaker := SPEAKER.match(rest):
+        names.append(speaker[1])
+        rest = rest[speaker.end() :]
+    if not names:
+        stream = STREAM.search(line)
+        return stream is None or int(stream[1]) == speakers.stream
+    if any(_is_other(name, speakers) for name in names):
+        return False
+    if names[-1] != speakers.reader:
+        return True
+    words = rest.lower()
+    return not HARMLESS.search(words) and any(sign in words for sign in (*TRUNCATION_SIGNS, *DAMAGE_SIGNS))
+
+
+def _is_other(name: str, speakers: Speakers) -> bool:
+    """Whether a part that speaks has nothing to do with the sound; newer programs write "vist#0:1/h264", "dec:h264"."""
+    codec = re.split(r"[/:]", name)[-1]
+    codec = CODEC_OF.get(codec, codec)
+    return (
+        codec in speakers.others or codec.lower() in OUTPUT or name.startswith(("vist", "sist", "vost", "out#", "aost"))
+    )
+
+
+def _shown(line: str) -> str:
+    return re.sub(r"file:/dev/fd/\d+: ", "", SPEAKER.sub(r"\1: ", line)).strip()
+
+
+INSTALL = "install ffmpeg (with ffprobe; e.g. `apt-get install ffmpeg`)"
+# A program that takes longer than this for one clip hangs.
+TIMEOUT_SECONDS = 600
+# What befalls the samples on their way to the temporary file says nothing about the sound.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# Containers count in milliseconds, codecs in frames of up to this length: less missing is no cut.
+LENGTH_TOLERANCE_SECONDS = 0.25
+# Formats that show where they were cut off, by ffmpeg's names. Of these the file says how long each stream is; what
+# ffprobe says of all others is an estimate from their size.
+STORED_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "wv", "tta", "ape", "mpc", "mpc8", "nistsphere")
+# Of these, the packets show it: the last one is not whole, or `audioprep.decoding.opening` has looked.
+FRAMED = ("aac", "amr", "amrnb", "amrwb", "mp3", "ac3", "eac3", "ogg", "flac", "wav", "w64", "aiff", "caf", "au", "avi")
+# Only the file itself is opened, whatever its content refers to, and only as one of these formats.
+SAFELY = ("-v", "error", "-protocol_whitelist", "file", "-format_whitelist", ",".join((*STORED_LENGTH, *FRAMED)))
+
+
+class FfmpegSound:
+    """A `Sound` that ffmpeg has written to ``samples`` as interleaved native float32."""
+
+    unit, full_scale = 1.0, FLOAT_FULL_SCALE
+
+    def __init__(self, samples: IO[bytes], frames: int, stream: Stream) -> None:
+        self._samples = samples
+        self.frames, self.channels, self.sample_rate, self.kind = frames, stream.channels, stream.rate, stream.kind
+        self.decoder = f"ffmpeg {ffmpeg_version()}"
+
+    def read(self, start: int, frames: int) -> np.ndarray:
+        self._samples.seek(4 * self.channels * start)
+        count = min(frames, self.frames - start) * self.channels
+        return np.fromfile(self._samples, np.float32, count).reshape(-1, self.channels)
+
+
+class Stream(NamedTuple):
+    """The first audio stream of a file. ``seconds`` is the length that is stored, None where it is not."""
+
+    kind: str
+    rate: int
+    channels: int
+    seconds: float | None
+    speakers: Speakers
+
+
+def require_ffmpeg() -> None:
+    """Raise `UserError` where the programs are not installed."""
+    missing = [name for name in ("ffmpeg", "ffprobe") if shutil.which(name) is None]
+    if missing:
+        raise UserError(f"--decoder ffmpeg needs {' and '.join(missing)}, not found in PATH; {INSTALL}.")
+
+
+def with_advice(refusal: CannotOpenError, advice: str) -> CannotOpenError:
+    """The same failure, with what can be done about it."""
+    return CannotOpenError(refusal.reason, f"{refusal.message}; {advice}", refusal.seconds)
+
+
+@contextmanager
+def ffmpeg_sound(content: Content, refusal: CannotOpenError, max_seconds: float) -> Iterator[FfmpegSound]:
+    """The first audio stream of a file that libsndfile refused; a little more than ``max_seconds`` of it at most.
+
+    Raises ``refusal``, with what ffmpeg said, where that does not open it either or is not installed; `DecodeError`
+    where it has no audio stream, was cut off or is damaged; and `OSError` where the folder of temporary files is full.
+    """
+    stream = _probe(content, refusal)
+    require_no_second_beginning(content)
+    with tempfile.TemporaryFile() as samples:
+        if stream.seconds is not None and stream.seconds > max_seconds:
+            yield FfmpegSound(samples, int(stream.seconds * stream.rate), stream)  # to be refused unread
+            return
+        taken = ("-nostdin", "-i", _url(content), "-map", "0:a:0", "-t", f"{max_seconds + 1:.3f}")
+        made = ("-f", "f32le", "-c:a", "pcm_f32le", "-ar", str(stream.rate), "-ac", str(stream.channels), "pipe:1")
+        done = _run(content, "ffmpeg", *taken, *made, output=samples)
+        _require_space(done)
+        if fault := fault_in(done, stream.speakers):
+            raise DecodeError(fault.reason, f"ffmpeg: {fault.words}")
+        frames = os.fstat(samples.fileno()).st_size // (4 * stream.channels)
+        _require_length(content, stream, refusal.seconds, frames / stream.rate, max_seconds)
+        yield FfmpegSound(samples, frames, stream)
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_version() -> str:
+    """The version that ffmpeg says it has."""
+    first = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False).stdout.split(" ", 3)
+    return first[2] if len(first) > 2 else "of unknown version"
+
+
+def _probe(content: Content, refusal: CannotOpenError) -> Stream:
+    """What ffprobe says of the first audio stream."""
+    entries = "stream=index,codec_type,codec_name,sample_rate,channels,duration:format=format_name,duration,nb_streams"
+    try:
+        done = _run(content, "ffprobe", "-show_entries", entries, "-of", "json", _url(content))
+    except FileNotFoundError as error:
+        raise with_advice(
+            refusal, f"ffmpeg might read it, but is not installed here: {INSTALL}, then --retry-failed"
+        ) from error
+    found = {} if done.returncode else json.loads(done.stdout or b"{}")
+    if "format" not in found:
+        raise _not_opened(done, refusal)
+    container, streams = found["format"], found.get("streams", [])
+    audio = [stream for stream in streams if stream.get("codec_type") == "audio"]
+    others = {str(stream.get("codec_name")) for stream in streams if stream.get("codec_type") != "audio"}
+    if not audio:
+        raise DecodeError("no_samples", "it has no audio stream")
+    first = audio[0]
+    speakers = Speakers(container["format_name"], first["index"], frozenset(others))
+    if (fault := fault_in(done, speakers)) and fault.reason == "truncated":
+        raise DecodeError(fault.reason, f"ffprobe: {fault.words}")
+    if not int(first.get("sample_rate", 0)) or not int(first.get("channels", 0)):
+        raise DecodeError("bad_rate", "its header gives no usable sample rate or number of channels")
+    kind = str(first.get("codec_name", "unknown")).upper()
+    seconds = _stored_seconds(container, first) if container["format_name"] in STORED_LENGTH else None
+    return Stream(kind, int(first["sample_rate"]), int(first["channels"]), seconds, speakers)
+
+
+def _not_opened(done: subprocess.CompletedProcess[bytes], refusal: CannotOpenError) -> DecodeError:
+    """The failure of a file that ffprobe cannot open either; its words decide where libsndfile had none."""
+    if other := not_among_formats(done):
+        return with_advice(refusal, f"ffmpeg takes it for {other}, whose end cannot be checked")
+    fault = fault_in(done, Speakers())
+    if fault is None:
+        return with_advice(refusal, "nor could ffprobe open it")
+    reason = fault.reason if refusal.reason == "unsupported" else refusal.reason
+    return DecodeError(reason, f"{refusal.message}; ffprobe: {fault.words}")
+
+
+def _stored_seconds(container: dict[str, str], stream: dict[str, str]) -> float | None:
+    seconds = stream.get("duration") or (container.get("duration") if container.get("nb_streams") == 1 else None)
+    return None if seconds in (None, "N/A") else float(seconds)
+
+
+def _require_length(
+    content: Content, stream: Stream, counted: float | None, decoded: float, max_seconds: float
+) -> None:
+    """Raise `DecodeError` where the decoder gave less than is ``counted`` or stored, and no pause explains it."""
+    for seconds, said in ((counted, "its frames hold"), (stream.seconds, "the header promises")):
+        if seconds is None or decoded >= min(seconds, max_seconds) - LENGTH_TOLERANCE_SECONDS:
+            continue
+        # Pauses are no cut: then the last packet ends where the header says, and times between packets are missing.
+        if seconds == stream.seconds and _last_packet_ends(content) >= seconds - LENGTH_TOLERANCE_SECONDS:
+            continue
+        raise DecodeError("truncated", f"{said} {seconds:.2f} s, {decoded:.2f} s were there")
+
+
+def _last_packet_ends(content: Content) -> float:
+    """The time in seconds at which the last packet of the first audio stream ends."""
+    entries = ("-select_streams", "a:0", "-show_entries", "packet=pts_time,duration_time", "-of", "csv=p=0")
+    done = _run(content, "ffprobe", *entries, _url(content))
+    ends = [0.0]
+    for line in done.stdout.decode(errors="replace").splitlines():
+        times = [float(time) for time in line.split(",") if time and time != "N/A"]
+        if times:
+            ends.append(sum(times[:2]))
+    return max(ends)
+
+
+def _url(content: Content) -> str:
+    """The open file as these programs take it: no name, of which they might believe the suffix or read options."""
+    return f"file:/dev/fd/{content.descriptor}"
+
+
+def _run(
+    content: Content, program: str, *arguments: str, output: IO[bytes] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program on the open file; what it prints goes to ``output``. Raises `FileNotFoundError` without it."""
+    try:
+        return subprocess.run(
+            [program, *SAFELY, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            pass_fds=(content.descriptor,),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DecodeError("malformed", f"{program} did not finish within {TIMEOUT_SECONDS} s") from error
+
+
+def _require_space(done: subprocess.CompletedProcess[bytes]) -> None:
+    """Raise `OSError` where the samples did not fit into the folder of temporary files."""
+    for number in FULL_DISK:
+        if os.strerror(number) in done.stderr.decode(errors="replace"):
+            raise OSError(number, f"{os.strerror(number)} for temporary files (TMPDIR)", tempfile.gettempdir())

@@ -1,0 +1,1 @@
+"""From captions to an aligned store of sentence embeddings."""

@@ -1,0 +1,298 @@
+"""Texts to tokens to batches that fit the device's memory.
+
+Texts into blocks, and a block's texts into batches: texts of like length together, as many as their tokens allow.
+
+Texts to token ids, many at a time: a fast tokenizer's own batches, without Python objects for masks and offsets.
+
+How many tokens a batch may have on a device, measured with one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+# On a CPU larger batches leave its caches and smaller ones its arithmetic units; benchmarks/embed.py measures it.
+CPU_BATCH_TOKENS = 2048
+# Beyond, a GPU gains nothing; less where its memory is small.
+GPU_BATCH_TOKENS = 32768
+LEAST_BATCH_TOKENS = 512
+MEMORY_SHARE = 0.5
+BLOCK_BATCHES = 8
+BLOCK_TEXTS = 8192
+BYTES_PER_TOKEN = 4  # of English; only what share a block depends on it
+SPECIAL_TOKENS = 2
+LEAST_FILLED = 0.9  # of a row of a batch
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """float32 (n, D) of a block's texts, of which ``truncated`` were cut to the encoder's length.
+
+    ``tokens`` is how many they had, ``computed`` how many with padding. ``device`` and ``attention`` say what computed
+    them, ``divided`` how many batches had to be since the last block, for want of memory.
+    """
+
+    embeddings: np.ndarray
+    truncated: int
+    tokens: int
+    computed: int
+    device: str = ""
+    attention: str = ""
+    divided: int = 0
+
+
+class BatchBudget:
+    """How many tokens, padding included, a batch may have; it shrinks where memory does not suffice."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.halvings = 0
+        self._divided = 0
+        self._lock = threading.Lock()
+
+    def shrink_below(self, size: int) -> None:
+        """A batch of ``size`` tokens was too large."""
+        with self._lock:
+            if self.tokens >= size // 2:
+                self.tokens = max(1, size // 2)
+                self.halvings += 1
+
+    def note_division(self) -> None:
+        """A batch was computed in halves: its embeddings differ by rounding from those that it would have given."""
+        with self._lock:
+            self._divided += 1
+
+    def take_divisions(self) -> int:
+        """How many batches were divided since this was asked last."""
+        with self._lock:
+            divided, self._divided = self._divided, 0
+        return divided
+
+
+def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:
+    """The budget of a GPU: a power of two, so that a little more or less free memory does not change the batches."""
+    fit = max(1.0, MEMORY_SHARE * free_bytes / max(bytes_per_token, 1.0))
+    return int(min(GPU_BATCH_TOKENS, max(LEAST_BATCH_TOKENS, 2 ** int(np.log2(fit)))))
+
+
+def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """The rows (n,) of each batch, longest texts first: what is too large for the memory shows at once.
+
+    A batch has at most ``budget`` tokens, padded to its longest text, and at least one text. Once a quarter full, it
+    ends before a text that is much shorter than its longest; in its second half it ends where the length changes, so
+    that most batches need no padding at all.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    start = 0
+    while start < len(order):
+        longest = max(1, int(ordered[start]))
+        stop = min(len(order), start + max(1, budget // longest))
+        quarter = start + max(1, (stop - start) // 4)
+        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= LEAST_FILLED * longest))
+        if stop < len(order) and ordered[stop - 1] == ordered[stop]:
+            middle = (start + stop) // 2
+            changes = np.flatnonzero(ordered[middle : stop - 1] != ordered[middle + 1 : stop])
+            if len(changes):
+                stop = middle + int(changes[-1]) + 1
+        yield order[start:stop]
+        start = stop
+
+
+def block_ends(text_bytes: np.ndarray, block_tokens: int) -> np.ndarray:
+    """Where each block ends: about ``block_tokens`` tokens, estimated from the texts' bytes, at most `BLOCK_TEXTS`.
+
+    Blocks depend on the texts and ``block_tokens`` alone: whoever encodes a block, and when, its result is the same.
+    """
+    if not len(text_bytes):
+        return np.zeros(0, np.int64)
+    tokens = np.cumsum(text_bytes // BYTES_PER_TOKEN + SPECIAL_TOKENS)
+    block = np.maximum.accumulate((tokens - tokens[0]) // max(1, block_tokens))
+    ends = np.append(np.flatnonzero(block[1:] != block[:-1]) + 1, len(text_bytes))
+    starts = np.concatenate([[0], ends[:-1]])
+    parts = [np.append(np.arange(s + BLOCK_TEXTS, e, BLOCK_TEXTS), e) for s, e in zip(starts, ends, strict=True)]
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of N texts, one after another: text i has ``ids[starts[i]:starts[i + 1]]``.
+
+    ``type_ids`` likewise, None where the model takes none or all are zero. ``truncated`` texts were cut to the limit.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    type_ids: np.ndarray | None
+    truncated: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Arrays (B, T) of a batch, int64; ``mask`` is None where all texts are of one length."""
+
+    ids: np.ndarray
+    mask: np.ndarray | None
+    type_ids: np.ndarray | None
+
+
+class TextTokenizer:
+    """A model's tokenizer with the settings of an encoder: ``prefix`` before every text, ``max_length`` tokens.
+
+    Texts are lower-cased (``lower``) and rid of white space around them (``strip``) where the model's library does it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prefix: str, max_length: int | None, *, lower: bool = False, strip: bool = False
+    ) -> None:
+        self._tokenizer, self._prefix, self._max_length = tokenizer, prefix, max_length
+        self._lower, self._strip = lower, strip
+        probe = tokenizer(["a"], padding=False, return_attention_mask=False)
+        self.takes_type_ids = "token_type_ids" in probe
+        self._needs_type_ids = self.takes_type_ids and any(map(any, probe["token_type_ids"]))
+
+    def prepared(self, text: str) -> str:
+        """A text as the tokenizer gets it."""
+        text = self._prefix + text
+        text = text.strip() if self._strip else text
+        return text.lower() if self._lower else text
+
+    def tokens_of_prefix(self) -> int:
+        """How many tokens the prefix has at the beginning of a text, special ones before it included."""
+        if not self._prefix:
+            return 0
+        ids = self._tokenizer([self.prepared("")], padding=False)["input_ids"][0]
+        return len(ids) - (1 if ids and ids[-1] in self._tokenizer.all_special_ids else 0)
+
+    def is_empty(self, text: str) -> bool:
+        """Whether a text has no token at all, special ones included."""
+        return not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of every text, at least one each: a text without any is the padding token alone."""
+        prepared = [self.prepared(text) for text in texts]
+        ids, type_ids, truncated = self._fast(prepared) if self._tokenizer.is_fast else self._slow(prepared)
+        if not all(ids):
+            nothing = [self.pad_id]
+            ids = [row or nothing for row in ids]
+            type_ids = type_ids and [row or [0] for row in type_ids]
+        starts = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)), out=starts[1:])
+        flat_ids = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(starts[-1]))
+        flat_types = None
+        if type_ids is not None:
+            flat_types = np.fromiter(itertools.chain.from_iterable(type_ids), np.int32, int(starts[-1]))
+        return Tokens(flat_ids, starts, flat_types, truncated)
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Which share of the texts' tokens, special ones aside, stands for what the tokenizer does not know."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
+        unknown, others = self._tokenizer.unk_token_id, {getattr(self._tokenizer, name, None) for name in names}
+        if unknown is None or unknown in others:
+            return 0.0
+        ids = self(texts).ids
+        ordinary = len(ids) - len(texts) * self._tokenizer.num_special_tokens_to_add()
+        return int((ids == unknown).sum()) / ordinary if ordinary > 0 else 0.0
+
+    def alone(self, text: str, device: torch.device) -> dict[str, torch.Tensor]:
+        """The tensors (1, T) of one text, as the tokenizer itself makes them."""
+        limit = self._max_length
+        rows = self._tokenizer([self.prepared(text)], padding=False, truncation=limit is not None, max_length=limit)
+        rows = {name: rows[name][0] for name in ("input_ids", "token_type_ids") if name in rows}
+        if not rows["input_ids"]:
+            rows = {name: [self.pad_id if name == "input_ids" else 0] for name in rows}
+        rows["attention_mask"] = [1] * len(rows["input_ids"])
+        return {name: torch.tensor([values], device=device) for name, values in rows.items()}
+
+    @property
+    def pad_id(self) -> int:
+        return int(self._tokenizer.pad_token_id or 0)
+
+    def pad(self, tokens: Tokens, rows: np.ndarray) -> Padded:
+        """A batch, padded on the tokenizer's side to its longest text."""
+        lengths = tokens.lengths[rows]
+        width = int(lengths.max())
+        places = np.arange(width)
+        left = self._tokenizer.padding_side == "left"
+        mask = places >= width - lengths[:, None] if left else places < lengths[:, None]
+        source = np.repeat(tokens.starts[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        ids = np.full(mask.shape, self.pad_id, np.int64)
+        ids[mask] = tokens.ids[source]
+        type_ids = None
+        if self.takes_type_ids:
+            type_ids = np.full(mask.shape, getattr(self._tokenizer, "pad_token_type_id", 0), np.int64)
+            type_ids[mask] = 0 if tokens.type_ids is None else tokens.type_ids[source]
+        return Padded(ids, None if mask.all() else mask.astype(np.int64), type_ids)
+
+    def _fast(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]] | None, int]:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_padding()
+        if self._max_length is None:
+            backend.no_truncation()
+        else:
+            backend.enable_truncation(self._max_length, direction=self._tokenizer.truncation_side)
+        encoded = backend.encode_batch_fast(texts)
+        type_ids = [row.type_ids for row in encoded] if self._needs_type_ids else None
+        return [row.ids for row in encoded], type_ids, sum(bool(row.overflowing) for row in encoded)
+
+    def _slow(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]] | None, int]:
+        """The same with a tokenizer in Python."""
+        if not texts:
+            return [], None, 0
+        limit = self._max_length
+        encoded = self._tokenizer(texts, padding=False, truncation=limit is not None, max_length=limit)
+        ids = encoded["input_ids"]
+        at_limit = [text for text, row in zip(texts, ids, strict=True) if len(row) == limit]
+        whole = (
+            self._tokenizer(at_limit, padding=False, truncation=False, verbose=False)["input_ids"] if at_limit else []
+        )
+        truncated = sum(len(row) > (limit or 0) for row in whole)
+        return ids, encoded["token_type_ids"] if self._needs_type_ids else None, truncated
+
+
+PROBE_TOKENS = 4096
+PROBE_LENGTH = 32
+
+
+def fitting_tokens(
+    forward: Callable[[Tokens, np.ndarray], object], device: torch.device, max_length: int | None
+) -> int:
+    """The tokens of a batch that suit ``device``: on a GPU half of its free memory, as ``forward`` uses it.
+
+    Raises `torch.OutOfMemoryError` where not even one text fits.
+    """
+    if device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    length = min(PROBE_LENGTH, max_length or PROBE_LENGTH)
+    for tokens in _halvings(PROBE_TOKENS, length):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        count = tokens // length
+        probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
+        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+            forward(probe, np.arange(count))
+            used = torch.cuda.max_memory_allocated(device) - before
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free, _ = torch.cuda.mem_get_info(device)
+            return tokens_that_fit(free + cached, used / (count * length))
+    raise torch.OutOfMemoryError(f"no memory for a text of {length} tokens")
+
+
+def _halvings(most: int, least: int) -> Iterator[int]:
+    """``most``, its half, and so on, down to ``least``."""
+    while most >= least:
+        yield most
+        most //= 2

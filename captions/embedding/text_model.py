@@ -1,0 +1,286 @@
+"""The model of a text encoder on its device, and what a model does itself with texts.
+
+What a sentence-transformers model does itself with texts: ``pooling="model"`` does the same, and is held against it.
+
+Besides its pooling, a model's folder may ask for a prompt before every text, leave that prompt out of the pooling, cut
+embeddings to fewer numbers, scale them, or strip and lower-case texts. All of it is done here. What it asks for
+besides, such as a chat template, shows in `require_same_as_model`, which compares with the library's own ``encode``.
+
+The model of a text encoder on its device: tokens in, embeddings out, one batch at a time.
+
+Pooling is ours: plain masked mean, not normalised. That is how the original made its caption embeddings (GTE-base, mean
+of the last hidden states over all tokens). What a model does itself with texts and tokens is done with
+``pooling="model"`` only (`captions.embedding.text_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from m2dprep.artifacts.embeddings.store import TOKENIZER_AND_MODULES
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.json_files import read_json_object
+from m2dprep.artifacts.text_files import require_text
+from m2dprep.captions.embedding.batches import BLOCK_BATCHES, BatchBudget, Padded, TextTokenizer, Tokens, fitting_tokens
+from m2dprep.captions.embedding.loading import Pooling, attention_of, most_tokens, own_pooling, require_vocabulary
+from m2dprep.captions.embedding.model_files import ModelFiles
+from m2dprep.captions.embedding.sample_check import LEAST_COSINE
+
+# Embeddings of length 1: yes, no, or before they were cut to fewer numbers, as a model's own Normalize does it.
+Normalized = bool | Literal["before truncation"]
+OWN_TYPE = "SentenceTransformer"
+
+
+@dataclass(frozen=True)
+class OwnHead:
+    """What follows the transformer of a model, and what its folder says besides.
+
+    ``prompt`` is put before texts, ``prompt_pooled`` says whether its tokens count, ``truncate_dim`` how many numbers
+    of an embedding are kept, ``normalizes`` whether the last of ``modules`` scales to length 1.
+    """
+
+    modules: tuple[nn.Module, ...]
+    prompt: str
+    prompt_pooled: bool
+    truncate_dim: int | None
+    normalizes: bool
+
+    @classmethod
+    def of(cls, model: Any) -> OwnHead:
+        """That of a loaded sentence-transformers model."""
+        modules = tuple(list(model)[1:])
+        pooling = [module for module in modules if type(module).__name__ == "Pooling"]
+        return cls(
+            modules,
+            model.prompts.get(model.default_prompt_name) or "" if model.default_prompt_name is not None else "",
+            all(getattr(module, "include_prompt", True) for module in pooling),
+            getattr(model, "truncate_dim", None),
+            bool(modules) and _is_normalize(modules[-1]),
+        )
+
+    def normalized(self, asked: Normalized | None) -> Normalized:
+        """How embeddings are scaled where ``asked`` None is as the model does it."""
+        if asked is None:
+            return ("before truncation" if self.truncate_dim else True) if self.normalizes else False
+        return asked
+
+    def without_scaling(self, normalized: Normalized | None) -> tuple[nn.Module, ...]:
+        """The modules, without a final Normalize where embeddings are to keep their length."""
+        return self.modules[:-1] if self.normalizes and normalized is False else self.modules
+
+    def describe(self, prefix: str) -> dict[str, Any]:
+        """What metadata say of it besides the modules; nothing for a model that does nothing out of the ordinary."""
+        truncated = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
+        return truncated | ({"prompt_pooled": False} if prefix and not self.prompt_pooled else {})
+
+
+def _is_normalize(module: Any) -> bool:
+    output = getattr(module, "module_output_name", None) or "sentence_embedding"
+    return type(module).__name__ == "Normalize" and output == "sentence_embedding"
+
+
+def strips_texts(model: Any, tokenizer: Any) -> bool:
+    """Whether the library removes white space around texts, where that makes a difference (it did before release 6)."""
+    spaced, plain = " a ", "a"
+    ids = [row["input_ids"][0] for row in (tokenizer([spaced], padding=False), tokenizer([plain], padding=False))]
+    prepare = getattr(model, "preprocess", None) or model.tokenize
+    prepared = prepare([spaced])["input_ids"].reshape(-1).tolist()
+    return list(ids[0]) != list(ids[1]) and prepared == list(ids[1])
+
+
+def lowers_texts(transformer: Any, tokenizer: Any) -> bool:
+    """Whether texts are lower-cased before the tokenizer, which does not do it itself (as it does since release 6)."""
+    if not getattr(transformer, "do_lower_case", False):
+        return False
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer is None or "A" in normalizer.normalize_str("A")
+
+
+def require_own_type(files: ModelFiles) -> None:
+    """Raise `UserError` where a folder's configuration says that it is another kind of model, such as SparseEncoder."""
+    path = files.folder / "config_sentence_transformers.json"
+    settings = read_json_object(path, "the settings of a text encoder", any_number=True) if path.is_file() else {}
+    kind = settings.get("model_type")
+    if kind not in (None, OWN_TYPE):
+        raise UserError(f"{files.name} is a {kind}, no encoder of sentences, so --pooling model is not possible.")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Everything besides the weights that decides an embedding. ``max_length`` counts tokens, special ones included."""
+
+    pooling: Pooling = "mean"
+    normalize: Normalized | None = None
+    prefix: str | None = None
+    max_length: int | None = None
+    precision: str = "fp32"
+
+
+class TextModel:
+    """A text encoder on its device, batch by batch: what it computes of tokenized texts, and how large batches may be.
+
+    ``digests`` are those of its weights and of its other files; ``batch_tokens`` None are as many as the device takes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        files: ModelFiles,
+        settings: EncoderSettings,
+        digests: tuple[str, str],
+        *,
+        batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.files, self.remote_code = files, trust_remote_code
+        self._weights_digest, self._settings_digest = digests
+        self.model, self.transformer = model, model[0]
+        tokenizer: Any = getattr(self.transformer, "tokenizer", None)
+        if not hasattr(self.transformer, "auto_model") or not callable(tokenizer):
+            kind = type(self.transformer).__name__
+            raise UserError(f"{files.name} is no transformer of texts ({kind}), so it cannot encode captions.")
+        require_vocabulary(files, tokenizer, self.transformer.auto_model)
+        self.own_pooling = own_pooling(model)
+        if settings.pooling == "model" and self.own_pooling == "none":
+            raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
+        self.own = OwnHead.of(model)
+        self.asked_length = settings.max_length
+        limit = most_tokens(
+            model, self.transformer, settings.max_length, tokenizer.num_special_tokens_to_add(), files.name
+        )
+        self.settings = settings = self._resolved(settings, limit)
+        self.head = self.own.without_scaling(settings.normalize) if settings.pooling == "model" else ()
+        prefix = require_text(settings.prefix or "", "--prefix")
+        strip = settings.pooling == "model" and strips_texts(model, tokenizer)
+        lower = lowers_texts(self.transformer, tokenizer)
+        self.tokenizer = TextTokenizer(tokenizer, prefix, limit, lower=lower, strip=strip)
+        self.unpooled = self.tokenizer.tokens_of_prefix() if not self.own.prompt_pooled else 0
+        self.device = next(self.transformer.parameters()).device
+        self._may_omit_mask = False
+        probe = self.tokenizer(["a", "b"])
+        masked = self.forward(probe, np.arange(1))
+        self.dim = masked.shape[1]
+        self._may_omit_mask = self._is_same_without_mask(probe, masked)
+        self.batches_for = self.device.type
+        self._asked = batch_tokens is not None
+        self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
+
+    def _resolved(self, settings: EncoderSettings, limit: int | None) -> EncoderSettings:
+        """``settings`` with what was left to the model."""
+        if settings.pooling != "model":
+            return replace(settings, normalize=bool(settings.normalize), prefix=settings.prefix or "", max_length=limit)
+        prefix = self.own.prompt if settings.prefix is None else settings.prefix
+        return replace(settings, normalize=self.own.normalized(settings.normalize), prefix=prefix, max_length=limit)
+
+    def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
+        """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
+
+        None, and what `load_encoder` was asked for, leave them as they are. Returns the tokens of a batch.
+        """
+        self.batches_for = batches_for or self.batches_for
+        if batch_tokens is not None and not self._asked:
+            self._divide_by(batch_tokens)
+        return self.batch_tokens
+
+    def _divide_by(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.block_tokens = BLOCK_BATCHES * batch_tokens
+        self.budget = BatchBudget(batch_tokens)
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
+    def describe(self) -> dict[str, Any]:
+        """What embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to rounding."""
+        return {
+            "model": self.files.name,
+            "revision": self.files.revision,
+            "weights": self._weights_digest,
+            TOKENIZER_AND_MODULES: self._settings_digest,
+            "pooling": self.settings.pooling,
+            "normalized": self.settings.normalize,
+            "prefix": self.settings.prefix,
+            "max_length": self.settings.max_length,
+            "precision": self.settings.precision,
+            **(self.own.describe(self.settings.prefix or "") if self.settings.pooling == "model" else {}),
+            **({"remote_code": dict(self.files.code) or True} if self.remote_code else {}),
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """What ``meta.json`` says besides: where a local model lay, how it pools itself, where and how it computed."""
+        return {
+            "model_path": None if self.files.revision else str(self.files.folder.resolve()),
+            "model_pooling": self.own_pooling,
+            "device": self.device_name,
+            "attention": attention_of(self.transformer),
+            "batch_tokens": self.batch_tokens,
+            "batch_halvings": self.budget.halvings,
+        }
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of ``texts`` are cut to ``max_length``."""
+        return self.tokenizer(texts).truncated
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+        """Embeddings (B, dim) of some of the tokenized texts, float32, on the encoder's device."""
+        padded = self.tokenizer.pad(tokens, rows)
+        features: dict[str, Any] = self._features(padded)
+        mask = None if padded.mask is None else features["attention_mask"]
+        features = self.transformer(features)
+        if self.settings.pooling == "model":
+            features.setdefault("attention_mask", torch.ones(padded.ids.shape, dtype=torch.int64, device=self.device))
+            embeddings = self.through_head(features, self.head)
+        else:
+            embeddings = self._pooled(features["token_embeddings"], mask)
+        return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize is True else embeddings
+
+    def through_head(self, features: dict[str, Any], head: Iterable[nn.Module]) -> torch.Tensor:
+        """float32 (B, dim) of a batch's tokens by the modules that a model has itself after its transformer."""
+        if self.unpooled:
+            features["prompt_length"] = self.unpooled
+        for module in head:
+            features = module(features)
+        embeddings: torch.Tensor = features["sentence_embedding"][..., : self.own.truncate_dim]
+        return embeddings.float()
+
+    def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """float32 (B, D) of the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""
+        if self.settings.pooling == "cls":
+            if mask is None:
+                return hidden[:, 0].float()
+            return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)].float()
+        if mask is None:
+            return hidden.mean(dim=1, dtype=torch.float32)
+        weights = mask.unsqueeze(-1).float()
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def _features(self, padded: Padded) -> dict[str, torch.Tensor]:
+        features = {"input_ids": self._to_device(padded.ids)}
+        if padded.type_ids is not None:
+            features["token_type_ids"] = self._to_device(padded.type_ids)
+        if padded.mask is not None:
+            features["attention_mask"] = self._to_device(padded.mask)
+        elif not self._may_omit_mask:
+            features["attention_mask"] = torch.ones_like(features["input_ids"])
+        return features
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _is_same_without_mask(self, probe: Tokens, masked: torch.Tensor) -> bool:
+        """Whether the model takes texts of one length without a mask; its fastest attention often wants none."""
+        self._may_omit_mask = True
+        try:  # the rounding of another kind of attention is none of the mask's
+            cosine = nn.functional.cosine_similarity(self.forward(probe, np.arange(1)), masked)
+            return cosine.item() >= LEAST_COSINE[self.settings.precision]
+        except Exception:  # whatever a model that needs its mask raises
+            return False

@@ -1,0 +1,1 @@
+"""Captions and labels as others publish them."""

@@ -1,0 +1,135 @@
+"""The commands check, demo and sound-set, over a whole data directory.
+
+Commands over a whole data directory: check, demo.
+
+The command sound-set.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from m2dprep.cli.options import (
+    PATH,
+    M2dprepCommand,
+    TableCommand,
+    json_option,
+    overwrite_option,
+    pool_options,
+    seed_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from m2dprep.workflows.engine.pool import WorkerPool
+
+
+@click.command(cls=TableCommand)
+@click.argument("data", type=PATH)
+@click.option("--quick", is_flag=True, help="Headers, sizes and JSON files only; no values, no tables.")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="LIST",
+    help="A files_*.csv in DATA that you have edited: take it as it is now, with a new digest. Several.",
+)
+@pool_options
+@json_option
+def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as_json: bool) -> None:
+    """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
+
+    Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
+    must be those of the records), captions, and embedding stores (aligned row by row with the captions).
+
+    \b
+    Examples:
+      m2dprep check data
+      m2dprep check data --quick --json > problems.json
+      m2dprep check data --accept files_audioset.csv
+    """
+    from m2dprep.artifacts.errors import CheckFailedError
+    from m2dprep.workflows.check.job import accept_lists, run_checks
+    from m2dprep.workflows.check.result import summary
+
+    for line in accept_lists(data, accept):
+        click.echo(line, err=True)
+    results = run_checks(data, workers=pool, quick=quick)
+    click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
+    count = sum(len(result.problems) for result in results)
+    if count:
+        raise CheckFailedError(f"{data}: {count:,} problems.")
+
+
+@click.command(cls=M2dprepCommand)
+@click.option("--dir", "folder", type=PATH, default="m2dprep-demo", help="Where the set, the data and the run go.")
+@click.option("--clips", type=click.IntRange(min=4), default=40, help="Training clips a class.")
+@click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
+@click.option("--epochs", type=click.IntRange(min=1), default=None, show_default="the tiny model's", help="Epochs.")
+@click.option("--text-model", default=None, show_default="the bundled MiniLM", help="Name or path of the text encoder.")
+@click.option("--shuffle-captions", is_flag=True, help="Control: give every clip another clip's captions.")
+@seed_option
+@workers_option
+@json_option
+def demo(
+    folder: Path,
+    clips: int,
+    held_out: int,
+    epochs: int | None,
+    text_model: str | None,
+    shuffle_captions: bool,
+    seed: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Make a small AudioSet-like set and run every stage on it, to a trained model and its zero-shot accuracy.
+
+    \b
+    Examples:
+      m2dprep demo
+      m2dprep demo --dir /tmp/demo --shuffle-captions
+    """
+    from m2dprep.workflows.demo import DemoSettings, bundled_text_model, demo_summary, run_demo
+
+    settings = DemoSettings(
+        folder=folder,
+        train_per_class=clips,
+        held_out_per_class=held_out,
+        seed=seed,
+        workers=workers,
+        epochs=epochs,
+        text_model=text_model or bundled_text_model(),
+        shuffle_captions=shuffle_captions,
+    )
+    result = run_demo(settings)
+    click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, folder))
+
+
+@click.command("sound-set", cls=M2dprepCommand)
+@click.argument("out", type=PATH)
+@click.option("--clips", type=click.IntRange(min=4), default=40, help="Training clips a class.")
+@click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
+@seed_option
+@workers_option
+@overwrite_option
+@json_option
+def sound_set(out: Path, clips: int, held_out: int, seed: int, workers: int, overwrite: bool, as_json: bool) -> None:
+    """Synthesise a small AudioSet-like set into OUT: recordings of ten classes, segment lists, ontology, captions.
+
+    Equal numbers and seeds give equal bytes; recordings that are there are kept. `m2dprep demo` trains on such a set.
+
+    \b
+    Examples:
+      m2dprep sound-set sounds
+      m2dprep sound-set sounds --clips 8 --held-out 2 --seed 1
+    """
+    from m2dprep.workflows.sound_set import make_sound_set
+
+    made = make_sound_set(
+        out, train_per_class=clips, held_out_per_class=held_out, seed=seed, workers=workers, overwrite=overwrite
+    )
+    click.echo(json.dumps(asdict(made), indent=2) if as_json else str(out))

@@ -1,0 +1,196 @@
+"""Labelled clips to evaluate on, and the reading of one clip.
+
+One clip for evaluation, from a log-mel .npy or from an audio file.
+
+Labelled clips to evaluate on: a CSV of file names and labels; and the captions that stand for the labels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import inside, require_file, require_folder
+from m2dprep.artifacts.log_mels.array import read_lms
+from m2dprep.artifacts.tables import read_csv_columns
+from m2dprep.artifacts.text_files import read_header
+from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
+from m2dprep.audioprep.convert import log_mel_of_file
+from m2dprep.audioprep.decoding.sound import DecodeError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a clip could not be read."""
+
+    reason: str
+    message: str
+
+
+class ClipReader:
+    """Reads clips as log-mels (1, n_mels, T) of one front end; picklable and safe to share between threads.
+
+    Sounds are not padded to a least length: the encoder takes any.
+    """
+
+    def __init__(self, front_end: LogMelConfig) -> None:
+        self._config = ConvertConfig(front_end, min_seconds=0.0)
+
+    def __call__(self, path: Path) -> np.ndarray | Unreadable:
+        """The log-mel of ``path``, float32, or what is wrong with it."""
+        try:
+            if path.suffix.lower() == ".npy":
+                log_mel = np.asarray(read_lms(path, n_mels=self._config.log_mel.n_mels).array, np.float32)
+            else:
+                log_mel = log_mel_of_file(path, self._config)[0]
+        except DecodeError as error:
+            return Unreadable(error.reason, error.message)
+        except UserError as error:
+            return Unreadable("not_a_log_mel", str(error))
+        if not np.isfinite(log_mel).all():
+            return Unreadable("nonfinite", "not all its values are finite numbers")
+        return log_mel
+
+
+# What others call the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
+FILE_COLUMNS = ("file_name", "filename", "fname", "slice_file_name", "file", "path")
+LABEL_COLUMNS = ("label", "category", "class", "class_name")
+LABEL_FIELD = "{label}"
+DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
+
+
+class LabelledClip(NamedTuple):
+    """A row of the table of clips; ``file_name`` is as written there."""
+
+    file_name: str
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips with labels, and the sorted classes that they are told apart into."""
+
+    clips: list[LabelledClip]
+    classes: list[str]
+
+    @classmethod
+    def read(
+        cls,
+        clips_csv: Path,
+        root: Path | None = None,
+        classes_file: Path | None = None,
+        *,
+        file_column: str | None = None,
+        label_column: str | None = None,
+        root_option: str = "--root",
+    ) -> ClipSet:
+        """Read a CSV of files and labels; paths are relative to ``root``, by default the CSV's folder.
+
+        The columns are file_name and label, or the only one that has one of their other usual names, or those that are
+        given. Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
+        missing, there are no clips or fewer than two classes, a label is no class, a path leads out of the root, or
+        none of the files is there (``root_option`` is what says where they are).
+        """
+        files, names = choose_columns(clips_csv, file_column, label_column)
+        columns = read_csv_columns(clips_csv, [files, names], "the table of clips")
+        base = require_folder(root, "the root of the clips") if root is not None else clips_csv.parent
+        rows = list(zip(columns[files], columns[names], strict=True))
+        for number, (file_name, label) in enumerate(rows, start=2):
+            if not file_name or not label:
+                raise UserError(f"{clips_csv}, row {number}: {files} or {names} is empty.")
+        if not rows:
+            raise UserError(f"{clips_csv} lists no clips.")
+        broken = next((f"row {number}" for number, row in enumerate(rows, 2) if "\n" in "".join(row)), None)
+        if broken is not None:
+            raise UserError(f"{clips_csv}, {broken}: a line break in a file name or label; is it a lost quote's?")
+        labels = {label for _, label in rows}
+        classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
+        if unknown := sorted(labels - set(classes)):
+            raise UserError(f"{clips_csv} has labels that {classes_file} does not list: {', '.join(unknown[:5])}.")
+        if len(classes) < 2:
+            raise UserError(
+                f"{clips_csv} has {len(rows)} clips of {len(classes)} classes; at least two labels are needed."
+            )
+        clips = [LabelledClip(name, inside(base, name), label) for name, label in rows]
+        if not any(clip.path.exists() for clip in clips):
+            where = "the root" if root is not None else "the CSV's folder"
+            raise UserError(
+                f"none of the {len(clips):,} files that {clips_csv} lists is under {base} ({clips[0].file_name} is the "
+                f"first); file names are relative to {where}, {root_option} names another."
+            )
+        return cls(clips, classes)
+
+
+def choose_columns(clips_csv: Path, file_column: str | None = None, label_column: str | None = None) -> tuple[str, str]:
+    """The columns of files and of labels: those that are given, or the only usual names; a guess is told on stderr.
+
+    Raises `UserError`, listing the columns that there are, where one is missing or cannot be decided.
+    """
+    require_file(clips_csv, "the table of clips")
+    found = read_header(clips_csv, "the table of clips")
+    files = _column(clips_csv, found, "files", "--file-column", file_column, FILE_COLUMNS)
+    labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
+    if (file_column is None and files != FILE_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
+        print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
+    return files, labels
+
+
+def _column(
+    clips_csv: Path, found: Sequence[str], what: str, option: str, given: str | None, usual: Sequence[str]
+) -> str:
+    if given is not None:
+        candidates = [name for name in found if name == given]
+        missing = f"no column {given!r}"
+    else:
+        candidates = [name for name in found if name == usual[0]] or [name for name in found if name in usual]
+        missing = f"no column {usual[0]}"
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = missing if not candidates else f"several columns that could be the {what} ({', '.join(candidates)})"
+    raise UserError(
+        f"{clips_csv} has {problem}; it has {', '.join(found) or 'none at all'}. {option} says which holds the {what}."
+    )
+
+
+def _read_classes(path: Path) -> list[str]:
+    """The lines of a text file, blank ones aside, sorted. Raises `UserError` where one occurs twice."""
+    require_file(path, "the list of classes")
+    try:
+        classes = sorted(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a UTF-8 text file: {error}.") from error
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{path} lists a class twice.")
+    return classes
+
+
+def caption_of(label: str, template: str) -> str:
+    """The caption that stands for a class: the template with the label, underscores as spaces."""
+    return template.replace(LABEL_FIELD, label.replace("_", " "))
+
+
+def check_template(template: str) -> str:
+    """``template``, or a `UserError` where it has no place for the label."""
+    if LABEL_FIELD not in template:
+        raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
+    return template
+
+
+def require_different_captions(classes: Sequence[str], template: str) -> None:
+    """Raise `UserError` where two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
+    seen: dict[str, str] = {}
+    for label in classes:
+        caption = " ".join(caption_of(label, template).split())
+        if caption in seen:
+            raise UserError(
+                f"the classes {seen[caption]!r} and {label!r} have one caption, {caption!r}, so that every clip of one "
+                "would count as wrong. Give them one label."
+            )
+        seen[caption] = label

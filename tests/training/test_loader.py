@@ -1,0 +1,69 @@
+"""Batches from loading processes are those of this process, however these are started; few are ready at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2dprep.training.config import DataChoice, TrainConfig
+from m2dprep.training.data_dir import open_training_data
+from m2dprep.training.dataset import TrainOrder
+from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
+from m2dprep.training.signals import WATCHED
+from tests.tiny import TINY
+
+
+@pytest.fixture(autouse=True)
+def no_preload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of this process is also that of other tests, which say what it imports."""
+    monkeypatch.setattr(multiprocessing.get_context("forkserver"), "set_forkserver_preload", lambda names: None)
+
+
+def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    """They ignore SIGTERM, so that the end of the process would wait for them while an error holds the loader."""
+    opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
+    order = TrainOrder(8, 4, 0, total_steps=30)
+    loader = make_loader(opened.dataset(TINY, TrainConfig()), order, 1, torch.device("cpu"))
+    held = Batches(loader)
+    with held as batches:
+        next(batches)
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
+
+
+def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    """With pickled memory maps, and ids that only this process needs left behind."""
+    opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
+    dataset, device = opened.dataset(TINY, TrainConfig()), torch.device("cpu")
+    order = TrainOrder(8, 4, 0, total_steps=3)
+    here = list(make_loader(dataset, order, 0, device))
+    loader = make_loader(dataset, order, 1, device, processes=2)
+    assert type(loader.multiprocessing_context).__name__ == "ForkServerContext"
+    with Batches(loader) as batches:
+        for ours, theirs in zip(here, batches, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one is other is None or torch.equal(one, other)
+    assert make_loader(dataset, order, 1, device).multiprocessing_context is None
+
+
+def test_the_fork_server_ignores_what_tells_training_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the step that is being done still have to come; what is ignored stays so in all that it starts."""
+    seen = []
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: seen.extend(map(signal.getsignal, WATCHED)))
+    before = [signal.getsignal(watched) for watched in WATCHED]
+    fork_server()
+    assert seen == [signal.SIG_IGN] * len(WATCHED)
+    assert [signal.getsignal(watched) for watched in WATCHED] == before
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8, 16])
+def test_few_batches_are_in_shared_memory(workers: int) -> None:
+    each = batches_of_a_worker(workers)
+    assert 1 <= each <= 4
+    assert workers * each < BATCHES_AHEAD + workers

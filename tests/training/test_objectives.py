@@ -1,0 +1,170 @@
+"""The loop trains any objective: its losses are what is minimised, logged, saved and gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.m2dclap.distributed import DistributedContext
+from m2dprep.training import log as run_log
+from m2dprep.training import loop
+from m2dprep.training import state as train_state
+from m2dprep.training.config import SavePlan, TrainConfig
+from m2dprep.training.log import RunLog, read_log
+from m2dprep.training.loop import Job, Trainer, run_steps
+from m2dprep.training.objectives import MaskedClap, Objective
+from m2dprep.training.plot import plot_run
+from m2dprep.training.run_folder import RunFolder
+from m2dprep.training.schedule import Schedule, make_optimizer
+from m2dprep.training.speed import TIMING_FIGURES, Meter
+from m2dprep.training.state import TrainState
+from m2dprep.training.validation import validation_losses
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=2, blr=30.0, warmup_epochs=0.5)
+SCHEDULE = Schedule(CONFIG, 4)
+
+
+class Line(Objective):
+    """A line through points (x, y), its start frozen: squares, and how far its slope is from 0."""
+
+    loss_names = ("loss", "loss_squares", "loss_slope")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(1))
+        self.start = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def prepare(self, batch: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(batch).to(self.device)
+
+    def losses(self, inputs: torch.Tensor, *, gather: bool = False) -> dict[str, torch.Tensor]:
+        squares = (self.start + self.slope * inputs[:, 0] - inputs[:, 1]).square().mean()
+        slope = 1e-3 * self.slope.square().sum()
+        return {"loss": squares + slope, "loss_squares": squares, "loss_slope": slope}
+
+    def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
+        self.steps += 1
+        return {"slope": self.slope.detach().clone()}
+
+    def begin_with(self, path: Path) -> str:
+        raise UserError("a line begins flat.")
+
+    def flops_per_clip(self) -> int:
+        return 6
+
+
+def points(step: int, part: int = 0) -> np.ndarray:
+    """Four points of y = 1 + 3 x (4, 2)."""
+    x = np.random.default_rng((step, part)).normal(size=4).astype(np.float32)
+    return np.stack([x, 1 + 3 * x], axis=1)
+
+
+def batches(first: int, end: int = SCHEDULE.total_steps) -> Iterator[np.ndarray]:
+    """Both parts of every step; what comes at ``end`` cannot be read."""
+    for step in range(first, end):
+        yield from (points(step, part) for part in range(CONFIG.accumulate))
+    raise UserError(f"step {end} cannot be read.")
+
+
+def go_on(root: Path, end: int = SCHEDULE.total_steps) -> TrainState[Line]:
+    """Train a line in the folder ``root`` up to a step, from the newest checkpoint there."""
+    objective = Line()
+    state = TrainState(objective, make_optimizer(objective, CONFIG), torch.amp.GradScaler("cpu", enabled=False))
+    root.mkdir(exist_ok=True)
+    run = RunFolder.open(root, "line", {"train": CONFIG.to_dict()}, {})
+    if (newest := run.newest()) is not None:
+        state.restore(newest)
+    with RunLog(run.log, state.step) as log:
+        job = Job(
+            run=run,
+            args={"model": "line"},
+            plan=SavePlan(every_steps=3, keep=0),
+            log_every=2,
+            files_of=lambda step: [f"points of step {step}"],
+            meter=Meter(CPU, objective.flops_per_clip(), 1e9),
+            log=log,
+            validation=None,
+        )
+        run_steps(Trainer(state, SCHEDULE, DistributedContext(0, 1, CPU)), batches(state.step, end), job)
+    return state
+
+
+def lines_of(root: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMING_FIGURES} for line in read_log(root / "log.jsonl")]
+
+
+def test_another_objective_trains_and_logs_its_own_losses(tmp_path: Path) -> None:
+    state = go_on(tmp_path)
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert list(lines[0]) == ["step", "epoch", *Line.loss_names, "lr", "slope", "grad_norm"]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["slope"] == pytest.approx(state.objective.slope.item())
+    assert state.objective.start.item() == 1, "it is frozen"
+    saved = torch.load(tmp_path / "line/checkpoint-2.pth", weights_only=True)
+    assert {key: float(value) for key, value in saved["model"].items()} == {
+        "slope": state.objective.slope.item(), "start": 1.0, "steps": 8.0,
+    }  # fmt: skip
+    assert plot_run(tmp_path).exists()
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (2, 5), (4, 7)])
+def test_a_resumed_run_of_it_is_bit_for_byte_the_undisturbed_one(stops: Sequence[int], tmp_path: Path) -> None:
+    go_on(tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(UserError, match=f"step {stop} cannot be read"):
+            go_on(tmp_path / "parts", stop)
+    go_on(tmp_path / "parts")
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    one, other = (tmp_path / name / "line/checkpoint-2.pth" for name in ("parts", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_checkpoint_of_other_losses_is_refused(tmp_path: Path) -> None:
+    class Squares(Line):
+        loss_names = ("loss", "loss_squares")
+
+    go_on(tmp_path, SCHEDULE.total_steps)
+    objective = Squares()
+    state = TrainState(objective, make_optimizer(objective, CONFIG), torch.amp.GradScaler("cpu", enabled=False))
+    with pytest.raises(UserError, match=r"cannot be gone on from.*losses"):
+        state.restore(tmp_path / "line/checkpoint-2.pth")
+
+
+def test_validation_averages_over_clips_whatever_the_objective() -> None:
+    class Held:
+        """67 points, which two batches of at most 64 do not share evenly."""
+
+        def __len__(self) -> int:
+            return 67
+
+        def __getitem__(self, key: Any) -> np.ndarray:
+            return np.stack([key.clips, 1 + 2 * key.clips], axis=1).astype(np.float32)
+
+    figures = validation_losses(Line(), Held(), "none")  # type: ignore[arg-type]
+    assert list(figures) == ["valid_loss", "valid_loss_squares", "valid_loss_slope"]
+    assert figures["valid_loss"] == pytest.approx(float((4 * np.arange(67) ** 2).mean()))
+
+
+@pytest.mark.parametrize("names", [(), ("squares",), ("loss_m2d", "loss"), ("loss", "squares")])
+def test_losses_are_named_so_that_log_and_plot_know_them(names: tuple[str, ...]) -> None:
+    with pytest.raises(TypeError, match="loss_names"):
+        type("Misnamed", (Line,), {"loss_names": names})
+
+
+@pytest.mark.parametrize("module", [loop, train_state, run_log], ids=lambda module: module.__name__)
+def test_the_loop_knows_no_model(module: Any) -> None:
+    words = ["log_mel", "text_embedding", "M2DCLAP", "MaskedClap", "loss_m2d", "loss_clap"]
+    words += ["update_target", "target_decay", "clamp_logit_scale", "logit_scale"]
+    found = [word for word in words if word in Path(module.__file__).read_text()]
+    assert not found, f"{module.__name__} names what belongs to an objective"
+    assert MaskedClap.loss_names == ("loss", "loss_m2d", "loss_clap"), "the names in logs and results are a promise"

@@ -1,0 +1,68 @@
+"""What `test_world` lets torchrun start twice: gradients of two processes against one, then a whole training run.
+
+Arguments: the data directory, the folder of the run. Prints ``equal`` from the first process where all is well.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m2dprep.m2dclap.distributed import DistributedContext, join_processes
+from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dprep.training.data_dir import open_training_data
+from m2dprep.training.dataset import BatchKey
+from m2dprep.training.loop import Trainer
+from m2dprep.training.schedule import Schedule
+from m2dprep.training.train import make_state, train
+from tests.tiny import TINY
+
+TRAIN = TrainConfig(epochs=2, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
+OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_steps=3), validation=ValidationOptions(features_every=1))
+
+
+def gradients(
+    data: Path, world: DistributedContext, accumulate: int
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """Losses, gradients after clipping, and weights after a step on clips 0 … 7 by the processes of ``world``."""
+    config = replace(TRAIN, batch_size=8, accumulate=accumulate)
+    opened = open_training_data(DataChoice(data), 80)
+    state = make_state(TINY, config, opened, world.device)
+    trainer = Trainer(state, Schedule(config, 3), world)
+    state.step = 2  # the learning rate of step 0 is 0
+    clips = opened.dataset(state.objective.model.config, config)
+    parts = [np.split(part, world.size)[world.rank] for part in np.split(np.arange(8), accumulate)]
+    losses, _ = trainer.step([clips[BatchKey(0, part)] for part in parts])
+    found = [value.grad for value in state.objective.model.parameters() if value.grad is not None]
+    return world.mean(losses), found, [value.detach() for value in state.objective.model.parameters()]
+
+
+def relative(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).norm() / second.norm().clamp_min(1e-12))
+
+
+def compare(data: Path, world: DistributedContext) -> None:
+    for accumulate in (1, 2):
+        alone = gradients(data, DistributedContext(0, 1, world.device), accumulate)
+        ours = gradients(data, world, accumulate)
+        assert relative(ours[0], alone[0]) < 1e-5, (ours[0], alone[0])
+        every = relative(torch.cat([g.flatten() for g in ours[1]]), torch.cat([g.flatten() for g in alone[1]]))
+        assert every < 1e-5, every
+        for one, other in zip(ours[1], alone[1], strict=True):
+            assert relative(one, other) < 1e-5 or float((one - other).abs().max()) < 1e-7
+        assert len(ours[2]) == len(alone[2])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with join_processes("cpu", lambda: False) as world:
+        assert world.size == 2
+        compare(data, world)
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=1))
+        if world.is_main:
+            print("equal")

@@ -1,0 +1,83 @@
+"""Runs the melspec job again and again in forks of one warm process, each killed just before its n-th step on disk.
+
+A program for test_melspec_kills.py: one JSON request a line on stdin, one line back that says how the fork ended.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas  # noqa: F401  # pyarrow imports it sooner or later: once here, not in every fork
+
+from m2dprep.artifacts import files as disk_sync
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.workflows.melspec import job as melspec
+from m2dprep.workflows.melspec import results as record_buffer
+
+CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
+STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+
+class Countdown:
+    """Counts steps that change something under a folder, and kills the process just before step ``last``."""
+
+    def __init__(self, folder: str, last: int) -> None:
+        self.folder, self.last, self.steps = folder, last, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STEPS and str(arguments[0]).startswith(self.folder):
+            self.step()
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.step()
+            return function(*arguments)
+
+        return call
+
+
+def run(request: dict[str, Any]) -> int:
+    """The job in this process; returns the number of its steps."""
+    countdown = Countdown(request["data"], request["kill_before"])
+    sys.addaudithook(countdown.audit)
+    os.fsync = countdown.counted(os.fsync)
+    disk_sync._sync_file_system = countdown.counted(disk_sync._sync_file_system)
+    flags = {name: request.get(name, False) for name in ("retry_failed", "overwrite")}
+    config = replace(CONFIG, dtype="float16") if request.get("half") else CONFIG
+    options = melspec.MelspecOptions(workers=0, **flags)
+    melspec.run_melspec(Path(request["src"]), Path(request["data"]) / "audioset_lms", config, options)
+    return countdown.steps
+
+
+def in_fork(request: dict[str, Any]) -> dict[str, Any]:
+    """Run ``request`` in a fork. Returns its exit code, minus the signal that killed it, and its number of steps."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, str(run(request)).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    steps = os.read(reader, 100).decode()
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    return {"exit": os.waitstatus_to_exitcode(status), "steps": int(steps or 0)}
+
+
+if __name__ == "__main__":
+    melspec.LARGEST_SHARD = 3
+    record_buffer.PART_SECONDS = 0.0  # a part for every shard
+    for line in sys.stdin:
+        print(json.dumps(in_fork(json.loads(line))), flush=True)

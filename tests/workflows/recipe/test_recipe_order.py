@@ -1,0 +1,149 @@
+"""Who waits for whom in a recipe, which version of a file a stage sees, and what files and folders are known by."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from m2dprep.artifacts.files import write_json, write_text
+from m2dprep.cli.recipe import stage_kinds
+from m2dprep.workflows.recipe import state as recipe_identity
+from m2dprep.workflows.recipe.recipe import Recipe, read_recipe
+from m2dprep.workflows.recipe.stage_process import StageLog, last_line
+from m2dprep.workflows.recipe.state import identity, refreshed, same
+
+KINDS = stage_kinds()
+STAGES = {
+    "melspec": 'melspec: {src: wavs, dst: "${data}/audioset_lms"}',
+    "stats": 'stats: {lms: "${data}/audioset_lms"}',
+    "pack": 'pack: {lms: "${data}/audioset_lms"}',
+    "fill": 'fill: {stage: captions fill, segments: s.csv, ontology: o.json, output: "${data}/captions.parquet"}',
+    "add": 'add: {stage: captions add, captions: "${data}/captions.parquet", acalt4: a.csv}',
+    "lint": 'lint: {stage: captions check, captions: "${data}/captions.parquet", drop: refusal}',
+    "look": 'look: {stage: captions check, captions: "${data}/captions.parquet"}',
+    "list": "list: {stage: captions training-list, files_csv: d/files_audioset.csv, captions: d/captions.parquet}",
+    "embed": 'embed: {stage: embed-captions, captions: "${data}/captions.parquet", out: "${data}/capemb_x"}',
+    "check": "check:",
+    "train": "train: {out: run}",
+    "test": "test: {stage: zero-shot, checkpoint: run, clips_csv: c.csv, root: d}",
+    "export": 'export: {stage: export m2d, store: "${data}/capemb_x", file: x.npy}',
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def recipe_of(folder: Path, *names: str, **others: str) -> Recipe:
+    lines = "\n".join(f"  {others.get(name, STAGES.get(name))}" for name in names)
+    (folder / "r.yaml").write_text(f"data: d\nstages:\n{lines}\n")
+    return read_recipe(folder / "r.yaml", KINDS)
+
+
+def needs(recipe: Recipe) -> dict[str, set[str]]:
+    return {stage.name: set(stage.needs) for stage in recipe.stages}
+
+
+def test_every_stage_waits_for_those_that_make_what_it_reads(folder: Path) -> None:
+    recipe = recipe_of(folder, *STAGES)
+    assert needs(recipe) == {
+        "melspec": set(),
+        "stats": {"melspec"},
+        "pack": {"melspec"},
+        "fill": set(),
+        "add": {"fill"},
+        "lint": {"add"},
+        "look": {"lint"},
+        "list": {"melspec", "lint"},
+        "embed": {"lint"},
+        "check": {"melspec", "stats", "pack", "lint", "list", "embed"},
+        "train": {"melspec", "stats", "pack", "list", "embed"},
+        "test": {"train", "melspec", "stats", "pack", "lint", "list", "embed"},
+        "export": {"embed"},
+    }
+    assert recipe.waiting_for("embed") == {"embed", "check", "train", "test", "export"}
+    assert recipe.needed_by("look") == {"fill", "add", "lint", "look"}
+
+
+def test_where_a_stage_is_written_down_does_not_matter(folder: Path) -> None:
+    recipe = recipe_of(folder, "train", "stats", "embed", "melspec", "fill")
+    assert [stage.name for stage in recipe.stages] == ["melspec", "stats", "fill", "embed", "train"]
+
+
+def test_a_file_changed_in_place_is_seen_as_the_one_above_left_it(folder: Path) -> None:
+    recipe = recipe_of(folder, "fill", "embed", "add", "look", "lint")
+    captions = folder / "d" / "captions.parquet"
+    seen = {stage.name: stage.versions.get(captions, "-") for stage in recipe.stages}
+    assert seen == {"fill": "-", "embed": "fill", "add": "fill", "look": "add", "lint": "add"}
+    assert [stage.name for stage in recipe.stages] == ["fill", "embed", "add", "look", "lint"]
+    alone = recipe_of(folder, "add")
+    assert alone.stage("add").versions == {captions: None}, "what is there, if no stage makes it"
+
+
+def test_training_on_named_lists_reads_the_log_mels_of_these(folder: Path) -> None:
+    held_out = 'held_out: {stage: melspec, src: others, dst: "${data}/held_out_lms"}'
+    train = "train: {out: run, files: d/files_audioset.csv}"
+    recipe = recipe_of(folder, "melspec", "held_out", "stats", "embed", "train", held_out=held_out, train=train)
+    assert needs(recipe)["train"] == {"melspec", "stats", "embed"}
+    with_validation = train.replace("}", ", valid_files: d/files_held_out.csv}")
+    recipe = recipe_of(
+        folder, "melspec", "held_out", "stats", "embed", "train", held_out=held_out, train=with_validation
+    )
+    assert needs(recipe)["train"] == {"melspec", "held_out", "stats", "embed"}
+
+
+def test_files_are_known_by_content_and_folders_by_what_describes_them(folder: Path) -> None:
+    table = folder / "table.csv"
+    write_text(table, "a,b\n")
+    before = identity(table)
+    os.utime(table, ns=(1, 1))
+    assert before != identity(table)
+    assert same(before, refreshed(table, before)), "only touched"
+    write_text(table, "a,c\n")
+    assert not same(before, refreshed(table, before)), "of the same size"
+    assert identity(folder / "nothing") is None
+    assert not same(before, None)
+
+    wavs = folder / "wavs"
+    (wavs / "sub").mkdir(parents=True)
+    before = identity(wavs)
+    write_text(wavs / "sub" / "new.wav", "")
+    assert not same(before, identity(wavs))
+
+    lms = folder / "a_lms"
+    (lms / "_melspec").mkdir(parents=True)
+    write_json(lms / "_melspec" / "config.json", {"fingerprint": "1"})
+    write_text(lms / "_melspec" / "records-000000.parquet", "rows")
+    before = identity(lms)
+    (lms / "new.npy").touch()
+    (lms / "_melspec" / "lock").touch()
+    assert same(before, identity(lms))
+    write_text(lms / "_melspec" / "records-000001.parquet", "rows")
+    assert not same(before, identity(lms))
+
+
+def test_a_folder_of_millions_is_not_walked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_identity, "ENTRIES_LOOKED_AT", 10)
+    entered: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (entered.append(str(path)), scandir(path))[1])
+    for number in range(30):
+        (folder / f"{number:02d}").mkdir()
+    assert identity(folder) is not None
+    assert entered == [str(folder)]
+
+
+def test_a_log_holds_of_a_bar_what_is_seen_in_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "stage.log"
+    with StageLog(path, ["melspec", "a folder", "b"]) as log:
+        for words in (b"one", b" line\n\rbar 1", b"\rbar 2\rbar", b" 3\n", b"\rnext 1\r"):
+            log.write(words)
+        monkeypatch.setattr("m2dprep.workflows.recipe.stage_process.BAR_SECONDS", 0.0)
+        log.write(b"next 2")
+        log.write(b"\rnext 3")
+    lines = path.read_text().splitlines()
+    assert lines[0].endswith(" m2dprep melspec 'a folder' b")
+    assert lines[1:] == ["one line", "bar 3", "next 2", "next 3"]
+    assert last_line(path) == "next 3"
+    assert last_line(folder / "none.log") is None

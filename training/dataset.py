@@ -1,0 +1,275 @@
+"""What each step trains on: the order of the clips, their crops, captions and noise.
+
+Random numbers that follow from what they are for, and from nothing that was drawn before.
+
+A counter-based generator: number j for clip i of an epoch is a hash of (stream, seed, epoch, i, j). So a sample does
+not depend on the number of workers or processes, nor on where a run was resumed, and a whole batch is drawn at once.
+
+Which clips each step trains on: an order that follows from the seed and the epoch, divided among processes.
+
+Batches for training: random crops, one of each clip's captions, and the noise of their masks.
+
+Everything random about a sample comes from (seed, epoch, clip) and nothing else: not from the number of workers or
+processes, the order of loading, or what was drawn before. So a resumed run needs no state of random generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from m2dprep.artifacts.log_mels.store import LogMels
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.training.pairing import CaptionRows
+
+# What numbers are for; no two uses share a stream.
+SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM, FEATURE_STREAM = 0, 1, 2, 3
+
+# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_MANTISSA_SHIFT, _MANTISSA = np.uint64(11), 2.0**-53
+
+
+def counter_rng(stream: int, seed: int, epoch: int, clips: np.ndarray, count: int) -> np.ndarray:
+    """``count`` uniform numbers in [0, 1) for each of ``clips`` (n,): (n, count), float64."""
+    with np.errstate(over="ignore"):
+        key = np.zeros(1, np.uint64)
+        for part in (stream, seed, epoch):
+            key = _splitmix64(key + _GOLDEN * np.uint64(part + 1))
+        keys = _splitmix64(key + _GOLDEN * (clips.astype(np.uint64) + np.uint64(1)))
+        numbers = _splitmix64(keys[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+    return (numbers >> _MANTISSA_SHIFT).astype(np.float64) * _MANTISSA
+
+
+def uniform_to_index(uniform: np.ndarray, choices: np.ndarray) -> np.ndarray:
+    """A whole number in 0 … choices − 1 from each of ``uniform`` in [0, 1); all are equally likely."""
+    return np.minimum((uniform * choices).astype(np.int64), choices - 1)
+
+
+def _splitmix64(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every bit of the input changes half of the bits of the output."""
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        value = (value ^ (value >> shift)) * factor
+    return value ^ (value >> _SHIFTS[2])
+
+
+class BatchKey(NamedTuple):
+    """What a data set is asked for: the clips (n,) by number, as they are in this epoch."""
+
+    epoch: int
+    clips: np.ndarray
+
+
+class TrainOrder(Sampler[BatchKey]):
+    """The clips of every step, from ``first_step`` to the end of the run.
+
+    An epoch holds every clip once, or about ``weights`` (n,) times their average; what does not fill a batch at its end
+    is left out, and is other clips in every epoch. A step's batch is cut into ``accumulate`` parts, each part into one
+    piece a process, so that the union over processes is the same whatever their number.
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        seed: int,
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self._clips, self._batch_size, self._seed, self._weights = clips, batch_size, seed, weights
+        self._accumulate, self._rank, self._world_size = accumulate, rank, world_size
+        self._steps = range(first_step, total_steps)
+        self.steps_per_epoch = clips // batch_size
+        self._epoch_order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Parts of batches that are still to come."""
+        return len(self._steps) * self._accumulate
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        for step in self._steps:
+            key = self.batch(step)
+            for part in np.split(key.clips, self._accumulate):
+                yield BatchKey(key.epoch, np.split(part, self._world_size)[self._rank])
+
+    def batch(self, step: int) -> BatchKey:
+        """All clips of a step (0, 1, …), over all parts and processes."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self._batch_size
+        return BatchKey(epoch, self._order(epoch)[start : start + self._batch_size])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            rng = np.random.default_rng((ORDER_STREAM, self._seed, epoch))
+            order = rng.permutation(self._clips)
+            self._epoch_order = epoch, order if self._weights is None else _draw(self._weights, rng)[order]
+        return self._epoch_order[1]
+
+
+def _draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many clip numbers as there are ``weights`` (n,), each in proportion to its weight.
+
+    Systematic resampling: a clip comes ⌊n·w/Σw⌋ or ⌈n·w/Σw⌉ times, so equal weights give every clip once.
+    """
+    ends = np.cumsum(weights) * (len(weights) / weights.sum())
+    ends[-1] = len(weights)
+    marks = np.arange(len(weights)) + rng.uniform()
+    return np.searchsorted(ends, marks, side="right").clip(max=len(weights) - 1)
+
+
+# The first numbers of a sample's stream; those of the mask follow.
+CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
+
+
+class Batch(NamedTuple):
+    """B samples as they come from disk, and with the strides that they have there.
+
+    ``log_mel`` (B, 1, F, T) of which only the first ``frames`` (B,) of each are filled; ``background`` the same shape,
+    or None where no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,) numbers.
+    """
+
+    log_mel: torch.Tensor
+    frames: torch.Tensor
+    background: torch.Tensor | None
+    text_embedding: torch.Tensor
+    noise: torch.Tensor
+    clip: torch.Tensor
+
+
+class Clips(Dataset[Batch]):
+    """Captioned log-mels, a batch at a time.
+
+    ``clips`` (n,) is the number of each log-mel's clip within ``captions``. Float16 arrays stay float16 on their way
+    to the device, where they are normalised.
+    """
+
+    def __init__(
+        self,
+        log_mels: LogMels,
+        clips: np.ndarray,
+        captions: CaptionRows,
+        model: ModelConfig,
+        seed: int,
+        background: LogMels | None = None,
+    ) -> None:
+        self._log_mels, self._clips, self._captions = log_mels, clips, captions
+        self._model, self._seed, self._background = model, seed, background
+        self._at: tuple[LogMels, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._log_mels)
+
+    def file_name(self, index: int) -> str:
+        """The path of a clip's log-mel, relative to the data directory."""
+        return self._log_mels.name(index)
+
+    @property
+    def reading(self) -> str | None:
+        """The file that was read last, for errors that name none."""
+        if self._at is None:
+            return None
+        log_mels, index = self._at
+        return str(log_mels.root / log_mels.name(index))
+
+    def log_mel(self, index: int) -> np.ndarray:
+        """A whole log-mel (F, T)."""
+        return self._log_mels[index]
+
+    def caption_rows(self, index: int) -> np.ndarray:
+        """Numbers of the caption rows that a clip may be paired with."""
+        return self._captions.of_clip(int(self._clips[index]))
+
+    def __getitems__(self, key: BatchKey) -> Batch:
+        """The batch of ``key``; PyTorch's loader calls this with what the sampler yields."""
+        numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
+        log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
+        background = None
+        if self._background is not None:
+            others = uniform_to_index(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
+            background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
+        return Batch(
+            torch.from_numpy(log_mel),
+            torch.from_numpy(frames),
+            None if background is None else torch.from_numpy(background),
+            torch.from_numpy(self._text_embeddings(key.clips, numbers[:, CAPTION])),
+            torch.from_numpy(numbers[:, MASK:].astype(np.float32)),
+            torch.from_numpy(key.clips.astype(np.int64)),
+        )
+
+    __getitem__ = __getitems__
+
+    def _text_embeddings(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        rows = [self.caption_rows(index) for index in clips.tolist()]
+        chosen = uniform_to_index(shares, np.array([len(choice) for choice in rows]))
+        return self._captions.take(np.array([choice[number] for choice, number in zip(rows, chosen, strict=True)]))
+
+    def _crops(
+        self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Crops (B, 1, F, T) whose start is any of 0 … T_clip − T, equally likely, and how many frames each has.
+
+        A shorter clip leaves the frames behind it empty, or with ``repeat`` is repeated.
+        """
+        n_mels, width = self._model.input_size
+        crops: np.ndarray | None = None
+        frames = np.full(len(indices), width, np.int64)
+        for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
+            self._at = log_mels, index
+            place_of_it = None if crops is None else crops[place, 0]
+            log_mel = log_mels.crop(index, share, width, place_of_it)
+            if log_mel is place_of_it:
+                continue
+            if crops is None or (crops.dtype == np.float16 and log_mel.dtype == np.float32):
+                crops = _grown(crops, place, (len(indices), 1, n_mels, width), log_mel)
+            length = log_mel.shape[1]
+            if length == width:
+                crops[place, 0] = log_mel
+            elif repeat:
+                crops[place, 0] = np.tile(log_mel, -(-width // length))[:, :width]
+            else:
+                crops[place, 0, :, :length] = log_mel
+                crops[place, 0, :, length:] = 0
+                frames[place] = length
+        assert crops is not None, "a batch has clips"
+        return crops, frames
+
+
+def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, int, int, int], like: np.ndarray) -> np.ndarray:
+    """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far.
+
+    Frames lie in it as in the log-mel ``like``, so that crops are copied in one piece.
+    """
+    if like.flags.c_contiguous:
+        new = empty(shape, like.dtype)
+    else:
+        count, channels, n_mels, width = shape
+        new = empty((count, channels, width, n_mels), like.dtype).swapaxes(2, 3)
+    if crops is not None:
+        new[:filled] = crops[:filled]
+    return new
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array for a batch; in a worker of a loader in memory that it shares with the training process, where the
+    loader would otherwise copy it to."""
+    if get_worker_info() is None:
+        return np.empty(shape, dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    shared = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(shared).numpy().view(dtype).reshape(shape)
+
+
+def whole_batch(batch: Batch) -> Batch:
+    """The collation of a loader whose data set yields batches."""
+    return batch

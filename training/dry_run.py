@@ -1,0 +1,125 @@
+"""What a run would take, before it begins: parameters, memory, steps, and one measured step. Writes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from m2dprep.artifacts.console import duration
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.distributed import join_processes, resolve_amp
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
+from m2dprep.training.data_dir import open_training_data
+from m2dprep.training.loader import make_loader
+from m2dprep.training.loop import Trainer, batch_in_memory
+from m2dprep.training.schedule import Schedule
+from m2dprep.training.signals import was_told
+from m2dprep.training.speed import GIB, peak_memory
+from m2dprep.training.train import compile_blocks, make_order, make_state, require_whole_batches, say
+
+# What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
+# norms and four products, queries, keys and values, the attention's output, and the MLP's four times wider ones.
+KEPT_PER_BLOCK = 17
+WARM_UP_STEPS = 1
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """``memory_gib`` is an estimate for one process, ``measured_gib`` the peak of a step on this device."""
+
+    clips: int
+    skipped: int
+    parameters: int
+    trained_parameters: int
+    steps_per_epoch: int
+    steps: int
+    processes: int
+    memory_gib: float
+    measured_gib: float
+    step_seconds: float
+    samples_per_second: float
+    loss: float
+    is_main: bool = True
+    """Whether this is the first process, whose result it is to show."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "is_main"}
+
+    def summary(self) -> str:
+        """A line a figure."""
+        return "\n".join(
+            [
+                f"clips       {self.clips:,} used, {self.skipped:,} skipped",
+                f"parameters  {self.parameters:,}, of which {self.trained_parameters:,} are trained",
+                f"steps       {self.steps:,} ({self.steps_per_epoch:,} an epoch)",
+                f"memory      about {self.memory_gib:.2f} GiB a process; peak of the measured step "
+                f"{self.measured_gib:.2f} GiB",
+                f"one step    {self.step_seconds:.3f} s, {self.samples_per_second:,.1f} clips/s, loss {self.loss:.4f}",
+                f"all steps   {duration(self.steps * self.step_seconds)} at that rate",
+            ]
+        )
+
+
+def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
+    """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
+    with join_processes(options.device, was_told) as world, batch_in_memory(config):
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
+        model = replace(model, off_emb_dim=data.captions.dim)
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
+        for line in (*data.notes, data.summary()):
+            say(world, line)
+        state = make_state(model, config, data, world.device)
+        if options.init is not None:
+            state.objective.begin_with(options.init)
+        if options.compile:
+            compile_blocks(state.objective)
+        schedule = Schedule(config, len(data) // config.batch_size)
+        order = make_order(data, config, schedule, world, 0)
+        batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
+        parts = [next(batches) for _ in range(config.accumulate)]
+        trainer = Trainer(state, schedule, world)
+        for _ in range(WARM_UP_STEPS):
+            losses, _ = trainer.step(parts)
+        loss = world.mean(losses)[0]
+        started = time.perf_counter()
+        world.mean(trainer.step(parts)[0])  # waits for the device
+        seconds = time.perf_counter() - started
+        return DryRun(
+            clips=len(data),
+            skipped=len(data.skipped),
+            parameters=_count(state.objective),
+            trained_parameters=_count(state.objective, trained=True),
+            steps_per_epoch=schedule.steps_per_epoch,
+            steps=schedule.total_steps,
+            processes=world.size,
+            memory_gib=estimate_memory(state.objective.model, config, world.device, world.size) / GIB,
+            measured_gib=peak_memory(world.device) / GIB,
+            step_seconds=seconds,
+            samples_per_second=config.batch_size / seconds,
+            loss=float(loss),
+            is_main=world.is_main,
+        )
+
+
+def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, processes: int) -> int:
+    """Bytes for weights, gradients, Adam's two moments, and what the backward pass needs from the forward pass.
+
+    Without libraries, buffers and fragmentation, which are a GiB or so on a GPU.
+    """
+    shape = model.config
+    state = 4 * (_count(model) + 3 * _count(model, trained=True))
+    visible, total = 1 + shape.num_visible, 1 + shape.num_patches
+    kept = shape.depth * visible * shape.embed_dim + shape.decoder_depth * total * shape.decoder_embed_dim
+    width = 4 if resolve_amp(config.amp, device) == "none" else 2
+    clips = config.batch_size // (config.accumulate * processes)
+    inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1]
+    return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
+
+
+def _count(model: nn.Module, *, trained: bool = False) -> int:
+    return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)

@@ -1,0 +1,218 @@
+"""How a run went: its log, and the copies of it that others show.
+
+How a run went: JSON lines, TensorBoard events, optionally wandb; and which losses are not finite.
+
+Lines of the log sent to Weights & Biases as well, where its package is installed and a project is named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from m2dprep.artifacts.digests import digest_of, fingerprint
+from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.artifacts.files import write_bytes
+from m2dprep.training.run_folder import RunFolder
+
+DIGEST = "digest"
+TAIL = re.compile(rb', "digest": "([0-9a-f]{16})"\}\n\Z')
+LIKE_A_DIGEST = re.compile(rb'[0-9a-f]{16}"\}\n\Z')
+FILES_SHOWN = 8
+Figures = dict[str, float | int | None]
+
+
+class NonFiniteLossError(UserError):
+    """Training has diverged, or an array in the batch is not finite."""
+
+    exit_code = 1
+
+
+class LossTracker:
+    """The losses since the last line of the log; they stay on the device until a line or a checkpoint is due.
+
+    ``names`` are those of the K losses; ``reduce`` averages a tensor over processes, on the CPU. What was reduced
+    before a checkpoint is part of it, so a resumed run writes the same lines.
+    """
+
+    def __init__(
+        self, names: Sequence[str], reduce: Callable[[torch.Tensor], torch.Tensor], unlogged: torch.Tensor
+    ) -> None:
+        self._names, self._reduce, self._settled = names, reduce, unlogged
+        self._fresh: list[torch.Tensor] = []
+
+    def add(self, losses: torch.Tensor) -> None:
+        """Remember a step's losses (K,); no transfer from the device."""
+        self._fresh.append(losses)
+
+    def settle(self) -> torch.Tensor:
+        """All losses since the last line (n, K), averaged over processes; a step that is not finite stays so."""
+        if self._fresh:
+            self._settled = torch.cat([self._settled, self._reduce(torch.stack(self._fresh))])
+            self._fresh.clear()
+        return self._settled
+
+    def take(self) -> dict[str, float]:
+        """Their means by name; the next window begins."""
+        means = self.settle().double().mean(dim=0).tolist()
+        self._settled = self._settled[:0]
+        return dict(zip(self._names, means, strict=True))
+
+
+def first_non_finite(losses: torch.Tensor) -> int | None:
+    """The row of the first losses (n, K) that are not finite."""
+    finite = losses.isfinite().all(dim=1)
+    return None if bool(finite.all()) else int((~finite).int().argmax())
+
+
+class RunLog:
+    """Writes lines to a run's ``log.jsonl`` and its TensorBoard events; ``also`` gets every line as well.
+
+    Lines after ``step`` of an earlier run are dropped when the log is opened.
+    """
+
+    def __init__(self, path: Path, step: int, also: Callable[[Figures, int], None] | None = None) -> None:
+        self._also, self._path = also, path
+        _truncate(path, step)
+        self._file = path.open("a")
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+        try:
+            with naming(path.parent / "events.out.tfevents"):
+                self._events = SummaryWriter(str(path.parent), purge_step=step + 1)
+        except BaseException:
+            threading.excepthook = self._hook
+            self._file.close()
+            raise
+
+    def write(self, step: int, epoch: float, figures: Figures) -> Figures:
+        """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
+        line: Figures = {"step": step, "epoch": round(epoch, 6)}
+        line |= {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
+        with naming(self._path):
+            self._file.write(proven(json.dumps(line)) + "\n")
+            self._file.flush()
+        with naming(self._path.parent / "events.out.tfevents"):
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, step)
+        if self._also is not None:
+            self._also(line, step)
+        return line
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut, before a checkpoint that comes after it."""
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+        with naming(self._path.parent / "events.out.tfevents"):
+            self._events.flush()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """What the thread that writes events meets is raised here by the next call: it need not be printed as well."""
+        if getattr(failure.thread, "exception", None) is not failure.exc_value:
+            self._hook(failure)
+
+    def __exit__(self, *exception: object) -> None:
+        """After an error, what is left to write of the log may fail as well, and would hide it."""
+        try:
+            for close in (self._file.close, self._events.close):
+                with suppress(OSError) if exception[0] is not None else naming(self._path):
+                    close()
+        finally:
+            threading.excepthook = self._hook
+
+
+def proven(line: str) -> str:
+    """A JSON object in a line, with one more key: the digest of the line without it."""
+    return f'{line.removesuffix("}")}, "{DIGEST}": "{digest_of(line.encode())}"}}'
+
+
+def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a ``log.jsonl``, none where there is none; a last line that a kill cut off is passed over.
+
+    Raises `UserError` for a line that is none of a log, or not as it was written, naming it; or passes it over and
+    hands the words to ``damaged``, if that is given. Lines of earlier versions have no digest.
+    """
+    return [line for number, raw in _lines(path) if (line := _parsed(path, number, raw, damaged)) is not None]
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The numbered whole lines of a log."""
+    content = path.read_bytes() if path.exists() else b""
+    return [(number, raw) for number, raw in enumerate(content.splitlines(keepends=True), 1) if raw.endswith(b"\n")]
+
+
+def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] | None) -> dict[str, Any] | None:
+    try:
+        tail = TAIL.search(raw)
+        if tail is not None and digest_of(raw[: tail.start()] + b"}") != tail[1].decode():
+            raise ValueError("its digest is not that of its bytes")
+        line = json.loads(raw)
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "epoch" not in line:
+            raise ValueError("it has no step and epoch")
+        if tail is None and (DIGEST in line or LIKE_A_DIGEST.search(raw)):
+            raise ValueError("its digest is damaged")
+    except (ValueError, RecursionError) as error:
+        words = f"{path}, line {number} is damaged: {first_line(error)}"
+        if damaged is None:
+            raise UserError(f"{words}. Remove the line; the others stay.") from error
+        damaged(words)
+        return None
+    checked: dict[str, Any] = line
+    checked.pop(DIGEST, None)
+    return checked
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep the lines up to ``step``, as they are; also damaged ones, which are told."""
+    kept = []
+    for number, raw in _lines(path):
+        line = _parsed(path, number, raw, lambda words: print(f"train: {words}; going on", file=sys.stderr))
+        if line is None or line["step"] <= step:
+            kept.append(raw)
+    write_bytes(path, b"".join(kept))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file name ``path``; one that names it in bytes names it in text."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, bytes):
+            error.filename = os.fsdecode(error.filename)
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def open_wandb(project: str, run: RunFolder) -> Iterator[Callable[[Figures, int], None]]:
+    """A function that takes a line and its step. The run's identity follows from its settings and folder, so a resumed
+    run goes on there as well. Raises `UserError` where wandb is not installed."""
+    try:
+        import wandb  # optional, so it is looked for only here
+    except ImportError as error:
+        raise UserError("--wandb needs the package wandb: pip install 'm2dprep[wandb]'.") from error
+    identity = fingerprint({"settings": run.settings, "folder": str(run.root.resolve())})
+    remote = wandb.init(
+        project=project, name=run.root.name, id=identity, resume="allow", config=run.settings, dir=str(run.root)
+    )
+    remote.define_metric("*", step_metric="step")
+    try:
+        yield lambda line, _: remote.log({name: value for name, value in line.items() if value is not None})
+    finally:
+        remote.finish()

@@ -1,0 +1,130 @@
+"""The stages of training, a class each: which losses a batch has, what learns from them, and what is kept.
+
+The loop, its state, the log and the validation know no model. They know an `Objective`, and so go on unchanged with a
+stage that trains something else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from m2dprep.m2dclap.initialise import initialise
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.dataset import Batch
+from m2dprep.training.loader import ModelInput, to_model_input
+from m2dprep.training.schedule import Schedule
+from m2dprep.training.speed import train_flops_per_clip
+
+
+class Objective(nn.Module, ABC):
+    """A stage of training, and at the same time the module of all that takes part in it.
+
+    Its parameters are trained; those with ``requires_grad`` off are frozen. A stage that keeps frozen parts in
+    evaluation mode overrides `train`. ``loss_names`` are its losses in the order of the log: ``loss``, which is
+    minimised, and any parts of it, ``loss_<part>``.
+    """
+
+    loss_names: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        names = cls.loss_names
+        if names[:1] != ("loss",) or not all(name.startswith("loss_") for name in names[1:]):
+            raise TypeError(f"{cls.__name__}.loss_names is {names}; it must be loss, and loss_<part> for each part.")
+
+    @abstractmethod
+    def prepare(self, batch: Any) -> Any:
+        """What `losses` takes, on the device, from a batch as the loader made it. Nothing may wait for the device."""
+
+    @abstractmethod
+    def losses(self, inputs: Any, *, gather: bool = False) -> dict[str, torch.Tensor]:
+        """Each of ``loss_names`` as a scalar, averaged over the batch.
+
+        With ``gather`` the batch is one of several processes', and a loss that compares clips with each other takes
+        those of all (`m2dclap.distributed.gather_rows`).
+        """
+
+    def forward(self, inputs: Any, *, gather: bool = False) -> dict[str, torch.Tensor]:
+        """`losses`, by the call that `DistributedDataParallel` sees."""
+        return self.losses(inputs, gather=gather)
+
+    def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
+        """What follows the optimiser's ``step`` (0, 1, …). Returns figures for the log; no device is waited for."""
+        return {}
+
+    @abstractmethod
+    def begin_with(self, path: Path) -> str:
+        """Take over the weights of a checkpoint (a file, or a run folder) before the first step; says what fitted.
+
+        Raises `UserError` where it does not fit.
+        """
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds under ``model``."""
+        return self.state_dict()
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Go on with what `weights` returned. Raises `RuntimeError` where these are not the same ones."""
+        self.load_state_dict(weights)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The modules that ``--compile`` compiles, each by itself."""
+        return ()
+
+    @abstractmethod
+    def flops_per_clip(self) -> int:
+        """Floating-point operations of a step for each clip, forward and backward."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class MaskedClap(Objective):
+    """M2D-CLAP of 2024: masked patches are predicted, and clips are told apart by their captions.
+
+    Log-mels are normalised with ``stats``; ``noise_ratio`` is the background's share of mel power, where a batch brings
+    one. A checkpoint holds the model under the names of the authors' code, and nothing else.
+    """
+
+    loss_names = ("loss", "loss_m2d", "loss_clap")
+
+    def __init__(self, model: M2DCLAP, stats: Normalization, noise_ratio: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self._stats, self._noise_ratio = stats, noise_ratio
+
+    def prepare(self, batch: Batch) -> ModelInput:
+        return to_model_input(batch, self._stats, self._noise_ratio, self.device)
+
+    def losses(self, inputs: ModelInput, *, gather: bool = False) -> dict[str, torch.Tensor]:
+        output = self.model(inputs.log_mel, inputs.text_embedding, inputs.noise, inputs.clean, gather=gather)
+        return {name: getattr(output, name) for name in self.loss_names}
+
+    def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
+        """The target follows the encoder, and the temperature stays within its bounds."""
+        decay = schedule.target_decay(step)
+        self.model.update_target(decay)
+        self.model.clamp_logit_scale()
+        return {"target_decay": decay, "logit_scale": self.model.logit_scale.detach().exp()}
+
+    def begin_with(self, path: Path) -> str:
+        return initialise(self.model, path)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        return (*self.model.blocks, *self.model.target_blocks, *self.model.decoder_blocks)
+
+    def flops_per_clip(self) -> int:
+        return train_flops_per_clip(self.model.config)

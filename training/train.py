@@ -1,0 +1,295 @@
+"""Training from a data directory to checkpoints and a log. The same call goes on where a run stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2dprep.artifacts.digests import file_digest, fingerprint
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_text
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.m2dclap.checkpoint import find_checkpoint
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, recipe_text
+from m2dprep.training.data_dir import TrainingData, open_training_data, write_skipped
+from m2dprep.training.dataset import TrainOrder
+from m2dprep.training.loader import Batches, make_loader
+from m2dprep.training.log import Figures, RunLog, open_wandb, read_log
+from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
+from m2dprep.training.objectives import MaskedClap, Objective
+from m2dprep.training.run_folder import (
+    BEFORE,
+    RunFolder,
+    bring_back,
+    checkpoint_folder_name,
+    forget_before,
+    make_way,
+    model_name,
+)
+from m2dprep.training.schedule import Schedule, make_optimizer
+from m2dprep.training.signals import was_told
+from m2dprep.training.speed import Meter, matrix_peak
+from m2dprep.training.state import TrainState
+from m2dprep.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run ended: the last checkpoint and, if there still is a log, the losses in its last line."""
+
+    checkpoint: str
+    epochs: int
+    steps: int
+    losses: dict[str, float | None]
+    clips: int
+    skipped: int
+    is_main: bool = True
+    """Whether this is the first process, whose result it is to show."""
+
+    @property
+    def loss(self) -> float | None:
+        """What was minimised."""
+        return self.losses["loss"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the losses among the others."""
+        return {
+            "checkpoint": self.checkpoint,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            **self.losses,
+            "clips": self.clips,
+            "skipped": self.skipped,
+        }
+
+    def summary(self) -> str:
+        """Two lines for a terminal."""
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items() if value is not None)
+        return (
+            f"{self.epochs} epochs, {self.steps:,} steps, {self.clips:,} clips ({self.skipped:,} skipped): {losses}\n"
+            f"{self.checkpoint}"
+        )
+
+
+def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> TrainResult:
+    """Train ``model`` on a data directory, writing to the folder ``out``; resumes from its newest checkpoint.
+
+    ``model.off_emb_dim`` is set to the length of the text embeddings found. Started by torchrun, this is one process of
+    several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
+    where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
+    """
+    with join_processes(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
+        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
+        model = replace(model, off_emb_dim=data.captions.dim)
+        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
+        for line in (*data.notes, data.summary()):
+            say(world, line)
+        recipe = recipe_text(choice, out, model, config, options)
+        amp = resolve_amp(config.amp, world.device)
+        run = world.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        if (begun_in := run.notes.get("amp", amp)) != amp:
+            say(
+                world,
+                f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
+            )
+        state = make_state(model, config, data, world.device)
+        if (newest := world.broadcast_from_main(run.newest)) is not None:
+            state.restore(newest)
+            say(world, f"going on from {newest}")
+        elif options.init is not None:
+            say(world, state.objective.begin_with(options.init))
+        steps_per_epoch = len(data) // config.batch_size
+        schedule = Schedule(config, steps_per_epoch)
+        if state.step < schedule.total_steps:
+            _run(stack, state, schedule, data, run, world, options)
+        if world.is_main:
+            forget_before(out)
+        epochs = state.step // steps_per_epoch
+        last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if world.is_main else {}
+        return TrainResult(
+            checkpoint=str(run.checkpoint(epochs)),
+            epochs=epochs,
+            steps=state.step,
+            losses={name: last.get(name) for name in state.objective.loss_names},
+            clips=len(data),
+            skipped=len(data.skipped),
+            is_main=world.is_main,
+        )
+
+
+def _run(
+    stack: ExitStack,
+    state: TrainState[MaskedClap],
+    schedule: Schedule,
+    data: TrainingData,
+    run: RunFolder,
+    world: DistributedContext,
+    options: RunOptions,
+) -> None:
+    """Wire the parts of a run together and go through its steps."""
+    config, objective = schedule.config, state.objective
+    model = objective.model.config
+    dataset = data.dataset(model, config)
+    order = make_order(data, config, schedule, world, state.step)
+    loader = make_loader(dataset, order, options.workers, world.device, world.size)
+    if options.compile:
+        compile_blocks(objective)
+    job = Job(
+        run=run,
+        args=_checkpoint_args(data, model, config, options),
+        plan=options.save,
+        log_every=options.log_every,
+        files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
+        meter=make_meter(objective, config, world),
+        log=_open_log(stack, run, state, options) if world.is_main else None,
+        validation=_validation_of_main(world, options, data, config, objective),
+        overwrites=options.overwrite,
+    )
+    with Batches(loader) as batches:
+        run_steps(Trainer(state, schedule, world), batches, job)
+
+
+def make_state(
+    model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device
+) -> TrainState[MaskedClap]:
+    """A new model with weights from the seed, the same on every device, and its optimiser."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = M2DCLAP(model_config)
+    model.norm_stats.copy_(torch.tensor(data.stats))
+    objective = MaskedClap(model, data.stats, config.noise_ratio).to(device).train()
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
+    return TrainState(objective, make_optimizer(objective, config), scaler)
+
+
+def make_order(
+    data: TrainingData, config: TrainConfig, schedule: Schedule, world: DistributedContext, first_step: int
+) -> TrainOrder:
+    """What this process trains on from ``first_step`` (0, 1, …) to the end."""
+    return TrainOrder(
+        len(data),
+        config.batch_size,
+        config.seed,
+        total_steps=schedule.total_steps,
+        first_step=first_step,
+        accumulate=config.accumulate,
+        rank=world.rank,
+        world_size=world.size,
+        weights=data.weights,
+    )
+
+
+def make_meter(objective: Objective, config: TrainConfig, world: DistributedContext) -> Meter:
+    """A meter against what all devices could do, if all are like this one."""
+    peak = matrix_peak(world.device, resolve_amp(config.amp, world.device)) * world.size
+    return Meter(world.device, objective.flops_per_clip(), peak)
+
+
+def compile_blocks(objective: Objective) -> None:
+    """Compile each transformer block where it stands: most of the gain, names of weights and gathering as they are."""
+    for block in objective.blocks():
+        block.compile()
+
+
+def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
+    """Raise `UserError` where a step's batch cannot be filled, or not divided evenly among ``processes``."""
+    if clips < 2:
+        raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
+    if clips < config.batch_size:
+        raise UserError(
+            f"{clips:,} captioned clips do not fill a batch of {config.batch_size:,}; use --batch-size {clips} or less."
+        )
+    if config.batch_size % (pieces := processes * config.accumulate):
+        raise UserError(
+            f"a batch of {config.batch_size:,} cannot be divided among {processes} processes and {config.accumulate} "
+            f"accumulated parts; use a --batch-size that is a multiple of {pieces}."
+        )
+
+
+def settings_of(data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+    """What a resumed run must share."""
+    init = None if options.init is None else file_digest(find_checkpoint(options.init))
+    return {
+        "size": options.size,
+        "model": model.to_dict(),
+        "train": config.to_dict(),
+        "data": data.identity,
+        "init": init,
+    }
+
+
+def _open_run(
+    stack: ExitStack,
+    out: Path,
+    data: TrainingData,
+    model: ModelConfig,
+    config: TrainConfig,
+    options: RunOptions,
+    recipe: str,
+    amp: str,
+) -> RunFolder:
+    settings = settings_of(data, model, config, options)
+    out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(exclusive(out))
+    if not options.overwrite:
+        bring_back(out)
+    elif make_way(out):
+        print(f"train: the earlier run stays in {out / BEFORE} until this one is done", file=sys.stderr)
+    name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
+    notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
+    run = RunFolder.open(out, name, settings, notes)
+    write_text(run.recipe, recipe)
+    write_skipped(run.skipped, data.skipped)
+    return run
+
+
+def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], options: RunOptions) -> RunLog:
+    also: Callable[[Figures, int], None] | None = None
+    if options.wandb is not None:
+        also = stack.enter_context(open_wandb(options.wandb, run))
+    return stack.enter_context(RunLog(run.log, state.step, also))
+
+
+def _validation_of_main(
+    world: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
+) -> Validation | None:
+    """The validation, in the first process; what is wrong with its tables stops all of them."""
+    made: list[Validation] = []
+    world.broadcast_from_main(
+        lambda: made.append(Validation(options.validation, data, config, objective, objective.model))
+    )
+    return made[0] if made else None
+
+
+def say(world: DistributedContext, words: str) -> None:
+    if world.is_main:
+        print(f"train: {words}", file=sys.stderr)
+
+
+def _checkpoint_args(
+    data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions
+) -> dict[str, Any]:
+    """What a checkpoint says about itself: the original's names at the top, our configurations below."""
+    return {
+        "model": model_name(options.size),
+        "input_size": list(model.input_size),
+        "patch_size": list(model.patch_size),
+        "sr": f"{data.front_end.sample_rate // 1000}k",
+        **config.to_dict(),
+        "front_end": asdict(data.front_end),
+        "norm_stats": list(data.stats),
+        "text_model": data.text_model,
+        "model_config": model.to_dict(),
+        "train_config": config.to_dict(),
+    }

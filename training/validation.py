@@ -1,0 +1,176 @@
+"""What is measured between epochs, without changing the run.
+
+Whether features use the space that they have: effective rank and cumulative explained variance.
+
+What is measured between epochs, without changing the run: validation loss, rank of features, zero-shot accuracy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
+from m2dprep.evaluation.zeroshot import class_embeddings, classify, load_text_encoder, tally
+from m2dprep.m2dclap.distributed import autocast
+from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import TrainConfig, ValidationOptions
+from m2dprep.training.data_dir import TrainingData
+from m2dprep.training.dataset import FEATURE_STREAM, BatchKey, Clips
+from m2dprep.training.log import Figures
+from m2dprep.training.objectives import Objective
+
+# Keeps the logarithm of a singular value's share finite, as in the paper.
+SHARE_EPS = 1e-7
+
+
+def rank_me(features: torch.Tensor) -> float:
+    """RankMe of features (N, D): the exponential of the entropy of their singular values' shares, 1 … min(N, D).
+
+    Source: Garrido et al., "RankMe" (ICML 2023), equation 1. N well above D makes it a property of the model.
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum().clamp_min(SHARE_EPS) + SHARE_EPS
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def explained_variance_area(features: torch.Tensor) -> float:
+    """Area under the cumulative explained variance of features (N, D), 0.5 … 1.
+
+    The curve goes over the share of principal components, the largest first. 0.5 where all directions carry equal
+    variance; close to 1 where few carry all of it, that is, where features have collapsed. Source: Li, Efros and
+    Pathak, "Understanding collapse in non-contrastive siamese representation learning" (ECCV 2022), section 3.
+    """
+    centred = features.double() - features.double().mean(dim=0)
+    variances = torch.linalg.svdvals(centred) ** 2
+    total = variances.sum()
+    if total == 0:
+        return 1.0
+    curve = torch.cat([torch.zeros(1, dtype=torch.float64), (variances / total).cumsum(dim=0)])
+    return float(torch.trapezoid(curve, dx=1 / len(variances)))
+
+
+# Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
+# whatever the batch or the number of processes in training.
+VALIDATION_BATCH = 64
+# Features are of so many clips at most; their rank needs more of them than they have dimensions.
+FEATURE_CLIPS = 2048
+FEATURE_BATCH = 32
+
+
+class Validation:
+    """Measures the losses of an objective, and the model that it trains; in the first process only."""
+
+    def __init__(
+        self, options: ValidationOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
+    ) -> None:
+        self._options, self._data, self._config = options, data, config
+        self._objective, self._model = objective, model
+        self._held_out = data.held_out_dataset(model.config, config)
+        self._feature_clips = self._held_out or data.dataset(model.config, config)
+        self._probe = None if options.probe_clips is None else ZeroShotProbe(options, data, model)
+
+    def due(self, epoch: int) -> bool:
+        """Whether anything is to be measured after ``epoch`` epochs."""
+        options = self._options
+        valid = self._held_out is not None and _is_due(epoch, options.valid_every)
+        probe = self._probe is not None and _is_due(epoch, options.probe_every)
+        return valid or probe or _is_due(epoch, options.features_every)
+
+    def figures(self, epoch: int) -> Figures:
+        """What is due after ``epoch`` epochs, by the names that it has in the log."""
+        options, model, figures = self._options, self._model, Figures()
+        with evaluating(self._objective):
+            if self._held_out is not None and _is_due(epoch, options.valid_every):
+                figures |= validation_losses(self._objective, self._held_out, self._config.amp)
+            if _is_due(epoch, options.features_every):
+                figures |= feature_figures(model, self._feature_clips, self._data, self._config.seed)
+            if self._probe is not None and _is_due(epoch, options.probe_every):
+                figures |= self._probe.figures(model, self._data)
+        return figures
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients, for the block."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def validation_losses(objective: Objective, clips: Clips, amp: str) -> Figures:
+    """The losses over held-out clips, means over clips: ``valid_loss`` and what else the objective has.
+
+    Crops, captions and masks are those of epoch 0, so that epochs differ by the model alone. Batches have
+    `VALIDATION_BATCH` clips or, where that does not divide them, evenly fewer.
+    """
+    parts = np.array_split(np.arange(len(clips)), -(-len(clips) // VALIDATION_BATCH))
+    names = objective.loss_names
+    total = torch.zeros(len(names), dtype=torch.float64)
+    for part in parts:
+        inputs = objective.prepare(clips[BatchKey(0, part)])
+        with autocast(objective.device, amp):
+            losses = objective.losses(inputs)
+        total += torch.stack([losses[name].double() for name in names]).cpu() * len(part)
+    return {f"valid_{name}": value for name, value in zip(names, (total / len(clips)).tolist(), strict=True)}
+
+
+def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int) -> Figures:
+    """``rank_me`` and ``explained_variance_area`` of the averaged patches of a fixed choice of clips, whole."""
+    rng = np.random.default_rng((FEATURE_STREAM, seed))
+    chosen = rng.permutation(len(clips))[:FEATURE_CLIPS]
+    encoder = AudioEncoder(model, data.stats, FEATURE_BATCH)
+    pooled = []
+    for start in range(0, len(chosen), 8 * FEATURE_BATCH):
+        part = chosen[start : start + 8 * FEATURE_BATCH].tolist()
+        pooled.append(encoder.pool([clips.log_mel(index)[None].copy() for index in part]).cpu())
+    features = torch.cat(pooled)
+    if not bool(features.isfinite().all()):
+        return {"rank_me": None, "explained_variance_area": None}
+    return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
+
+
+class ZeroShotProbe:
+    """Zero-shot classification of a fixed table of clips, with the encoder that the captions were embedded with."""
+
+    def __init__(self, options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> None:
+        assert options.probe_clips is not None
+        self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
+        template = check_template(options.probe_template)
+        encoder = load_text_encoder(
+            data.text_model or {},
+            model.config.off_emb_dim,
+            options.probe_text_model,
+            "the data",
+            model.cls_token.device.type,
+        )
+        self._texts = class_embeddings(encoder, self._clips.classes, template)
+        self._reader = ClipReader(data.front_end)
+
+    def figures(self, model: M2DCLAP, data: TrainingData) -> Figures:
+        """``zero_shot_accuracy`` (a share; None where no clip could be read) and ``zero_shot_failed`` clips."""
+        encoder = AudioEncoder(model, data.stats)
+        predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
+        confusion, failures = tally(self._clips, predictions)
+        classified = sum(map(sum, confusion))
+        right = sum(row[index] for index, row in enumerate(confusion))
+        if failures:
+            print(f"train: {len(failures)} clips of the probe failed, {failures[0].file_name} first", file=sys.stderr)
+        return {
+            "zero_shot_accuracy": right / classified if classified else None,
+            "zero_shot_failed": len(failures),
+        }
+
+
+def _is_due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0

@@ -1,0 +1,1 @@
+"""Proof that what lies in a data directory fits together."""

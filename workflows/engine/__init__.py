@@ -1,0 +1,1 @@
+"""Shards through workers: processes here, a Dask cluster, or SLURM jobs."""

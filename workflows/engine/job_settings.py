@@ -1,0 +1,247 @@
+"""What a SLURM job of workers asks for: read from a YAML file, and written as the job's script by dask-jobqueue."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import read_yaml
+from m2dprep.workflows.engine.dask_workers import import_dask, worker_exports
+
+# Seconds after which a worker without its scheduler ends, and with it its job.
+DEATH_TIMEOUT = 60
+# Of the wall time: before its end, workers take no new work, each at its own moment.
+LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
+# From 1 to a million, in figures.
+COUNT = re.compile(r"0*[1-9][0-9]{0,5}|1000000")
+MEMORY = re.compile(r"[0-9]{1,9}(\.[0-9]+)? ?([KMGT]i?)?B?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a job asks of SLURM; what is None comes from Dask's own configuration (``jobqueue.slurm``), if there.
+
+    A job has ``cores`` single-threaded workers; with ``gpu`` one worker and one GPU. ``prologue`` are lines of shell
+    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``. The certificates of a
+    run lie in ``private_directory``.
+    """
+
+    jobs: int = 1
+    queue: str | None = None
+    account: str | None = None
+    walltime: str | None = None
+    memory: str | None = None
+    cores: int | None = None
+    gpu: bool = False
+    interface: str | None = None
+    prologue: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    log_directory: str | None = None
+    local_directory: str | None = None
+    python: str | None = None
+    private_directory: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """Worker processes in all jobs."""
+        return self.jobs * self._processes
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.gpu else int(self._required("cores"))
+
+    def _required(self, name: str) -> Any:
+        jobqueue()  # adds its defaults to Dask's configuration
+        import dask
+
+        value = getattr(self, name) or dask.config.get(f"jobqueue.slurm.{name}", None)
+        if value is None:
+            raise UserError(f"SLURM jobs need {name}: give it in the file of --cluster-config ({name}: ...).")
+        return value
+
+    @property
+    def logs(self) -> Path | None:
+        """Where the jobs' output goes; None leaves it to SLURM."""
+        jobqueue()
+        import dask
+
+        folder = self.log_directory or dask.config.get("jobqueue.slurm.log-directory", None)
+        return None if folder is None else Path(folder).absolute()
+
+    def for_jobqueue(self, worker_options: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments of dask-jobqueue's job, quoted for its script. Raises `UserError` where one is missing or
+        cannot be. The workers are given ``worker_options`` as well."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in worker_exports().items()]
+        walltime = str(self.walltime or self._required("walltime"))
+        margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
+        lifetime = max(1.0, wall_seconds(walltime) - margin)
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *worker_options]
+        extra += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
+        directives = list(self.directives)
+        if self.logs is not None:
+            directives += [
+                f"--{kind}={directive_path(self.logs)}/m2dprep-%J.{kind[:3]}" for kind in ("error", "output")
+            ]
+        if self.gpu:
+            extra += ["--resources", "GPU=1"]
+            if not any("gpu" in directive for directive in directives):
+                directives.append("--gres=gpu:1")
+        arguments = {
+            "queue": self.queue and shlex.quote(self.queue),
+            "account": self.account and shlex.quote(self.account),
+            "walltime": walltime,
+            "memory": self._memory(),
+            "cores": int(self._required("cores")),
+            "processes": self._processes,
+            "interface": self.interface and shlex.quote(self.interface),
+            "job_script_prologue": [*exports, *self.prologue] if self.prologue else [*exports, *_configured_prologue()],
+            "job_extra_directives": directives or None,
+            "local_directory": self.local_directory and shlex.quote(self.local_directory),
+            "python": shlex.quote(self.python or self._configured_python()),
+            "worker_extra_args": [shlex.quote(option) for option in extra],
+            "death_timeout": DEATH_TIMEOUT,
+            "job_name": "m2dprep",
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def _memory(self) -> str:
+        """Of a job. Raises `UserError` where it is no amount of bytes."""
+        from dask.utils import parse_bytes
+
+        memory = str(self._required("memory"))
+        try:
+            if parse_bytes(memory) > 0:
+                return memory
+        except (ValueError, OverflowError):
+            pass
+        raise UserError(f"memory {memory!r} of SLURM jobs is not like 16GB.")
+
+    @staticmethod
+    def _configured_python() -> str:
+        import dask
+
+        return str(dask.config.get("jobqueue.slurm.python", None) or sys.executable)
+
+
+def directive_path(path: Path) -> str:
+    """``path`` as it is written into a line of ``#SBATCH``, where SLURM would replace what follows a percent sign.
+
+    Raises `UserError` for a path with a line break: its rest would be a command.
+    """
+    text = str(path)
+    if not text.isprintable():
+        raise UserError(f"{text!r}: the script of a SLURM job cannot hold a path with such characters.")
+    return shlex.quote(text.replace("%", "%%"))
+
+
+def _configured_prologue() -> list[str]:
+    import dask
+
+    return list(dask.config.get("jobqueue.slurm.job-script-prologue", None) or [])
+
+
+def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
+    """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
+    values: dict[str, Any] = {}
+    places: dict[str, int] = {}
+    if path is not None:
+        # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
+        document = read_yaml(path, "the file of cluster settings", yaml.BaseLoader)
+        node, values = document.node, document.value or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if places.setdefault(str(key_node.value), key_node.start_mark.line + 1) != key_node.start_mark.line + 1:
+                raise UserError(f"{path}, line {key_node.start_mark.line + 1}: the file sets {key_node.value} twice.")
+    kinds = {field.name: field.type for field in fields(JobSettings)}
+    read = {}
+    for key, value in values.items():
+        place = f"{path}, line {places[key]}"
+        name = key.replace("-", "_")
+        if name not in kinds:
+            nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
+            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest!r}?")
+        read[name] = found = _read(place, name, value, str(kinds[name]))
+        texts = found if isinstance(found, tuple) else (found,)
+        if name != "prologue" and any(isinstance(text, str) and not text.isprintable() for text in texts):
+            raise UserError(f"{place}: {name} is one line of text, not {found!r}.")
+    settings = JobSettings(**read)
+    settings = replace(settings, jobs=jobs or settings.jobs, gpu=gpu or settings.gpu)
+    if settings.walltime is not None:
+        wall_seconds(settings.walltime)
+    return settings
+
+
+def _read(place: str, name: str, value: Any, kind: str) -> Any:
+    """A setting's text as its type."""
+    if kind.startswith("tuple"):
+        lines = value if isinstance(value, list) else str(value).splitlines()
+        return tuple(str(line) for line in lines)
+    if isinstance(value, list | dict):
+        raise UserError(f"{place}: {name} is one value, not {value!r}.")
+    if value == "" or value == "null":
+        return None
+    if kind == "bool" and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind.startswith("int") and COUNT.fullmatch(value):
+        return int(value)
+    if name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{place}: memory cannot be {value!r}; it is like 16GB or 4000MB.")
+    if kind.startswith("str"):
+        return value
+    raise UserError(f"{place}: {name} cannot be {value!r}; it is {'true or false' if kind == 'bool' else 'a number'}.")
+
+
+def wall_seconds(text: str) -> float:
+    """Seconds of a wall time as SLURM writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `UserError`."""
+    days, dash, rest = text.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        if dash:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        elif len(parts) == 3:
+            hours, minutes, seconds = parts
+        else:
+            hours, (minutes, seconds) = 0, [*parts, 0][:2]
+        total = ((int(days if dash else 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    except ValueError:
+        total = 0
+    if total <= 0 or len(rest.split(":")) > 3:
+        raise UserError(f"wall time {text!r} is not like 90 (minutes), 04:00:00 or 1-12:00:00.")
+    return float(total)
+
+
+def job_script(settings: JobSettings) -> str:
+    """The script of a job; SLURM need not be there, and nothing is written."""
+    private = "<private folder of the run>"
+    options = [*("--tls-ca-file", private), *("--tls-cert", private), *("--tls-key", private)]
+    arguments = settings.for_jobqueue(options)
+    with without_log_directory():
+        job = jobqueue().SLURMCluster.job_cls("tls://<scheduler>", name="m2dprep", protocol="tls://", **arguments)
+        return str(job.job_script())
+
+
+def without_log_directory() -> Any:
+    """For a block, dask-jobqueue neither makes a folder for logs nor writes its name unquoted: we do that."""
+    import dask
+
+    return dask.config.set({"jobqueue.slurm.log-directory": None})
+
+
+def jobqueue() -> Any:
+    """The module dask_jobqueue. Raises `UserError` where it is not installed, or Dask's settings are broken."""
+    import_dask()
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise UserError("SLURM jobs need dask-jobqueue: pip install 'm2dprep[cluster]'.") from error
+    return dask_jobqueue

@@ -1,0 +1,264 @@
+"""What a conversion has to do: new sources, changed ones, and those that failed before.
+
+Which sources are other files than those that the records speak of: by size, then by time, then by content.
+
+What a conversion has to do: the sources, by a scan or by a list, less what the records say is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m2dprep.artifacts.console import DELAY_SECONDS, Progress
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.folders import EXACT, NameFolding
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.records import FAILED, KEPT, KEPT_FOR_NOW, OK, read_records, record_parts
+from m2dprep.artifacts.tables import read_csv_columns
+from m2dprep.audioprep.decoding.content import digest_of
+from m2dprep.audioprep.decoding.sound import TRANSIENT
+from m2dprep.audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
+from m2dprep.workflows.melspec.owners import Owners, folded, misnamed, settle
+
+# Asking a network file system waits more than it computes.
+THREADS = 16
+AT_ONCE = 4096
+
+
+class RecordedFiles:
+    """What records say of the files that were converted, row by row: size, time and sampled digest."""
+
+    def __init__(self, records: pa.Table) -> None:
+        self._sizes = records["source_bytes"].fill_null(-1).to_numpy()
+        self._times = records["source_mtime_ns"].fill_null(-1).to_numpy()
+        self._digests = records["source_digest"]
+
+    def is_another(self, source: Source, row: int, *, by_time: bool) -> bool | None:
+        """Whether ``source`` is another file than that of ``row``; None where it cannot be looked at.
+
+        Another size is another file, the same size and time the same one. Where only times differ, ``by_time`` takes
+        it for another one, as it was changed in its place; else the content decides, as copies may have other times.
+        """
+        try:
+            status = source.path.stat()
+            if status.st_size != self._sizes[row]:
+                return True
+            if modification_time_ns(status) == self._times[row]:
+                return False
+            return by_time or digest_of(source.path) != self._digests[row].as_py()
+        except OSError:
+            return None
+
+    def has_size(self, row: int) -> bool:
+        return bool(self._sizes[row] >= 0)
+
+
+def changed_in_place(
+    sources: Sequence[Source], good: np.ndarray, failed: np.ndarray, row_of: np.ndarray, recorded: RecordedFiles
+) -> np.ndarray:
+    """Which of the ``good`` and ``failed`` sources (n,) have another size or time than recorded.
+
+    Good ones that cannot be looked at have changed; failed ones have not. A failed one whose size was never known has
+    changed if it is there.
+    """
+
+    def changed(index: int) -> bool:
+        if failed[index] and not recorded.has_size(row_of[index]):
+            return sources[index].path.exists()
+        answer = recorded.is_another(sources[index], row_of[index], by_time=True)
+        return bool(good[index]) if answer is None else answer
+
+    return _mask(sources, np.flatnonzero(good | failed), changed)
+
+
+def other_files(
+    sources: Sequence[Source], good: np.ndarray, failed: np.ndarray, row_of: np.ndarray, recorded: RecordedFiles
+) -> np.ndarray:
+    """Which of the ``good`` and ``failed`` sources (n,) of another folder are not those that were converted.
+
+    Good ones that cannot be looked at are others; failed ones, and those whose size was never known, are not.
+    """
+
+    def another(index: int) -> bool:
+        if failed[index] and not recorded.has_size(row_of[index]):
+            return False
+        answer = recorded.is_another(sources[index], row_of[index], by_time=False)
+        return bool(good[index]) if answer is None else answer
+
+    return _mask(sources, np.flatnonzero(good | failed), another)
+
+
+def _mask(sources: Sequence[Source], indices: np.ndarray, question: Callable[[int], bool]) -> np.ndarray:
+    found = np.zeros(len(sources), bool)
+    for index, answer in _answers(indices, question):
+        found[index] = answer
+    return found
+
+
+def _answers(indices: np.ndarray, question: Callable[[int], bool]) -> Iterator[tuple[int, bool]]:
+    """The question's answers for the sources at ``indices``, asked by some threads."""
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        Progress(len(indices), "compare sources", "files", delay=DELAY_SECONDS) as progress,
+    ):
+        for start in range(0, len(indices), AT_ONCE):
+            chunk = indices[start : start + AT_ONCE].tolist()
+            yield from zip(chunk, pool.map(question, chunk), strict=True)
+            progress.advance(len(chunk))
+
+
+PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "source_mtime_ns", "source_digest"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sources still to convert, and how many of the others are done or failed before, by reason.
+
+    ``superseded`` are sources with good records that lose their arrays to pending ones; the reasons are in them.
+    ``replaced`` are sources with good records whose arrays would be replaced by those of other files of another folder.
+    """
+
+    pending: list[Source]
+    done: int
+    failed: Counter[str]
+    superseded: list[Source] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+
+
+def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
+    """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
+
+    What a scan sees and does not take is counted in ``passed_over``. What is named and not there becomes a failure row
+    when it is converted. Raises `UserError` where ``src`` is no
+    folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
+    has a name that configuration and lists cannot hold.
+    """
+    for path in (src.resolve(), dst.absolute()):
+        _require_text(path)
+    if files is None:
+        others = passed_over or PassedOver()
+        sources = discover(src, exclude=dst, passed_over=others)
+        if not sources:
+            raise UserError(f"{src} holds no audio files" + (f"; {others}." if str(others) else "."))
+        return sources
+    require_folder(src, "the audio files to convert")
+    sources = named_sources(src, read_csv_columns(files, ["source"], "the list of sources")["source"])
+    if not sources:
+        raise UserError(f"{files} lists no audio files.")
+    return sources
+
+
+def _require_text(path: Path) -> None:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(f"{name}: the name is not UTF-8; rename the folder.") from error
+
+
+def make_plan(
+    layout: LmsLayout,
+    sources: list[Source],
+    *,
+    retry_failed: bool,
+    check_sources: bool,
+    same_root: bool,
+    folding: NameFolding = EXACT,
+) -> Plan:
+    """Compare ``sources`` with the records of ``layout``.
+
+    A source is done where its latest record says so and its array is there. Failed ones are left alone unless
+    ``retry_failed``, or the machine was to blame (`TRANSIENT`); so are those that kept an earlier array, which count as
+    failed (`KEPT`). A source to be converted whose array is there and good ``keeps`` it should it fail.
+    ``check_sources`` compares sizes and modification times
+    with those recorded, also of failed ones. Where the records speak of another folder (not ``same_root``), a file of
+    the same name may be a copy or another sound: sizes, times and contents tell. Where a source's output is the array
+    of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
+    """
+    if not record_parts(layout):
+        return Plan(sources, 0, Counter())
+    records = read_records(layout, PLAN_COLUMNS)
+    names = pa.array([source.relative for source in sources], pa.string())
+    row_of = pc.index_in(names, value_set=records["source"].combine_chunks()).fill_null(-1).to_numpy()
+    del names
+    status = _values(records["status"])
+    known = row_of >= 0
+    good = known & (status[row_of] == OK)
+    failed = known & (status[row_of] == FAILED) & ~np.isin(_values(records["reason"])[row_of], TRANSIENT)
+    owners = Owners(records, status == OK, folding)
+    good &= (_present(layout.root, records["file_name"], folding) & ~owners.without_owner(records["file_name"]))[row_of]
+    there, reason = good, _values(records["reason"])[row_of]
+    good = good & ~(known & (reason == KEPT_FOR_NOW))
+    kept = good & (reason == KEPT)
+    replaced: list[str] = []
+    if check_sources or not same_root:
+        look = changed_in_place if same_root else other_files
+        changed = look(sources, good, failed, row_of, RecordedFiles(records))
+        if not same_root:
+            replaced = [sources[index].relative for index in np.flatnonzero(good & changed).tolist()]
+        good &= ~changed
+        failed &= ~changed
+    failed |= good & kept
+    good &= ~kept
+    left_alone = np.zeros(len(sources), bool) if retry_failed else failed
+    reasons = Counter(each or "unknown" for each in reason[left_alone].tolist())
+    rows = np.flatnonzero(~(good | left_alone)).tolist()
+    pending, superseded = settle([sources[index] for index in rows], owners)
+    pending = [
+        source._replace(keeps=True) if there[row] and not source.reason else source
+        for row, source in zip(rows, pending, strict=True)
+    ]
+    if not same_root:
+        replaced += [source.relative for source in superseded]
+    superseded += misnamed(records, status == OK, sources[0].root) if sources else []
+    return Plan(pending, int(good.sum()), reasons, superseded, replaced)
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of few different strings as objects, each string once in memory."""
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+    codes: np.ndarray = encoded.indices.fill_null(len(texts) - 1).to_numpy()
+    chosen: np.ndarray = texts[codes]
+    return chosen
+
+
+def _present(root: Path, file_names: pa.ChunkedArray, folding: NameFolding) -> np.ndarray:
+    """Which of ``file_names`` are files under ``root`` or in its pack: one scan instead of a question for each."""
+    found = pa.array(arrays_below(root), pa.string())
+    if (packed := packed_names(root)) is not None:
+        found = pa.concat_arrays([found, packed])
+    names = folded(file_names, folding)
+    present: np.ndarray = pc.is_in(names, value_set=folded(found, folding)).to_numpy(zero_copy_only=False)
+    return present
+
+
+def packed_names(root: Path) -> pa.Array | None:
+    """The file names in the finished pack of ``root``, None where there is none."""
+    opened = PackedStore.open(root, None)
+    return None if opened is None else opened[1]
+
+
+def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
+    """Raise `UserError` where a pack holds arrays that shall be made anew: it would go on giving the old values."""
+    packed = packed_names(layout.root) if pending else None
+    if packed is None:
+        return
+    written = (source for source in pending if not source.reason)
+    outputs = pa.array([output_name(source.relative) for source in written], pa.string())
+    again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py() or 0
+    if again:
+        raise UserError(
+            f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
+            "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
+        )

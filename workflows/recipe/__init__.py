@@ -1,0 +1,1 @@
+"""Several stages in one file, run in order, and again where something has changed."""

@@ -1,0 +1,238 @@
+"""How far a recipe has come, and what its files are at the moment.
+
+What a file or folder is at the moment, cheaply: a millionfold folder is known by what describes it, never by a walk.
+
+| what | is known by |
+|---|---|
+| a file | size and modification time; where these differ, SHA-256 of up to 1 GiB decides |
+| log-mels | the fingerprint in ``_melspec/config.json``; names, sizes and times of the record files |
+| a pack, an embedding store | its ``meta.json``, which is written last |
+| a training run | the fingerprint in its ``config.json``; name, size and time of its newest checkpoint |
+| any other folder | the times of it and its sub-folders, among the first 4,096 entries |
+
+How far a recipe has come: ``state.json`` beside the data, logs and results of its stages, and versions of files.
+
+DATA/_recipe/<recipe>/state.json          one record a stage, written whole at every change
+DATA/_recipe/<recipe>/<stage>.log         its words, of all attempts
+DATA/_recipe/<recipe>/<stage>.json        its result, as the command prints it with --json
+DATA/_recipe/<recipe>/versions/           what each stage left of a file that several write (hard links)
+DATA/_recipe/<recipe>/lock                held while the recipe runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from m2dprep.artifacts.digests import file_digest, fingerprint
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import temporary_path
+from m2dprep.artifacts.json_files import load_json, read_object, write_object
+from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.tables import list_digest_path, write_list_digest
+from m2dprep.workflows.recipe.recipe import Recipe, Stage
+
+Identity = dict[str, Any]
+META = "meta.json"
+LARGEST_DIGEST = 2**30
+ENTRIES_LOOKED_AT = 4096
+
+
+def identity(path: Path) -> Identity | None:
+    """JSON values that change with what lies at ``path``; None where nothing does."""
+    if path.is_file():
+        return _file(path)
+    if not path.is_dir():
+        return None
+    layout = LmsLayout(path)
+    if layout.melspec.is_dir():
+        return {"log_mels": _fingerprint_in(layout.config), "records": _stats(layout.melspec, "records-*.parquet")}
+    if (path / META).is_file():
+        return {"meta": _file(path / META)}
+    if (path / "config.json").is_file() and (checkpoint := _newest_checkpoint(path)) is not None:
+        return {"run": _fingerprint_in(path / "config.json"), "checkpoint": _stat(checkpoint)}
+    return {"folders": fingerprint({"seen": sorted(_folders(path))})}
+
+
+def same(old: Identity | None, new: Identity | None) -> bool:
+    """Whether two identities are of the same content; a file that was only touched or written again is the same."""
+    if old is None or new is None:
+        return old is new
+    if "meta" in old and "meta" in new:
+        old, new = old["meta"], new["meta"]
+    if (digest := old.get("sha256")) is not None and new.get("sha256") is not None:
+        return bool(digest == new["sha256"])
+    return old == new
+
+
+def refreshed(path: Path, known: Identity | None) -> Identity | None:
+    """`identity`, but a file whose size and time are those of ``known`` is not read again."""
+    before = (known or {}).get("meta", known)
+    file = path / META if known is not None and "meta" in known else path
+    if before and "mtime_ns" in before and file.is_file() and _stat(file)[1:] == [before["size"], before["mtime_ns"]]:
+        return known
+    return identity(path)
+
+
+def _file(path: Path) -> Identity:
+    _, size, mtime_ns = _stat(path)
+    digest = {"sha256": file_digest(path)} if size <= LARGEST_DIGEST else {}
+    return {"size": size, "mtime_ns": mtime_ns, **digest}
+
+
+def _stat(path: Path) -> list[Any]:
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def _stats(folder: Path, pattern: str) -> list[list[Any]]:
+    return [_stat(path) for path in sorted(folder.glob(pattern))]
+
+
+def _fingerprint_in(config: Path) -> str | None:
+    try:
+        return str(load_json(config)["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _newest_checkpoint(run: Path) -> Path | None:
+    found = [path for folder in (run, *run.glob("*/")) for path in folder.glob("checkpoint-*.pth")]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _folders(root: Path) -> Iterator[str]:
+    """``path time`` of the folder and of those below it that are among the first entries of a walk; reads no file."""
+    yield f". {root.stat().st_mtime_ns}"
+    for entry in islice(_walk(root), ENTRIES_LOOKED_AT):
+        if entry.is_dir():
+            yield f"{os.path.relpath(entry.path, root)} {entry.stat().st_mtime_ns}"
+
+
+def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder, then those of its sub-folders."""
+    below = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.path)
+    for path in below:
+        yield from _walk(path)
+
+
+FOLDER = "_recipe"
+FORMAT = 1
+RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+Record = dict[str, Any]
+
+
+def now() -> str:
+    """The time as it stands in state files: UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class RecipeState:
+    """The records of a recipe's stages by name, and where its files lie."""
+
+    folder: Path
+    recipe: Path
+    stages: dict[str, Record] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeState:
+        """The state of a recipe, empty where it never ran. Raises `UserError` where it cannot be read."""
+        folder = recipe.data / FOLDER / recipe.file.stem
+        return cls(folder, recipe.file, read_state(folder).get("stages", {}))
+
+    def log(self, stage: Stage) -> Path:
+        return self.folder / f"{stage.file_name}.log"
+
+    def result(self, stage: Stage) -> Path:
+        return self.folder / f"{stage.file_name}.json"
+
+    def version(self, recipe: Recipe, stage: str | None, path: Path) -> Path:
+        """Where the version of ``path`` is kept that ``stage`` left; None: what was there before all stages."""
+        before = "before" if stage is None else f"after-{recipe.stage(stage).file_name}"
+        return self.folder / "versions" / f"{before}--{path.parent.name}--{path.name}"
+
+    def put(self, name: str, **changes: Any) -> None:
+        """Change a stage's record on disk."""
+        self.stages[name] = {**self.stages.get(name, {}), **changes}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_object(self.folder / "state.json", {"format": FORMAT, "recipe": str(self.recipe), "stages": self.stages})
+
+    def outputs(self, name: str) -> dict[str, Identity | None]:
+        """What a stage left when it last ended well, by path."""
+        found: dict[str, Identity | None] = self.stages.get(name, {}).get("outputs", {})
+        return found
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of ``folder/state.json``, empty where there is none. Raises `UserError` where it cannot be read."""
+    path = folder / "state.json"
+    try:
+        value = read_object(path)
+        if value is None:
+            return {}
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']} is not {FORMAT}")
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}. Without it, stages find out by themselves what is done."
+        ) from error
+    return value
+
+
+def this_process(pid: int) -> Mapping[str, Any]:
+    """What a record says about the process that works on a stage."""
+    return {"pid": pid, "host": platform.node()}
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds ``folder/lock``."""
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def keep_version(path: Path, kept: Path) -> None:
+    """Keep ``path`` as it is now at ``kept``: a hard link where the file system can, as files are replaced whole."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _link(path, kept)
+
+
+def put_back(kept: Path, path: Path) -> None:
+    """Make ``path`` the version at ``kept`` again, atomically."""
+    _link(kept, path)
+    if list_digest_path(path).exists():  # a list's, of the version that has gone
+        write_list_digest(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    temporary = temporary_path(target.parent)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,162 @@
+"""Plans, outcomes and states of recipes, for people and machines.
+
+How far recipes have come, for people and machines: every stage with its state, times, and what it would do next.
+
+Plans, outcomes and states of recipes as tables for a terminal.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from m2dprep.artifacts.console import duration
+from m2dprep.artifacts.errors import UserError
+from m2dprep.workflows.recipe.plan import SKIP, Choice, Decision, make_plan
+from m2dprep.workflows.recipe.recipe import Recipe
+from m2dprep.workflows.recipe.run import Outcome
+from m2dprep.workflows.recipe.stage_process import last_line
+from m2dprep.workflows.recipe.state import DONE, FOLDER, RUNNING, RecipeState, is_locked, read_state
+
+# A running stage says something at least every half minute.
+SILENT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """``state``: done, outdated (something has changed since), running, failed, stopped, killed, or remaining.
+
+    ``next`` is what a run would do and why, None where it would do nothing.
+    """
+
+    stage: str
+    kind: str
+    state: str
+    seconds: float | None = None
+    ended: str | None = None
+    exit_code: int | None = None
+    progress: str | None = None
+    next: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recipe_status(recipe: Recipe) -> list[StageStatus]:
+    """The state of every stage of a recipe."""
+    state = RecipeState.of(recipe)
+    plan = {decision.stage: decision for decision in make_plan(recipe, state, Choice())}
+    found = []
+    for stage in recipe.stages:
+        decision = plan[stage.name]
+        then = None if decision.action == SKIP else f"{decision.action}: {decision.reason}"
+        log = state.log(stage)
+        found.append(_stage(stage.name, stage.kind.name, state.stages.get(stage.name), state.folder, log, then))
+    return found
+
+
+def folder_status(folder: Path) -> list[StageStatus]:
+    """The state of every stage that a state folder knows, where the recipe itself is not at hand."""
+    return [
+        _stage(name, record["kind"], record, folder, folder / f"{name.replace(' ', '-')}.log", None)
+        for name, record in read_state(folder)["stages"].items()
+    ]
+
+
+def recipes_of(data: Path) -> list[tuple[Path, Path]]:
+    """``(state folder, recipe)`` of every recipe that has run on a data directory. Raises `UserError` without any."""
+    folders = sorted(path.parent for path in (data / FOLDER).glob("*/state.json"))
+    if not folders:
+        raise UserError(f"{data}: no recipe has run here (no {FOLDER}/*/state.json); `m2dprep run RECIPE` does.")
+    return [(folder, Path(read_state(folder)["recipe"])) for folder in folders]
+
+
+def _stage(
+    name: str, kind: str, record: dict[str, Any] | None, folder: Path, log: Path, then: str | None
+) -> StageStatus:
+    if record is None:
+        return StageStatus(name, kind, "remaining", next=then)
+    state, seconds, progress = record["status"], record.get("seconds"), None
+    if state == RUNNING:
+        if _is_alive(record, folder, log):
+            seconds = time.time() - datetime.fromisoformat(record["started"]).timestamp()
+            progress = f"pid {record.get('pid')} on {record.get('host')}: {last_line(log) or 'no word yet'}"
+            then = None
+        else:
+            state, progress = "killed", last_line(log)
+    if state == DONE and then is not None:
+        state = "outdated"
+    return StageStatus(
+        name,
+        kind,
+        state,
+        seconds,
+        record.get("ended"),
+        record.get("exit_code"),
+        progress,
+        then,
+        record.get("result", {}),
+    )
+
+
+def _is_alive(record: dict[str, Any], folder: Path, log: Path) -> bool:
+    """Whether the run that works on a stage is there: it holds the lock, or, on another machine whose lock cannot be
+    seen from here, has said something lately."""
+    if is_locked(folder):
+        return True
+    if record.get("host") == platform.node():
+        return False
+    return log.exists() and time.time() - log.stat().st_mtime < SILENT_SECONDS
+
+
+def plan_table(recipe: Recipe, plan: list[Decision]) -> str:
+    """A line a stage: what would be done, why, and for whom it waits."""
+    waits = {stage.name: ", ".join(stage.needs) for stage in recipe.stages}
+    rows = [[decision.stage, decision.action, decision.reason, waits[decision.stage]] for decision in plan]
+    return table([["stage", "", "why", "waits for"], *rows])
+
+
+def outcome_table(outcomes: list[Outcome]) -> str:
+    """A line a stage: what became of it, how long it took, and its figures or the reason."""
+    rows = [["stage", "", "time", ""]]
+    for outcome in outcomes:
+        words = figures(outcome.figures) if outcome.status in ("done", "skipped") else outcome.reason
+        code = f" ({outcome.exit_code})" if outcome.exit_code else ""
+        rows.append([outcome.stage, outcome.status + code, _time(outcome.seconds), words])
+    return table(rows)
+
+
+def status_table(stages: list[StageStatus]) -> str:
+    """A line a stage: its state, how long it took, and its figures or what comes next."""
+    rows = [["stage", "state", "time", ""]]
+    for stage in stages:
+        words = (
+            figures(stage.figures) if stage.state == "done" else "; ".join(filter(None, [stage.progress, stage.next]))
+        )
+        rows.append([stage.stage, stage.state, _time(stage.seconds), words])
+    return table(rows)
+
+
+def figures(values: dict[str, Any]) -> str:
+    """``accuracy 0.96, clips 100``."""
+    return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in values.items())
+
+
+def table(rows: list[list[str]]) -> str:
+    """Columns two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
