@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## every stage on a small synthetic AudioSet-like set, in $(DEMO_DIR)
-	$(BIN)/m2dprep demo --dir $(DEMO_DIR) $(DEMO_FLAGS)
+	$(BIN)/m2dprep demo --output $(DEMO_DIR) $(DEMO_FLAGS)
 
 test: lint  ## lint and the test suite, in parallel
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
@@ -39,7 +39,7 @@ bench: install  ## every benchmark of benchmarks/, one after another
 	@set -e; for script in $$(ls benchmarks/[!_]*.py | grep -v gpu); do echo "== $$script"; $(BIN)/python $$script; done
 
 gpu:  ## everything that is claimed of a GPU, in MINUTES=8, with GPU_PYTHON=python3; results in OUT
-	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(MINUTES) --out $(OUT) $(GPU_FLAGS)
+	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(MINUTES) --output $(OUT) $(GPU_FLAGS)
 
 gpu-wheels: install  ## what a GPU machine without a network lacks, into .gpu-wheels
 	$(BIN)/python benchmarks/gpu_wheels.py

@@ -28,6 +28,42 @@ READER_GONE = (errno.EPIPE, errno.EIO)
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # How progress bars move: back to the start of the line, or, by itself, between the lines of several bars.
 BAR_MOVES = re.compile("\r|\n*(?:\x1b\\[A)+$")
+# How much a command says on stderr.
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+_level = NORMAL
+
+
+@contextmanager
+def talking(level: int) -> Iterator[None]:
+    """For the block, what is printed on stderr goes nowhere if ``level`` is `QUIET`: progress, notes and warnings.
+
+    Errors are exceptions, which leave the block and are shown outside.
+    """
+    global _level
+    before, stderr = _level, sys.stderr
+    _level = level
+    if level == QUIET:
+        # Not closed at the end: somebody's log may have kept it.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    try:
+        yield
+    finally:
+        _level, sys.stderr = before, stderr
+
+
+def is_quiet() -> bool:
+    """Whether only results and errors are wanted."""
+    return _level == QUIET
+
+
+def is_verbose() -> bool:
+    """Whether details are wanted as well."""
+    return _level == VERBOSE
+
+
+def talk_flags() -> list[str]:
+    """The option that makes another command of ours say as much as this one."""
+    return ["--quiet"] if is_quiet() else ["--verbose"] if is_verbose() else []
 
 
 @contextmanager
@@ -143,7 +179,7 @@ class Progress:
     """Counts done and failed items of ``total``; shows rate, time left and failures.
 
     On a terminal it is a tqdm bar; elsewhere (a log file, a batch job) one line every 30 s and one at the end.
-    What has ended within ``delay`` seconds is not shown at all.
+    What has ended within ``delay`` seconds is not shown at all, unless details are wanted (``--verbose``).
     """
 
     def __init__(
@@ -195,8 +231,11 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done > self._initial and time.monotonic() - self._started >= self._delay:
+        elif self.done > self._initial and time.monotonic() - self._started >= self._delay and not is_verbose():
             self._line()
+        if is_verbose():
+            seconds = time.monotonic() - self._started
+            print(f"{self.description}: {self.done:,} {self.unit} in {seconds:.2f} s", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file, write_text
 from m2dprep.artifacts.layout import STAY_INSIDE, leads_out, require_file
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at, read_file
-from m2dprep.artifacts.text_files import read_csv_table, require_utf8
+from m2dprep.artifacts.text_files import read_csv_table, read_header, require_utf8
 
 # In the footer, under this key: that there is a digest.
 PROOF = b"m2dprep.proof"
@@ -161,6 +162,9 @@ CAPTIONS_SCHEMA = pa.schema(
 UNREADABLE = (pa.ArrowException, ValueError, OSError, KeyError, OverflowError, MemoryError)
 # Columns that tables of earlier versions lack.
 NEWER_COLUMNS = frozenset({"digest", "source_digest"})
+# The columns that may name the files of a list, the usual one first; those of sources before they are converted.
+FILE_COLUMNS = ("file_name", "source", "path")
+SOURCE_COLUMNS = ("source", "file_name", "path")
 # Of a file list, beside it: a line that `xxhsum --check` understands.
 LIST_DIGEST_SUFFIX = ".xxh3"
 
@@ -220,12 +224,42 @@ def write_captions(path: Path, table: pa.Table) -> None:
     write_parquet(path, table.select(CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA))
 
 
+def choose_column(there: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """The columns that may be meant: the first of the ``usual`` names, else whichever of the others there are.
+
+    One is an answer; none, or several, are for the caller to refuse.
+    """
+    return [name for name in there if name == usual[0]] or [name for name in there if name in usual]
+
+
+def file_column(path: Path, purpose: str, usual: Sequence[str] = FILE_COLUMNS) -> str:
+    """The column of a CSV file that names files, as `choose_column` chooses it; an unusual one is said on stderr.
+
+    Raises `UserError`, listing the columns that there are, if there is none or several could be meant.
+    """
+    there = read_header(require_file(path, purpose), purpose)
+    found = choose_column(there, usual)
+    if len(found) != 1:
+        names = f"{', '.join(usual[:-1])} or {usual[-1]}"
+        problem = f"no column {names}" if not found else f"several columns that could name files: {', '.join(found)}"
+        raise UserError(f"{path} has {problem} ({purpose}); it has {', '.join(there)}.")
+    if found[0] != usual[0]:
+        print(f"{path}: files are in the column {found[0]}.", file=sys.stderr)
+    return found[0]
+
+
+def read_names(path: Path, purpose: str, usual: Sequence[str] = FILE_COLUMNS) -> list[str]:
+    """The names of files that a CSV file lists, in its order, from the column that `file_column` finds."""
+    column = file_column(path, purpose, usual)
+    return read_csv_columns(path, [column], purpose)[column]
+
+
 def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
-    """The ``file_name`` column of a ``files_<name>.csv``: .npy paths relative to the data directory, in file order.
+    """What a ``files_<name>.csv`` lists: .npy paths relative to the data directory, in file order.
 
     Raises `UserError` where one leads out of the data directory; ``unchecked`` leaves that to the caller.
     """
-    names = read_csv_columns(path, ["file_name"], "the list of log-mel files")["file_name"]
+    names = read_names(path, "the list of log-mel files")
     if not unchecked:
         require_inside(names, path, first_row=2)  # after the header
     return names

@@ -29,15 +29,15 @@ stages:
          output: "${data}/captions.parquet"}
   acalt4: {stage: captions add, captions: "${data}/captions.parquet", acalt4: acalt4.csv}
   list: {stage: captions training-list, files_csv: "${data}/files_audioset.csv", captions: "${data}/captions.parquet"}
-  embed-captions: {captions: "${data}/captions.parquet", out: "${data}/capemb_tiny", model: encoder, device: cpu}
+  embed-captions: {captions: "${data}/captions.parquet", out: "${data}/capemb_tiny", text_model: encoder, device: cpu}
   check:
 """
 LMS, CAPTIONS, STORE = "data/audioset_lms", "data/captions.parquet", "data/capemb_tiny"
 MELSPEC = f"melspec wavs {LMS} --workers 0 --min-seconds 0.5"
 FILL = f"captions fill --segments segments.csv --ontology ontology.json --auto-acd auto_acd.csv -o {CAPTIONS}"
-EMBED = f"embed-captions {CAPTIONS} {STORE} --model encoder --device cpu --batch-tokens 16"
+EMBED = f"embed-captions {CAPTIONS} {STORE} --text-model encoder --device cpu --batch-tokens 16"
 PACK = f"pack {LMS} --clips-per-shard 3"
-TRAIN = "train data --out run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
+TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
 TRAIN += " --device cpu"
 # Times, places and processes; all else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
@@ -199,14 +199,19 @@ STAGES = (
     ),
     Stage("embed-captions", EMBED, after="captions add", imports=TEXT_IMPORTS, weight=6),
     Stage("embed-captions --overwrite", EMBED + " --overwrite --dtype float32", after="embed-captions"),
-    Stage("export m2d", f"export m2d {STORE} m2d.npy", after="embed-captions", again=False),
-    Stage("export parquet", f"export parquet {STORE} embeddings.parquet", after="embed-captions", again=False),
-    Stage("embed-captions --from-m2d", "embed-captions --from-m2d m2d.npy data/capemb_m2d", after="export m2d"),
+    Stage("embeddings export m2d", f"embeddings export m2d {STORE} m2d.npy", after="embed-captions", again=False),
+    Stage(
+        "embeddings export parquet",
+        f"embeddings export parquet {STORE} embeddings.parquet",
+        after="embed-captions",
+        again=False,
+    ),
+    Stage("embeddings import", "embeddings import m2d.npy data/capemb_m2d", after="embeddings export m2d"),
     Stage("check", "check data --workers 0", after="embed-captions", reads_only=True),
-    Stage("train", TRAIN + " --workers 0", after="embed-captions", imports=TRAIN_IMPORTS, weight=5),
+    Stage("train", TRAIN + " --loader-workers 0", after="embed-captions", imports=TRAIN_IMPORTS, weight=5),
     Stage(
         "train, packed, 1 loader",
-        TRAIN + " --workers 1",
+        TRAIN + " --loader-workers 1",
         after="embed-captions",
         setup=(PACK,),
         imports=TRAIN_IMPORTS,

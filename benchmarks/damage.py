@@ -1,6 +1,6 @@
 """Damage a data directory at random, one file at a time, and count what `m2dprep check` tells.
 
-    python benchmarks/damage.py --damages 1000 --seed 0 --out benchmarks/results/damage.md
+    python benchmarks/damage.py --damages 1000 --seed 0 --output benchmarks/results/damage.md
 
 The directory is made here: two conversions (one packed in float16, one in float32 whose files came out of the pack),
 statistics, captions, two embedding stores. A damage is a flipped bit, another byte, 128 or 4,096 bytes of zeros, a cut,
@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the table there as well")
+    parser.add_argument("--output", "-o", type=Path, help="write the table there as well")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="m2dprep-damage-"))
     try:
@@ -231,9 +231,9 @@ def main() -> None:
         shutil.rmtree(root)
     text = table(outcomes)
     print(text)
-    if options.out is not None:
+    if options.output is not None:
         command = f"python benchmarks/damage.py --damages {options.damages} --seed {options.seed}"
-        options.out.write_text(f"# What `m2dprep check` tells of random damage\n\n`{command}`\n\n{text}\n")
+        options.output.write_text(f"# What `m2dprep check` tells of random damage\n\n`{command}`\n\n{text}\n")
     raise SystemExit(any(outcome.verdict != "told" for outcome in outcomes))
 
 

@@ -1,6 +1,6 @@
 """Claim: the demo's zero-shot accuracy does not hang on its seed, and rises while the model learns.
 
-Runs `m2dprep demo` in ``--dir``, which goes on where it stopped, and then trains on its data with three seeds, each
+Runs `m2dprep demo` in ``--output``, which goes on where it stopped, and then trains on its data with three seeds, each
 probed on the held-out clips while it learns. Prints the accuracy by epoch, and the seconds of each run.
 """
 
@@ -28,7 +28,7 @@ def curve(root: Path, seed: int) -> tuple[dict[int, float], float]:
     run, held_out = root / f"run-seed-{seed}", root / "source" / "held_out.csv"
     started = time.perf_counter()
     m2dprep(
-        *("train", str(root / "data"), "--model", "tiny", "--seed", str(seed), "--out", str(run), "--overwrite"),
+        *("train", str(root / "data"), "--model", "tiny", "--seed", str(seed), "--output", str(run), "--overwrite"),
         *("--probe-clips", str(held_out), "--probe-every", str(PROBE_EVERY)),
     )
     seconds = time.perf_counter() - started
@@ -39,11 +39,11 @@ def curve(root: Path, seed: int) -> tuple[dict[int, float], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", type=Path, default=Path("m2dprep-demo"))
+    parser.add_argument("--output", "-o", type=Path, default=Path("m2dprep-demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    m2dprep("demo", "--dir", str(arguments.dir))
-    curves = {seed: curve(arguments.dir.resolve(), seed) for seed in arguments.seeds}
+    m2dprep("demo", "--output", str(arguments.output))
+    curves = {seed: curve(arguments.output.resolve(), seed) for seed in arguments.seeds}
     epochs = sorted({epoch for accuracies, _ in curves.values() for epoch in accuracies})
     rows = [
         [str(seed), *(f"{accuracies[epoch]:.0%}" for epoch in epochs), f"{seconds:.0f}"]

@@ -85,7 +85,7 @@ def training(root: Path, options: argparse.Namespace) -> dict[str, float]:
     out = root / "run"
     clips_per_epoch = options.clips // options.batch
     epochs = options.epochs or -(-options.steps // clips_per_epoch)
-    command = [sys.executable, "-m", "m2dprep", "train", str(root), "--out", str(out), "--model", options.model]
+    command = [sys.executable, "-m", "m2dprep", "train", str(root), "--output", str(out), "--model", options.model]
     command += ["--batch-size", str(options.batch), "--epochs", str(epochs), "--device", options.device]
     command += ["--save-every", str(epochs), "--log-every", "5"]
     started = time.perf_counter()

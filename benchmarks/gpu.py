@@ -167,7 +167,7 @@ def main() -> None:
             print(f"gpu: {part.name}, for {limit:.0f} s at most", file=sys.stderr, flush=True)
             results["parts"][part.name] = run_part(part, options, limit, site, scratch)
             print(f"gpu: {part.name}: {results['parts'][part.name]['status']}", file=sys.stderr, flush=True)
-            write_results(options.out, results)
+            write_results(options.output, results)
     print(markdown(results))
     sys.exit(any(part["status"] != "ok" for part in results["parts"].values()))
 
@@ -175,7 +175,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="for all parts together (%(default)s)")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results")
+    parser.add_argument("--output", "-o", type=Path, default=DEFAULT_OUT, help="folder of the results")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="small models and little data: whether it works at all")
     parser.add_argument("--only", action="append", choices=[part.name for part in PARTS], help="this part; repeatable")

@@ -1,9 +1,4 @@
-"""The commands melspec, stats, pack and unpack.
-
-Commands from audio to statistics: melspec, stats, and unpack.
-
-The command pack.
-"""
+"""Commands from sounds to statistics and packs: melspec, stats, pack, and unpack."""
 
 from __future__ import annotations
 
@@ -14,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.options import PATH, TableCommand, json_option, max_failures_option, overwrite_option, pool_options
+from m2dprep.cli.cluster_options import pool_options
+from m2dprep.cli.options import (
+    LOCATION,
+    OUTPUT,
+    PATH,
+    TableCommand,
+    json_option,
+    max_failures_option,
+    output_option,
+    overwrite_option,
+    titled,
+)
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
@@ -23,58 +29,94 @@ if TYPE_CHECKING:
 @click.command(cls=TableCommand)
 @click.argument("src", type=PATH)
 @click.argument("dst", type=PATH)
-@click.option(
-    "--preset", type=click.Choice(["16k", "32k"]), default="16k", help="Sample rate and windows of the log-mel."
+@titled(
+    "What to convert",
+    click.option(
+        "--files",
+        type=PATH,
+        default=None,
+        help="Convert the files that this CSV file lists, instead of all that are under SRC. The column source is "
+        "read, or else file_name or path; names are relative to SRC.",
+    ),
+    click.option(
+        "--min-seconds",
+        type=click.FloatRange(min=0),
+        default=6.1,
+        help="Pad shorter sounds to this length with zeros. 0 pads nothing.",
+    ),
+    click.option(
+        "--max-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1800.0,
+        help="Refuse longer sounds; they count as failures.",
+    ),
+    click.option("--retry-failed", is_flag=True, help="Try the files again that failed in earlier runs."),
+    click.option(
+        "--check-sources", is_flag=True, help="Convert files again that have changed in size or time since then."
+    ),
+    click.option(
+        "--replace",
+        is_flag=True,
+        help="If SRC is another folder than before, let its files replace arrays of other files with the same names.",
+    ),
+    max_failures_option,
 )
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="What the arrays are stored as."
+@titled(
+    "Audio",
+    click.option(
+        "--preset",
+        type=click.Choice(["16k", "32k"]),
+        default="16k",
+        help="Use the sample rate, the windows and the mel bins of this preset.",
+    ),
+    click.option(
+        "--decoder",
+        type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+        default="auto",
+        help="Choose what reads the files that libsndfile cannot open (m4a, webm, wma, …): auto takes ffmpeg "
+        "if it is installed, ffmpeg requires it, and soundfile never uses it.",
+    ),
+    click.option(
+        "--read-timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        default=1800.0,
+        help="Give up a file that takes longer to read. It counts as a failure, and the next run tries it again. "
+        "0 waits forever.",
+    ),
 )
-@click.option(
-    "--min-seconds",
-    type=click.FloatRange(min=0),
-    default=6.1,
-    help="Pad shorter sounds with zeros to this length; 0 pads nothing.",
-)
-@click.option(
-    "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1800.0,
-    help="Refuse longer sounds, as failures.",
-)
-@click.option(
-    "--decoder",
-    type=click.Choice(["auto", "ffmpeg", "soundfile"]),
-    default="auto",
-    help="What libsndfile cannot open (m4a, webm, wma, …) goes through ffmpeg: where it is installed; always; never.",
-)
-@click.option("--files", type=PATH, default=None, help="A CSV file whose column source names the inputs, not a scan.")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    help="cuda: resample and transform in batches on a GPU, with torchaudio; close to the CPU's values, not equal.",
+@titled(
+    LOCATION,
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        help="Compute on this device. cuda resamples and transforms in batches on a GPU, with torchaudio; its "
+        "values are close to the CPU's, but not equal.",
+    ),
 )
 @pool_options
-@overwrite_option
-@click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
-@click.option(
-    "--read-timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    default=1800.0,
-    help="Give up a file that takes longer to read, as a failure that the next run tries again; 0 waits for ever.",
+@titled(
+    OUTPUT,
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16"]),
+        default="float32",
+        help="Store the arrays in this type.",
+    ),
+    click.option(
+        "--name",
+        default=None,
+        show_default="DST without _lms",
+        help="Write the list of arrays to files_NAME.csv, with this NAME.",
+    ),
+    overwrite_option,
+    click.option(
+        "--dry-run", is_flag=True, help="Convert a sample only, and print what the run needs and what is free."
+    ),
+    click.option("--ignore-space", is_flag=True, help="Start even if the file system seems too small."),
+    json_option,
 )
-@click.option("--check-sources", is_flag=True, help="Convert again what has changed in size or time since.")
-@click.option(
-    "--replace",
-    is_flag=True,
-    help="Where SRC is another folder than before, its files may replace arrays of other files with the same names.",
-)
-@max_failures_option
-@click.option("--name", default=None, show_default="DST without _lms", help="The name in files_NAME.csv.")
-@click.option("--dry-run", is_flag=True, help="Only convert a sample, and say what the run needs and what is free.")
-@click.option("--ignore-space", is_flag=True, help="Start even if the file system looks too small.")
-@json_option
 def melspec(
     src: Path,
     dst: Path,
@@ -92,7 +134,7 @@ def melspec(
 ) -> None:
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
 
-    What failed and why is in DST/_melspec/records-*.parquet. The same command again goes on where it stopped.
+    DST/_melspec/records-*.parquet says what failed and why. The same command continues where it stopped.
 
     \b
     Examples:
@@ -129,25 +171,39 @@ def melspec(
 
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
-@click.option("--recompute", is_flag=True, help="Read the arrays instead of merging their records.")
-@click.option("--files", type=PATH, default=None, help="Count in only what this files_<name>.csv lists.")
-@click.option(
-    "--out", type=PATH, default=None, show_default="norm_stats.json beside LMS", help="Where the result goes."
+@titled(
+    "What to count",
+    click.option("--recompute", is_flag=True, help="Read the arrays themselves, instead of merging their records."),
+    click.option(
+        "--files",
+        type=PATH,
+        default=None,
+        help="Count only the arrays that this CSV file lists. The column file_name is read, or else source or path; "
+        "names are relative to the data directory.",
+    ),
 )
-@json_option
-def stats(lms: Path, recompute: bool, files: Path | None, out: Path | None, as_json: bool) -> None:
-    """Exact mean and standard deviation, global and of each bin, of the log-mels in LMS, without evaluation clips.
+@titled(
+    OUTPUT,
+    output_option(
+        default=None, show_default="norm_stats.json beside LMS", help="Write the statistics to this JSON file."
+    ),
+    json_option,
+)
+def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, as_json: bool) -> None:
+    """Compute the exact mean and standard deviation of the log-mels in LMS, overall and per bin.
+
+    Clips of a folder eval_segments are left out.
 
     \b
     Examples:
       m2dprep stats data/audioset_lms
-      m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv --out /tmp/check.json
+      m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv -o /tmp/check.json
     """
     from m2dprep.artifacts.layout import LmsLayout
     from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 
     result = norm_stats(lms, recompute=recompute, files=files)
-    path = out or LmsLayout(lms).norm_stats
+    path = output or LmsLayout(lms).norm_stats
     write_norm_stats(path, result)
     click.echo(
         f"{path}: from the {result.source} of {result.count_files:,} files, {result.count_values:,} values; "
@@ -159,41 +215,63 @@ def stats(lms: Path, recompute: bool, files: Path | None, out: Path | None, as_j
 
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
-@click.option("--out", type=PATH, default=None, show_default="LMS itself", help="Another folder for the arrays.")
-@click.option("--threads", type=click.IntRange(min=1), default=8, help="Arrays that are written at a time.")
-@json_option
-def unpack(lms: Path, out: Path | None, threads: int, as_json: bool) -> None:
+@titled(
+    LOCATION,
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=8,
+        help="Write this many arrays at the same time.",
+    ),
+)
+@titled(
+    OUTPUT,
+    output_option(default=None, show_default="LMS itself", help="Write the arrays to this folder."),
+    json_option,
+)
+def unpack(lms: Path, output: Path | None, threads: int, as_json: bool) -> None:
     """Write the .npy files that LMS/_packed holds, with the values and the dtype of the pack.
 
-    Arrays that are there with these values stay; the same command again goes on where it stopped.
+    Arrays that are there with these values stay. The same command continues where it stopped.
 
     \b
     Examples:
       m2dprep unpack data/audioset_lms
-      m2dprep unpack data/audioset_lms --out /scratch/audioset_lms --json
+      m2dprep unpack data/audioset_lms -o /scratch/audioset_lms --json
     """
-    from dataclasses import asdict
-
     from m2dprep.audioprep.pack import unpack as run_unpack
 
-    result = run_unpack(lms, out, threads=threads)
+    result = run_unpack(lms, output, threads=threads)
     click.echo(f"{result.clips:,} clips = {result.done:,} done + {result.skipped:,} skipped", err=True)
     click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)
 
 
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float16",
-    help="Of the packed values: float16 moves log-mels by 0.004 at most, float32 keeps every bit.",
+@titled(
+    LOCATION,
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=2,
+        help="Write this many shards at the same time.",
+    ),
 )
-@click.option("--clips-per-shard", type=click.IntRange(min=1), default=6400, help="Clips a file.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, help="Shards that are written at a time.")
-@max_failures_option
-@overwrite_option
-@json_option
+@titled(
+    OUTPUT,
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16"]),
+        default="float16",
+        help="Store the packed values in this type. float16 moves log-mels by 0.004 at most; float32 keeps every bit.",
+    ),
+    click.option(
+        "--clips-per-shard", type=click.IntRange(min=1), default=6400, help="Put this many clips into a file."
+    ),
+    max_failures_option,
+    overwrite_option,
+    json_option,
+)
 def pack(
     lms: Path,
     dtype: str,
@@ -203,7 +281,7 @@ def pack(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Pack the log-mel arrays of the folder LMS into few large files, LMS/_packed, which training then reads instead.
+    """Pack the log-mel arrays of the folder LMS into a few large files, LMS/_packed, which training then reads instead.
 
     File lists stay as they are. The .npy files may be removed afterwards, or _packed copied to where training runs.
 

@@ -8,30 +8,52 @@ from pathlib import Path
 
 import click
 
-from m2dprep.cli.options import PATH, TableCommand, json_option
+from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_option, text_model_option, titled
 
 
 @click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
-@click.option("--rule", "rules", multiple=True, show_default="all", help="Look for this only; several.")
-@click.option(
-    "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+@titled(
+    "What to look for",
+    click.option(
+        "--rule", "rules", multiple=True, show_default="all", help="Look for this only. The option can be repeated."
+    ),
+    text_model_option(
+        default=None,
+        help="Count the tokens of this text encoder for the rule too_long: a name on the Hugging Face hub, or "
+        "a folder.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        default=None,
+        show_default="the model's",
+        help="Take captions of more tokens than this for too long; this needs --text-model.",
+    ),
+    click.option("--strict", is_flag=True, help="Exit with 4 if there are findings that are not dropped."),
 )
-@click.option(
-    "--model", default=None, help="Text encoder whose tokens are counted (rule too_long): a name or a folder."
+@titled(
+    OUTPUT,
+    click.option(
+        "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+    ),
+    click.option(
+        "--drop",
+        "dropped",
+        multiple=True,
+        metavar="RULE",
+        help="Write CAPTIONS without what this rule finds. The option can be repeated.",
+    ),
+    output_option(
+        default=None, show_default="CAPTIONS itself", help="Write what --drop leaves to this file, a captions.parquet."
+    ),
+    json_option,
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=None, show_default="the model's", help="With --model."
-)
-@click.option("--drop", "dropped", multiple=True, help="Write CAPTIONS without what this rule finds; several.")
-@click.option("--output", "-o", type=PATH, default=None, show_default="CAPTIONS itself", help="Where --drop writes.")
-@click.option("--strict", is_flag=True, help="Exit with 4 where there are findings that were not dropped.")
-@json_option
 def check(
     captions_path: Path,
     rules: tuple[str, ...],
     findings: Path | None,
-    model: str | None,
+    text_model: str | None,
     max_tokens: int | None,
     dropped: tuple[str, ...],
     output: Path | None,
@@ -44,24 +66,24 @@ def check(
 
     \b
     Examples:
-      m2dprep captions check data/captions.parquet --findings findings.csv --model thenlper/gte-base
+      m2dprep captions check data/captions.parquet --findings findings.csv --text-model thenlper/gte-base
       m2dprep captions check data/captions.parquet --drop refusal --drop near_duplicate
     """
     from m2dprep.artifacts.process import suit_large_tables
     from m2dprep.captions.lint import check_file
 
-    if max_tokens is not None and model is None:
-        raise click.UsageError("--max-tokens needs --model, whose tokens are counted.")
+    if max_tokens is not None and text_model is None:
+        raise click.UsageError("--max-tokens needs --text-model, whose tokens are counted.")
     if output is not None and not dropped:
         raise click.UsageError("--output is where --drop writes, which is not given.")
-    if "too_long" in (*rules, *dropped) and model is None:
-        raise click.UsageError("the rule too_long needs --model, whose tokens are counted.")
+    if "too_long" in (*rules, *dropped) and text_model is None:
+        raise click.UsageError("the rule too_long needs --text-model, whose tokens are counted.")
     suit_large_tables()
     result = check_file(
-        captions_path, rules, findings=findings, model=model, max_tokens=max_tokens, dropped=dropped, output=output
+        captions_path, rules, findings=findings, model=text_model, max_tokens=max_tokens, dropped=dropped, output=output
     )
-    if model is None and not rules:
-        click.echo("no --model: tokens are not counted.", err=True)
+    if text_model is None and not rules:
+        click.echo("no --text-model: tokens are not counted.", err=True)
     lines = [f"{rule:<15} {count:>9,}" for rule, count in result.by_rule.items()]
     kept = result.captions - result.dropped
     click.echo(
@@ -96,7 +118,7 @@ class ShowCommand(TableCommand):
 @click.command(cls=ShowCommand, short_help="All captions of a clip.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @click.argument("clip")
-@json_option
+@titled(OUTPUT, json_option)
 def show(captions_path: Path, clip: str, as_json: bool) -> None:
     """Print all captions of CLIP: its id, an audio file's name, or another form of a YouTube id.
 

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
+    LOCATION,
+    OUTPUT,
     PATH,
     M2dprepCommand,
     TableCommand,
     json_option,
+    output_option,
     overwrite_option,
-    pool_options,
     seed_option,
+    text_model_option,
+    titled,
     workers_option,
 )
 
@@ -31,17 +36,22 @@ if TYPE_CHECKING:
 
 @click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
-@click.option("--quick", is_flag=True, help="Headers, sizes and JSON files only; no values, no tables.")
-@click.option(
-    "--accept",
-    multiple=True,
-    metavar="LIST",
-    help="A files_*.csv in DATA that you have edited: take it as it is now, with a new digest. Several.",
+@titled(
+    "What to check",
+    click.option(
+        "--quick", is_flag=True, help="Check headers, sizes and JSON files only, but neither values nor tables."
+    ),
+    click.option(
+        "--accept",
+        multiple=True,
+        metavar="LIST",
+        help="Take this files_*.csv in DATA, which you have edited, as it is now, with a new digest. May be repeated.",
+    ),
 )
 @pool_options
-@json_option
+@titled(OUTPUT, json_option)
 def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as_json: bool) -> None:
-    """Prove that what lies in DATA fits together; exit with 4 and the list where it does not.
+    """Prove that what lies in DATA fits together; exit with 4 and the list of problems if it does not.
 
     Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
     must be those of the records), captions, and embedding stores (aligned row by row with the captions).
@@ -66,17 +76,36 @@ def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as
 
 
 @click.command(cls=M2dprepCommand)
-@click.option("--dir", "folder", type=PATH, default="m2dprep-demo", help="Where the set, the data and the run go.")
-@click.option("--clips", type=click.IntRange(min=4), default=40, help="Training clips a class.")
-@click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
-@click.option("--epochs", type=click.IntRange(min=1), default=None, show_default="the tiny model's", help="Epochs.")
-@click.option("--text-model", default=None, show_default="the bundled MiniLM", help="Name or path of the text encoder.")
-@click.option("--shuffle-captions", is_flag=True, help="Control: give every clip another clip's captions.")
-@seed_option
-@workers_option
-@json_option
+@titled(
+    "The set",
+    click.option("--clips", type=click.IntRange(min=4), default=40, help="Make this many training clips per class."),
+    click.option("--held-out", type=click.IntRange(min=1), default=10, help="Make this many held-out clips per class."),
+    seed_option,
+)
+@titled(
+    "The model",
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        default=None,
+        show_default="the tiny model's",
+        help="Train for this many epochs.",
+    ),
+    text_model_option(
+        default=None,
+        show_default="the bundled MiniLM",
+        help="Encode captions with this text encoder: a name on the Hugging Face hub, or a folder.",
+    ),
+    click.option("--shuffle-captions", is_flag=True, help="Give every clip the captions of another one, as a control."),
+)
+@titled(LOCATION, workers_option())
+@titled(
+    OUTPUT,
+    output_option(default="m2dprep-demo", help="Write the set, the data and the run to this folder."),
+    json_option,
+)
 def demo(
-    folder: Path,
+    output: Path,
     clips: int,
     held_out: int,
     epochs: int | None,
@@ -91,12 +120,12 @@ def demo(
     \b
     Examples:
       m2dprep demo
-      m2dprep demo --dir /tmp/demo --shuffle-captions
+      m2dprep demo -o /tmp/demo --shuffle-captions
     """
     from m2dprep.workflows.demo import DemoSettings, bundled_text_model, demo_summary, run_demo
 
     settings = DemoSettings(
-        folder=folder,
+        folder=output,
         train_per_class=clips,
         held_out_per_class=held_out,
         seed=seed,
@@ -106,17 +135,19 @@ def demo(
         shuffle_captions=shuffle_captions,
     )
     result = run_demo(settings)
-    click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, folder))
+    click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, output))
 
 
 @click.command("sound-set", cls=M2dprepCommand)
 @click.argument("out", type=PATH)
-@click.option("--clips", type=click.IntRange(min=4), default=40, help="Training clips a class.")
-@click.option("--held-out", type=click.IntRange(min=1), default=10, help="Held-out clips a class.")
-@seed_option
-@workers_option
-@overwrite_option
-@json_option
+@titled(
+    "The set",
+    click.option("--clips", type=click.IntRange(min=4), default=40, help="Make this many training clips per class."),
+    click.option("--held-out", type=click.IntRange(min=1), default=10, help="Make this many held-out clips per class."),
+    seed_option,
+)
+@titled(LOCATION, workers_option())
+@titled(OUTPUT, overwrite_option, json_option)
 def sound_set(out: Path, clips: int, held_out: int, seed: int, workers: int, overwrite: bool, as_json: bool) -> None:
     """Synthesise a small AudioSet-like set into OUT: recordings of ten classes, segment lists, ontology, captions.
 

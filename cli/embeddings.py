@@ -1,14 +1,8 @@
-"""The commands embed-captions and export.
-
-What the command embed-captions does, each as a function of its options.
-
-The command embed-captions: encode, take over the original's files, look into a store, check it.
-
-The group export: what we have in the formats of others.
-"""
+"""The group embeddings: encode captions, look into a store, check it, and exchange it with others."""
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
-    CONTEXT_SETTINGS,
+    LOCATION,
+    OUTPUT,
     PATH,
+    M2dprepGroup,
     TableCommand,
     device_option,
     json_option,
     overwrite_option,
-    pool_options,
     seed_option,
+    text_model_option,
+    titled,
+    trust_remote_code_option,
 )
 
 if TYPE_CHECKING:
@@ -34,11 +33,115 @@ if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
 
 
-Options = dict[str, Any]
+ENCODER = "Text encoder"
+own_text_model_option = text_model_option(
+    default=None,
+    show_default="the one that made the store",
+    help="Encode with this text encoder, if the one that the store remembers is not here: a name on the "
+    "Hugging Face hub, or a folder.",
+)
+replace_file_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 
 
-def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options) -> None:
-    """Encode ``captions`` into ``out``; ``pool`` None is a worker a GPU where there are several, else this process."""
+@click.group(cls=M2dprepGroup)
+def embeddings() -> None:
+    """Embeddings of captions, in a folder that is aligned with captions.parquet row by row.
+
+    `m2dprep embed-captions` is `m2dprep embeddings encode`.
+
+    \b
+    Examples:
+      m2dprep embeddings encode data/captions.parquet data/capemb_gte-base
+      m2dprep embeddings inspect data/capemb_gte-base --text "a dog barks"
+      m2dprep embeddings export m2d data/capemb_gte-base capemb.npy
+    """
+
+
+@click.command("encode", cls=TableCommand, short_help="Captions → an aligned store of sentence embeddings.")
+@click.argument("captions", type=PATH)
+@click.argument("out", type=PATH)
+@titled(
+    ENCODER,
+    text_model_option(
+        default="thenlper/gte-base",
+        help="Encode captions with this text encoder: a name on the Hugging Face hub, or a folder.",
+    ),
+    click.option("--revision", default=None, help="Take this branch, tag or commit of a model on the hub."),
+    trust_remote_code_option,
+    click.option(
+        "--pooling",
+        type=click.Choice(["mean", "cls", "model"]),
+        default="mean",
+        help="Make one embedding of the tokens of a caption: their mean, the first token (cls), or what the "
+        "model does by itself, including its normalisation and prompt.",
+    ),
+    click.option(
+        "--normalize/--no-normalize",
+        default=None,
+        show_default="no; the model's own with --pooling model",
+        help="Scale every embedding to length 1.",
+    ),
+    click.option(
+        "--prefix",
+        default=None,
+        show_default="none; the model's own with --pooling model",
+        help='Put this text before every caption, such as "passage: ".',
+    ),
+    click.option(
+        "--max-length", type=int, default=None, show_default="the model's", help="Cut texts to this many tokens."
+    ),
+)
+@titled(
+    LOCATION,
+    device_option,
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        help="Compute in this precision. auto is fp32 on a CPU and bf16 on a GPU (fp16 on old ones).",
+    ),
+    click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        default=None,
+        show_default="what suits the device",
+        help="Compute this many tokens per batch, padding included. They are halved if the memory of a GPU "
+        "does not suffice.",
+    ),
+)
+@functools.partial(pool_options, workers="one per GPU if there are several, else 0")
+@titled(
+    OUTPUT,
+    click.option(
+        "--dtype",
+        type=click.Choice(["float16", "float32"]),
+        default="float16",
+        help="Store embeddings in this type.",
+    ),
+    click.option(
+        "--reuse",
+        type=PATH,
+        default=None,
+        metavar="STORE",
+        help="Copy the rows of this store that have the same text, and encode only the others.",
+    ),
+    overwrite_option,
+    json_option,
+)
+@click.pass_context
+def encode(context: click.Context, captions: Path, out: Path, pool: WorkerPool, **options: Any) -> None:
+    """Encode CAPTIONS (captions.parquet) into the folder OUT: embeddings.npy (N, D), index.parquet, meta.json.
+
+    Row i belongs to row i of CAPTIONS. Embeddings are the mean over a caption's tokens, not normalised, as the
+    original stores them. The same command continues where it stopped. Every run ends with a comparison of some rows
+    with a plain float32 computation. `m2dprep embeddings encode` and `m2dprep embed-captions` are one command.
+
+    \b
+    Examples:
+      m2dprep embed-captions data/captions.parquet data/capemb_gte-base
+      m2dprep embed-captions data/captions.parquet data/capemb_new --reuse data/capemb_gte-base
+      m2dprep embed-captions data/captions.parquet data/capemb_mine --text-model models/mine --device cuda
+    """
     from m2dprep.artifacts.process import keep_freed_memory
     from m2dprep.captions.embedding.embed import require_captions
 
@@ -48,7 +151,7 @@ def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options)
     from m2dprep.workflows.embed_captions import choose_pool, embed_with_workers
 
     request = EncoderRequest(
-        options["model"],
+        options["text_model"],
         options["device"],
         options["normalize"],
         options["pooling"],
@@ -59,11 +162,12 @@ def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options)
         options["batch_tokens"],
         options["trust_remote_code"],
     )
+    chosen = _is_given(context, "workers") or pool.elsewhere
     result, encoder = embed_with_workers(
         captions,
         out,
         request,
-        choose_pool(pool, options["device"]),
+        choose_pool(pool if chosen else None, options["device"]),
         dtype=options["dtype"],
         overwrite=options["overwrite"],
         reuse=options["reuse"],
@@ -75,59 +179,203 @@ def encode(captions: Path, out: Path, pool: WorkerPool | None, options: Options)
     rows = result.done + result.reused + result.skipped
     reused = f" + {result.reused:,} reused" if options["reuse"] else ""
     click.echo(f"{rows:,} captions = {result.done:,} done{reused} + {result.skipped:,} skipped + 0 failed", err=True)
-    report(result.store, options["as_json"])
+    _report_store(result.store, options["as_json"])
 
 
-def import_dictionary(file: Path, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Make ``out`` of the original's dictionary in ``file``."""
-    from m2dprep.captions.embedding.export import import_dictionary as load
+@click.command(cls=TableCommand, short_help="Show what is in a store, and the captions nearest to a text.")
+@click.argument("store", type=PATH)
+@titled(
+    "What to show",
+    click.option(
+        "--captions",
+        type=PATH,
+        default=None,
+        show_default="captions.parquet beside STORE",
+        help="Show the texts of this captions.parquet, of which the store was made.",
+    ),
+    click.option("--text", default=None, help="Show the captions that are nearest to this text."),
+    click.option(
+        "--nearest", type=click.IntRange(min=1), default=10, help="Show this many captions; this needs --text."
+    ),
+)
+@titled(ENCODER, own_text_model_option, trust_remote_code_option)
+@titled(LOCATION, device_option)
+@titled(OUTPUT, json_option)
+@click.pass_context
+def inspect(
+    context: click.Context,
+    store: Path,
+    captions: Path | None,
+    text: str | None,
+    nearest: int,
+    text_model: str | None,
+    trust_remote_code: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Show the norms in the store STORE, rows that are zero or not finite, and texts that occur more than once.
 
-    report(load(file, out, overwrite=overwrite), as_json)
+    With --text, also show the captions nearest to a text, which is encoded as those of the store were.
 
-
-def inspect(folder: Path, captions: Path | None, options: Options) -> None:
-    """Print what is in the store ``folder``, and the captions nearest to ``--text``."""
+    \b
+    Examples:
+      m2dprep embeddings inspect data/capemb_gte-base
+      m2dprep embeddings inspect data/capemb_gte-base --text "a dog barks" --nearest 5
+    """
     from m2dprep.artifacts.embeddings.store import EmbeddingStore
     from m2dprep.artifacts.text_files import require_text
-    from m2dprep.captions.embedding.inspect import captions_of, encoder_request, inspect_store, nearest, require_maker
+    from m2dprep.captions.embedding import inspect as embed_inspect
 
-    require_text(options["text"] or "", "--text")
-    store = EmbeddingStore.open(folder)
-    table = captions_of(store, captions)
-    found = inspect_store(store)
+    idle = [name for name in ("nearest", "text_model", "trust_remote_code", "device") if _is_given(context, name)]
+    if idle and text is None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise click.UsageError(f"{flags}: only with --text.")
+    require_text(text or "", "--text")
+    opened = EmbeddingStore.open(store)
+    table = embed_inspect.captions_of(opened, captions)
+    found = embed_inspect.inspect_store(opened)
     neighbours = []
-    if options["text"] is not None:
-        model = _given("model", options)
-        request = encoder_request(store, options["device"], options["trust_remote_code"], model)
-        encoder = request.load()
-        require_maker(store, encoder)
-        neighbours = nearest(store, encoder.encode([options["text"]])[0], options["nearest"], table)
-    if options["as_json"]:
+    if text is not None:
+        encoder = embed_inspect.encoder_request(opened, device, trust_remote_code, text_model).load()
+        embed_inspect.require_maker(opened, encoder)
+        neighbours = embed_inspect.nearest(opened, encoder.encode([text])[0], nearest, table)
+    if as_json:
         click.echo(json.dumps({**found.to_dict(), "nearest": [asdict(one) for one in neighbours]}, indent=2))
         return
     click.echo("\n".join(found.lines()))
     for one in neighbours:
-        text = one.caption if one.caption is not None else f"caption {one.caption_index}"
-        click.echo(f"{one.cosine:.4f}  row {one.row}  {one.clip_id}  {text}")
+        shown = one.caption if one.caption is not None else f"caption {one.caption_index}"
+        click.echo(f"{one.cosine:.4f}  row {one.row}  {one.clip_id}  {shown}")
 
 
-def check(captions: Path, folder: Path, options: Options) -> None:
-    """Encode some rows of the store ``folder`` again, and compare."""
+@click.command(cls=TableCommand, short_help="Encode some rows of a store again, and compare.")
+@click.argument("captions", type=PATH)
+@click.argument("store", type=PATH)
+@titled(
+    "What to check",
+    click.option(
+        "--rows", type=click.IntRange(min=1), default=100, help="Encode this many rows again, drawn at random."
+    ),
+    seed_option,
+)
+@titled(ENCODER, own_text_model_option, trust_remote_code_option)
+@titled(LOCATION, device_option)
+@titled(OUTPUT, json_option)
+def check(
+    captions: Path,
+    store: Path,
+    rows: int,
+    seed: int,
+    text_model: str | None,
+    trust_remote_code: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Encode random rows of the store STORE again, from CAPTIONS; exit with 4 if an embedding is another one.
+
+    \b
+    Examples:
+      m2dprep embeddings check data/captions.parquet data/capemb_gte-base
+      m2dprep embeddings check data/captions.parquet data/capemb_gte-base --rows 1000 --seed 1
+    """
     from m2dprep.artifacts.embeddings.store import EmbeddingStore
     from m2dprep.captions.embedding.embed import require_captions
     from m2dprep.captions.embedding.inspect import check_store, encoder_request
 
-    store = EmbeddingStore.open(folder)
+    opened = EmbeddingStore.open(store)
     table = require_captions(captions)
-    request = encoder_request(store, options["device"], options["trust_remote_code"], _given("model", options))
-    rows = min(options["check"], table.num_rows)
-    cosine = check_store(store, table, request, rows, options["seed"])
-    result = {"store": str(folder), "rows": rows, "seed": options["seed"], "smallest_cosine": cosine}
-    summary = f"{folder}: {rows:,} rows encoded again, smallest cosine {cosine:.7f}"
-    click.echo(json.dumps(result, indent=2) if options["as_json"] else summary)
+    request = encoder_request(opened, device, trust_remote_code, text_model)
+    rows = min(rows, table.num_rows)
+    cosine = check_store(opened, table, request, rows, seed)
+    result = {"store": str(store), "rows": rows, "seed": seed, "smallest_cosine": cosine}
+    summary = f"{store}: {rows:,} rows encoded again, smallest cosine {cosine:.7f}"
+    click.echo(json.dumps(result, indent=2) if as_json else summary)
 
 
-def report(store: EmbeddingStore, as_json: bool) -> None:
+@click.command("import", cls=TableCommand, short_help="The original's pickled capemb_*.npy → a store.")
+@click.argument("file", type=PATH)
+@click.argument("out", type=PATH)
+@titled(OUTPUT, overwrite_option, json_option)
+def import_m2d(file: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Make the store OUT of FILE, the pickled dictionary of embeddings that the original M2D-CLAP trainer loads.
+
+    No model is loaded, and no code that the pickle names is run. The store has no captions.
+
+    \b
+    Examples:
+      m2dprep embeddings import capemb_GTEbase_Audo_A_C.npy data/capemb_original
+      m2dprep embeddings import capemb.npy data/capemb_original --overwrite --json
+    """
+    from m2dprep.captions.embedding.export import import_dictionary
+
+    _report_store(import_dictionary(file, out, overwrite=overwrite), as_json)
+
+
+@click.group(cls=M2dprepGroup, short_help="A store → the formats of others.")
+def export() -> None:
+    """Write the embeddings of a store in the formats of others.
+
+    \b
+    Examples:
+      m2dprep embeddings export m2d data/capemb_gte-base capemb.npy
+      m2dprep embeddings export parquet data/capemb_gte-base capemb.parquet
+    """
+
+
+@export.command(cls=TableCommand, short_help="The pickled dictionary that the original's trainer loads.")
+@click.argument("store", type=PATH)
+@click.argument("file", type=PATH)
+@titled(OUTPUT, replace_file_option, json_option)
+def m2d(store: Path, file: Path, overwrite: bool, as_json: bool) -> None:
+    """Write the embeddings in STORE as the pickled dictionary that the original M2D-CLAP trainer loads.
+
+    FILE becomes {clip id: float16 (D,) for one caption, (n, D) for several}; read it only if you trust its maker.
+
+    \b
+    Examples:
+      m2dprep embeddings export m2d data/capemb_gte-base data/capemb_GTEbase_Audo_A_C.npy
+      m2dprep embeddings export m2d data/capemb_gte-base capemb.npy --overwrite --json
+    """
+    from m2dprep.captions.embedding.export import export_dictionary
+
+    _report_export(export_dictionary(store, file, overwrite=overwrite), as_json)
+
+
+@export.command(cls=TableCommand, short_help="One Parquet file, with a row per embedding.")
+@click.argument("store", type=PATH)
+@click.argument("file", type=PATH)
+@titled(
+    OUTPUT,
+    click.option(
+        "--dtype",
+        type=click.Choice(["float16", "float32"]),
+        default=None,
+        show_default="the store's",
+        help="Store the values in this type.",
+    ),
+    replace_file_option,
+    json_option,
+)
+def parquet(store: Path, file: Path, dtype: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write the embeddings in STORE as one Parquet file with a row per embedding, in the store's order.
+
+    Columns: clip_id, caption_index, source, caption_digest, and embedding, a list of fixed length.
+
+    \b
+    Examples:
+      m2dprep embeddings export parquet data/capemb_gte-base embeddings.parquet
+      m2dprep embeddings export parquet data/capemb_gte-base embeddings.parquet --dtype float32 --overwrite
+    """
+    from m2dprep.captions.embedding.export import export_parquet
+
+    _report_export(export_parquet(store, file, dtype=dtype, overwrite=overwrite), as_json)
+
+
+for command in (encode, inspect, check, import_m2d, export):
+    embeddings.add_command(command)
+
+
+def _report_store(store: EmbeddingStore, as_json: bool) -> None:
     """Print which store there is now."""
     meta = store.meta
     if store.has_captions:
@@ -142,224 +390,11 @@ def report(store: EmbeddingStore, as_json: bool) -> None:
     click.echo(json.dumps({"store": str(store.folder), **meta}, indent=2) if as_json else summary)
 
 
-def _given(name: str, options: Options) -> Any:
-    """An option that was given; None where it is only its default."""
-    source = click.get_current_context().get_parameter_source(name)
-    return options[name] if source is not None and source.name == "COMMANDLINE" else None
-
-
-ENCODER = {
-    "revision", "pooling", "normalize", "prefix", "max_length", "precision", "batch_tokens"
-}  # fmt: skip
-WRITING = {"dtype", "reuse", "overwrite"}
-WORKERS = {"workers", "scheduler", "scheduler_file", "cluster", "cluster_config", "jobs", "print_job"}
-# What each mode does not take.
-FOREIGN = {
-    "from_m2d": ENCODER
-    | WORKERS
-    | {"model", "device", "trust_remote_code", "dtype", "reuse", "text", "nearest", "seed"},
-    "inspect": ENCODER | WORKERS | WRITING | {"seed"},
-    "check": ENCODER | WORKERS | WRITING | {"text", "nearest"},
-    "": {"text", "nearest", "seed"},
-}
-
-
-@click.command("embed-captions", cls=TableCommand)
-@click.argument("paths", metavar="CAPTIONS OUT", nargs=-1, type=PATH)
-@click.option("--model", default="thenlper/gte-base", help="Text encoder: a name on the hub, or a folder.")
-@click.option("--revision", default=None, help="Branch, tag or commit of a model on the hub.")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model brings along.")
-@device_option
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default="auto",
-    help="Of the computation; auto: fp32 on a CPU, bf16 on a GPU (fp16 on old ones).",
-)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=None,
-    show_default="what suits the device",
-    help="Tokens a batch, padding included; halved when a GPU's memory does not suffice.",
-)
-@click.option(
-    "--pooling",
-    type=click.Choice(["mean", "cls", "model"]),
-    default="mean",
-    help="Mean over the tokens, the first token, or what the model does itself, all of it.",
-)
-@click.option(
-    "--normalize/--no-normalize",
-    default=None,
-    show_default="no; the model's own with --pooling model",
-    help="Scale every embedding to length 1.",
-)
-@click.option(
-    "--prefix",
-    default=None,
-    show_default="none; the model's own with --pooling model",
-    help='Text before every caption, such as "passage: ".',
-)
-@click.option(
-    "--max-length", type=int, default=None, show_default="the model's", help="Cut texts to these many tokens."
-)
-@click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="How embeddings are stored."
-)
-@click.option("--reuse", type=PATH, default=None, help="Copy the rows of this store whose text is the same.")
-@pool_options
-@click.option(
-    "--from-m2d",
-    type=PATH,
-    default=None,
-    help="Make OUT from the original's pickled capemb_*.npy instead; no model is loaded, no code in it runs.",
-)
-@click.option("--inspect", type=PATH, metavar="STORE", default=None, help="Look into a finished store.")
-@click.option("--text", default=None, help="With --inspect: show the captions nearest to this text.")
-@click.option("--nearest", type=click.IntRange(min=1), default=10, help="With --text: how many.")
-@click.option(
-    "--check", type=click.IntRange(min=1), metavar="N", default=None, help="Encode N random rows of OUT again, compare."
-)
-@seed_option
-@overwrite_option
-@json_option
-@click.pass_context
-def embed_captions(
-    context: click.Context,
-    paths: tuple[Path, ...],
-    pool: WorkerPool,
-    from_m2d: Path | None,
-    **options: Any,
-) -> None:
-    """Encode CAPTIONS (captions.parquet) into the folder OUT: embeddings.npy (N, D), index.parquet, meta.json.
-
-    Row i belongs to row i of CAPTIONS. Embeddings are the mean over a caption's tokens, not normalised, as the
-    original stores them. The same command again goes on where it stopped. Every run ends with some rows held against a
-    plain float32 computation.
-
-    \b
-    Examples:
-      m2dprep embed-captions data/captions.parquet data/capemb_gte-base
-      m2dprep embed-captions data/captions.parquet data/capemb_new --reuse data/capemb_gte-base
-      m2dprep embed-captions --inspect data/capemb_gte-base --text "a dog barks" --nearest 5
-      m2dprep embed-captions data/captions.parquet data/capemb_gte-base --check 1000 --seed 1
-      m2dprep embed-captions --from-m2d capemb_GTEbase_Audo_A_C.npy data/capemb_original
-    """
-    look = options.pop("inspect")
-    mode = _mode(context, from_m2d=from_m2d, inspect=look, check=options["check"])
-    if mode == "from_m2d" and from_m2d is not None:
-        import_dictionary(from_m2d, _exactly(paths, "OUT")[0], options["overwrite"], options["as_json"])
-    elif mode == "inspect":
-        if len(paths) > 1:
-            raise click.UsageError("with --inspect, CAPTIONS alone may be given.")
-        inspect(look, paths[0] if paths else None, options)
-    elif mode == "check":
-        captions, out = _exactly(paths, "CAPTIONS", "OUT")
-        check(captions, out, options)
-    else:
-        chosen = context.get_parameter_source("workers") is not ParameterSource.DEFAULT or pool.elsewhere
-        captions, out = _exactly(paths, "CAPTIONS", "OUT")
-        encode(captions, out, pool if chosen else None, options)
-
-
-# By default there are other workers than elsewhere.
-next(option for option in embed_captions.params if option.name == "workers").show_default = (  # type: ignore[attr-defined]
-    "one a GPU where there are several, else 0"
-)
-
-
-def _mode(context: click.Context, **asked: Any) -> str:
-    """Which of the things that exclude each other is asked for, with the options that belong to it."""
-    modes = [name for name, value in asked.items() if value is not None]
-    if len(modes) > 1:
-        raise click.UsageError(f"{_flags(modes)} exclude each other.")
-    mode = modes[0] if modes else ""
-    unused = [name for name in context.params if name in FOREIGN[mode] and _is_given(context, name)]
-    if mode == "inspect" and context.params["text"] is None:
-        idle = [name for name in ("nearest", "model", "trust_remote_code") if _is_given(context, name)]
-        if idle:
-            raise click.UsageError(f"{_flags(idle)}: only with --text, beside --inspect.")
-    if unused and mode:
-        raise click.UsageError(f"{_flags(unused)}: not with {_flags(modes)}.")
-    if unused:
-        raise click.UsageError(f"{_flags(unused)}: only with --inspect (--text, --nearest) or --check (--seed).")
-    return mode
+def _report_export(exported: Exported, as_json: bool) -> None:
+    result = {**asdict(exported), "file": str(exported.file)}
+    summary = f"{exported.file}: {exported.rows} embeddings of {exported.clips} clips, {exported.dim} numbers each"
+    click.echo(json.dumps(result, indent=2) if as_json else summary)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _flags(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
-def _exactly(paths: tuple[Path, ...], *names: str) -> tuple[Path, ...]:
-    if len(paths) != len(names):
-        raise click.UsageError(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} needed, and no more.")
-    return paths
-
-
-@click.group(context_settings=CONTEXT_SETTINGS)
-def export() -> None:
-    """Write what we have in the formats of others.
-
-    \b
-    Examples:
-      m2dprep export m2d data/capemb_gte-base capemb.npy
-      m2dprep export parquet data/capemb_gte-base capemb.parquet
-    """
-
-
-@export.command(cls=TableCommand)
-@click.argument("store", type=PATH)
-@click.argument("file", type=PATH)
-@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
-@json_option
-def m2d(store: Path, file: Path, overwrite: bool, as_json: bool) -> None:
-    """Write the embeddings in STORE as the pickled dictionary that the original M2D-CLAP trainer loads.
-
-    FILE becomes {clip id: float16 (D,) for one caption, (n, D) for several}; read it only if you trust its maker.
-
-    \b
-    Examples:
-      m2dprep export m2d data/capemb_gte-base data/capemb_GTEbase_Audo_A_C.npy
-      m2dprep export m2d data/capemb_gte-base capemb.npy --overwrite --json
-    """
-    from m2dprep.captions.embedding.export import export_dictionary
-
-    _report(export_dictionary(store, file, overwrite=overwrite), as_json)
-
-
-@export.command(cls=TableCommand)
-@click.argument("store", type=PATH)
-@click.argument("file", type=PATH)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default=None,
-    show_default="the store's",
-    help="Of the values.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
-@json_option
-def parquet(store: Path, file: Path, dtype: str | None, overwrite: bool, as_json: bool) -> None:
-    """Write the embeddings in STORE as one Parquet file, a row an embedding, in the store's order.
-
-    Columns: clip_id, caption_index, source, caption_digest, and embedding, a list of fixed length.
-
-    \b
-    Examples:
-      m2dprep export parquet data/capemb_gte-base embeddings.parquet
-      m2dprep export parquet data/capemb_gte-base embeddings.parquet --dtype float32 --overwrite
-    """
-    from m2dprep.captions.embedding.export import export_parquet
-
-    _report(export_parquet(store, file, dtype=dtype, overwrite=overwrite), as_json)
-
-
-def _report(exported: Exported, as_json: bool) -> None:
-    result = {**asdict(exported), "file": str(exported.file)}
-    summary = f"{exported.file}: {exported.rows} embeddings of {exported.clips} clips, {exported.dim} numbers each"
-    click.echo(json.dumps(result, indent=2) if as_json else summary)

@@ -7,38 +7,78 @@ from pathlib import Path
 
 import click
 
-from m2dprep.cli.options import PATH, TableCommand, device_option, json_option, max_failures_option
+from m2dprep.cli.options import (
+    LOCATION,
+    OUTPUT,
+    PATH,
+    TableCommand,
+    device_option,
+    json_option,
+    max_failures_option,
+    text_model_option,
+    titled,
+    trust_remote_code_option,
+)
 
 
 @click.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)
-@click.option(
-    "--root", type=PATH, default=None, show_default="the CSV's folder", help="What file names are relative to."
+@titled(
+    "The clips",
+    click.option(
+        "--root",
+        type=PATH,
+        default=None,
+        show_default="the CSV's folder",
+        help="Look for the files relative to this folder.",
+    ),
+    click.option(
+        "--file-column",
+        default=None,
+        show_default="file_name, source or path, or another usual name",
+        help="Read the names of the files from this column.",
+    ),
+    click.option(
+        "--label-column",
+        default=None,
+        show_default="label, or another usual name",
+        help="Read the labels from this column.",
+    ),
+    click.option(
+        "--classes",
+        type=PATH,
+        default=None,
+        show_default="the labels that occur",
+        help="Read the names of all classes from this text file, one per line.",
+    ),
+    click.option(
+        "--template",
+        default="{label} can be heard",
+        help="Use this caption for a class, with its name in place of {label}.",
+    ),
+    max_failures_option,
 )
-@click.option(
-    "--file-column", default=None, show_default="file_name, or filename, …", help="Which column holds the files."
+@titled(
+    "Text encoder",
+    text_model_option(
+        default=None,
+        show_default="the one of the training",
+        help="Encode captions with this text encoder: a name on the Hugging Face hub, or a folder.",
+    ),
+    trust_remote_code_option,
 )
-@click.option(
-    "--label-column", default=None, show_default="label, or category, …", help="Which column holds the labels."
+@titled(
+    LOCATION,
+    device_option,
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=32,
+        help="Encode this many clips of equal length at once.",
+    ),
 )
-@click.option(
-    "--text-model",
-    default=None,
-    show_default="the one of the training",
-    help="Text encoder: a name on the Hugging Face hub, or a folder.",
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a text encoder brings along.")
-@click.option("--template", default="{label} can be heard", help="The caption of a class.")
-@click.option(
-    "--classes", type=PATH, default=None, show_default="the labels", help="Text file of all classes, one a line."
-)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, help="Clips of equal length that are encoded at once."
-)
-@device_option
-@max_failures_option
-@json_option
+@titled(OUTPUT, json_option)
 def zero_shot(
     checkpoint: Path,
     clips_csv: Path,

@@ -5,44 +5,49 @@ from __future__ import annotations
 import errno
 import importlib
 import signal
+import traceback
 from types import FrameType
 from typing import IO, Any
 
 import click
 
-from m2dprep.artifacts.console import console, printable
+from m2dprep.artifacts.console import VERBOSE, console, printable
 from m2dprep.artifacts.errors import UserError
+from m2dprep.cli.options import GENERAL, TALK, M2dprepGroup, titled
 
-# name: (module, attribute, one line for the list of commands)
-COMMANDS = {
-    "melspec": ("m2dprep.cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
-    "stats": ("m2dprep.cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
-    "pack": ("m2dprep.cli.audio", "pack", "Log-mel arrays → few large files, which training reads faster."),
-    "unpack": ("m2dprep.cli.audio", "unpack", "A pack → the .npy files that it holds."),
-    "captions": (
-        "m2dprep.cli.captions",
-        "captions",
-        "Caption tables → one captions.parquet (fill, add, check, merge, …).",
-    ),
-    "embed-captions": (
-        "m2dprep.cli.embeddings",
-        "embed_captions",
-        "Captions → an aligned store of sentence embeddings.",
-    ),
-    "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
-    "zero-shot": ("m2dprep.cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
-    "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
-    "export": ("m2dprep.cli.embeddings", "export", "Write what we have in the formats of others."),
-    "run": (
-        "m2dprep.cli.recipe",
-        "run",
-        "Run the stages in a recipe: what is done is skipped, what changed is redone.",
-    ),
-    "status": ("m2dprep.cli.recipe", "status", "How far a recipe has come."),
-    "init": ("m2dprep.cli.recipe", "init", "Write a commented recipe to fill in."),
-    "sound-set": ("m2dprep.cli.data", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
-    "demo": ("m2dprep.cli.data", "demo", "Every stage on a small synthetic AudioSet-like set."),
+# title: {name: (module, attribute, one line for the list of commands)}
+SECTIONS = {
+    "From sounds to log-mels": {
+        "melspec": ("m2dprep.cli.audio", "melspec", "Audio files → log-mel .npy files, records and a file list."),
+        "stats": ("m2dprep.cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
+        "pack": ("m2dprep.cli.audio", "pack", "Log-mel arrays → a few large files, which training reads faster."),
+        "unpack": ("m2dprep.cli.audio", "unpack", "A pack → the .npy files that it holds."),
+    },
+    "From captions to embeddings": {
+        "captions": (
+            "m2dprep.cli.captions",
+            "captions",
+            "Caption tables → one captions.parquet (fill, add, check, merge, …).",
+        ),
+        "embed-captions": ("m2dprep.cli.embeddings", "encode", "Captions → an aligned store of sentence embeddings."),
+        "embeddings": ("m2dprep.cli.embeddings", "embeddings", "Encode, inspect, check, import and export embeddings."),
+    },
+    "Models": {
+        "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
+        "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
+        "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
+        "zero-shot": ("m2dprep.cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
+    },
+    "All of it": {
+        "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
+        "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),
+        "status": ("m2dprep.cli.recipe", "status", "Show how far a recipe has come."),
+        "init": ("m2dprep.cli.recipe", "init", "Write a commented recipe to fill in."),
+        "sound-set": ("m2dprep.cli.data", "sound_set", "Synthesise the small AudioSet-like set of the demo."),
+        "demo": ("m2dprep.cli.data", "demo", "Run every stage on a small synthetic AudioSet-like set."),
+    },
 }
+COMMANDS = {name: command for commands in SECTIONS.values() for name, command in commands.items()}
 
 
 class Terminated(KeyboardInterrupt):
@@ -66,7 +71,7 @@ def _os_error(error: OSError) -> str:
     return f"{' → '.join(names) or 'system'}: {error.strerror or error}"
 
 
-class LazyGroup(click.Group):
+class LazyGroup(M2dprepGroup):
     """A group whose commands are named in a table and imported when asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -84,6 +89,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(context)
         except UserError as error:
+            if context.meta.get(TALK) == VERBOSE:
+                click.echo(traceback.format_exc(), err=True, nl=False)
             raise CommandEndedError(f"error: {error}", error.exit_code) from error
         except Terminated as error:
             raise CommandEndedError("told to stop (SIGTERM); the same command goes on where it stopped.", 75) from error
@@ -92,21 +99,30 @@ class LazyGroup(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
+            if context.meta.get(TALK) == VERBOSE:
+                click.echo(traceback.format_exc(), err=True, nl=False)
             raise CommandEndedError(f"error: {_os_error(error)}", 2) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))  # so that the lines of all sections begin in one column
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, _, line) in commands.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.version_option(package_name="m2dprep", prog_name="m2dprep")
+@click.group(cls=LazyGroup)
+@titled(
+    GENERAL,
+    click.version_option(
+        None, "-V", "--version", package_name="m2dprep", prog_name="m2dprep", help="Print the version."
+    ),
+)
 def m2dprep() -> None:
     """From audio files and caption tables to a trained M2D-CLAP audio-language model.
 
-    Every stage reads files and writes files, resumes where it was interrupted, and exits with
-    0 complete, 2 usage, 3 too many failures, 4 check failed, 5 other configuration, 75 told to stop and saved,
-    130 interrupted.
+    Every stage reads files and writes files, and resumes where it was interrupted. Exit codes: 0 complete, 2 bad
+    request, 3 too many failures, 4 check failed, 5 begun with another configuration, 75 told to stop and saved,
+    130 interrupted. `m2dprep COMMAND -h` explains a command, with examples.
     """
 
 

@@ -1,27 +1,23 @@
-"""Options that several commands share.
-
-Options that several commands share, so that they mean and look the same everywhere.
-
-Options that say where the workers come from; commands that take them get one ``pool``.
-"""
+"""What all commands share: options that mean and look the same everywhere, help in titled groups, -q and -v."""
 
 from __future__ import annotations
 
-import functools
+import difflib
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import replace
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
-if TYPE_CHECKING:
-    from m2dprep.workflows.engine.pool import WorkerPool
+from m2dprep.artifacts.console import NORMAL, QUIET, VERBOSE, talking
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -55,132 +51,228 @@ class Number(click.FloatRange):
             self.fail(f"{value!r} is not a finite number.", param, context)
         return number
 
+    def _describe_range(self) -> str:
+        return super()._describe_range() if self.min is not None or self.max is not None else ""
+
     def __repr__(self) -> str:
         return "<Number>"
 
 
+# Titles of the groups that options are shown in, where several commands have one of the same name.
+OUTPUT, LOCATION, GENERAL = "Output", "Where it runs", "General"
+WIDEST_HELP = 120
+REPEATED = "The option can be repeated."
+CONTEXT_SETTINGS: dict[str, Any] = {
+    "show_default": True,
+    "max_content_width": WIDEST_HELP,
+}
+TALK = "m2dprep.talk"
+# What stands for a number in help, by Click's names of types.
+METAVARS = {"integer": "N", "integer range": "N", "float": "NUMBER", "float range": "NUMBER"}
+WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+# Where the value of an option comes from, by Click's names.
+SOURCES = {"COMMANDLINE": "given", "DEFAULT_MAP": "from --config", "ENVIRONMENT": "from the environment"}
+
+
+def titled(title: str, *options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """A decorator that adds the ``options``, which ``-h`` then shows under this title."""
+
+    def add(function: Function) -> Function:
+        there = len(getattr(function, "__click_params__", ()))
+        for option in reversed(options):
+            function = option(function)
+        for parameter in getattr(function, "__click_params__")[there:]:  # noqa: B009 (Click's own name for its list)
+            if not hasattr(parameter, "title"):
+                parameter.title = title
+                parameter.metavar = parameter.metavar or METAVARS.get(parameter.type.name)
+        return function
+
+    return add
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Start anew instead of going on with what is there.")
-seed_option = click.option("--seed", type=int, default=0, help="Seed of everything random.")
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=lambda: len(os.sched_getaffinity(0)),
-    show_default="the cores there are",
-    help="Worker processes; 0 works in this process, for debugging.",
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Start over and replace what is there, instead of continuing with it."
 )
+seed_option = click.option("--seed", type=int, default=0, help="Use this seed for everything random.")
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="Where to compute; auto takes a GPU if there is one.",
+    help="Compute on this device. auto takes a GPU if there is one.",
 )
 max_failures_option = click.option(
     "--max-failures",
     default="1%",
-    help="Failures that a run may have and still exit 0: a number, or a percentage of the inputs.",
+    help="Exit with 0 if no more inputs than this fail: a number, or a percentage of the inputs.",
 )
 
 
-CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+def workers_option(shown: str | None = None) -> Callable[[Function], Function]:
+    """The processes that compute, one per core if nothing else is ``shown`` as the default."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        default=lambda: len(os.sched_getaffinity(0)),
+        show_default=shown or "one per core",
+        help="Compute in this many processes. 0 computes in the command's own process, which helps with debugging.",
+    )
 
 
-class M2dprepCommand(click.Command):
-    """A command that takes ``-h`` and shows its defaults, also when it is used without the group."""
+def text_model_option(**settings: Any) -> Callable[[Function], Function]:
+    """The text encoder, which has one name in every command that takes one."""
+    return click.option("--text-model", **settings)
 
-    def __init__(self, name: str | None, **settings: Any) -> None:
+
+def output_option(**settings: Any) -> Callable[[Function], Function]:
+    """Where the result goes, which has one name in every command in which it is an option."""
+    return click.option("--output", "-o", type=PATH, **settings)
+
+
+trust_remote_code_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run the Python code that a text encoder brings with it."
+)
+
+
+def _talk(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Note the level in the context, which commands and groups around them share."""
+    if not given:
+        return
+    level = QUIET if parameter.name == "quiet" else VERBOSE
+    if context.meta.setdefault(TALK, level) != level:
+        raise click.UsageError("--quiet and --verbose exclude each other.", context)
+
+
+def _talk_options() -> list[click.Parameter]:
+    """-q and -v, anew for each command: Click keeps state in options."""
+    options: list[click.Parameter] = [
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_talk,
+            help="Print the result and errors only: no progress and no notes.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_talk,
+            help="Also print every setting and where it comes from, how long each part took, the memory used, and the "
+            "traceback of an error.",
+        ),
+    ]
+    return options
+
+
+@contextmanager
+def _settings_and_costs(context: click.Context) -> Iterator[None]:
+    """Say what a command is told, and at the end what it took."""
+    click.echo(f"{context.command_path}, with these settings:", err=True)
+    for parameter in context.command.params:
+        name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        source = context.get_parameter_source(str(parameter.name))
+        if str(parameter.name) in context.params:
+            value = context.params[str(parameter.name)]
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else value
+            click.echo(f"  {name:<20} {shown}  ({SOURCES.get(getattr(source, 'name', ''), 'default')})", err=True)
+    started, before = time.monotonic(), _processor_seconds()
+    try:
+        yield
+    finally:
+        memory = max(resource.getrusage(who).ru_maxrss for who in WHOSE) / 1024
+        click.echo(
+            f"{context.command_path} took {time.monotonic() - started:.1f} s, {_processor_seconds() - before:.1f} s of "
+            f"processor time, and at most {memory:,.0f} MiB of memory in one process.",
+            err=True,
+        )
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, WHOSE))
+
+
+class _Talkative(click.Command):
+    """A command or group with -q and -v, and with its options in titled groups."""
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **{"context_settings": CONTEXT_SETTINGS, **settings})
+        self._talk_options = _talk_options()
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        own = super().get_params(context)
+        help_option = [parameter for parameter in own if parameter not in self.params]
+        return [*self.params, *self._talk_options, *help_option]
+
+    def get_help_option_names(self, context: click.Context) -> list[str]:
+        """Always both: Click keeps those that it found first, in whatever context."""
+        return ["-h", "--help"]
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            own = parameter in self.params
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                groups.setdefault(getattr(parameter, "title", "Options") if own else GENERAL, []).append(record)
+        for title in sorted(groups, key=GENERAL.__eq__):  # the general ones last
+            with formatter.section(title):
+                formatter.write_dl(groups[title])
+
+
+class M2dprepCommand(_Talkative):
+    """A command that takes ``-h``, ``-q`` and ``-v`` and shows its defaults, also when it is used without the group."""
+
+    def invoke(self, context: click.Context) -> Any:
+        level = context.meta.get(TALK, NORMAL)
+        with talking(level):
+            if level != VERBOSE:
+                return self.run(context)
+            with _settings_and_costs(context):
+                return self.run(context)
+
+    def run(self, context: click.Context) -> Any:
+        """Call the command's function."""
+        return super().invoke(context)
 
 
 class TableCommand(M2dprepCommand):
     """A command that reads or writes tables, and so uses pyarrow."""
 
-    def invoke(self, context: click.Context) -> Any:
+    def run(self, context: click.Context) -> Any:
         from m2dprep.artifacts.process import keep_pandas_out
 
         keep_pandas_out()
-        return super().invoke(context)
+        return super().run(context)
 
 
-Command = Callable[..., Any]
+class M2dprepGroup(_Talkative, click.Group):
+    """A group of commands that names the nearest command for one that is not there."""
 
-OPTIONS = [
-    workers_option,
-    click.option("--scheduler", metavar="ADDRESS", default=None, help="Use the Dask cluster at tcp://host:port."),
-    click.option("--scheduler-file", type=PATH, default=None, help="Use the one whose scheduler wrote this file."),
-    click.option(
-        "--cluster", type=click.Choice(["slurm"]), default=None, help="slurm: start workers as jobs (docs/cluster.md)."
-    ),
-    click.option(
-        "--cluster-config",
-        type=PATH,
-        default=None,
-        help="YAML file of the jobs: queue, account, walltime, memory, cores, gpu, prologue, …",
-    ),
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        default=None,
-        show_default="the file's, or 1",
-        help="Jobs to keep running.",
-    ),
-    click.option("--dashboard", is_flag=True, help="With --cluster: show Dask's dashboard to users of this machine."),
-    click.option("--print-job", is_flag=True, help="Print the script of such a job, and do nothing."),
-]
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        if not name.startswith("-") and not context.resilient_parsing and self.get_command(context, name) is None:
+            context.fail(f"No such command {name!r}.{self._hint(context, name)}")
+        return super().resolve_command(context, arguments)
+
+    def _hint(self, context: click.Context, word: str) -> str:
+        """The commands of that name in groups of this one, else those with a name that is near to it."""
+        names = self.list_commands(context)
+        within = [path for path in _paths(self, context) if path.split()[-1] == word]
+        found = within or difflib.get_close_matches(word, names, 3)
+        return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(context, formatter)
+        _Talkative.format_options(self, context, formatter)
 
 
-def pool_options(command: Command) -> Command:
-    """Add the options to ``command``, which is called with ``pool``; with --print-job it is not called."""
-
-    @functools.wraps(command)
-    def with_pool(
-        *arguments: Any,
-        workers: int,
-        scheduler: str | None,
-        scheduler_file: Path | None,
-        cluster: str | None,
-        cluster_config: Path | None,
-        jobs: int | None,
-        dashboard: bool,
-        print_job: bool,
-        **options: Any,
-    ) -> Any:
-        if sum(map(bool, (scheduler, scheduler_file, cluster))) > 1:
-            raise click.UsageError("--scheduler, --scheduler-file and --cluster exclude each other.")
-        if not cluster and (cluster_config or jobs or dashboard or print_job):
-            raise click.UsageError("--cluster-config, --jobs, --dashboard and --print-job belong to --cluster slurm.")
-        chosen = click.get_current_context().get_parameter_source("workers") is not ParameterSource.DEFAULT
-        if chosen and (scheduler or scheduler_file or cluster):
-            raise click.UsageError("--workers are processes of this machine; a cluster has its own (--jobs for SLURM).")
-        pool = replace(_pool(workers, scheduler, scheduler_file, cluster, cluster_config, jobs), dashboard=dashboard)
-        if print_job and options.get("as_json"):
-            raise click.UsageError("--print-job prints a script of shell, which --json cannot be.")
-        if print_job:
-            # Whether each worker has a GPU is the command's affair.
-            gpu = options.get("device") == "cuda"
-            click.echo((pool.with_gpus() if gpu else pool).job_script(), nl=False)
-            return None
-        return command(*arguments, pool=pool, **options)
-
-    decorated: Command = with_pool
-    for option in reversed(OPTIONS):
-        decorated = option(decorated)
-    return decorated
-
-
-def _pool(
-    workers: int,
-    scheduler: str | None,
-    scheduler_file: Path | None,
-    cluster: str | None,
-    cluster_config: Path | None,
-    jobs: int | None,
-) -> WorkerPool:
-    from m2dprep.workflows.engine.pool import WorkerPool
-
-    slurm = None
-    if cluster:
-        from m2dprep.workflows.engine.job_settings import read_job_settings
-
-        slurm = read_job_settings(cluster_config, jobs=jobs)
-    return WorkerPool(local=workers, scheduler=scheduler, scheduler_file=scheduler_file, slurm=slurm)
+def _paths(group: click.Group, context: click.Context, before: str = "") -> Iterator[str]:
+    """All commands and groups below ``group``, as one types them after it."""
+    for name in group.list_commands(context):
+        yield before + name
+        if isinstance(command := group.get_command(context, name), click.Group):
+            yield from _paths(command, context, f"{before}{name} ")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2dprep.cli.cluster_options import OPTIONS as CLUSTER_OPTIONS
 from m2dprep.cli.main import COMMANDS
-from m2dprep.cli.options import OPTIONS as CLUSTER_OPTIONS
-from m2dprep.cli.options import PATH, M2dprepCommand, json_option
+from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, json_option, titled
 
 if TYPE_CHECKING:
     from m2dprep.workflows.recipe.recipe import Recipe
@@ -26,67 +26,64 @@ if TYPE_CHECKING:
 
 
 # Commands and groups whose commands are no stages: they make no file, or run stages themselves.
-NO_STAGES = {"demo", "run", "status", "init", "captions show"}
+NO_STAGES = {
+    *("demo", "run", "status", "init", "plot", "submit"),
+    *("captions show", "embeddings inspect", "embeddings check"),
+}
 # Options that say how one command is run by hand, by the names of their parameters.
 NOT_HERE = {
     "help": "it prints help",
     "as_json": "the result of every stage is kept as JSON",
     "overwrite": "`m2dprep run --overwrite` replaces what was made with other settings",
     "dry_run": "`m2dprep run --dry-run` shows what would be run",
-    "plot": "it draws a finished run",
     "print_job": "it prints and runs nothing",
-    "launch": "a job that is submitted goes on by itself; run the recipe within one (docs/recipes.md)",
 }
-LOOKS = "it looks at a finished store"
-NOT_HERE_OF = {
-    "embed-captions": dict.fromkeys(("inspect", "text", "nearest", "check", "seed"), LOOKS),
-    "train": dict.fromkeys(("nodes", "gpus_per_node", "cluster_config"), "it belongs to --launch"),
-}
+# Other names of commands, and those that stages are known by.
+SAME = {"embeddings encode": "embed-captions"}
 
 
 def stage_kinds() -> dict[str, StageKind]:
     """Every kind of stage by its name, such as ``melspec`` and ``captions fill``."""
-    return {name: _kind(name, words, command) for name, words, command in _commands()}
+    kinds = {" ".join(words): _kind(words, command) for words, command in _commands()}
+    return {name: kinds[SAME.get(name, name)] for name in kinds}
 
 
-def _commands() -> Iterator[tuple[str, tuple[str, ...], click.Command]]:
+def _commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """The commands that are stages, with the words that one types for them."""
     for name, (module, attribute, _) in COMMANDS.items():
-        if name in NO_STAGES:
-            continue
-        command = getattr(importlib.import_module(module), attribute)
-        inner = command.commands if isinstance(command, click.Group) else {"": command}
-        for word, each in inner.items():
-            words = (name, word) if word else (name,)
-            if " ".join(words) not in NO_STAGES:
-                yield " ".join(words), words, each
+        if name not in NO_STAGES:
+            yield from _within((name,), getattr(importlib.import_module(module), attribute))
 
 
-def _kind(name: str, words: tuple[str, ...], command: click.Command) -> StageKind:
+def _within(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for word, inner in command.commands.items():
+            yield from _within((*words, word), inner)
+    elif " ".join(words) not in NO_STAGES:
+        yield words, command
+
+
+def _kind(words: tuple[str, ...], command: click.Command) -> StageKind:
     from m2dprep.workflows.recipe.schema import StageKind, normal
 
-    reasons = NOT_HERE | NOT_HERE_OF.get(name, {})
     not_here = {
-        normal(flag.lstrip("-")): reasons[str(parameter.name)]
+        normal(flag.lstrip("-")): NOT_HERE[str(parameter.name)]
         for parameter in command.params
-        if parameter.name in reasons
+        if parameter.name in NOT_HERE
         for flag in parameter.opts
     }
-    options = [
-        option for parameter in command.params if parameter.name not in reasons for option in _options(parameter)
-    ]
-    return StageKind(name, words, command.get_short_help_str(200), tuple(options), not_here)
+    options = [_option_of(parameter) for parameter in command.params if parameter.name not in NOT_HERE]
+    return StageKind(" ".join(words), words, command.get_short_help_str(200), tuple(options), not_here)
 
 
-def _options(parameter: click.Parameter) -> Iterator[Option]:
-    """The option of a parameter; several for an argument that stands for several words, such as CAPTIONS OUT."""
+def _option_of(parameter: click.Parameter) -> Option:
+    """The option of a parameter."""
     if isinstance(parameter, click.Argument):
-        words = (parameter.metavar or str(parameter.name)).split()
-        for word in words:
-            several = parameter.nargs == -1 and len(words) == 1
-            yield _option(parameter, [word.strip("…").lower()], None, several)
-    elif isinstance(parameter, click.Option):
-        long = [flag for flag in parameter.opts if flag.startswith("--")]
-        yield _option(parameter, [flag[2:] for flag in long], long[0], parameter.multiple)
+        name = (parameter.metavar or str(parameter.name)).strip("…").lower()
+        return _option(parameter, [name], None, parameter.nargs == -1)
+    assert isinstance(parameter, click.Option)
+    long = [flag for flag in parameter.opts if flag.startswith("--")]
+    return _option(parameter, [flag[2:] for flag in long], long[0], parameter.multiple)
 
 
 def _option(parameter: click.Parameter, names: list[str], flag: str | None, several: bool) -> Option:
@@ -114,11 +111,11 @@ def _option(parameter: click.Parameter, names: list[str], flag: str | None, seve
 
 @functools.cache
 def _cluster_names() -> set[str]:
-    """The parameters that say where workers come from, without ``workers``, which are this machine's."""
+    """The parameters that say where workers come from, if not from this machine."""
     command = click.Command("pool")
     for option in CLUSTER_OPTIONS:
         option(command)
-    return {str(parameter.name) for parameter in command.params} - {"workers"}
+    return {str(parameter.name) for parameter in command.params}
 
 
 def _converter(parameter: click.Parameter) -> Callable[[str], object]:
@@ -144,14 +141,40 @@ DEFAULT = Path("recipe.yaml")
 
 @click.command(cls=M2dprepCommand)
 @click.argument("recipe", type=PATH, default=DEFAULT)
-@click.option("--from", "first", metavar="STAGE", default=None, help="Only this stage and what waits for it.")
-@click.option("--until", "last", metavar="STAGE", default=None, help="Only this stage and what it waits for.")
-@click.option("--redo", "again", metavar="STAGE", multiple=True, help="Run it although nothing has changed; several.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace outputs of other settings, also those that took more than an hour."
+@titled(
+    "Which stages",
+    click.option(
+        "--from",
+        "first",
+        metavar="STAGE",
+        default=None,
+        help="Run only this stage and the stages that need its results, directly or not.",
+    ),
+    click.option(
+        "--until",
+        "last",
+        metavar="STAGE",
+        default=None,
+        help="Run only this stage and the stages whose results it needs, directly or not.",
+    ),
+    click.option(
+        "--redo",
+        "again",
+        metavar="STAGE",
+        multiple=True,
+        help="Run this stage although nothing has changed. The option can be repeated.",
+    ),
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be done with every stage, and why; run nothing.")
-@json_option
+@titled(
+    OUTPUT,
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace outputs that were made with other settings, also if they took more than an hour.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print what would be done with every stage and why, but run nothing."),
+    json_option,
+)
 def run(
     recipe: Path,
     first: str | None,
@@ -161,10 +184,10 @@ def run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run the stages in RECIPE, a YAML file: what is done and unchanged is skipped, what has changed is done again
+    """Run the stages of RECIPE, a YAML file. What is done and unchanged is skipped; what has changed is done again,
     with what depends on it.
 
-    The same command goes on after an interruption or a failure. Its exit code is that of the first stage that did not
+    The same command continues after an interruption or a failure. Its exit code is that of the first stage that did not
     end well.
 
     \b
@@ -202,7 +225,7 @@ def run(
 
 @click.command(cls=M2dprepCommand)
 @click.argument("path", metavar="RECIPE|DATA", type=PATH, default=DEFAULT)
-@json_option
+@titled(OUTPUT, json_option)
 def status(path: Path, as_json: bool) -> None:
     """Show how far a recipe has come: every stage done, running, failed or remaining, with times and progress.
 
@@ -230,8 +253,11 @@ def status(path: Path, as_json: bool) -> None:
 
 @click.command(cls=M2dprepCommand)
 @click.argument("recipe", type=PATH, default=DEFAULT)
-@click.option("--demo", is_flag=True, help="Write the demo as a recipe: it runs as it is.")
-@json_option
+@titled(
+    OUTPUT,
+    click.option("--demo", is_flag=True, help="Write the demo as a recipe, which runs as it is."),
+    json_option,
+)
 def init(recipe: Path, demo: bool, as_json: bool) -> None:
     """Write RECIPE, a recipe from AudioSet to a trained model with every option of every stage in comments.
 

@@ -1,15 +1,15 @@
-"""The command train."""
+"""The commands train and plot."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.cli.submit import LaunchableCommand, launch, launch_options
+from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, TableCommand, json_option, output_option, titled
 from m2dprep.cli.train_options import (
     SETTINGS,
     data_options,
@@ -18,42 +18,86 @@ from m2dprep.cli.train_options import (
     model_options,
     optimiser_options,
     run_options,
+    save_options,
     validation_options,
 )
 
 if TYPE_CHECKING:
-    from m2dprep.training.config import Preset, RunOptions
+    from m2dprep.m2dclap.config import ModelConfig
+    from m2dprep.training.config import DataChoice, Preset, RunOptions, TrainConfig
 
 
-@click.command(cls=LaunchableCommand)
+class TrainRequest(NamedTuple):
+    """What a command line of ``train`` asks for."""
+
+    choice: DataChoice
+    model: ModelConfig
+    config: TrainConfig
+    options: RunOptions
+
+
+@click.command(cls=TableCommand)
+@click.argument("data", type=PATH)
 @general_options
 @data_options
 @model_options
 @optimiser_options
 @run_options
+@save_options
 @validation_options
-@launch_options
 @click.pass_context
-def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Train M2D-CLAP on the data directory DATA. The same command again goes on from the newest checkpoint.
+def train(context: click.Context, data: Path, output: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Train M2D-CLAP on the data directory DATA. The same command continues from the newest checkpoint.
 
     DATA holds files_<name>.csv, norm_stats.json and one or more capemb_<model>/ stores. Listed files without captions
-    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C with 130. On
-    several GPUs: torchrun --nproc-per-node 8 -m m2dprep train …, which trains what one process would; --launch slurm
-    does that in a job.
+    are left out and listed in the run's skipped.csv. SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C with 130.
+
+    For several GPUs: torchrun --nproc-per-node 8 -m m2dprep train …, which trains what one process would. To train in
+    a SLURM job: m2dprep submit train …
 
     \b
     Examples:
-      m2dprep train data --model tiny --out runs/tiny
-      m2dprep train data --embeddings data/capemb_gte-base --batch-size 512 --epochs 300 --out runs/base
-      m2dprep train data --out runs/base --launch slurm --nodes 2 --gpus-per-node 8 --cluster-config slurm.yaml
+      m2dprep train data --model tiny -o runs/tiny
+      m2dprep train data --embeddings data/capemb_gte-base --batch-size 512 --epochs 300 -o runs/base
+      m2dprep train --config runs/base/train.yaml --seed 1 -o runs/again
     """
-    job = {key: options.pop(key) for key in ("nodes", "gpus_per_node", "cluster_config", "print_job")}
-    if options.pop("launch_on"):
-        launch(context, data, out, **job, as_json=as_json, overwrite=options["overwrite"], dry_run=dry_run)
-        return
-    if unused := [key for key, value in job.items() if value]:
-        raise click.UsageError(f"--{unused[0].replace('_', '-')} belongs to --launch.")
+    request = read_request(context, data, options)
+    result: Any
+    if dry_run:
+        from m2dprep.training.dry_run import dry_run as rehearse
+
+        result = rehearse(*request)
+    else:
+        from m2dprep.training.train import train as run_training
+
+        result = run_training(request.choice, output, request.model, request.config, request.options)
+    if result.is_main:
+        click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.summary())
+
+
+@click.command(cls=M2dprepCommand)
+@click.argument("run", type=PATH)
+@titled(
+    OUTPUT,
+    output_option(default=None, show_default="run.png in RUN", help="Draw to this PNG file."),
+    json_option,
+)
+def plot(run: Path, output: Path | None, as_json: bool) -> None:
+    """Draw the log of the training run in the folder RUN: losses, schedule, speed, and what was measured.
+
+    \b
+    Examples:
+      m2dprep plot runs/base
+      m2dprep plot runs/base -o base.png
+    """
+    from m2dprep.training.plot import plot_run
+
+    drawn = plot_run(run, output)
+    click.echo(json.dumps({"plot": str(drawn)}, indent=2) if as_json else drawn)
+
+
+def read_request(context: click.Context, data: Path, options: dict[str, Any]) -> TrainRequest:
+    """What ``options``, and the settings file of ``context``, ask for. Raises `UserError` where they do not fit."""
     from m2dprep.training.config import DataChoice, preset
 
     chosen = preset(options["size"])
@@ -74,18 +118,7 @@ def train(context: click.Context, data: Path, out: Path, dry_run: bool, as_json:
         backgrounds=options["noise_files"],
         weighted=config.weighted,
     )
-    settings = _run_options(options, chosen)
-    result: Any
-    if dry_run:
-        from m2dprep.training.dry_run import dry_run as rehearse
-
-        result = rehearse(choice, model, config, settings)
-    else:
-        from m2dprep.training.train import train as run_training
-
-        result = run_training(choice, out, model, config, settings)
-    if result.is_main:
-        click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.summary())
+    return TrainRequest(choice, model, config, _run_options(options, chosen))
 
 
 def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
@@ -95,7 +128,7 @@ def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
         size=options["size"],
         init=options["init"],
         device=options["device"],
-        workers=options["workers"],
+        loader_workers=options["loader_workers"],
         compile=options["compile_blocks"],
         save=SavePlan(
             options["save_every"] or chosen.save_every,

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.cli.options import PATH, Number, device_option, json_option, overwrite_option
+from m2dprep.cli.options import (
+    LOCATION,
+    PATH,
+    REPEATED,
+    Number,
+    device_option,
+    json_option,
+    output_option,
+    overwrite_option,
+    titled,
+)
 
 MODELS = ["tiny", "small", "base", "large"]
 THE_MODELS = "the model's"
 # Keys of a settings file that have another name in the command's function.
 ALIASES = {"model": "size", "compile": "compile_blocks"}
 SETTINGS, PLACES = "m2dprep.settings", "m2dprep.places"
-LAUNCH_ONLY = {"launch_on", "nodes", "gpus_per_node", "cluster_config", "print_job"}
-FLAGS_ONLY = {"config", "plot", "help", "as_json", "dry_run", "overwrite"} | LAUNCH_ONLY
-Command = Callable[..., Any]
+FLAGS_ONLY = {"config", "help", "as_json", "dry_run", "overwrite"}
+LIST_COLUMNS = "The column file_name is read, or else source or path; names are relative to DATA."
 NUMBER = Number()
 # Of what is counted in epochs, steps and files: no run comes near it.
 LARGEST = 1_000_000_000
+
+
+class Count(click.IntRange):
+    """A whole number, ``least`` or more; help does not say which numbers no run comes near."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least, LARGEST)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}"
 
 
 class SizePair(click.ParamType):
@@ -96,189 +114,226 @@ def located(error: UserError, context: click.Context) -> UserError:
     return UserError(f"{error} ({'; '.join(named)})") if named else error
 
 
-def _plot(context: click.Context, parameter: click.Parameter, run: Path | None) -> None:
-    """Draw a run and be done."""
-    if run is None:
-        return
-    from m2dprep.training.plot import plot_run
-
-    click.echo(plot_run(run))
-    context.exit()
-
-
 def setting(*names: str, type: Any = NUMBER, help: str, default: str = THE_MODELS) -> Any:  # noqa: A002
     """An option for a setting that has its default in the chosen model."""
     return click.option(*names, type=type, default=None, show_default=default, help=help)
 
 
-def _all(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, shown in this order."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-# DATA, where the run goes, and what else the command can do.
-general_options = _all(
-    click.argument("data", type=PATH),
-    click.option(
-        "--out", "-o", type=PATH, required=True, help="Folder of the run: checkpoints, log, TensorBoard events."
-    ),
+# The run: its folder, and where its settings come from.
+general_options = titled(
+    "The run",
+    output_option(required=True, help="Write checkpoints, log and TensorBoard events to this folder, the run."),
     click.option(
         "--config",
         type=PATH,
         callback=_read_config,
         is_eager=True,
         expose_value=False,
-        help="YAML file of settings, a key for every option here (DATA is data) and every one in a run's "
-        "train.yaml; flags win over it.",
+        help="Read settings from this YAML file, which may have a key for every option here (data for DATA) "
+        "and for every one in a run's train.yaml. Options on the command line win over it.",
     ),
     click.option(
-        "--plot",
-        type=PATH,
-        metavar="RUN",
-        callback=_plot,
-        is_eager=True,
-        expose_value=False,
-        help="Draw RUN's log to RUN/run.png, and train nothing.",
+        "--dry-run",
+        is_flag=True,
+        help="Print parameters, memory, steps and the time of one measured step, but write nothing.",
     ),
-    click.option(
-        "--dry-run", is_flag=True, help="Print parameters, memory, steps and one measured step; write nothing."
-    ),
+    overwrite_option,
+    json_option,
 )
 # What of a data directory is trained on.
-data_options = _all(
+data_options = titled(
+    "Data",
     click.option(
-        "--files", type=PATH, multiple=True, show_default="all files_*.csv of DATA", help="File lists to train on."
+        "--files",
+        type=PATH,
+        multiple=True,
+        show_default="all files_*.csv of DATA",
+        help=f"Train on the log-mels that this CSV file lists. {LIST_COLUMNS} {REPEATED}",
     ),
-    click.option("--valid-files", type=PATH, multiple=True, help="File lists to validate on and never train on."),
-    click.option("--noise-files", type=PATH, multiple=True, help="File lists of background clips to mix in."),
+    click.option(
+        "--valid-files",
+        type=PATH,
+        multiple=True,
+        help="Validate on the log-mels of this list, which is like one of --files, and never train on them. "
+        f"{REPEATED}",
+    ),
+    click.option(
+        "--noise-files",
+        type=PATH,
+        multiple=True,
+        help=f"Mix background sounds into the clips, from this list, which is like one of --files. {REPEATED}",
+    ),
     click.option(
         "--noise-ratio",
         type=Number(0, 1),
         default=None,
         show_default="0",
-        help="Share of the background clip in the sum of mel powers.",
+        help="Give the background sound this share of the sum of mel powers.",
     ),
     click.option(
         "--weighted",
         is_flag=True,
         default=None,
-        help="Draw clips in proportion to the column weight of the file lists.",
+        help="Draw clips in proportion to the column weight of the lists, instead of each once per epoch.",
     ),
     click.option(
-        "--embeddings", type=PATH, multiple=True, show_default="all capemb_*/ of DATA", help="Embedding stores."
+        "--embeddings",
+        type=PATH,
+        multiple=True,
+        show_default="all capemb_*/ of DATA",
+        help=f"Train with this store of embeddings. {REPEATED}",
     ),
     click.option(
         "--m2d-embeddings",
         type=PATH,
         multiple=True,
-        help="The original's pickled capemb_*.npy; nothing but plain arrays in it is read.",
+        help="Train with this pickled capemb_*.npy of the original; nothing but plain arrays in it is read. "
+        f"{REPEATED}",
     ),
-    click.option("--shuffle-captions", is_flag=True, help="Control: every clip gets another clip's captions."),
+    click.option("--shuffle-captions", is_flag=True, help="Give every clip the captions of another one, as a control."),
 )
 # The model and its losses.
-model_options = _all(
-    click.option("--model", "size", type=click.Choice(MODELS), default="base", help="Size of the model."),
+model_options = titled(
+    "Model and losses",
+    click.option("--model", "size", type=click.Choice(MODELS), default="base", help="Train a model of this size."),
     click.option(
         "--init",
         type=PATH,
         default=None,
         show_default="random weights",
-        help="Checkpoint or run folder, ours or the original's, whose weights to begin with.",
+        help="Begin with the weights of this checkpoint or run folder, ours or the original's.",
     ),
-    setting("--input-size", type=SizePair(), help="Mel bins and frames of a crop; 100 frames are a second."),
-    setting("--patch-size", type=SizePair(), help="Mel bins and frames of a patch."),
-    setting("--mask-ratio", type=Number(0, 1), help="Share of patches that the encoder does not see."),
-    setting("--loss-clap", type=Number(min=0), help="Weight of captions."),
-    setting("--loss-m2d", type=Number(min=0), help="Weight of masking."),
+    setting(
+        "--input-size",
+        type=SizePair(),
+        help="Train on crops of this many mel bins and frames; 100 frames are a second.",
+    ),
+    setting("--patch-size", type=SizePair(), help="Cut crops into patches of this many mel bins and frames."),
+    setting("--mask-ratio", type=Number(0, 1), help="Hide this share of the patches from the encoder."),
+    setting("--loss-clap", type=Number(min=0), help="Give the loss of captions this weight."),
+    setting("--loss-m2d", type=Number(min=0), help="Give the loss of masked patches this weight."),
 )
 # How long, how fast, and in which arithmetic it is trained.
-optimiser_options = _all(
-    setting("--epochs", type=click.IntRange(1, LARGEST), help="Epochs."),
-    setting("--batch-size", type=click.IntRange(min=2), help="Clips a step, over all processes and accumulated parts."),
+optimiser_options = titled(
+    "Optimisation",
+    setting("--epochs", type=Count(1), help="Train for this many epochs."),
+    setting(
+        "--batch-size",
+        type=click.IntRange(min=2),
+        help="Use this many clips per step, over all processes and accumulated parts.",
+    ),
     setting(
         "--accumulate",
-        type=click.IntRange(1, LARGEST),
+        type=Count(1),
         default="1",
-        help="Parts of a step that are computed one after another; captions are contrasted within a part.",
+        help="Compute a step in this many parts, one after another; captions are contrasted within a part.",
     ),
-    setting("--blr", help="Learning rate for a batch of 256."),
-    setting("--min-lr", type=Number(min=0), help="Learning rate at the end."),
+    setting("--blr", help="Use this learning rate for a batch of 256; it is scaled to the batch size."),
+    setting("--min-lr", type=Number(min=0), help="Let the learning rate fall to this number."),
     setting(
         "--warmup-epochs",
         type=Number(min=0),
         default="the model's share of the epochs",
-        help="Epochs over which the learning rate rises.",
+        help="Let the learning rate rise over this many epochs.",
     ),
-    setting("--weight-decay", type=Number(min=0), help="Of weights, not of biases, norms and the logit scale."),
-    setting("--clip-grad", help="Largest norm of the gradient."),
-    click.option("--seed", type=click.IntRange(0, LARGEST), default=0, help="Seed of everything random."),
+    setting(
+        "--weight-decay",
+        type=Number(min=0),
+        help="Decay weights by this much, but not biases, norms and the logit scale.",
+    ),
+    setting("--clip-grad", help="Scale gradients down to this norm if theirs is larger."),
+    click.option("--seed", type=Count(0), default=0, help="Use this seed for everything random."),
     click.option(
         "--amp",
         type=click.Choice(["auto", "none", "bf16", "fp16"]),
         default="auto",
-        help="Arithmetic of matrix products; auto is bf16 on a GPU (fp16 before Ampere), float32 on a CPU.",
+        help="Compute matrix products in this arithmetic. auto is bf16 on a GPU (fp16 before Ampere) and "
+        "float32 on a CPU.",
     ),
 )
 # How to run; none of it changes the result.
-run_options = _all(
+run_options = titled(
+    LOCATION,
     device_option,
     click.option(
-        "--workers",
+        "--loader-workers",
         type=click.IntRange(0, 1024),
         default=None,
         show_default="8 with a GPU, else 0",
-        help="Processes that load data; 0 loads in the training process.",
+        help="Load data in this many processes. 0 loads in the training process.",
     ),
-    click.option("--compile", "compile_blocks", is_flag=True, help="Compile the transformer blocks (torch.compile)."),
-    setting("--save-every", type=click.IntRange(1, LARGEST), help="Epochs a checkpoint."),
+    click.option(
+        "--compile", "compile_blocks", is_flag=True, help="Compile the transformer blocks with torch.compile."
+    ),
+)
+save_options = titled(
+    "Saving and logging",
+    setting("--save-every", type=Count(1), help="Save a checkpoint every N epochs."),
     click.option(
         "--save-steps",
-        type=click.IntRange(1, LARGEST),
+        type=Count(1),
         default=None,
         show_default="never",
-        help="Also save every so many steps.",
+        help="Also save a checkpoint every N steps.",
     ),
     click.option(
         "--save-minutes",
         type=Number(min=0, min_open=True),
         default=None,
         show_default="never",
-        help="Also save when so many minutes have passed since the last time.",
+        help="Also save a checkpoint when this many minutes have passed since the last one.",
     ),
-    click.option("--keep", type=click.IntRange(0, LARGEST), default=3, help="Newest checkpoints to keep; 0 keeps all."),
-    click.option("--log-every", type=click.IntRange(1, LARGEST), default=10, help="Steps a line of the log."),
     click.option(
-        "--wandb", metavar="PROJECT", default=None, help="Send the log to this Weights & Biases project as well."
+        "--keep",
+        type=Count(0),
+        default=3,
+        help="Keep this many checkpoints, the newest ones. 0 keeps all.",
     ),
-    overwrite_option,
-    json_option,
+    click.option("--log-every", type=Count(1), default=10, help="Write a line of the log every N steps."),
+    click.option(
+        "--wandb", metavar="PROJECT", default=None, help="Also send the log to this project of Weights & Biases."
+    ),
 )
 # What is measured between epochs.
-validation_options = _all(
+validation_options = titled(
+    "Validation",
     click.option(
-        "--valid-every", type=click.IntRange(0, LARGEST), default=1, help="Epochs between validations; 0: never."
+        "--valid-every",
+        type=Count(0),
+        default=1,
+        help="Validate on --valid-files every N epochs. 0 never does.",
     ),
     click.option(
         "--features-every",
-        type=click.IntRange(0, LARGEST),
+        type=Count(0),
         default=10,
-        help="Epochs between measurements of the features' rank; 0: never.",
+        help="Measure the rank of the features every N epochs. 0 never does.",
     ),
-    click.option("--probe-clips", type=PATH, default=None, help="CSV (file_name, label) to classify zero-shot."),
+    click.option(
+        "--probe-clips",
+        type=PATH,
+        default=None,
+        help="Classify the clips of this CSV file zero-shot between epochs. The columns file_name and label "
+        "are read, or else those that `m2dprep zero-shot` would read.",
+    ),
     click.option(
         "--probe-root",
         type=PATH,
         default=None,
         show_default="the CSV's folder",
-        help="What its file names are relative to.",
+        help="Look for the files of --probe-clips relative to this folder.",
     ),
-    click.option("--probe-every", type=click.IntRange(0, LARGEST), default=5, help="Epochs between probes; 0: never."),
-    click.option("--probe-text-model", default=None, show_default="the data's", help="Text encoder of the probe."),
-    click.option("--probe-template", default="{label} can be heard", help="The caption of a class in the probe."),
+    click.option(
+        "--probe-every",
+        type=Count(0),
+        default=5,
+        help="Classify --probe-clips every N epochs. 0 never does.",
+    ),
+    click.option(
+        "--probe-text-model",
+        default=None,
+        show_default="the one of the embeddings",
+        help="Encode the captions of the probe with this text encoder: a name on the Hugging Face hub, or a folder.",
+    ),
+    click.option("--probe-template", default="{label} can be heard", help="Use this caption for a class in the probe."),
 )

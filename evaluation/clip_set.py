@@ -18,7 +18,7 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import inside, require_file, require_folder
 from m2dprep.artifacts.log_mels.array import read_lms
-from m2dprep.artifacts.tables import read_csv_columns
+from m2dprep.artifacts.tables import FILE_COLUMNS, choose_column, read_csv_columns
 from m2dprep.artifacts.text_files import read_header
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.convert import log_mel_of_file
@@ -59,7 +59,7 @@ class ClipReader:
 
 
 # What others call the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
-FILE_COLUMNS = ("file_name", "filename", "fname", "slice_file_name", "file", "path")
+CLIP_COLUMNS = (*FILE_COLUMNS, "filename", "fname", "slice_file_name", "file")
 LABEL_COLUMNS = ("label", "category", "class", "class_name")
 LABEL_FIELD = "{label}"
 DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
@@ -135,9 +135,9 @@ def choose_columns(clips_csv: Path, file_column: str | None = None, label_column
     """
     require_file(clips_csv, "the table of clips")
     found = read_header(clips_csv, "the table of clips")
-    files = _column(clips_csv, found, "files", "--file-column", file_column, FILE_COLUMNS)
+    files = _column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
     labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
-    if (file_column is None and files != FILE_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
+    if (file_column is None and files != CLIP_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
         print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
     return files, labels
 
@@ -149,7 +149,7 @@ def _column(
         candidates = [name for name in found if name == given]
         missing = f"no column {given!r}"
     else:
-        candidates = [name for name in found if name == usual[0]] or [name for name in found if name in usual]
+        candidates = choose_column(found, usual)
         missing = f"no column {usual[0]}"
     if len(candidates) == 1:
         return candidates[0]

@@ -126,14 +126,14 @@ class ValidationOptions:
 class RunOptions:
     """How to run, without any influence on the result; but for ``init``, the checkpoint that weights begin with.
 
-    ``size`` is the model's name in its folder; ``workers`` None loads in the training process on a CPU and in several
-    of their own on a GPU; ``log_every`` is in steps.
+    ``size`` is the model's name in its folder; ``loader_workers`` None loads in the training process on a CPU and in
+    several of their own on a GPU; ``log_every`` is in steps.
     """
 
     size: str
     init: Path | None = None
     device: str = "auto"
-    workers: int | None = None
+    loader_workers: int | None = None
     compile: bool = False
     save: SavePlan = field(default_factory=SavePlan)
     log_every: int = 10
@@ -225,7 +225,7 @@ def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: Train
     save = options.save
     values: dict[str, Any] = {
         "data": choice.root,
-        "out": out,
+        "output": out,
         "model": options.size,
         "files": choice.file_lists,
         "embeddings": choice.stores,
@@ -236,7 +236,7 @@ def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: Train
         **{key: value for key, value in model.to_dict().items() if key in MODEL_KEYS},
         **config.to_dict(),
         "device": options.device,
-        "workers": options.workers,
+        "loader_workers": options.loader_workers,
         "compile": options.compile,
         "save_every": save.every_epochs,
         "save_steps": save.every_steps,

@@ -36,10 +36,12 @@ from m2dprep.training.signals import WATCHED, ignore_stop_signals, stop_signals_
 
 SHARED_MEMORY = (
     "loading processes got no shared memory (/dev/shm is full). Give it more (in a container: --shm-size 8g), or use "
-    "fewer --workers or a smaller --batch-size; --workers 0 needs none."
+    "fewer --loader-workers or a smaller --batch-size; --loader-workers 0 needs none."
 )
-OPEN_FILES = "too many open files for so many loading processes; raise the limit (ulimit -n) or use fewer --workers."
-MEMORY = "loading ran out of memory; use fewer --workers or a smaller --batch-size."
+OPEN_FILES = (
+    "too many open files for so many loading processes; raise the limit (ulimit -n) or use fewer --loader-workers."
+)
+MEMORY = "loading ran out of memory; use fewer --loader-workers or a smaller --batch-size."
 
 
 class Parcel:
@@ -121,7 +123,7 @@ def as_user_error(error: Exception, reading: str | None) -> Exception:
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or text, error.filename or reading)
     where = f" of {reading}" if reading else ""
-    return UserError(f"loading{where} failed: {type(error).__name__}: {text}. --workers 0 shows where.")
+    return UserError(f"loading{where} failed: {type(error).__name__}: {text}. --loader-workers 0 shows where.")
 
 
 class ModelInput(NamedTuple):
@@ -174,9 +176,9 @@ BATCHES_AHEAD, MOST_OF_A_WORKER = 8, 4
 # How long a worker may take to be seen to end, and one that is killed to be gone.
 ENDING_SECONDS, KILLED_SECONDS = 5.0, 10.0
 WHY_KILLED = {
-    signal.SIGKILL: "most often because memory ran out: use fewer --workers or a smaller --batch-size",
+    signal.SIGKILL: "most often because memory ran out: use fewer --loader-workers or a smaller --batch-size",
     signal.SIGBUS: "most often because shared memory (/dev/shm) ran out: give it more (in a container: --shm-size 8g), "
-    "or use fewer --workers",
+    "or use fewer --loader-workers",
 }
 
 
@@ -269,9 +271,9 @@ class Batches:
             if code is None:
                 continue
             if code >= 0:
-                return f"loading process {worker.pid} ended by itself (exit code {code}); --workers 0 shows why."
+                return f"loading process {worker.pid} ended by itself (exit code {code}); --loader-workers 0 shows why."
             number = signal.Signals(-code)
-            why = WHY_KILLED.get(number, "--workers 0 loads without such processes")
+            why = WHY_KILLED.get(number, "--loader-workers 0 loads without such processes")
             return f"loading process {worker.pid} was killed ({number.name}), {why}."
         return None
 

@@ -23,18 +23,18 @@ LOSS, VALID = "loss", "valid_"
 COLUMNS = 3
 
 
-def plot_run(run: Path) -> Path:
-    """Draw ``run``'s log into its ``run.png`` and return that path.
+def plot_run(run: Path, output: Path | None = None) -> Path:
+    """Draw ``run``'s log into ``output``, by default its ``run.png``, and return that path.
 
     Raises `UserError` where there is no log or matplotlib is not installed.
     """
     lines = read_log(run / "log.jsonl")
     if not lines:
-        raise UserError(f"{run} has no log.jsonl with a line in it; --plot takes the folder of a training run.")
+        raise UserError(f"{run} has no log.jsonl with a line in it; `m2dprep plot` takes the folder of a training run.")
     try:
         import matplotlib  # optional, so it is looked for only here
     except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 'm2dprep[viz]'.") from error
+        raise UserError("plots need matplotlib: pip install 'm2dprep[viz]'.") from error
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def plot_run(run: Path) -> Path:
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend()
-    path = run / "run.png"
+    path = output or run / "run.png"
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=100)
     return path

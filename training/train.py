@@ -141,7 +141,7 @@ def _run(
     model = objective.model.config
     dataset = data.dataset(model, config)
     order = make_order(data, config, schedule, world, state.step)
-    loader = make_loader(dataset, order, options.workers, world.device, world.size)
+    loader = make_loader(dataset, order, options.loader_workers, world.device, world.size)
     if options.compile:
         compile_blocks(objective)
     job = Job(

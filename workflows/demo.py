@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from m2dprep.artifacts.console import is_quiet, talk_flags
 from m2dprep.artifacts.errors import UserError
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, make_sound_set
 
@@ -144,7 +145,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
 def _commands(settings: DemoSettings, source: Path, data: Path, run: Path) -> list[list[str]]:
     captions, store = data / "captions.parquet", data / "capemb_minilm"
     segments = [option for part in (TRAIN, HELD_OUT) for option in ("--segments", str(source / f"{part}.csv"))]
-    train = ["train", str(data), "--model", "tiny", "--seed", str(settings.seed), "--out", str(run)]
+    train = ["train", str(data), "--model", "tiny", "--seed", str(settings.seed), "-o", str(run)]
     train += ["--epochs", str(settings.epochs)] if settings.epochs is not None else []
     train += ["--shuffle-captions"] if settings.shuffle_captions else []
     return [
@@ -152,7 +153,7 @@ def _commands(settings: DemoSettings, source: Path, data: Path, run: Path) -> li
         ["stats", str(data / "audioset_lms")],
         ["captions", "fill", *segments, "--ontology", str(source / "ontology.json"),
          "--auto-acd", str(source / "auto_acd_train.csv"), "--acalt4", str(source / "acalt4.csv"), "-o", str(captions)],
-        ["embed-captions", str(captions), str(store), "--model", settings.text_model, "--device", "cpu"],
+        ["embed-captions", str(captions), str(store), "--text-model", settings.text_model, "--device", "cpu"],
         ["check", str(data), "--workers", str(settings.workers)],
         train,
     ]  # fmt: skip
@@ -169,8 +170,8 @@ def _run(command: Sequence[str], *, capture: bool = False) -> str:
     """
     print(f"\n$ m2dprep {shlex.join(command)}", file=sys.stderr, flush=True)
     finished = subprocess.run(
-        [sys.executable, "-P", "-m", "m2dprep", *command],
-        stdout=subprocess.PIPE if capture else STDERR,
+        [sys.executable, "-P", "-m", "m2dprep", *command, *talk_flags()],
+        stdout=subprocess.PIPE if capture else subprocess.DEVNULL if is_quiet() else STDERR,
         text=True,
         check=False,
     )

@@ -158,7 +158,7 @@ def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool,
     meta = store.meta
     name = model or meta.get("model_path") or meta.get("model")
     if not name:
-        raise UserError(f"{store.folder} does not say which encoder made it; give --model.")
+        raise UserError(f"{store.folder} does not say which encoder made it; give --text-model.")
     return EncoderRequest(
         name,
         device,

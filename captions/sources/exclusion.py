@@ -96,7 +96,20 @@ def keep_clips(
 
 PURPOSE = "a list of clips to exclude"
 ID_COLUMNS = (
-    *("clip_id", "youtube_id", "ytid", "video_id", "file_name", "filename", "fname", "file", "path", "audio", "id"),
+    *(
+        "clip_id",
+        "youtube_id",
+        "ytid",
+        "video_id",
+        "file_name",
+        "filename",
+        "fname",
+        "file",
+        "path",
+        "audio",
+        "id",
+        "source",
+    ),
 )
 YOUTUBE_PART = "AudioSet"
 PARQUET_MAGIC = b"PAR1"

@@ -85,7 +85,7 @@ def test_nothing_to_unpack(tmp_path: Path) -> None:
 
 
 def test_the_command(lms: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(m2dprep, ["unpack", str(lms), "--out", str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(m2dprep, ["unpack", str(lms), "--output", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["done"] == 7
     assert "7 clips = 7 done + 0 skipped" in result.stderr

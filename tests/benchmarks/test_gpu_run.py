@@ -21,7 +21,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_gpu(out: Path, *options: str, timeout: float = 280) -> tuple[int, dict[str, Any], str]:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--out", str(out), *options]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--output", str(out), *options]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     return finished.returncode, json.loads((out / "gpu.json").read_text()), (out / "gpu.md").read_text()
 
@@ -69,7 +69,9 @@ def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatc
     parts = tuple(Part(name, 1, f"{name}.py", lambda device, quick: []) for name in scripts)
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--minutes", "0.5", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "--device", "cpu", "--minutes", "0.5", "--output", str(tmp_path / "out")]
+    )
     started = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         gpu.main()

@@ -1,8 +1,22 @@
 """Commands called as a shell would call them, and how a refusal looks."""
 
+from collections.abc import Iterator
+
+import click
 from click.testing import CliRunner, Result
 
 from m2dprep.cli.main import m2dprep
+
+
+def commands(group: click.Group = m2dprep, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by the words that one types for it, those in groups too."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+        elif command is not None:
+            yield f"{before}{name}", command
 
 
 def run(*words: object) -> Result:

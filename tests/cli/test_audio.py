@@ -194,11 +194,20 @@ def test_stats(src: Path, dst: Path, recompute: list[str]) -> None:
     assert "1 evaluation clips left out" in result.stderr
 
 
+@pytest.mark.parametrize("column", ["source", "file_name", "path"])
+def test_lists_of_files_have_one_of_three_columns(src: Path, dst: Path, tmp_path: Path, column: str) -> None:
+    (tmp_path / "some.csv").write_text(f"{column}\na/1.wav\n")
+    assert "1 inputs = 1 done" in melspec(src, dst, "--files", tmp_path / "some.csv").stderr
+    (tmp_path / "arrays.csv").write_text(f"{column}\nset_lms/a/1.npy\n")
+    counted = run("stats", dst, "--files", tmp_path / "arrays.csv", "--json")
+    assert json.loads(counted.stdout)["count_files"] == 1
+
+
 def test_stats_of_a_list_as_json_somewhere_else(src: Path, dst: Path, tmp_path: Path) -> None:
     melspec(src, dst)
     (tmp_path / "some.csv").write_text("file_name\nset_lms/a/1.npy\n")
     out = tmp_path / "stats.json"
-    result = run("stats", dst, "--files", tmp_path / "some.csv", "--out", out, "--json")
+    result = run("stats", dst, "--files", tmp_path / "some.csv", "--output", out, "--json")
     assert json.loads(result.stdout) == read_object(out)
     assert json.loads(result.stdout)["count_files"] == 1
     assert not (dst.parent / "norm_stats.json").exists()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
+import click
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,7 +42,7 @@ def captions(tmp_path: Path) -> Path:
 
 def test_embed_captions(captions: Path) -> None:
     store = captions.parent / "capemb"
-    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
+    command = ("embed-captions", captions, store, "--text-model", MINILM, "--device", "cpu")
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{store}: 4 x 384 float16\n"
@@ -67,12 +68,11 @@ def test_defaults_are_those_of_the_library() -> None:
     from m2dprep.captions.embedding.embed import DTYPES, embed_captions
     from m2dprep.captions.embedding.encoder import DEFAULT_MODEL, EncoderRequest
     from m2dprep.captions.embedding.text_model import EncoderSettings
-    from m2dprep.cli.embeddings import embed_captions as command
+    from m2dprep.cli.embeddings import encode as command
 
-    names = ["-h", "--help"]  # as under m2dprep; a command remembers those of its first context
-    context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)
+    context = command.make_context("embed-captions", ["captions.parquet", "out"])
     options = context.params
-    assert options["model"] == DEFAULT_MODEL
+    assert options["text_model"] == DEFAULT_MODEL
     assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]
     request = EncoderRequest(DEFAULT_MODEL)
     assert {field: options[field] for field in asdict(request) if field in options} == {
@@ -92,45 +92,62 @@ def test_embed_captions_on_bad_input(captions: Path) -> None:
         ([folder / "missing.parquet", out], ("missing.parquet: no such file",)),
         ([folder / "text.parquet", out], ("text.parquet cannot be read",)),
         ([folder / "none.parquet", out], ("holds no captions",)),
-        ([captions, out, "--model", folder / "nowhere"], ("no folder with a text encoder",)),
-        ([captions, out, "--model", folder / "empty"], ("neither modules.json nor config.json",)),
-        ([captions, out, "--model", "m2dprep-no-such-organisation/no-such-model"], ("no-such-model",)),
-        ([captions, out, "--model", MINILM, "--max-length", "9999", "--device", "cpu"], ("3 to 512 tokens",)),
-        ([captions, captions, "--model", MINILM, "--device", "cpu"], ("is a file",)),
-        ([captions], ("CAPTIONS and OUT are needed",)),
-        ([captions, out, "more"], ("CAPTIONS and OUT are needed",)),
+        ([captions, out, "--text-model", folder / "nowhere"], ("no folder with a text encoder",)),
+        ([captions, out, "--text-model", folder / "empty"], ("neither modules.json nor config.json",)),
+        ([captions, out, "--text-model", "m2dprep-no-such-organisation/no-such-model"], ("no-such-model",)),
+        ([captions, out, "--text-model", MINILM, "--max-length", "9999", "--device", "cpu"], ("3 to 512 tokens",)),
+        ([captions, captions, "--text-model", MINILM, "--device", "cpu"], ("is a file",)),
+        ([captions], ("Missing argument 'OUT'",)),
+        ([captions, out, "more"], ("unexpected extra argument",)),
         ([captions, out, "--dtype", "int8"], ("int8",)),
         ([captions, out, "--batch-tokens", "0"], ("--batch-tokens",)),
-        ([captions, out, "--text", "a dog"], ("--text: only with --inspect",)),
-        ([captions, out, "--check", "3", "--inspect", out], ("exclude each other",)),
-        ([captions, out, "--check", "3", "--prefix", "x"], ("--prefix: not with --check",)),
-        (["--inspect", out, "--workers", "2"], ("--workers: not with --inspect",)),
-        (["--inspect", out], ("no such folder",)),
-        (["--inspect", out, "--nearest", "3"], ("--nearest: only with --text",)),
-        (["--inspect", out, "--model", MINILM], ("--model: only with --text",)),
-        ([captions, out, "--model", MINILM, "--device", "cpu", "--prefix", "q\udcff"], ("--prefix", "not UTF-8")),
-        ([captions, out, "--check", "3"], ("no such folder",)),
-        ([captions, out, "--reuse", folder / "none", "--model", MINILM, "--device", "cpu"], ("no such folder",)),
+        ([captions, out, "--text", "a dog"], ("No such option '--text'",)),
+        ([captions, out, "--text-model", MINILM, "--device", "cpu", "--prefix", "q\udcff"], ("--prefix", "not UTF-8")),
+        ([captions, out, "--reuse", folder / "none", "--text-model", MINILM, "--device", "cpu"], ("no such folder",)),
         ([captions, out, "--scheduler", "tcp://x:1", "--cluster", "slurm"], ("exclude each other",)),
     ]
     for words, messages in bad:
         refused(run("embed-captions", *words), 2, *messages)
+    others: list[tuple[list[object], tuple[str, ...]]] = [
+        (["inspect", out], ("no such folder",)),
+        (["inspect", out, "--nearest", "3"], ("--nearest: only with --text",)),
+        (["inspect", out, "--text-model", MINILM, "--device", "cpu"], ("--text-model, --device: only with --text",)),
+        (["inspect", out, "--workers", "2"], ("No such option '--workers'",)),
+        (["check", captions, out], ("no such folder",)),
+        (["check", captions, out, "--rows", "0"], ("--rows",)),
+        (["check", captions, out, "--prefix", "x"], ("No such option '--prefix'",)),
+    ]
+    for words, messages in others:
+        refused(run("embeddings", *words), 2, *messages)
     assert not out.exists()
+
+
+def test_encode_is_embed_captions(captions: Path) -> None:
+    from m2dprep.cli.main import m2dprep
+
+    embeddings = m2dprep.get_command(click.Context(m2dprep), "embeddings")
+    assert isinstance(embeddings, click.Group)
+    assert embeddings.commands["encode"] is m2dprep.get_command(click.Context(m2dprep), "embed-captions")
+    shown = run("embeddings", "encode", "-h")
+    assert shown.stdout.startswith("Usage: m2dprep embeddings encode [OPTIONS] CAPTIONS OUT\n")
+    assert run("embed-captions", "-h").stdout.startswith("Usage: m2dprep embed-captions [OPTIONS] CAPTIONS OUT\n")
+    done = run("embeddings", "encode", captions, captions.parent / "s", "--text-model", MINILM, "--device", "cpu")
+    assert "4 captions = 4 done" in done.stderr
 
 
 def test_inspect_and_check(captions: Path) -> None:
     store = captions.parent / "capemb"
-    assert run("embed-captions", captions, store, "--model", MINILM, "--device", "cpu").exit_code == 0
-    shown = run("embed-captions", "--inspect", store, "--text", "a barking dog", "--nearest", "2", "--device", "cpu")
+    assert run("embed-captions", captions, store, "--text-model", MINILM, "--device", "cpu").exit_code == 0
+    shown = run("embeddings", "inspect", store, "--text", "a barking dog", "--nearest", "2", "--device", "cpu")
     assert shown.exit_code == 0, shown.output
     assert "4 x 384 float16" in shown.stdout
     assert "rows with the text of an earlier one: 1;" in shown.stdout
     lines = shown.stdout.splitlines()[-2:]
     assert lines[0].endswith("row 0  c0  A dog barks.")  # its second row is the same text
     assert "row 2" not in shown.stdout
-    found = json.loads(run("embed-captions", "--inspect", store, "--json").stdout)
+    found = json.loads(run("embeddings", "inspect", store, "--json").stdout)
     assert (found["rows"], found["zero_rows"], found["not_finite_rows"], found["nearest"]) == (4, 0, 0, [])
-    command = ("embed-captions", captions, store, "--check", "3", "--seed", "1", "--device", "cpu")
+    command = ("embeddings", "check", captions, store, "--rows", "3", "--seed", "1", "--device", "cpu")
     checked = json.loads(run(*command, "--json").stdout)
     assert (checked["rows"], checked["seed"]) == (3, 1)
     assert 0.99998 < checked["smallest_cosine"] <= 1
@@ -144,28 +161,26 @@ def test_inspect_and_check(captions: Path) -> None:
 
 def test_a_text_is_compared_with_embeddings_of_its_own_model_only(captions: Path) -> None:
     store, other = captions.parent / "capemb", bert(captions.parent / "other")
-    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu", "--max-length", "24")
+    command = ("embed-captions", captions, store, "--text-model", MINILM, "--device", "cpu", "--max-length", "24")
     assert run(*command).exit_code == 0
-    look = ("embed-captions", "--inspect", store, "--device", "cpu")
-    refused(run(*look, "--text", "w1", "--model", other), 4, "was made with the weights sha256:")
+    look = ("embeddings", "inspect", store, "--device", "cpu")
+    refused(run(*look, "--text", "w1", "--text-model", other), 4, "was made with the weights sha256:")
     refused(run(*look, "--text", "w\udcff"), 2, "--text", "not UTF-8")
     meta = json.loads((store / "meta.json").read_text())
     del meta["weights"], meta["tokenizer_and_modules"]
     write_object(store / "meta.json", meta)
-    refused(run(*look, "--text", "w1", "--model", other), 4, "384 numbers a row, other makes 32")
+    refused(run(*look, "--text", "w1", "--text-model", other), 4, "384 numbers a row, other makes 32")
 
 
 def test_captions_that_grew_name_reuse(captions: Path) -> None:
     store, more = captions.parent / "capemb", captions.parent / "more"
-    command = ("embed-captions", captions, store, "--model", MINILM, "--device", "cpu")
+    command = ("embed-captions", captions, store, "--text-model", MINILM, "--device", "cpu")
     assert run(*command).exit_code == 0
     write_captions(captions, table_of(["A cat.", "A dog barks.", "The sound of Speech.", "A dog barks.", ""]))
     refused(run(*command), 5, f"--reuse {store}", "4 rows, now 5")
-    result = run("embed-captions", captions, more, "--reuse", store, "--model", MINILM, "--device", "cpu")
+    result = run("embed-captions", captions, more, "--reuse", store, "--text-model", MINILM, "--device", "cpu")
     assert "5 captions = 1 done + 4 reused + 0 skipped + 0 failed" in result.stderr
     EmbeddingStore.open(more).verify(read_captions(captions))
     np.testing.assert_array_equal(EmbeddingStore.open(more).embeddings[1:], EmbeddingStore.open(store).embeddings)
-    refused(
-        run("embed-captions", captions, more, "--reuse", store, "--model", MINILM, "--device", "cpu", "--normalize"),
-        5, "normalized: False → True",
-    )  # fmt: skip
+    reuse = ("--reuse", store, "--text-model", MINILM, "--device", "cpu")
+    refused(run("embed-captions", captions, more, *reuse, "--normalize"), 5, "normalized: False → True")

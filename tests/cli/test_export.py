@@ -1,4 +1,4 @@
-"""export m2d and embed-captions --from-m2d: to and from the original's own format."""
+"""embeddings export m2d and embeddings import: to and from the original's own format."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def dictionary(tmp_path: Path) -> Path:
 
 
 def test_to_a_store_and_back(dictionary: Path, tmp_path: Path) -> None:
-    imported = run("embed-captions", "--from-m2d", dictionary, tmp_path / "store")
+    imported = run("embeddings", "import", dictionary, tmp_path / "store")
     assert imported.exit_code == 0, imported.output
     assert imported.stdout == f"{tmp_path / 'store'}: 3 x 4 float16\n"
     assert not EmbeddingStore.open(tmp_path / "store").has_captions
-    exported = run("export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--json")
+    exported = run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--json")
     assert json.loads(exported.stdout) == {"file": str(tmp_path / "back.npy"), "clips": 2, "rows": 3, "dim": 4}
     there, back = (np.load(path, allow_pickle=True).item() for path in (dictionary, tmp_path / "back.npy"))
     assert all(np.array_equal(there[key], back[key]) and there[key].shape == back[key].shape for key in there)
-    refused = run("export", "m2d", tmp_path / "store", tmp_path / "back.npy")
+    refused = run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy")
     assert refused.exit_code == 2
     assert "--overwrite" in refused.stderr
-    assert run("export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--overwrite").exit_code == 0
+    assert run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--overwrite").exit_code == 0
 
 
 def test_bad_input(dictionary: Path, tmp_path: Path) -> None:
@@ -50,24 +50,15 @@ def test_bad_input(dictionary: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     store = tmp_path / "store"
     bad = {
-        ("embed-captions", "--from-m2d", tmp_path / "evil.npy", store): "refused",
-        ("embed-captions", "--from-m2d", tmp_path / "array.npy", store): "not a dictionary",
-        ("embed-captions", "--from-m2d", tmp_path / "missing.npy", store): "no such file",
-        ("embed-captions", "--from-m2d", dictionary): "OUT is needed, and no more",
-        ("embed-captions", "--from-m2d", dictionary, "captions.parquet", store): "OUT is needed, and no more",
-        (
-            "embed-captions",
-            "--from-m2d",
-            dictionary,
-            store,
-            "--model",
-            "x",
-            "--batch-tokens",
-            "3",
-        ): "--model, --batch-tokens",
-        ("export", "m2d", tmp_path / "missing", tmp_path / "x.npy"): "no such folder",
-        ("export", "m2d", tmp_path / "folder", tmp_path / "x.npy"): "no store of caption embeddings",
-        ("export", "m2d"): "Missing argument",
+        ("embeddings", "import", tmp_path / "evil.npy", store): "refused",
+        ("embeddings", "import", tmp_path / "array.npy", store): "not a dictionary",
+        ("embeddings", "import", tmp_path / "missing.npy", store): "no such file",
+        ("embeddings", "import", dictionary): "Missing argument 'OUT'",
+        ("embeddings", "import", dictionary, "captions.parquet", store): "unexpected extra argument",
+        ("embeddings", "import", dictionary, store, "--text-model", "x"): "No such option",
+        ("embeddings", "export", "m2d", tmp_path / "missing", tmp_path / "x.npy"): "no such folder",
+        ("embeddings", "export", "m2d", tmp_path / "folder", tmp_path / "x.npy"): "no store of caption embeddings",
+        ("embeddings", "export", "m2d"): "Missing argument",
     }
     for words, message in bad.items():
         result = run(*words)

@@ -98,7 +98,7 @@ def test_packs(data: Path, name: str, tmp_path: Path) -> None:
     write_parquet(path, table.set_column(0, table.schema.field(0), names))
     meta = read_object(path.with_name("meta.json")) or {}
     write_object(path.with_name("meta.json"), {**meta, "index_digest": plain_digest(path)})
-    refused(run("unpack", data / "x_lms", "--out", tmp_path / "elsewhere"), 2, "leads out")
+    refused(run("unpack", data / "x_lms", "--output", tmp_path / "elsewhere"), 2, "leads out")
     refused(run("stats", data / "x_lms", "--recompute"), 2, "leads out")
     checked = run("check", data, "--workers", 0)
     assert checked.exit_code == 4

@@ -34,13 +34,26 @@ def read(path: Path, text: str) -> Recipe:
 
 
 def test_every_command_is_a_stage_or_no_stage_on_purpose() -> None:
-    assert {kind.words[0] for kind in KINDS.values()} == set(COMMANDS) - {"demo", "run", "status", "init"}
+    assert {kind.words[0] for kind in KINDS.values()} == set(COMMANDS) - {
+        "demo",
+        "run",
+        "status",
+        "init",
+        "plot",
+        "submit",
+    }
+
+
+def test_encode_is_a_stage_under_both_its_names(tmp_path: Path) -> None:
+    for name in ("embed-captions", "embeddings encode"):
+        (stage,) = read(tmp_path / "r.yaml", f"data: d\nstages:\n  {name}: {{captions: c, out: o}}").stages
+        assert (stage.kind.name, stage.kind.arguments(stage.values)) == ("embed-captions", ["embed-captions", "c", "o"])
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_known_what_every_path_of_a_stage_is_to_it(name: str) -> None:
     paths = {option.key for option in KINDS[name].options if option.is_path} - HOW_PATHS
-    unknown = paths - set(ROLES.get(name, {}))
+    unknown = paths - set(ROLES.get(KINDS[name].name, {}))
     assert not unknown, f"ROLES in workflows/recipe/order.py does not say what these are: {unknown}"
 
 
@@ -156,14 +169,18 @@ stages:
   check: {workers: 1}
   held-out: {stage: melspec, src: wavs, dst: b_lms, cluster: null}
   elsewhere: {stage: melspec, src: wavs, dst: c_lms, scheduler: "tcp://host:1"}
-  train: {out: run, seed: 1}
+  train: {output: run, seed: 1}
 """
     values = {stage.name: stage.values for stage in read(tmp_path / "r.yaml", text).stages}
     assert values["melspec"] == {"src": ["wavs"], "dst": ["d/a_lms"], "cluster": ["slurm"], "jobs": ["2"]}
     assert values["check"] == {"data": ["d"], "workers": ["1"]}  # its own workers are on this machine
     assert values["held-out"] == {"src": ["wavs"], "dst": ["b_lms"], "workers": ["3"]}
     assert values["elsewhere"] == {"src": ["wavs"], "dst": ["c_lms"], "scheduler": ["tcp://host:1"]}
-    assert values["train"] == {"data": ["d"], "out": ["run"], "seed": ["1"]}  # whose workers load data
+    assert values["train"] == {
+        "data": ["d"],
+        "output": ["run"],
+        "seed": ["1"],
+    }  # whose loader_workers are another thing
 
 
 def test_values_are_taken_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +193,7 @@ stages:
   other: {<<: *common, stage: melspec, dst: "${DST:-b_lms}", name: b, ignore_space: false}
 """
     first, second = read(tmp_path / "r.yaml", text).stages
-    line = ["melspec", "--min-seconds=2.10", "--files=/home/me/list.csv", "--name=2024", "--ignore-space"]
+    line = ["melspec", "--files=/home/me/list.csv", "--min-seconds=2.10", "--name=2024", "--ignore-space"]
     assert first.kind.arguments(first.values) == [*line, "/nfs/wavs/a", "a_lms"]
     assert second.kind.arguments(second.values) == [*line[:3], "--name=b", "/nfs/wavs/a", "b_lms"]
 

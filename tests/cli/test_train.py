@@ -45,7 +45,7 @@ def test_a_run_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
         4,
         "--seed",
         3,
-        "--out",
+        "--output",
         tmp_path / "run",
         "--json",
     )
@@ -59,10 +59,12 @@ def test_a_run_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
     again = run(*command)
     assert json.loads(again.stdout) == value
     assert "going on from" in again.stderr
+    quiet = run(*command, "-q")
+    assert (json.loads(quiet.stdout), quiet.stderr) == (value, "")
 
 
 def test_other_settings_exit_with_5_until_overwritten(data: Path, tmp_path: Path) -> None:
-    command = (data, "--model", "tiny", "--batch-size", 4, "--out", tmp_path / "run")
+    command = (data, "--model", "tiny", "--batch-size", 4, "--output", tmp_path / "run")
     assert run(*command, "--epochs", 1).exit_code == 0
     result = run(*command, "--epochs", 2)
     assert result.exit_code == 5
@@ -87,14 +89,14 @@ def test_bad_requests_exit_with_2_and_leave_nothing(
     options: tuple[str, ...], message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = run(data, "--out", tmp_path / "run", *options)
+    result = run(data, "--output", tmp_path / "run", *options)
     assert result.exit_code == 2
     assert message.lower() in result.stderr.lower()
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_directory(tmp_path: Path) -> None:
-    result = run(tmp_path / "nowhere", "--out", tmp_path / "run")
+    result = run(tmp_path / "nowhere", "--output", tmp_path / "run")
     assert result.exit_code == 2
     assert "no such folder" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -105,7 +107,7 @@ def test_defaults_that_the_command_repeats_are_a_runs() -> None:
     defaults = {parameter.name: parameter.default for parameter in train.params}
     run = RunOptions(str(defaults["size"]))
     for owner, names in (
-        (run, ("device", "workers", "log_every", "wandb", "init")),
+        (run, ("device", "loader_workers", "log_every", "wandb", "init")),
         (run.save, ("keep",)),
         (run.validation, tuple(field.name for field in fields(run.validation))),
     ):

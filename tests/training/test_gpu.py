@@ -122,7 +122,7 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Pat
     options = replace(
         OPTIONS,
         device=device,
-        workers=0,
+        loader_workers=0,
         save=SavePlan(every_steps=1, keep=0),
         validation=ValidationOptions(features_every=1),
     )

@@ -83,7 +83,7 @@ FAULTS = [
     (OSError(errno.ENOSPC, "No space left on device"), "--shm-size"),
     (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "--shm-size"),
     (MemoryError(), "--batch-size"),
-    (ZeroDivisionError("a bug"), "loading of data/made_lms/clip.npy failed: ZeroDivisionError: a bug. --workers 0"),
+    (ZeroDivisionError("a bug"), "of data/made_lms/clip.npy failed: ZeroDivisionError: a bug. --loader-workers 0"),
     (signal.SIGKILL, r"was killed \(SIGKILL\), most often because memory"),
     (signal.SIGBUS, r"was killed \(SIGBUS\), .*--shm-size"),
     (signal.SIGSEGV, r"was killed \(SIGSEGV\)"),
@@ -133,7 +133,7 @@ def _child(data: Path, out: Path, largest_file: int = -1) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stderr = (out.parent / f"{out.name}.err").open("a", buffering=1)
     try:
-        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=2))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, loader_workers=2))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

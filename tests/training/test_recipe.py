@@ -43,7 +43,7 @@ def settings(tmp_path: Path, **values: Any) -> Path:
 
 def test_flags_win_over_a_file_that_wins_over_the_model(data: Path, tmp_path: Path) -> None:
     path = settings(tmp_path, data=str(data), epochs=3, batch_size=4, betas=[0.9, 0.98], keep=1, log_every=1)
-    result = run("--config", path, "--epochs", 1, "--out", tmp_path / "run", "--json")
+    result = run("--config", path, "--epochs", 1, "--output", tmp_path / "run", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["steps"] == 2
     begun = json.loads((tmp_path / "run/config.json").read_text())["settings"]
@@ -54,12 +54,12 @@ def test_flags_win_over_a_file_that_wins_over_the_model(data: Path, tmp_path: Pa
 
 def test_a_runs_own_recipe_makes_the_same_run(data: Path, tmp_path: Path) -> None:
     path = settings(tmp_path, epochs=1, batch_size=4, seed=5, patch_size=[80, 2], log_every=1)
-    assert run(data, "--config", path, "--out", tmp_path / "run", "--loss-clap", 0.5).exit_code == 0
+    assert run(data, "--config", path, "--output", tmp_path / "run", "--loss-clap", 0.5).exit_code == 0
     recipe = tmp_path / "run/train.yaml"
     again = run("--config", recipe)
     assert again.exit_code == 0, again.stderr
     assert "train: 8 files listed" in again.stderr
-    assert run("--config", recipe, "--out", tmp_path / "other").exit_code == 0
+    assert run("--config", recipe, "--output", tmp_path / "other").exit_code == 0
     logs = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("run", "other")]
     assert logs[0] == logs[1]
 
@@ -77,7 +77,7 @@ def test_a_runs_own_recipe_makes_the_same_run(data: Path, tmp_path: Path) -> Non
 )
 def test_files_that_are_refused(data: Path, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    result = run(data, "--config", tmp_path / "bad.yaml", "--out", tmp_path / "run")
+    result = run(data, "--config", tmp_path / "bad.yaml", "--output", tmp_path / "run")
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
@@ -85,7 +85,7 @@ def test_files_that_are_refused(data: Path, tmp_path: Path, text: str, message: 
 
 def test_values_in_files_are_checked_as_flags_are(data: Path, tmp_path: Path) -> None:
     for value, message in (({"epochs": "many"}, "many"), ({"input_size": 80}, "80x608"), ({"model": "huge"}, "huge")):
-        result = run(data, "--config", settings(tmp_path, **value), "--out", tmp_path / "run")
+        result = run(data, "--config", settings(tmp_path, **value), "--output", tmp_path / "run")
         assert result.exit_code == 2
         assert message in result.stderr
     assert run(data, "--config", tmp_path / "nowhere.yaml").exit_code == 2
@@ -103,7 +103,7 @@ def test_empty_files_and_nulls_set_nothing(tmp_path: Path) -> None:
 
 def test_dry_run_measures_a_step_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     path = settings(tmp_path, epochs=5, batch_size=4)
-    command = (data, "--config", path, "--out", tmp_path / "run", "--dry-run")
+    command = (data, "--config", path, "--output", tmp_path / "run", "--dry-run")
     value = json.loads(run(*command, "--json").stdout)
     assert (value["clips"], value["steps_per_epoch"], value["steps"]) == (8, 2, 10)
     assert 0 < value["trained_parameters"] < value["parameters"]
@@ -117,7 +117,7 @@ def test_dry_run_measures_a_step_and_writes_nothing(data: Path, tmp_path: Path) 
 
 def test_noise_needs_both_its_options(data: Path, tmp_path: Path) -> None:
     for options in (("--noise-ratio", 0.2), ("--noise-files", data / "files_made.csv")):
-        result = run(data, "--out", tmp_path / "run", *options)
+        result = run(data, "--output", tmp_path / "run", *options)
         assert result.exit_code == 2
         assert "go together" in result.stderr
 
@@ -127,7 +127,7 @@ def test_wandb_gets_every_line_and_is_asked_for_where_it_is_missing(
 ) -> None:
     command = (data, "--config", settings(tmp_path, epochs=1, batch_size=4, log_every=1), "--wandb", "sounds")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    missing = run(*command, "--out", tmp_path / "run")
+    missing = run(*command, "--output", tmp_path / "run")
     assert missing.exit_code == 2
     assert "m2dprep[wandb]" in missing.stderr
     sent: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ def test_wandb_gets_every_line_and_is_asked_for_where_it_is_missing(
     remote = SimpleNamespace(log=sent.append, finish=lambda: sent.append({}), define_metric=lambda *_, **__: None)
     fake = SimpleNamespace(init=lambda **options: begun.append(options) or remote)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    assert run(*command, "--out", tmp_path / "run").exit_code == 0
+    assert run(*command, "--output", tmp_path / "run").exit_code == 0
     assert sent[:-1] == read_log(tmp_path / "run/log.jsonl")
     assert sent[-1] == {}
     assert (begun[0]["project"], begun[0]["resume"]) == ("sounds", "allow")
@@ -144,7 +144,7 @@ def test_wandb_gets_every_line_and_is_asked_for_where_it_is_missing(
 def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "epoch": 1.0, "loss": 2.0}\n')
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = run("--plot", tmp_path)
+    result = CliRunner().invoke(m2dprep, ["plot", str(tmp_path)])
     assert result.exit_code == 2
     assert "m2dprep[viz]" in result.stderr
 
@@ -155,14 +155,14 @@ WHOLE = [*NUMBERS, "1.5", "3.0", "1e3"]
 WRONG_BY_KEYS: dict[str, list[str]] = {
     "epochs batch_size accumulate seed depth num_heads embed_dim": WHOLE,
     "decoder_depth decoder_embed_dim decoder_num_heads": WHOLE,
-    "save_every save_steps keep log_every valid_every features_every probe_every workers": WHOLE,
+    "save_every save_steps keep log_every valid_every features_every probe_every loader_workers": WHOLE,
     "blr min_lr warmup_epochs weight_decay clip_grad mask_ratio loss_clap loss_m2d noise_ratio": NUMBERS,
     "ema_decay_init ema_decay_end layer_norm_eps save_minutes": NUMBERS,
     "weighted shuffle_captions compile": ["1", "maybe", '"true"', "[true]", ".nan"],
     "input_size patch_size": ["80", "80 x", "[80]", "[80.5, 608]", "[true, 8]", "[0, 8]", ".nan"],
     "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
     "model device amp": ["1", "true", "[tiny]", "nothing"],
-    "data out init wandb": ["1", "true", "[a]", "{a: b}"],
+    "data output init wandb": ["1", "true", "[a]", "{a: b}"],
     "probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
     "files valid_files noise_files embeddings m2d_embeddings": ["1", "[1]", "{a: b}"],
 }
@@ -179,7 +179,7 @@ def test_the_table_of_wrong_values_has_every_key() -> None:
 def test_a_wrong_value_is_refused_with_key_file_and_line(tmp_path: Path, key: str) -> None:
     path = tmp_path / "settings.yaml"
     for value in WRONG[key]:
-        others = "" if key in ("data", "out") else f"out: {tmp_path / 'run'}\n"
+        others = "" if key in ("data", "output") else f"output: {tmp_path / 'run'}\n"
         path.write_text(f"# a comment\n{others}{key.replace('_', '-')}: {value}\n")
         line = 2 + len(others.splitlines())
         arguments = [] if key == "data" else [tmp_path]
@@ -194,7 +194,7 @@ def test_a_wrong_value_is_refused_with_key_file_and_line(tmp_path: Path, key: st
 def test_settings_that_do_not_fit_together_name_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("model: tiny\nepochs: 3\nwarmup_epochs: 4\n")
-    result = run(tmp_path, "--config", path, "--out", tmp_path / "run")
+    result = run(tmp_path, "--config", path, "--output", tmp_path / "run")
     assert result.exit_code == 2
     assert f"(epochs: {path}, line 2; warmup_epochs: {path}, line 3)" in result.stderr
 
@@ -205,7 +205,7 @@ FINITE_FLAGS = ("--blr", "--min-lr", "--warmup-epochs", "--weight-decay", "--cli
 @pytest.mark.parametrize("flag", [*FINITE_FLAGS, "--loss-m2d", "--save-minutes", "--noise-ratio"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "many"])
 def test_flags_are_finite_numbers(tmp_path: Path, flag: str, value: str) -> None:
-    result = run(tmp_path, "--out", tmp_path / "run", f"{flag}={value}")
+    result = run(tmp_path, "--output", tmp_path / "run", f"{flag}={value}")
     assert result.exit_code == 2
     assert flag in result.stderr or flag[2:].replace("-", "_") in result.stderr
     assert not (tmp_path / "run").exists()

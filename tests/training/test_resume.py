@@ -44,7 +44,11 @@ TRAIN = TrainConfig(
     noise_ratio=0.1,
 )
 OPTIONS = RunOptions(
-    "tiny", log_every=3, save=SavePlan(every_steps=2, keep=2), validation=ValidationOptions(features_every=1), workers=0
+    "tiny",
+    log_every=3,
+    save=SavePlan(every_steps=2, keep=2),
+    validation=ValidationOptions(features_every=1),
+    loader_workers=0,
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])
@@ -124,7 +128,7 @@ def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, 
     if point is not None:
         _arm(point)
     try:
-        train(choice, out, TINY, TRAIN, replace(OPTIONS, workers=1 if point == ("SIGUSR1", 4) else 0))
+        train(choice, out, TINY, TRAIN, replace(OPTIONS, loader_workers=1 if point == ("SIGUSR1", 4) else 0))
     except StoppedError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

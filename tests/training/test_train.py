@@ -125,7 +125,7 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
 
 
 def test_same_seed_same_run_whatever_the_workers(data: Path, finished: Path, tmp_path: Path) -> None:
-    run(data, tmp_path / "a", workers=2)
+    run(data, tmp_path / "a", loader_workers=2)
     assert losses(tmp_path / "a") == losses(finished)
     assert same_weights(tmp_path / "a", finished)
     run(data, tmp_path / "b", replace(TRAIN, seed=1))

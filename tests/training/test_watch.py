@@ -145,10 +145,10 @@ def test_a_run_is_watched_and_drawn(
     assert lines[20]["valid_loss"] < lines[2]["valid_loss"]
     assert 1 <= lines[20]["rank_me"] <= 23
     assert 0.5 <= lines[20]["explained_variance_area"] <= 1
-    drawn = CliRunner().invoke(m2dprep, ["train", "--plot", str(tmp_path / "run")])
+    drawn = CliRunner().invoke(m2dprep, ["plot", str(tmp_path / "run")])
     assert drawn.exit_code == 0, drawn.stderr
     assert drawn.stdout.strip() == str(tmp_path / "run/run.png")
     assert (tmp_path / "run/run.png").read_bytes().startswith(b"\x89PNG")
-    nothing = CliRunner().invoke(m2dprep, ["train", "--plot", str(tmp_path)])
+    nothing = CliRunner().invoke(m2dprep, ["plot", str(tmp_path)])
     assert nothing.exit_code == 2
     assert "no log.jsonl" in nothing.stderr

@@ -63,6 +63,6 @@ if __name__ == "__main__":
     with join_processes("cpu", lambda: False) as world:
         assert world.size == 2
         compare(data, world)
-        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, workers=1))
+        train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, loader_workers=1))
         if world.is_main:
             print("equal")

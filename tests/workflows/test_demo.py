@@ -17,7 +17,19 @@ from m2dprep.workflows.sound_set import CLASSES
 
 @pytest.mark.timeout(400)
 def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["demo", "--dir", str(tmp_path), "--clips", "4", "--held-out", "1", "--epochs", "1", "--workers", "0"]
+    arguments = [
+        "demo",
+        "--output",
+        str(tmp_path),
+        "--clips",
+        "4",
+        "--held-out",
+        "1",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+    ]
     result = CliRunner().invoke(m2dprep, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     value = json.loads(result.stdout)

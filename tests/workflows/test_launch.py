@@ -1,4 +1,4 @@
-"""``m2dprep train --launch slurm``: the script that it prints or submits; the job itself is tested in test_slurm.py."""
+"""``m2dprep submit``: the script that it prints or submits; the job itself is tested in test_slurm.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from m2dprep.cli.main import m2dprep
-from m2dprep.cli.submit import without_launch
 
 CONFIG = (
     "queue: gpu\naccount: us\nwalltime: 12:00:00\nmemory: 120GB\ncores: 16\ninterface: ib0\nprologue: module load x\n"
@@ -27,13 +26,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def launch(*arguments: str) -> Result:
-    return CliRunner().invoke(m2dprep, ["train", "data", "--out", "runs/my run", "--launch", "slurm", *arguments])
+TRAIN = ("train", "data", "-o", "runs/my run")
+
+
+def submit(*arguments: str) -> Result:
+    return CliRunner().invoke(m2dprep, ["submit", *arguments])
 
 
 def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) -> None:
-    options = ("--nodes", "2", "--gpus-per-node=8", "--cluster-config", "slurm.yaml", "--seed", "3", "--print-job")
-    result = launch(*options)
+    options = ("--nodes", "2", "--gpus-per-node=8", "--cluster-config", "slurm.yaml", "--print-job")
+    result = submit(*options, *TRAIN, "--seed", "3")
     assert result.exit_code == 0, result.output
     script = result.stdout
     asked = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
@@ -42,7 +44,7 @@ def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) 
         "--mem=120G", "--gpus-per-node=8", "--requeue", "--signal=B:USR1@600",
     }  # fmt: skip
     assert f"--output='{folder}/runs/my run'/slurm-%j.out" in asked
-    assert "train data --out 'runs/my run' --seed 3 &" in script
+    assert "train data -o 'runs/my run' --seed 3 &" in script
     assert "--nnodes 2 --nproc-per-node 8" in script
     assert "export NCCL_SOCKET_IFNAME=ib0" in script
     assert script.index("module load x") < script.index("srun")
@@ -50,36 +52,44 @@ def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) 
     assert not (folder / "runs").exists()
 
 
-def test_what_cannot_be_launched_is_refused_before_it_is_queued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options, message in [
-        (("--cluster-config", "slurm.yaml", "--overwrite"), "start anew each time"),
-        (("--cluster-config", "slurm.yaml", "--dry-run"), "--print-job prints the job"),
-        (("--print-job",), "need a wall time"),
-        (("--cluster-config", "none.yaml"), "none.yaml"),
-        (("--cluster-config", "slurm.yaml", "--print-job", "--json"), "--json cannot be"),
-    ]:
-        result = launch(*options)
-        assert (result.exit_code, message in result.output) == (2, True), (options, result.output)
-    result = CliRunner().invoke(m2dprep, ["train", "data", "--out", "run", "--nodes", "2"])
-    assert (result.exit_code, "--nodes belongs to --launch" in result.output) == (2, True)
+CONFIGURED = ("--cluster-config", "slurm.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ((*CONFIGURED, *TRAIN, "--overwrite"), "start over each time"),
+        ((*CONFIGURED, *TRAIN, "--dry-run"), "--print-job prints the job"),
+        (("--print-job", *TRAIN), "need a wall time"),
+        (("--cluster-config", "none.yaml", *TRAIN), "none.yaml"),
+        ((*CONFIGURED, "--print-job", "--json", *TRAIN), "--json cannot be"),
+        (CONFIGURED, "what to submit is needed"),
+        ((*CONFIGURED, "melspec", "a", "b"), "begins with train, not 'melspec'"),
+        ((*CONFIGURED, "train", "data"), "Missing option '--output'"),
+        ((*CONFIGURED, *TRAIN, "--nodes", "2"), "--nodes belongs to the job: put it before train"),
+        ((*CONFIGURED, *TRAIN, "--epoch", "2"), "No such option '--epoch'. (Did you mean one of: '--epochs'"),
+        ((*CONFIGURED, *TRAIN, "--epochs", "many"), "'many' is not a valid integer"),
+        ((*CONFIGURED, *TRAIN, "--epochs", "2", "--warmup-epochs", "3"), "must be within the 2 epochs"),
+        ((*CONFIGURED, "train", "nowhere", "-o", "run"), "nowhere: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_run_is_refused_before_it_is_queued(folder: Path, line: tuple[str, ...], message: str) -> None:
+    result = submit(*line)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert not (folder / "runs").exists()
+
+
+def test_a_machine_without_slurm_is_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    result = launch("--cluster-config", "slurm.yaml")
+    result = submit(*CONFIGURED, *TRAIN)
     assert (result.exit_code, "sbatch cannot be called" in result.output) == (2, True)
 
 
-def test_only_the_launch_is_taken_out_of_the_arguments() -> None:
-    given = [
-        "data",
-        "--launch=slurm",
-        "--nodes",
-        "2",
-        "--out",
-        "--print-job-run",
-        "--print-job",
-        "--cluster-config",
-        "a",
-    ]
-    assert without_launch(given) == ["data", "--out", "--print-job-run"]
+def test_the_training_s_options_reach_the_job_untouched(folder: Path) -> None:
+    for between in ((), ("--",)):
+        result = submit(*CONFIGURED, "--print-job", *between, "train", "data", "--output=--print-job", "--json")
+        assert "train data --output=--print-job --json &" in result.stdout, result.output
 
 
 def test_the_job_in_the_documents_passes_the_signal_on_and_queues_itself_again(tmp_path: Path) -> None:
@@ -107,7 +117,7 @@ BREAKING = "\ntouch PWNED\n"
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("--out", f"runs/a{BREAKING}b"),
+        ("-o", f"runs/a{BREAKING}b"),
         ("log_directory", '"a\\ntouch PWNED\\nb"'),
         ("queue", '"gpu\\ntouch PWNED"'),
         ("account", '"us\\ntouch PWNED"'),
@@ -116,13 +126,13 @@ BREAKING = "\ntouch PWNED\n"
     ],
 )
 def test_a_line_break_never_becomes_a_line_of_shell(folder: Path, name: str, value: str) -> None:
-    options = ["--cluster-config", "slurm.yaml", "--print-job"]
-    if name.startswith("--"):
-        options += [name, value]
+    train = list(TRAIN)
+    if name.startswith("-"):
+        train += [name, value]
     else:
         lines = [line for line in CONFIG.splitlines() if not line.startswith(name)]
         (folder / "slurm.yaml").write_text("\n".join([*lines, f"{name}: {value}", ""]))
-    result = launch(*options)
+    result = submit(*CONFIGURED, "--print-job", *train)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert not (folder / "runs").exists()
@@ -130,7 +140,7 @@ def test_a_line_break_never_becomes_a_line_of_shell(folder: Path, name: str, val
 
 def test_a_folder_with_every_odd_character_stays_one_word(folder: Path) -> None:
     odd = "a b'c\"d$(touch PWNED)`e`;f&g#h%j\\i"
-    result = launch("--out", odd, "--cluster-config", "slurm.yaml", "--print-job")
+    result = submit(*CONFIGURED, "--print-job", "train", "data", "-o", odd)
     assert result.exit_code == 0, result.output
     script = result.stdout.replace("srun bash -c", "true bash -c")
     done = subprocess.run(

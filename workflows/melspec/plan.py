@@ -24,7 +24,7 @@ from m2dprep.artifacts.folders import EXACT, NameFolding
 from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, require_folder
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import FAILED, KEPT, KEPT_FOR_NOW, OK, read_records, record_parts
-from m2dprep.artifacts.tables import read_csv_columns
+from m2dprep.artifacts.tables import SOURCE_COLUMNS, read_names
 from m2dprep.audioprep.decoding.content import digest_of
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
@@ -136,7 +136,8 @@ class Plan:
 
 
 def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
-    """All sources that a scan of ``src`` finds, or those that the column ``source`` of the CSV file ``files`` names.
+    """All sources that a scan of ``src`` finds, or those that the CSV file ``files`` lists (column source, or else
+    file_name or path).
 
     What a scan sees and does not take is counted in ``passed_over``. What is named and not there becomes a failure row
     when it is converted. Raises `UserError` where ``src`` is no
@@ -152,9 +153,11 @@ def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOv
             raise UserError(f"{src} holds no audio files" + (f"; {others}." if str(others) else "."))
         return sources
     require_folder(src, "the audio files to convert")
-    sources = named_sources(src, read_csv_columns(files, ["source"], "the list of sources")["source"])
+    sources = named_sources(src, read_names(files, "the list of sources", SOURCE_COLUMNS))
     if not sources:
         raise UserError(f"{files} lists no audio files.")
+    if all(source.relative.endswith(".npy") for source in sources):
+        raise UserError(f"{files} lists arrays ({sources[0].relative}, …), not the audio files to convert.")
     return sources
 
 

@@ -114,9 +114,9 @@ READ, WRITE, CHANGE, HOW_TO, NOTHING = "read", "write", "change", "how", "nothin
 ROLES: dict[str, dict[str, str]] = {
     "sound-set": {"out": WRITE},
     "melspec": {"src": READ, "dst": WRITE, "files": READ},
-    "stats": {"lms": READ, "files": READ, "out": WRITE},
+    "stats": {"lms": READ, "files": READ, "output": WRITE},
     "pack": {"lms": READ},
-    "unpack": {"lms": READ, "out": WRITE},
+    "unpack": {"lms": READ, "output": WRITE},
     "captions fill": {
         "segments": READ, "ontology": READ, "auto_acd": READ, "acalt4": READ, "exclude": READ,
         "output": WRITE, "unmatched": WRITE,
@@ -129,22 +129,21 @@ ROLES: dict[str, dict[str, str]] = {
     "captions keywords": {"captions": CHANGE, "work": NOTHING},
     "captions check": {"captions": READ, "findings": WRITE, "output": WRITE},
     "captions training-list": {"files_csv": READ, "captions": READ, "exclude": READ, "output": WRITE},
-    "embed-captions": {"captions": READ, "out": WRITE, "from_m2d": READ, "reuse": READ},
+    "embed-captions": {"captions": READ, "out": WRITE, "reuse": READ},
+    "embeddings import": {"file": READ, "out": WRITE},
+    "embeddings export m2d": {"store": READ, "file": WRITE},
+    "embeddings export parquet": {"store": READ, "file": WRITE},
     "train": {
-        "data": NOTHING, "out": WRITE, "config": READ, "files": READ, "valid_files": READ, "noise_files": READ,
+        "data": NOTHING, "output": WRITE, "config": READ, "files": READ, "valid_files": READ, "noise_files": READ,
         "embeddings": READ, "m2d_embeddings": READ, "init": READ, "probe_clips": READ, "probe_root": NOTHING,
     },
     "zero-shot": {"checkpoint": READ, "clips_csv": READ, "root": NOTHING, "classes": READ},
     "check": {"data": NOTHING},
-    "export m2d": {"store": READ, "file": WRITE},
-    "export parquet": {"store": READ, "file": WRITE},
 }  # fmt: skip
 # Where a cluster's settings are: they decide how, not what.
 HOW = {"scheduler_file", "cluster_config"}
 # Models are named or lie in a folder; a folder is read.
-MODEL_KEYS = ("model", "text_model", "probe_text_model")
-# What a command needs without saying so in its options.
-NEEDED = {"embed-captions": ("out",)}
+MODEL_KEYS = ("text_model", "probe_text_model", "keyword_model")
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def _melspec(values: Values, root: Path, found: Uses) -> None:
 
 
 def _stats(values: Values, root: Path, found: Uses) -> None:
-    if not values.get("out"):
+    if not values.get("output"):
         found.writes.append(LmsLayout(absolute(root, values["lms"][0])).norm_stats)
 
 

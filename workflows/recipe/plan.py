@@ -15,7 +15,7 @@ from m2dprep.workflows.recipe.versions import Versions
 
 SKIP, RUN, REDO, LEFT_OUT = "skip", "run", "redo", "left out"
 # Options that say how a stage works and not what it makes; beside those of clusters.
-HOW = {"workers", "threads", "max_failures", "ignore_space"}
+HOW = {"workers", "loader_workers", "threads", "max_failures", "ignore_space"}
 HOW_OF = {
     "embed-captions": {"device", "batch_tokens"},
     "captions keywords": {"device", "batch_size"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.workflows.recipe.order import NEEDED, Order, Uses, absolute, find_order, reads_of_data, uses
+from m2dprep.workflows.recipe.order import Order, Uses, absolute, find_order, reads_of_data, uses
 from m2dprep.workflows.recipe.schema import Entry, StageKind, Values, did_you_mean, expand, normal, read_recipe_file
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
@@ -17,8 +17,8 @@ SHARED = ("data", "seed", "workers")
 TOP = (*SHARED, "cluster", "stages")
 # Settings that say where workers are, other than on this machine.
 WHERE = {"cluster", "scheduler", "scheduler_file"}
-# Kinds whose workers are not one a core: processes that load data, and processes with a text encoder each.
-OTHER_WORKERS = {"train", "embed-captions"}
+# Kinds whose workers are not one per core, but processes with a text encoder each.
+OTHER_WORKERS = {"embed-captions"}
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,6 @@ def _written(
     kind = _kind(name, entries.pop("stage", None), entry, kinds)
     after = _after(entries.pop("after", None))
     values = kind.values(_with_shared(entries, shared, kind), entry)
-    if missing := [key for key in NEEDED.get(kind.name, ()) if not values.get(key)]:
-        raise entry.error(f"{kind.name} needs {', '.join(missing)}.")
     path_keys = [option.key for option in kind.options if option.is_path]
     return _Written(name, kind, values, uses(kind.name, values, root, path_keys), after, entry)
 

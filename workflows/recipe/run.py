@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2dprep.artifacts.console import duration
+from m2dprep.artifacts.console import duration, is_quiet, is_verbose
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import load_json
 from m2dprep.artifacts.locks import exclusive
@@ -83,7 +83,9 @@ CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
 REPLACED_FREELY_SECONDS = 3600.0
 # Kinds that know by themselves whether what is there is theirs (exit code 5), so that they are first run without
 # --overwrite. The others replace what the recipe made before.
-KNOW_THEIR_OUTPUT = {"sound-set", "melspec", "pack", "embed-captions", "train", "captions keywords"}
+KNOW_THEIR_OUTPUT = {
+    *("sound-set", "melspec", "pack", "embed-captions", "embeddings import", "train", "captions keywords"),
+}
 
 
 class StageFailedError(UserError):
@@ -182,7 +184,7 @@ class RecipeRun:
         started = time.monotonic()
         _say(f"$ m2dprep {shlex.join(arguments)}")
         code = run_stage(
-            arguments,
+            [*stage.kind.words, *(["--verbose"] if is_verbose() else []), *arguments[len(stage.kind.words) :]],
             folder=self.recipe.root,
             log=self.state.log(stage),
             result=self.state.result(stage),
@@ -276,8 +278,9 @@ class RecipeRun:
         waiting = [outcome.stage for outcome in self.outcomes if outcome.status == BLOCKED]
         held = f" {', '.join(waiting)} wait{'s' if len(waiting) == 1 else ''} for it." if waiting else ""
         names = ", ".join(f"{outcome.stage} ({meaning(outcome.exit_code)})" for outcome in failed)
+        words = "in" if is_quiet() else "above and in"
         raise StageFailedError(
-            f"not done: {names}; its words are above and in {log}{printed}.{held} Once it is mended, {again}.",
+            f"not done: {names}; its words are {words} {log}{printed}.{held} Once it is mended, {again}.",
             first.exit_code or 1,
         )
 

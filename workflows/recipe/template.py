@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import yaml
 from m2dprep.workflows.recipe.schema import Option, StageKind
 
 COMMENT_COLUMN = 44
+SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z0-9])")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ AUDIOSET = (
         {"captions": "${data}/captions.parquet", "out": "${data}/capemb_gte-base"},
     ),
     Draft("check", "check", {}),
-    Draft("train", "train", {"out": "runs/base"}, after="check"),
+    Draft("train", "train", {"output": "runs/base"}, after="check"),
     Draft(
         "zero-shot",
         "zero-shot",
@@ -114,13 +116,13 @@ stages:
   embed-captions:
     captions: ${data}/captions.parquet
     out: ${data}/capemb_minilm
-    model: ${bundled_text_model}            # the small encoder of the extra demo
+    text_model: ${bundled_text_model}       # the small encoder of the extra demo
     device: cpu
   check:
   train:
     after: check
     model: tiny
-    out: demo/run
+    output: demo/run
   zero-shot:
     checkpoint: demo/run
     clips_csv: demo/source/held_out.csv
@@ -168,7 +170,8 @@ def _default(option: Option) -> str:
 
 def _help(option: Option) -> str:
     more = [", ".join(option.choices), f"by default {option.worked_out}" if option.worked_out else ""]
-    return " ".join([option.help, *(f"({words})" for words in more if words)])
+    first = SENTENCE_END.split(option.help, maxsplit=1)[0]  # `-h` has the rest
+    return " ".join([first, *(f"({words})" for words in more if words)])
 
 
 def _line(text: str, comment: str) -> str:

@@ -122,9 +122,9 @@ def with_auto_map(folder: Path, marker: Path) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        ["captions", "check", "{captions}", "--model", "{model}"],
-        ["captions", "keywords", "{captions}", "--model", "{model}", "--work", "{work}"],
-        ["embed-captions", "{captions}", "{out}", "--model", "{model}", "--device", "cpu"],
+        ["captions", "check", "{captions}", "--text-model", "{model}"],
+        ["captions", "keywords", "{captions}", "--keyword-model", "{model}", "--work", "{work}"],
+        ["embed-captions", "{captions}", "{out}", "--text-model", "{model}", "--device", "cpu"],
     ],
 )
 def test_a_yes_on_standard_input_runs_nothing(

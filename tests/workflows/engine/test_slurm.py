@@ -212,10 +212,21 @@ def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 10\nmemory: 2GB\ncores: 2\nprologue: export PYTHONPATH={ROOT}\n"
     )
-    command = ["train", str(data), "--out", str(run), "--model", "tiny", "--epochs", str(EPOCHS), "--batch-size", "8"]
+    command = [
+        "train",
+        str(data),
+        "--output",
+        str(run),
+        "--model",
+        "tiny",
+        "--epochs",
+        str(EPOCHS),
+        "--batch-size",
+        "8",
+    ]
     command += ["--log-every", "1", "--valid-every", "0", "--features-every", "0", "--save-every", "1000"]
     launched = CliRunner().invoke(
-        m2dprep, [*command, "--launch", "slurm", "--gpus-per-node", "2", "--cluster-config", f"{tmp_path}/slurm.yaml"]
+        m2dprep, ["submit", "--gpus-per-node", "2", "--cluster-config", f"{tmp_path}/slurm.yaml", *command]
     )
     assert launched.exit_code == 0, launched.output
     job = launched.stdout.strip()

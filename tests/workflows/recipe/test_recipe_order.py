@@ -24,9 +24,9 @@ STAGES = {
     "list": "list: {stage: captions training-list, files_csv: d/files_audioset.csv, captions: d/captions.parquet}",
     "embed": 'embed: {stage: embed-captions, captions: "${data}/captions.parquet", out: "${data}/capemb_x"}',
     "check": "check:",
-    "train": "train: {out: run}",
+    "train": "train: {output: run}",
     "test": "test: {stage: zero-shot, checkpoint: run, clips_csv: c.csv, root: d}",
-    "export": 'export: {stage: export m2d, store: "${data}/capemb_x", file: x.npy}',
+    "export": 'export: {stage: embeddings export m2d, store: "${data}/capemb_x", file: x.npy}',
 }
 
 
@@ -83,7 +83,7 @@ def test_a_file_changed_in_place_is_seen_as_the_one_above_left_it(folder: Path) 
 
 def test_training_on_named_lists_reads_the_log_mels_of_these(folder: Path) -> None:
     held_out = 'held_out: {stage: melspec, src: others, dst: "${data}/held_out_lms"}'
-    train = "train: {out: run, files: d/files_audioset.csv}"
+    train = "train: {output: run, files: d/files_audioset.csv}"
     recipe = recipe_of(folder, "melspec", "held_out", "stats", "embed", "train", held_out=held_out, train=train)
     assert needs(recipe)["train"] == {"melspec", "stats", "embed"}
     with_validation = train.replace("}", ", valid_files: d/files_held_out.csv}")
