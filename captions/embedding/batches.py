@@ -23,13 +23,13 @@ import torch
 CPU_BATCH_TOKENS = 2048
 # Beyond, a GPU gains nothing; less where its memory is small.
 GPU_BATCH_TOKENS = 32768
-LEAST_BATCH_TOKENS = 512
+MIN_BATCH_TOKENS = 512
 MEMORY_SHARE = 0.5
 BLOCK_BATCHES = 8
 BLOCK_TEXTS = 8192
 BYTES_PER_TOKEN = 4  # of English; only what share a block depends on it
 SPECIAL_TOKENS = 2
-LEAST_FILLED = 0.9  # of a row of a batch
+MIN_FILLED = 0.9  # of a row of a batch
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class BatchBudget:
 def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:
     """The budget of a GPU: a power of two, so that a little more or less free memory does not change the batches."""
     fit = max(1.0, MEMORY_SHARE * free_bytes / max(bytes_per_token, 1.0))
-    return int(min(GPU_BATCH_TOKENS, max(LEAST_BATCH_TOKENS, 2 ** int(np.log2(fit)))))
+    return int(min(GPU_BATCH_TOKENS, max(MIN_BATCH_TOKENS, 2 ** int(np.log2(fit)))))
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -97,7 +97,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         longest = max(1, int(ordered[start]))
         stop = min(len(order), start + max(1, budget // longest))
         quarter = start + max(1, (stop - start) // 4)
-        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= LEAST_FILLED * longest))
+        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= MIN_FILLED * longest))
         if stop < len(order) and ordered[stop - 1] == ordered[stop]:
             middle = (start + stop) // 2
             changes = np.flatnonzero(ordered[middle : stop - 1] != ordered[middle + 1 : stop])

@@ -20,7 +20,7 @@ from m2dprep.captions.embedding.loading import Pooling, load_model, resolve_devi
 from m2dprep.captions.embedding.model_files import ModelFiles, find_model, require_no_code, with_code
 from m2dprep.captions.embedding.pipeline import encode_ahead
 from m2dprep.captions.embedding.reference import reference_embeddings, require_same_as_model
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE
+from m2dprep.captions.embedding.sample_check import MIN_COSINE
 from m2dprep.captions.embedding.text_model import EncoderSettings, Normalized, TextModel, require_own_type
 
 
@@ -117,7 +117,7 @@ class TextEncoder(TextModel):
             model, files, settings, digests, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
         )
         if settings.pooling == "model":
-            require_same_as_model(self, model, LEAST_COSINE[self.settings.precision])
+            require_same_as_model(self, model, MIN_COSINE[self.settings.precision])
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> np.ndarray:
         """float32 (N, dim), row i for text i. ``progress`` is called with numbers of texts as they are through.

@@ -140,8 +140,8 @@ class TensorSlice:
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 # Embedding tables have some rows that no token has, to suit a GPU; a tokenizer without its vocabulary knows a handful.
-LEAST_VOCABULARY = 0.5  # of the rows
-MOST_UNKNOWN = 0.5  # of the tokens of a sample of captions
+MIN_VOCABULARY = 0.5  # of the rows
+MAX_UNKNOWN = 0.5  # of the tokens of a sample of captions
 HEADS = {"pooler"}  # weights that embeddings do not depend on
 NAMED = 3
 
@@ -164,7 +164,7 @@ def require_vocabulary(files: ModelFiles, tokenizer: Any, transformer: Any) -> N
         known, rows = len(tokenizer), int(transformer.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError, TypeError):  # no table of tokens
         return
-    if known < LEAST_VOCABULARY * rows:
+    if known < MIN_VOCABULARY * rows:
         raise UserError(
             f"{files.folder}: its tokenizer knows {known:,} tokens, its model {rows:,}. Files of the tokenizer "
             "(tokenizer.json, vocab.txt, …) are missing, or belong to another model."
@@ -205,7 +205,7 @@ def require_weights(files: ModelFiles, missing: Collection[str]) -> None:
 
 def require_known_words(name: str, unknown: float) -> None:
     """Raise `UserError` where the share ``unknown`` of a sample's tokens stands for words that the tokenizer lacks."""
-    if unknown > MOST_UNKNOWN:
+    if unknown > MAX_UNKNOWN:
         raise UserError(
             f"the tokenizer of {name} does not know {unknown:.0%} of the tokens of these captions; their embeddings "
             "would tell nothing. Is its vocabulary whole, and the model one for their language?"
@@ -356,7 +356,7 @@ def own_pooling(model: nn.Sequential) -> str:
     return "+".join(name for name in names if name != "Normalize") or "none"
 
 
-def most_tokens(model: nn.Sequential, transformer: Any, asked: int | None, special: int, name: str) -> int | None:
+def max_tokens_of(model: nn.Sequential, transformer: Any, asked: int | None, special: int, name: str) -> int | None:
     """Tokens a text is cut to: ``asked``, else the model's own limit; None where it has none.
 
     Raises `UserError` where the model cannot take as many as ``asked``, or less than one beside ``special`` ones.

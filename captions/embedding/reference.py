@@ -121,7 +121,7 @@ def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np
     return embeddings.float().cpu().numpy()
 
 
-def require_same_as_model(encoder: TextModel, model: Any, least_cosine: float) -> None:
+def require_same_as_model(encoder: TextModel, model: Any, min_cosine: float) -> None:
     """Raise `UserError` where the model's own ``encode`` gives other embeddings of some samples than ``encoder``."""
     try:
         theirs = encoded_by_model(encoder, model, SAMPLES)
@@ -137,7 +137,7 @@ def require_same_as_model(encoder: TextModel, model: Any, least_cosine: float) -
     for row, text in enumerate(SAMPLES):
         ours = encoder.forward(tokens, np.array([row])).float().cpu().numpy()[0]
         cosine = _cosine(ours, theirs[row])
-        if not cosine >= least_cosine:
+        if not cosine >= min_cosine:
             raise UserError(_other(encoder, f"a cosine of {cosine:.6f} for {text[:40]!r}"))
 
 

@@ -13,7 +13,7 @@ from m2dprep.artifacts.errors import CheckFailedError
 CHECK_ROWS = 64
 CHECK_SEED = 0
 # Between what was computed and float32; half precision has 8 (bf16) or 11 (fp16) significant bits in every operation.
-LEAST_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
+MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
 # Storing float16 moves every number by 2^-11 of itself at most, and so a cosine by half the square of that.
 STORING_COSTS = 1.2e-7
 
@@ -56,14 +56,14 @@ class SampleCheck:
         cosines = cosines_of(self._reference, encoder.encode(self._texts))
         return self._require(
             cosines,
-            LEAST_COSINE[self._precision],
+            MIN_COSINE[self._precision],
             f"encoded in batches with --precision {self._precision}",
             "Use --precision fp32 for this model." if self._precision != "fp32" else "The encoder is not sound.",
         )
 
     def of_store(self, stored: np.ndarray) -> float:
         """The same for the ``stored`` embeddings of `rows`."""
-        least = LEAST_COSINE[self._precision] - STORING_COSTS
+        least = MIN_COSINE[self._precision] - STORING_COSTS
         return self._require(cosines_of(self._reference, stored), least, "as stored", "Encode anew with --overwrite.")
 
     def _require(self, cosines: np.ndarray, least: float, what: str, advice: str) -> float:

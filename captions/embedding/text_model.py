@@ -28,9 +28,9 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.captions.embedding.batches import BLOCK_BATCHES, BatchBudget, Padded, TextTokenizer, Tokens, fitting_tokens
-from m2dprep.captions.embedding.loading import Pooling, attention_of, most_tokens, own_pooling, require_vocabulary
+from m2dprep.captions.embedding.loading import Pooling, attention_of, max_tokens_of, own_pooling, require_vocabulary
 from m2dprep.captions.embedding.model_files import ModelFiles
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE
+from m2dprep.captions.embedding.sample_check import MIN_COSINE
 
 # Embeddings of length 1: yes, no, or before they were cut to fewer numbers, as a model's own Normalize does it.
 Normalized = bool | Literal["before truncation"]
@@ -151,7 +151,7 @@ class TextModel:
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
         self.own = OwnHead.of(model)
         self.asked_length = settings.max_length
-        limit = most_tokens(
+        limit = max_tokens_of(
             model, self.transformer, settings.max_length, tokenizer.num_special_tokens_to_add(), files.name
         )
         self.settings = settings = self._resolved(settings, limit)
@@ -281,6 +281,6 @@ class TextModel:
         self._may_omit_mask = True
         try:  # the rounding of another kind of attention is none of the mask's
             cosine = nn.functional.cosine_similarity(self.forward(probe, np.arange(1)), masked)
-            return cosine.item() >= LEAST_COSINE[self.settings.precision]
+            return cosine.item() >= MIN_COSINE[self.settings.precision]
         except Exception:  # whatever a model that needs its mask raises
             return False

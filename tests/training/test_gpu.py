@@ -1,5 +1,5 @@
 """Training on a GPU is training on a processor: the original's values, a whole run, a resumed one, compiled blocks,
-and the world of a single process with the backend of its device.
+and the process group of a single process with the backend of its device.
 
 Nothing here needs what a GPU machine may lack.
 """
@@ -143,7 +143,7 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Pat
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_world_of_one_process(device: str) -> None:
+def test_the_group_of_one_process(device: str) -> None:
     """Averaging, gathering and voting with the backend of the device, NCCL on a GPU, change nothing for one process."""
     script = Path(__file__).with_name("one_process.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]

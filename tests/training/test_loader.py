@@ -14,7 +14,7 @@ import torch
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.dataset import TrainOrder
-from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
+from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_per_worker, fork_server, make_loader
 from m2dprep.training.signals import WATCHED
 from tests.tiny import TINY
 
@@ -64,6 +64,6 @@ def test_the_fork_server_ignores_what_tells_training_to_stop(monkeypatch: pytest
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8, 16])
 def test_few_batches_are_in_shared_memory(workers: int) -> None:
-    each = batches_of_a_worker(workers)
+    each = batches_per_worker(workers)
     assert 1 <= each <= 4
     assert workers * each < BATCHES_AHEAD + workers

@@ -27,7 +27,7 @@ from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.log import RunLog, read_log
 from m2dprep.training.signals import REQUEUE_EXIT_CODE, StoppedError
-from m2dprep.training.speed import TIMING_FIGURES
+from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.state import TrainState
 from m2dprep.training.train import train
 from tests.tiny import TINY
@@ -116,10 +116,10 @@ def _arm(point: Point) -> None:
     }[where]()
 
 
-def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, str]) -> None:
+def _child(choice: DataChoice, out: Path, point: Point | None, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     os.setpgrp()
-    os.environ.update(world)
+    os.environ.update(environment)
     sys.stderr = (out.parent / f"{out.name}.err").open("a")
     if point is not None:
         _arm(point)
@@ -131,9 +131,9 @@ def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, 
 
 
 def start(
-    choice: DataChoice, out: Path, point: Point | None = None, world: dict[str, str] | None = None
+    choice: DataChoice, out: Path, point: Point | None = None, environment: dict[str, str] | None = None
 ) -> ForkServerProcess:
-    child = CONTEXT.Process(target=_child, args=(choice, out, point, world or {}))
+    child = CONTEXT.Process(target=_child, args=(choice, out, point, environment or {}))
     child.start()
     return child
 
@@ -145,7 +145,7 @@ def ended(child: ForkServerProcess) -> int | None:
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = read_log(out / "log.jsonl")
-    return [{key: value for key, value in line.items() if key not in TIMING_FIGURES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_METRICS} for line in lines]
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -202,7 +202,7 @@ def test_told_to_stop_it_saves_and_exits_with_75(
     assert_same_run(out, undisturbed)
 
 
-def _worlds() -> list[dict[str, str]]:
+def _environments() -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -214,7 +214,9 @@ def run_pair(
     choice: DataChoice, out: Path, points: tuple[Point | None, Point | None] = (None, None)
 ) -> list[int | None]:
     """Exit codes of two processes of one run; where one was killed the other is ended as torchrun does."""
-    children = [start(choice, out, point, world) for point, world in zip(points, _worlds(), strict=True)]
+    children = [
+        start(choice, out, point, environment) for point, environment in zip(points, _environments(), strict=True)
+    ]
     codes = [ended(children[1])]
     if codes[0] == -signal.SIGKILL:
         children[0].kill()

@@ -30,7 +30,7 @@ from m2dprep.training.loop import Trainer
 from m2dprep.training.run_folder import BEFORE
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.signals import StoppedError
-from m2dprep.training.speed import TIMING_FIGURES
+from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.train import TrainResult, make_state, train
 from tests.tiny import TINY
 
@@ -51,7 +51,7 @@ def run(data: Path, out: Path, train_config: TrainConfig = TRAIN, **options: Any
 def losses(out: Path) -> list[dict[str, Any]]:
     """The log without its times."""
     lines = read_log(out / "log.jsonl")
-    return [{key: value for key, value in line.items() if key not in TIMING_FIGURES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_METRICS} for line in lines]
 
 
 def weights(out: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_files_of_a_run(finished: Path) -> None:
     lines = read_log(finished / "log.jsonl")
     assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12, 15, 16]
     assert lines[-1]["epoch"] == 4.0
-    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", *TIMING_FIGURES} <= set(lines[0])
+    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", *TIMING_METRICS} <= set(lines[0])
     assert [line["step"] for line in lines if "rank_me" in line] == [8, 16]
     assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] <= 1 and line["memory_gib"] > 0.1 for line in lines)
     folders = [path for path in finished.iterdir() if path.is_dir()]
