@@ -33,8 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Assembly:
-    """A table of ``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives those from ``start`` to before
-    ``stop``.
+    """A table of ``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives rows ``start`` to ``stop`` − 1.
 
     ``make`` is called with ascending ranges.
     """

@@ -1,5 +1,4 @@
-"""Makes ``captions.parquet`` from AudioSet's segments (`fill`), and extends it by the captions of other sources
-(`add`).
+"""Makes ``captions.parquet`` from AudioSet's segments (`fill`), and adds captions of other sources (`add`).
 
 Row order: `fill` keeps the order of the segments. `add` keeps the clips in their existing order and puts new ones after
 them. The captions of a clip stand together, in the order in which they were added; ``caption_index`` counts them from
@@ -187,8 +186,7 @@ def _with_more(filled: _Filling, more: _More) -> _Filling:
 
 
 class _Choice(NamedTuple):
-    """The captions of a source that `fill` keeps: for each clip the ``place`` of its caption, int64 (clips,), -1 for
-    none.
+    """The captions of a source that `fill` keeps: the ``place`` of each clip's caption, int64 (clips,), -1 for none.
 
     Also the numbers of kept captions, and of ``refused`` ones, that have another start second.
     """
@@ -270,8 +268,7 @@ def add(
 def add_to(
     there: pa.Table, read: Callable[[int, int], pa.Table], rows: pa.Table, source: str, options: AddOptions
 ) -> Merged:
-    """`add` to a table of which ``there`` holds only the columns ``clip_id`` and ``source``; ``read`` gives its
-    rows."""
+    """`add` to a table: ``there`` holds its columns ``clip_id`` and ``source``, and ``read`` gives its rows."""
     if not SOURCE_NAME.fullmatch(source):
         raise UserError(f"{source!r} cannot name a source: letters, digits, '_', '-' and '.' are allowed.")
     require_new_source(there, source, replace=options.replace)

@@ -1,5 +1,4 @@
-"""Turns label names into a sentence with a keyword-to-text model (T5 and other seq2seq models), as LAION captioned
-tags.
+"""Turns label names into a sentence with a keyword-to-text model (T5 or another seq2seq model), as LAION did.
 
 Decoding: 4 beams, length penalty 1.5, no repeated trigrams, at most 1024 tokens, early stopping. Input: quotes and
 brackets are removed, commas replaced by a separator (``|``; a space for models made with common_gen), and the text is
@@ -164,8 +163,7 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def _decode(
     inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None
 ) -> tuple[dict[str, str], int]:
-    """The sentence of each input, and the number decoded now. Batches are slices of ``inputs``, each saved as a
-    file."""
+    """The sentence of each input, and the number decoded now. Each slice of ``inputs`` is saved as a file."""
     size, decoded = options.batch_size, 0
     sentences: dict[str, str] = {}
     with Progress(len(inputs), "keywords to captions", "inputs") as progress:

@@ -67,15 +67,13 @@ class MatchedSource:
         )
 
     def once(self) -> tuple[pa.Array, np.ndarray]:
-        """The texts of the matched captions, and the rows to keep of them (int64): a text given to a clip twice counts
-        once."""
+        """The matched captions' texts, and the rows of them to keep (int64): a clip's repeated texts count once."""
         texts = take(self.captions, self.place)
         text_codes = codes(texts)
         return texts, np.flatnonzero(first_occurrences(self.clip * (len(text_codes) + 1) + text_codes))
 
     def _ids_matched(self) -> int:
-        """How many different ids have a clip. Ids of different clips differ, so only those of the same clip are
-        compared."""
+        """The number of different ids with a clip. Only ids of the same clip are compared, as others always differ."""
         if not len(self.clip):
             return 0
         captions_of_clip = np.bincount(self.clip)

@@ -66,8 +66,7 @@ def _write_training_list(
 
 
 def _of_eval_split(names: Sequence[str], captions: pa.Table) -> np.ndarray:
-    """bool (N,): the files whose clip has split ``eval``; a file without a clip counts if its name may mean such a
-    clip."""
+    """bool (N,): the files whose clip has split ``eval``; a file without a clip counts if it may mean such a clip."""
     clips, clip_of_row = runs(one_array(captions["clip_id"]))
     of_eval = np.zeros(len(clips), bool)
     of_eval[clip_of_row[pc.equal(captions["split"], EVALUATION_SPLIT).fill_null(False).to_numpy()]] = True

@@ -189,8 +189,7 @@ def classify(
 
 
 def _nearest(embeddings: np.ndarray, directions: np.ndarray) -> list[int | Unreadable]:
-    """For each row of (N, D) the row of ``directions`` (C, D) with the largest cosine; a failure if that is not
-    finite."""
+    """For each row of (N, D) the row of ``directions`` (C, D) with the largest cosine; a failure if not finite."""
     cosines = embeddings @ directions.T
     nearest: list[int | Unreadable] = cosines.argmax(axis=1).tolist()
     for row in np.flatnonzero(~np.isfinite(cosines).all(axis=1)).tolist():

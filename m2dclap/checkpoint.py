@@ -364,7 +364,7 @@ def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig
 
 
 def _input_size(weights: Mapping[str, torch.Tensor], patch_size: torch.Size, path: Path) -> tuple[int, int]:
-    """The size in the folder's name if it gives as many patches as the weights have, else a size of 80 mel bins that
+    """The size in the folder's name if it gives as many patches as the weights have, else one of 80 mel bins that
     does."""
     patches = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
     fields = path.resolve().parent.name.split("-")

@@ -69,8 +69,7 @@ class ModelConfig:
 
     @property
     def num_visible(self) -> int:
-        """The number of patches that the encoder sees, rounded down as in the original (57 of 190 for the base
-        model)."""
+        """The patches that the encoder sees, rounded down as in the original (57 of 190 for the base model)."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,8 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """Resolve ``auto``: bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16, and float32 on a
-    CPU."""
+    """Resolve ``auto``: bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16; float32 on a CPU."""
     if amp != "auto":
         return amp
     if device.type != "cuda":
@@ -71,8 +70,7 @@ class DistributedContext:
         return self.rank == 0
 
     def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
-        """In every process, the value that ``make`` returns in rank 0, or the `UserError` or `OSError` that it raises
-        there."""
+        """Return the value of ``make`` in rank 0 in every process, or raise its `UserError` or `OSError` there."""
         if self.size == 1:
             return make()
         message: list[Any] = [None]
@@ -117,8 +115,7 @@ class DistributedContext:
         self.raise_any(failure)
 
     def averaging(self, module: nn.Module) -> nn.Module:
-        """``module`` itself, or with several processes a wrapper that averages its gradients over them as they are
-        computed."""
+        """``module`` itself, or with several processes a wrapper that averages gradients as they are computed."""
         return module if self.size == 1 else averaging(module, self.device)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""Encodes clips of any length as the original evaluates them: in chunks of the model's width, averaged over all
-patches."""
+"""Encodes clips of any length as the original evaluates them: in chunks, averaged over all patches."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def embed(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-mels (1, F, T) of any T, not normalised → unit vectors (N, D), float32, comparable with those of
-        captions."""
+        """Log-mels (1, F, T) of any T, not normalised → unit vectors (N, D), float32, comparable with captions'."""
         pooled = self.pool(log_mels)
         return F.normalize(self._model.project_audio(pooled), dim=-1).cpu().numpy()
 

@@ -31,8 +31,7 @@ KEPT = ("norm_stats",)
 
 
 def initialise(model: M2DCLAP, path: Path) -> str:
-    """Copy a checkpoint's weights (a file, or a run folder's newest) into ``model``; returns a line that says what
-    fits.
+    """Copy a checkpoint's weights (a file, or a run folder's newest) into ``model``; returns a line on what fits.
 
     The encoder must fit. If the target is missing (an encoder alone, or a fine-tuned one), it starts as the encoder. A
     predictor or projections that are missing or of another shape keep their random start. Positions are fitted to the
@@ -76,8 +75,7 @@ def _require_encoder(checkpoint: Checkpoint, given: dict[str, torch.Tensor], own
 
 
 def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """The checkpoint's positions, fitted to the model's grid. The predictor's are always the fixed ones of the
-    model."""
+    """The checkpoint's positions, fitted to the model's grid. The predictor's are always the model's fixed ones."""
     if "pos_embed" not in checkpoint.weights:
         return {}
     table = checkpoint.weights["pos_embed"].float()
@@ -85,8 +83,7 @@ def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.T
 
 
 def _drop_what_does_not_fit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Counter[str]:
-    """Remove every weight of the parts that are not whole, so that these start at random. Returns the number per
-    part."""
+    """Remove every weight of the parts that are not whole, so that these start at random. Returns counts per part."""
     given.pop("decoder_pos_embed", None)
     fresh: Counter[str] = Counter()
     for part in OPTIONAL:

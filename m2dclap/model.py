@@ -54,7 +54,7 @@ def standardise(latent: torch.Tensor) -> torch.Tensor:
 
 
 def m2d_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target), the squared distance of unit
+    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target): squared distances of unit
     vectors.
 
     Source: Niizumi et al., "Masked Modeling Duo" (2023), equation 3, with standardised targets as in their code.

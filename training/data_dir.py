@@ -240,8 +240,7 @@ def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> 
 
 
 def _weights_in(path: Path) -> list[float]:
-    """The ``weight`` column of a file list. Raises `UserError` if it is missing, or holds a negative or non-finite
-    value."""
+    """The ``weight`` column of a file list. Raises `UserError` if it is missing, negative or not finite."""
     weights = []
     for row, text in enumerate(read_csv_columns(path, ["weight"], "a file list with weights")["weight"], start=2):
         try:

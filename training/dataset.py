@@ -213,8 +213,7 @@ class Clips(Dataset[Batch]):
     def _crops(
         self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Crops (B, 1, F, T), starting anywhere in 0 … T_clip − T with equal probability, and the number of frames in
-        each.
+        """Crops (B, 1, F, T), starting anywhere in 0 … T_clip − T, equally likely, and the number of frames in each.
 
         If a clip is shorter than T, the remaining frames stay empty, or with ``repeat`` the clip is repeated.
         """

@@ -1,5 +1,4 @@
-"""The log of a run: JSON lines, TensorBoard events and optionally Weights & Biases; and a check for non-finite
-losses."""
+"""The log of a run: JSON lines, TensorBoard events and optionally Weights & Biases; a check for non-finite losses."""
 
 from __future__ import annotations
 

@@ -109,8 +109,7 @@ def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
 
 
 def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals) -> list[Any] | UserError | OSError:
-    """The ``count`` parts of a step; an empty list after a stop signal, which ends the wait; or the error of loading
-    them."""
+    """The ``count`` parts of a step; an empty list after a stop signal, which ends the wait; or the loading error."""
     try:
         with meter.waiting(), signals.ending_waits():
             return [next(batches) for _ in range(count)]
@@ -121,8 +120,7 @@ def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals
 
 
 def _write_line(trainer: Trainer, job: Job, window: LossTracker, metrics: dict[str, Any], at_epoch: bool) -> str:
-    """Write the line that is due, with the measurements after an epoch. Returns the text to show beside the
-    progress."""
+    """Write the line that is due, with the measurements after an epoch. Returns a note to show beside the progress."""
     require_finite(window, trainer.state.step, job)
     means = window.take()
     with trainer.context.failing_together():

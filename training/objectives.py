@@ -55,13 +55,12 @@ class Objective(nn.Module, ABC):
         return self.losses(inputs, gather=gather)
 
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
-        """Work that follows the optimiser's ``step`` (0, 1, …). Returns metrics for the log; no device is waited
-        for."""
+        """Work that follows the optimiser's ``step`` (0, 1, …). Returns metrics for the log, without waiting."""
         return {}
 
     @abstractmethod
     def begin_with(self, path: Path) -> str:
-        """Take the weights of a checkpoint (a file, or a run folder) before the first step; returns a line about what
+        """Take the weights of a checkpoint (a file, or a run folder) before the first step; returns a line on what
         fitted.
 
         Raises `UserError` if it does not fit.

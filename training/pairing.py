@@ -1,5 +1,4 @@
-"""The caption embeddings for training: which ones are used, whether they fit together, and which log-mels they
-match."""
+"""The caption embeddings for training: which are used, whether they fit together, and which log-mels they match."""
 
 from __future__ import annotations
 

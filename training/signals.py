@@ -33,8 +33,7 @@ class StoppedError(UserError):
 
 
 class WaitingEndedError(BaseException):
-    """A stop signal came within `StopSignals.ending_waits`. It is no `Exception`, since waiting code may catch all of
-    those."""
+    """A stop signal came within `StopSignals.ending_waits`. No `Exception`, which waiting code may catch."""
 
 
 class StopSignals:

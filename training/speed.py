@@ -20,8 +20,7 @@ GIB = 2**30
 
 
 class Meter:
-    """Counts since the last line of the log. ``flops_per_clip`` over ``peak`` (FLOP/s of all devices) gives
-    utilisation.
+    """Counts since the last line of the log. ``flops_per_clip`` over ``peak`` (all devices' FLOP/s) is utilisation.
 
     On a GPU the host runs ahead of the device; the metrics are right because a line of the log waits for it.
     """
@@ -79,8 +78,7 @@ PEAK_ROUNDS = 5
 
 
 def block_flops(tokens: int, dim: int) -> int:
-    """FLOPs of a transformer block per clip, forward: 2 for each weight and token, and the two products of
-    attention."""
+    """Forward FLOPs of a transformer block per clip: 2 per weight and token, and the two products of attention."""
     weights = (4 + 2 * MLP_RATIO) * dim * dim
     return 2 * tokens * weights + 4 * tokens * tokens * dim
 

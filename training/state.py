@@ -69,8 +69,7 @@ class TrainState(Generic[Stage]):
             _save(rebuilt(value, {}), file)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint that `save` wrote. Raises `UserError` if it does not belong to this kind of
-        run."""
+        """Continue from a checkpoint that `save` wrote. Raises `UserError` if it is not one of this kind of run."""
         try:
             value = read_file(path)
         except UserError as error:

@@ -157,8 +157,7 @@ class ZeroShotProbe:
         self._reader = ClipReader(data.front_end)
 
     def metrics(self, model: M2DCLAP, data: TrainingData) -> Metrics:
-        """``zero_shot_accuracy`` (a share; None if no clip could be read) and the number of ``zero_shot_failed``
-        clips."""
+        """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""
         encoder = AudioEncoder(model, data.stats)
         predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
         confusion, failures = tally(self._clips, predictions)

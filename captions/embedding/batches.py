@@ -65,8 +65,7 @@ class BatchBudget:
                 self.halvings += 1
 
     def note_division(self) -> None:
-        """Note that a batch was computed in halves, whose embeddings differ by rounding from those of the whole
-        batch."""
+        """Note that a batch was computed in halves, whose embeddings differ from the whole batch's by rounding."""
         with self._lock:
             self._divided += 1
 
@@ -108,8 +107,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 
 def block_ends(text_bytes: np.ndarray, block_tokens: int) -> np.ndarray:
-    """The end of each block: about ``block_tokens`` tokens, estimated from the texts' bytes, and at most `BLOCK_TEXTS`
-    texts.
+    """The end of each block: about ``block_tokens`` tokens, estimated from the texts' bytes; at most `BLOCK_TEXTS`.
 
     Blocks depend only on the texts and ``block_tokens``, so a block's result does not depend on who encodes it, or
     when.

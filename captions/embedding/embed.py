@@ -63,8 +63,7 @@ class CaptionEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Embedded:
-    """A finished store. Of its rows, this run encoded ``done`` and copied ``reused``; earlier runs had done
-    ``skipped``."""
+    """A finished store. This run encoded ``done`` rows and copied ``reused``; earlier runs did ``skipped``."""
 
     store: EmbeddingStore
     done: int

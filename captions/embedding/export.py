@@ -118,8 +118,8 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
 
 def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
-    """The keys, the number of embeddings of each, their length, and the type for all. Raises `UserError` as the import
-    does."""
+    """The keys, the number of embeddings of each, their length, and the type for all. Raises the import's
+    `UserError`."""
     lengths: dict[str, int] = {}
     dim, dtype = 0, "float16"
     with np.errstate(over="ignore"), Progress(None, "looking through the dictionary") as progress:
@@ -184,8 +184,7 @@ DESCRIBED = ("model", "revision", "weights", "pooling", "normalized", "prefix", 
 
 
 def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, overwrite: bool = False) -> Exported:
-    """Write a store as Parquet, one row per embedding, in the store's order: the columns of its index and
-    ``embedding``.
+    """Write a store as Parquet, one row per embedding, in its order: the columns of its index and ``embedding``.
 
     ``dtype`` None is the store's. One row group is in memory at a time.
 

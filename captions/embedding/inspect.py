@@ -192,8 +192,7 @@ def captions_of(store: EmbeddingStore, path: Path | None) -> pa.Table | None:
 
 
 def check_store(store: EmbeddingStore, captions: pa.Table, request: EncoderRequest, rows: int, seed: int) -> float:
-    """Encode ``rows`` random rows again, plainly, each alone in float32; returns the smallest cosine to the stored
-    rows.
+    """Encode ``rows`` random rows again, plainly, each alone in float32; returns the smallest cosine to those stored.
 
     Raises `CheckFailedError` if they differ too much, belong to other captions, or the encoder is another one.
     """

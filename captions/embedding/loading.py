@@ -77,8 +77,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class ReadTensors:
-    """Stands in for `safetensors.safe_open` on a file that was read. Raises `OSError`, naming the file, if it cannot
-    be."""
+    """Stands in for `safetensors.safe_open` on a file that was read. Raises `OSError`, naming the file, on failure."""
 
     def __init__(self, filename: Any, framework: str = "pt", device: Any = "cpu", **_: Any) -> None:
         from safetensors.torch import load
@@ -172,8 +171,7 @@ def require_vocabulary(files: ModelFiles, tokenizer: Any, transformer: Any) -> N
 
 @contextlib.contextmanager
 def missing_weights() -> Iterator[set[str]]:
-    """The names of weights that transformers, in this block, does not find in a model's files and initialises
-    itself."""
+    """The names of weights that transformers, in this block, initialises because a model's files lack them."""
     from transformers import PreTrainedModel
 
     missing: set[str] = set()
@@ -204,8 +202,7 @@ def require_weights(files: ModelFiles, missing: Collection[str]) -> None:
 
 
 def require_known_words(name: str, unknown: float) -> None:
-    """Raise `UserError` if too large a share ``unknown`` of a sample's tokens stands for words that the tokenizer
-    lacks."""
+    """Raise `UserError` if the tokenizer lacks too many words: ``unknown`` is their share of a sample's tokens."""
     if unknown > MAX_UNKNOWN:
         raise UserError(
             f"the tokenizer of {name} does not know {unknown:.0%} of the tokens of these captions; their embeddings "
@@ -268,7 +265,7 @@ def load_model(
             except (UserError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # broken or foreign folders make the libraries raise any kind of error
-                # Some kinds of attention load, and only then fail to compute on this device.
+                # Some kinds of attention load and then fail to compute on this device.
                 due = model is not None or any(word in str(error).lower() for word in ATTENTION_WORDS)
                 if choice is None or not due:
                     raise UserError(_refusal(files, error)) from error
@@ -296,7 +293,7 @@ def _loaded(
             model_kwargs=settings,
         )
     require_weights(files, missing)
-    # Not the transformer, which needs in float32 what it keeps so (rotary frequencies, some layers of T5).
+    # Not the transformer: the parts that it keeps in float32 (rotary frequencies, some layers of T5) must stay so.
     for module in list(model)[1:]:
         module.to(DTYPES[precision])
     return model

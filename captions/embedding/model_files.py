@@ -65,8 +65,7 @@ class ModelFiles:
         )
 
     def require_readable(self) -> None:
-        """Raise `OSError`, naming the file, if a file that `weights_digest` or `settings_digest` covers cannot be
-        read."""
+        """Raise `OSError`, naming the file, if a file of `weights_digest` or `settings_digest` cannot be read."""
         for path in (*self._weights(), *self._settings()):
             file_digest(path)
 
@@ -216,8 +215,7 @@ def code_repositories(folder: Path) -> list[str]:
 
 
 def _fetched(name: str, files: ModelFiles) -> str:
-    """The commit of the code in the hub's cache, the newest one if the hub can be reached: the one that libraries
-    load."""
+    """The commit of the code in the hub's cache, or the newest if the hub can be reached: libraries load that one."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:

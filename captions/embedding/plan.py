@@ -113,8 +113,7 @@ def _grouped(digests: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     words = bytes_[: len(digests) * CAPTION_DIGEST_BYTES].view("<u8").reshape(-1, 2)
     order = np.argsort(words[:, 0], kind="stable")
     ordered = words[order]
-    # Rows of two digests with the same first half may alternate; then a text is encoded more than once, which is
-    # harmless.
+    # Rows of two digests with the same first half may alternate; their texts are then encoded more than once: harmless.
     differs = (ordered[1:] != ordered[:-1]).any(axis=1)
     return order.astype(np.int32), np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
 

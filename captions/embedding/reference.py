@@ -25,8 +25,7 @@ SAMPLES = ("A dog barks, then a car passes by.", "  Rain  ", "wind", "Birds and 
 
 
 def reference_embeddings(encoder: TextModel, texts: Sequence[str]) -> np.ndarray:
-    """Reference embeddings, float32 (N, dim): with ``pooling`` mean, that of the last hidden states over a text's
-    tokens.
+    """Reference embeddings, float32 (N, dim): with ``pooling`` mean, that of a text's last hidden states.
 
     If the encoder computes in float32, its own weights are used; otherwise they are loaded again. If the GPU has no
     room for them or for a text, the CPU computes. Raises `UserError` if the tokenizer knows hardly any of the words.
@@ -108,8 +107,7 @@ def _one(encoder: TextModel, model: Any, features: dict[str, Any]) -> np.ndarray
 
 
 def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np.ndarray:
-    """float32 (N, dim) by the library's own ``encode``, each text alone, with its defaults for what was not asked
-    for."""
+    """float32 (N, dim) by the library's own ``encode``, each text alone, with defaults for unset options."""
     given: dict[str, Any] = {} if encoder.settings.prefix == encoder.own.prompt else {"prompt": encoder.settings.prefix}
     with _length(model, encoder.asked_length, encoder.settings.max_length):
         embeddings = model.encode(
@@ -159,8 +157,7 @@ def _cosine(left: np.ndarray, right: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _length(model: Any, asked: int | None, limit: int | None) -> Iterator[None]:
-    """In this block, cut texts to ``limit`` tokens if that was asked for, or if the model's own limit is too high for
-    it."""
+    """In this block, cut texts to ``limit`` tokens if asked to, or if the model's own limit is too high for it."""
     own = getattr(model, "max_seq_length", None)
     change = limit is not None and (asked is not None or own is None or own > limit)
     if change:

@@ -109,8 +109,7 @@ def require_own_type(files: ModelFiles) -> None:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Everything besides the weights that decides an embedding. ``max_length`` counts tokens, including special
-    ones."""
+    """Everything besides the weights that decides an embedding. ``max_length`` includes special tokens."""
 
     pooling: Pooling = "mean"
     normalize: Normalized | None = None
@@ -196,8 +195,7 @@ class TextModel:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     def describe(self) -> dict[str, Any]:
-        """The facts that embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to
-        rounding."""
+        """The facts that embeddings depend on, for ``meta.json``: equal facts mean equal embeddings up to rounding."""
         return {
             "model": self.files.name,
             "revision": self.files.revision,
@@ -213,8 +211,8 @@ class TextModel:
         }
 
     def notes(self) -> dict[str, Any]:
-        """Other facts for ``meta.json``: the path of a local model, its own pooling, and the device and way of
-        computing."""
+        """Other facts for ``meta.json``: the path of a local model, its own pooling, the device and kind of
+        computation."""
         return {
             "model_path": None if self.files.revision else str(self.files.folder.resolve()),
             "model_pooling": self.own_pooling,
@@ -243,8 +241,7 @@ class TextModel:
         return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize is True else embeddings
 
     def through_head(self, features: dict[str, Any], head: Iterable[nn.Module]) -> torch.Tensor:
-        """float32 (B, dim): a batch's tokens passed through the modules that the model itself has after its
-        transformer."""
+        """float32 (B, dim): a batch's token features passed through the model's own modules after its transformer."""
         if self.unpooled:
             features["prompt_length"] = self.unpooled
         for module in head:

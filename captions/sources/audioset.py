@@ -65,8 +65,7 @@ SEGMENTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Segments:
-    """The clips of some segment lists (`SEGMENTS_SCHEMA`), in the order of the files and their lines, with unique
-    ids."""
+    """The clips of some segment lists (`SEGMENTS_SCHEMA`), in the order of files and lines, with unique ids."""
 
     table: pa.Table
     rows: int
@@ -75,8 +74,7 @@ class Segments:
 
 
 def split_name(path: Path) -> str:
-    """``balanced_train``, ``unbalanced_train`` or ``eval`` for AudioSet's file names, else the name without
-    suffixes."""
+    """``balanced_train``, ``unbalanced_train`` or ``eval`` for AudioSet's files, else the name without suffixes."""
     stem = path.name
     for suffix in (".gz", ".csv"):
         stem = stem.removesuffix(suffix)
