@@ -191,7 +191,7 @@ def _meet(rank: int, size: int, device: torch.device) -> None:
     """Form the group of all processes. Raises `UserError` if they do not arrive."""
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
-    except (RuntimeError, ValueError) as error:  # also if nobody answers for the store
+    except (RuntimeError, ValueError) as error:  # also if the store does not answer
         raise UserError(
             f"process {rank} did not meet the {size - 1} others at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')} within {MEETING.seconds // 60} minutes: {first_line(error)}"

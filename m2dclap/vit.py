@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         return self.patch_embed(log_mel) + positions
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B, N, D) → latents behind the class token's (B, 1 + N, D)."""
+        """Patch tokens (B, N, D) → latents after the class token's (B, 1 + N, D)."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)
         for block in self.blocks:

@@ -122,7 +122,7 @@ def as_user_error(error: Exception, reading: str | None) -> Exception:
 
 
 class ModelInput(NamedTuple):
-    """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None where it is the same;
+    """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None if it is the same;
     ``text_embedding`` (B, D); ``noise`` (B, L)."""
 
     log_mel: torch.Tensor

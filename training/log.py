@@ -59,7 +59,7 @@ class LossTracker:
         return self._settled
 
     def take(self) -> dict[str, float]:
-        """The means of these losses by name; then start anew."""
+        """The means of these losses by name; then the count starts again."""
         means = self.settle().double().mean(dim=0).tolist()
         self._settled = self._settled[:0]
         return dict(zip(self._names, means, strict=True))

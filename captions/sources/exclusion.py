@@ -179,7 +179,7 @@ def _id_column(names: Sequence[str]) -> str | None:
 
 
 def _first_column(path: Path, text: str, delimiters: Sequence[str]) -> tuple[list[str], str]:
-    """The first column of a table without a header. AudioSet's lists have a space behind their commas."""
+    """The first column of a table without a header. AudioSet's lists have a space after their commas."""
     for delimiter in delimiters:
         table = text.replace(f'{delimiter} "', f'{delimiter}"')
         if delimiter == delimiters[-1] or next(malformed(table, delimiter), None) is None:

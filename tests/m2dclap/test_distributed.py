@@ -1,4 +1,4 @@
-"""Two processes under torchrun are one: losses, gradients, and a whole run on data that they do not divide."""
+"""Two processes under torchrun equal one: losses, gradients, and a whole run whose clips they do not divide evenly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_one_process_needs_no_others() -> None:
 def test_a_process_that_fails_alone_does_not_wait_for_the_others(
     error: BaseException | None, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leaving the group with NCCL may wait for what never comes, and then torchrun never sees a process end."""
+    """Leaving the group with NCCL may wait forever, and then torchrun never sees a process end."""
     left = []
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The loop trains any objective: its losses are what is minimised, logged, saved and gone on with."""
+"""The loop trains any objective: its losses are minimised and logged, and its state is saved and resumed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def points(step: int, part: int = 0) -> np.ndarray:
 
 
 def batches(first: int, end: int = SCHEDULE.total_steps) -> Iterator[np.ndarray]:
-    """Both parts of every step; what comes at ``end`` cannot be read."""
+    """Both parts of every step; the step ``end`` cannot be read."""
     for step in range(first, end):
         yield from (points(step, part) for part in range(CONFIG.accumulate))
     raise UserError(f"step {end} cannot be read.")
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_losses_is_refused(tmp_path: Path) -> None:
 
 def test_validation_averages_over_clips_whatever_the_objective() -> None:
     class Held:
-        """67 points, which two batches of at most 64 do not share evenly."""
+        """67 points, which two batches of at most 64 cannot share evenly."""
 
         def __len__(self) -> int:
             return 67

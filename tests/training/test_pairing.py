@@ -1,4 +1,4 @@
-"""Rows stay aligned over stores; maps stay maps."""
+"""Rows stay aligned across stores, and memory maps stay memory maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, or told to stop, and started again is bit for byte the run that nothing disturbed.
+"""A run that is killed at any point, or told to stop, and started again equals an undisturbed run bit for bit.
 
 Runs are children of a fork server that has imported everything once, so that each may be killed for real.
 """
@@ -66,7 +66,7 @@ def _die() -> None:
 
 
 class Countdown:
-    """Acts when it has been passed so many times."""
+    """Calls an action when it has been passed a given number of times."""
 
     def __init__(self, passes: int, act: Callable[[], None]) -> None:
         self._left, self._act = passes, act
@@ -78,7 +78,7 @@ class Countdown:
 
 
 def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, after: Countdown | None = None) -> None:
-    """Let a method of ``owner`` be preceded and followed by what a test does; only checkpoints count as renamed."""
+    """Call functions of the test before and after a method of ``owner``; only checkpoints count as renamed."""
     method = getattr(owner, name)
 
     def wrapped(self: Any, *arguments: Any) -> Any:
@@ -100,7 +100,7 @@ def _write_half_a_line(log: RunLog) -> None:
 
 
 def _arm(point: Point) -> None:
-    """Let this process end, or be told to, at a point of training: (where, how often it is passed before)."""
+    """Kill or signal this process at a point of training: (where, how often the point is passed before)."""
     where, passes = point
     if where.startswith("SIG"):
         tell = Countdown(passes, lambda: os.killpg(0, signal.Signals[where]))  # also its loading process
@@ -213,7 +213,7 @@ def _environments() -> list[dict[str, str]]:
 def run_pair(
     choice: DataChoice, out: Path, points: tuple[Point | None, Point | None] = (None, None)
 ) -> list[int | None]:
-    """Exit codes of two processes of one run; where one was killed the other is ended as torchrun does."""
+    """Exit codes of two processes of one run; if one was killed, the other is ended as torchrun does."""
     children = [
         start(choice, out, point, environment) for point, environment in zip(points, _environments(), strict=True)
     ]

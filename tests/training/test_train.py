@@ -1,4 +1,4 @@
-"""Training learns, writes what it promises, and stops with a reason where it cannot go on."""
+"""Training learns, writes what it promises, and stops with a reason if it cannot continue."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path
 def test_auto_is_what_the_device_computes_itself(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Volta and Turing only emulate bf16, and torch counts that as support. A run says where its arithmetic changes."""
+    """Volta and Turing only emulate bf16, which torch counts as support. A run reports a change of its arithmetic."""
     for capability, amp in {(7, 0): "fp16", (7, 5): "fp16", (8, 0): "bf16", (9, 0): "bf16"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert resolve_amp("auto", torch.device("cuda", 0)) == amp
@@ -410,7 +410,7 @@ def test_compiled_blocks_train_the_same(
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what makes a host wait for a GPU."""
+    """Counts operations that make the host wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
-    """Between batch and log nothing reads a value: on a GPU each reading would be a synchronisation."""
+    """Between batch and log nothing reads a value; on a GPU each read would be a synchronisation."""
     opened = open_training_data(DataChoice(data), 80)
     config, device = replace(TRAIN, amp=amp), torch.device("cpu")
     state = make_state(TINY, config, opened, device)

@@ -1,4 +1,4 @@
-"""Validation is the same whatever the batch of training; ranks tell learning from collapse; runs are drawn."""
+"""Validation does not depend on the training batch; ranks tell learning from collapse; runs are plotted."""
 
 from __future__ import annotations
 

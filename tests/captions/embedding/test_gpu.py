@@ -1,4 +1,4 @@
-"""Encoding on a GPU is encoding on a processor, in every precision: single texts, batches of all lengths, whole stores.
+"""Encoding on a GPU equals encoding on a CPU, in every precision: single texts, batches of all lengths, whole stores.
 
 The model is a small BERT with random weights and a tokenizer of its own, as a GPU machine may lack any other.
 """
@@ -24,7 +24,7 @@ PRECISIONS = ["fp32", "bf16", "fp16"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 layers, 128 numbers; words are spelled."""
+    """2 layers, 128 dimensions; words are split into letters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
