@@ -1,1 +1,1 @@
-"""Floor 3: caption tables to one table to sentence embeddings."""
+"""Floor 3: joins caption tables into one, and turns its captions into sentence embeddings."""

@@ -1,10 +1,6 @@
-"""A captions table in the making: written group by group, with a count of what became of every input row.
+"""A captions table that is made and written group by group, with a count of what became of every input row.
 
-A captions table that is made and written group by group: it never has to be in memory as a whole.
-
-What became of every segment and caption that was read: the table at the end of ``captions fill`` and ``add``.
-
-What comes of putting captions together: the table, how its inputs went in, and what found no clip.
+The table never has to be in memory as a whole. The counts are shown at the end of ``captions fill`` and ``add``.
 """
 
 from __future__ import annotations
@@ -26,18 +22,18 @@ from m2dprep.artifacts.text_files import EXAMPLES, Finding, require_utf8
 from m2dprep.captions.sources.exclusion import ExclusionCounts
 
 GROUP_ROWS = 1 << 17
-# Ids and captions hardly repeat; a dictionary of them would be begun and given up in every group.
+# Ids and captions hardly repeat; every group would begin a dictionary of them and give it up.
 REPEATING = ["source", "split", "labels.list.element"]
-# Ids of random letters hardly shrink.
+# Ids of random letters hardly compress.
 COMPRESSION = dict.fromkeys(["caption", "caption_index", *REPEATING], "snappy") | {"clip_id": "none"}
-# Least and greatest values; of captions and labels nobody needs them, and finding them takes as long as writing does.
+# Columns with minima and maxima. Nobody needs those of captions and labels, and they take as long as the writing.
 WITH_STATISTICS = ["clip_id", "source", "caption_index", "split"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives those from ``start`` to before ``stop``.
+    """A table of ``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives rows ``start`` to ``stop`` − 1.
 
     ``make`` is called with ascending ranges.
     """
@@ -56,7 +52,7 @@ class Assembly:
 
 
 def write_assembly(path: Path, assembly: Assembly) -> None:
-    """Write ``path`` atomically, each group while the next one is made. Equal tables give equal bytes."""
+    """Write ``path`` atomically, each group while the next is being made. Equal tables give equal bytes."""
     with (
         parquet_writer(
             path,
@@ -84,11 +80,12 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 class CaptionsFile:
-    """A ``captions.parquet`` of which slices are read in ascending order, one group after another."""
+    """A ``captions.parquet`` whose slices are read in ascending order, one group after another."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        verify_parquet(path, "the table of captions")  # what is read is written again, with a digest that is right
+        # its rows are written again, with a digest that then vouches for them
+        verify_parquet(path, "the table of captions")
         try:
             self._file = open_parquet(path)
         except UNREADABLE as error:
@@ -121,13 +118,12 @@ class CaptionsFile:
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """One source's captions: ``rows = without_id + empty + unmatched + start_refused +
-    duplicates + used``.
+    """One source's captions: ``rows = without_id + empty + unmatched + start_refused + duplicates + used``.
 
-    ``rows`` are captions, not lines: a line with four captions is four. ``unmatched`` have an id of no clip;
-    ``start_refused`` are of another start second where that is not wanted (``--match-start``); ``duplicates`` belong
-    to a clip whose caption was already taken (fill) or repeat one (add). ``other_start`` of the used ones come from
-    another second of the same video. ``unwrapped`` says how many had a wrapper around them.
+    ``rows`` counts captions, not lines: a line with four captions counts four times. ``unmatched`` captions have an id
+    of no clip; ``start_refused`` ones have another start second, if that is not allowed (``--match-start``);
+    ``duplicates`` belong to a clip that already had its caption (fill) or repeat one (add). ``other_start`` is the
+    number of used captions from another second of the same video; ``unwrapped`` is the number that had a wrapper.
     """
 
     source: str
@@ -148,7 +144,7 @@ class SourceCounts:
 class SegmentCounts:
     """The segments that were read: ``rows = clips + duplicates + excluded + without_caption``.
 
-    ``of_evaluation``: how many of the clips are of AudioSet's ``eval_segments``.
+    ``of_evaluation`` is the number of clips from AudioSet's ``eval_segments``.
     """
 
     rows: int
@@ -159,10 +155,10 @@ class SegmentCounts:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The captions table after a command, and how the command's inputs went into it.
+    """The captions table after a command, and the counts of the command's inputs.
 
-    ``added``: the captions that `fill` put to those of ``source``, more than one a clip. ``changed``: whether the
-    table was written, or held all this already.
+    ``added`` counts captions that `fill` added to those of ``source``, so that a clip has several. ``changed`` says
+    whether the table was written, or held all this already.
     """
 
     clips: int
@@ -176,11 +172,11 @@ class Coverage:
     changed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Plain JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The table for people."""
+        """The table for people to read."""
         rows: list[tuple[str, int | Finding | ExclusionCounts]] = [("clips", self.clips), ("captions", self.captions)]
         rows += [(f"  from {name}", count) for name, count in self.by_source.items()]
         if self.segments:
@@ -220,23 +216,23 @@ def count_sources(captions: pa.Table) -> dict[str, int]:
 
 
 def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
-    """Most frequent first, then by name; without what does not occur."""
+    """The counts sorted, most frequent first and then by name, without zeros."""
     return dict(sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0])))
 
 
 def distinct(values: pa.Array | pa.ChunkedArray) -> int:
-    """How many different values there are."""
+    """The number of different values."""
     return int(pc.count_distinct(values).as_py())
 
 
 def places(names: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Finding:
-    """A `Finding` of the given rows, shown by their names."""
+    """A `Finding` for the given rows, which it shows by their names."""
     return Finding(len(rows), tuple(names.take(pa.array(rows[:EXAMPLES])).to_pylist()))
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The new table (`CAPTIONS_SCHEMA`), how its inputs went in, and the captions that found no clip."""
+    """The new table (`CAPTIONS_SCHEMA`), the counts of its inputs, and the captions that found no clip."""
 
     assembly: Assembly
     coverage: Coverage

@@ -1,13 +1,8 @@
-"""``captions.parquet`` made from AudioSet's segments, and extended by other sources.
+"""Makes ``captions.parquet`` from AudioSet's segments (`fill`), and adds captions of other sources (`add`).
 
-``captions.parquet`` made from AudioSet's segments: `fill`.
-
-Row order: clips in the order of the segments, the captions of a clip together; ``caption_index`` counts them from 0.
-
-Another source's captions put into ``captions.parquet``: `add`.
-
-Row order: clips in the order in which they are there, new ones after them; a clip's captions together, in the order in
-which they were added; ``caption_index`` counts them from 0.
+Row order: `fill` keeps the order of the segments. `add` keeps the clips in their existing order and puts new ones after
+them. The captions of a clip stand together, in the order in which they were added; ``caption_index`` counts them from
+0.
 """
 
 from __future__ import annotations
@@ -50,10 +45,11 @@ FILLED_FROM = (AUTO_ACD, LABEL, ACALT4)
 
 @dataclass(frozen=True)
 class FillOptions:
-    """How `fill` reads and chooses.
+    """How `fill` reads and chooses captions.
 
-    ``match_start``: VGGSound's captions count only where they are of the segment's start second. ``rules``
-    ``m2d_compat``: Auto-ACD as the original reads it (`captions.matching`). ``exclude``: clips that are left out.
+    ``match_start``: VGGSound's captions are used only if they have the segment's start second. ``rules``
+    ``m2d_compat``: Auto-ACD is read as the original reads it (`captions.matching`). ``exclude``: lists of clips to
+    leave out.
     """
 
     template: Template = M2D
@@ -72,18 +68,18 @@ def fill(
     options: FillOptions = DEFAULTS,
     acalt4: pa.Table | None = None,
 ) -> Merged:
-    """One row a segment: its Auto-ACD caption where there is one, else the template with its label names.
+    """One row per segment: its Auto-ACD caption if there is one, else the template with its label names.
 
-    Of several Auto-ACD captions for a clip one is kept: first come those with AudioSet's form of the id, which mean
-    this very segment, then VGGSound's with the segment's start second, then VGGSound's of other seconds of the video;
-    among equals the first in the file. Segments without any caption (no known label) are left out and listed.
-    The captions of ``acalt4`` (`captions.sources.readers.CAPTION_ROWS`) come on top, as `add` would put them.
+    If a clip has several Auto-ACD captions, one is kept. Captions with AudioSet's form of the id, which mean this very
+    segment, come first; then VGGSound's with the segment's start second; then VGGSound's from other seconds of the
+    video. Among equals the first in the file wins. Segments without any caption (no known label) are left out and
+    listed. The captions of ``acalt4`` (`captions.sources.readers.CAPTION_ROWS`) are added as `add` would add them.
 
-    Raises `UserError` where not one Auto-ACD id, or not one of ACalt4, is that of a segment.
+    Raises `UserError` if no id of Auto-ACD, or none of ACalt4, is that of a segment.
     """
     keep, excluded = keep_clips(segments.table["clip_id"], options.exclude)
     clips = segments.table if keep.all() else segments.table.filter(pa.array(keep))
-    with ThreadPoolExecutor() as pool:  # for what need not wait for anything else
+    with ThreadPoolExecutor() as pool:  # for work that need not wait for anything else
         matching = None if acalt4 is None else pool.submit(_match_more, acalt4, one_array(clips["clip_id"]))
         choice = _choose(segments, clips, auto_acd, options)
         counting = None if auto_acd is None else pool.submit(choice.counts)
@@ -116,8 +112,11 @@ def _of_evaluation(clips: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class _Filling:
-    """Makes `fill`'s rows: of every row the number of its ``clip``, the ``place`` of its caption in ``texts``, and the
-    number of its ``source`` in `FILLED_FROM`. A clip's rows stand together."""
+    """Makes `fill`'s rows.
+
+    Each row has the number of its ``clip``, the ``place`` of its caption in ``texts``, and the number of its ``source``
+    in `FILLED_FROM`. The rows of a clip stand together.
+    """
 
     clips: pa.Table
     texts: Sequence[pa.Array]
@@ -146,7 +145,7 @@ class _Filling:
 
 
 def _filled(clips: pa.Table, choice: _Choice, template: Template) -> tuple[_Filling, np.ndarray]:
-    """A row for every clip: what was chosen for it, or its labels. Also int64, the clips that have neither."""
+    """A row for every clip: its chosen caption, or one from its labels. Also the clips that have neither (int64)."""
     chosen = choice.place >= 0
     lists = one_array(clips["labels"].filter(pa.array(~chosen))).cast(pa.list_(pa.string()))
     made = label_captions(lists, template)
@@ -160,7 +159,7 @@ def _filled(clips: pa.Table, choice: _Choice, template: Template) -> tuple[_Fill
 
 
 class _More(NamedTuple):
-    """Captions for clips that have one: the ``kept`` rows (int64) of ``texts``, which are those of ``source``."""
+    """Additional captions for clips that have one: the ``kept`` rows (int64) of ``texts``, all of ``source``."""
 
     source: MatchedSource
     texts: pa.Array
@@ -173,7 +172,7 @@ def _match_more(acalt4: pa.Table, ids: pa.Array | pa.ChunkedArray) -> _More:
 
 
 def _with_more(filled: _Filling, more: _More) -> _Filling:
-    """Put ``more`` captions after those of their clips, which are the rows of what was ``filled``."""
+    """Put the captions of ``more`` after those of their clips, which are the rows of ``filled``."""
     row = more.source.clip[more.kept]
     order = np.argsort(row, kind="stable")
     after = row[order] + 1
@@ -187,9 +186,9 @@ def _with_more(filled: _Filling, more: _More) -> _Filling:
 
 
 class _Choice(NamedTuple):
-    """Which captions of a source `fill` keeps: int64 (clips,) the ``place`` of each clip's in it, -1 for none.
+    """The captions of a source that `fill` keeps: the ``place`` of each clip's caption, int64 (clips,), -1 for none.
 
-    How many of those kept, and of those ``refused`` for that, are of another start second.
+    Also the numbers of kept captions, and of ``refused`` ones, that have another start second.
     """
 
     source: MatchedSource
@@ -218,7 +217,7 @@ def _choose(
         if segments.unknown_labels:
             raise UserError(f"unknown labels, where the original fails, so m2d_compat does: {segments.unknown_labels}.")
         source = match_as_original(AUTO_ACD, auto_acd, ids)
-        place[source.clip] = source.place  # the last one of a clip stays
+        place[source.clip] = source.place  # the last caption of a clip stays
         return _Choice(source, place)
     source = match_source(AUTO_ACD, auto_acd, ids)
     timed = np.flatnonzero(~np.isnan(source.start_seconds))
@@ -226,7 +225,7 @@ def _choose(
     rank = np.zeros(len(source.clip), np.int8)
     rank[timed] = np.where(source.start_seconds[timed] == np.floor(start), 1, 2)
     best = np.full(len(place), -1, np.int64)
-    for worse in range(1 if options.match_start else 2, -1, -1):  # what is written last stays: the first of the best
+    for worse in range(1 if options.match_start else 2, -1, -1):  # later writes overwrite: the first of the best stays
         rows = np.flatnonzero(rank == worse)[::-1]
         best[source.clip[rows]] = rows
     found = np.flatnonzero(best >= 0)
@@ -240,7 +239,7 @@ SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class AddOptions:
-    """``replace`` first takes out what the source had given before. ``new_clips``: ids of no clip become clips."""
+    """``replace`` first removes what the source gave before. ``new_clips``: ids without a clip become clips."""
 
     replace: bool = False
     new_clips: bool = False
@@ -251,13 +250,13 @@ class AddOptions:
 def add(
     captions: pa.Table | None, rows: pa.Table, source: str, *, replace: bool = False, options: AddOptions | None = None
 ) -> Merged:
-    """``captions`` with ``rows`` (`captions.sources.readers.CAPTION_ROWS`) put in under their clips as ``source``.
+    """Add ``rows`` (`captions.sources.readers.CAPTION_ROWS`) to ``captions`` under their clips, as ``source``.
 
-    Only clips that ``captions`` know get more, unless ``new_clips``; ``captions`` None makes a new table, whose clips
-    are the rows' ids (names of audio files without their suffix, but with their folders). A text that the source gives
-    a clip twice is kept once.
+    Only clips in ``captions`` get more captions, unless ``new_clips`` is set. If ``captions`` is None, a new table is
+    made, whose clips are the rows' ids (names of audio files without their suffix, but with their folders). A text that
+    the source gives a clip twice is kept once.
 
-    Raises `UserError` where ``source`` is there already and ``replace`` is not asked for, or where no id has a clip.
+    Raises `UserError` if ``source`` is there already and ``replace`` is not set, or if no id has a clip.
     """
     options = options or AddOptions(replace=replace, new_clips=captions is None)
     table = CAPTIONS_SCHEMA.empty_table() if captions is None else captions
@@ -269,7 +268,7 @@ def add(
 def add_to(
     there: pa.Table, read: Callable[[int, int], pa.Table], rows: pa.Table, source: str, options: AddOptions
 ) -> Merged:
-    """`add` to a table of which only the columns ``clip_id`` and ``source`` are ``there``; ``read`` gives its rows."""
+    """`add` to a table: ``there`` holds its columns ``clip_id`` and ``source``, and ``read`` gives its rows."""
     if not SOURCE_NAME.fullmatch(source):
         raise UserError(f"{source!r} cannot name a source: letters, digits, '_', '-' and '.' are allowed.")
     require_new_source(there, source, replace=options.replace)
@@ -311,11 +310,11 @@ def add_to(
 
 
 class SourceIsThereError(UserError):
-    """A source has given captions before."""
+    """The table already has captions of this source."""
 
 
 def require_new_source(there: pa.Table, source: str, *, replace: bool) -> None:
-    """Raise `SourceIsThereError` where a table has captions of ``source`` already and ``replace`` is not asked for."""
+    """Raise `SourceIsThereError` if a table already has captions of ``source`` and ``replace`` is not set."""
     if not replace and source in count_sources(there):
         raise SourceIsThereError(
             f"captions from {source!r} are there already; --replace puts the new ones in their place."
@@ -324,7 +323,7 @@ def require_new_source(there: pa.Table, source: str, *, replace: bool) -> None:
 
 @dataclass(frozen=True)
 class _Adding:
-    """Makes `add`'s rows. ``origin``: a row of the old table if 0 or more, else ~(a row of the new captions)."""
+    """Makes `add`'s rows. ``origin`` is a row of the old table if 0 or more, else ~(a row of the new captions)."""
 
     read: Callable[[int, int], pa.Table]
     source: str
@@ -332,7 +331,7 @@ class _Adding:
     caption_index: np.ndarray
     clip_ids: pa.Array
     texts: pa.Array
-    example: np.ndarray  # of every new caption a row of the old table with its clip's split and labels, or -1
+    example: np.ndarray  # for every new caption, a row of the old table with its clip's split and labels, or -1
 
     def __call__(self, start: int, stop: int) -> pa.Table:
         origin = self.origin[start:stop]
@@ -359,9 +358,9 @@ class _Adding:
 
 
 def _with_new_clips(clips: pa.Array, rows: pa.Table) -> pa.Array:
-    """``clips`` and those of the ids that none of them has: without an audio file's suffix, but with its folders.
+    """``clips`` and new ones for the ids that have none: an id without an audio file's suffix, but with its folders.
 
-    Raises `UserError` where that makes two ids one clip.
+    Raises `UserError` if two ids would then name the same clip.
     """
     ids = pc.unique(one_array(rows["id"]))
     ids = ids.filter(pc.not_equal(ids, ""))

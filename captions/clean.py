@@ -1,22 +1,19 @@
-"""Cleaning of captions, and LAION's de-biasing of them.
-
-LAION's de-biasing: people are named without their sex. Off unless asked for.
-
-Documented for LAION's CLAP is only that "woman" and "man" become "person" after sentences are generated. The rules
-here: the whole words ``woman`` and ``man`` become ``person``, ``women`` and ``men`` become ``people``; a capital stays
-a capital (``Man`` → ``Person``, ``MAN`` → ``PERSON``); what follows the word stays (``man's`` → ``person's``). Nothing
-else changes: pronouns, "boy", "girl", "male", "female", compounds written as one word (``fireman``).
-
-Cleaning of captions: what language models wrapped around them is unwrapped, white space is normalised.
+"""Cleans captions: removes the wrappers of language models, normalises white space, and optionally de-biases (LAION).
 
 Changed: every run of white space (line breaks, tabs, no-break and zero-width spaces) becomes one space and is removed
 at both ends; a wrapper such as ``The audio caption for the given information could be: "A dog barks."`` is removed,
-also with curly quotes, without its closing quote, or, where the wrapper speaks of a caption, without quotes at all
+also with curly quotes, without its closing quote, or, if the wrapper speaks of a caption, without quotes at all
 (``Audio caption: A dog barks.``, ``Here is a possible description of the sound: “A dog barks.``).
 
-Kept as it is: letter case, punctuation, quotes inside a caption and quotes around all of it where no wrapper is,
-text in other languages, label names quoted back, numbers. They may be meant, and an encoder copes with them;
-`captions.lint` finds them.
+Kept: letter case, punctuation, quotes inside a caption, quotes around a whole caption without a wrapper, text in other
+languages, label names in quotes, numbers. They may be meant, and an encoder copes with them; `captions.lint` finds
+them.
+
+LAION's de-biasing names people without their sex. It is off unless asked for. LAION documents only that "woman" and
+"man" become "person" after sentences are generated. The rules here: the whole words ``woman`` and ``man`` become
+``person``, ``women`` and ``men`` become ``people``; a capital stays a capital (``Man`` → ``Person``, ``MAN`` →
+``PERSON``); a suffix stays (``man's`` → ``person's``). Nothing else changes: pronouns, "boy", "girl", "male", "female",
+compounds written as one word (``fireman``).
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ MAYBE = r"(?i)\b(wo)?m[ae]n\b"
 
 
 def debias(captions: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The captions by the rules above, in their order."""
+    """De-bias the captions by the rules above; their order stays."""
     return pa.chunked_array([_debias(texts) for texts in chunks(captions)], pa.string())
 
 
@@ -49,11 +46,11 @@ def _debias(texts: pa.Array) -> pa.Array:
 
 
 QUOTES = '"“”„‟«»'
-# RE2's \s is ASCII only; the control characters are those that Python's str.split() takes for white space.
+# RE2's \s is ASCII only; the control characters are those that Python's str.split() treats as white space.
 WHITE_SPACE = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}\x{200b}\x{feff}]+"
 SINGLE_QUOTES = "'`´‘’"
 INTRODUCTION = r"(?:(?:sure|certainly|of course|okay|ok)[!,.]+\s*)?"
-# Words before "caption" that belong to a wrapper: "A man reads a caption: hello." has others and is none.
+# Words before "caption" that belong to a wrapper. "A man reads a caption: hello." has others, so it has no wrapper.
 BEFORE = (
     r"(?:(?:here(?:'s|’s)?|is|the|an?|one|my|your|possible|potential|suggested|generated|final|short|brief|concise|new|"
     r"audio|sound|video|clip|example|of|suitable|simple)\s+)*"
@@ -72,7 +69,7 @@ OPENING = re.compile(rf"^(?P<open>[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}})\s*(?P<bod
 
 
 class Cleaned(NamedTuple):
-    """Cleaned captions without a copy of those that were clean: the i-th is ``texts[place[i]]`` (int64 (N,))."""
+    """Cleaned captions without a second copy of those already clean: the i-th is ``texts[place[i]]`` (int64 (N,))."""
 
     texts: pa.ChunkedArray
     place: np.ndarray
@@ -84,7 +81,7 @@ class Cleaned(NamedTuple):
 
 
 def clean(captions: pa.Array | pa.ChunkedArray) -> Cleaned:
-    """The captions cleaned, and how many were unwrapped. A caption may end up empty."""
+    """Clean captions, and count those that were unwrapped. A caption may end up empty."""
     place = np.arange(len(captions))
     changed, unwrapped, start, end = [], 0, 0, len(captions)
     for texts in chunks(captions):
@@ -102,14 +99,14 @@ def clean(captions: pa.Array | pa.ChunkedArray) -> Cleaned:
 
 
 def normalise_space(texts: pa.Array) -> pa.Array:
-    """Every run of Unicode white space as one space, none at the ends."""
+    """Replace every run of Unicode white space by one space, and remove it at the ends."""
     return pc.utf8_trim(pc.replace_substring_regex(texts, WHITE_SPACE, " "), " ")
 
 
 def _suspects(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """bool (N,) twice: texts whose white space may be irregular, and texts with a colon, as every wrapper has.
+    """Two masks, bool (N,): texts whose white space may be irregular, and texts with a colon, which every wrapper has.
 
-    Looks at bytes: irregular is whatever is neither printable ASCII nor a lone space between two other characters.
+    This looks at bytes: anything but printable ASCII and single spaces between two other characters is irregular.
     """
     content, offsets = text_bytes(texts)
     if not len(content):
@@ -124,7 +121,7 @@ def _suspects(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unwrap(text: str) -> str:
-    """The caption inside a wrapper, or ``text`` where there is none. White space must have been normalised."""
+    """The caption inside a wrapper, or ``text`` if it has none. White space must have been normalised."""
     for wrapper in WRAPPERS:
         if match := wrapper.match(text):
             return _unquote(match["body"])
@@ -132,15 +129,15 @@ def unwrap(text: str) -> str:
 
 
 def _unquote(body: str) -> str:
-    """What a wrapper held, without the quotes around it.
+    """The content of a wrapper, without the quotes around it.
 
-    Quotes inside a caption come in pairs, so an odd number after the opening one means that the last is its closing
-    quote, and what follows that is the wrapper's; an even number means that the closing quote is missing.
+    Quotes inside a caption come in pairs. An odd number after the opening quote therefore means that the last one
+    closes the caption, and the rest belongs to the wrapper; an even number means that the closing quote is missing.
     """
     if (match := OPENING.match(body)) is None:
         return body.strip()
     text = match["body"]
-    if match["open"] not in QUOTES:  # an apostrophe inside looks the same, so only those at the end can close
+    if match["open"] not in QUOTES:  # an apostrophe inside looks the same, so only quotes at the end can close
         return text.rstrip(SINGLE_QUOTES).strip()
     pieces = QUOTE.split(text)
     return (text if len(pieces) % 2 else text[: -len(pieces[-1]) - 1]).strip()

@@ -1,8 +1,6 @@
-"""Caption commands as functions on files.
+"""The caption commands as functions on files, merging of captions tables, and the captions of one clip.
 
-Several captions tables into one, and the captions of one clip.
-
-What the commands do on files: tables are read, ``captions.parquet`` is written whole, lists of rows beside it.
+Tables are read, ``captions.parquet`` is written atomically, and lists of rows are written beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +36,10 @@ from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL, read_auto_
 
 @dataclass(frozen=True)
 class MergedSets:
-    """One table of several: ``read = captions + repeated + excluded_captions``. ``changed``: whether it was written."""
+    """One table merged from several: ``read = captions + repeated + excluded_captions``.
+
+    ``changed`` says whether it was written.
+    """
 
     assembly: Assembly
     read: int
@@ -53,8 +54,8 @@ class MergedSets:
 def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()) -> MergedSets:
     """Merge tables of `CAPTIONS_SCHEMA`: clips in the order of their first appearance, a clip's captions together.
 
-    Within a clip captions are in the order of the tables and their rows, numbered from 0. A caption that the same
-    source gives the same clip again is kept once. ``split`` and ``labels`` are those of each row.
+    Within a clip, captions are in the order of the tables and their rows, numbered from 0. A caption that the same
+    source repeats for the same clip is kept once. ``split`` and ``labels`` are those of each row.
     """
     table = pa.concat_tables(tables)
     encoded = one_array(table["clip_id"]).dictionary_encode()
@@ -87,9 +88,9 @@ def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()
 
 
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
-    """All rows of a clip, which is named by its id, or by a file name or another form of a YouTube id.
+    """All rows of a clip, named by its id, by a file name, or by another form of a YouTube id.
 
-    Raises `UserError` where the table knows none of these (`artifacts.clips.matching`), naming clips like it.
+    Raises `UserError`, naming similar clips, if the table knows none of these (`artifacts.clips.matching`).
     """
     table = read_captions(path)
     clips, clip_of_row = runs(one_array(table["clip_id"]))
@@ -101,7 +102,7 @@ def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
 
 
 def _alike(name: str, clips: pa.Array) -> str:
-    """Clips that have the name's last part in another folder, for a message."""
+    """Clips in other folders with the same last part of the name, for a message."""
     last = last_parts(paths(pa.array([name], pa.string())))
     alike = clips.filter(pc.equal(last_parts(paths(clips)), last[0])).to_pylist()
     return f"; clips of that name in other folders: {listing(map(repr, alike), len(alike))}" if alike else ""
@@ -118,13 +119,13 @@ def fill_file(
     unmatched: Path | None = None,
     overwrite: bool = False,
 ) -> Coverage:
-    """Make ``output`` of segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.build.fill`.
+    """Make ``output`` from segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.build.fill`.
 
-    Where ``output`` holds these very captions already, it stays as it is, with what `add_file` put in since; where it
-    lacks those of ACalt4 alone, they are added.
+    If ``output`` already holds these captions, it stays as it is, with what `add_file` has added since. If it lacks
+    only those of ACalt4, they are added.
 
-    Raises `UserError` where an input cannot be read, `FingerprintConflictError` where ``output`` holds other captions
-    and ``overwrite`` is not asked for.
+    Raises `UserError` if an input cannot be read, and `FingerprintConflictError` if ``output`` holds other captions and
+    ``overwrite`` is not set.
     """
     names = read_label_names(labels)
     with ThreadPoolExecutor() as pool:  # the tables are large
@@ -151,7 +152,7 @@ def _start_reading(pool: Executor, auto_acd: Path, options: FillOptions) -> Call
     """Read Auto-ACD and then clean its captions; the function returned waits for the rows, not for the cleaning."""
     if options.rules == "m2d_compat":
         return pool.submit(read_auto_acd, auto_acd).result
-    uncleaned: list[pa.ChunkedArray] = []  # they go as soon as they are clean
+    uncleaned: list[pa.ChunkedArray] = []  # freed as soon as they are clean
 
     def read() -> pa.ChunkedArray:
         rows = read_auto_acd(auto_acd)
@@ -168,7 +169,7 @@ def _start_reading(pool: Executor, auto_acd: Path, options: FillOptions) -> Call
 
 
 def _require_filled(output: Path, expected: pa.Table, sources: Sequence[str]) -> None:
-    """Raise `FingerprintConflictError` unless the captions that ``sources`` gave are the same in both tables."""
+    """Raise `FingerprintConflictError` unless the captions from ``sources`` are the same in both tables."""
     there = read_captions(output)
     columns = [name for name in expected.column_names if name != "caption_index"]
     own, wanted = (
@@ -192,11 +193,11 @@ def add_file(
     options: AddOptions | None = None,
     unmatched: Path | None = None,
 ) -> Coverage:
-    """Put the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) as ``source`` into ``captions``, in place.
+    """Add the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) as ``source`` to ``captions``, in place.
 
-    ``create``: where there is no such file yet, the rows make a new one. Raises `UserError` as `captions.build.add`
-    does, and where the file is missing otherwise; the file is then as it was. It also stays as it is where it holds
-    from ``source`` what putting them in once more would give, as after the same call.
+    With ``create``, the rows make a new file if there is none yet. The file stays as it is if it already holds what the
+    same call would give. Raises `UserError` as `captions.build.add` does, and if the file is missing without
+    ``create``; the file is then unchanged.
     """
     options = options or AddOptions(replace=replace)
     require_no_folder(captions)
@@ -217,8 +218,8 @@ def add_file(
 def _added_or_there(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> tuple[Merged, bool]:
     """A table with ``rows`` added, and whether ``captions`` is that table already.
 
-    It is where replacing the captions of ``source`` by these changes nothing. Raises `UserError` where there are other
-    captions of ``source``, and ``replace`` is not asked for.
+    It is if replacing the captions of ``source`` by these changes nothing. Raises `UserError` if ``captions`` has other
+    captions of ``source`` and ``replace`` is not set.
     """
     try:
         return _added(captions, rows, source, options), False
@@ -230,14 +231,14 @@ def _added_or_there(captions: Path, rows: pa.Table, source: str, options: AddOpt
 
 
 def require_filled(captions: Path) -> Path:
-    """``captions`` if it is there, else a `UserError` that says what makes it."""
+    """``captions`` if it exists, else a `UserError` that names the command that makes it."""
     if not captions.exists():
         raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
     return captions
 
 
 def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> Merged:
-    """A table with ``rows`` added; to be written before the file changes, so under its lock."""
+    """A table with ``rows`` added. Write it under the file's lock, before the file changes."""
     read = CaptionsFile(captions)
     return add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
 
@@ -245,9 +246,9 @@ def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> 
 def merge_files(
     sets: Sequence[Path], output: Path, exclude: Sequence[ExclusionList] = (), *, overwrite: bool = False
 ) -> MergedSets:
-    """Merge captions files into ``output``: `captions.files.merge_sets`. One that holds just that stays as it is.
+    """Merge captions files into ``output`` (`merge_sets`). If it already holds the result, it stays as it is.
 
-    Raises `UserError` where a file cannot be read, `FingerprintConflictError` where ``output`` holds something else.
+    Raises `UserError` if a file cannot be read, `FingerprintConflictError` if ``output`` holds something else.
     """
     require_no_folder(output)
     for path in sets:
@@ -266,7 +267,7 @@ def merge_files(
 
 
 def write_captions(path: Path, assembly: Assembly) -> None:
-    """Write ``path`` atomically, and remove what killed writers left beside it. Raises `UserError` for a folder."""
+    """Write ``path`` atomically, and remove temporary files of killed writers. Raises `UserError` for a folder."""
     require_no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path.parent, shared=True)
@@ -274,7 +275,7 @@ def write_captions(path: Path, assembly: Assembly) -> None:
 
 
 def require_no_folder(path: Path) -> None:
-    """Raise `UserError` where captions are to be written to a folder."""
+    """Raise `UserError` if the path to write captions to is a folder."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; the captions are written to a file, such as {path / 'captions.parquet'}.")
 

@@ -1,8 +1,8 @@
-"""Label names → a sentence with a keyword-to-text model (T5 and other seq2seq models), as LAION made captions of tags.
+"""Turns label names into a sentence with a keyword-to-text model (T5 or another seq2seq model), as LAION did.
 
 Decoding: 4 beams, length penalty 1.5, no repeated trigrams, at most 1024 tokens, early stopping. Input: quotes and
-brackets removed, commas replaced by a separator (``|``; a space for models made with common_gen), split at full stops;
-the sentences of its parts are put together. Every different list of labels is decoded once.
+brackets are removed, commas replaced by a separator (``|``; a space for models made with common_gen), and the text is
+split at full stops; the sentences of its parts are joined. Every different list of labels is decoded once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class KeywordOptions:
 
 @dataclass(frozen=True)
 class KeywordRun:
-    """The captions (`CAPTION_ROWS`), one a clip with labels, and how many inputs were decoded now and before."""
+    """The captions (`CAPTION_ROWS`), one per clip with labels, and how many inputs were decoded now and before."""
 
     rows: pa.Table
     done: int
@@ -64,7 +64,7 @@ class KeywordRun:
 
 
 class KeywordModel:
-    """A seq2seq model and its tokenizer, from a folder or the hub. Raises `UserError` where it cannot be loaded."""
+    """A seq2seq model and its tokenizer, from a folder or the hub. Raises `UserError` if it cannot be loaded."""
 
     def __init__(self, name_or_path: str, device: str) -> None:
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -87,7 +87,7 @@ class KeywordModel:
 
     @torch.inference_mode()
     def sentences(self, inputs: Sequence[str]) -> list[str]:
-        """One sentence an input."""
+        """One sentence per input."""
         batch = self._tokenizer(list(inputs), return_tensors="pt", padding=True).to(self._model.device)
         batch.pop("token_type_ids", None)
         decoded = self._model.generate(**batch, **DECODING)
@@ -95,7 +95,7 @@ class KeywordModel:
 
 
 def model_inputs(labels: Sequence[str], separator: str) -> list[str]:
-    """What a model is given for a list of labels: its parts between full stops, keywords between separators."""
+    """The inputs for a list of labels: its parts between full stops, with separators between keywords."""
     text = REMOVED.sub("", ", ".join(labels))
     parts = (part.strip(" ,") for part in text.split("."))
     return [separator.join(word.strip() for word in part.split(",") if word.strip()) for part in parts if part]
@@ -104,11 +104,11 @@ def model_inputs(labels: Sequence[str], separator: str) -> list[str]:
 def write_sentences(
     captions: pa.Table, work: Path, options: KeywordOptions, device: str, *, overwrite: bool
 ) -> KeywordRun:
-    """A sentence for every clip of ``captions`` (columns clip_id, labels) that has labels.
+    """Write a sentence for every clip of ``captions`` (columns clip_id, labels) that has labels.
 
-    ``work`` is a folder in which every finished batch lies, so that the same call goes on where it was interrupted and
-    gives the same; equal inputs make equal batches. Raises `FingerprintConflictError` where it was begun with other
-    options or labels and ``overwrite`` is not asked for.
+    ``work`` is a folder for the finished batches, so that the same call continues where it was interrupted and gives
+    the same result; equal inputs make equal batches. Raises `FingerprintConflictError` if it was begun with other
+    options or labels and ``overwrite`` is not set.
     """
     clips, keys = _keyed(captions)
     unique = sorted(set(keys) - {""})
@@ -118,7 +118,7 @@ def write_sentences(
     needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work):
-        # What is there does not go for a model that cannot be loaded.
+        # Load the model first: existing batches must not be removed for a model that cannot be loaded.
         model = KeywordModel(options.model, device) if overwrite and any(work.glob("part-*.parquet")) else None
         _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
         sentences, done = _decode(needed, work, options, device, model)
@@ -131,7 +131,7 @@ def write_sentences(
 
 
 def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
-    """The clips, each once, and their labels as JSON, "" for those without."""
+    """The clips, each once, and their labels as JSON; "" for clips without labels."""
     ids = captions["clip_id"].combine_chunks()
     first = np.sort(np.unique(ids.dictionary_encode().indices.to_numpy(zero_copy_only=False), return_index=True)[1])
     clips = captions.take(pa.array(first))
@@ -163,7 +163,7 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def _decode(
     inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None
 ) -> tuple[dict[str, str], int]:
-    """{input: sentence}, and how many were decoded now. Batches are slices of ``inputs``, each saved as a file."""
+    """The sentence of each input, and the number decoded now. Each slice of ``inputs`` is saved as a file."""
     size, decoded = options.batch_size, 0
     sentences: dict[str, str] = {}
     with Progress(len(inputs), "keywords to captions", "inputs") as progress:

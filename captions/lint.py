@@ -1,4 +1,4 @@
-"""What is wrong with captions: rules that find texts a model should not learn, each finding a row with its rule.
+"""Finds captions that a model should not learn from: each rule lists its findings, one row per finding.
 
 | rule | finds |
 |---|---|
@@ -9,11 +9,11 @@
 | ``refusal`` | refusals, apologies and remarks of a language model |
 | ``url`` | addresses of web pages and mail |
 | ``non_english`` | mostly letters of other scripts, or function words of other languages and none of English |
-| ``duplicate`` | the very text of an earlier caption of the clip |
+| ``duplicate`` | the exact text of an earlier caption of the clip |
 | ``near_duplicate`` | the words of an earlier caption of the clip, apart from case, punctuation, order and articles |
 | ``too_long`` | more tokens than the encoder takes (only with a tokenizer) |
 
-`captions.lint` on a file: findings are listed, counted, and dropped where that is asked for.
+On a file, the findings are listed and counted, and captions are dropped if that is asked for.
 """
 
 from __future__ import annotations
@@ -153,10 +153,10 @@ def find(
     token_limit: TokenLimit | None = None,
     advance: Callable[[], object] | None = None,
 ) -> pa.Table:
-    """All findings of ``rules`` in a table of `CAPTIONS_SCHEMA`, as `FINDINGS`, by row and then by rule.
+    """All findings of ``rules`` in a table of `CAPTIONS_SCHEMA`, as `FINDINGS`, sorted by row and then by rule.
 
-    ``token_limit``: a function that counts the tokens of texts, and how many an encoder takes; without it ``too_long``
-    finds nothing. ``advance`` is called after every rule. Raises `UserError` where a rule is unknown.
+    ``token_limit`` is a function that counts the tokens of texts, and the encoder's maximum; without it ``too_long``
+    finds nothing. ``advance`` is called after every rule. Raises `UserError` if a rule is unknown.
     """
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UserError(f"no rule {', '.join(unknown)}; there are {', '.join(RULES)}.")
@@ -177,7 +177,7 @@ def find(
 
 
 def drop(captions: pa.Table, findings: pa.Table, rules: Sequence[str]) -> pa.Table:
-    """``captions`` without the rows that one of ``rules`` found; ``caption_index`` is counted anew."""
+    """Remove the rows of ``captions`` that one of ``rules`` found, and count ``caption_index`` anew."""
     bad = findings["row"].filter(pc.is_in(findings["rule"], value_set=pa.array(list(rules), pa.string()))).to_numpy()
     keep = np.ones(captions.num_rows, bool)
     keep[bad] = False
@@ -196,7 +196,7 @@ def _matches(captions: pa.Table, pattern: str) -> np.ndarray:
 
 
 def _among(captions: pa.Table, suspects: np.ndarray, is_bad: Callable[[str], bool]) -> np.ndarray:
-    """bool (N,): the suspects that are bad; only they are looked at one by one."""
+    """bool (N,): the suspects that are bad; only suspects are looked at one by one."""
     rows = np.flatnonzero(suspects)
     texts = captions["caption"].take(pa.array(rows)).to_pylist()
     found = np.zeros(captions.num_rows, bool)
@@ -236,7 +236,7 @@ def _non_english(captions: pa.Table) -> np.ndarray:
 
 
 def is_other_language(text: str) -> bool:
-    """Whether a text is mostly of another script, or has function words of other languages and none of English."""
+    """Whether a text is mostly in another script, or has function words of other languages and none of English."""
     letters = [character for character in text if character.isalpha()]
     other = sum(ord(character) > 0x24F for character in letters)
     if letters and other / len(letters) > OTHER_SCRIPT_SHARE:
@@ -251,7 +251,7 @@ def _duplicate(captions: pa.Table) -> np.ndarray:
 
 
 def _near_duplicate(captions: pa.Table) -> np.ndarray:
-    """Only clips with several captions can have one, so only theirs are taken apart."""
+    """Only clips with several captions can have near duplicates, so only their captions are split into words."""
     clip = codes(captions["clip_id"])
     several = np.bincount(clip)[clip] > 1 if len(clip) else np.zeros(0, bool)
     rows = np.flatnonzero(several)
@@ -268,7 +268,7 @@ def _repeats(captions: pa.Table, text: np.ndarray) -> np.ndarray:
 
 
 def _too_long(captions: pa.Table, token_limit: TokenLimit | None) -> np.ndarray:
-    """A token is at least a byte long, so only texts with more bytes than tokens allowed are tokenized."""
+    """A token has at least one byte, so only texts with more bytes than allowed tokens are tokenized."""
     found = np.zeros(captions.num_rows, bool)
     if token_limit is None:
         return found
@@ -280,7 +280,7 @@ def _too_long(captions: pa.Table, token_limit: TokenLimit | None) -> np.ndarray:
     return found
 
 
-# Normalisation of compatibility characters can make several letters of a few bytes.
+# Normalisation of compatibility characters can turn a few bytes into several letters.
 EXPANSION = 2
 CHECKS: Mapping[str, Callable[[pa.Table], np.ndarray]] = {
     "empty": _empty,
@@ -293,12 +293,12 @@ CHECKS: Mapping[str, Callable[[pa.Table], np.ndarray]] = {
 }
 
 
-UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
+UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_file` found: findings of every rule, captions that have one, and captions dropped.
+    """The findings of every rule in `check_file`, the captions that have one, and the captions dropped.
 
     ``left`` counts the findings in captions that were not dropped.
     """
@@ -310,7 +310,7 @@ class Checked:
     left: int
 
     def to_dict(self) -> dict[str, object]:
-        """JSON values."""
+        """Plain JSON values."""
         return asdict(self)
 
 
@@ -324,10 +324,10 @@ def check_file(
     dropped: Sequence[str] = (),
     output: Path | None = None,
 ) -> Checked:
-    """Find what is wrong in ``captions`` (`captions.lint`), list it in the CSV file ``findings``, drop what is asked.
+    """Check ``captions``, list the findings in the CSV file ``findings``, and drop captions if asked.
 
-    ``rules`` empty means all; ``dropped`` ones are looked for too. Without ``model`` no tokens are counted. Raises
-    `UserError` where a rule is unknown, the model has no tokenizer, or nothing would be left.
+    Empty ``rules`` means all of them; ``dropped`` rules are checked too. Without ``model`` no tokens are counted.
+    Raises `UserError` if a rule is unknown, the model has no tokenizer, or no caption would be left.
     """
     require_file(captions, "the table of captions")
     with writing_to(output or captions) if dropped else nullcontext():
@@ -369,11 +369,11 @@ def _check_file(
 
 
 def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
-    """How a model counts tokens, special ones included, and how many it takes.
+    """A model's way of counting tokens, special ones included, and its maximum.
 
-    Raises `UserError` where it has no tokenizer, or no limit is known.
+    Raises `UserError` if it has no tokenizer, or no limit is known.
     """
-    from transformers import AutoTokenizer  # seconds to import, and only this rule needs it
+    from transformers import AutoTokenizer  # takes seconds to import, and only this rule needs it
 
     from m2dprep.captions.embedding.loading import surely
 
@@ -390,7 +390,7 @@ def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
 
 
 def _sentence_length(model: str) -> int:
-    """The limit of a sentence encoder, which may be below its tokenizer's."""
+    """The limit of a sentence encoder, which may be lower than its tokenizer's."""
     from transformers.utils import cached_file
 
     path = cached_file(model, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)

@@ -1,13 +1,10 @@
-"""Captions brought to the clips that they belong to.
+"""Matches a source's captions with the clips that they belong to, and counts every caption that is left out.
 
-A source's captions brought to the clips that they belong to, with every one that is left out counted.
-
-The original's own reading of Auto-ACD, defects included, for reproducing its captions row for row.
-
-Ids: one leading "Y" is dropped whatever the form, then the first eleven characters count, so that VGGSound's ids that
-start with "Y" are lost or go to another clip. Wrappers: only ``be: "…"``, up to the last quote of the line. Of several
-captions for a clip the last in the file wins. White space stays. Where the original's own code fails, so does this,
-naming the row: a wrapper without its closing quote, a caption that is empty.
+`match_as_original` reads Auto-ACD as the original does, defects included, to reproduce its captions row for row. Ids:
+one leading "Y" is dropped whatever the form, then the first eleven characters count, so VGGSound's ids that start with
+"Y" are lost or go to another clip. Wrappers: only ``be: "…"``, up to the last quote of the line. If a clip has several
+captions, the last in the file wins. White space stays. If the original's own code fails, so does this, naming the row:
+on a wrapper without its closing quote, or an empty caption.
 """
 
 from __future__ import annotations
@@ -33,11 +30,11 @@ UNMATCHED_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("ca
 
 @dataclass(frozen=True)
 class MatchedSource:
-    """A source's captions, cleaned, in file order, and which of them belong to which clip.
+    """A source's captions, cleaned and in file order, and the clips that they belong to.
 
-    ``row`` and ``clip``, int64 (M,), pair the usable captions (not empty, of a clip) with rows of the clips; their
-    texts are at ``place`` (M,) of ``captions``, which holds others too;
-    ``start_seconds`` (M,) is what VGGSound's form of the id says, NaN for other ids.
+    ``row`` and ``clip``, int64 (M,), pair the usable captions (not empty, of a clip) with rows of the clips. Their
+    texts are at ``place`` (M,) of ``captions``, which holds other texts too. ``start_seconds`` (M,) is the start in
+    VGGSound's form of the id, NaN for other ids.
     """
 
     name: str
@@ -53,7 +50,7 @@ class MatchedSource:
     unwrapped: int
 
     def counts(self, used: int, *, other_start: int = 0, start_refused: int = 0) -> SourceCounts:
-        """How the source went in, given how many of its matched captions were used."""
+        """The source's counts, given how many of its matched captions were used."""
         return SourceCounts(
             source=self.name,
             rows=len(self.ids),
@@ -70,13 +67,13 @@ class MatchedSource:
         )
 
     def once(self) -> tuple[pa.Array, np.ndarray]:
-        """The texts of what was matched, and int64 the rows to keep of them: a text given to a clip twice, once."""
+        """The matched captions' texts, and the rows of them to keep (int64): a clip's repeated texts count once."""
         texts = take(self.captions, self.place)
         text_codes = codes(texts)
         return texts, np.flatnonzero(first_occurrences(self.clip * (len(text_codes) + 1) + text_codes))
 
     def _ids_matched(self) -> int:
-        """How many different ids have a clip; those of different clips differ, so only a clip's own are compared."""
+        """The number of different ids with a clip. Only ids of the same clip are compared, as others always differ."""
         if not len(self.clip):
             return 0
         captions_of_clip = np.bincount(self.clip)
@@ -85,9 +82,9 @@ class MatchedSource:
 
 
 class CleanRows(NamedTuple):
-    """`captions.sources.readers.CAPTION_ROWS`, whose captions ``cleaned`` gives;
+    """The ids of `captions.sources.readers.CAPTION_ROWS`, and a function that returns their cleaned captions.
 
-    they may be cleaned while ids are matched.
+    So captions can be cleaned while ids are matched.
     """
 
     ids: pa.ChunkedArray
@@ -97,7 +94,7 @@ class CleanRows(NamedTuple):
 def match_source(name: str, rows: pa.Table | CleanRows, clips: pa.Array) -> MatchedSource:
     """Find the clips of ``rows`` (`captions.sources.readers.CAPTION_ROWS`) among ``clips`` (unique ids); clean them.
 
-    Raises `UserError` where there is no caption at all, or not one id is that of a clip.
+    Raises `UserError` if there is no caption at all, or no id is that of a clip.
     """
     ids = rows.ids if isinstance(rows, CleanRows) else rows["id"]
     matches = match_names(ids, clips)
@@ -138,7 +135,7 @@ def unmatched_rows(name: str, ids: pa.ChunkedArray, captions: Cleaned, chosen: n
 
 
 def nothing_matched(name: str) -> MatchedSource:
-    """A source that was not given."""
+    """The result for a source that was not given."""
     none, no_rows = pa.chunked_array([pa.array([], pa.string())]), np.zeros(0, np.int64)
     unmatched = UNMATCHED_SCHEMA.empty_table()
     return MatchedSource(name, none, none, no_rows, no_rows, no_rows, np.zeros(0), unmatched, 0, 0, 0)
@@ -154,7 +151,7 @@ INSIDE = re.compile(r'be: "(.+)"')
 
 
 def match_as_original(name: str, rows: pa.Table, clips: pa.Array) -> MatchedSource:
-    """As `captions.matching.match_source`, by the rules of the original. Use the last caption of every clip."""
+    """Match as `match_source` does, but by the rules of the original. Use each clip's last caption."""
     captions = rows["caption"]
     empty = np.flatnonzero(pc.equal(captions, "").to_numpy())
     if len(empty):

@@ -1,4 +1,4 @@
-"""Captions made from label names: in the words of the original, of LAION's CLAP, or in one's own."""
+"""Captions made from label names by a template: the original's, LAION's CLAP's, or one's own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LABEL, LABELS, LAST = "{label}", "{labels}", "{last}"
 
 @dataclass(frozen=True)
 class Template:
-    """``one`` sentence for one label, with ``{label}``; ``many`` for several, with ``{labels}``.
+    """One sentence for one label (``one``, with ``{label}``) and one for several (``many``, with ``{labels}``).
 
-    ``many`` may hold ``{last}`` too: then that is the last label, and ``{labels}`` are those before it, joined by
-    commas; without it ``{labels}`` are all of them. Names and their order are as in the segment list.
+    ``many`` may also hold ``{last}``, the last label; then ``{labels}`` are those before it, joined by commas. Without
+    it ``{labels}`` are all of them. Names and their order are as in the segment list.
     """
 
     one: str
@@ -43,8 +43,8 @@ TEMPLATES = {"m2d": M2D, "laion": Template("The sound of {label}", "The sounds o
 def read_template(one: str, many: str | None = None) -> Template:
     """A template of `TEMPLATES` by its name, or one's own: ``one`` and ``many`` as in `Template`.
 
-    Where ``many`` is None, it is ``one`` with the labels enumerated as the original does: ``A, B, and C``.
-    Raises `UserError` where the placeholders are not as needed.
+    If ``many`` is None, it is ``one`` with the labels enumerated as in the original: ``A, B, and C``. Raises
+    `UserError` if the placeholders are wrong.
     """
     known = TEMPLATES.get(one)
     if known is None:
@@ -53,7 +53,7 @@ def read_template(one: str, many: str | None = None) -> Template:
 
 
 def label_captions(labels: pa.Array, template: Template = M2D) -> pa.Array:
-    """One caption a list of label names (list<string> → string), null where a list is empty."""
+    """One caption per list of label names (list<string> → string), null if a list is empty."""
     lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
     ends, names = np.cumsum(lengths), labels.flatten()
     single = np.flatnonzero(lengths == 1)
@@ -73,7 +73,7 @@ def label_captions(labels: pa.Array, template: Template = M2D) -> pa.Array:
 
 
 def _lists_without_last(names: pa.Array, lengths: np.ndarray, without: bool) -> pa.Array:
-    """The lists with these ``lengths``, without the last element of those with several where that is asked for."""
+    """The lists with these ``lengths``; with ``without``, lists of several elements lose their last one."""
     ends = np.cumsum(lengths)
     keep = np.ones(len(names), bool)
     if without:

@@ -1,4 +1,4 @@
-"""The training list ``files_<name>.csv`` without evaluation clips: AudioSet's own, and those of given lists."""
+"""Writes the training list ``files_<name>.csv`` without evaluation clips: AudioSet's own, and those of given lists."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class TrainingListCounts:
 def write_training_list(
     files: Path, captions: Path, output: Path, exclude: Sequence[ExclusionList] = (), *, keep_eval: bool = False
 ) -> TrainingListCounts:
-    """Write ``output``: the files of the list ``files`` that training may see.
+    """Write ``output``: the files in the list ``files`` that may be trained on.
 
-    Unless ``keep_eval``, those are left out whose clip has split ``eval`` in ``captions``, or that lie in a folder
-    ``eval_segments``; then those that a list of ``exclude`` names. Raises `UserError` where nothing is left, and where
-    ``files`` is not as it was written: the new list would prove what nobody vouches for.
+    Unless ``keep_eval`` is set, files are left out if their clip has split ``eval`` in ``captions``, or if they lie in
+    a folder ``eval_segments``; then those that a list in ``exclude`` names. Raises `UserError` if no file is left, or
+    if ``files`` is not as it was written: the new list would otherwise prove names that nobody vouches for.
     """
     require_file(files, "the list of log-mel files")
     if not keep_eval:
@@ -66,7 +66,7 @@ def _write_training_list(
 
 
 def _of_eval_split(names: Sequence[str], captions: pa.Table) -> np.ndarray:
-    """bool (N,): the files whose clip has split ``eval``; of files without a clip those that may mean such a one."""
+    """bool (N,): the files whose clip has split ``eval``; a file without a clip counts if it may mean such a clip."""
     clips, clip_of_row = runs(one_array(captions["clip_id"]))
     of_eval = np.zeros(len(clips), bool)
     of_eval[clip_of_row[pc.equal(captions["split"], EVALUATION_SPLIT).fill_null(False).to_numpy()]] = True

@@ -1,1 +1,1 @@
-"""Floor 5: what a trained model is worth."""
+"""Floor 5: how good a trained model is."""

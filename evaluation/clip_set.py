@@ -1,8 +1,6 @@
-"""Labelled clips to evaluate on, and the reading of one clip.
+"""The labelled clips of an evaluation: a CSV of file names and labels, and a reader of log-mel .npy or audio files.
 
-One clip for evaluation, from a log-mel .npy or from an audio file.
-
-Labelled clips to evaluate on: a CSV of file names and labels; and the captions that stand for the labels.
+Each label also has a caption that stands for it.
 """
 
 from __future__ import annotations
@@ -34,16 +32,16 @@ class Unreadable:
 
 
 class ClipReader:
-    """Reads clips as log-mels (1, n_mels, T) of one front end; picklable and safe to share between threads.
+    """Reads clips as log-mels (1, n_mels, T) of one front end; picklable, and safe to share between threads.
 
-    Sounds are not padded to a least length: the encoder takes any.
+    Short sounds are not padded, since the encoder takes any length.
     """
 
     def __init__(self, front_end: LogMelConfig) -> None:
         self._config = ConvertConfig(front_end, min_seconds=0.0)
 
     def __call__(self, path: Path) -> np.ndarray | Unreadable:
-        """The log-mel of ``path``, float32, or what is wrong with it."""
+        """The log-mel of ``path`` as float32, or the reason why it cannot be read."""
         try:
             if path.suffix.lower() == ".npy":
                 log_mel = np.asarray(read_lms(path, n_mels=self._config.log_mel.n_mels).array, np.float32)
@@ -58,7 +56,7 @@ class ClipReader:
         return log_mel
 
 
-# What others call the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
+# Other names for the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
 CLIP_COLUMNS = (*FILE_COLUMNS, "filename", "fname", "slice_file_name", "file")
 LABEL_COLUMNS = ("label", "category", "class", "class_name")
 LABEL_FIELD = "{label}"
@@ -66,7 +64,7 @@ DEFAULT_TEMPLATE = f"{LABEL_FIELD} can be heard"
 
 
 class LabelledClip(NamedTuple):
-    """A row of the table of clips; ``file_name`` is as written there."""
+    """A row of the table of clips; ``file_name`` is as the table has it."""
 
     file_name: str
     path: Path
@@ -75,7 +73,7 @@ class LabelledClip(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips with labels, and the sorted classes that they are told apart into."""
+    """Clips with labels, and the sorted classes to choose from."""
 
     clips: list[LabelledClip]
     classes: list[str]
@@ -93,10 +91,10 @@ class ClipSet:
     ) -> ClipSet:
         """Read a CSV of files and labels; paths are relative to ``root``, by default the CSV's folder.
 
-        The columns are file_name and label, or the only one that has one of their other usual names, or those that are
-        given. Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` where a column is
-        missing, there are no clips or fewer than two classes, a label is no class, a path leads out of the root, or
-        none of the files is there (``root_option`` is what says where they are).
+        The columns are those that are given, else file_name and label, else the only column that has one of their other
+        usual names. Classes are the labels that occur, or the lines of ``classes_file``. Raises `UserError` if a column
+        is missing, there are no clips or fewer than two classes, a label is not a class, a path leads out of the root,
+        or none of the files exists (``root_option`` names the option that says where they are).
         """
         files, names = choose_columns(clips_csv, file_column, label_column)
         columns = read_csv_columns(clips_csv, [files, names], "the table of clips")
@@ -129,9 +127,9 @@ class ClipSet:
 
 
 def choose_columns(clips_csv: Path, file_column: str | None = None, label_column: str | None = None) -> tuple[str, str]:
-    """The columns of files and of labels: those that are given, or the only usual names; a guess is told on stderr.
+    """The columns of files and labels: those that are given, or the only usual names; a guess is reported on stderr.
 
-    Raises `UserError`, listing the columns that there are, where one is missing or cannot be decided.
+    Raises `UserError`, listing the existing columns, if one is missing or cannot be decided.
     """
     require_file(clips_csv, "the table of clips")
     found = read_header(clips_csv, "the table of clips")
@@ -160,7 +158,7 @@ def _column(
 
 
 def _read_classes(path: Path) -> list[str]:
-    """The lines of a text file, blank ones aside, sorted. Raises `UserError` where one occurs twice."""
+    """The lines of a text file without blank ones, sorted. Raises `UserError` if one occurs twice."""
     require_file(path, "the list of classes")
     try:
         classes = sorted(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
@@ -177,14 +175,14 @@ def caption_of(label: str, template: str) -> str:
 
 
 def check_template(template: str) -> str:
-    """``template``, or a `UserError` where it has no place for the label."""
+    """``template``, or a `UserError` if it has no place for the label."""
     if LABEL_FIELD not in template:
         raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
     return template
 
 
 def require_different_captions(classes: Sequence[str], template: str) -> None:
-    """Raise `UserError` where two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
+    """Raise `UserError` if two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
     seen: dict[str, str] = {}
     for label in classes:
         caption = " ".join(caption_of(label, template).split())

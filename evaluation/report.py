@@ -1,17 +1,17 @@
-"""A zero-shot result as text: the figures, results by class, the confusion table, and what could not be read."""
+"""Renders a zero-shot result as text: the accuracy, results per class, the confusion table, and the failed clips."""
 
 from __future__ import annotations
 
 from m2dprep.evaluation.zeroshot import ZeroShotResult
 
 FAILURES_SHOWN = 10
-# Wider tables wrap on a terminal; for more classes the commonest confusions are listed instead.
-MOST_COLUMNS = 20
+# A wider table wraps in a terminal; for more classes the most common confusions are listed instead.
+MAX_COLUMNS = 20
 CONFUSIONS_SHOWN = 20
 
 
 def render(result: ZeroShotResult) -> str:
-    """Several paragraphs, the accuracy first."""
+    """The report in several paragraphs, the accuracy first."""
     parts = [_headline(result), _per_class(result), _confusion(result)]
     if result.failures:
         parts.append(_failures(result))
@@ -39,8 +39,8 @@ def _per_class(result: ZeroShotResult) -> str:
 
 
 def _confusion(result: ZeroShotResult) -> str:
-    """The whole table where it fits, columns numbered as the rows are; else the commonest confusions."""
-    if len(result.classes) > MOST_COLUMNS:
+    """The whole table if it fits, with columns numbered as the rows are; else the most common confusions."""
+    if len(result.classes) > MAX_COLUMNS:
         return _commonest_confusions(result)
     rows = [["true \\ predicted", *(str(number) for number in range(len(result.classes)))]]
     for number, (label, counts) in enumerate(zip(result.classes, result.confusion, strict=True)):
@@ -68,7 +68,7 @@ def _failures(result: ZeroShotResult) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Columns two spaces apart; numbers to the right, text to the left, as the first data row has it."""
+    """Columns two spaces apart; numbers aligned right and text left, judged by the first data row."""
     sample = rows[1] if len(rows) > 1 else rows[0]
     right = [cell.rstrip("%").replace(".", "").isdigit() or cell in ("·", "–") for cell in sample]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

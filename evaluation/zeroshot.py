@@ -1,4 +1,4 @@
-"""Zero-shot classification: every clip gets the class whose caption lies nearest to it."""
+"""Zero-shot classification: every clip gets the class whose caption is nearest to it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
 
-# Clips that are in memory at once: a hundred MB of ten-second log-mels.
+# The number of clips in memory at once: about 100 MB of ten-second log-mels.
 BLOCK_CLIPS = 256
-# Captions of the same tokens differ by rounding, a billionth of this; those of other tokens by far more.
+# Embeddings of captions with the same tokens differ only by rounding, about 1e-9 of this; others by far more.
 SAME_COSINE = 1 - 1e-9
 SAME_BLOCK = 1024
 
@@ -49,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """``confusion[i][j]``: clips of class i that were taken for class j. ``clips`` = all rows of the table."""
+    """``confusion[i][j]`` is the number of clips of class i that were classified as class j."""
 
     checkpoint: str
     text_model: str
@@ -68,11 +68,11 @@ class ZeroShotResult:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of classified clips that are right; None where none could be read."""
+        """The share of classified clips that are right; None if none could be read."""
         return self.correct / self.classified if self.classified else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the figures, per-class results, confusion matrix and failures."""
+        """Plain JSON values: totals, per-class results, confusion matrix and failures."""
         return {
             "checkpoint": self.checkpoint,
             "text_model": self.text_model,
@@ -102,11 +102,11 @@ def zero_shot(
     batch_size: int = 32,
     trust_remote_code: bool = False,
 ) -> ZeroShotResult:
-    """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder: its newest).
+    """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder, of which the newest is taken).
 
-    ``text_model`` is a name or path; by default the one that the training embeddings were made with. Raises `UserError`
-    where the checkpoint cannot classify or is not finite, the text model is unknown or its embeddings do not fit, or
-    two classes cannot be told apart by their captions.
+    ``text_model`` is a name or path; by default the one that made the training embeddings. Raises `UserError` if the
+    checkpoint cannot classify or is not finite, the text model is unknown or its embeddings do not fit, or two classes
+    cannot be told apart by their captions.
     """
     template = check_template(template)
     require_different_captions(clip_set.classes, template)
@@ -138,7 +138,7 @@ def zero_shot(
 def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str) -> np.ndarray:
     """The sentence embeddings (C, off_emb_dim) of the classes' captions.
 
-    Raises `UserError` where two classes have one caption, or captions that the encoder does not tell apart.
+    Raises `UserError` if two classes have the same caption, or captions that the encoder does not tell apart.
     """
     require_different_captions(classes, template)
     embeddings = encoder.encode([caption_of(label, template) for label in classes])
@@ -153,7 +153,7 @@ def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str
 
 
 def _first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
-    """The first two rows (C, D) that point the same way but for rounding."""
+    """The first two rows (C, D) that point the same way up to rounding."""
     wide = embeddings.astype(np.float64)
     unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     for start in range(0, len(unit), SAME_BLOCK):
@@ -172,9 +172,9 @@ def classify(
     *,
     quiet: bool = False,
 ) -> Iterator[int | Unreadable]:
-    """For each clip the row of ``directions`` (C, D) that has the largest cosine with it, or why there is none.
+    """For each clip the row of ``directions`` (C, D) with the largest cosine to it, or the reason why there is none.
 
-    Ties go to the first class. Clips are read by threads, a block at a time; ``quiet`` shows no progress.
+    Ties go to the first class. Threads read the clips one block at a time; ``quiet`` shows no progress.
     """
     threads = min(len(os.sched_getaffinity(0)), 8)
     shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(len(clips), "zero-shot")
@@ -189,7 +189,7 @@ def classify(
 
 
 def _nearest(embeddings: np.ndarray, directions: np.ndarray) -> list[int | Unreadable]:
-    """For each of (N, D) the row of ``directions`` (C, D) with the largest cosine; none where it is not finite."""
+    """For each row of (N, D) the row of ``directions`` (C, D) with the largest cosine; a failure if not finite."""
     cosines = embeddings @ directions.T
     nearest: list[int | Unreadable] = cosines.argmax(axis=1).tolist()
     for row in np.flatnonzero(~np.isfinite(cosines).all(axis=1)).tolist():
@@ -198,7 +198,7 @@ def _nearest(embeddings: np.ndarray, directions: np.ndarray) -> list[int | Unrea
 
 
 def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:
-    """The confusion matrix, and a row for every clip that was not read."""
+    """The confusion matrix, and a `Failure` for every clip that was not classified."""
     numbers = {label: number for number, label in enumerate(clip_set.classes)}
     confusion = [[0] * len(numbers) for _ in numbers]
     failures = []
@@ -219,10 +219,10 @@ def load_text_encoder(
     *,
     trust_remote_code: bool = False,
 ) -> TextEncoder:
-    """The encoder named, or else the one of the training (``trained``), with the pooling and prefix of then.
+    """The text encoder named, or else that of the training (``trained``), with the training's pooling and prefix.
 
-    Raises `UserError` where neither is known (``owner`` is what does not say it), or its embeddings have not ``dim``
-    numbers.
+    Raises `UserError` if neither is known (``owner`` names what should say it), or if its embeddings do not have
+    ``dim`` numbers.
     """
     name = text_model or trained.get("model_path") or trained.get("model")
     if not name:

@@ -1,1 +1,1 @@
-"""Floor 4: the M2D-CLAP models alone, usable without a trainer."""
+"""Floor 4: the M2D-CLAP models alone, usable without the trainer."""

@@ -1,11 +1,7 @@
-"""Checkpoints, ours and the original's, read back into models.
+"""Reads checkpoints, ours and the original's in all their forms, and builds models from them.
 
-A checkpoint on disk: where it lies, whether its bytes are one and still what was written, and what they hold.
-
-PyTorch writes a zip whose every member has a CRC-32, and never compares it when it loads. We do, for every file: what
-is damaged would otherwise be trained on, or classify, without a word.
-
-Models read back from checkpoints, ours and the original's in all their forms.
+PyTorch writes a zip archive in which every member has a CRC-32, but never compares these checksums when it loads. We
+compare all of them: a damaged file would otherwise be trained on or classify clips without any warning.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
 class DamagedError(UserError):
-    """A file that is not what was written any more."""
+    """A file whose content is no longer what was written."""
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -60,9 +56,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """``path`` itself if it is a file; the newest checkpoint if it is a run or checkpoint folder.
+    """``path`` itself if it is a file; the newest checkpoint in it if it is a run or checkpoint folder.
 
-    Raises `UserError` where there is none.
+    Raises `UserError` if there is none.
     """
     if path.is_file():
         return path
@@ -79,10 +75,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dictionary in a checkpoint file, on the CPU, without running anything that the file names.
+    """The dictionary in a checkpoint file, on the CPU, read without running any code that the file names.
 
-    An ``argparse.Namespace`` of plain values, as the original stores its arguments, is let through. Raises
-    `DamagedError` where a member is not what was written, and `UserError` where the file is anything else.
+    An ``argparse.Namespace`` of plain values is allowed, since the original stores its arguments as one. Raises
+    `DamagedError` if a member is not what was written, and `UserError` if the file is anything else.
     """
     require_file(path, "a checkpoint")
     if path.stat().st_size == 0:
@@ -97,7 +93,7 @@ def read_file(path: Path) -> dict[str, Any]:
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except OSError:
         raise
-    except Exception as error:  # PyTorch's unpickler fails in any way it likes on bytes that are no pickle
+    except Exception as error:  # PyTorch's unpickler raises any kind of error on bytes that are no pickle
         raise UserError(f"{path} is not a checkpoint that can be read: {_reason(error)}") from error
     if not isinstance(value, Mapping):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(value).__name__}.")
@@ -107,7 +103,8 @@ def read_file(path: Path) -> dict[str, Any]:
 def require_whole(path: Path) -> None:
     """Compare every member of a zip with its checksum. Raises `DamagedError`, naming the first that differs.
 
-    A file in which no member has one was written with PyTorch's checksums turned off, and proves nothing.
+    If no member has a checksum, the file was written with PyTorch's checksums turned off; then there is nothing to
+    compare.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -134,7 +131,7 @@ def require_whole(path: Path) -> None:
 
 
 def _is_whole(descriptor: int, member: zipfile.ZipInfo) -> bool:
-    """Whether a member, read from where PyTorch reads it, is stored as it is and has its checksum."""
+    """Whether a member, read from where PyTorch reads it, is stored uncompressed and matches its checksum."""
     if member.header_offset < 0:
         return False
     header = _read(descriptor, LOCAL_HEADER.size, member.header_offset)
@@ -162,7 +159,7 @@ def _read(descriptor: int, size: int, start: int) -> bytes:
 
 
 def _require_kind(path: Path, beginning: bytes) -> None:
-    """Raise `UserError` where a file does not begin as checkpoints do, saying what it seems to be."""
+    """Raise `UserError`, saying what a file seems to be, if it does not begin as checkpoints do."""
     if beginning.startswith((ZIP, PICKLE)):
         return
     said = next((what for start, what in WRONG_FILES if beginning.lstrip().lower().startswith(start)), None)
@@ -172,7 +169,7 @@ def _require_kind(path: Path, beginning: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch complains about, without its advice to load the file unsafely."""
+    """PyTorch's complaint without its advice to load the file unsafely."""
     if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds an object of {named[1]}, and only tensors and plain values are read from files."
     text = first_line(error)
@@ -181,16 +178,16 @@ def _reason(error: Exception) -> str:
     )
 
 
-# A fine-tuned encoder, as the original's evaluation saves it.
+# Prefixes of a fine-tuned encoder, as the original's evaluation saves it.
 FINE_TUNED_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.backbone.", "backbone."
-# What only training needs; a checkpoint without it can still encode.
+# Weights that only training needs; a checkpoint without them can still encode.
 TRAINING_ONLY = ("norm_stats", "logit_scale", "mask_token", "decoder_", "target_")
 DEFAULT_MEL_BINS = 80
 HEAD_DIM, DECODER_HEAD_DIM = 64, 32
 SHAPE_FIELD = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(?:p.*)?")
 
 
-# How many dimensions those weights have that sizes are read from.
+# The numbers of dimensions of the weights from which sizes are read.
 DIMENSIONS = {
     "cls_token": 3,
     "patch_embed.proj.weight": 4,
@@ -208,7 +205,7 @@ TEXT_MODEL_KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights read from a file, ours or the original's, with the configuration of their model."""
+    """Weights read from a file, ours or the original's, and the configuration of their model."""
 
     path: Path
     config: ModelConfig
@@ -217,7 +214,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read weights at the top level or under ``model``. Raises `UserError` where they are no M2D encoder's."""
+        """Read weights at the top level or under ``model``. Raises `UserError` if they are not an M2D encoder's."""
         value = read_file(path)
         args = value.get("args", {})
         args = vars(args) if isinstance(args, argparse.Namespace) else args
@@ -237,7 +234,7 @@ class Checkpoint:
         return "audio_proj.0.weight" in self.weights
 
     def require_clap_head(self) -> None:
-        """Raise `UserError` where the weights are an encoder alone, which knows no captions."""
+        """Raise `UserError` if the weights are an encoder alone, without a head for captions."""
         if "audio_proj.sem_token" in self.weights:
             raise UserError(
                 f"{self.path} is an M2D-CLAP of 2025: its audio_proj is a transformer with a semantic token "
@@ -248,7 +245,7 @@ class Checkpoint:
 
     @property
     def text_model(self) -> dict[str, Any]:
-        """How the captions of the training were encoded; empty where the checkpoint does not say."""
+        """How the training captions were encoded; empty if the checkpoint does not say."""
         value = self.args.get("text_model")
         if not isinstance(value, Mapping):
             return {}
@@ -261,7 +258,7 @@ class Checkpoint:
 
     @property
     def front_end(self) -> LogMelConfig:
-        """The front end of the log-mels it was trained on; for a foreign checkpoint the preset in its folder's name."""
+        """The front end of the training log-mels; for a foreign checkpoint, the preset in its folder's name."""
         value = self.args.get("front_end")
         if isinstance(value, Mapping):
             return build(LogMelConfig, value, f"{self.path}: its front_end")
@@ -272,9 +269,9 @@ class Checkpoint:
     def load_model(self, device: torch.device) -> M2DCLAP:
         """The model for encoding, on ``device``, in evaluation mode.
 
-        Weights that only training needs may be missing, and then stay at their start; ``norm_stats`` falls back to
-        the original's. Extra weights are passed over. Raises `UserError` for other missing or misshapen ones, and
-        where those that encode are not finite.
+        Weights that only training needs may be missing, and then keep their initial values; ``norm_stats`` falls back
+        to the original's. Extra weights are ignored. Raises `UserError` if any other weight is missing or misshapen, or
+        if a weight that encoding needs is not finite.
         """
         model = M2DCLAP(self.config)
         own = model.state_dict()
@@ -291,7 +288,7 @@ class Checkpoint:
         return model.to(device).eval()
 
     def require_finite(self, keys: Iterable[str]) -> None:
-        """Raise `UserError` where one of these weights is NaN or infinite."""
+        """Raise `UserError` if one of these weights is NaN or infinite."""
         bad = [key for key in keys if not bool(self.weights[key].isfinite().all())]
         if bad:
             raise UserError(
@@ -301,7 +298,7 @@ class Checkpoint:
 
     @property
     def norm_stats(self) -> Normalization:
-        """What to normalise with; the original's values where the weights bring none."""
+        """The statistics to normalise with; the original's if the weights bring none."""
         stats = self.weights.get("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
         if stats.shape != (2,) or not bool(stats.isfinite().all()) or stats[1] <= 0:
             raise UserError(f"{self.path}: its norm_stats {shown(stats.tolist())} are no mean and standard deviation.")
@@ -309,7 +306,7 @@ class Checkpoint:
 
 
 def _require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise `UserError` where weights that sizes are read from have another number of dimensions."""
+    """Raise `UserError` if weights from which sizes are read have an unexpected number of dimensions."""
     for key, dimensions in DIMENSIONS.items():
         if key in weights and (weights[key].ndim != dimensions or 0 in weights[key].shape):
             raise UserError(
@@ -318,8 +315,10 @@ def _require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _own_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:
-    """The configuration that a checkpoint of ours holds. Raises `UserError` where it is none, or not that of its
-    weights: a model is built by it."""
+    """The configuration stored in a checkpoint of ours.
+
+    Raises `UserError` if it is invalid or does not describe the weights, since the model is built from it.
+    """
     try:
         config = ModelConfig.from_dict(values)
     except UserError as error:
@@ -343,9 +342,9 @@ def _own_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], 
 
 
 def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig:
-    """The configuration of a foreign checkpoint, from its shapes and, as the original does, its folder's name.
+    """The configuration of a foreign checkpoint, from its shapes and, as in the original, its folder's name.
 
-    Numbers of heads are in neither; 64 dimensions a head (32 in the predictor) are the original's.
+    Neither gives the numbers of heads, so they follow from the original's 64 dimensions per head (32 in the predictor).
     """
     dim = weights["cls_token"].shape[-1]
     patch_size = weights["patch_embed.proj.weight"].shape[-2:]
@@ -365,7 +364,8 @@ def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig
 
 
 def _input_size(weights: Mapping[str, torch.Tensor], patch_size: torch.Size, path: Path) -> tuple[int, int]:
-    """The size in the folder's name if it has as many patches as the weights, else one of 80 mel bins that has."""
+    """The size in the folder's name if it gives as many patches as the weights have, else one of 80 mel bins that
+    does."""
     patches = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
     fields = path.resolve().parent.name.split("-")
     if len(fields) > 1 and (named := SHAPE_FIELD.fullmatch(fields[1])):
@@ -387,7 +387,7 @@ def _tensors(value: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _strip_prefixes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder within a larger model's weights, by the original's rules; other weights as they are."""
+    """The encoder within a larger model's weights, by the original's rules; other weights stay as they are."""
     weights = {key.removeprefix(FINE_TUNED_PREFIX): value for key, value in weights.items()}
     if any(key.startswith(BACKBONE_PREFIX) for key in weights):
         weights = {

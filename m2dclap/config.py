@@ -1,4 +1,4 @@
-"""What a model is made of: a frozen dataclass, checked when it is made."""
+"""The configuration of a model: a frozen dataclass that is checked when it is made."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ModelConfig:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Whole patches along frequency and time; what is left over at the end is not used."""
+        """Whole patches along frequency and time; the remainder at the end is not used."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
 
     @property
@@ -69,7 +69,7 @@ class ModelConfig:
 
     @property
     def num_visible(self) -> int:
-        """Patches that the encoder sees; rounded down as the original does (57 of 190 for the base model)."""
+        """The patches that the encoder sees, rounded down as in the original (57 of 190 for the base model)."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The model with these settings; the others have their defaults. Unknown keys are refused."""
+        """The model with these settings and defaults for the others. Unknown keys are refused."""
         names = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - names):
             raise UserError(f"unknown model settings: {', '.join(unknown)} (known: {', '.join(sorted(names))}).")

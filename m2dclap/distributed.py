@@ -1,9 +1,4 @@
-"""Where and in which arithmetic to compute, and the processes of a run.
-
-Where to compute, and in which arithmetic.
-
-The processes of a run: one, or those that torchrun started, and what they tell each other.
-"""
+"""The device and arithmetic to compute with, and the processes of a run: one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -27,14 +22,14 @@ BF16_CAPABILITY = (8, 0)  # of a GPU: Ampere
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU if there is one. Raises `UserError` where ``cuda`` is asked for and there is none."""
+    """The device of that name; ``auto`` takes a GPU if there is one. Raises `UserError` if ``cuda`` is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device that this PyTorch can use; --device cpu computes without one.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """``auto`` is bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16, and float32 on a CPU."""
+    """Resolve ``auto``: bf16 on a GPU from Ampere on, fp16 on older ones, which only emulate bf16; float32 on a CPU."""
     if amp != "auto":
         return amp
     if device.type != "cuda":
@@ -43,28 +38,28 @@ def resolve_amp(amp: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The context in which matrix products are computed in the arithmetic of ``amp``."""
+    """The context in which matrix products are computed in the arithmetic that ``amp`` names."""
     dtype = AMP_DTYPES[resolve_amp(amp, device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 Value = TypeVar("Value")
 Failure = TypeVar("Failure", bound=Exception)
-# Validation and probes run in the first process; the others wait for it that long at most.
+# Validation and probes run in the first process; the others wait for it for this long at most.
 PATIENCE = timedelta(hours=2)
-# They wait that long to meet at the start: one whose launcher is gone by then waits for nobody.
+# How long processes wait for each other at the start. If the launcher of one is gone by then, the others never come.
 MEETING = timedelta(minutes=5)
-# A process whose launcher is gone is told to stop, and has that long to save.
+# A process whose launcher is gone is told to stop, and then has this long to save.
 ORPHAN_SECONDS = 60.0
-# A group that is freed with the last DistributedDataParallel joins its thread while it holds Python's lock, which that
-# thread may be waiting for: the process never ends (seen with PyTorch 2.13 and Gloo after a stop signal). A reference
-# from here outlives the models, and Python's own way of freeing a group lets go of the lock first.
+# If the last DistributedDataParallel frees the group, it joins the group's thread while it holds Python's lock, and
+# that thread may be waiting for the lock: the process never ends (seen with PyTorch 2.13 and Gloo after a stop
+# signal). This reference outlives the models, and Python's own way of freeing a group releases the lock first.
 _kept_groups: list[Any] = []
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among all; rank 0 opens the data, writes files and validates."""
+    """This process among all processes of a run; rank 0 opens the data, writes files and validates."""
 
     rank: int
     size: int
@@ -75,7 +70,7 @@ class DistributedContext:
         return self.rank == 0
 
     def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` returns in rank 0, in every process; also a `UserError` or `OSError` that it raises there."""
+        """Return the value of ``make`` in rank 0 in every process, or raise its `UserError` or `OSError` there."""
         if self.size == 1:
             return make()
         message: list[Any] = [None]
@@ -92,7 +87,7 @@ class DistributedContext:
         return value
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag whether it is set in any process. Passes through the CPU, so no device is waited for."""
+        """For each flag, whether any process has set it. The flags pass through the CPU, so no device is waited for."""
         if self.size == 1:
             return list(flags)
         votes = torch.tensor([int(flag) for flag in flags])
@@ -100,7 +95,7 @@ class DistributedContext:
         return [bool(vote) for vote in votes.tolist()]
 
     def raise_any(self, failure: Exception | None) -> None:
-        """Raise in all processes what one of them failed with; each calls this with its own failure, or None."""
+        """Raise one process's failure in all of them. Each process calls this with its own failure, or None."""
         if not self.any([failure is not None])[0]:
             return
         failures = [failure]
@@ -111,7 +106,7 @@ class DistributedContext:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """A block that some processes do something in; a `UserError` or `OSError` of one is raised in all of them."""
+        """A block that only some processes work in; a `UserError` or `OSError` in one of them is raised in all."""
         failure: Exception | None = None
         try:
             yield
@@ -120,7 +115,7 @@ class DistributedContext:
         self.raise_any(failure)
 
     def averaging(self, module: nn.Module) -> nn.Module:
-        """``module`` itself, or in several processes what averages its gradients over them as they are computed."""
+        """``module`` itself, or with several processes a wrapper that averages gradients as they are computed."""
         return module if self.size == 1 else averaging(module, self.device)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -133,10 +128,10 @@ class DistributedContext:
 
 
 def averaging(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with gradients that are averaged over all processes; ``device`` is this one's."""
+    """Wrap ``module`` so that its gradients are averaged over all processes; ``device`` is this process's."""
     parallel: Any = nn.parallel.DistributedDataParallel
     device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers are constants here, equal in all processes; torch 2.13 has another name for leaving them alone.
+    # Buffers are constants here, equal in all processes; torch 2.13 renamed the option that leaves them alone.
     names = inspect.signature(parallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     wrapped: nn.Module = parallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
@@ -144,19 +139,18 @@ def averaging(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def raised_on_all(error: Failure) -> Failure:
-    """Mark ``error`` as one that every process raises at the same point, so that the group can be left in order."""
+    """Mark ``error`` as one that every process raises at the same point, so that the group can be left cleanly."""
     error.raised_on_all = True  # type: ignore[attr-defined]
     return error
 
 
 @contextmanager
 def join_processes(device_name: str, told_to_stop: Callable[[], bool]) -> Iterator[DistributedContext]:
-    """The world that torchrun's environment variables describe; without them a world of one process.
+    """The processes that torchrun's environment variables describe; without these variables, a single process.
 
-    Within such a block another one joins the same world: processes can meet only once under torchrun. The group is left
-    at the end, and after an error that all processes raise (`raised_on_all`). A process whose launcher is gone is told
-    to stop, unless ``told_to_stop`` says that it was. Raises `UserError` where there are fewer GPUs than processes on
-    this machine.
+    Nested calls join the same group, as processes can meet only once under torchrun. The group is left at the end, and
+    after an error that all processes raise (`raised_on_all`). A process whose launcher is gone is told to stop, unless
+    ``told_to_stop`` says that it already was. Raises `UserError` if this machine has fewer GPUs than processes.
     """
     size, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     device = pick_device(device_name)
@@ -180,8 +174,8 @@ def join_processes(device_name: str, told_to_stop: Callable[[], bool]) -> Iterat
     try:
         yield DistributedContext(rank, size, device)
     except BaseException as error:
-        # Leaving the group waits for the others with NCCL, and they may be waiting for this process in a sum. One that
-        # fails alone just ends; torchrun sees that, and ends the others.
+        # With NCCL, leaving the group waits for the others, which may be waiting for this process in a sum. A process
+        # that fails alone just ends; torchrun notices and ends the others.
         if getattr(error, "raised_on_all", False):
             dist.destroy_process_group()
         raise
@@ -189,15 +183,15 @@ def join_processes(device_name: str, told_to_stop: Callable[[], bool]) -> Iterat
 
 
 def backend_of(device: torch.device) -> str:
-    """Gloo beside NCCL: what goes through the CPU needs no device, and so none has to be waited for."""
+    """Gloo beside NCCL: data that passes through the CPU needs no device, so no device has to be waited for."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def _meet(rank: int, size: int, device: torch.device) -> None:
-    """Form the group of all processes. Raises `UserError` where they do not come."""
+    """Form the group of all processes. Raises `UserError` if they do not arrive."""
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
-    except (RuntimeError, ValueError) as error:  # among them what a store that nobody answers for raises
+    except (RuntimeError, ValueError) as error:  # also if the store does not answer
         raise UserError(
             f"process {rank} did not meet the {size - 1} others at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')} within {MEETING.seconds // 60} minutes: {first_line(error)}"
@@ -207,7 +201,7 @@ def _meet(rank: int, size: int, device: torch.device) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; a row's gradient is the sum of what all processes make of it."""
+    """Rows of all processes; a row's gradient is the sum of the gradients that all processes give it."""
 
     @staticmethod
     def forward(context: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -224,6 +218,6 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, …) of each of W processes → (W · n, …), in the order of ranks, with the gradient of all of them."""
+    """(n, …) rows in each of W processes → (W · n, …) in the order of ranks, with the gradients of all of them."""
     gathered: torch.Tensor = _Gather.apply(rows)
     return gathered

@@ -1,4 +1,4 @@
-"""Clips of any length → embeddings, as the original evaluates: in chunks of the model's width, all patches averaged."""
+"""Encodes clips of any length as the original evaluates them: in chunks, averaged over all patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2dprep.m2dclap.model import M2DCLAP
 
 
 class AudioEncoder:
-    """Encodes log-mels with a trained model. Clips of equal length go through it together."""
+    """Encodes log-mels with a trained model. Clips of equal length go through it in one batch."""
 
     def __init__(self, model: M2DCLAP, stats: Normalization, batch_size: int = 32) -> None:
         self._model, self._stats, self._batch_size = model.eval(), stats, batch_size
@@ -22,13 +22,13 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def embed(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-mels (1, F, T) of any T, not normalised → unit vectors (N, D), float32, to compare with captions'."""
+        """Log-mels (1, F, T) of any T, not normalised → unit vectors (N, D), float32, comparable with captions'."""
         pooled = self.pool(log_mels)
         return F.normalize(self._model.project_audio(pooled), dim=-1).cpu().numpy()
 
     @torch.inference_mode()
     def pool(self, log_mels: Sequence[np.ndarray]) -> torch.Tensor:
-        """The average over all patches of all chunks of each clip (N, D), before the projection."""
+        """The average (N, D) over all patches of all chunks of each clip, before the projection."""
         by_length = defaultdict(list)
         for index, log_mel in enumerate(log_mels):
             by_length[log_mel.shape[-1]].append(index)
@@ -41,14 +41,14 @@ class AudioEncoder:
         return pooled
 
     def _prepare(self, log_mel: np.ndarray) -> np.ndarray:
-        """Normalised, and its last chunk padded to whole patches."""
+        """Normalise a log-mel and pad its last chunk to whole patches."""
         width, patch = self._model.config.input_size[1], self._model.config.patch_size[1]
         rest = log_mel.shape[-1] % width
         padded_rest = min(-(-rest // patch) * patch, width)
         return pad_frames(self._stats.normalise(log_mel), log_mel.shape[-1] - rest + padded_rest)
 
     def _pool_batch(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Normalised (B, 1, F, T) in whole patches → the average of its patches (B, D)."""
+        """Normalised (B, 1, F, T) in whole patches → the average over each clip's patches (B, D)."""
         patches = [
             self._model.encode(chunk)[:, 1:] for chunk in log_mel.split(self._model.config.input_size[1], dim=-1)
         ]
@@ -56,7 +56,7 @@ class AudioEncoder:
 
 
 def embed_texts(model: M2DCLAP, text_embeddings: np.ndarray) -> np.ndarray:
-    """Sentence embeddings (N, off_emb_dim) → unit vectors (N, D), float32, to compare with audio's."""
+    """Sentence embeddings (N, off_emb_dim) → unit vectors (N, D), float32, comparable with those of audio."""
     with torch.inference_mode():
         projected = model.project_text(torch.from_numpy(text_embeddings).float().to(model.cls_token.device))
         return F.normalize(projected, dim=-1).cpu().numpy()

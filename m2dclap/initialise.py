@@ -1,4 +1,4 @@
-"""Training that begins with the weights of a checkpoint, ours or the original's, instead of random ones."""
+"""Starts training from the weights of a checkpoint, ours or the original's, instead of random ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.vit import interpolate_pos_embed
 
 ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
-# Parts that a checkpoint may lack or have in another form, and that then begin at random.
+# Parts that a checkpoint may lack or hold in another form; they then start at random.
 OPTIONAL = (
     "decoder_embed.",
     "decoder_blocks.",
@@ -26,17 +26,16 @@ OPTIONAL = (
     "logit_scale",
 )
 TARGETS = {"target_blocks.": "blocks.", "target_norm.": "norm."}
-# Statistics are those of the data that is trained on.
+# The statistics are those of the training data, not the checkpoint's.
 KEPT = ("norm_stats",)
 
 
 def initialise(model: M2DCLAP, path: Path) -> str:
-    """Take the weights of a checkpoint (a file, or a run folder: its newest) into ``model``; says in a line what fits.
+    """Copy a checkpoint's weights (a file, or a run folder's newest) into ``model``; returns a line on what fits.
 
-    The encoder must fit. A target that is missing (an encoder alone, or a fine-tuned one) begins as the encoder; a
-    predictor or projections that are missing or of another shape begin as they are. Positions are fitted to the
-    model's input. Raises `UserError` where the encoder lacks a weight or has another shape, and
-    where weights are not finite.
+    The encoder must fit. If the target is missing (an encoder alone, or a fine-tuned one), it starts as the encoder. A
+    predictor or projections that are missing or of another shape keep their random start. Positions are fitted to the
+    model's input. Raises `UserError` if the encoder lacks a weight or has another shape, or if weights are not finite.
     """
     checkpoint = Checkpoint.read(find_checkpoint(path))
     own = model.state_dict()
@@ -76,7 +75,7 @@ def _require_encoder(checkpoint: Checkpoint, given: dict[str, torch.Tensor], own
 
 
 def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """The checkpoint's positions for the model's grid. The predictor's are always the fixed ones, as the model has."""
+    """The checkpoint's positions, fitted to the model's grid. The predictor's are always the model's fixed ones."""
     if "pos_embed" not in checkpoint.weights:
         return {}
     table = checkpoint.weights["pos_embed"].float()
@@ -84,7 +83,7 @@ def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.T
 
 
 def _drop_what_does_not_fit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Counter[str]:
-    """Leave the parts to chance that are not whole: all weights of such a part. Returns how many by part."""
+    """Remove every weight of the parts that are not whole, so that these start at random. Returns counts per part."""
     given.pop("decoder_pos_embed", None)
     fresh: Counter[str] = Counter()
     for part in OPTIONAL:

@@ -1,4 +1,4 @@
-"""Log-mels as a model wants them: normalised, of a width in whole patches, padded with the mean."""
+"""Prepares log-mels for a model: normalised, padded with the mean to a width of whole patches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Normalization(NamedTuple):
     std: float
 
     def normalise(self, log_mel: np.ndarray) -> np.ndarray:
-        """(log_mel − mean) / std, float32, whatever the dtype that came in."""
+        """(log_mel − mean) / std as float32, whatever the input's dtype."""
         return (log_mel.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
 
 
 def pad_frames(normalised: np.ndarray, frames: int) -> np.ndarray:
-    """Zeros behind (…, T) up to ``frames``. After normalisation zero is the mean, not a loud or silent sound."""
+    """Append zeros to (…, T) up to ``frames``. After normalisation zero is the mean, neither loud nor silent."""
     missing = frames - normalised.shape[-1]
     if missing <= 0:
         return normalised

@@ -1,10 +1,6 @@
-"""M2D-CLAP: masking, losses, and the model.
+"""M2D-CLAP: an encoder of visible patches, a predictor of masked ones, an averaged target, and a head for captions.
 
-Random masking: which patches of each clip the encoder sees, from uniform noise.
-
-The two losses: predicting masked latents (M2D) and matching clips with captions (CLAP).
-
-M2D-CLAP: an encoder of visible patches, a predictor of masked ones, an averaged target, and a head for captions.
+The masks are random. The two losses predict masked latents (M2D) and match clips with captions (CLAP).
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ class Mask(NamedTuple):
 
 
 def random_mask(noise: torch.Tensor, num_visible: int) -> Mask:
-    """The ``num_visible`` patches of smallest ``noise`` (B, L) are visible, the rest is masked."""
+    """Make the ``num_visible`` patches of smallest ``noise`` (B, L) visible and mask the rest."""
     order = noise.argsort(dim=1)
     visible, masked = order[:, :num_visible], order[:, num_visible:]
     hidden = torch.ones_like(noise).scatter_(1, visible, 0.0)
@@ -52,13 +48,14 @@ VARIANCE_EPS = 1e-6
 
 
 def standardise(latent: torch.Tensor) -> torch.Tensor:
-    """Each token of (B, N, D) to zero mean and unit (unbiased) variance over its dimensions."""
+    """Scale each token of (B, N, D) to zero mean and unit (unbiased) variance over its dimensions."""
     mean, variance = latent.mean(dim=-1, keepdim=True), latent.var(dim=-1, keepdim=True)
     return (latent - mean) / (variance + VARIANCE_EPS) ** 0.5
 
 
 def m2d_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target), a distance of unit vectors.
+    """Mean over masked tokens (B, M, D) of 2 − 2 cos(prediction, standardised target): squared distances of unit
+    vectors.
 
     Source: Niizumi et al., "Masked Modeling Duo" (2023), equation 3, with standardised targets as in their code.
     """
@@ -75,9 +72,9 @@ def clap_loss(
     ``logit_scale`` is the logarithm of the inverse temperature. Two clips with equal captions count as each other's
     negatives, as in the original.
 
-    With ``gather`` the batch is that of all processes, and this is the mean over this process's rows: each computes
-    its B rows of B · W cosines and no more. The average over processes, and of their gradients, is that of one process
-    with the whole batch (CLIP's "local loss with gradient"); the original's audio gradient is 1/W of it.
+    With ``gather``, the batch is that of all W processes and this is the mean over this process's rows: each process
+    computes only its B rows of B · W cosines. The average over processes, and of their gradients, equals that of one
+    process with the whole batch (CLIP's "local loss with gradient"); the original's audio gradient is 1/W of it.
     """
     audio, text = F.normalize(audio.float(), dim=-1), F.normalize(text.float(), dim=-1)
     pairs = torch.arange(len(audio), device=audio.device)
@@ -90,18 +87,18 @@ def clap_loss(
     return (F.cross_entropy(by_audio, pairs) + F.cross_entropy(by_text, pairs)) / 2
 
 
-# Mean and standard deviation of AudioSet's log-mels, the original's values where a checkpoint brings none.
+# Mean and standard deviation of AudioSet's log-mels: the original's values, used if a checkpoint brings none.
 DEFAULT_NORM_STATS = (-7.1, 4.2)
 INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = math.log(100)
 
 
 class Output(NamedTuple):
-    """What a training step computes, for B clips of L patches of which V are visible.
+    """The results of a training step for B clips of L patches, of which V are visible.
 
-    ``loss`` = ``config.loss_m2d`` · ``loss_m2d`` + ``config.loss_clap`` · ``loss_clap``. ``mask`` (B, L) is 1 where
-    masked; ``latent`` (B, 1 + V, D) are the visible patches behind the class token; ``pred`` and ``target``
-    (B, L − V, D) the masked ones; ``audio_embedding`` and ``text_embedding`` (B, D) are not yet of unit length.
+    ``loss`` = ``config.loss_m2d`` · ``loss_m2d`` + ``config.loss_clap`` · ``loss_clap``. ``mask`` (B, L) is 1 for
+    masked patches; ``latent`` (B, 1 + V, D) holds the visible patches after the class token; ``pred`` and ``target``
+    (B, L − V, D) hold the masked ones; ``audio_embedding`` and ``text_embedding`` (B, D) are not yet of unit length.
     """
 
     loss: torch.Tensor
@@ -118,8 +115,8 @@ class Output(NamedTuple):
 class M2DCLAP(Encoder):
     """The model of Niizumi et al., "M2D-CLAP" (Interspeech 2024), with the parameter names of its authors' code.
 
-    The target has its own random start, as theirs, and follows the encoder by `update_target`; it takes no gradients.
-    Log-mels are normalised with ``norm_stats`` (mean, standard deviation) before they come in.
+    The target has its own random start, as in that code, and follows the encoder by `update_target`; it takes no
+    gradients. Log-mels are normalised with ``norm_stats`` (mean, standard deviation) before they come in.
     """
 
     norm_stats: torch.Tensor
@@ -158,9 +155,9 @@ class M2DCLAP(Encoder):
     ) -> Output:
         """Both losses of a batch.
 
-        ``log_mel`` (B, 1, F, T) normalised; ``text_embedding`` (B, off_emb_dim), one caption a clip, of any length;
-        ``noise`` (B, L) uniform fixes the mask, and is drawn where it is not given; ``clean`` is what the target sees
-        where ``log_mel`` has noise mixed in. With ``gather`` captions are contrasted over all processes.
+        ``log_mel`` (B, 1, F, T) is normalised; ``text_embedding`` (B, off_emb_dim) has one caption per clip, of any
+        norm; ``noise`` (B, L), uniform, fixes the mask and is drawn if it is not given; ``clean`` is the target's input
+        if ``log_mel`` has noise mixed in. With ``gather``, captions are contrasted over all processes.
         """
         tokens = self.embed_patches(log_mel)
         if noise is None:
@@ -191,7 +188,7 @@ class M2DCLAP(Encoder):
 
     @torch.no_grad()
     def target(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of the masked patches (B, M, D) → their latents (B, M, D), which are what is to be predicted."""
+        """Tokens of the masked patches (B, M, D) → their latents (B, M, D), which the predictor is to predict."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)
         for block in self.target_blocks:
@@ -208,12 +205,12 @@ class M2DCLAP(Encoder):
         return self.text_proj(text_embedding)
 
     def clap_audio(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) by the average of all patches."""
+        """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) from the average of all patches."""
         return self.project_audio(self.encode(log_mel)[:, 1:].mean(dim=1))
 
     @torch.no_grad()
     def update_target(self, decay: float) -> None:
-        """target ← decay · target + (1 − decay) · encoder, after an optimiser's step; all tensors in two kernels."""
+        """target ← decay · target + (1 − decay) · encoder, after an optimiser step; all tensors in two kernels."""
         target: list[torch.Tensor] = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
         online: list[torch.Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
         torch._foreach_mul_(target, decay)
@@ -226,7 +223,7 @@ class M2DCLAP(Encoder):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier-uniform linear layers without bias; layer norms start as the identity (PyTorch's default)."""
+    """Start linear layers Xavier-uniform without bias, and layer norms as the identity (PyTorch's default)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

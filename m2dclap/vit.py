@@ -1,10 +1,7 @@
-"""The vision transformer over log-mel patches, and its position tables.
+"""The vision transformer over log-mel patches: patch embedding, fixed positions, pre-norm blocks.
 
-The vision transformer over log-mel patches: patch embedding, fixed positions, pre-norm blocks.
-
-Parameter names and layout are those of timm's ViT, which the original builds on, so that its state dicts load.
-
-Position tables of a checkpoint for an input of another size: trimmed where it is shorter, resampled where longer.
+Parameter names and layout are those of timm's ViT, on which the original builds, so its state dicts load. The position
+tables of a checkpoint can be fitted to an input of another size: trimmed if it is shorter, resampled if it is longer.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ MLP_RATIO = 4
 
 
 class PatchEmbed(nn.Module):
-    """Projects each patch of (B, 1, F, T): (B, F/f · T/t, D), frequency-major (all times of the lowest row first)."""
+    """Projects each patch: (B, 1, F, T) → (B, F/f · T/t, D), frequency-major (all times of the lowest row first)."""
 
     def __init__(self, patch_size: tuple[int, int], embed_dim: int) -> None:
         super().__init__()
@@ -82,7 +79,7 @@ def blocks(depth: int, dim: int, num_heads: int, layer_norm_eps: float) -> nn.Mo
 def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Fixed 2-D sine-cosine positions (1, 1 + F·T, dim) for a grid of (F, T) patches; zeros for the class token.
 
-    The first half of the dimensions encodes time, the second half frequency; each half is sines, then cosines
+    The first half of the dimensions encodes time, the second half frequency; each half holds sines, then cosines
     (Vaswani et al. 2017, section 3.5, along each axis). A shorter grid has the first columns of a longer one.
     """
     rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
@@ -93,7 +90,7 @@ def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """The part of M2D that remains after training: log-mel patches in, one embedding a patch out."""
+    """The part of M2D that remains after training: log-mel patches in, one embedding per patch out."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,9 +104,10 @@ class Encoder(nn.Module):
     pos_embed: torch.Tensor
 
     def embed_patches(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Normalised log-mel (B, 1, F, T) → patch tokens with their positions, without class token (B, L, D).
+        """Normalised log-mel (B, 1, F, T) → patch tokens with their positions, without a class token (B, L, D).
 
-        T may be shorter than the model's, in whole patches: positions keep the first columns of each frequency row.
+        T may be smaller than the model's, in whole patches: each frequency row then uses the first columns of
+        positions.
         """
         rows, columns = self.config.grid_size
         used = log_mel.shape[-1] // self.config.patch_size[1]
@@ -117,7 +115,7 @@ class Encoder(nn.Module):
         return self.patch_embed(log_mel) + positions
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B, N, D) → latents behind the class token's (B, 1 + N, D)."""
+        """Patch tokens (B, N, D) → latents after the class token's (B, 1 + N, D)."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)
         for block in self.blocks:
@@ -134,11 +132,11 @@ SAME_TABLE = 1e-4
 
 
 def interpolate_pos_embed(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
-    """A table (1, 1 + F·T, D) for a grid ``old`` of (F, T) patches → one for the grid ``new``.
+    """Fit a position table (1, 1 + F·T, D) for the grid ``old`` of (F, T) patches to the grid ``new``.
 
-    The fixed sine-cosine table of a grid becomes that of the other, exactly. A learned one keeps its first columns
-    where the new grid has fewer along time, and is interpolated linearly where it has more; along frequency, where a
-    row means something else in another grid, it is always interpolated. The class token's position stays.
+    The fixed sine-cosine table of one grid becomes exactly that of the other. A learned table keeps its first columns
+    if the new grid has fewer columns along time, and is interpolated linearly if it has more; along frequency, where a
+    row of another grid means something else, it is always interpolated. The class token's position stays.
     """
     dim = table.shape[-1]
     if old == new:

@@ -1,8 +1,6 @@
-"""What a training run is told, and the file that says it again.
+"""The settings of a training run: how to train, what to train on and how to run; the named sizes; and the YAML file.
 
-What a training run is told: how to train, what to train on, how to run; and the named sizes.
-
-A run's resolved settings as a YAML file that ``m2dprep train --config`` takes.
+The YAML file holds a run's resolved settings, and ``m2dprep train --config`` reads it back.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ Beta = Annotated[float, Range(0, 1, below=True)]
 class TrainConfig:
     """How a model is trained. The defaults are the original trainer's, for one process.
 
-    Only settings that change the result are here; not the number of processes or workers, nor how often to log or save.
+    It holds only settings that change the result: not the number of processes or workers, nor how often to log or save.
     """
 
     epochs: Annotated[int, Range(1, 1_000_000)] = 300
     batch_size: Clips = 512
-    """Clips a step, over all processes and accumulated parts; so the number of processes changes nothing."""
+    """Clips per step, over all processes and accumulated parts, so the number of processes changes nothing."""
     accumulate: Annotated[int, Range(1, 2**20)] = 1
-    """Parts that a step's batch is computed in, one after another; captions are contrasted within a part."""
+    """The number of parts of a step's batch, computed in turn; captions are contrasted within a part."""
     blr: Annotated[float, Range(0, 1e3, above=True)] = 3e-4
     """Base learning rate; the peak is ``blr * batch_size / 256``."""
     min_lr: Annotated[float, Range(0, 1e3)] = 0.0
@@ -47,15 +45,15 @@ class TrainConfig:
     ema_decay_init: Share = 0.99995
     ema_decay_end: Share = 0.99999
     amp: str = "auto"
-    """Matrix products in ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU (fp16 before Ampere), and
-    none on a CPU."""
+    """Arithmetic of matrix products: ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU (fp16 before
+    Ampere) and none on a CPU."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     noise_ratio: Share = 0.0
-    """Share of mel power that comes from a background clip; 0 mixes none. The target sees the clean clip."""
+    """Share of mel power that comes from a background clip; 0 mixes none in. The target sees the clean clip."""
     weighted: bool = False
     """Draw clips in proportion to the ``weight`` column of the file lists."""
     shuffle_captions: bool = False
-    """A control: captions are dealt to the wrong clips, so a model that still learns their names betrays a leak."""
+    """A control: every clip gets another clip's captions. A model that still learns to match them betrays a leak."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -83,11 +81,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which parts of a data directory to train on; empty means all file lists and all embedding stores there.
+    """The parts of a data directory to train on; empty means all its file lists and all its embedding stores.
 
-    ``dictionaries`` are the original's pickled ``capemb_*.npy`` files, which are read only when they are named here.
-    ``held_out`` lists are validated on and never trained on, also where a list to train on has the same files;
-    ``backgrounds`` lists are mixed in as noise. ``weighted`` reads a column ``weight`` from the lists to train on.
+    ``dictionaries`` are the original's pickled ``capemb_*.npy`` files, which are read only if they are named here. The
+    files in ``held_out`` lists are validated on and never trained on, even if a list to train on has them as well;
+    those in ``backgrounds`` lists are mixed in as noise. ``weighted`` reads a ``weight`` column from the lists to train
+    on.
     """
 
     root: Path
@@ -111,7 +110,7 @@ class SavePlan:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What to measure and every how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
+    """What to measure and after how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
 
     valid_every: int = 1
     features_every: int = 10
@@ -124,10 +123,10 @@ class ValidationOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, without any influence on the result; but for ``init``, the checkpoint that weights begin with.
+    """How to run. None of this changes the result, except ``init``, a checkpoint whose weights training starts from.
 
-    ``size`` is the model's name in its folder; ``loader_workers`` None loads in the training process on a CPU and in
-    several of their own on a GPU; ``log_every`` is in steps.
+    ``size`` is the model's name in its folder. If ``loader_workers`` is None, the training process loads the data on a CPU,
+    and several worker processes do on a GPU. ``log_every`` counts steps.
     """
 
     size: str
@@ -144,7 +143,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named size: a model, how it is trained, and how often it is saved."""
+    """A named size: a model, its training settings, and how often it is saved."""
 
     model: ModelConfig
     train: TrainConfig
@@ -152,9 +151,10 @@ class Preset:
     """Epochs between checkpoints."""
 
     def with_changes(self, changes: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-        """Model and training with the settings in ``changes``; None leaves a preset's value.
+        """Model and training with the settings in ``changes``; None keeps the preset's value.
 
-        Where only ``epochs`` changes, the warm-up keeps its share of the run. Unknown settings are refused.
+        If ``epochs`` changes and the warm-up does not, the warm-up keeps its share of the run. Unknown settings are
+        refused.
         """
         asked = {name: value for name, value in changes.items() if value is not None}
         if "epochs" in asked:
@@ -171,15 +171,15 @@ class Preset:
 
 PRESETS = {
     "base": Preset(ModelConfig(), TrainConfig(), save_every=5),
-    # ViT-S and ViT-L, with 64 dimensions a head and 32 in the predictor, as in the base model.
+    # ViT-S and ViT-L, with 64 dimensions per head and 32 in the predictor, as in the base model.
     "small": Preset(
         replace(ModelConfig(), embed_dim=384, num_heads=6, decoder_embed_dim=256, decoder_num_heads=8),
         TrainConfig(),
         save_every=5,
     ),
     "large": Preset(replace(ModelConfig(), embed_dim=1024, depth=24, num_heads=16), TrainConfig(), save_every=5),
-    # Learns the demo's classes on two CPU cores in minutes. Few steps: quick warm-up and target, and since there is no
-    # time to learn from masking first, captions weigh as much as patches.
+    # Learns the demo's classes on two CPU cores in minutes. There are few steps, so warm-up and target are quick, and
+    # captions weigh as much as patches, since there is no time to learn from masking first.
     "tiny": Preset(
         replace(
             ModelConfig(),
@@ -207,13 +207,13 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """The named size; a `UserError` lists the names where there is none of that name."""
+    """The preset of a named size; a `UserError` lists the names if there is no such size."""
     if name not in PRESETS:
         raise UserError(f"unknown model {name!r}; there are {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
-# Set from the text embeddings, not chosen.
+# Determined by the text embeddings, not chosen.
 FOUND = {"off_emb_dim"}
 MODEL_KEYS = {field.name for field in fields(ModelConfig)} - FOUND
 TRAIN_KEYS = {field.name for field in fields(TrainConfig)}
@@ -221,7 +221,7 @@ SETTING_KINDS = {**kinds_of(ModelConfig), **kinds_of(TrainConfig)}
 
 
 def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> str:
-    """Every setting of a run under its key for ``--config``; paths absolute, so that it can be read anywhere."""
+    """Every setting of a run under its key for ``--config``; paths are absolute, so the file works from any folder."""
     save = options.save
     values: dict[str, Any] = {
         "data": choice.root,

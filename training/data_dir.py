@@ -1,4 +1,4 @@
-"""A data directory opened for training: what is in it, what can be used, and what is left out and why."""
+"""Opens a data directory for training: what it contains, what can be used, and what is left out and why."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.dataset import DEAL_STREAM, Clips
-from m2dprep.training.pairing import CaptionRows, CaptionSource, caption_sources, deal_wrongly
+from m2dprep.training.pairing import CaptionRows, CaptionSource, caption_sources, derange_captions
 
 DEFAULT_FRONT_END = "16k"
-# Opening headers waits for the file system more than it computes.
+# Opening headers is bound by the file system rather than by computation.
 HEADER_THREADS = 16
 
 
 class Skipped(NamedTuple):
     """A listed file that is left out: ``reason`` is ``no_captions``, ``shared_name`` or ``unreadable``.
 
-    ``shared_name``: captions that it might have might be another listed file's too (`artifacts.clips.matching`).
+    ``shared_name``: its captions may as well belong to another listed file (`artifacts.clips.matching`).
     """
 
     file_name: str
@@ -46,7 +46,7 @@ class Skipped(NamedTuple):
 
 
 class CaptionedFiles(NamedTuple):
-    """Log-mels that have captions; ``clips`` (n,) is the number of each one's clip within the captions."""
+    """Log-mels that have captions; ``clips`` (n,) holds the number of each log-mel's clip within the captions."""
 
     log_mels: LogMels
     clips: np.ndarray
@@ -56,8 +56,8 @@ class CaptionedFiles(NamedTuple):
 class TrainingData:
     """Everything that training takes from a data directory.
 
-    ``weights`` (n,) go with ``training``, or are None. ``text_model`` says how a text becomes an embedding (None:
-    unknown); ``identity`` is what a resumed run must share, ``notes`` are lines that say what was taken.
+    ``weights`` (n,) belong to ``training``, or are None. ``text_model`` says how a text becomes an embedding (None:
+    unknown); ``identity`` is what a resumed run must share; ``notes`` are lines about what is used.
     """
 
     choice: DataChoice
@@ -77,15 +77,15 @@ class TrainingData:
         return len(self.training.log_mels)
 
     def dataset(self, model: ModelConfig, config: TrainConfig) -> Clips:
-        """The samples for a model; with ``shuffle_captions`` every clip gets another clip's captions."""
+        """The samples for a model; with ``shuffle_captions``, every clip gets another clip's captions."""
         clips = self.training.clips
         if config.shuffle_captions:
-            clips = deal_wrongly(clips, np.random.default_rng((DEAL_STREAM, config.seed)))
+            clips = derange_captions(clips, np.random.default_rng((DEAL_STREAM, config.seed)))
         noise = self.backgrounds if config.noise_ratio > 0 else None
         return Clips(self.training.log_mels, clips, self.captions, model, config.seed, noise)
 
     def held_out_dataset(self, model: ModelConfig, config: TrainConfig) -> Clips | None:
-        """The held-out clips with their own captions, clean; None where none were chosen."""
+        """The held-out clips with their own captions, without noise; None if none were chosen."""
         if self.held_out is None:
             return None
         return Clips(self.held_out.log_mels, self.held_out.clips, self.captions, model, config.seed)
@@ -104,9 +104,9 @@ class TrainingData:
 
 
 def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
-    """Open ``choice.root``, match files with captions and look at every file's header, before training starts.
+    """Open ``choice.root``, match files with captions and check every file's header before training starts.
 
-    Raises `UserError` where a part is missing or cannot be used, or no listed file is left.
+    Raises `UserError` if a part is missing or unusable, or if no listed file is left.
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
     if LmsLayout(choice.root).melspec.is_dir() or (choice.root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
@@ -172,7 +172,7 @@ def _names_fingerprint(log_mels: LogMels | None) -> str | None:
 
 
 def read_norm_stats(path: Path) -> Normalization:
-    """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` where they are missing or make no sense."""
+    """``mean`` and ``std`` of a ``norm_stats.json``. Raises `UserError` if they are missing or not usable."""
     require_file(path, "normalisation statistics; `m2dprep stats` makes them")
     try:
         values = read_object(path) or {}
@@ -185,10 +185,10 @@ def read_norm_stats(path: Path) -> Normalization:
 
 
 def require_own_statistics(layout: DataLayout, listed: Sequence[str]) -> list[str]:
-    """Lines about ``norm_stats.json`` where it is that of a folder that is not here, as of another data set.
+    """A warning if ``norm_stats.json`` comes from a folder that is not here, such as that of another data set.
 
-    Raises `UserError` where it is that of another folder of the data directory than those that are ``listed``, or of an
-    earlier conversion of one of these.
+    Raises `UserError` if it comes from a folder of the data directory that is not ``listed``, or from an earlier
+    conversion of a listed one.
     """
     stats = read_object(layout.norm_stats) or {}
     folder, computed = stats.get("folder"), stats.get("fingerprint")
@@ -209,7 +209,7 @@ def require_own_statistics(layout: DataLayout, listed: Sequence[str]) -> list[st
 
 
 def _edited(lists: Iterable[Path]) -> list[str]:
-    """A line about each of the ``lists`` that is not as it was written; all are used as they are."""
+    """A line about each of the ``lists`` that is no longer as it was written; all are used as they are."""
     lines = []
     for path in lists:
         try:
@@ -220,7 +220,7 @@ def _edited(lists: Iterable[Path]) -> list[str]:
 
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
-    """The files that are left out, one row each, with the reason."""
+    """Write the files that are left out, one row per file, with the reason."""
     write_proven_csv(path, Skipped._fields, skipped)
 
 
@@ -240,7 +240,7 @@ def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> 
 
 
 def _weights_in(path: Path) -> list[float]:
-    """The column ``weight`` of a file list. Raises `UserError` where it is missing or not finite and from 0."""
+    """The ``weight`` column of a file list. Raises `UserError` if it is missing, negative or not finite."""
     weights = []
     for row, text in enumerate(read_csv_columns(path, ["weight"], "a file list with weights")["weight"], start=2):
         try:
@@ -254,7 +254,7 @@ def _weights_in(path: Path) -> list[float]:
 
 
 def _names_in(lists: Sequence[Path]) -> dict[str, None]:
-    """Paths in some file lists, each once. Raises `UserError` where lists are given that list nothing."""
+    """Paths in some file lists, each once. Raises `UserError` if lists are given but list nothing."""
     names = dict.fromkeys(name for path in lists for name in read_file_list(path))
     if lists and not names:
         raise UserError(f"{', '.join(map(str, lists))} lists no files.")
@@ -264,7 +264,7 @@ def _names_in(lists: Sequence[Path]) -> dict[str, None]:
 def _usable(
     root: Path, listed: list[str], clips: np.ndarray, without: dict[str, Skipped], n_mels: int
 ) -> tuple[CaptionedFiles, list[Skipped]]:
-    """Those of the ``listed`` files that have captions and can be read, and why the others are left out."""
+    """The ``listed`` files that have captions and can be read, and the reasons why the others are left out."""
     skipped = [without[name] for name in listed if name in without]
     if len(skipped) == len(listed):
         raise UserError(f"none of {len(listed):,} listed files has captions: {skipped[0].message}.")
@@ -289,7 +289,7 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
 def _without_captions(
     listed: Sequence[str], pairs: FileMatches, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
 ) -> dict[str, Skipped]:
-    """The files without captions, by name. Raises `UserError` where that is all of them."""
+    """The files without captions, by name. Raises `UserError` if none of the files has captions."""
     names = ", ".join(source.name for source in sources)
     if (pairs.clip == NO_CLIP).all():
         raise UserError(
@@ -311,9 +311,9 @@ def _select(listed: Sequence[str], clips: np.ndarray, keep: np.ndarray) -> tuple
 
 
 def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
-    """What is wrong with each file that is not a whole log-mel of ``n_mels`` bins. Reads headers, not values.
+    """The problem of each file that is not a whole log-mel of ``n_mels`` bins. Reads headers, not values.
 
-    What is packed was looked at when it was packed. Raises `UserError` where something is wrong with all of them.
+    Packed log-mels were checked when they were packed. Raises `UserError` if every file has a problem.
     """
     names, bins = log_mels.file_names.to_pylist(), log_mels.packed_bins
     other = np.flatnonzero((bins != 0) & (bins != n_mels)).tolist()
@@ -339,7 +339,7 @@ def _problem(root: Path, name: str, *, n_mels: int) -> str | None:
 
 
 def _front_end(root: Path, file_names: Sequence[str]) -> LogMelConfig:
-    """The front end that the log-mels' own configurations record; the original's 16 kHz one where none does."""
+    """The front end recorded in the log-mels' own configurations; the original's 16 kHz one if none is recorded."""
     found: dict[str, LogMelConfig] = {}
     for folder in sorted({name.partition("/")[0] for name in file_names}):
         if (config := read_config(LmsLayout(root / folder))) is not None:

@@ -1,16 +1,11 @@
-"""What each step trains on: the order of the clips, their crops, captions and noise.
+"""The clips of each step in their order, and each batch: random crops, one caption per clip, noise, and masks.
 
-Random numbers that follow from what they are for, and from nothing that was drawn before.
+The order follows from the seed and the epoch, and is divided among processes. Everything random about a sample follows
+from (seed, epoch, clip) and nothing else: not from the number of workers or processes, the order of loading, or what
+was drawn before. So a resumed run needs no state of random generators.
 
-A counter-based generator: number j for clip i of an epoch is a hash of (stream, seed, epoch, i, j). So a sample does
-not depend on the number of workers or processes, nor on where a run was resumed, and a whole batch is drawn at once.
-
-Which clips each step trains on: an order that follows from the seed and the epoch, divided among processes.
-
-Batches for training: random crops, one of each clip's captions, and the noise of their masks.
-
-Everything random about a sample comes from (seed, epoch, clip) and nothing else: not from the number of workers or
-processes, the order of loading, or what was drawn before. So a resumed run needs no state of random generators.
+The generator is counter-based: number j for clip i of an epoch is a hash of (stream, seed, epoch, i, j), so a whole
+batch is drawn at once.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from m2dprep.artifacts.log_mels.store import LogMels
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.pairing import CaptionRows
 
-# What numbers are for; no two uses share a stream.
+# The purposes that random numbers serve; no two share a stream.
 SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM, FEATURE_STREAM = 0, 1, 2, 3
 
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
@@ -48,19 +43,19 @@ def counter_rng(stream: int, seed: int, epoch: int, clips: np.ndarray, count: in
 
 
 def uniform_to_index(uniform: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """A whole number in 0 … choices − 1 from each of ``uniform`` in [0, 1); all are equally likely."""
+    """A whole number in 0 … choices − 1 from each of ``uniform`` in [0, 1), all equally likely."""
     return np.minimum((uniform * choices).astype(np.int64), choices - 1)
 
 
 def _splitmix64(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every bit of the input changes half of the bits of the output."""
+    """SplitMix64's finaliser: every bit of the input changes about half of the bits of the output."""
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         value = (value ^ (value >> shift)) * factor
     return value ^ (value >> _SHIFTS[2])
 
 
 class BatchKey(NamedTuple):
-    """What a data set is asked for: the clips (n,) by number, as they are in this epoch."""
+    """The key of a batch: the numbers of its clips (n,), and the epoch."""
 
     epoch: int
     clips: np.ndarray
@@ -69,9 +64,9 @@ class BatchKey(NamedTuple):
 class TrainOrder(Sampler[BatchKey]):
     """The clips of every step, from ``first_step`` to the end of the run.
 
-    An epoch holds every clip once, or about ``weights`` (n,) times their average; what does not fill a batch at its end
-    is left out, and is other clips in every epoch. A step's batch is cut into ``accumulate`` parts, each part into one
-    piece a process, so that the union over processes is the same whatever their number.
+    An epoch holds every clip once, or in proportion to ``weights`` (n,). The clips left over after its last whole batch
+    are dropped; they are different ones in every epoch. A step's batch is cut into ``accumulate`` parts and each part
+    into one piece per process, so the union over processes is the same whatever their number.
     """
 
     def __init__(
@@ -94,7 +89,7 @@ class TrainOrder(Sampler[BatchKey]):
         self._epoch_order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        """Parts of batches that are still to come."""
+        """The number of parts of batches that are still to come."""
         return len(self._steps) * self._accumulate
 
     def __iter__(self) -> Iterator[BatchKey]:
@@ -118,7 +113,7 @@ class TrainOrder(Sampler[BatchKey]):
 
 
 def _draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many clip numbers as there are ``weights`` (n,), each in proportion to its weight.
+    """Draw as many clip numbers as there are ``weights`` (n,), each in proportion to its weight.
 
     Systematic resampling: a clip comes ⌊n·w/Σw⌋ or ⌈n·w/Σw⌉ times, so equal weights give every clip once.
     """
@@ -128,15 +123,16 @@ def _draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.searchsorted(ends, marks, side="right").clip(max=len(weights) - 1)
 
 
-# The first numbers of a sample's stream; those of the mask follow.
+# Positions in a sample's stream of random numbers; those of the mask come last.
 CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
 
 
 class Batch(NamedTuple):
-    """B samples as they come from disk, and with the strides that they have there.
+    """B samples with the values and strides that they have on disk.
 
-    ``log_mel`` (B, 1, F, T) of which only the first ``frames`` (B,) of each are filled; ``background`` the same shape,
-    or None where no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,) numbers.
+    ``log_mel`` (B, 1, F, T), of which only the first ``frames`` (B,) of each sample are filled; ``background`` of the
+    same shape, or None if no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,)
+    numbers.
     """
 
     log_mel: torch.Tensor
@@ -148,10 +144,10 @@ class Batch(NamedTuple):
 
 
 class Clips(Dataset[Batch]):
-    """Captioned log-mels, a batch at a time.
+    """Captioned log-mels, one batch at a time.
 
-    ``clips`` (n,) is the number of each log-mel's clip within ``captions``. Float16 arrays stay float16 on their way
-    to the device, where they are normalised.
+    ``clips`` (n,) holds the number of each log-mel's clip within ``captions``. Float16 arrays stay float16 until they
+    are normalised on the device.
     """
 
     def __init__(
@@ -176,7 +172,7 @@ class Clips(Dataset[Batch]):
 
     @property
     def reading(self) -> str | None:
-        """The file that was read last, for errors that name none."""
+        """The file that was read last, for errors that name no file."""
         if self._at is None:
             return None
         log_mels, index = self._at
@@ -187,11 +183,11 @@ class Clips(Dataset[Batch]):
         return self._log_mels[index]
 
     def caption_rows(self, index: int) -> np.ndarray:
-        """Numbers of the caption rows that a clip may be paired with."""
+        """Numbers of the caption rows from which a clip's caption is drawn."""
         return self._captions.of_clip(int(self._clips[index]))
 
     def __getitems__(self, key: BatchKey) -> Batch:
-        """The batch of ``key``; PyTorch's loader calls this with what the sampler yields."""
+        """The batch for ``key``; PyTorch's loader calls this with what the sampler yields."""
         numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
         log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
         background = None
@@ -217,9 +213,9 @@ class Clips(Dataset[Batch]):
     def _crops(
         self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Crops (B, 1, F, T) whose start is any of 0 … T_clip − T, equally likely, and how many frames each has.
+        """Crops (B, 1, F, T), starting anywhere in 0 … T_clip − T, equally likely, and the number of frames in each.
 
-        A shorter clip leaves the frames behind it empty, or with ``repeat`` is repeated.
+        If a clip is shorter than T, the remaining frames stay empty, or with ``repeat`` the clip is repeated.
         """
         n_mels, width = self._model.input_size
         crops: np.ndarray | None = None
@@ -246,9 +242,9 @@ class Clips(Dataset[Batch]):
 
 
 def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, int, int, int], like: np.ndarray) -> np.ndarray:
-    """A new array for a batch; where float32 comes after float16, with the ``filled`` samples so far.
+    """A new array for a batch; if float32 follows float16, it takes over the ``filled`` samples so far.
 
-    Frames lie in it as in the log-mel ``like``, so that crops are copied in one piece.
+    Its frames are laid out as in the log-mel ``like``, so that crops are copied in one piece.
     """
     if like.flags.c_contiguous:
         new = empty(shape, like.dtype)
@@ -261,8 +257,10 @@ def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, int, int, in
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array for a batch; in a worker of a loader in memory that it shares with the training process, where the
-    loader would otherwise copy it to."""
+    """An array for a batch.
+
+    In a loader's worker it lies in memory shared with the training process, so the loader need not copy it there.
+    """
     if get_worker_info() is None:
         return np.empty(shape, dtype)
     size = int(np.prod(shape)) * dtype.itemsize
@@ -271,5 +269,5 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def whole_batch(batch: Batch) -> Batch:
-    """The collation of a loader whose data set yields batches."""
+    """The collate function of a loader whose data set yields whole batches."""
     return batch

@@ -1,4 +1,4 @@
-"""What a run would take, before it begins: parameters, memory, steps, and one measured step. Writes nothing."""
+"""Estimates the cost of a run before it starts: parameters, memory, steps, and one measured step. Writes nothing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from m2dprep.training.signals import was_told
 from m2dprep.training.speed import GIB, peak_memory
 from m2dprep.training.train import compile_blocks, make_order, make_state, require_whole_batches, say
 
-# What the backward pass of a block needs from its forward pass, in numbers a token and dimension: the inputs of two
-# norms and four products, queries, keys and values, the attention's output, and the MLP's four times wider ones.
+# The numbers per token and dimension that a block's backward pass needs from its forward pass: the inputs of two norms
+# and four products; queries, keys and values; the attention's output; and those of the MLP, four times as wide.
 KEPT_PER_BLOCK = 17
 WARM_UP_STEPS = 1
 
@@ -45,13 +45,13 @@ class DryRun:
     samples_per_second: float
     loss: float
     is_main: bool = True
-    """Whether this is the first process, whose result it is to show."""
+    """Whether this is the first process, which is the one to show the result."""
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "is_main"}
 
     def summary(self) -> str:
-        """A line a figure."""
+        """One line per figure."""
         return "\n".join(
             [
                 f"clips       {self.clips:,} used, {self.skipped:,} skipped",
@@ -66,28 +66,28 @@ class DryRun:
 
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
-    """Open the data, build the model, and measure one step after a first one. Raises what `train` would."""
-    with join_processes(options.device, was_told) as world, batch_in_memory(config):
-        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
+    """Open the data, build the model, and measure one step after a first one. Raises the errors that `train` would."""
+    with join_processes(options.device, was_told) as context, batch_in_memory(config):
+        data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
+        context.broadcast_from_main(lambda: require_whole_batches(len(data), config, context.size))
         for line in (*data.notes, data.summary()):
-            say(world, line)
-        state = make_state(model, config, data, world.device)
+            say(context, line)
+        state = make_state(model, config, data, context.device)
         if options.init is not None:
             state.objective.begin_with(options.init)
         if options.compile:
             compile_blocks(state.objective)
         schedule = Schedule(config, len(data) // config.batch_size)
-        order = make_order(data, config, schedule, world, 0)
-        batches = iter(make_loader(data.dataset(model, config), order, 0, world.device))
+        order = make_order(data, config, schedule, context, 0)
+        batches = iter(make_loader(data.dataset(model, config), order, 0, context.device))
         parts = [next(batches) for _ in range(config.accumulate)]
-        trainer = Trainer(state, schedule, world)
+        trainer = Trainer(state, schedule, context)
         for _ in range(WARM_UP_STEPS):
             losses, _ = trainer.step(parts)
-        loss = world.mean(losses)[0]
+        loss = context.mean(losses)[0]
         started = time.perf_counter()
-        world.mean(trainer.step(parts)[0])  # waits for the device
+        context.mean(trainer.step(parts)[0])  # waits for the device
         seconds = time.perf_counter() - started
         return DryRun(
             clips=len(data),
@@ -96,20 +96,20 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
             trained_parameters=_count(state.objective, trained=True),
             steps_per_epoch=schedule.steps_per_epoch,
             steps=schedule.total_steps,
-            processes=world.size,
-            memory_gib=estimate_memory(state.objective.model, config, world.device, world.size) / GIB,
-            measured_gib=peak_memory(world.device) / GIB,
+            processes=context.size,
+            memory_gib=estimate_memory(state.objective.model, config, context.device, context.size) / GIB,
+            measured_gib=peak_memory(context.device) / GIB,
             step_seconds=seconds,
             samples_per_second=config.batch_size / seconds,
             loss=float(loss),
-            is_main=world.is_main,
+            is_main=context.is_main,
         )
 
 
 def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, processes: int) -> int:
     """Bytes for weights, gradients, Adam's two moments, and what the backward pass needs from the forward pass.
 
-    Without libraries, buffers and fragmentation, which are a GiB or so on a GPU.
+    Libraries, buffers and fragmentation are not included; they take about a GiB on a GPU.
     """
     shape = model.config
     state = 4 * (_count(model) + 3 * _count(model, trained=True))

@@ -1,10 +1,7 @@
-"""Batches loaded by processes of their own, and brought to the device.
+"""Loads batches in worker processes, in the order of training, and prepares them on the device.
 
-A batch on its way from a loading process to the training one, or the reason why there is none.
-
-A batch on its way into the model: copied to the device, normalised there, padded, and mixed with noise.
-
-Batches in the order of training, loaded in processes of their own.
+A batch, or the error that prevented it, travels from a worker to the training process as a `Parcel`. On the device it
+is normalised, padded and mixed with noise.
 """
 
 from __future__ import annotations
@@ -45,10 +42,10 @@ MEMORY = "loading ran out of memory; use fewer --loader-workers or a smaller --b
 
 
 class Parcel:
-    """Either a batch as bytes that name its shared memory, or an error that the training process is to raise.
+    """Either a batch, as bytes that name its shared memory, or an error for the training process to raise.
 
-    PyTorch turns batches into such bytes in a thread of the loading process, where an error is printed and the batch
-    never arrives. Here that happens where errors are caught.
+    PyTorch itself turns batches into such bytes in a thread of the worker; an error there is printed, and the batch
+    never arrives. Here it happens where errors are caught.
     """
 
     def __init__(self, content: bytes | Batch | Exception) -> None:
@@ -56,14 +53,14 @@ class Parcel:
 
     @classmethod
     def pack(cls, clips: Clips, key: BatchKey) -> Parcel:
-        """The batch of ``key``, or what went wrong with it."""
+        """The batch for ``key``, or the error that prevented it."""
         try:
             return cls(bytes(ForkingPickler.dumps(clips[key])))
         except Exception as error:
             return cls(as_user_error(error, clips.reading))
 
     def open(self) -> Batch:
-        """The batch. Raises what went wrong with it."""
+        """The batch. Raises the error that prevented it."""
         if isinstance(self._content, bytes):
             self._content = self._unpacked(self._content)
         if isinstance(self._content, Exception):
@@ -75,7 +72,7 @@ class Parcel:
         try:
             batch: Batch = pickle.loads(content)  # noqa: S301 (of our own loading process)
             return batch
-        except EOFError as error:  # the process that the batch is to be fetched from is no more
+        except EOFError as error:  # the worker that holds the batch is gone
             return ConnectionError(f"a batch could not be fetched: {first_line(error)}")
         except Exception as error:
             return as_user_error(error, None)
@@ -90,7 +87,7 @@ class Parcel:
 
 
 class Parcels(Dataset[Parcel]):
-    """Batches of ``clips`` for loading processes: they never raise."""
+    """Batches of ``clips`` for worker processes; an error becomes part of a parcel and is never raised."""
 
     def __init__(self, clips: Clips) -> None:
         self._clips = clips
@@ -105,12 +102,12 @@ class Parcels(Dataset[Parcel]):
 
 
 def whole_parcel(parcel: Parcel) -> Parcel:
-    """The collation of a loader whose data set yields parcels."""
+    """The collate function of a loader whose data set yields parcels."""
     return parcel
 
 
 def as_user_error(error: Exception, reading: str | None) -> Exception:
-    """``error`` as one with a line that says what to do; ``reading`` is the file that was being read."""
+    """``error`` with a line that says what to do; ``reading`` is the file that was being read."""
     if isinstance(error, UserError):
         return UserError(str(error))
     text = first_line(error)
@@ -127,7 +124,7 @@ def as_user_error(error: Exception, reading: str | None) -> Exception:
 
 
 class ModelInput(NamedTuple):
-    """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None where it is the same;
+    """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None if it is the same;
     ``text_embedding`` (B, D); ``noise`` (B, L)."""
 
     log_mel: torch.Tensor
@@ -137,7 +134,7 @@ class ModelInput(NamedTuple):
 
 
 def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, device: torch.device) -> ModelInput:
-    """Copy without waiting (from pinned memory) and prepare. Padding is zero after normalisation: the mean.
+    """Copy a batch without waiting (from pinned memory) and prepare it. Padding is zero after normalisation: the mean.
 
     With ``noise_ratio`` r the encoder hears log((1 − r)·e^clip + r·e^background), the sum of mel powers.
     """
@@ -169,11 +166,11 @@ def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Norma
     return normalised.masked_fill_(behind, 0.0)
 
 
-LARGEST_AUTO_WORKERS = 8
-# Batches that all workers together have ready or at work, in shared memory; a worker has one at least, and so many of
-# them at most.
-BATCHES_AHEAD, MOST_OF_A_WORKER = 8, 4
-# How long a worker may take to be seen to end, and one that is killed to be gone.
+MAX_AUTO_WORKERS = 8
+# The number of batches that all workers together prepare ahead, in shared memory; and the maximum for one worker, which
+# has at least one.
+BATCHES_AHEAD, MAX_BATCHES_PER_WORKER = 8, 4
+# How long it may take to notice that a worker has ended, and for a killed worker to be gone.
 ENDING_SECONDS, KILLED_SECONDS = 5.0, 10.0
 WHY_KILLED = {
     signal.SIGKILL: "most often because memory ran out: use fewer --loader-workers or a smaller --batch-size",
@@ -185,13 +182,13 @@ WHY_KILLED = {
 def make_loader(
     dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device, processes: int = 1
 ) -> DataLoader[Any]:
-    """Batches in the order's order, ready in pinned memory for a GPU; as parcels where ``workers`` load them.
+    """Batches in the order of ``order``, in pinned memory for a GPU; as parcels if ``workers`` load them.
 
-    ``workers`` None is a choice for the device. In one of several ``processes`` workers come from a fork server: NCCL
-    has threads by then, and what is forked beside them may hang.
+    ``workers`` None chooses for the device. If this is one of several ``processes``, workers come from a fork server:
+    NCCL has started threads by then, and a process forked beside them may hang.
     """
     if workers is None:
-        workers = min(LARGEST_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+        workers = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
     forked_here = processes == 1 and multiprocessing.get_start_method() == "fork"
     return DataLoader(
         Parcels(dataset) if workers else dataset,
@@ -199,7 +196,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=whole_parcel if workers else whole_batch,  # type: ignore[arg-type]  # gets what is made of a key
         pin_memory=device.type == "cuda",
-        prefetch_factor=batches_of_a_worker(workers) if workers else None,
+        prefetch_factor=batches_per_worker(workers) if workers else None,
         worker_init_fn=partial(_begin_loading, os.getpid() if forked_here else None),
         multiprocessing_context=fork_server() if workers and processes > 1 else None,
         generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
@@ -207,16 +204,15 @@ def make_loader(
 
 
 def _begin_loading(parent: int | None, worker: int) -> None:
-    """What a worker does first."""
+    """Set up a worker when it starts."""
     ignore_stop_signals()
     die_with_parent(parent)
 
 
 class Batches:
-    """All batches of a loader; a context that ends its workers in every case.
+    """All batches of a loader; a context manager that always ends the workers.
 
-    What goes wrong in a worker is raised here as a `UserError` or an `OSError` that names the file, and so is the end
-    of a worker that was killed.
+    An error in a worker is raised here as a `UserError` or an `OSError` that names the file; so is a worker's death.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -230,12 +226,12 @@ class Batches:
             with stop_signals_held_back():
                 self._batches = iter(self._loader)
                 self._workers = [child for child in multiprocessing.active_children() if child not in others]
-        except BaseException:  # some of them may have been started
+        except BaseException:  # some workers may have been started
             self._workers = [child for child in multiprocessing.active_children() if child not in others]
             self.close()
             raise
-        # PyTorch would raise the end of a worker anywhere, also while a checkpoint is being written. Whoever waits for
-        # a batch is told as well. It does so from the first loader of a process on, whoever made that.
+        # PyTorch would raise the death of a worker anywhere, even while a checkpoint is being written, from a process's
+        # first loader on, whoever made that one. The code that waits for a batch learns of it without this.
         if str(getattr(signal.getsignal(signal.SIGCHLD), "__module__", "")).startswith("torch."):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
@@ -261,11 +257,10 @@ class Batches:
             raise
 
     def _ended_worker(self) -> str | None:
-        """What to say of a worker that is no more. One that is ending, so that its batch cannot be fetched, is given a
-        moment."""
+        """A message about a worker that has died. A worker that is ending, and whose batch is lost, gets a moment."""
         ending = wait([worker.sentinel for worker in self._workers], timeout=ENDING_SECONDS)
         for worker in self._workers:
-            if worker.sentinel in ending:  # its files are closed, which is a moment before it can be waited for
+            if worker.sentinel in ending:  # its files are closed just before it can be waited for
                 worker.join(KILLED_SECONDS)
             code = worker.exitcode
             if code is None:
@@ -278,7 +273,7 @@ class Batches:
         return None
 
     def close(self) -> None:
-        """End the workers. They ignore being terminated, and may hang in a read: they are killed."""
+        """End the workers by killing them, as they ignore SIGTERM and may hang in a read."""
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()
@@ -290,23 +285,23 @@ class Batches:
         self._workers, self._batches = [], iter(())
 
 
-def batches_of_a_worker(workers: int) -> int:
-    """How many batches each of ``workers`` (1, 2, …) has ready or at work."""
-    return min(-(-BATCHES_AHEAD // workers), MOST_OF_A_WORKER)
+def batches_per_worker(workers: int) -> int:
+    """The number of batches that each of ``workers`` (1, 2, …) prepares ahead."""
+    return min(-(-BATCHES_AHEAD // workers), MAX_BATCHES_PER_WORKER)
 
 
 def fork_server() -> BaseContext:
-    """A running server that forks processes, with what loads data imported once for all of them."""
+    """A running server that forks processes; it has imported the loading code once for all of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with _stop_signals_ignored():  # a batch system signals the server as well, and without it all loading ends
+    with _stop_signals_ignored():  # a batch system signals the server too, and loading ends if it dies
         forkserver.ensure_running()
     return context
 
 
 @contextmanager
 def _stop_signals_ignored() -> Iterator[None]:
-    """What is started in this block ignores the signals that training watches. Only Python's main thread may say so."""
+    """Processes started in this block ignore the signals that training watches. Works in Python's main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

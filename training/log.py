@@ -1,9 +1,4 @@
-"""How a run went: its log, and the copies of it that others show.
-
-How a run went: JSON lines, TensorBoard events, optionally wandb; and which losses are not finite.
-
-Lines of the log sent to Weights & Biases as well, where its package is installed and a project is named.
-"""
+"""The log of a run: JSON lines, TensorBoard events and optionally Weights & Biases; a check for non-finite losses."""
 
 from __future__ import annotations
 
@@ -30,7 +25,7 @@ DIGEST = "digest"
 TAIL = re.compile(rb', "digest": "([0-9a-f]{16})"\}\n\Z')
 LIKE_A_DIGEST = re.compile(rb'[0-9a-f]{16}"\}\n\Z')
 FILES_SHOWN = 8
-Figures = dict[str, float | int | None]
+Metrics = dict[str, float | int | None]
 
 
 class NonFiniteLossError(UserError):
@@ -42,8 +37,8 @@ class NonFiniteLossError(UserError):
 class LossTracker:
     """The losses since the last line of the log; they stay on the device until a line or a checkpoint is due.
 
-    ``names`` are those of the K losses; ``reduce`` averages a tensor over processes, on the CPU. What was reduced
-    before a checkpoint is part of it, so a resumed run writes the same lines.
+    ``names`` are the names of the K losses; ``reduce`` averages a tensor over processes, on the CPU. A checkpoint
+    includes the losses since the last line, so a resumed run writes the same lines.
     """
 
     def __init__(
@@ -53,18 +48,18 @@ class LossTracker:
         self._fresh: list[torch.Tensor] = []
 
     def add(self, losses: torch.Tensor) -> None:
-        """Remember a step's losses (K,); no transfer from the device."""
+        """Remember a step's losses (K,) without a transfer from the device."""
         self._fresh.append(losses)
 
     def settle(self) -> torch.Tensor:
-        """All losses since the last line (n, K), averaged over processes; a step that is not finite stays so."""
+        """All losses since the last line (n, K), averaged over processes; non-finite ones stay non-finite."""
         if self._fresh:
             self._settled = torch.cat([self._settled, self._reduce(torch.stack(self._fresh))])
             self._fresh.clear()
         return self._settled
 
     def take(self) -> dict[str, float]:
-        """Their means by name; the next window begins."""
+        """The means of these losses by name; then the count starts again."""
         means = self.settle().double().mean(dim=0).tolist()
         self._settled = self._settled[:0]
         return dict(zip(self._names, means, strict=True))
@@ -77,12 +72,12 @@ def first_non_finite(losses: torch.Tensor) -> int | None:
 
 
 class RunLog:
-    """Writes lines to a run's ``log.jsonl`` and its TensorBoard events; ``also`` gets every line as well.
+    """Writes lines to a run's ``log.jsonl`` and its TensorBoard events, and passes every line to ``also``.
 
     Lines after ``step`` of an earlier run are dropped when the log is opened.
     """
 
-    def __init__(self, path: Path, step: int, also: Callable[[Figures, int], None] | None = None) -> None:
+    def __init__(self, path: Path, step: int, also: Callable[[Metrics, int], None] | None = None) -> None:
         self._also, self._path = also, path
         _truncate(path, step)
         self._file = path.open("a")
@@ -95,10 +90,10 @@ class RunLog:
             self._file.close()
             raise
 
-    def write(self, step: int, epoch: float, figures: Figures) -> Figures:
+    def write(self, step: int, epoch: float, metrics: Metrics) -> Metrics:
         """Write the line after ``step`` steps. Infinity and NaN, which are not JSON, become null."""
-        line: Figures = {"step": step, "epoch": round(epoch, 6)}
-        line |= {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
+        line: Metrics = {"step": step, "epoch": round(epoch, 6)}
+        line |= {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
         with naming(self._path):
             self._file.write(proven(json.dumps(line)) + "\n")
             self._file.flush()
@@ -111,7 +106,7 @@ class RunLog:
         return line
 
     def sync(self) -> None:
-        """Make what was written survive a power cut, before a checkpoint that comes after it."""
+        """Make the lines survive a power cut, before the checkpoint that follows them is written."""
         with naming(self._path):
             os.fsync(self._file.fileno())
         with naming(self._path.parent / "events.out.tfevents"):
@@ -121,12 +116,12 @@ class RunLog:
         return self
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """What the thread that writes events meets is raised here by the next call: it need not be printed as well."""
+        """The next call raises any error of the thread that writes events, so it is not printed as well."""
         if getattr(failure.thread, "exception", None) is not failure.exc_value:
             self._hook(failure)
 
     def __exit__(self, *exception: object) -> None:
-        """After an error, what is left to write of the log may fail as well, and would hide it."""
+        """After an error, writing the rest of the log may fail too; that failure must not hide the error."""
         try:
             for close in (self._file.close, self._events.close):
                 with suppress(OSError) if exception[0] is not None else naming(self._path):
@@ -136,15 +131,15 @@ class RunLog:
 
 
 def proven(line: str) -> str:
-    """A JSON object in a line, with one more key: the digest of the line without it."""
+    """A JSON object on one line, with one more key: the digest of the line without it."""
     return f'{line.removesuffix("}")}, "{DIGEST}": "{digest_of(line.encode())}"}}'
 
 
 def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a ``log.jsonl``, none where there is none; a last line that a kill cut off is passed over.
+    """The whole lines of a ``log.jsonl``; none if there is no file. A last line that a kill cut off is ignored.
 
-    Raises `UserError` for a line that is none of a log, or not as it was written, naming it; or passes it over and
-    hands the words to ``damaged``, if that is given. Lines of earlier versions have no digest.
+    Raises `UserError`, naming the line, if one is not a line of a log or not as it was written; if ``damaged`` is
+    given, it skips the line and passes the message to ``damaged``. Lines of earlier versions have no digest.
     """
     return [line for number, raw in _lines(path) if (line := _parsed(path, number, raw, damaged)) is not None]
 
@@ -177,7 +172,7 @@ def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] 
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keep the lines up to ``step``, as they are; also damaged ones, which are told."""
+    """Keep the lines up to ``step`` as they are, including damaged ones, which are reported."""
     kept = []
     for number, raw in _lines(path):
         line = _parsed(path, number, raw, lambda words: print(f"train: {words}; going on", file=sys.stderr))
@@ -188,7 +183,7 @@ def _truncate(path: Path, step: int) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file name ``path``; one that names it in bytes names it in text."""
+    """Add ``path`` to an error of the system that names no file; turn a name in bytes into text."""
     try:
         yield
     except OSError as error:
@@ -200,11 +195,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_wandb(project: str, run: RunFolder) -> Iterator[Callable[[Figures, int], None]]:
-    """A function that takes a line and its step. The run's identity follows from its settings and folder, so a resumed
-    run goes on there as well. Raises `UserError` where wandb is not installed."""
+def open_wandb(project: str, run: RunFolder) -> Iterator[Callable[[Metrics, int], None]]:
+    """A function that sends a line and its step to Weights & Biases.
+
+    The run's identity follows from its settings and folder, so a resumed run continues there as well. Raises
+    `UserError` if wandb is not installed.
+    """
     try:
-        import wandb  # optional, so it is looked for only here
+        import wandb  # optional, so it is imported only here
     except ImportError as error:
         raise UserError("--wandb needs the package wandb: pip install 'm2dprep[wandb]'.") from error
     identity = fingerprint({"settings": run.settings, "folder": str(run.root.resolve())})

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps of the optimiser, lines of the log, checkpoints."""
+"""The training loop: from batches to optimiser steps, log lines and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_text
 from m2dprep.m2dclap.distributed import DistributedContext, autocast, raised_on_all
 from m2dprep.training.config import SavePlan, TrainConfig
-from m2dprep.training.log import FILES_SHOWN, Figures, LossTracker, NonFiniteLossError, RunLog, first_non_finite
+from m2dprep.training.log import FILES_SHOWN, LossTracker, Metrics, NonFiniteLossError, RunLog, first_non_finite
 from m2dprep.training.run_folder import RunFolder
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.signals import StoppedError, StopSignals, WaitingEndedError
@@ -26,17 +26,17 @@ from m2dprep.training.validation import Validation
 
 
 class Trainer:
-    """One process's part in a run: the state, and around its objective what averages gradients over processes."""
+    """One process's part in a run: the state, and its objective, wrapped to average gradients over processes."""
 
-    def __init__(self, state: TrainState[Any], schedule: Schedule, world: DistributedContext) -> None:
-        self.state, self.schedule, self.world = state, schedule, world
-        self._forward = world.averaging(state.objective)
+    def __init__(self, state: TrainState[Any], schedule: Schedule, context: DistributedContext) -> None:
+        self.state, self.schedule, self.context = state, schedule, context
+        self._forward = context.averaging(state.objective)
 
     def step(self, parts: Sequence[Any]) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
         """One step on a batch in parts, as the loader made them: forward, backward, clip, update.
 
-        Returns the K losses of the objective (K,) and figures of the step; those are on the device, and nothing waits
-        for it.
+        Returns the K losses of the objective (K,) and the metrics of the step. Both are on the device, and nothing
+        waits for it.
         """
         state, config = self.state, self.schedule.config
         lr = self.schedule.learning_rate(state.step)
@@ -48,13 +48,13 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        figures = state.objective.after_step(state.step, self.schedule)
+        metrics = state.objective.after_step(state.step, self.schedule)
         state.step += 1
-        return losses.mean(dim=0), {"lr": lr, **figures, "grad_norm": grad_norm}
+        return losses.mean(dim=0), {"lr": lr, **metrics, "grad_norm": grad_norm}
 
     def _backward(self, batch: Any, is_last: bool) -> torch.Tensor:
-        """The gradients of a part, averaged over processes with the last one. Returns its losses (K,)."""
-        config, distributed, objective = self.schedule.config, self.world.size > 1, self.state.objective
+        """Add the gradients of a part; they are averaged over processes with the last part. Returns its losses (K,)."""
+        config, distributed, objective = self.schedule.config, self.context.size > 1, self.state.objective
         inputs = objective.prepare(batch)
         waiting = distributed and not is_last
         with self._forward.no_sync() if waiting else nullcontext():  # type: ignore[operator]
@@ -67,9 +67,9 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is made of beside the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
+    """The parts of a run besides the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
 
-    ``validation`` and ``log`` are None in all processes but the first. ``overwrites``: the command began anew.
+    ``validation`` and ``log`` are None in all processes but the first. ``overwrites``: the command started anew.
     """
 
     run: RunFolder
@@ -84,31 +84,32 @@ class Job:
 
 
 def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
-    """Every step that the state has not seen.
+    """Run every step that the state has not seen.
 
-    Raises `NonFiniteLossError`, `StoppedError` after a stop signal, and in all processes what one cannot load or write.
+    Raises `NonFiniteLossError`; `StoppedError` after a stop signal; and, in all processes, the error of one that cannot
+    load or write.
     """
-    state, schedule, config, world = trainer.state, trainer.schedule, trainer.schedule.config, trainer.world
-    window = LossTracker(state.objective.loss_names, world.mean, state.unlogged)
+    state, schedule, config, context = trainer.state, trainer.schedule, trainer.schedule.config, trainer.context
+    window = LossTracker(state.objective.loss_names, context.mean, state.unlogged)
     saver = Saver(trainer, job, window)
     progress = Progress(schedule.total_steps, "train", "steps", initial=state.step) if job.log else nullcontext()
-    with saver.naming_what_is_saved(), StopSignals(echo=world.size > 1) as signals, progress as shown:
+    with saver.naming_what_is_saved(), StopSignals(echo=context.size > 1) as signals, progress as shown:
         while state.step < schedule.total_steps:
             parts = saver.before_step(_load(batches, config.accumulate, job.meter, signals), signals)
-            losses, figures = trainer.step(parts)
+            losses, metrics = trainer.step(parts)
             window.add(losses)
             job.meter.add(config.batch_size)
             at_epoch = state.step % schedule.steps_per_epoch == 0
             note = ""
             if at_epoch or state.step % job.log_every == 0:
-                note = _write_line(trainer, job, window, figures, at_epoch)
+                note = _write_line(trainer, job, window, metrics, at_epoch)
             if shown is not None:
                 shown.advance(note=note)
             saver.after_step()
 
 
 def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals) -> list[Any] | UserError | OSError:
-    """The ``count`` parts of a step; none after a stop signal, which ends the wait; or why they do not come."""
+    """The ``count`` parts of a step; an empty list after a stop signal, which ends the wait; or the loading error."""
     try:
         with meter.waiting(), signals.ending_waits():
             return [next(batches) for _ in range(count)]
@@ -118,23 +119,23 @@ def _load(batches: Iterator[Any], count: int, meter: Meter, signals: StopSignals
         return error
 
 
-def _write_line(trainer: Trainer, job: Job, window: LossTracker, figures: dict[str, Any], at_epoch: bool) -> str:
-    """Write the line that is due, with what is measured after an epoch. Returns what to show beside the progress."""
+def _write_line(trainer: Trainer, job: Job, window: LossTracker, metrics: dict[str, Any], at_epoch: bool) -> str:
+    """Write the line that is due, with the measurements after an epoch. Returns a note to show beside the progress."""
     require_finite(window, trainer.state.step, job)
     means = window.take()
-    with trainer.world.failing_together():
+    with trainer.context.failing_together():
         if job.log is not None:
-            _write_line_of_main(trainer, job, job.log, {**means, **figures}, at_epoch)
+            _write_line_of_main(trainer, job, job.log, {**means, **metrics}, at_epoch)
     return f"loss {means['loss']:.4f}"
 
 
-def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, figures: dict[str, Any], at_epoch: bool) -> None:
+def _write_line_of_main(trainer: Trainer, job: Job, log: RunLog, metrics: dict[str, Any], at_epoch: bool) -> None:
     state, schedule = trainer.state, trainer.schedule
-    line: Figures = {name: float(value) for name, value in figures.items()}
-    line |= job.meter.figures()
+    line: Metrics = {name: float(value) for name, value in metrics.items()}
+    line |= job.meter.metrics()
     epoch = state.step // schedule.steps_per_epoch
     if at_epoch and job.validation is not None and job.validation.due(epoch):
-        line |= job.validation.figures(epoch)
+        line |= job.validation.metrics(epoch)
     log.write(state.step, state.step / schedule.steps_per_epoch, line)
     job.meter.restart()
 
@@ -149,11 +150,11 @@ def require_finite(window: LossTracker, step: int, job: Job) -> None:
 
 
 def require_finite_state(trainer: Trainer, job: Job) -> None:
-    """Raise `NonFiniteLossError`, in all processes alike, where what is about to be saved is not finite.
+    """Raise `NonFiniteLossError`, in all processes alike, if the state to be saved is not finite.
 
-    All losses so far were, so the gradients of the last step were not: the next loss would have shown it.
+    All losses so far were finite, so it was the gradients of the last step that were not.
     """
-    if trainer.world.any([not trainer.state.is_finite()])[0]:
+    if trainer.context.any([not trainer.state.is_finite()])[0]:
         step = trainer.state.step
         raise raised_on_all(_diverged(f"the weights are not finite after step {step:,}, though its loss is", step, job))
 
@@ -175,22 +176,24 @@ def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
 
 
 class Saver:
-    """Saves when the plan says so, when training is told to stop or cannot go on, and at its end; never weights that
-    are not finite."""
+    """Saves when the plan says so, when training is told to stop or cannot continue, and at the end.
+
+    It never saves weights that are not finite.
+    """
 
     def __init__(self, trainer: Trainer, job: Job, window: LossTracker) -> None:
         self._trainer, self._job, self._window = trainer, job, window
         self._saved_at, self._saved_step = time.monotonic(), trainer.state.step
 
     def before_step(self, loaded: list[Any] | UserError | OSError, signals: StopSignals) -> list[Any]:
-        """``loaded`` itself, where all processes have it and none was told to stop. Saves if it is time.
+        """``loaded`` itself, if all processes have it and none was told to stop. Saves if it is time.
 
-        Else saves and raises, in all processes alike, what kept one of them from loading, or `StoppedError`.
+        Otherwise it saves and raises, in all processes alike, the error of loading or `StoppedError`.
         """
-        world, minutes = self._trainer.world, self._job.plan.every_minutes
+        context, minutes = self._trainer.context, self._job.plan.every_minutes
         failure = None if isinstance(loaded, list) else loaded
         timed = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        stop, timed, failed = world.any([signals.received is not None, timed, failure is not None])
+        stop, timed, failed = context.any([signals.received is not None, timed, failure is not None])
         if stop or timed or failed:
             self._save()
         if failed:
@@ -207,7 +210,7 @@ class Saver:
 
     def _raise_failure(self, failure: UserError | OSError | None) -> None:
         try:
-            self._trainer.world.raise_any(failure)
+            self._trainer.context.raise_any(failure)
         except UserError as error:
             raise raised_on_all(UserError(self._put_right(str(error)))) from error
 
@@ -215,7 +218,7 @@ class Saver:
         return f"{failure.rstrip('.')}. {self._what_is_saved('once this is put right')}"
 
     def after_step(self) -> None:
-        """Save if it is due after the step that was just done."""
+        """Save if it is due after the step just done."""
         state, schedule, plan = self._trainer.state, self._trainer.schedule, self._job.plan
         epoch, steps = divmod(state.step, schedule.steps_per_epoch)
         whole = steps == 0 and (epoch % plan.every_epochs == 0 or state.step == schedule.total_steps)
@@ -225,7 +228,7 @@ class Saver:
 
     @contextmanager
     def naming_what_is_saved(self) -> Iterator[None]:
-        """What cannot be written in the block, and a second Ctrl-C, become errors that say what was saved before."""
+        """Turn errors of writing in the block, and a second Ctrl-C, into errors that say what was saved before."""
         try:
             yield
         except OSError as error:
@@ -251,7 +254,8 @@ class Saver:
         require_finite_state(self._trainer, job)
         state.unlogged = self._window.settle()
         epoch, steps = divmod(state.step, self._trainer.schedule.steps_per_epoch)
-        with self._trainer.world.failing_together():  # torchrun ends the others soon after one: all wait for the first
+        # If one process fails, torchrun soon ends the others, so all of them wait for the first one here.
+        with self._trainer.context.failing_together():
             if job.log is not None:
                 job.log.sync()
                 state.save(job.run.checkpoint(epoch, steps), epoch, job.args, job.run.settings)
@@ -261,7 +265,7 @@ class Saver:
 
 @contextmanager
 def batch_in_memory(config: TrainConfig) -> Iterator[None]:
-    """Raises `UserError`, with what to change, where the work in this block does not fit the memory of a GPU."""
+    """Raise `UserError`, with what to change, if the work in this block does not fit in the memory of a GPU."""
     try:
         yield
     except torch.OutOfMemoryError as error:

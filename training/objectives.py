@@ -1,6 +1,6 @@
-"""The stages of training, a class each: which losses a batch has, what learns from them, and what is kept.
+"""The stages of training, one class each: the losses of a batch, what learns from them, and what is saved.
 
-The loop, its state, the log and the validation know no model. They know an `Objective`, and so go on unchanged with a
+The loop, its state, the log and the validation know only an `Objective` and no model, so they need no change for a
 stage that trains something else.
 """
 
@@ -24,11 +24,11 @@ from m2dprep.training.speed import train_flops_per_clip
 
 
 class Objective(nn.Module, ABC):
-    """A stage of training, and at the same time the module of all that takes part in it.
+    """A stage of training, which is also the module of everything that takes part in it.
 
-    Its parameters are trained; those with ``requires_grad`` off are frozen. A stage that keeps frozen parts in
-    evaluation mode overrides `train`. ``loss_names`` are its losses in the order of the log: ``loss``, which is
-    minimised, and any parts of it, ``loss_<part>``.
+    Its parameters are trained, except those with ``requires_grad`` off, which are frozen. A stage that keeps frozen
+    parts in evaluation mode overrides `train`. ``loss_names`` are its losses in the order of the log: ``loss``, which
+    is minimised, and any parts of it, ``loss_<part>``.
     """
 
     loss_names: ClassVar[tuple[str, ...]]
@@ -40,37 +40,38 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, batch: Any) -> Any:
-        """What `losses` takes, on the device, from a batch as the loader made it. Nothing may wait for the device."""
+        """Turn a batch from the loader into the input of `losses`, on the device. Nothing may wait for the device."""
 
     @abstractmethod
     def losses(self, inputs: Any, *, gather: bool = False) -> dict[str, torch.Tensor]:
         """Each of ``loss_names`` as a scalar, averaged over the batch.
 
-        With ``gather`` the batch is one of several processes', and a loss that compares clips with each other takes
-        those of all (`m2dclap.distributed.gather_rows`).
+        With ``gather``, the batch is that of one of several processes, and a loss that compares clips with each other
+        uses those of all processes (`m2dclap.distributed.gather_rows`).
         """
 
     def forward(self, inputs: Any, *, gather: bool = False) -> dict[str, torch.Tensor]:
-        """`losses`, by the call that `DistributedDataParallel` sees."""
+        """Call `losses` in the way that `DistributedDataParallel` sees."""
         return self.losses(inputs, gather=gather)
 
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
-        """What follows the optimiser's ``step`` (0, 1, …). Returns figures for the log; no device is waited for."""
+        """Work that follows the optimiser's ``step`` (0, 1, …). Returns metrics for the log, without waiting."""
         return {}
 
     @abstractmethod
     def begin_with(self, path: Path) -> str:
-        """Take over the weights of a checkpoint (a file, or a run folder) before the first step; says what fitted.
+        """Take the weights of a checkpoint (a file, or a run folder) before the first step; returns a line on what
+        fitted.
 
-        Raises `UserError` where it does not fit.
+        Raises `UserError` if it does not fit.
         """
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds under ``model``."""
+        """The weights that a checkpoint holds under ``model``."""
         return self.state_dict()
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Go on with what `weights` returned. Raises `RuntimeError` where these are not the same ones."""
+        """Continue with what `weights` returned. Raises `RuntimeError` if the names or shapes differ."""
         self.load_state_dict(weights)
 
     def blocks(self) -> Iterable[nn.Module]:
@@ -79,7 +80,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def flops_per_clip(self) -> int:
-        """Floating-point operations of a step for each clip, forward and backward."""
+        """Floating-point operations per clip of a step, forward and backward."""
 
     @property
     def device(self) -> torch.device:
@@ -87,10 +88,10 @@ class Objective(nn.Module, ABC):
 
 
 class MaskedClap(Objective):
-    """M2D-CLAP of 2024: masked patches are predicted, and clips are told apart by their captions.
+    """M2D-CLAP of 2024: it predicts masked patches, and tells clips apart by their captions.
 
-    Log-mels are normalised with ``stats``; ``noise_ratio`` is the background's share of mel power, where a batch brings
-    one. A checkpoint holds the model under the names of the authors' code, and nothing else.
+    Log-mels are normalised with ``stats``; ``noise_ratio`` is the background's share of mel power, if a batch has a
+    background. A checkpoint holds the model under the names of the authors' code, and nothing else.
     """
 
     loss_names = ("loss", "loss_m2d", "loss_clap")
@@ -108,7 +109,7 @@ class MaskedClap(Objective):
         return {name: getattr(output, name) for name in self.loss_names}
 
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
-        """The target follows the encoder, and the temperature stays within its bounds."""
+        """Let the target follow the encoder, and keep the temperature within its bounds."""
         decay = schedule.target_decay(step)
         self.model.update_target(decay)
         self.model.clamp_logit_scale()

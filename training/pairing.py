@@ -1,9 +1,4 @@
-"""Which caption embeddings training uses, and to which log-mel files they belong.
-
-Which caption embeddings belong to which log-mel file.
-
-The caption embeddings that training takes from a data directory: which, and whether they fit together.
-"""
+"""The caption embeddings for training: which are used, whether they fit together, and which log-mels they match."""
 
 from __future__ import annotations
 
@@ -25,11 +20,11 @@ from m2dprep.artifacts.npy_files import RowFile
 from m2dprep.artifacts.reading import FileIdentity
 from m2dprep.artifacts.tables import read_captions, verify_export
 
-# What of a store's metadata says how a text becomes a vector; stores that differ in it are not mixed.
+# The metadata of a store that says how a text becomes a vector; stores that differ in it are not mixed.
 TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
-# And what only names the encoder; a local copy may have another name.
+# Metadata that only names the encoder; a local copy may have another name.
 TEXT_NAMES = ("model", "revision", "model_path")
-# Clips of a dictionary that are read before they are put together.
+# The number of clips of a dictionary that are read before they are joined.
 CLIPS_AT_ONCE = 8192
 
 
@@ -37,8 +32,8 @@ CLIPS_AT_ONCE = 8192
 class CaptionSource:
     """Caption embeddings from one place: row i of ``embeddings`` (N, D) belongs to the clip ``clip_ids[i]``.
 
-    ``text_model`` is None where the place does not say which encoder it was made with. ``identity`` is that of the file
-    that ``embeddings`` are mapped from.
+    ``text_model`` is None if the place does not name its encoder. ``identity`` is that of the file from which
+    ``embeddings`` are mapped.
     """
 
     name: str
@@ -50,7 +45,7 @@ class CaptionSource:
 
     @classmethod
     def from_store(cls, folder: Path) -> CaptionSource:
-        """A finished store of `m2dprep embed-captions`. Raises `UserError` where it is not one."""
+        """A finished store of `m2dprep embed-captions`. Raises `UserError` if it is not one."""
         store = EmbeddingStore.open(folder)
         text_model = {key: store.meta.get(key) for key in (*TEXT_NAMES, *TEXT_SETTINGS)}
         fingerprint = str(store.meta.get("fingerprint"))
@@ -58,7 +53,7 @@ class CaptionSource:
 
     @classmethod
     def from_dictionary(cls, path: Path) -> CaptionSource:
-        """The original's pickled ``capemb_*.npy``, read by an unpickler that admits plain arrays only."""
+        """The original's pickled ``capemb_*.npy``, read by an unpickler that allows only plain arrays."""
         verify_export(path)
         lengths: dict[str, int] = {}
         parts: list[np.ndarray] = []
@@ -71,7 +66,7 @@ class CaptionSource:
                 raise UserError(f"{path}: {clip!r} is there twice.")
             lengths[clip] = len(waiting[-1])
             if len(waiting) >= CLIPS_AT_ONCE:
-                parts.append(np.concatenate(waiting))  # a copy, so that what was read of the file can go
+                parts.append(np.concatenate(waiting))  # a copy, so that the memory of the file is freed
                 waiting = []
         if waiting:
             parts.append(np.concatenate(waiting))
@@ -82,7 +77,7 @@ class CaptionSource:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """All ``parts`` (n, D), which go meanwhile: both together would take twice the memory."""
+    """Join all ``parts`` (n, D), freeing them on the way: both together would take twice the memory."""
     joined = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.result_type(*parts))
     start = 0
     parts.reverse()
@@ -94,9 +89,9 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def common_text_model(sources: Sequence[CaptionSource]) -> dict[str, Any] | None:
-    """The one text encoder of all sources, None where none of them names it.
+    """The one text encoder of all sources; None if none of them names it.
 
-    Raises `UserError` where two sources name different ones, or hold vectors of different lengths.
+    Raises `UserError` if two sources name different ones, or hold vectors of different lengths.
     """
     first = sources[0]
     for source in sources[1:]:
@@ -122,7 +117,7 @@ def _settings(source: CaptionSource) -> dict[str, Any]:
 class CaptionRows:
     """The rows of all sources under one numbering, grouped by clip. Stores stay on disk, also for worker processes.
 
-    What is sent to these has no ``clip_ids``, which are large and have served their purpose by then.
+    The copy that is sent to workers has no ``clip_ids``, which are large and no longer needed by then.
     """
 
     def __init__(self, sources: Sequence[CaptionSource]) -> None:
@@ -165,8 +160,10 @@ class CaptionRows:
 
 
 def _on_disk(source: CaptionSource) -> np.ndarray | RowFile:
-    """A store's file, to be read row by row: where it has been replaced since, rows would be those of other captions,
-    which `RowFile` refuses. What is in memory stays there."""
+    """A store's file, to be read row by row, or an array that is already in memory.
+
+    If the file has been replaced meanwhile, its rows would belong to other captions; `RowFile` then refuses to read it.
+    """
     if not isinstance(source.embeddings, np.memmap):
         return source.embeddings
     return RowFile(Path(str(source.embeddings.filename)), source.identity)
@@ -177,10 +174,10 @@ def _rows(array: np.ndarray | RowFile, rows: np.ndarray) -> np.ndarray:
     return taken
 
 
-def deal_wrongly(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each clip's captions to another clip, by one random cycle through all of ``clips`` (n,); none keeps its own.
+def derange_captions(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give each clip's captions to another clip, by one random cycle through all of ``clips`` (n,); none keeps its own.
 
-    Files of one clip stay together. The control for alignment: nothing can be learnt from captions dealt like this.
+    Files of the same clip stay together. This is the control for alignment: nothing can be learnt from such captions.
     """
     unique, inverse = np.unique(clips, return_inverse=True)
     order = rng.permutation(len(unique))
@@ -193,18 +190,18 @@ def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
-# What makes two rows the same caption: its clip and its text.
+# Two rows hold the same caption if they agree in clip and text.
 CAPTION_KEYS = ["clip_id", "caption_digest"]
 
 
 def caption_sources(
     layout: DataLayout, stores: Sequence[Path], dictionaries: Sequence[Path]
 ) -> tuple[list[CaptionSource], dict[str, Any] | None, list[str]]:
-    """The sources named, or all stores of the data directory where none is.
+    """The sources named, or all stores of the data directory if none is named.
 
-    Also their text encoder (None: unknown), and lines that say what is taken and what is odd about it. Raises
-    `UserError` where there is no source, one is empty, they are of different encoders, or two stores that nobody named
-    hold the same captions: training would see these twice as often as others.
+    Also returns their text encoder (None: unknown), and lines about what is used and what looks odd. Raises `UserError`
+    if there is no source, one is empty, their encoders differ, or two stores that nobody named hold the same captions:
+    training would see these twice as often as others.
     """
     named = bool(stores or dictionaries)
     stores = list(stores) if named else layout.embedding_stores()

@@ -1,4 +1,4 @@
-"""A picture of a run: its losses, schedule, speed, and what was measured between epochs."""
+"""Draws a picture of a run: its losses, schedule, speed, and the measurements between epochs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.training.log import read_log
 
-# Titles and figures of the panels below those of the losses; what a log has none of leaves no panel.
+# Titles and metrics of the panels below those of the losses; a panel without any metric in the log is left out.
 PANELS = (
     ("zero-shot accuracy", ("zero_shot_accuracy",)),
     ("RankMe", ("rank_me",)),
@@ -26,13 +26,13 @@ COLUMNS = 3
 def plot_run(run: Path, output: Path | None = None) -> Path:
     """Draw ``run``'s log into ``output``, by default its ``run.png``, and return that path.
 
-    Raises `UserError` where there is no log or matplotlib is not installed.
+    Raises `UserError` if there is no log or matplotlib is not installed.
     """
     lines = read_log(run / "log.jsonl")
     if not lines:
         raise UserError(f"{run} has no log.jsonl with a line in it; `m2dprep plot` takes the folder of a training run.")
     try:
-        import matplotlib  # optional, so it is looked for only here
+        import matplotlib  # optional, so it is imported only here
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'm2dprep[viz]'.") from error
     matplotlib.use("Agg")
@@ -55,13 +55,13 @@ def plot_run(run: Path, output: Path | None = None) -> Path:
 
 
 def _losses(lines: list[dict[str, Any]]) -> list[tuple[str, tuple[str, str]]]:
-    """A panel for each loss in a log, of whatever objective: ``loss`` and those that it is made of."""
+    """A panel for each loss in the log of any objective: ``loss`` and its parts."""
     names = dict.fromkeys(name for line in lines for name in line if name == LOSS or name.startswith(f"{LOSS}_"))
     return [(name.replace("_", " "), (name, VALID + name)) for name in names]
 
 
 def _curves(lines: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, tuple[list[float], list[float]]]:
-    """For each name that the log has: epochs and values."""
+    """Epochs and values for each name that the log has."""
     curves = {}
     for name in names:
         points = [(line["epoch"], line[name]) for line in lines if line.get(name) is not None]

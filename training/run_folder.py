@@ -1,4 +1,4 @@
-"""Where a training run lies on disk, and the checks that let the same command go on with it.
+"""The files of a training run, and the checks that let the same command continue it.
 
 RUN/config.json                            the resolved settings, and what a resumed run must share
 RUN/train.yaml                             the same as a file for --config
@@ -25,18 +25,18 @@ from m2dprep.training.config import TrainConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
 CONFIG = "config.json"
-# The folder in a run where the one lies that it is to replace.
+# The folder within a run that holds the earlier run which it replaces.
 BEFORE = "earlier-run"
 RUN_FILES = ("log.jsonl", "skipped.csv", "skipped.csv.xxh3", "train.yaml", "run.png", "nonfinite.txt")
 
 
 def model_name(size: str) -> str:
-    """The original's name of a model of a given size: ``base`` → ``m2d_clap_vit_base``."""
+    """The original's name for a model of a given size: ``base`` → ``m2d_clap_vit_base``."""
     return MODEL_PREFIX + size
 
 
 def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sample_rate: int, digest: str) -> str:
-    """A folder name that the original's loaders can read the shapes from.
+    """A folder name from which the original's loaders can read the shapes.
 
     ``<model>-<F>x<T>p<f>x<t>p<kHz>k-<anything>``; the last part is ours: epochs, batch, seed and a digest of all
     settings, so that two runs never share a name.
@@ -47,8 +47,10 @@ def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sa
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An opened run. ``settings`` are what a resumed run must share, by part: model, train, data; ``notes`` what was
-    recorded beside them when it was begun."""
+    """An opened run. ``settings`` are what a resumed run must share, by part: model, train, data.
+
+    ``notes`` were recorded beside the settings when the run began.
+    """
 
     root: Path
     settings: dict[str, Any]
@@ -57,9 +59,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, root: Path, name: str, settings: dict[str, Any], notes: dict[str, Any]) -> RunFolder:
-        """Begin a run in ``root`` or go on with the one that is there. ``notes`` are recorded and never compared.
+        """Begin a run in ``root``, or continue the one that is there. ``notes`` are recorded and never compared.
 
-        Raises `FingerprintConflictError`, naming the keys, where a run with other settings was begun there.
+        Raises `FingerprintConflictError`, naming the keys, if a run with other settings was begun there.
         """
         config = root / CONFIG
         if (begun := _read_config(config)) is not None:
@@ -86,11 +88,11 @@ class RunFolder:
         return self.root / "skipped.csv"
 
     def checkpoint(self, epoch: int, steps: int = 0) -> Path:
-        """The file of the checkpoint after ``epoch`` epochs and ``steps`` steps of the next one."""
+        """The path of the checkpoint after ``epoch`` epochs and ``steps`` steps of the next one."""
         return self.checkpoints / f"checkpoint-{epoch}{f'-{steps}' if steps else ''}.pth"
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from, if there is one."""
+        """The checkpoint to continue from, if there is one."""
         return next(reversed(checkpoints_in(self.checkpoints)), None)
 
     def keep_newest(self, count: int) -> None:
@@ -100,21 +102,24 @@ class RunFolder:
 
 
 def make_way(root: Path) -> bool:
-    """Let a new run begin in ``root``. A run with checkpoints that is there is set aside, where it stays until
-    the new one is done; one that was to replace it goes. Returns whether one is set aside.
+    """Prepare ``root`` for a new run. Returns whether an earlier run is set aside.
+
+    A run that has checkpoints is set aside until the new run is done; an unfinished run that was to replace one that
+    is already set aside is removed.
     """
     before = root / BEFORE
     if _is_set_aside(root) or not ((root / CONFIG).exists() and (before.is_dir() or _has_checkpoints(root))):
         remove_run(root)
         return _is_set_aside(root)
-    for path in [*_parts_of_run(root), root / CONFIG]:  # with its configuration it is whole there
+    # The configuration moves last: it marks the set-aside run as whole.
+    for path in [*_parts_of_run(root), root / CONFIG]:
         _move(path, before / path.relative_to(root))
     _remove_empty_folders(root)
     return True
 
 
 def bring_back(root: Path) -> None:
-    """Undo a `make_way` that was stopped in the middle."""
+    """Undo a `make_way` that was interrupted."""
     before = root / BEFORE
     if before.is_dir() and not _is_set_aside(root):
         for path in _parts_of_run(before):
@@ -123,22 +128,22 @@ def bring_back(root: Path) -> None:
 
 
 def forget_before(root: Path) -> None:
-    """The run in ``root`` is done: the one that it replaces goes."""
+    """The run in ``root`` is done, so remove the run that it replaces."""
     if _is_set_aside(root):
         remove_run(root / BEFORE)
         _remove_run_folder(root / BEFORE)
 
 
 def remove_run(root: Path) -> None:
-    """Remove what a run has written to ``root``, and nothing else that may lie there."""
-    (root / CONFIG).unlink(missing_ok=True)  # first: without it the rest is nobody's
+    """Remove the files that a run has written to ``root``, and nothing else that may lie there."""
+    (root / CONFIG).unlink(missing_ok=True)  # first: without it the rest belongs to no run
     for path in _parts_of_run(root):
         path.unlink(missing_ok=True)
     _remove_empty_folders(root)
 
 
 def _parts_of_run(root: Path) -> list[Path]:
-    """The files of a run but for its configuration."""
+    """All files of a run except its configuration."""
     checkpoints = [path for folder in root.glob(f"{MODEL_PREFIX}*-*") for path in checkpoints_in(folder)]
     others = [path for name in RUN_FILES if (path := root / name).exists()]
     return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]
@@ -164,7 +169,7 @@ def _remove_empty_folders(root: Path) -> None:
 
 
 def _remove_run_folder(folder: Path) -> None:
-    """Remove a folder if nothing is left in it but such folders."""
+    """Remove a folder if it holds nothing but empty folders."""
     for inner in folder.glob(f"{MODEL_PREFIX}*-*"):
         _remove_run_folder(inner)
     if folder.is_dir() and not any(folder.iterdir()):

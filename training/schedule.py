@@ -1,4 +1,4 @@
-"""What changes from step to step: learning rate and target decay; and which parameters decay at all."""
+"""The values that change from step to step, learning rate and target decay; and which parameters decay at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: time is up. Training saves, and exits to be started again."""
+"""Handles SIGTERM, SIGUSR1 and Ctrl-C: training saves, and exits so that it can be started again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 
 from m2dprep.artifacts.errors import UserError
 
-# EX_TEMPFAIL: try again later. Batch systems can be told to queue a job again that exits with it.
+# EX_TEMPFAIL: try again later. Batch systems can be told to requeue a job that exits with this code.
 REQUEUE_EXIT_CODE = 75
 INTERRUPTED_EXIT_CODE = 130
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# torchrun gets a Ctrl-C as its processes do, and hands it on to them: a second one so soon is the first one's echo.
+# torchrun gets a Ctrl-C as its processes do, and passes it on to them. A second one this soon is an echo of the first.
 ECHO_SECONDS = 5.0
 _told = threading.Event()
 
@@ -33,15 +33,15 @@ class StoppedError(UserError):
 
 
 class WaitingEndedError(BaseException):
-    """A stop signal came within `StopSignals.ending_waits`. No `Exception`: what waits may catch all of those."""
+    """A stop signal came within `StopSignals.ending_waits`. No `Exception`, which waiting code may catch."""
 
 
 class StopSignals:
     """While entered, the first of the watched signals is noted in ``received`` instead of ending the process.
 
-    It ends a wait (`ending_waits`). A Ctrl-C after it raises `KeyboardInterrupt`; with ``echo`` not within the seconds
-    in which another process may have handed on the first one. Outside of the main thread nothing is watched, as Python
-    allows handlers only there; a Ctrl-C that this process was started to ignore stays ignored.
+    It ends a wait (`ending_waits`). A later Ctrl-C raises `KeyboardInterrupt`; with ``echo``, not within the seconds in
+    which another process may have passed on the first one. Outside the main thread nothing is watched, as Python allows
+    handlers only there. A Ctrl-C that this process was started to ignore stays ignored.
     """
 
     def __init__(self, *, echo: bool = False) -> None:
@@ -53,7 +53,7 @@ class StopSignals:
 
     @contextmanager
     def ending_waits(self) -> Iterator[None]:
-        """A block in which a signal raises `WaitingEndedError`, at once where one was received before."""
+        """A block in which a signal raises `WaitingEndedError`, at once if one was received before."""
         self._in_wait = True
         try:
             if self.received is not None:
@@ -92,7 +92,7 @@ def was_told() -> bool:
 
 
 def ignore_stop_signals() -> None:
-    """For processes that load data: what is told to a group of processes is for the one that trains."""
+    """For processes that load data: a signal to a group of processes is meant for the one that trains."""
     for watched in WATCHED:
         signal.signal(watched, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
@@ -100,7 +100,7 @@ def ignore_stop_signals() -> None:
 
 @contextmanager
 def stop_signals_held_back() -> Iterator[None]:
-    """In this block stop signals wait, so that a process that is forked in it never acts on one as this one would."""
+    """Hold stop signals back in this block, so that a process forked in it never acts on one as this process would."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     try:
         yield

@@ -1,8 +1,6 @@
-"""How fast training goes, and how fast it could go.
+"""The speed of training: samples per second, model FLOP/s utilisation, waiting for data, and memory.
 
-How fast training goes: samples a second, utilisation, waiting for data, memory.
-
-How many multiplications and additions training takes, and how many the device can do: model FLOP/s utilisation.
+Utilisation compares the operations that training takes with those that the device can do.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ GIB = 2**30
 
 
 class Meter:
-    """Counts since the last line of the log. ``flops_per_clip`` over ``peak`` (FLOP/s of all devices) is utilisation.
+    """Counts since the last line of the log. ``flops_per_clip`` over ``peak`` (all devices' FLOP/s) is utilisation.
 
-    On a GPU the host runs ahead of the device; figures are right because a line of the log waits for it.
+    On a GPU the host runs ahead of the device; the metrics are right because a line of the log waits for it.
     """
 
     def __init__(self, device: torch.device, flops_per_clip: int, peak: float) -> None:
@@ -32,7 +30,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin counting anew; what was done since the last line (validation) is nobody's."""
+        """Start counting anew; the time since the last line (validation) counts for no step."""
         self._clips, self._waited, self._started = 0, 0.0, time.perf_counter()
 
     def add(self, clips: int) -> None:
@@ -40,14 +38,17 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time within is that of waiting for data."""
+        """The time within this block counts as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
-    def figures(self) -> dict[str, float]:
-        """``samples_per_second`` and utilisation ``mfu`` over all processes, ``data_wait`` (a share of the time) and
-        peak ``memory_gib`` of this one: of its device, or on a CPU of the process."""
+    def metrics(self) -> dict[str, float]:
+        """The metrics since the last line.
+
+        ``samples_per_second`` and the utilisation ``mfu`` cover all processes; ``data_wait`` is a share of the time;
+        ``memory_gib`` is this process's peak: on its device, or on a CPU its own.
+        """
         seconds = max(time.perf_counter() - self._started, 1e-9)
         rate = self._clips / seconds
         return {
@@ -59,34 +60,35 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that were in use at most so far."""
+    """The most bytes that have been in use so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-# What differs from one run to the next that is otherwise the same.
-TIMING_FIGURES = ("samples_per_second", "mfu", "data_wait", "memory_gib")
+# Metrics that differ between otherwise equal runs.
+TIMING_METRICS = ("samples_per_second", "mfu", "data_wait", "memory_gib")
 
 
-# Matrix products grow from the first size until one takes long enough to measure; arithmetic that a processor has no
-# instructions for is slow, and so ends with a small one.
+# The sizes of matrix products grow from the first to the second until one takes long enough to measure. Arithmetic for
+# which a processor has no instructions is slow, and so ends with a small size.
 PEAK_SIZES = {"cuda": (4096, 8192), "cpu": (256, 512)}
 LONG_ENOUGH_SECONDS = 0.02
 PEAK_ROUNDS = 5
 
 
 def block_flops(tokens: int, dim: int) -> int:
-    """Of a transformer block for one clip, forward: 2 for each weight and token, and the two products of attention."""
+    """Forward FLOPs of a transformer block per clip: 2 per weight and token, and the two products of attention."""
     weights = (4 + 2 * MLP_RATIO) * dim * dim
     return 2 * tokens * weights + 4 * tokens * tokens * dim
 
 
 def train_flops_per_clip(config: ModelConfig) -> int:
-    """Of a training step, for each clip: three times forward for what learns, once for the target; twice for the
-    patches, as log-mels need no gradient.
+    """FLOPs of a training step per clip.
 
-    Projections of pooled vectors, norms, masks and losses are left out; they are less than a hundredth.
+    That is three times the forward pass for what learns, once for the target, and twice for the patches, as log-mels
+    need no gradient. Projections of pooled vectors, norms, masks and losses are left out; they are less than a
+    hundredth.
     """
     visible, total, dim = config.num_visible, config.num_patches, config.embed_dim
     patch = 2 * total * config.patch_size[0] * config.patch_size[1] * dim
@@ -99,13 +101,13 @@ def train_flops_per_clip(config: ModelConfig) -> int:
 
 
 def matrix_peak(device: torch.device, amp: str) -> float:
-    """FLOP/s of the fastest of some matrix products, in the arithmetic of ``amp``: what utilisation is a share of."""
+    """The FLOP/s of the fastest of some matrix products in the arithmetic of ``amp``: full utilisation."""
     dtype = AMP_DTYPES[amp] or torch.float32
     generator = torch.Generator(device).manual_seed(0)
     best = 0.0
     for size in PEAK_SIZES[device.type]:
         left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
-        left @ right  # the first one also loads and chooses kernels
+        left @ right  # the first product also loads and chooses kernels
         seconds = min(_seconds(left, right, device) for _ in range(PEAK_ROUNDS))
         best = max(best, 2 * size**3 / seconds)
         if seconds > LONG_ENOUGH_SECONDS:

@@ -1,4 +1,4 @@
-"""What training saves, and how it goes on from it."""
+"""The state of training: everything that is saved, and how training resumes from it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from m2dprep.artifacts.files import atomic_file
 from m2dprep.m2dclap.checkpoint import read_file
 from m2dprep.training.objectives import Objective
 
-# Our own key in a checkpoint; the original's loaders pass it over.
+# Our own key in a checkpoint; the original's loaders ignore it.
 EXTRA = "m2dprep"
 Stage = TypeVar("Stage", bound=Objective)
 
 
 @dataclass
 class TrainState(Generic[Stage]):
-    """Everything that changes while training, and so everything that is saved.
+    """Everything that changes during training, and so everything that is saved.
 
-    ``step`` counts the optimiser's steps, and with it the place in the learning rate's schedule and in the order of
+    ``step`` counts the optimiser's steps, and so gives the place in the learning rate's schedule and in the order of
     clips; ``unlogged`` (n, K) are the K losses of each step since the last line of the log. Random generators are not
-    part of it: what is random follows from the seed, the epoch and the clip.
+    part of it, since everything random follows from the seed, the epoch and the clip.
     """
 
     objective: Stage
@@ -52,7 +52,7 @@ class TrainState(Generic[Stage]):
         return all(bool(torch.stack(flags).all()) for flags in by_device.values())
 
     def save(self, path: Path, epoch: int, args: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Write the state in the original's form to ``path``, whole or not at all; ``epoch`` are whole epochs.
+        """Write the state in the original's form to ``path``, whole or not at all; ``epoch`` counts whole epochs.
 
         ``args`` are stored as a plain dictionary, which every loader may read with ``weights_only=True``. Equal states
         give equal bytes.
@@ -69,7 +69,7 @@ class TrainState(Generic[Stage]):
             _save(rebuilt(value, {}), file)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint that `save` wrote. Raises `UserError` where it is not one of this run's kind."""
+        """Continue from a checkpoint that `save` wrote. Raises `UserError` if it is not one of this kind of run."""
         try:
             value = read_file(path)
         except UserError as error:
@@ -90,7 +90,7 @@ class TrainState(Generic[Stage]):
 
 
 class _NotingFile:
-    """Writes to a file, and keeps the error of the system that PyTorch makes something without a reason of."""
+    """Writes to a file and keeps the system's error, whose reason PyTorch drops."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -118,10 +118,10 @@ def _save(value: Any, file: IO[bytes]) -> None:
 
 
 def rebuilt(value: Any, texts: dict[str, str]) -> Any:
-    """``value`` with containers of its own and one object for each text in it.
+    """``value`` with containers of its own, and one object for each different text in it.
 
-    Pickle writes an object that it meets again as a reference. What is one object in a run may be two equal ones in the
-    same run resumed; here they are told apart by their values alone.
+    Pickle writes a repeated object as a reference. Objects that are one in a run may be two equal ones in the same run
+    resumed; after this, only their values matter.
     """
     if isinstance(value, str):
         return texts.setdefault(value, value)
@@ -132,5 +132,5 @@ def rebuilt(value: Any, texts: dict[str, str]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([rebuilt(item, texts) for item in value])
     if torch.is_tensor(value) and value.untyped_storage().nbytes() != value.nbytes:
-        return value.clone()  # a part of a larger one, all of which would be written
+        return value.clone()  # a view of a larger tensor, all of which would be written
     return value

@@ -1,4 +1,4 @@
-"""Training from a data directory to checkpoints and a log. The same call goes on where a run stopped."""
+"""Trains from a data directory to checkpoints and a log. The same call continues a run that was stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, recipe_
 from m2dprep.training.data_dir import TrainingData, open_training_data, write_skipped
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import Batches, make_loader
-from m2dprep.training.log import Figures, RunLog, open_wandb, read_log
+from m2dprep.training.log import Metrics, RunLog, open_wandb, read_log
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
 from m2dprep.training.objectives import MaskedClap, Objective
 from m2dprep.training.run_folder import (
@@ -45,7 +45,7 @@ from m2dprep.training.validation import Validation
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a finished run ended: the last checkpoint and, if there still is a log, the losses in its last line."""
+    """The end of a finished run: the last checkpoint and, if the log still exists, the losses in its last line."""
 
     checkpoint: str
     epochs: int
@@ -54,15 +54,15 @@ class TrainResult:
     clips: int
     skipped: int
     is_main: bool = True
-    """Whether this is the first process, whose result it is to show."""
+    """Whether this is the first process, which is the one to show the result."""
 
     @property
     def loss(self) -> float | None:
-        """What was minimised."""
+        """The loss that was minimised."""
         return self.losses["loss"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the losses among the others."""
+        """Plain JSON values, the losses among them."""
         return {
             "checkpoint": self.checkpoint,
             "epochs": self.epochs,
@@ -84,38 +84,39 @@ class TrainResult:
 def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> TrainResult:
     """Train ``model`` on a data directory, writing to the folder ``out``; resumes from its newest checkpoint.
 
-    ``model.off_emb_dim`` is set to the length of the text embeddings found. Started by torchrun, this is one process of
-    several; they train what one would. Raises `UserError` for what cannot be trained on, `FingerprintConflictError`
-    where ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError` after a stop signal.
+    ``model.off_emb_dim`` is set to the length of the text embeddings found. Under torchrun this is one process of
+    several, which together train what one would. Raises `UserError` if the data cannot be trained on,
+    `FingerprintConflictError` if ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError`
+    after a stop signal.
     """
-    with join_processes(options.device, was_told) as world, batch_in_memory(config), ExitStack() as stack:
-        data = world.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
+    with join_processes(options.device, was_told) as context, batch_in_memory(config), ExitStack() as stack:
+        data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        world.broadcast_from_main(lambda: require_whole_batches(len(data), config, world.size))
+        context.broadcast_from_main(lambda: require_whole_batches(len(data), config, context.size))
         for line in (*data.notes, data.summary()):
-            say(world, line)
+            say(context, line)
         recipe = recipe_text(choice, out, model, config, options)
-        amp = resolve_amp(config.amp, world.device)
-        run = world.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        amp = resolve_amp(config.amp, context.device)
+        run = context.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
         if (begun_in := run.notes.get("amp", amp)) != amp:
             say(
-                world,
+                context,
                 f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
             )
-        state = make_state(model, config, data, world.device)
-        if (newest := world.broadcast_from_main(run.newest)) is not None:
+        state = make_state(model, config, data, context.device)
+        if (newest := context.broadcast_from_main(run.newest)) is not None:
             state.restore(newest)
-            say(world, f"going on from {newest}")
+            say(context, f"going on from {newest}")
         elif options.init is not None:
-            say(world, state.objective.begin_with(options.init))
+            say(context, state.objective.begin_with(options.init))
         steps_per_epoch = len(data) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
-            _run(stack, state, schedule, data, run, world, options)
-        if world.is_main:
+            _run(stack, state, schedule, data, run, context, options)
+        if context.is_main:
             forget_before(out)
         epochs = state.step // steps_per_epoch
-        last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if world.is_main else {}
+        last = (read_log(run.log, damaged=lambda _: None) or [{}])[-1] if context.is_main else {}
         return TrainResult(
             checkpoint=str(run.checkpoint(epochs)),
             epochs=epochs,
@@ -123,7 +124,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
             losses={name: last.get(name) for name in state.objective.loss_names},
             clips=len(data),
             skipped=len(data.skipped),
-            is_main=world.is_main,
+            is_main=context.is_main,
         )
 
 
@@ -133,15 +134,15 @@ def _run(
     schedule: Schedule,
     data: TrainingData,
     run: RunFolder,
-    world: DistributedContext,
+    context: DistributedContext,
     options: RunOptions,
 ) -> None:
-    """Wire the parts of a run together and go through its steps."""
+    """Wire the parts of a run together and run its steps."""
     config, objective = schedule.config, state.objective
     model = objective.model.config
     dataset = data.dataset(model, config)
-    order = make_order(data, config, schedule, world, state.step)
-    loader = make_loader(dataset, order, options.loader_workers, world.device, world.size)
+    order = make_order(data, config, schedule, context, state.step)
+    loader = make_loader(dataset, order, options.loader_workers, context.device, context.size)
     if options.compile:
         compile_blocks(objective)
     job = Job(
@@ -150,19 +151,19 @@ def _run(
         plan=options.save,
         log_every=options.log_every,
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
-        meter=make_meter(objective, config, world),
-        log=_open_log(stack, run, state, options) if world.is_main else None,
-        validation=_validation_of_main(world, options, data, config, objective),
+        meter=make_meter(objective, config, context),
+        log=_open_log(stack, run, state, options) if context.is_main else None,
+        validation=_validation_of_main(context, options, data, config, objective),
         overwrites=options.overwrite,
     )
     with Batches(loader) as batches:
-        run_steps(Trainer(state, schedule, world), batches, job)
+        run_steps(Trainer(state, schedule, context), batches, job)
 
 
 def make_state(
     model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device
 ) -> TrainState[MaskedClap]:
-    """A new model with weights from the seed, the same on every device, and its optimiser."""
+    """A new model, with weights from the seed that are the same on every device, and its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = M2DCLAP(model_config)
@@ -173,9 +174,9 @@ def make_state(
 
 
 def make_order(
-    data: TrainingData, config: TrainConfig, schedule: Schedule, world: DistributedContext, first_step: int
+    data: TrainingData, config: TrainConfig, schedule: Schedule, context: DistributedContext, first_step: int
 ) -> TrainOrder:
-    """What this process trains on from ``first_step`` (0, 1, …) to the end."""
+    """The order of this process's clips from ``first_step`` (0, 1, …) to the end."""
     return TrainOrder(
         len(data),
         config.batch_size,
@@ -183,26 +184,26 @@ def make_order(
         total_steps=schedule.total_steps,
         first_step=first_step,
         accumulate=config.accumulate,
-        rank=world.rank,
-        world_size=world.size,
+        rank=context.rank,
+        world_size=context.size,
         weights=data.weights,
     )
 
 
-def make_meter(objective: Objective, config: TrainConfig, world: DistributedContext) -> Meter:
-    """A meter against what all devices could do, if all are like this one."""
-    peak = matrix_peak(world.device, resolve_amp(config.amp, world.device)) * world.size
-    return Meter(world.device, objective.flops_per_clip(), peak)
+def make_meter(objective: Objective, config: TrainConfig, context: DistributedContext) -> Meter:
+    """A meter whose peak is that of all devices, assuming that all are like this one."""
+    peak = matrix_peak(context.device, resolve_amp(config.amp, context.device)) * context.size
+    return Meter(context.device, objective.flops_per_clip(), peak)
 
 
 def compile_blocks(objective: Objective) -> None:
-    """Compile each transformer block where it stands: most of the gain, names of weights and gathering as they are."""
+    """Compile each transformer block in place: most of the gain, while weight names and gathering stay as they are."""
     for block in objective.blocks():
         block.compile()
 
 
 def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
-    """Raise `UserError` where a step's batch cannot be filled, or not divided evenly among ``processes``."""
+    """Raise `UserError` if a step's batch cannot be filled, or not divided evenly among ``processes``."""
     if clips < 2:
         raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
     if clips < config.batch_size:
@@ -217,7 +218,7 @@ def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> No
 
 
 def settings_of(data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions) -> dict[str, Any]:
-    """What a resumed run must share."""
+    """The settings that a resumed run must share."""
     init = None if options.init is None else file_digest(find_checkpoint(options.init))
     return {
         "size": options.size,
@@ -255,32 +256,32 @@ def _open_run(
 
 
 def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], options: RunOptions) -> RunLog:
-    also: Callable[[Figures, int], None] | None = None
+    also: Callable[[Metrics, int], None] | None = None
     if options.wandb is not None:
         also = stack.enter_context(open_wandb(options.wandb, run))
     return stack.enter_context(RunLog(run.log, state.step, also))
 
 
 def _validation_of_main(
-    world: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
+    context: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
 ) -> Validation | None:
-    """The validation, in the first process; what is wrong with its tables stops all of them."""
+    """The validation in the first process, None in others; an error in its tables stops all of them."""
     made: list[Validation] = []
-    world.broadcast_from_main(
+    context.broadcast_from_main(
         lambda: made.append(Validation(options.validation, data, config, objective, objective.model))
     )
     return made[0] if made else None
 
 
-def say(world: DistributedContext, words: str) -> None:
-    if world.is_main:
+def say(context: DistributedContext, words: str) -> None:
+    if context.is_main:
         print(f"train: {words}", file=sys.stderr)
 
 
 def _checkpoint_args(
     data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions
 ) -> dict[str, Any]:
-    """What a checkpoint says about itself: the original's names at the top, our configurations below."""
+    """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     return {
         "model": model_name(options.size),
         "input_size": list(model.input_size),

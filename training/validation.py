@@ -1,8 +1,6 @@
-"""What is measured between epochs, without changing the run.
+"""Measures a model between epochs without changing the run: validation loss, rank of features, zero-shot accuracy.
 
-Whether features use the space that they have: effective rank and cumulative explained variance.
-
-What is measured between epochs, without changing the run: validation loss, rank of features, zero-shot accuracy.
+Effective rank and cumulative explained variance show whether the features use the space that they have.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import TrainingData
 from m2dprep.training.dataset import FEATURE_STREAM, BatchKey, Clips
-from m2dprep.training.log import Figures
+from m2dprep.training.log import Metrics
 from m2dprep.training.objectives import Objective
 
 # Keeps the logarithm of a singular value's share finite, as in the paper.
@@ -43,9 +41,10 @@ def rank_me(features: torch.Tensor) -> float:
 def explained_variance_area(features: torch.Tensor) -> float:
     """Area under the cumulative explained variance of features (N, D), 0.5 … 1.
 
-    The curve goes over the share of principal components, the largest first. 0.5 where all directions carry equal
-    variance; close to 1 where few carry all of it, that is, where features have collapsed. Source: Li, Efros and
-    Pathak, "Understanding collapse in non-contrastive siamese representation learning" (ECCV 2022), section 3.
+    The curve goes over the share of principal components, the largest first. The area is 0.5 if all directions carry
+    equal variance, and close to 1 if few directions carry all of it, that is, if the features have collapsed. Source:
+    Li, Efros and Pathak, "Understanding collapse in non-contrastive siamese representation learning" (ECCV 2022),
+    section 3.
     """
     centred = features.double() - features.double().mean(dim=0)
     variances = torch.linalg.svdvals(centred) ** 2
@@ -56,16 +55,16 @@ def explained_variance_area(features: torch.Tensor) -> float:
     return float(torch.trapezoid(curve, dx=1 / len(variances)))
 
 
-# Captions are contrasted within a batch, so its size is part of what the validation loss means: it stays the same
+# Captions are contrasted within a batch, so its size is part of the meaning of the validation loss: it stays the same
 # whatever the batch or the number of processes in training.
 VALIDATION_BATCH = 64
-# Features are of so many clips at most; their rank needs more of them than they have dimensions.
+# The maximum number of clips for features; their rank needs more clips than they have dimensions.
 FEATURE_CLIPS = 2048
 FEATURE_BATCH = 32
 
 
 class Validation:
-    """Measures the losses of an objective, and the model that it trains; in the first process only."""
+    """Measures the losses of an objective and the model that it trains; in the first process only."""
 
     def __init__(
         self, options: ValidationOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
@@ -83,17 +82,17 @@ class Validation:
         probe = self._probe is not None and _is_due(epoch, options.probe_every)
         return valid or probe or _is_due(epoch, options.features_every)
 
-    def figures(self, epoch: int) -> Figures:
-        """What is due after ``epoch`` epochs, by the names that it has in the log."""
-        options, model, figures = self._options, self._model, Figures()
+    def metrics(self, epoch: int) -> Metrics:
+        """The measurements that are due after ``epoch`` epochs, by their names in the log."""
+        options, model, metrics = self._options, self._model, Metrics()
         with evaluating(self._objective):
             if self._held_out is not None and _is_due(epoch, options.valid_every):
-                figures |= validation_losses(self._objective, self._held_out, self._config.amp)
+                metrics |= validation_losses(self._objective, self._held_out, self._config.amp)
             if _is_due(epoch, options.features_every):
-                figures |= feature_figures(model, self._feature_clips, self._data, self._config.seed)
+                metrics |= feature_metrics(model, self._feature_clips, self._data, self._config.seed)
             if self._probe is not None and _is_due(epoch, options.probe_every):
-                figures |= self._probe.figures(model, self._data)
-        return figures
+                metrics |= self._probe.metrics(model, self._data)
+        return metrics
 
 
 @contextmanager
@@ -108,11 +107,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def validation_losses(objective: Objective, clips: Clips, amp: str) -> Figures:
-    """The losses over held-out clips, means over clips: ``valid_loss`` and what else the objective has.
+def validation_losses(objective: Objective, clips: Clips, amp: str) -> Metrics:
+    """The losses over held-out clips, as means over clips: ``valid_loss`` and any others of the objective.
 
     Crops, captions and masks are those of epoch 0, so that epochs differ by the model alone. Batches have
-    `VALIDATION_BATCH` clips or, where that does not divide them, evenly fewer.
+    `VALIDATION_BATCH` clips or, if that does not divide the number of clips, evenly fewer.
     """
     parts = np.array_split(np.arange(len(clips)), -(-len(clips) // VALIDATION_BATCH))
     names = objective.loss_names
@@ -125,8 +124,8 @@ def validation_losses(objective: Objective, clips: Clips, amp: str) -> Figures:
     return {f"valid_{name}": value for name, value in zip(names, (total / len(clips)).tolist(), strict=True)}
 
 
-def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int) -> Figures:
-    """``rank_me`` and ``explained_variance_area`` of the averaged patches of a fixed choice of clips, whole."""
+def feature_metrics(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int) -> Metrics:
+    """``rank_me`` and ``explained_variance_area`` of the averaged patches of a fixed choice of whole clips."""
     rng = np.random.default_rng((FEATURE_STREAM, seed))
     chosen = rng.permutation(len(clips))[:FEATURE_CLIPS]
     encoder = AudioEncoder(model, data.stats, FEATURE_BATCH)
@@ -141,7 +140,7 @@ def feature_figures(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int)
 
 
 class ZeroShotProbe:
-    """Zero-shot classification of a fixed table of clips, with the encoder that the captions were embedded with."""
+    """Zero-shot classification of a fixed table of clips, with the text encoder of the training captions."""
 
     def __init__(self, options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> None:
         assert options.probe_clips is not None
@@ -157,8 +156,8 @@ class ZeroShotProbe:
         self._texts = class_embeddings(encoder, self._clips.classes, template)
         self._reader = ClipReader(data.front_end)
 
-    def figures(self, model: M2DCLAP, data: TrainingData) -> Figures:
-        """``zero_shot_accuracy`` (a share; None where no clip could be read) and ``zero_shot_failed`` clips."""
+    def metrics(self, model: M2DCLAP, data: TrainingData) -> Metrics:
+        """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""
         encoder = AudioEncoder(model, data.stats)
         predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
         confusion, failures = tally(self._clips, predictions)

@@ -1,1 +1,1 @@
-"""From captions to an aligned store of sentence embeddings."""
+"""Encodes captions into a row-aligned store of sentence embeddings."""

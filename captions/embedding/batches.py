@@ -1,10 +1,8 @@
-"""Texts to tokens to batches that fit the device's memory.
+"""Turns texts into tokens, and tokens into batches that fit in the device's memory.
 
-Texts into blocks, and a block's texts into batches: texts of like length together, as many as their tokens allow.
-
-Texts to token ids, many at a time: a fast tokenizer's own batches, without Python objects for masks and offsets.
-
-How many tokens a batch may have on a device, measured with one batch.
+Texts are divided into blocks, and a block's texts into batches of similar length, as large as a budget of tokens
+allows. A fast tokenizer makes token ids for many texts at once, without Python objects for masks and offsets. The
+budget of a GPU is measured with one batch.
 """
 
 from __future__ import annotations
@@ -19,25 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
-# On a CPU larger batches leave its caches and smaller ones its arithmetic units; benchmarks/embed.py measures it.
+# On a CPU, larger batches do not fit in its caches and smaller ones leave its arithmetic units idle;
+# benchmarks/embed.py measures it.
 CPU_BATCH_TOKENS = 2048
-# Beyond, a GPU gains nothing; less where its memory is small.
+# Beyond this a GPU gains nothing; a GPU with little memory gets less.
 GPU_BATCH_TOKENS = 32768
-LEAST_BATCH_TOKENS = 512
+MIN_BATCH_TOKENS = 512
 MEMORY_SHARE = 0.5
 BLOCK_BATCHES = 8
 BLOCK_TEXTS = 8192
-BYTES_PER_TOKEN = 4  # of English; only what share a block depends on it
+BYTES_PER_TOKEN = 4  # of English; only the division into blocks depends on it
 SPECIAL_TOKENS = 2
-LEAST_FILLED = 0.9  # of a row of a batch
+MIN_FILLED = 0.9  # share of a batch's row that is not padding
 
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """float32 (n, D) of a block's texts, of which ``truncated`` were cut to the encoder's length.
+    """The embeddings of a block's texts, float32 (n, D); ``truncated`` texts were cut to the encoder's length.
 
-    ``tokens`` is how many they had, ``computed`` how many with padding. ``device`` and ``attention`` say what computed
-    them, ``divided`` how many batches had to be since the last block, for want of memory.
+    ``tokens`` counts their tokens, ``computed`` those with padding. ``device`` and ``attention`` name what computed
+    them; ``divided`` is the number of batches that were halved since the last block for lack of memory.
     """
 
     embeddings: np.ndarray
@@ -50,7 +49,7 @@ class EncodedBlock:
 
 
 class BatchBudget:
-    """How many tokens, padding included, a batch may have; it shrinks where memory does not suffice."""
+    """The number of tokens, padding included, that a batch may have; it shrinks when memory does not suffice."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -59,35 +58,35 @@ class BatchBudget:
         self._lock = threading.Lock()
 
     def shrink_below(self, size: int) -> None:
-        """A batch of ``size`` tokens was too large."""
+        """Note that a batch of ``size`` tokens was too large."""
         with self._lock:
             if self.tokens >= size // 2:
                 self.tokens = max(1, size // 2)
                 self.halvings += 1
 
     def note_division(self) -> None:
-        """A batch was computed in halves: its embeddings differ by rounding from those that it would have given."""
+        """Note that a batch was computed in halves, whose embeddings differ from the whole batch's by rounding."""
         with self._lock:
             self._divided += 1
 
     def take_divisions(self) -> int:
-        """How many batches were divided since this was asked last."""
+        """The number of batches divided since the last call."""
         with self._lock:
             divided, self._divided = self._divided, 0
         return divided
 
 
 def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:
-    """The budget of a GPU: a power of two, so that a little more or less free memory does not change the batches."""
+    """The budget of a GPU: a power of two, so that small differences in free memory do not change the batches."""
     fit = max(1.0, MEMORY_SHARE * free_bytes / max(bytes_per_token, 1.0))
-    return int(min(GPU_BATCH_TOKENS, max(LEAST_BATCH_TOKENS, 2 ** int(np.log2(fit)))))
+    return int(min(GPU_BATCH_TOKENS, max(MIN_BATCH_TOKENS, 2 ** int(np.log2(fit)))))
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """The rows (n,) of each batch, longest texts first: what is too large for the memory shows at once.
+    """The rows (n,) of each batch, longest texts first, so that a batch too large for the memory shows at once.
 
-    A batch has at most ``budget`` tokens, padded to its longest text, and at least one text. Once a quarter full, it
-    ends before a text that is much shorter than its longest; in its second half it ends where the length changes, so
+    A batch has at least one text and, padded to its longest one, at most ``budget`` tokens. Once a quarter full, it
+    ends before a text that is much shorter than its longest; in its second half it ends when the length changes, so
     that most batches need no padding at all.
     """
     order = np.argsort(-lengths, kind="stable")
@@ -97,7 +96,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         longest = max(1, int(ordered[start]))
         stop = min(len(order), start + max(1, budget // longest))
         quarter = start + max(1, (stop - start) // 4)
-        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= LEAST_FILLED * longest))
+        stop = quarter + int(np.count_nonzero(ordered[quarter:stop] >= MIN_FILLED * longest))
         if stop < len(order) and ordered[stop - 1] == ordered[stop]:
             middle = (start + stop) // 2
             changes = np.flatnonzero(ordered[middle : stop - 1] != ordered[middle + 1 : stop])
@@ -108,9 +107,10 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 
 def block_ends(text_bytes: np.ndarray, block_tokens: int) -> np.ndarray:
-    """Where each block ends: about ``block_tokens`` tokens, estimated from the texts' bytes, at most `BLOCK_TEXTS`.
+    """The end of each block: about ``block_tokens`` tokens, estimated from the texts' bytes; at most `BLOCK_TEXTS`.
 
-    Blocks depend on the texts and ``block_tokens`` alone: whoever encodes a block, and when, its result is the same.
+    Blocks depend only on the texts and ``block_tokens``, so a block's result does not depend on who encodes it, or
+    when.
     """
     if not len(text_bytes):
         return np.zeros(0, np.int64)
@@ -124,9 +124,10 @@ def block_ends(text_bytes: np.ndarray, block_tokens: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token ids of N texts, one after another: text i has ``ids[starts[i]:starts[i + 1]]``.
+    """The token ids of N texts, one after another: text i has ``ids[starts[i]:starts[i + 1]]``, int32.
 
-    ``type_ids`` likewise, None where the model takes none or all are zero. ``truncated`` texts were cut to the limit.
+    ``type_ids`` are laid out likewise; None if the model takes none or all are zero. ``truncated`` is the number of
+    texts that were cut to the limit.
     """
 
     ids: np.ndarray
@@ -141,7 +142,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Padded:
-    """Arrays (B, T) of a batch, int64; ``mask`` is None where all texts are of one length."""
+    """The arrays (B, T) of a batch, int64; ``mask`` is None if all texts have the same length."""
 
     ids: np.ndarray
     mask: np.ndarray | None
@@ -151,7 +152,8 @@ class Padded:
 class TextTokenizer:
     """A model's tokenizer with the settings of an encoder: ``prefix`` before every text, ``max_length`` tokens.
 
-    Texts are lower-cased (``lower``) and rid of white space around them (``strip``) where the model's library does it.
+    Texts are lower-cased (``lower``) and stripped of surrounding white space (``strip``) if the model's library does
+    so.
     """
 
     def __init__(
@@ -164,24 +166,24 @@ class TextTokenizer:
         self._needs_type_ids = self.takes_type_ids and any(map(any, probe["token_type_ids"]))
 
     def prepared(self, text: str) -> str:
-        """A text as the tokenizer gets it."""
+        """A text in the form that the tokenizer gets."""
         text = self._prefix + text
         text = text.strip() if self._strip else text
         return text.lower() if self._lower else text
 
     def tokens_of_prefix(self) -> int:
-        """How many tokens the prefix has at the beginning of a text, special ones before it included."""
+        """The number of tokens that the prefix has at the beginning of a text, including special ones before it."""
         if not self._prefix:
             return 0
         ids = self._tokenizer([self.prepared("")], padding=False)["input_ids"][0]
         return len(ids) - (1 if ids and ids[-1] in self._tokenizer.all_special_ids else 0)
 
     def is_empty(self, text: str) -> bool:
-        """Whether a text has no token at all, special ones included."""
+        """Whether a text has no token at all, not even a special one."""
         return not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of every text, at least one each: a text without any is the padding token alone."""
+        """The tokens of every text, at least one each: a text without any becomes a single padding token."""
         prepared = [self.prepared(text) for text in texts]
         ids, type_ids, truncated = self._fast(prepared) if self._tokenizer.is_fast else self._slow(prepared)
         if not all(ids):
@@ -197,7 +199,7 @@ class TextTokenizer:
         return Tokens(flat_ids, starts, flat_types, truncated)
 
     def unknown_share(self, texts: Sequence[str]) -> float:
-        """Which share of the texts' tokens, special ones aside, stands for what the tokenizer does not know."""
+        """The share of the texts' tokens, special ones aside, that stand for unknown words."""
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
         unknown, others = self._tokenizer.unk_token_id, {getattr(self._tokenizer, name, None) for name in names}
         if unknown is None or unknown in others:
@@ -221,7 +223,7 @@ class TextTokenizer:
         return int(self._tokenizer.pad_token_id or 0)
 
     def pad(self, tokens: Tokens, rows: np.ndarray) -> Padded:
-        """A batch, padded on the tokenizer's side to its longest text."""
+        """A batch, padded to its longest text on the tokenizer's side."""
         lengths = tokens.lengths[rows]
         width = int(lengths.max())
         places = np.arange(width)
@@ -248,7 +250,7 @@ class TextTokenizer:
         return [row.ids for row in encoded], type_ids, sum(bool(row.overflowing) for row in encoded)
 
     def _slow(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]] | None, int]:
-        """The same with a tokenizer in Python."""
+        """The same with a tokenizer written in Python."""
         if not texts:
             return [], None, 0
         limit = self._max_length
@@ -269,9 +271,9 @@ PROBE_LENGTH = 32
 def fitting_tokens(
     forward: Callable[[Tokens, np.ndarray], object], device: torch.device, max_length: int | None
 ) -> int:
-    """The tokens of a batch that suit ``device``: on a GPU half of its free memory, as ``forward`` uses it.
+    """The tokens per batch that suit ``device``: on a GPU as many as ``forward`` computes in half of its free memory.
 
-    Raises `torch.OutOfMemoryError` where not even one text fits.
+    Raises `torch.OutOfMemoryError` if not even one text fits.
     """
     if device.type != "cuda":
         return CPU_BATCH_TOKENS
@@ -282,7 +284,7 @@ def fitting_tokens(
         before = torch.cuda.memory_allocated(device)
         count = tokens // length
         probe = Tokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length, None, 0)
-        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+        with contextlib.suppress(torch.OutOfMemoryError):  # the error's traceback would hold the memory
             forward(probe, np.arange(count))
             used = torch.cuda.max_memory_allocated(device) - before
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -292,7 +294,7 @@ def fitting_tokens(
 
 
 def _halvings(most: int, least: int) -> Iterator[int]:
-    """``most``, its half, and so on, down to ``least``."""
+    """``most``, half of it, and so on, down to ``least``."""
     while most >= least:
         yield most
         most //= 2

@@ -1,4 +1,4 @@
-"""Captions to an aligned store of embeddings: every different text is encoded once, in blocks that survive a kill."""
+"""Encodes a captions table into an aligned store: every different text once, in blocks that survive a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BlockRunner = Callable[[Iterator[Block], Advance], Iterator[tuple[Block, Encoded
 
 
 class CaptionEncoder(Protocol):
-    """What `embed_captions` needs of an encoder; `captions.embedding.encoder.TextEncoder` is one."""
+    """The part of an encoder that `embed_captions` needs; `captions.embedding.encoder.TextEncoder` has it."""
 
     @property
     def dim(self) -> int: ...
@@ -63,7 +63,7 @@ class CaptionEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Embedded:
-    """A finished store; of its rows this run encoded ``done``, copied ``reused``, and earlier runs had ``skipped``."""
+    """A finished store. This run encoded ``done`` rows and copied ``reused``; earlier runs did ``skipped``."""
 
     store: EmbeddingStore
     done: int
@@ -84,13 +84,13 @@ def embed_captions(
 ) -> Embedded:
     """Encode ``captions.parquet`` into the store ``out``: row i of its (N, D) array is row i of the table.
 
-    An interrupted run is taken up where it stopped; a finished store is left as it is. ``reuse`` is another store of
-    the same settings, whose rows are copied where the text is the same. ``run_blocks`` computes elsewhere; by default
-    ``encoder`` does. In the end some rows are held against a plain float32 computation, which ``meta.json`` notes.
+    An interrupted run continues where it stopped; a finished store is left as it is. ``reuse`` is another store with
+    the same settings, whose rows are copied for equal texts. ``run_blocks`` computes the blocks elsewhere; by default
+    ``encoder`` does. At the end some rows are compared with a plain float32 computation, and ``meta.json`` records it.
 
-    Raises `UserError` where there are no captions, or an embedding is not finite as ``dtype``;
-    `FingerprintConflictError` where ``out`` or ``reuse`` was made with other settings or captions; `CheckFailedError`
-    where embeddings differ from the plain computation.
+    Raises `UserError` if there are no captions, or an embedding is not finite as ``dtype``; `FingerprintConflictError`
+    if ``out`` or ``reuse`` was made with other settings or captions; `CheckFailedError` if embeddings differ from the
+    plain computation.
     """
     if dtype not in DTYPES:
         raise UserError(f"embeddings are stored as {' or '.join(DTYPES)}, not {dtype!r}.")
@@ -111,7 +111,7 @@ def embed_captions(
                 given = found >= 0
                 reused = copy_reusable(earlier, found, plan, writer, dtype, captions, encoder.truncated)
             del index
-            # Whoever goes on, on whatever memory: the texts are divided as they were.
+            # A run that continues, with whatever memory, divides the texts as the first run did.
             settled = writer.kept.setdefault("batch_tokens", {})
             settled[encoder.batches_for] = encoder.settle(settled.get(encoder.batches_for))
             blocks = plan.blocks(block_tokens or encoder.block_tokens, given, writer.done[plan.first_rows])
@@ -134,7 +134,7 @@ def _encode(
     captions: pa.Table,
     dtype: str,
 ) -> None:
-    """Encode ``blocks`` and write each as it comes."""
+    """Encode ``blocks`` and write each one when it is ready."""
     done = int(np.count_nonzero(writer.done[plan.first_rows]))
     with Progress(len(plan), "embedding", "texts", initial=done) as progress:
         for block, encoded in runner(blocks, progress.advance):
@@ -152,7 +152,7 @@ def _encode(
 
 
 def computed_by(kept: Mapping[str, Any], divided: int) -> dict[str, Any]:
-    """Notes on what computed the blocks of a store, in this run and earlier ones; none where no block was."""
+    """Notes on what computed the blocks of a store, in this run and earlier ones; empty if no block was computed."""
     notes = {name: ", ".join(kept[name]) for name in COMPUTED_BY if kept.get(name)}
     return {**notes, "batch_halvings": divided} if notes else {}
 
@@ -173,9 +173,9 @@ def run_here(
 
 
 def require_captions(path: Path) -> pa.Table:
-    """What of the captions in ``path`` is needed.
+    """The columns of the captions in ``path`` that encoding needs.
 
-    Raises `UserError` where it cannot be read, has no rows, or holds text that is not UTF-8.
+    Raises `UserError` if the file cannot be read, has no rows, or holds text that is not UTF-8.
     """
     captions = read_captions(path, COLUMNS)
     require_utf8(captions, path)

@@ -1,8 +1,6 @@
-"""Text encoders: captions in, embeddings out.
+"""Text encoders: captions in, aligned float32 embeddings out. `load_encoder` makes one.
 
-Which encoder a worker is to load: what `captions.embedding.encoder.load_encoder` takes, as plain values that travel.
-
-Text encoders: captions in, aligned float32 embeddings out. `load_encoder` makes one.
+An `EncoderRequest` holds the arguments of `load_encoder` as plain values, which can be sent to a worker.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ from m2dprep.captions.embedding.loading import Pooling, load_model, resolve_devi
 from m2dprep.captions.embedding.model_files import ModelFiles, find_model, require_no_code, with_code
 from m2dprep.captions.embedding.pipeline import encode_ahead
 from m2dprep.captions.embedding.reference import reference_embeddings, require_same_as_model
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE
+from m2dprep.captions.embedding.sample_check import MIN_COSINE
 from m2dprep.captions.embedding.text_model import EncoderSettings, Normalized, TextModel, require_own_type
 
 
 @dataclass(frozen=True)
 class EncoderRequest:
-    """The arguments of `load_encoder`, which describes them. ``precision`` is ``auto``, unlike there."""
+    """The arguments of `load_encoder`, which describes them; only the default of ``precision`` differs: ``auto``."""
 
     name_or_path: str
     device: str = "auto"
@@ -40,7 +38,7 @@ class EncoderRequest:
     trust_remote_code: bool = False
 
     def load(self) -> TextEncoder:
-        """The encoder; imports torch. Raises as `load_encoder` does."""
+        """Load the encoder; imports torch. Raises the errors of `load_encoder`."""
 
         return load_encoder(**asdict(self))
 
@@ -63,16 +61,16 @@ def load_encoder(
 ) -> TextEncoder:
     """Load a text encoder by its hub name or from a local folder.
 
-    ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, the first token's; ``model``, what
-    `SentenceTransformer.encode` makes of them. ``normalize`` scales each embedding to length 1. ``prefix`` is put
-    before every text. None is, for both, what the model itself does where ``pooling`` is ``model`` (its Normalize
-    module, its default prompt), and nothing elsewhere. ``max_length`` None is the model's own limit. ``precision`` of
-    the computation: ``fp32``, ``bf16``, ``fp16``, or ``auto``, what the device is quick at; pooling by ``mean`` and
-    ``cls`` is in float32 always. ``batch_tokens`` None suits the device. Models that bring code of their own are
+    ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, that of the first token; ``model``,
+    the result of `SentenceTransformer.encode`. ``normalize`` scales each embedding to length 1. ``prefix`` is put
+    before every text. If these two are None, the model decides with ``pooling="model"`` (its Normalize module, its
+    default prompt), and they are off otherwise. ``max_length`` None is the model's own limit. ``precision`` of the
+    computation: ``fp32``, ``bf16``, ``fp16``, or ``auto``, one that the device computes fast; pooling by ``mean`` and
+    ``cls`` is always in float32. ``batch_tokens`` None chooses for the device. Models with code of their own are
     refused unless ``trust_remote_code``.
 
-    Raises `UserError` where the model is unknown, cannot be loaded or reached, or is not whole, the device is not
-    there or too small, or a text of ``max_length`` tokens would not fit.
+    Raises `UserError` if the model is unknown, unreachable, incomplete or cannot be loaded; if the device is missing or
+    too small; or if a text of ``max_length`` tokens would not fit.
     """
     target = resolve_device(device)
     settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
@@ -80,7 +78,8 @@ def load_encoder(
     files = with_code(files) if trust_remote_code else require_no_code(files)
     if pooling == "model":
         require_own_type(files)
-    digests = files.weights_digest(), files.settings_digest()  # what cannot be read is told before libraries stumble
+    # report unreadable files before libraries stumble over them
+    digests = files.weights_digest(), files.settings_digest()
 
     def load() -> TextEncoder:
         model = load_model(files, target, settings.precision, trust_remote_code=trust_remote_code)
@@ -117,12 +116,12 @@ class TextEncoder(TextModel):
             model, files, settings, digests, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
         )
         if settings.pooling == "model":
-            require_same_as_model(self, model, LEAST_COSINE[self.settings.precision])
+            require_same_as_model(self, model, MIN_COSINE[self.settings.precision])
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> np.ndarray:
-        """float32 (N, dim), row i for text i. ``progress`` is called with numbers of texts as they are through.
+        """float32 (N, dim), row i for text i. ``progress`` is called with the number of texts just finished.
 
-        Raises `UserError` where a text alone does not fit in the GPU's memory.
+        Raises `UserError` if a single text does not fit in the GPU's memory.
         """
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         lengths = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64)

@@ -1,8 +1,6 @@
-"""Embedding stores in the formats of others: the original's dictionaries, and Parquet.
+"""Converts embedding stores from and to the original's pickled dictionaries {clip id: (D,) or (n, D)}, and to Parquet.
 
-Embedding stores to and from the original's pickled dictionaries {clip id: (D,) or (n, D)}.
-
-An embedding store as one Parquet file: the index's columns and the embeddings as fixed-size lists.
+A Parquet file has the columns of the store's index, and the embeddings as fixed-size lists.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.tables import forget_digest, parquet_writer, verify_export, write_list_digest
 
-# Stands where a caption's digest would, for embeddings whose captions nobody knows; no text has this digest.
+# In place of a caption's digest for embeddings whose captions are unknown; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
 IMPORTED = "m2d"
 ROWS_AT_ONCE = 8192
@@ -35,7 +33,7 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: ``clips`` keys, ``rows`` embeddings of ``dim`` numbers."""
+    """The result of an export: ``clips`` keys, and ``rows`` embeddings of ``dim`` numbers."""
 
     file: Path
     clips: int
@@ -46,11 +44,11 @@ class Exported:
 def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False) -> Exported:
     """Write a store as the dictionary that the original trainer loads: float16, one caption (D,), several (n, D).
 
-    Keys are the store's clip ids; a clip's captions keep their order. The embeddings are streamed. The file's digest
-    lies beside it.
+    Keys are the store's clip ids; a clip's captions keep their order. The embeddings are streamed. The file's digest is
+    written beside it.
 
-    Raises `UserError` where the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not asked for, or
-    a value does not fit float16.
+    Raises `UserError` if the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not set, or a value
+    does not fit in float16.
     """
     store = EmbeddingStore.open(store_folder)
     require_free(file, store, overwrite)
@@ -65,13 +63,13 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
         forget_digest(file)
         clips = write_dictionary(file, items)
         write_list_digest(file)
-    else:  # first its digest, so that the file is never there without
+    else:  # first the digest, so that the file never lacks one
         clips = write_dictionary(file, items, lambda digest: write_list_digest(file, digest))
     return Exported(file, clips, len(clip), store.embeddings.shape[1])
 
 
 def require_free(file: Path, store: EmbeddingStore, overwrite: bool) -> None:
-    """Raise `UserError` where ``file`` is there and not to be replaced, or lies in the ``store`` itself."""
+    """Raise `UserError` if ``file`` exists and may not be replaced, or lies in the ``store`` itself."""
     if file.resolve().is_relative_to(store.folder.resolve()):
         raise UserError(f"{file} lies in the store that is exported; give the file another folder.")
     if file.exists() and not overwrite:
@@ -79,7 +77,7 @@ def require_free(file: Path, store: EmbeddingStore, overwrite: bool) -> None:
 
 
 def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.ndarray) -> Iterator[tuple[str, Any]]:
-    """``(clip id, float16 (D,) or (n, D))`` of each clip; its rows are ``order`` up to its end."""
+    """``(clip id, float16 (D,) or (n, D))`` of each clip; its rows are those in ``order`` up to its end."""
     embeddings, start = store.rows(), 0
     for key, end in zip(keys, ends.tolist(), strict=True):
         with np.errstate(over="ignore"):
@@ -91,15 +89,15 @@ def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.n
 
 
 def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> EmbeddingStore:
-    """Make a store of the original's dictionary: one row a vector, in the order of the file, in its type.
+    """Make a store from the original's dictionary: one row per vector, in the order and type of the file.
 
     Such a store cannot be checked against captions, which the dictionary does not hold: its ``meta.json`` says
-    ``"captions": "unknown"`` and no encoder, its index holds `UNKNOWN_CAPTION` in place of digests. float64 becomes
-    float32. Nothing of the pickle is executed (`artifacts.embeddings.m2d_dictionary`). The file is read twice: once to
-    know what is in it, and once to copy; of the embeddings a few thousand are in memory at a time.
+    ``"captions": "unknown"`` and names no encoder, and its index holds `UNKNOWN_CAPTION` in place of digests. float64
+    becomes float32. Nothing of the pickle is executed (`artifacts.embeddings.m2d_dictionary`). The file is read twice,
+    once to learn its contents and once to copy them; a few thousand embeddings are in memory at a time.
 
-    Raises `UserError` where the file holds anything but such arrays of one length, all finite, or is not what the
-    digest beside it is of.
+    Raises `UserError` if the file holds anything but such arrays of one length, all finite, or does not match the
+    digest beside it.
     """
     require_file(file, "a dictionary of embeddings")
     verify_export(file)
@@ -120,7 +118,8 @@ def import_dictionary(file: Path, out: Path, *, overwrite: bool = False) -> Embe
 
 
 def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
-    """Keys, how many embeddings each has, their length, and the type for all. Raises `UserError` as the import does."""
+    """The keys, the number of embeddings of each, their length, and the type for all. Raises the import's
+    `UserError`."""
     lengths: dict[str, int] = {}
     dim, dtype = 0, "float16"
     with np.errstate(over="ignore"), Progress(None, "looking through the dictionary") as progress:
@@ -145,7 +144,7 @@ def _look_through(file: Path) -> tuple[list[str], np.ndarray, int, str]:
 
 
 def _is_text(key: str) -> bool:
-    """Whether it has no lone surrogates, which a pickle may hold and nothing else can."""
+    """Whether a key has no lone surrogates, which a pickle may hold but Parquet and JSON cannot."""
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -180,17 +179,17 @@ def _index_without_captions(keys: list[str], lengths: np.ndarray) -> pa.Table:
 
 
 ROW_GROUP_BYTES = 32 << 20
-# Of meta.json, what the file's own metadata repeat under the key m2dprep.
+# The keys of meta.json that the file's own metadata repeat under the key m2dprep.
 DESCRIBED = ("model", "revision", "weights", "pooling", "normalized", "prefix", "max_length", "precision")
 
 
 def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, overwrite: bool = False) -> Exported:
-    """Write a store as Parquet, a row an embedding, in the store's order: the columns of its index and ``embedding``.
+    """Write a store as Parquet, one row per embedding, in its order: the columns of its index and ``embedding``.
 
     ``dtype`` None is the store's. One row group is in memory at a time.
 
-    Raises `UserError` where the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not asked for, or
-    a value does not fit ``dtype``.
+    Raises `UserError` if the store is unfinished or damaged, ``file`` exists and ``overwrite`` is not set, or a value
+    does not fit in ``dtype``.
     """
     store = EmbeddingStore.open(store_folder)
     require_free(file, store, overwrite)
@@ -217,7 +216,7 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
 
 
 def _as(store: EmbeddingStore, start: int, block: np.ndarray, value: pa.DataType) -> np.ndarray:
-    """The rows from ``start`` on in another type. Raises `UserError` where they do not fit."""
+    """The rows from ``start`` on in another type. Raises `UserError` if they do not fit."""
     with np.errstate(over="ignore"):
         embeddings = block.astype(value.to_pandas_dtype(), copy=False)
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))

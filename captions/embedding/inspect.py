@@ -1,4 +1,4 @@
-"""A look inside a store: norms, equal embeddings, dead dimensions, the captions nearest to a text."""
+"""Inspects a store: norms, equal embeddings, dead dimensions, and the captions nearest to a text."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 BLOCK_ROWS = 16384
-NAMED = 20  # dead dimensions that are listed
+NAMED = 20  # the number of dead dimensions that are listed
 DEAD_SHARE = 1e-3  # of the mean standard deviation of all dimensions
 
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What `inspect_store` found.
+    """The findings of `inspect_store`.
 
-    ``repeated_texts`` rows have the text of an earlier row; ``equal_embeddings`` different texts have the embedding of
-    another text, bit for bit. ``dead_dimensions`` hardly vary: they tell captions nothing.
+    ``repeated_texts`` counts rows whose text an earlier row has; ``equal_embeddings`` counts different texts whose
+    embedding is that of another text, bit for bit. ``dead_dimensions`` hardly vary, so they do not tell captions apart.
     """
 
     rows: int
@@ -69,7 +69,7 @@ class StoreReport:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A caption near to a text: its ``row``, whose it is, the cosine, and ``caption`` where the table is at hand."""
+    """A caption near to a text: its ``row``, its clip, the cosine, and ``caption`` if the table is at hand."""
 
     row: int
     clip_id: str
@@ -79,7 +79,7 @@ class Neighbour:
 
 
 def inspect_store(store: EmbeddingStore) -> StoreReport:
-    """All rows, compared with their digests and then looked at, a block in memory at a time."""
+    """Compare all rows with their digests and examine them, one block in memory at a time."""
     store.require_whole()
     index = store.index()
     rows, dim = store.embeddings.shape
@@ -119,7 +119,7 @@ def inspect_store(store: EmbeddingStore) -> StoreReport:
 
 
 def nearest(store: EmbeddingStore, embedding: np.ndarray, count: int, captions: pa.Table | None) -> list[Neighbour]:
-    """The ``count`` rows of different texts that have the largest cosine to ``embedding`` (D,), the nearest first."""
+    """The ``count`` rows of different texts with the largest cosine to ``embedding`` (D,), the nearest first."""
     direction = embedding / max(float(np.linalg.norm(embedding)), 1e-30)
     cosines = np.empty(len(store.embeddings), np.float32)
     for start, block in _blocks(store):
@@ -136,7 +136,7 @@ def nearest(store: EmbeddingStore, embedding: np.ndarray, count: int, captions: 
 
 
 def _different(index: pa.Table, order: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` rows in ``order`` of which each has another text."""
+    """The first ``count`` rows in ``order`` with different texts."""
     digests = one_array(index["caption_digest"])
     width = digests.type.byte_width
     texts = np.frombuffer(digests.buffers()[1], f"S{width}")[digests.offset : digests.offset + len(digests)]
@@ -151,9 +151,9 @@ def _different(index: pa.Table, order: np.ndarray, count: int) -> np.ndarray:
 
 
 def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool, model: str | None) -> EncoderRequest:
-    """The encoder that a store was made with, or ``model`` with the same settings.
+    """The encoder that made a store, or ``model`` with the same settings.
 
-    Raises `UserError` where the store does not name it.
+    Raises `UserError` if the store does not name its encoder.
     """
     meta = store.meta
     name = model or meta.get("model_path") or meta.get("model")
@@ -173,9 +173,9 @@ def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool,
 
 
 def captions_of(store: EmbeddingStore, path: Path | None) -> pa.Table | None:
-    """The captions that the rows belong to: those in ``path``, else those beside the store, if they are its own.
+    """The captions that the rows belong to: those in ``path``, else those beside the store if they are its own.
 
-    Raises `UserError` where those in ``path`` are others.
+    Raises `UserError` if those in ``path`` are others.
     """
     beside = store.folder.resolve().parent / "captions.parquet"
     if path is None and not (store.has_captions and beside.exists()):
@@ -192,9 +192,9 @@ def captions_of(store: EmbeddingStore, path: Path | None) -> pa.Table | None:
 
 
 def check_store(store: EmbeddingStore, captions: pa.Table, request: EncoderRequest, rows: int, seed: int) -> float:
-    """Encode ``rows`` random rows again, plainly, each alone in float32; returns the smallest cosine to the stored.
+    """Encode ``rows`` random rows again, plainly, each alone in float32; returns the smallest cosine to those stored.
 
-    Raises `CheckFailedError` where they are too far off, belong to other captions, or the encoder is another one.
+    Raises `CheckFailedError` if they differ too much, belong to other captions, or the encoder is another one.
     """
     try:
         store.verify(captions)
@@ -207,7 +207,7 @@ def check_store(store: EmbeddingStore, captions: pa.Table, request: EncoderReque
 
 
 def require_maker(store: EmbeddingStore, encoder: TextEncoder) -> None:
-    """Raise `CheckFailedError` where a store was made by another model than ``encoder``'s."""
+    """Raise `CheckFailedError` if a store was made by another model than ``encoder``'s."""
     described = encoder.describe()
     for key, what in (("weights", "weights"), (TOKENIZER_AND_MODULES, "tokenizer and modules")):
         if store.meta.get(key) not in (None, described[key]):

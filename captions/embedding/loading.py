@@ -1,13 +1,11 @@
-"""Loading a text encoder, and making sure that it is whole.
+"""Loads a text encoder with sentence-transformers, and makes sure that it is complete.
 
-The files of text encoders are read in the ordinary way, whatever their libraries do with them.
+Loading chooses the device, the precision, and the fastest attention that the model offers.
 
-These map weights: a page that the disk cannot read ends the process (SIGBUS) without a word, for as long as the model
-is used. And they take a small file that the system fails to read for one that is missing, or of another kind of model.
-
-Is a model whole? Libraries load one without its vocabulary, or with random weights for missing ones, and go on.
-
-Loading a text encoder with sentence-transformers: device, precision, the fastest attention that it offers.
+The libraries map a model's weights, so a page that the disk cannot read ends the process (SIGBUS) without a message,
+for as long as the model is in use; here the files are read in the ordinary way. The libraries also take a small file
+that the system fails to read for a missing one, or for another kind of model, and they load a model without its
+vocabulary, or with random weights in place of missing ones, and carry on; here such models are refused.
 """
 
 from __future__ import annotations
@@ -32,10 +30,10 @@ T = TypeVar("T")
 
 
 def surely(load: Callable[[], T], *folders: Path | str) -> T:
-    """What ``load`` makes of a model in ``folders`` (other names are passed over), which may fail for a moment.
+    """Call ``load``, which loads a model from ``folders`` (other names are ignored) and may fail temporarily.
 
-    Where it fails all files are read: one that cannot be is an `OSError` with its name. If all can be, it was for a
-    moment, or it is their content: ``load`` is tried once more, and then raises what it raises.
+    If it fails, all files are read; if one cannot be, an `OSError` with its name is raised. If all can be read, the
+    failure was temporary or due to their content, so ``load`` is tried once more, and raises its own error.
     """
     try:
         return load()
@@ -50,7 +48,7 @@ def surely(load: Callable[[], T], *folders: Path | str) -> T:
 
 @contextmanager
 def weights_are_read() -> Iterator[None]:
-    """For the block, whatever safetensors and PyTorch load for other libraries is read."""
+    """In this block, files that safetensors and PyTorch load for other libraries are read instead of mapped."""
     # Imported here since it takes seconds.
     import safetensors.torch
     from transformers import modeling_utils
@@ -79,7 +77,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class ReadTensors:
-    """What `safetensors.safe_open` gives, of a file that was read. Raises `OSError`, naming it, where it cannot be."""
+    """Stands in for `safetensors.safe_open` on a file that was read. Raises `OSError`, naming the file, on failure."""
 
     def __init__(self, filename: Any, framework: str = "pt", device: Any = "cpu", **_: Any) -> None:
         from safetensors.torch import load
@@ -89,7 +87,7 @@ class ReadTensors:
             content = steadily(path.read_bytes)
         except OSError as error:
             raise named(error, path) from error
-        self._tensors = load(content)  # refuses what is no such file
+        self._tensors = load(content)  # refuses files of another kind
         self._header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         self._device = device
 
@@ -108,7 +106,7 @@ class ReadTensors:
         return list(self._tensors)
 
     def offset_keys(self) -> list[str]:
-        """In the order of the file."""
+        """The keys in the order of the file."""
         return sorted(self._tensors, key=lambda name: self._header[name]["data_offsets"])
 
     def get_tensor(self, name: str) -> torch.Tensor:
@@ -122,7 +120,7 @@ class ReadTensors:
 
 
 class TensorSlice:
-    """What safetensors calls a slice: a tensor that is still to be indexed."""
+    """A tensor that is still to be indexed, which safetensors calls a slice."""
 
     def __init__(self, tensor: torch.Tensor, dtype: str) -> None:
         self._tensor, self._dtype = tensor, dtype
@@ -134,20 +132,20 @@ class TensorSlice:
         return list(self._tensor.shape)
 
     def get_dtype(self) -> str:
-        """As safetensors names it, ``F32``."""
+        """The type by safetensors' name, such as ``F32``."""
         return self._dtype
 
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
-# Embedding tables have some rows that no token has, to suit a GPU; a tokenizer without its vocabulary knows a handful.
-LEAST_VOCABULARY = 0.5  # of the rows
-MOST_UNKNOWN = 0.5  # of the tokens of a sample of captions
+# Embedding tables have some rows without tokens, to suit a GPU; a tokenizer without its vocabulary knows a handful.
+MIN_VOCABULARY = 0.5  # of the rows
+MAX_UNKNOWN = 0.5  # of the tokens of a sample of captions
 HEADS = {"pooler"}  # weights that embeddings do not depend on
 NAMED = 3
 
 
 def require_tokenizer_files(files: ModelFiles) -> None:
-    """Raise `UserError` where a folder has nothing that a tokenizer could be made of."""
+    """Raise `UserError` if a folder has no file from which a tokenizer could be made."""
     for pattern in TOKENIZER_FILES:
         for path in (*files.folder.glob(pattern), *files.folder.glob(f"*/{pattern}")):
             if path.parent.name not in EXPORTS:
@@ -159,12 +157,12 @@ def require_tokenizer_files(files: ModelFiles) -> None:
 
 
 def require_vocabulary(files: ModelFiles, tokenizer: Any, transformer: Any) -> None:
-    """Raise `UserError` where a tokenizer knows far fewer tokens than the transformer has embeddings for."""
+    """Raise `UserError` if a tokenizer knows far fewer tokens than the transformer has embeddings for."""
     try:
         known, rows = len(tokenizer), int(transformer.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError, TypeError):  # no table of tokens
         return
-    if known < LEAST_VOCABULARY * rows:
+    if known < MIN_VOCABULARY * rows:
         raise UserError(
             f"{files.folder}: its tokenizer knows {known:,} tokens, its model {rows:,}. Files of the tokenizer "
             "(tokenizer.json, vocab.txt, …) are missing, or belong to another model."
@@ -173,7 +171,7 @@ def require_vocabulary(files: ModelFiles, tokenizer: Any, transformer: Any) -> N
 
 @contextlib.contextmanager
 def missing_weights() -> Iterator[set[str]]:
-    """The names of weights that transformers, in the block, does not find in a model's files and makes up."""
+    """The names of weights that transformers, in this block, initialises because a model's files lack them."""
     from transformers import PreTrainedModel
 
     missing: set[str] = set()
@@ -184,7 +182,7 @@ def missing_weights() -> Iterator[set[str]]:
         missing.update(info["missing_keys"])
         return (model, info) if output_loading_info else model
 
-    # Nobody passes the option through sentence-transformers, which expects the model alone.
+    # sentence-transformers has no way to pass this option on, and expects only the model in return.
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
     try:
         yield missing
@@ -193,7 +191,7 @@ def missing_weights() -> Iterator[set[str]]:
 
 
 def require_weights(files: ModelFiles, missing: Collection[str]) -> None:
-    """Raise `UserError` where ``missing`` names weights that embeddings depend on."""
+    """Raise `UserError` if ``missing`` names weights that embeddings depend on."""
     needed = sorted(name for name in missing if not HEADS & set(name.split(".")))
     if needed:
         raise UserError(
@@ -204,17 +202,17 @@ def require_weights(files: ModelFiles, missing: Collection[str]) -> None:
 
 
 def require_known_words(name: str, unknown: float) -> None:
-    """Raise `UserError` where the share ``unknown`` of a sample's tokens stands for words that the tokenizer lacks."""
-    if unknown > MOST_UNKNOWN:
+    """Raise `UserError` if the tokenizer lacks too many words: ``unknown`` is their share of a sample's tokens."""
+    if unknown > MAX_UNKNOWN:
         raise UserError(
             f"the tokenizer of {name} does not know {unknown:.0%} of the tokens of these captions; their embeddings "
             "would tell nothing. Is its vocabulary whole, and the model one for their language?"
         )
 
 
-UNLIMITED = 1_000_000  # tokenizers say "no limit" with a number beyond any text
+UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)  # of a GPU: Ampere, Volta
-DTYPE_SINCE = (4, 56)  # release of transformers; before, the option was torch_dtype
+DTYPE_SINCE = (4, 56)  # the first such release of transformers; before, the option was torch_dtype
 FLASH_CAPABILITY = (8, 0)  # of FlashAttention 2
 ATTENTION_WORDS = ("attention", "attn", "sdpa", "flash")
 
@@ -223,7 +221,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` is a GPU where there is one. Raises `UserError` where the device is not there."""
+    """Resolve ``auto``: a GPU if there is one. Raises `UserError` if the device is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -232,7 +230,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """``auto`` is fp32 on a CPU, bf16 on a GPU that has it, fp16 on older ones."""
+    """Resolve ``auto``: fp32 on a CPU, bf16 on a GPU that has it, fp16 on older ones."""
     if precision not in (*DTYPES, "auto"):
         raise UserError(f"--precision {precision}: choose auto, {', '.join(DTYPES)}.")
     if precision != "auto":
@@ -248,9 +246,9 @@ def load_model(
 ) -> nn.Sequential:
     """The sentence-transformers model in ``precision``, whatever type its weights are stored in.
 
-    ``attention`` None takes the fastest that the model can do and that computes here. Raises `UserError` where it
-    cannot be loaded, is not whole, or needs code of its own that ``trust_remote_code`` does not allow;
-    `torch.OutOfMemoryError` where it does not fit.
+    ``attention`` None takes the fastest that the model supports and that works on this device. Raises `UserError` if
+    the model cannot be loaded, is incomplete, or needs code of its own that ``trust_remote_code`` does not allow;
+    `torch.OutOfMemoryError` if it does not fit.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -266,8 +264,8 @@ def load_model(
                 return model.eval()
             except (UserError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # whatever a broken or foreign folder makes the libraries raise
-                # Some attention loads, and only then does not compute on this device.
+            except Exception as error:  # broken or foreign folders make the libraries raise any kind of error
+                # Some kinds of attention load and then fail to compute on this device.
                 due = model is not None or any(word in str(error).lower() for word in ATTENTION_WORDS)
                 if choice is None or not due:
                     raise UserError(_refusal(files, error)) from error
@@ -295,14 +293,14 @@ def _loaded(
             model_kwargs=settings,
         )
     require_weights(files, missing)
-    # Not the transformer: what it keeps in float32 (rotary frequencies, some layers of T5) it needs so.
+    # Not the transformer: the parts that it keeps in float32 (rotary frequencies, some layers of T5) must stay so.
     for module in list(model)[1:]:
         module.to(DTYPES[precision])
     return model
 
 
 def dtype_option() -> str:
-    """What transformers calls the type that weights are loaded in."""
+    """The name that transformers gives the option for the type of loaded weights."""
     from transformers import __version__
 
     return "dtype" if tuple(map(int, __version__.split(".")[:2])) >= DTYPE_SINCE else "torch_dtype"
@@ -310,7 +308,7 @@ def dtype_option() -> str:
 
 @torch.inference_mode()
 def _try_out(model: nn.Sequential, device: str) -> None:
-    """Compute one text. Raises what the libraries do; a model of other things than texts is left alone."""
+    """Compute one text. Raises the libraries' errors; skips a model of anything but texts."""
     transformer: Any = next(iter(model), None)
     tokenizer = getattr(transformer, "tokenizer", None)
     if not callable(tokenizer) or not hasattr(transformer, "auto_model"):
@@ -339,12 +337,12 @@ def _refusal(files: ModelFiles, error: Exception) -> str:
 
 
 def attention_of(transformer: Any) -> str:
-    """The kind of attention that a loaded transformer computes with, as its configuration names it."""
+    """The kind of attention of a loaded transformer, as its configuration names it."""
     return str(getattr(getattr(transformer.auto_model, "config", None), "_attn_implementation", None) or "its own")
 
 
 def own_pooling(model: nn.Sequential) -> str:
-    """How the model itself pools, and what it does after that: ``mean``, ``cls``, ``lasttoken``, ``mean+Dense``, …"""
+    """The model's own pooling, and the modules after it: ``mean``, ``cls``, ``lasttoken``, ``mean+Dense``, …"""
     names = []
     modules: list[Any] = list(model)[1:]
     for module in modules:
@@ -356,10 +354,11 @@ def own_pooling(model: nn.Sequential) -> str:
     return "+".join(name for name in names if name != "Normalize") or "none"
 
 
-def most_tokens(model: nn.Sequential, transformer: Any, asked: int | None, special: int, name: str) -> int | None:
-    """Tokens a text is cut to: ``asked``, else the model's own limit; None where it has none.
+def max_tokens_of(model: nn.Sequential, transformer: Any, asked: int | None, special: int, name: str) -> int | None:
+    """The number of tokens that a text is cut to: ``asked``, else the model's own limit; None if it has none.
 
-    Raises `UserError` where the model cannot take as many as ``asked``, or less than one beside ``special`` ones.
+    Raises `UserError` if the model cannot take as many as ``asked``, or if ``special`` tokens leave room for less than
+    one.
     """
     own = getattr(model, "max_seq_length", None)
     own = own if own is not None and own < UNLIMITED else None
@@ -374,7 +373,7 @@ def most_tokens(model: nn.Sequential, transformer: Any, asked: int | None, speci
 
 
 def positions(transformer: nn.Module) -> int | None:
-    """The most tokens that a transformer's position table or configuration allows; None where it does not say."""
+    """The most tokens that a transformer's position table or configuration allows; None if neither says."""
     table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding):
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)

@@ -1,11 +1,9 @@
-"""The files of a text encoder: its weights, and the Python code that it may ask for.
+"""The files of a text encoder: where they lie, a digest of its weights, and the Python code that it may ask for.
 
-Where a text encoder's files lie, a folder here or a snapshot of the Hugging Face hub; a digest of its weights.
-
-Python code that a model's folder asks for, its own or that of other repositories of the hub, as nomic-embed does.
-
-Nothing of it runs unless it is asked for. sentence-transformers before release 6 runs what modules.json names in a
-local folder, and models of the hub are loaded as folders too, so the names are looked at here, before any library does.
+A model is a local folder or a snapshot of the Hugging Face hub. Its configuration may name Python code, its own or that
+of other repositories of the hub, as nomic-embed does. None of it runs unless that is asked for. sentence-transformers
+before release 6 runs whatever modules.json names in a local folder, and models of the hub are loaded as folders too, so
+the names are checked here before any library reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.json_files import read_json
 
-HUB_ORGANISATION = "sentence-transformers"  # that of names without one, as in sentence-transformers itself
+HUB_ORGANISATION = "sentence-transformers"  # for names without one, as in sentence-transformers itself
 HUB_TIMEOUT_SECONDS = 10.0
 # Files of other frameworks, which would be downloaded for nothing.
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
@@ -37,10 +35,9 @@ EXPORTS = ("onnx", "openvino")  # folders of other frameworks, which nothing her
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder; ``name`` is what metadata call it, ``revision`` the hub's commit (None for a local folder).
+    """A model's folder; ``name`` is its name in metadata, ``revision`` the hub's commit (None for a local folder).
 
-    ``code`` names other repositories of the hub, and commits, whose code the model runs
-    (`captions.embedding.model_files`).
+    ``code`` names other repositories of the hub whose code the model runs, and their commits.
     """
 
     name: str
@@ -49,7 +46,7 @@ class ModelFiles:
     code: tuple[tuple[str, str], ...] = ()
 
     def weights_digest(self) -> str:
-        """``sha256:<hex>`` of the file of weights, or of the names and digests of several."""
+        """``sha256:<hex>`` of the weights file, or of the names and digests of several."""
         digests = [(path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._weights()]
         if not digests:
             raise UserError(
@@ -58,16 +55,17 @@ class ModelFiles:
         return f"sha256:{digests[0][1]}" if len(digests) == 1 else _digest_of(digests)
 
     def settings_digest(self) -> str:
-        """``sha256:<hex>`` of the names and digests of what decides an embedding besides the weights.
+        """``sha256:<hex>`` of the names and digests of the files besides the weights that decide an embedding.
 
-        That is the tokenizer, which modules follow the transformer, the configuration of each, and code in the folder.
+        These are the tokenizer, the list of modules after the transformer, the configuration of each, and code in the
+        folder.
         """
         return _digest_of(
             sorted((path.relative_to(self.folder).as_posix(), file_digest(path)) for path in self._settings())
         )
 
     def require_readable(self) -> None:
-        """Raise `OSError`, naming the file, where one that the weights' or `settings_digest` covers cannot be read."""
+        """Raise `OSError`, naming the file, if a file of `weights_digest` or `settings_digest` cannot be read."""
         for path in (*self._weights(), *self._settings()):
             file_digest(path)
 
@@ -79,7 +77,7 @@ class ModelFiles:
         return {path for folder in folders for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
 
     def _weights(self) -> list[Path]:
-        """The files that loading reads: where a folder has safetensors, its .bin files are another copy of them."""
+        """The files that loading reads; if a folder has safetensors, its .bin files are another copy of them."""
         files = [path for path in self.folder.rglob("*") if path.suffix in (".safetensors", ".bin") and path.is_file()]
         files = [path for path in files if path.relative_to(self.folder).parts[0] not in EXPORTS]
         safe = {path.parent for path in files if path.suffix == ".safetensors"}
@@ -92,10 +90,10 @@ def _digest_of(digests: Iterable[tuple[str, str]]) -> str:
 
 
 def find_model(name_or_path: str, revision: str | None = None) -> ModelFiles:
-    """The files of a model, downloaded where they are neither a local folder nor in the hub's cache.
+    """The files of a model, downloaded if they are neither in a local folder nor in the hub's cache.
 
-    Without a network the cached snapshot is used. Raises `UserError` where there is no such folder, the hub knows no
-    such model, or it cannot be reached and nothing is cached.
+    Without a network the cached snapshot is used. Raises `UserError` if there is no such folder, the hub knows no such
+    model, or the hub cannot be reached and nothing is cached.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -125,7 +123,7 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
             return ModelFiles(candidate, Path(folder), Path(folder).name)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             unknown = error
-        except Exception as error:  # the hub's client raises another library's errors where there is no network
+        except Exception as error:  # without a network, the hub's client raises another library's errors
             return _from_cache(candidates, revision, snapshot_download, error)
     raise UserError(
         f"the hub knows no model {name!r}{f' with revision {revision!r}' if revision else ''}, and there is no such "
@@ -143,7 +141,7 @@ def _from_cache(
     for candidate in candidates:
         try:
             folder = Path(snapshot_download(candidate, revision=revision, local_files_only=True))
-        except Exception:  # nothing cached, told below
+        except Exception:  # nothing is cached, which is reported below
             continue
         return ModelFiles(candidate, folder, folder.name)
     raise UserError(
@@ -153,20 +151,20 @@ def _from_cache(
 
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "modules.json", "*/config.json")
-# What an auto_map and the type of a module name: "owner/repository--file.Class".
+# The form in which an auto_map and the type of a module name code: "owner/repository--file.Class".
 REFERENCE = re.compile(r'"([\w.-]+/[\w.-]+)--[\w./]+"')
-# Configurations of modules: their folders' and the root's. Others hold vocabularies, or weights' names.
+# Configurations of modules, in their folders and the root. Other JSON files hold vocabularies or names of weights.
 MODULE_FILES = re.compile(r"modules\.json|\w*config\w*\.json")
-# The keys by which such files name what is imported, and what may be: classes of the library, and of torch.nn.
+# The keys under which such files name imports, and the names allowed: classes of the library and of torch.nn.
 LIBRARY_CLASS = re.compile(r"sentence_transformers(\.\w+)*\.[A-Z]\w*")
 ACTIVATION_CLASS = re.compile(r"torch\.nn\.(\w+\.)*[A-Z]\w*")
 
 
 def require_no_code(files: ModelFiles) -> ModelFiles:
-    """``files``, if no configuration in its folder names a class outside of sentence-transformers and torch.nn.
+    """``files``, if no configuration in its folder names a class outside sentence-transformers and torch.nn.
 
-    What ``auto_map`` names is left to transformers, which does not run it when told so. Raises `UserError` where a
-    class is named, or a configuration cannot be read.
+    Names in ``auto_map`` are left to transformers, which does not run them unless told to. Raises `UserError` if
+    another class is named, or a configuration cannot be read.
     """
     for path in sorted(files.folder.rglob("*.json")):
         if MODULE_FILES.fullmatch(path.name) and path.is_file():
@@ -184,7 +182,7 @@ def require_no_code(files: ModelFiles) -> ModelFiles:
 
 
 def _imported(value: Any, file: str) -> Iterator[tuple[str, str]]:
-    """``(key, dotted name)`` of all that a configuration asks the library to import."""
+    """``(key, dotted name)`` for everything that a configuration asks the library to import."""
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         if not isinstance(entry, dict):
@@ -202,7 +200,7 @@ def _imported(value: Any, file: str) -> Iterator[tuple[str, str]]:
 def with_code(files: ModelFiles) -> ModelFiles:
     """``files`` with the commits of the other repositories whose code they name, which are downloaded.
 
-    Without a network cached ones are used. Raises `UserError` where one cannot be reached and is not cached.
+    Without a network cached ones are used. Raises `UserError` if one cannot be reached and is not cached.
     """
     return replace(files, code=tuple((name, _fetched(name, files)) for name in code_repositories(files.folder)))
 
@@ -217,13 +215,13 @@ def code_repositories(folder: Path) -> list[str]:
 
 
 def _fetched(name: str, files: ModelFiles) -> str:
-    """The commit of the code in the hub's cache, the newest where the hub can be reached: what libraries load then."""
+    """The commit of the code in the hub's cache, or the newest if the hub can be reached: libraries load that one."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
         return Path(snapshot_download(name, allow_patterns=["*.py"])).name
-    except Exception as error:  # the hub's client raises another library's errors where there is no network
+    except Exception as error:  # without a network, the hub's client raises another library's errors
         cause = error
     try:
         return Path(snapshot_download(name, allow_patterns=["*.py"], local_files_only=True)).name
@@ -235,7 +233,7 @@ def _fetched(name: str, files: ModelFiles) -> str:
 
 
 def unloadable(error: Exception) -> str:
-    """Why a library could not load a model, in a line; one that needs code of its own is told by name."""
+    """One line on why a library could not load a model; a model that needs code of its own is named as such."""
     if "trust_remote_code" in str(error):
         return "it brings Python code of its own, which this command does not run"
     return first_line(error)

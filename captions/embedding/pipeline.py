@@ -1,11 +1,8 @@
-"""Batches through an encoder: tokenizing, computing and copying at the same time.
+"""Runs blocks of texts through an encoder: tokenizing, computing and copying back at the same time.
 
-Threads that compute one thing each: torch's operations stay within the thread that called them.
-
-Blocks of texts through an encoder: tokenizing, computing and copying back at the same time.
-
-On a CPU every batch is computed by one thread, as many batches at a time as torch has threads: nothing waits for the
-slowest thread of every operation, and the result does not depend on their number.
+On a CPU every batch is computed by one thread, and as many batches at a time as torch has threads, since torch's
+operations stay within the thread that called them. So nothing waits for the slowest thread of every operation, and the
+result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from m2dprep.captions.embedding.text_model import TextModel
 
 @contextlib.contextmanager
 def threads(count: int, initializer: Callable[[], object] | None = None) -> Iterator[Executor]:
-    """``count`` threads, and nothing left to them when the block is left early."""
+    """``count`` threads; no work is left to them if the block is left early."""
     pool = ThreadPoolExecutor(count, initializer=initializer)
     try:
         yield pool
@@ -36,7 +33,7 @@ def threads(count: int, initializer: Callable[[], object] | None = None) -> Iter
 
 @contextlib.contextmanager
 def compute_threads(device: torch.device) -> Iterator[Executor]:
-    """As many threads as torch would use on a CPU, each computing alone; one where a GPU does the work."""
+    """As many threads as torch would use on a CPU, each computing alone; one thread if a GPU does the work."""
     count = torch.get_num_threads() if device.type == "cpu" else 1
     with threads(count, lambda: torch.set_num_threads(1)) as pool:
         yield pool
@@ -97,7 +94,7 @@ def _launch_on_gpu(
     with torch.cuda.device(encoder.device):
         copied = torch.empty((len(tokens.lengths), encoder.dim), dtype=torch.float32, pin_memory=True)
         start = 0
-        for rows in divided:  # each by itself: a block's embeddings need not be on the GPU at once
+        for rows in divided:  # one at a time: a block's embeddings need not be on the GPU all at once
             copied[start : start + len(rows)].copy_(embed_batch(encoder, tokens, rows), non_blocking=True)
             start += len(rows)
         arrived = torch.cuda.Event()
@@ -132,13 +129,13 @@ def _encoded(encoder: TextModel, tokens: Tokens, divided: Sequence[np.ndarray], 
 
 
 def embed_batch(encoder: TextModel, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
-    """Embeddings (B, dim) of a batch; where the GPU's memory does not suffice, of its halves.
+    """Embeddings (B, dim) of a batch, computed in halves if the GPU's memory does not suffice.
 
-    Raises `UserError` where a text alone does not fit.
+    Raises `UserError` if a single text does not fit.
     """
     size = len(rows) * int(tokens.lengths[rows].max())
     if len(rows) == 1 or size <= encoder.budget.tokens:
-        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+        with contextlib.suppress(torch.OutOfMemoryError):  # the error's traceback would hold the memory
             return encoder.forward(tokens, rows)
         torch.cuda.empty_cache()
         encoder.budget.shrink_below(size)

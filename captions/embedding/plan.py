@@ -1,10 +1,7 @@
-"""Which texts are encoded, in which order, and which are taken over from an earlier store.
+"""Plans which texts are encoded, in which order, and which are copied from an earlier store.
 
-Embeddings in the type that is stored, where they fit it.
-
-Which texts are encoded when: every different text once, long ones first, in blocks that the captions decide.
-
-Embeddings of an earlier store, taken over for captions whose text is the same.
+Every different text is encoded once, long ones first, in blocks that depend only on the captions. A text that an
+earlier store has is copied. Embeddings are converted to the stored type, if they fit.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ def as_stored(
 ) -> np.ndarray:
     """The embeddings (texts, D) as ``dtype``; ``rows[i]`` of the captions has ``embeddings[which[i]]``.
 
-    Raises `UserError` naming a caption where a value is not finite in it.
+    Raises `UserError`, naming a caption, if one of its values is not finite in that type.
     """
     with np.errstate(over="ignore"):
         stored = embeddings.astype(dtype)
@@ -51,7 +48,7 @@ def as_stored(
 
 @dataclass(frozen=True)
 class Block:
-    """Texts that are encoded together. ``rows[i]`` of the captions is ``texts[which[i]]``."""
+    """Texts that are encoded together. ``rows[i]`` of the captions has ``texts[which[i]]``."""
 
     texts: list[str]
     rows: np.ndarray
@@ -61,13 +58,13 @@ class Block:
 class EmbedPlan:
     """The different texts of a column of ``captions``, long ones first, and the rows of each.
 
-    ``digests`` are those of the captions' index: texts are told apart by them, which spares a hash table of all texts.
+    ``digests`` are those of the captions' index. They tell texts apart, which saves a hash table of all texts.
     """
 
     def __init__(self, captions: pa.ChunkedArray, digests: pa.ChunkedArray) -> None:
         self._captions = captions
         by_text, starts = _grouped(one_array(digests))
-        # bytes of UTF-8: close to tokens, and known without a tokenizer
+        # Lengths in bytes of UTF-8 are close to numbers of tokens, and known without a tokenizer.
         lengths = pc.binary_length(captions).to_numpy().astype(np.int32)[by_text[starts[:-1]]]
         order = np.lexsort((by_text[starts[:-1]], -lengths))  # by length, then by first row
         counts = np.diff(starts)[order]
@@ -77,7 +74,7 @@ class EmbedPlan:
         self._starts = np.concatenate([[0], np.cumsum(counts)])  # where the rows of each text start
 
     def __len__(self) -> int:
-        """How many different texts there are."""
+        """The number of different texts."""
         return len(self._lengths)
 
     @property
@@ -86,16 +83,17 @@ class EmbedPlan:
         return self._rows[self._starts[:-1]]
 
     def rows_of(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of some texts, and the number of each row's among them."""
+        """The rows of some texts (int32), and for each of these rows the index of its text among ``texts``."""
         counts = self._starts[texts + 1] - self._starts[texts]
         which = np.repeat(np.arange(len(texts)), counts)
         within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
         return self._rows[self._starts[texts][which] + within], which
 
     def blocks(self, block_tokens: int, given: np.ndarray, done: np.ndarray) -> Iterator[Block]:
-        """Blocks of the texts that are not ``given``, without those that are ``done`` (both bool, a text each).
+        """Blocks of the texts that are not ``given``, without those that are ``done`` (both bool, one value per text).
 
-        What an earlier run has done changes no other block, so that a resumed run computes what the first one would.
+        Texts that an earlier run has done change no other block, so a resumed run computes what the first one would
+        have.
         """
         wanted = np.flatnonzero(~given)
         start = 0
@@ -110,12 +108,12 @@ class EmbedPlan:
 
 
 def _grouped(digests: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """All rows, int32, those of one digest together and ascending; where each group starts, and the end."""
+    """All rows (int32), those of a digest together and ascending; and the start of each group, and the end."""
     bytes_ = np.frombuffer(digests.buffers()[1], np.uint8)[digests.offset * CAPTION_DIGEST_BYTES :]
     words = bytes_[: len(digests) * CAPTION_DIGEST_BYTES].view("<u8").reshape(-1, 2)
     order = np.argsort(words[:, 0], kind="stable")
     ordered = words[order]
-    # Two digests with one first half may take turns: then a text is encoded more than once, which harms nothing.
+    # Rows of two digests with the same first half may alternate; their texts are then encoded more than once: harmless.
     differs = (ordered[1:] != ordered[:-1]).any(axis=1)
     return order.astype(np.int32), np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
 
@@ -124,7 +122,7 @@ REUSED_AT_ONCE = 8192  # texts
 
 
 def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: str) -> EmbeddingStore:
-    """The store in ``folder``. Raises `UserError` where its embeddings are not those that ``settings`` would give."""
+    """The store in ``folder``. Raises `UserError` if its embeddings are not those that ``settings`` would give."""
     if folder.resolve() == out.resolve():
         raise UserError(f"--reuse {folder} is the store to be written; give the new one another folder.")
     store = EmbeddingStore.open(folder)
@@ -132,7 +130,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
         raise UserError(f"--reuse {folder}: it was made from a dictionary, so nobody knows the texts of its rows.")
     theirs = settings_in(store.meta, settings) | {"dtype": store.meta.get("dtype")}
     ours = {**settings, "dtype": dtype}
-    if theirs["dtype"] == "float32":  # becomes float16 as new embeddings do
+    if theirs["dtype"] == "float32":  # converted to float16 as new embeddings are
         theirs["dtype"] = dtype
     if lines := differing_keys(theirs, ours):
         raise FingerprintConflictError(
@@ -144,7 +142,7 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
 
 
 def find_reusable(store: EmbeddingStore, index: pa.Table, plan: EmbedPlan) -> np.ndarray:
-    """int64 (texts,): the row of ``store`` that has the text of the plan, -1 where there is none."""
+    """int64 (texts,): the row of ``store`` with each text of the plan, -1 if there is none."""
     wanted = index["caption_digest"].combine_chunks().take(pa.array(plan.first_rows))
     known = store.index()["caption_digest"].combine_chunks()
     return pc.index_in(wanted, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -159,11 +157,11 @@ def copy_reusable(
     captions: pa.Table,
     truncated: Callable[[Sequence[str]], int],
 ) -> int:
-    """Write the rows of all texts that were ``found``, unless they are there. Returns how many rows that was.
+    """Write the rows of all texts that were ``found`` and are not there yet. Returns the number of rows written.
 
-    ``truncated`` says how many of some texts the encoder cuts; it is asked where the earlier run has cut some.
+    ``truncated`` counts the texts that the encoder cuts; it is called only if the earlier run has cut some.
 
-    Raises `UserError` naming a caption whose embedding does not fit ``dtype``.
+    Raises `UserError`, naming a caption, if its embedding does not fit in ``dtype``.
     """
     missing = np.flatnonzero((found >= 0) & ~writer.done[plan.first_rows])
     earlier = store.meta.get("counts", {})

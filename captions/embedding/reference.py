@@ -1,6 +1,6 @@
-"""What embeddings are held against: each text alone, float32, plain attention, no batch and no padding.
+"""Computes reference embeddings: each text alone, float32, plain attention, no batch and no padding.
 
-With ``pooling="model"`` the library's own `SentenceTransformer.encode` computes them, and nothing of this package.
+With ``pooling="model"`` the library's own `SentenceTransformer.encode` computes them, and no code of this package.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from m2dprep.captions.embedding.pipeline import compute_threads
 from m2dprep.captions.embedding.text_model import TextModel
 
 PLAIN_ATTENTION = "eager"
-# Several ways to end, capitals, spaces around, and a length that most models cut.
+# Several kinds of endings, capitals, surrounding spaces, and a length that most models cut.
 SAMPLES = ("A dog barks, then a car passes by.", "  Rain  ", "wind", "Birds and water can be heard. " * 80)
 
 
 def reference_embeddings(encoder: TextModel, texts: Sequence[str]) -> np.ndarray:
-    """float32 (N, dim): for ``pooling`` mean, the plain mean of the last hidden states over a text's tokens.
+    """Reference embeddings, float32 (N, dim): with ``pooling`` mean, that of a text's last hidden states.
 
-    An encoder that computes in float32 lends its weights; otherwise they are loaded anew. Where the GPU has no room
-    for them or for a text, the CPU computes. Raises `UserError` where the tokenizer knows hardly any of the words.
+    If the encoder computes in float32, its own weights are used; otherwise they are loaded again. If the GPU has no
+    room for them or for a text, the CPU computes. Raises `UserError` if the tokenizer knows hardly any of the words.
     """
     require_known_words(encoder.files.name, encoder.tokenizer.unknown_share(texts))
     compute = _with_its_weights if encoder.settings.precision == "fp32" else _with_weights_loaded_again
-    with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would hold the memory
+    with contextlib.suppress(torch.OutOfMemoryError):  # the error's traceback would hold the memory
         return compute(encoder, encoder.device, texts)
     _free_memory()
     return _with_weights_loaded_again(encoder, torch.device("cpu"), texts)
@@ -49,14 +49,14 @@ def _with_weights_loaded_again(encoder: TextModel, device: torch.device, texts: 
     )
     embeddings = _computed(encoder, model, device, texts)
     del model
-    _free_memory()  # sentence-transformers' models refer to themselves
+    _free_memory()  # sentence-transformers' models have reference cycles
     return embeddings
 
 
 def _computed(encoder: TextModel, model: Any, device: torch.device, texts: Sequence[str]) -> np.ndarray:
     if encoder.settings.pooling != "model":
         return _by_hand(encoder, model, device, texts)
-    empty = [encoder.tokenizer.is_empty(text) for text in texts]  # the library cannot encode what has no token
+    empty = [encoder.tokenizer.is_empty(text) for text in texts]  # the library cannot encode a text without tokens
     embeddings = np.empty((len(texts), encoder.dim), np.float32)
     if given := [row for row, nothing in enumerate(empty) if not nothing]:
         embeddings[given] = encoded_by_model(encoder, model, [texts[row] for row in given])
@@ -72,18 +72,18 @@ def _by_hand(encoder: TextModel, model: Any, device: torch.device, texts: Sequen
 
 
 def _free_memory() -> None:
-    """Give back what nothing refers to any more; it is needed for the batches."""
+    """Free memory that nothing refers to any more; the batches need it."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def _plain_attention(model: Any) -> Iterator[None]:
-    """Plain attention for the block, where the model can be told so."""
+    """In this block, use plain attention if the model allows the choice."""
     before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     try:
         model.set_attn_implementation(PLAIN_ATTENTION)
-    except (AttributeError, ValueError, NotImplementedError):  # it has one kind only
+    except (AttributeError, ValueError, NotImplementedError):  # it has only one kind
         before = None
     try:
         yield
@@ -107,7 +107,7 @@ def _one(encoder: TextModel, model: Any, features: dict[str, Any]) -> np.ndarray
 
 
 def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np.ndarray:
-    """float32 (N, dim) by the library's own ``encode``, each text alone, with its defaults where nothing was asked."""
+    """float32 (N, dim) by the library's own ``encode``, each text alone, with defaults for unset options."""
     given: dict[str, Any] = {} if encoder.settings.prefix == encoder.own.prompt else {"prompt": encoder.settings.prefix}
     with _length(model, encoder.asked_length, encoder.settings.max_length):
         embeddings = model.encode(
@@ -121,13 +121,13 @@ def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np
     return embeddings.float().cpu().numpy()
 
 
-def require_same_as_model(encoder: TextModel, model: Any, least_cosine: float) -> None:
-    """Raise `UserError` where the model's own ``encode`` gives other embeddings of some samples than ``encoder``."""
+def require_same_as_model(encoder: TextModel, model: Any, min_cosine: float) -> None:
+    """Raise `UserError` if the model's own ``encode`` embeds some samples differently from ``encoder``."""
     try:
         theirs = encoded_by_model(encoder, model, SAMPLES)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model that cannot do it makes the libraries raise
+    except Exception as error:  # a model that cannot do this makes the libraries raise any kind of error
         raise UserError(
             f"{encoder.files.name} cannot encode texts by itself ({first_line(error)}); use --pooling mean or cls."
         ) from error
@@ -137,7 +137,7 @@ def require_same_as_model(encoder: TextModel, model: Any, least_cosine: float) -
     for row, text in enumerate(SAMPLES):
         ours = encoder.forward(tokens, np.array([row])).float().cpu().numpy()[0]
         cosine = _cosine(ours, theirs[row])
-        if not cosine >= least_cosine:
+        if not cosine >= min_cosine:
             raise UserError(_other(encoder, f"a cosine of {cosine:.6f} for {text[:40]!r}"))
 
 
@@ -157,7 +157,7 @@ def _cosine(left: np.ndarray, right: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _length(model: Any, asked: int | None, limit: int | None) -> Iterator[None]:
-    """``limit`` tokens for the block where that was asked for, or the model's own limit is beyond what it can take."""
+    """In this block, cut texts to ``limit`` tokens if asked to, or if the model's own limit is too high for it."""
     own = getattr(model, "max_seq_length", None)
     change = limit is not None and (asked is not None or own is None or own > limit)
     if change:

@@ -1,4 +1,4 @@
-"""The proof that embeddings are right: some rows against a plain float32 computation of their captions."""
+"""Proves embeddings right: compares some rows with a plain float32 computation of their captions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from m2dprep.artifacts.errors import CheckFailedError
 
 CHECK_ROWS = 64
 CHECK_SEED = 0
-# Between what was computed and float32; half precision has 8 (bf16) or 11 (fp16) significant bits in every operation.
-LEAST_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
-# Storing float16 moves every number by 2^-11 of itself at most, and so a cosine by half the square of that.
+# The smallest cosine between computed embeddings and float32 ones; half precision has 8 (bf16) or 11 (fp16) significant
+# bits in every operation.
+MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
+# Storing float16 moves every number by at most 2^-11 of itself, and so a cosine by half the square of that.
 STORING_COSTS = 1.2e-7
 
 
 class Checkable(Protocol):
-    """What the check needs of an encoder."""
+    """The part of an encoder that the check needs."""
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -31,7 +32,7 @@ class Checkable(Protocol):
 class SampleCheck:
     """Some rows of the captions, drawn with ``seed``, and their reference embeddings.
 
-    ``precision`` says how close others must be; None is the encoder's.
+    ``precision`` decides how close other embeddings must be; None is the encoder's.
     """
 
     def __init__(
@@ -51,19 +52,19 @@ class SampleCheck:
     def of_encoder(self, encoder: Checkable) -> float:
         """The smallest cosine between the encoder's batches and the reference, before anything is stored.
 
-        Raises `CheckFailedError` where it is too small: then this model loses too much in that precision.
+        Raises `CheckFailedError` if it is too small: this model then loses too much in that precision.
         """
         cosines = cosines_of(self._reference, encoder.encode(self._texts))
         return self._require(
             cosines,
-            LEAST_COSINE[self._precision],
+            MIN_COSINE[self._precision],
             f"encoded in batches with --precision {self._precision}",
             "Use --precision fp32 for this model." if self._precision != "fp32" else "The encoder is not sound.",
         )
 
     def of_store(self, stored: np.ndarray) -> float:
         """The same for the ``stored`` embeddings of `rows`."""
-        least = LEAST_COSINE[self._precision] - STORING_COSTS
+        least = MIN_COSINE[self._precision] - STORING_COSTS
         return self._require(cosines_of(self._reference, stored), least, "as stored", "Encode anew with --overwrite.")
 
     def _require(self, cosines: np.ndarray, least: float, what: str, advice: str) -> float:
@@ -79,7 +80,7 @@ class SampleCheck:
 
 
 def cosines_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosines (N,) of rows, in float64; 1 where both are zero."""
+    """Cosines (N,) of rows, in float64; 1 if both are zero."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     both_zero = ~left.any(axis=1) & ~right.any(axis=1)

@@ -1,16 +1,12 @@
-"""The model of a text encoder on its device, and what a model does itself with texts.
-
-What a sentence-transformers model does itself with texts: ``pooling="model"`` does the same, and is held against it.
-
-Besides its pooling, a model's folder may ask for a prompt before every text, leave that prompt out of the pooling, cut
-embeddings to fewer numbers, scale them, or strip and lower-case texts. All of it is done here. What it asks for
-besides, such as a chat template, shows in `require_same_as_model`, which compares with the library's own ``encode``.
-
-The model of a text encoder on its device: tokens in, embeddings out, one batch at a time.
+"""The model of a text encoder on its device: tokens in, embeddings out, one batch at a time.
 
 Pooling is ours: plain masked mean, not normalised. That is how the original made its caption embeddings (GTE-base, mean
-of the last hidden states over all tokens). What a model does itself with texts and tokens is done with
-``pooling="model"`` only (`captions.embedding.text_model`).
+of the last hidden states over all tokens).
+
+With ``pooling="model"`` texts are treated as the sentence-transformers model itself treats them. Besides its pooling, a
+model's folder may ask for a prompt before every text, leave that prompt out of the pooling, cut embeddings to fewer
+numbers, scale them, or strip and lower-case texts; all of it is done here. Other requests, such as a chat template, are
+caught by `require_same_as_model`, which compares with the library's own ``encode``.
 """
 
 from __future__ import annotations
@@ -28,9 +24,9 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.captions.embedding.batches import BLOCK_BATCHES, BatchBudget, Padded, TextTokenizer, Tokens, fitting_tokens
-from m2dprep.captions.embedding.loading import Pooling, attention_of, most_tokens, own_pooling, require_vocabulary
+from m2dprep.captions.embedding.loading import Pooling, attention_of, max_tokens_of, own_pooling, require_vocabulary
 from m2dprep.captions.embedding.model_files import ModelFiles
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE
+from m2dprep.captions.embedding.sample_check import MIN_COSINE
 
 # Embeddings of length 1: yes, no, or before they were cut to fewer numbers, as a model's own Normalize does it.
 Normalized = bool | Literal["before truncation"]
@@ -39,10 +35,10 @@ OWN_TYPE = "SentenceTransformer"
 
 @dataclass(frozen=True)
 class OwnHead:
-    """What follows the transformer of a model, and what its folder says besides.
+    """The modules that follow a model's transformer, and the other settings of its folder.
 
-    ``prompt`` is put before texts, ``prompt_pooled`` says whether its tokens count, ``truncate_dim`` how many numbers
-    of an embedding are kept, ``normalizes`` whether the last of ``modules`` scales to length 1.
+    ``prompt`` is put before texts, ``prompt_pooled`` says whether its tokens count in the pooling, ``truncate_dim`` is
+    the number of dimensions that are kept, ``normalizes`` says whether the last of ``modules`` scales to length 1.
     """
 
     modules: tuple[nn.Module, ...]
@@ -53,7 +49,7 @@ class OwnHead:
 
     @classmethod
     def of(cls, model: Any) -> OwnHead:
-        """That of a loaded sentence-transformers model."""
+        """The head of a loaded sentence-transformers model."""
         modules = tuple(list(model)[1:])
         pooling = [module for module in modules if type(module).__name__ == "Pooling"]
         return cls(
@@ -65,17 +61,17 @@ class OwnHead:
         )
 
     def normalized(self, asked: Normalized | None) -> Normalized:
-        """How embeddings are scaled where ``asked`` None is as the model does it."""
+        """How embeddings are scaled; ``asked`` None is as the model does it."""
         if asked is None:
             return ("before truncation" if self.truncate_dim else True) if self.normalizes else False
         return asked
 
     def without_scaling(self, normalized: Normalized | None) -> tuple[nn.Module, ...]:
-        """The modules, without a final Normalize where embeddings are to keep their length."""
+        """The modules, without a final Normalize if embeddings are to keep their length."""
         return self.modules[:-1] if self.normalizes and normalized is False else self.modules
 
     def describe(self, prefix: str) -> dict[str, Any]:
-        """What metadata say of it besides the modules; nothing for a model that does nothing out of the ordinary."""
+        """The head's metadata besides the modules; empty for a model without special settings."""
         truncated = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
         return truncated | ({"prompt_pooled": False} if prefix and not self.prompt_pooled else {})
 
@@ -86,7 +82,7 @@ def _is_normalize(module: Any) -> bool:
 
 
 def strips_texts(model: Any, tokenizer: Any) -> bool:
-    """Whether the library removes white space around texts, where that makes a difference (it did before release 6)."""
+    """Whether the library strips white space around texts (as it did before release 6), if that makes a difference."""
     spaced, plain = " a ", "a"
     ids = [row["input_ids"][0] for row in (tokenizer([spaced], padding=False), tokenizer([plain], padding=False))]
     prepare = getattr(model, "preprocess", None) or model.tokenize
@@ -95,7 +91,7 @@ def strips_texts(model: Any, tokenizer: Any) -> bool:
 
 
 def lowers_texts(transformer: Any, tokenizer: Any) -> bool:
-    """Whether texts are lower-cased before the tokenizer, which does not do it itself (as it does since release 6)."""
+    """Whether texts are lower-cased before a tokenizer that does not do so itself (it does since release 6)."""
     if not getattr(transformer, "do_lower_case", False):
         return False
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
@@ -103,7 +99,7 @@ def lowers_texts(transformer: Any, tokenizer: Any) -> bool:
 
 
 def require_own_type(files: ModelFiles) -> None:
-    """Raise `UserError` where a folder's configuration says that it is another kind of model, such as SparseEncoder."""
+    """Raise `UserError` if a folder's configuration names another kind of model, such as SparseEncoder."""
     path = files.folder / "config_sentence_transformers.json"
     settings = read_json_object(path, "the settings of a text encoder", any_number=True) if path.is_file() else {}
     kind = settings.get("model_type")
@@ -113,7 +109,7 @@ def require_own_type(files: ModelFiles) -> None:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Everything besides the weights that decides an embedding. ``max_length`` counts tokens, special ones included."""
+    """Everything besides the weights that decides an embedding. ``max_length`` includes special tokens."""
 
     pooling: Pooling = "mean"
     normalize: Normalized | None = None
@@ -123,9 +119,10 @@ class EncoderSettings:
 
 
 class TextModel:
-    """A text encoder on its device, batch by batch: what it computes of tokenized texts, and how large batches may be.
+    """A text encoder on its device, batch by batch: it computes tokenized texts, and knows how large batches may be.
 
-    ``digests`` are those of its weights and of its other files; ``batch_tokens`` None are as many as the device takes.
+    ``digests`` are those of its weights and of its other files; ``batch_tokens`` None allows as many as the device
+    takes.
     """
 
     def __init__(
@@ -151,7 +148,7 @@ class TextModel:
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
         self.own = OwnHead.of(model)
         self.asked_length = settings.max_length
-        limit = most_tokens(
+        limit = max_tokens_of(
             model, self.transformer, settings.max_length, tokenizer.num_special_tokens_to_add(), files.name
         )
         self.settings = settings = self._resolved(settings, limit)
@@ -172,16 +169,16 @@ class TextModel:
         self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
 
     def _resolved(self, settings: EncoderSettings, limit: int | None) -> EncoderSettings:
-        """``settings`` with what was left to the model."""
+        """``settings`` with the choices that were left to the model."""
         if settings.pooling != "model":
             return replace(settings, normalize=bool(settings.normalize), prefix=settings.prefix or "", max_length=limit)
         prefix = self.own.prompt if settings.prefix is None else settings.prefix
         return replace(settings, normalize=self.own.normalized(settings.normalize), prefix=prefix, max_length=limit)
 
     def settle(self, batch_tokens: int | None, batches_for: str | None = None) -> int:
-        """Take the batches that a run began with, or that are for other devices (``cuda``) than this encoder's own.
+        """Take over the batch size that a run began with, or one for other devices (``cuda``) than this encoder's own.
 
-        None, and what `load_encoder` was asked for, leave them as they are. Returns the tokens of a batch.
+        None, or a size given to `load_encoder`, changes nothing. Returns the tokens per batch.
         """
         self.batches_for = batches_for or self.batches_for
         if batch_tokens is not None and not self._asked:
@@ -198,7 +195,7 @@ class TextModel:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     def describe(self) -> dict[str, Any]:
-        """What embeddings depend on, for ``meta.json``: equal descriptions mean equal embeddings up to rounding."""
+        """The facts that embeddings depend on, for ``meta.json``: equal facts mean equal embeddings up to rounding."""
         return {
             "model": self.files.name,
             "revision": self.files.revision,
@@ -214,7 +211,8 @@ class TextModel:
         }
 
     def notes(self) -> dict[str, Any]:
-        """What ``meta.json`` says besides: where a local model lay, how it pools itself, where and how it computed."""
+        """Other facts for ``meta.json``: the path of a local model, its own pooling, the device and kind of
+        computation."""
         return {
             "model_path": None if self.files.revision else str(self.files.folder.resolve()),
             "model_pooling": self.own_pooling,
@@ -225,7 +223,7 @@ class TextModel:
         }
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """How many of ``texts`` are cut to ``max_length``."""
+        """The number of ``texts`` that are cut to ``max_length``."""
         return self.tokenizer(texts).truncated
 
     @torch.inference_mode()
@@ -243,7 +241,7 @@ class TextModel:
         return nn.functional.normalize(embeddings, dim=1) if self.settings.normalize is True else embeddings
 
     def through_head(self, features: dict[str, Any], head: Iterable[nn.Module]) -> torch.Tensor:
-        """float32 (B, dim) of a batch's tokens by the modules that a model has itself after its transformer."""
+        """float32 (B, dim): a batch's token features passed through the model's own modules after its transformer."""
         if self.unpooled:
             features["prompt_length"] = self.unpooled
         for module in head:
@@ -252,7 +250,7 @@ class TextModel:
         return embeddings.float()
 
     def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """float32 (B, D) of the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""
+        """float32 (B, D) from the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""
         if self.settings.pooling == "cls":
             if mask is None:
                 return hidden[:, 0].float()
@@ -277,10 +275,10 @@ class TextModel:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _is_same_without_mask(self, probe: Tokens, masked: torch.Tensor) -> bool:
-        """Whether the model takes texts of one length without a mask; its fastest attention often wants none."""
+        """Whether the model takes texts of the same length without a mask, as its fastest attention often requires."""
         self._may_omit_mask = True
-        try:  # the rounding of another kind of attention is none of the mask's
+        try:  # allow for the rounding of another kind of attention
             cosine = nn.functional.cosine_similarity(self.forward(probe, np.arange(1)), masked)
-            return cosine.item() >= LEAST_COSINE[self.settings.precision]
-        except Exception:  # whatever a model that needs its mask raises
+            return cosine.item() >= MIN_COSINE[self.settings.precision]
+        except Exception:  # a model that needs its mask may raise any kind of error
             return False

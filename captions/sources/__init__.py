@@ -1,1 +1,1 @@
-"""Captions and labels as others publish them."""
+"""Reads captions and labels in the forms in which others publish them."""

@@ -1,8 +1,8 @@
-"""AudioSet's own tables: segment lists and label names, as published or in the same form.
+"""Reads AudioSet's own tables: segment lists and label names, as published or in the same form.
 
 Fatal (the file is not what it claims to be): a line of a segment list that is neither a comment before the first
-segment nor ``id, start, end, "mid,mid,…"``; a label table that cannot be read; not one label known. Counted and listed
-with file and line: a clip id that occurred before (the first one stays), a label id that the label table does not know.
+segment nor ``id, start, end, "mid,mid,…"``; a label table that cannot be read; no known label at all. Counted and
+listed with file and line: a repeated clip id (the first one stays), a label id that the label table does not know.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PURPOSE = "a list of AudioSet segments"
 PUBLISHED = pa.schema(
     [("clip_id", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64()), ("mids", pa.string())]
 )
-# id, start, end, then label ids: a quoted list, or a single one without quotes.
+# id, start, end, then label ids: a quoted list, or a single one without quotes
 SEGMENT = (
     r'^\s*(?P<clip_id>[^\s,"#](?:[^,"]*[^\s,"])?)\s*,\s*(?P<start>\d+(?:\.\d*)?)\s*,\s*(?P<end>\d+(?:\.\d*)?)\s*,'
     r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^,"]*?))\s*$'
@@ -65,7 +65,7 @@ SEGMENTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Segments:
-    """The clips of some segment lists (`SEGMENTS_SCHEMA`), in the order of the files and their lines, ids unique."""
+    """The clips of some segment lists (`SEGMENTS_SCHEMA`), in the order of files and lines, with unique ids."""
 
     table: pa.Table
     rows: int
@@ -74,7 +74,7 @@ class Segments:
 
 
 def split_name(path: Path) -> str:
-    """``balanced_train``, ``unbalanced_train`` or ``eval`` by AudioSet's file names, else the name without suffixes."""
+    """``balanced_train``, ``unbalanced_train`` or ``eval`` for AudioSet's files, else the name without suffixes."""
     stem = path.name
     for suffix in (".gz", ".csv"):
         stem = stem.removesuffix(suffix)
@@ -84,7 +84,7 @@ def split_name(path: Path) -> str:
 def read_segments(paths: Sequence[Path], label_names: Mapping[str, str]) -> Segments:
     """Read segment lists; ``label_names`` maps label ids (mids) to names.
 
-    Raises `UserError` as the head of this file says, and where a list holds no clip.
+    Raises `UserError` as described at the top of this file, and if a list holds no clip.
     """
     if repeated := {str(path) for path in paths if list(paths).count(path) > 1}:
         raise UserError(f"{', '.join(sorted(repeated))}: given more than once as a list of segments.")
@@ -113,7 +113,7 @@ def read_segments(paths: Sequence[Path], label_names: Mapping[str, str]) -> Segm
 
 
 class _List(NamedTuple):
-    """One file: columns clip_id, start_seconds and mids (``mid,mid,…``), and the line that each row was read from."""
+    """One file: columns clip_id, start_seconds and mids (``mid,mid,…``), and the line number of each row."""
 
     rows: pa.Table
     lines: Sequence[int] | np.ndarray
@@ -121,7 +121,7 @@ class _List(NamedTuple):
 
 @dataclass(frozen=True)
 class _Places:
-    """Where each row of the concatenated lists was read: ``file:line``."""
+    """The place from which each row of the concatenated lists was read: ``file:line``."""
 
     paths: Sequence[Path]
     lines: Sequence[Sequence[int] | np.ndarray]
@@ -135,13 +135,13 @@ class _Places:
 
 
 def _read_list(path: Path) -> _List:
-    """A file in the published form is read at full speed; any other line by line, and explained if malformed."""
+    """Read a file in the published form at full speed; any other line by line, explaining malformed lines."""
     require_file(path, PURPOSE)
     return read_published(path) or _read_any(path)
 
 
 def read_published(path: Path) -> _List | None:
-    """A list in the very form in which AudioSet is published; None where anything in it has another form."""
+    """A list in exactly the form in which AudioSet is published; None if anything in it has another form."""
     try:
         with open_binary(path) as file:
             comments, first = 0, file.readline()
@@ -162,7 +162,7 @@ def read_published(path: Path) -> _List | None:
 
 
 def _is_published(table: pa.Table) -> bool:
-    """Whether ids are made of the characters of YouTube's, times are times, and label ids have no quotes."""
+    """Whether ids consist of the characters of YouTube's, times are times, and label ids have no quotes."""
     ids = [text_bytes(chunk) for chunk in chunks(table["clip_id"])]
     times = [table[name].to_numpy() for name in ("start_seconds", "end_seconds")]
     return (
@@ -173,7 +173,7 @@ def _is_published(table: pa.Table) -> bool:
 
 
 class _WithoutSpaceBeforeQuotes(io.RawIOBase):
-    """The bytes of ``first`` and ``rest`` with ``, "`` as ``,"``, so that quotes open fields as CSV knows them."""
+    """The bytes of ``first`` and ``rest`` with ``, "`` replaced by ``,"``, so that quotes open fields as in CSV."""
 
     def __init__(self, first: bytes, rest: IO[bytes]) -> None:
         self._pending, self._rest = first, rest
@@ -182,7 +182,7 @@ class _WithoutSpaceBeforeQuotes(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, none at the end; what may be the beginning of ``, "`` waits for the next call."""
+        """At most ``size`` bytes, none at the end. A possible beginning of ``, "`` waits for the next call."""
         ended = False
         while size < 0 or len(self._pending) < size:
             more = self._rest.read(size - len(self._pending) if size >= 0 else -1)
@@ -201,7 +201,7 @@ def _read_any(path: Path) -> _List:
     content = pc.match_substring_regex(lines, r"\S").to_numpy(zero_copy_only=False)
     no_comment = pc.invert(pc.match_substring_regex(lines, r"^\s*#")).to_numpy(zero_copy_only=False)
     first = int(np.argmax(content & no_comment)) if (content & no_comment).any() else len(lines)
-    content[:first] = False  # comments stand before the first segment; a # behind it is no comment but damage
+    content[:first] = False  # comments come before the first segment; a # after it is damage
     numbers = np.flatnonzero(content) + 1
     rows = lines.filter(pa.array(content))
     fields = pc.extract_regex(rows, SEGMENT)
@@ -230,7 +230,7 @@ def _raise_malformed(path: Path, rows: pa.Array, numbers: np.ndarray, malformed:
 def _label_lists(
     mids: Sequence[pa.Array], label_names: Mapping[str, str], places: _Places
 ) -> tuple[pa.ChunkedArray, Finding]:
-    """Per row the names of its labels in CSV order; label ids that have no name are left out and counted."""
+    """The names of each row's labels in CSV order; label ids without a name are left out and counted."""
     table, names = pa.array(list(label_names), pa.string()), pa.array(list(label_names.values()), pa.string())
     lists: list[pa.Array] = []
     examples: list[tuple[str, str]] = []
@@ -264,7 +264,7 @@ def _label_lists(
 def read_label_names(path: Path) -> dict[str, str]:
     """{label id: name} from ``ontology.json`` or ``class_labels_indices.csv``, told apart by their content.
 
-    Commas and parentheses belong to the names. Raises `UserError` where the file is neither.
+    Commas and parentheses belong to the names. Raises `UserError` if the file is neither.
     """
     data = read_bytes(path, "the names of the labels")
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):

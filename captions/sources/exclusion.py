@@ -1,19 +1,16 @@
-"""Lists of clips that must stay out of training.
+"""Reads lists of clips that must stay out of training, and finds these clips in whatever form either side names them.
 
-Lists of clips that must stay out: ids or file names of evaluation sets, found in whatever form either side has.
+The lists hold ids or file names of evaluation sets. A name excludes every clip that it may mean
+(`artifacts.clips.readings`). These forms are read, and anything else is refused:
 
-`captions.sources.exclusion` reads them. A name excludes every clip that it may mean (`artifacts.clips.readings`).
-
-Reading a list of clips to exclude, in whatever form such lists are published; what is none is refused.
-
-- text with an id or file name a line; lines that begin with ``#`` before the first name are comments
-- CSV, or tables with tabs or semicolons: the column that `ID_COLUMNS` has first, with a header line; without one the
-  first column, if all rows have as many (AudioSet's own segment lists)
-- JSON: a list of names, or an object of lists, whose keys but ``AudioSet`` are folders
+- text with one id or file name per line; lines that begin with ``#`` before the first name are comments
+- CSV, or tables with tabs or semicolons. With a header line, the column whose name comes first in `ID_COLUMNS` is read;
+  without one the first column, if all rows have the same number of columns (AudioSet's own segment lists)
+- JSON: a list of names, or an object of lists, whose keys except ``AudioSet`` are folders
   (``{"AudioSet": ["Yabc….wav"], "FreeSound": ["1234"]}`` names ``FreeSound/1234``)
 - Parquet with one of these columns, such as ``captions.parquet`` or the index of a store
 
-Names stay as they stand there; nothing is trimmed from those of files, which may begin with a space.
+Names stay as they are written: file names are not trimmed, as they may begin with a space.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ from m2dprep.artifacts.text_files import decode, listing, malformed, raise_malfo
 
 @dataclass(frozen=True)
 class ExclusionList:
-    """One list: where it was read, its names as they stand there, and ``read_as``, which part of the file they are."""
+    """One list: its path, its names as written, and ``read_as``, the part of the file that they come from."""
 
     path: str
     names: tuple[str, ...]
@@ -51,7 +48,7 @@ class ExclusionList:
 
 @dataclass(frozen=True)
 class ExclusionCounts:
-    """What a list did: how many clips it ``removed`` that no list before it had, and how many names are no clip's."""
+    """The effect of a list: the clips it ``removed`` that no earlier list had, and how many names belong to no clip."""
 
     path: str
     names: int
@@ -63,7 +60,7 @@ class ExclusionCounts:
         return f"{self.removed:,} ({self.names:,} names, {self.names_without_clip:,} of no clip)"
 
     def lines(self, clips: str) -> list[str]:
-        """What to say besides the counts: how the list was read, and that nothing was excluded."""
+        """Messages besides the counts: how the list was read, and whether it excluded nothing."""
         said = [f"{self.path} was read as {self.read_as}."] if self.read_as else []
         if self.names_without_clip == self.names:
             said.append(f"0 of {self.names:,} names in {self.path} are those of {clips}: nothing was excluded by it.")
@@ -73,7 +70,7 @@ class ExclusionCounts:
 def keep_clips(
     clips: pa.Array | pa.ChunkedArray, lists: Sequence[ExclusionList], *, listed: bool = False
 ) -> tuple[np.ndarray, list[ExclusionCounts]]:
-    """bool (N,): the ``clips`` (ids, or ``listed`` log-mels) that no list names, and what each list did.
+    """bool (N,): the ``clips`` (ids, or ``listed`` log-mels) that no list names; and the effect of each list.
 
     A list of videos removes every clip of these videos, whatever their start.
     """
@@ -118,7 +115,7 @@ COMMENTS = re.compile(r"(?:[^\S\n]*#[^\n]*(?:\n|$)|[^\S\n]*\n)*")
 
 
 def read_exclusion(path: Path) -> ExclusionList:
-    """Read a list in one of the forms above. Raises `UserError` where it holds no name or cannot be read."""
+    """Read a list in one of the forms above. Raises `UserError` if it holds no name or cannot be read."""
     with require_file(path, PURPOSE).open("rb") as file:
         is_parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
     if is_parquet:
@@ -167,7 +164,7 @@ def _json_names(path: Path, content: Any) -> list[str]:
 
 
 def _line_names(path: Path, text: str) -> tuple[list[str], str]:
-    """The names in text, and which part of it they are."""
+    """The names in text, and the part of it that they come from."""
     comments = COMMENTS.match(text)
     start = comments.end() if comments else 0
     first = text[start:].split("\n", 1)[0].rstrip("\r")
@@ -185,17 +182,17 @@ def _line_names(path: Path, text: str) -> tuple[list[str], str]:
 
 
 def _one_name(line: str, delimiters: Sequence[str]) -> bool:
-    """Whether a line that ends as an audio file's name does is one name, with commas in it, and no row of a table."""
+    """Whether a line that ends like an audio file's name is one name with commas in it, and not a row of a table."""
     return not any(has_audio_suffix(line.split(delimiter)[0]) for delimiter in delimiters)
 
 
 def _id_column(names: Sequence[str]) -> str | None:
-    """The one of the names that `ID_COLUMNS` has first, whatever its case."""
+    """The one of the names that comes first in `ID_COLUMNS`, whatever its case."""
     return next((name for wanted in ID_COLUMNS for name in names if name.lower() == wanted), None)
 
 
 def _first_column(path: Path, text: str, delimiters: Sequence[str]) -> tuple[list[str], str]:
-    """The first column of a table without a header. AudioSet's lists have a space behind their commas."""
+    """The first column of a table without a header. AudioSet's lists have a space after their commas."""
     for delimiter in delimiters:
         table = text.replace(f'{delimiter} "', f'{delimiter}"')
         if delimiter == delimiters[-1] or next(malformed(table, delimiter), None) is None:
@@ -206,7 +203,7 @@ def _first_column(path: Path, text: str, delimiters: Sequence[str]) -> tuple[lis
 
 
 def _plain_lines(path: Path, text: str) -> list[str]:
-    """A name a line, all of them in quotes or none. Raises `UserError` for lines that hold tabs, quotes or NUL."""
+    """One name per line, either all in quotes or none. Raises `UserError` for lines with tabs, quotes or NUL."""
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     if all(line.startswith('"') for _, line in lines if line):
         raise_malformed(path, text.encode(), PURPOSE)

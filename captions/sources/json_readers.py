@@ -1,4 +1,4 @@
-"""Captions in JSON: WavCaps' parts, LAION's file a clip, and JSON lines of any keys."""
+"""Reads captions in JSON: WavCaps' parts, LAION's one file per clip, and JSON lines with any keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2dprep.artifacts.json_files import parse_json
 from m2dprep.artifacts.layout import require_folder
 from m2dprep.artifacts.text_files import decode, read_bytes
 
-# WavCaps' folders and files; ids of its AudioSet part are names like "Y….wav", those of the others only their own.
+# WavCaps' folders and files. Ids of its AudioSet part are names like "Y….wav"; the other parts have ids of their own.
 WAVCAPS_PARTS = {
     "fsd_final": "FreeSound",
     "bbc_final": "BBC_Sound_Effects",
@@ -68,10 +68,10 @@ def _wavcaps_part(path: Path, pairs: Pairs) -> str:
 
 
 def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
-    """LAION's form, a ``<clip>.json`` a clip in any sub-folders: the texts under ``keys`` (default ``text``).
+    """LAION's form, one ``<clip>.json`` per clip in any sub-folders: the texts under ``keys`` (default ``text``).
 
-    A value is a text or a list of texts; other keys LAION has are ``text_augment_t5`` and ``text_augment_all``. Ids are
-    the files' paths in ``folder`` without ``.json``.
+    A value is a text or a list of texts; other keys of LAION's are ``text_augment_t5`` and ``text_augment_all``. Ids
+    are the files' paths in ``folder`` without ``.json``.
     """
     keys = tuple(keys) or LAION_KEYS
     require_folder(folder, "LAION's JSON files, one a clip")
@@ -84,7 +84,7 @@ def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
         name = path.relative_to(folder).with_suffix("").as_posix()
         there = [key for key in keys if key in content]
         found = [text for key in there for text in _texts(content[key], f"{path}: {key!r}")]
-        pairs += [(name, text) for text in found or [""]]  # a clip without a text is counted as one
+        pairs += [(name, text) for text in found or [""]]  # a clip without a text counts as one empty text
     if not files:
         raise UserError(f"{folder} holds no .json file.")
     return pairs
@@ -96,7 +96,7 @@ def _is_json(entry: os.DirEntry[str]) -> bool:
 
 
 def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:
-    """JSON lines: the texts under ``caption_keys`` of every object, under the id that ``id_key`` has."""
+    """JSON lines: the texts under ``caption_keys`` of every object, with the id under ``id_key``."""
     pairs: Pairs = []
     for number, line in enumerate(decode(path, read_bytes(path, "JSON lines of captions")).split("\n"), 1):
         if not line.strip():
@@ -125,7 +125,7 @@ def _json(path: Path, purpose: str) -> Any:
 
 
 def _id(value: Any, place: str) -> str:
-    """An id as text; empty for null, which is counted as a caption without an id."""
+    """An id as text; empty for null, which counts as a caption without an id."""
     if value is None:
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
@@ -134,7 +134,7 @@ def _id(value: Any, place: str) -> str:
 
 
 def _texts(value: Any, place: str) -> Iterator[str]:
-    """The texts of a value; null, or a list without texts, is an empty one, so that it is counted."""
+    """The texts of a value; null, or a list without texts, gives one empty text, so that it is counted."""
     for text in (value or [None]) if isinstance(value, list) else [value]:
         if not isinstance(text, str | None):
             raise UserError(f"{place} is neither a text nor a list of texts.")

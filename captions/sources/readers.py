@@ -1,7 +1,8 @@
-"""Captions as others publish them, read into one form by `read_source`: one row a caption, with the id of the file.
+"""Reads captions in the forms in which others publish them into one form: one row per caption, with the file's id.
 
-`CAPTION_ROWS` is that form. Rows keep the file's order, several captions of one row their column order. Ids are read
-by `captions.clip_ids` when they meet the clips: YouTube ids by the shape of the whole id, never by a first letter.
+`CAPTION_ROWS` is that form, and `read_source` reads into it. Rows keep the file's order; several captions in one row
+keep their column order. Ids are interpreted when they are matched with clips (`artifacts.clips`): YouTube ids by the
+shape of the whole id, never by a first letter.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ CAPTION_ROWS = pa.schema(
 ANY_TABLE = "a table of captions"
 CAPTION_NAME = re.compile(r"captions?|caption_?\d+", re.IGNORECASE | re.ASCII)
 CLOTHO_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
-CLOTHO_ENCODING = "cp1252"  # what calls itself ISO-8859-1 is, with bytes from 0x80 to 0x9f
+CLOTHO_ENCODING = "cp1252"  # files that claim to be ISO-8859-1 are this, with bytes from 0x80 to 0x9f
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the tables without a form of their own leave open, and a rule for ids.
+    """The settings that tables without a form of their own leave open, and a rule for ids.
 
-    ``id_pattern`` is a regular expression that is looked for in every id; its first group (all of it, where it has
-    none) becomes the id, and ids without it count as missing.
+    ``id_pattern`` is a regular expression that is searched for in every id; its first group (or the whole match, if it
+    has none) becomes the id. Ids without a match count as missing.
     """
 
     id_column: str | None = None
@@ -51,7 +52,7 @@ class ReadOptions:
 def read_source(kind: str, paths: Sequence[Path], options: ReadOptions | None = None) -> pa.Table:
     """Read files of one ``kind`` (`READERS`), one after another, as `CAPTION_ROWS`.
 
-    Raises `UserError` where a file cannot be read, or an option does not go with the kind or with a file.
+    Raises `UserError` if a file cannot be read, or an option does not suit the kind or a file.
     """
     options = options or ReadOptions()
     if (options.id_column and kind not in WITH_ID_COLUMN) or (
@@ -87,7 +88,7 @@ def read_auto_acd(path: Path) -> pa.Table:
 
 
 def read_acalt4(path: Path) -> pa.Table:
-    """ACalt4: ``youtube_id,caption1,caption2,caption3,caption4``, four captions a clip, bare YouTube ids."""
+    """ACalt4: ``youtube_id,caption1,caption2,caption3,caption4``, four captions per clip, bare YouTube ids."""
     return _caption_rows(path, "the captions of ACalt4", "youtube_id", ACALT4_COLUMNS)
 
 
@@ -99,7 +100,7 @@ def read_audiocaps(path: Path) -> pa.Table:
 def read_clotho(path: Path) -> pa.Table:
     """Clotho's captions: ``file_name,caption_1,…,caption_5``, UTF-8 or ISO-8859-1 (Windows-1252).
 
-    Clips are the names of the files; ``:`` and ``?`` in them are ``_``, as in the names of the audio files.
+    Clips are named like the audio files, in which ``_`` replaces ``:`` and ``?``.
     """
     purpose = "the captions of Clotho"
     data = read_bytes(path, purpose)
@@ -123,9 +124,9 @@ def _decode_western(path: Path, data: bytes) -> str:
 
 
 def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    """Any Parquet file: captions are texts or lists of texts. Only the columns named are read.
+    """Any Parquet file: captions are texts or lists of texts. Only the named columns are read.
 
-    A null, or a list without texts, is a caption that is empty, so that every row is counted.
+    A null, or a list without texts, counts as an empty caption, so that every row is counted.
     """
     require_file(path, ANY_TABLE)
     wanted = [id_column, *caption_columns]
@@ -161,7 +162,7 @@ def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[s
 
 
 def _list_texts(path: Path, name: str, column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """The rows and texts of a column of lists; a list without a text, or none, gives a null."""
+    """The rows and texts of a column of lists; a null, or a list without a text, gives a null."""
     try:
         lists = column.cast(pa.list_(column.type.value_type))
     except (pa.ArrowException, AttributeError) as error:
@@ -183,10 +184,10 @@ def read_caption_csv(path: Path, id_column: str | None = None, caption_columns: 
 
 
 def csv_columns(path: Path, id_column: str | None, caption_columns: Sequence[str]) -> tuple[str, list[str]]:
-    """The columns of ids and of captions in any CSV: those named, or else what its header leaves no doubt about.
+    """The columns of ids and captions in any CSV: those that are named, or the obvious ones of its header.
 
     The id is the first column; captions are all columns named ``caption``, ``captions``, ``caption1``, ``caption_1``
-    and so on, whatever their case. Raises `UserError` where the first column has no name, or no column such a one.
+    and so on, whatever their case. Raises `UserError` if the first column has no name, or no column has such a name.
     """
     names = [name.strip() for name in read_header(path, ANY_TABLE)]
     if not id_column and not names[0]:
@@ -210,7 +211,7 @@ def _caption_rows(path: Path, purpose: str, id_column: str, caption_columns: Seq
 
 
 def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    """One row a caption: all captions of the first row in column order, then those of the second, …"""
+    """One row per caption: all captions of the first row in column order, then those of the second, …"""
     rows, columns = table.num_rows, len(caption_columns)
     if id_column in caption_columns or len(set(caption_columns)) < columns:
         raise UserError(f"{path}: a column was named twice among {', '.join([id_column, *caption_columns])}.")
@@ -225,7 +226,7 @@ def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, capti
 
 
 def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids without white space around them; most tables have none. Raises `UserError` for a line break in one."""
+    """Ids without white space around them; most tables have none. Raises `UserError` if an id has a line break."""
     if all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids)):
         return ids
     ids = pc.utf8_trim_whitespace(ids)
@@ -236,7 +237,7 @@ def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _named(path: Path, options: ReadOptions) -> tuple[str, tuple[str, ...]]:
-    """The columns of a form that has none by default. Raises `UserError` where they are not named."""
+    """The columns of a form without default columns. Raises `UserError` if they are not named."""
     if not options.id_column or not options.caption_columns:
         raise UserError(f"{path}: name its columns with --id-column and --caption-column.")
     return options.id_column, options.caption_columns
@@ -255,5 +256,5 @@ READERS: dict[str, Callable[[Path, ReadOptions], pa.Table]] = {
 }
 WITH_ID_COLUMN = ("csv", "jsonl", "parquet")
 WITH_CAPTION_COLUMNS = (*WITH_ID_COLUMN, "laion")
-# Captions for clips of AudioSet: they go into a table that knows these clips. The others bring clips of their own.
+# Captions for clips of AudioSet: they need a table that has these clips. The other sources bring their own clips.
 FOR_AUDIOSET = (AUTO_ACD, ACALT4)

@@ -1,4 +1,4 @@
-"""The small text encoder whose weights a package brings along, loaded once."""
+"""The small text encoder whose weights come with a package, loaded once."""
 
 from __future__ import annotations
 

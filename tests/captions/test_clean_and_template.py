@@ -1,4 +1,4 @@
-"""Cleaning and templates: whole columns give what one text at a time would."""
+"""Cleaning and templates: whole columns give the same as one text at a time."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_add_equals_one_row_at_a_time(table: list[tuple[str, str, str]], rows: l
         by_clip.setdefault(clip, []).append((text, source))
     known, matched = set(by_clip), 0
     for name, text in rows:
-        # a name with a folder is the clip without one, unless another name is so more literally
+        # a name with a folder means the clip without one, unless another name means it more literally
         clip = "c1" if name == "sub/c1.wav" and "c1" not in {other for other, _ in rows} else name
         caption = "three" if "three" in text else text.strip()
         if clip in known and caption:
@@ -137,7 +137,7 @@ def test_add_equals_one_row_at_a_time(table: list[tuple[str, str, str]], rows: l
     assert all(row["split"] == row["clip_id"] for row in merged.captions.to_pylist())
     assert all(row["labels"] == [row["clip_id"]] for row in merged.captions.to_pylist())
     balanced(merged.coverage)
-    # once more is refused; replacing by the same gives the same
+    # adding again is refused; replacing by the same captions gives the same table
     with pytest.raises(UserError, match="--replace"):
         add(merged.captions, rows_of(rows), "new")
     assert add(merged.captions, rows_of(rows), "new", replace=True).captions.equals(merged.captions)
@@ -328,7 +328,7 @@ def test_a_coverage_table_lists_every_count() -> None:
 
 
 def test_text_that_is_not_utf_8_is_an_error_of_the_file_for_every_reader(tmp_path: Path) -> None:
-    """Parquet calls any bytes text; what reads them row by row would fail in the middle."""
+    """Parquet accepts any bytes as text; code that reads them row by row would fail in the middle."""
     path = tmp_path / "c.parquet"
     for column in ("caption", "source", "clip_id"):
         values = {"clip_id": [b"a", b"b"], "caption": [b"x", b"y"], "source": [b"s", b"s"]}

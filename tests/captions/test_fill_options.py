@@ -1,4 +1,4 @@
-"""What `fill` and `add` can be asked for: start seconds, the original's rules, templates, de-biasing, exclusions."""
+"""The options of `fill` and `add`: start seconds, the original's rules, templates, de-biasing, exclusions."""
 
 from __future__ import annotations
 

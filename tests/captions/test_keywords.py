@@ -1,4 +1,4 @@
-"""Labels → sentences with a tiny random T5: inputs, decoding, resuming, and what is refused."""
+"""Labels → sentences with a tiny random T5: inputs, decoding, resuming, and refusals."""
 
 from __future__ import annotations
 

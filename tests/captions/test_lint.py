@@ -1,4 +1,4 @@
-"""Every rule of the lint: what it finds and what it leaves alone; dropping; the command on a file."""
+"""Every rule of the lint: what it finds and what it ignores; dropping; the command on a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of labelled clips: a lost quote or a damaged row is an error of the file and line, never a smaller set."""
+"""Tables of labelled clips: a lost quote or a damaged row is an error with file and line, never a smaller set."""
 
 from __future__ import annotations
 

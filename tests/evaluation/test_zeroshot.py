@@ -1,4 +1,4 @@
-"""A trained model names what it hears; unreadable clips are rows; wrong requests say what is wrong."""
+"""A trained model names the classes that it hears; unreadable clips are rows; wrong requests are explained."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FakeEncoder:
 
 @pytest.fixture
 def encoders(monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray) -> list[FakeEncoder]:
-    """Stands in for the text encoder; lists the ones that were loaded."""
+    """Replaces the text encoder, and lists the encoders that were loaded."""
     loaded: list[FakeEncoder] = []
 
     def load(name: str, **settings: Any) -> FakeEncoder:
@@ -116,7 +116,7 @@ def test_captions_dealt_to_the_wrong_clips_teach_nothing(
 
 
 def test_predictions_are_the_nearest_captions(run: Path, held_out: Path, encoders: list[FakeEncoder]) -> None:
-    """The classes given in another order, and some that do not occur: the very same decisions."""
+    """With classes in another order, and some that do not occur, the decisions are the same."""
     names = held_out.parent / "classes.txt"
     names.write_text("kind_3\nkind_1\n\nkind_0\nkind_2\n")
     assert (
@@ -208,7 +208,7 @@ def test_checkpoints_that_cannot_classify(
 def test_what_is_not_finite_is_no_result(
     run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NaN is nearest to the first class: without a word it would be an accuracy like any other."""
+    """NaN is nearest to the first class, so without a check it would be an accuracy like any other."""
     value = torch.load(next(run.rglob("*.pth")), weights_only=True)
     value["model"]["audio_proj.0.weight"][0, 0] = torch.nan
     torch.save(value, tmp_path / "diverged.pth")
@@ -252,7 +252,7 @@ def test_tables_that_cannot_be_used(table: str, message: str, tmp_path: Path) ->
 
 
 def clip_table(folder: Path, table: str) -> Path:
-    """A CSV of which the files a.wav and b.wav are there, as far as a table of clips looks at them."""
+    """A CSV beside which the files a.wav and b.wav exist, as far as a table of clips checks."""
     for name in ("a.wav", "b.wav"):
         (folder / name).write_bytes(b"")
     (folder / "clips.csv").write_text(table)
@@ -273,7 +273,7 @@ def clip_table(folder: Path, table: str) -> Path:
 def test_columns_by_the_names_that_data_sets_have(
     table: str, given: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ESC-50 and UrbanSound8K as they are downloaded; a guess is said."""
+    """ESC-50 and UrbanSound8K as they are downloaded; a guess is reported."""
     clips = ClipSet.read(clip_table(tmp_path, table), **given)  # type: ignore[arg-type]
     assert [(clip.file_name, clip.label) for clip in clips.clips] == [("a.wav", "x"), ("b.wav", "y")]
     shown = capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_files_that_are_all_missing_say_where_they_were_looked_for(tmp_path: Pat
 def test_classes_that_have_one_caption_are_refused_before_anything_is_loaded(
     run: Path, held_out: Path, encoders: list[FakeEncoder], labels: tuple[str, str]
 ) -> None:
-    """Else every clip of the second would count as wrong."""
+    """Otherwise every clip of the second would count as wrong."""
     clips = replace(ClipSet.read(held_out), classes=["kind_0", *labels])
     with pytest.raises(UserError, match=r"the classes .* have one caption"):
         zero_shot(run, clips)

@@ -1,4 +1,5 @@
-"""Checkpoints follow the original's rules, its files load, and everything else is refused with a reason, never run."""
+"""Checkpoints follow the original's rules and its files load; everything else is refused with a reason and never
+run."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 
 def encodes(path: Path) -> torch.Tensor:
-    """What a loaded checkpoint makes of a fixed log-mel."""
+    """The output of a loaded checkpoint for a fixed log-mel."""
     model = Checkpoint.read(path).load_model(CPU)
     with torch.no_grad():
         return model.clap_audio(torch.ones(1, 1, 80, 48))

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is told or provably harmless; what is no checkpoint is called by its name."""
+"""A damaged checkpoint is reported or provably harmless; a file of another kind is named as such."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def damaged(content: bytes, kind: str, rng: np.random.Generator) -> bytes:
         del changed[place:]
     elif kind == "appended":
         changed += rng.bytes(64)
-    elif kind == "directory":  # the last part of the file, where the zip says what lies where
+    elif kind == "directory":  # the last part of the file, the zip's directory
         place = len(content) - 1 - int(rng.integers(min(8000, len(content))))
         changed[place] ^= 1 << int(rng.integers(8))
     return bytes(changed)
@@ -160,7 +160,7 @@ def test_files_without_checksums_are_read(tmp_path: Path) -> None:
 
 
 def test_equal_states_give_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    """Also where one of them comes from a file, and so is made of other objects."""
+    """Even if one of them comes from a file, and so consists of other objects."""
     resumed = new_state()
     resumed.restore(checkpoint)
     resumed.unlogged = torch.ones(5, 3)[:0]

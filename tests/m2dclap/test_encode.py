@@ -27,7 +27,7 @@ def log_mel(frames: int, seed: int = 0) -> np.ndarray:
 
 
 def patches_encoded(model: M2DCLAP, frames: int) -> int:
-    """How many patch tokens a clip's average is of."""
+    """The number of patch tokens that a clip's average covers."""
     counts = []
     encode = model.encode
 

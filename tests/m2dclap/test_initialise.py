@@ -1,4 +1,4 @@
-"""Training begins with the weights of any form of checkpoint, at any duration; what does not fit is named."""
+"""Training starts from the weights of any form of checkpoint, at any duration; weights that do not fit are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every size, patch and length that is promised makes a model that learns."""
+"""Every promised size, patch and length makes a model that learns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2dprep.training.config import PRESETS
 
 
 def learned_parameters(config: ModelConfig) -> int:
-    """How many a ViT encoder, its predictor and the two projections have, counted by hand; the target has none."""
+    """The number of learned parameters in encoder, predictor and projections, counted by hand; the target has none."""
     dim, narrow, patch = config.embed_dim, config.decoder_embed_dim, config.patch_size[0] * config.patch_size[1]
 
     def blocks(depth: int, width: int) -> int:

@@ -1,6 +1,6 @@
-"""What `test_gpu` lets torchrun start once: everything that several processes tell each other, told by one to itself.
+"""The script that `test_gpu` starts once under torchrun: one process does every exchange of several with itself.
 
-Argument: the device. Prints ``equal`` where all is well.
+Argument: the device. It prints ``equal`` if all is well.
 """
 
 from __future__ import annotations

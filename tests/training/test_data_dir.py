@@ -1,4 +1,4 @@
-"""A data directory opens with everything left out counted and named, or not at all, with the reason."""
+"""A data directory opens with everything left out counted and named, or it is refused with the reason."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_a_caption_lands_on_no_other_clip_of_the_same_name(data: Path) -> None:
         f"made_lms/dog/{first} may both be the clip {Path(first).stem!r}"
     )
     assert {skip.reason for skip in opened.skipped} == {"shared_name"}
-    # also where one of them is held out
+    # even if one of them is held out
     lists = data / "files_made.csv", data / "held.csv"
     write_file_list(lists[1], [f"made_lms/dog/{first}", *before[2:4]])
     opened = open_training_data(DataChoice(data, (lists[0],), held_out=(lists[1],)), 80)
     assert opened.summary().startswith("8 files listed = 4 used + 2 held out + 0 without captions + 2 of shared names")
-    # and a clip without captions is never that of its namesake, which alone is listed
+    # and a clip without captions never gets those of its namesake, which alone is listed
     write_file_list(lists[0], [f"made_lms/dog/{first}", *before[2:]])
     assert open_training_data(DataChoice(data), 80).summary().startswith("7 files listed = 7 used")
 

@@ -1,4 +1,5 @@
-"""What is random about a sample depends on seed, epoch and clip alone; captions are drawn evenly and never mixed up."""
+"""Everything random about a sample depends on seed, epoch and clip alone; captions are drawn evenly and never mixed
+up."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def without_key_biases(name: str, *values: torch.Tensor) -> list[torch.Tensor]:
     """All but the middle third of a qkv bias.
 
-    A constant added to every key changes no attention, so the true gradient of a key bias is zero. What is computed is
-    rounding noise, which Adam scales up to steps of the learning rate: it differs with the number of threads.
+    A constant added to every key does not change attention, so the true gradient of a key bias is zero. The computed
+    one is rounding noise, which Adam scales up to steps of the learning rate; it differs with the number of threads.
     """
     if not name.endswith("qkv.bias"):
         return list(values)

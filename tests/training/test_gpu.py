@@ -1,7 +1,7 @@
-"""Training on a GPU is training on a processor: the original's values, a whole run, a resumed one, compiled blocks,
-and the world of a single process with the backend of its device.
+"""Training on a GPU equals training on a CPU: the original's values, a whole run, a resumed one, compiled blocks.
 
-Nothing here needs what a GPU machine may lack.
+A single process also tests the process group with the backend of its device. These tests need nothing that a GPU
+machine may lack.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.training.test_golden import FILES, STEPS, Golden, without_key_biases
 from tests.training.two_processes import OPTIONS, TRAIN
 
 MakeData = Callable[..., Path]
-# Relative differences of losses to those of the original on a processor, and the least cosine of all gradients.
+# Maximum relative differences of losses to the original's on a CPU, and minimum cosine of all gradients.
 TOLERANCE = {"none": (1e-4, 0.9999), "bf16": (2e-2, 0.99)}
 
 
 @pytest.fixture(autouse=True)
 def plain_float32() -> None:
-    """TF32 is PyTorch's choice to make, and not to be measured here."""
+    """TF32 is a choice of PyTorch's, and not measured here."""
     torch.set_float32_matmul_precision("highest")
 
 
@@ -112,7 +112,7 @@ def test_steps_are_those_of_the_processor(data: Path, device: str, amp: str, rel
 
 @pytest.mark.parametrize("device", [device for device in DEVICES if device.values[0] == "cuda"])
 def test_compiled_steps_are_those_that_are_not(data: Path, device: str) -> None:
-    """With the real compiler; on a processor this would take half a minute."""
+    """With the real compiler; on a CPU this would take half a minute."""
     target = torch.device(device)
     assert steps_of(data, target, compiled=True) == pytest.approx(steps_of(data, target), rel=1e-4)
 
@@ -143,7 +143,7 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Pat
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_world_of_one_process(device: str) -> None:
+def test_the_group_of_one_process(device: str) -> None:
     """Averaging, gathering and voting with the backend of the device, NCCL on a GPU, change nothing for one process."""
     script = Path(__file__).with_name("one_process.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]

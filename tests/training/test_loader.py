@@ -1,4 +1,4 @@
-"""Batches from loading processes are those of this process, however these are started; few are ready at a time."""
+"""Batches from loading processes equal those of this process, however these are started; few are ready at a time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.dataset import TrainOrder
-from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_of_a_worker, fork_server, make_loader
+from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_per_worker, fork_server, make_loader
 from m2dprep.training.signals import WATCHED
 from tests.tiny import TINY
 
 
 @pytest.fixture(autouse=True)
 def no_preload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server of this process is also that of other tests, which say what it imports."""
+    """This process's server also serves other tests, which check what it imports."""
     monkeypatch.setattr(multiprocessing.get_context("forkserver"), "set_forkserver_preload", lambda names: None)
 
 
@@ -38,7 +38,7 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
 
 
 def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
-    """With pickled memory maps, and ids that only this process needs left behind."""
+    """They get pickled memory maps, without the ids that only this process needs."""
     opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)
     dataset, device = opened.dataset(TINY, TrainConfig()), torch.device("cpu")
     order = TrainOrder(8, 4, 0, total_steps=3)
@@ -53,7 +53,7 @@ def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Calla
 
 
 def test_the_fork_server_ignores_what_tells_training_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of the step that is being done still have to come; what is ignored stays so in all that it starts."""
+    """Batches of the current step still have to arrive; processes that the server starts ignore the signals too."""
     seen = []
     monkeypatch.setattr(forkserver, "ensure_running", lambda: seen.extend(map(signal.getsignal, WATCHED)))
     before = [signal.getsignal(watched) for watched in WATCHED]
@@ -64,6 +64,6 @@ def test_the_fork_server_ignores_what_tells_training_to_stop(monkeypatch: pytest
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8, 16])
 def test_few_batches_are_in_shared_memory(workers: int) -> None:
-    each = batches_of_a_worker(workers)
+    each = batches_per_worker(workers)
     assert 1 <= each <= 4
     assert workers * each < BATCHES_AHEAD + workers

@@ -1,4 +1,4 @@
-"""Whatever happens to loading processes, training ends soon, with a line that says what to do, and saved.
+"""Whatever happens to loading processes, training ends soon, saved, with a line that says what to do.
 
 Runs are children of a fork server that has imported everything once; their loading processes are forked by themselves.
 """
@@ -38,7 +38,7 @@ TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
 OPTIONS = RunOptions(
     "tiny", log_every=1, save=SavePlan(every_epochs=5000), validation=ValidationOptions(features_every=0)
 )
-# Far more than anything here takes; what hangs never ends.
+# Far longer than anything here takes; a process that hangs never ends.
 PATIENCE = 120.0
 HANG = "hang"
 # A process closes its files a moment before others can see that it has ended.
@@ -46,7 +46,7 @@ ENDS_SLOWLY = 4
 
 
 class Faulty:
-    """Clips of which the third batch goes wrong."""
+    """Clips whose third batch fails."""
 
     reading = "data/made_lms/clip.npy"
 
@@ -71,7 +71,7 @@ class Faulty:
 
 @pytest.fixture(autouse=True)
 def no_preload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server of this process is also that of other tests, which say what it imports."""
+    """This process's server also serves other tests, which check what it imports."""
     monkeypatch.setattr(CONTEXT, "set_forkserver_preload", lambda names: None)
 
 
@@ -100,7 +100,7 @@ FAULTS = [
 def test_what_goes_wrong_in_a_loading_process_is_raised_in_a_line(
     fault: Exception | signal.Signals | int, message: str, processes: int
 ) -> None:
-    """Of a forked one, and with several ``processes`` of one of a fork server."""
+    """In a forked process, and with several ``processes`` in one from a fork server."""
     order = TrainOrder(8, 8, 0, total_steps=9)
     loader = make_loader(Faulty(fault), order, 2, torch.device("cpu"), processes)  # type: ignore[arg-type]
     got = 0
@@ -146,7 +146,7 @@ def data(tmp_path: Path, make_data: MakeData) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, data: Path) -> Iterator[tuple[ForkServerProcess, Path]]:
-    """A training that is in its steps, and its folder."""
+    """A run that is in the middle of its steps, and its folder."""
     out = tmp_path / "run"
     child = CONTEXT.Process(target=_child, args=(data, out))
     child.start()
@@ -263,7 +263,7 @@ def test_a_second_ctrl_c_ends_it_without_leaving_half_a_file(run: tuple[ForkServ
 def test_a_disk_without_room_leaves_the_last_good_checkpoint(
     run: tuple[ForkServerProcess, Path], data: Path, tmp_path: Path
 ) -> None:
-    """Here files may not grow beyond a size; what a full disk says differs in one word."""
+    """Files may not grow beyond a size here; the error of a full disk differs in one word."""
     child, out = run
     assert child.pid is not None
     os.kill(child.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The loop trains any objective: its losses are what is minimised, logged, saved and gone on with."""
+"""The loop trains any objective: its losses are minimised and logged, and its state is saved and resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from m2dprep.training.objectives import MaskedClap, Objective
 from m2dprep.training.plot import plot_run
 from m2dprep.training.run_folder import RunFolder
 from m2dprep.training.schedule import Schedule, make_optimizer
-from m2dprep.training.speed import TIMING_FIGURES, Meter
+from m2dprep.training.speed import TIMING_METRICS, Meter
 from m2dprep.training.state import TrainState
 from m2dprep.training.validation import validation_losses
 
@@ -69,7 +69,7 @@ def points(step: int, part: int = 0) -> np.ndarray:
 
 
 def batches(first: int, end: int = SCHEDULE.total_steps) -> Iterator[np.ndarray]:
-    """Both parts of every step; what comes at ``end`` cannot be read."""
+    """Both parts of every step; the step ``end`` cannot be read."""
     for step in range(first, end):
         yield from (points(step, part) for part in range(CONFIG.accumulate))
     raise UserError(f"step {end} cannot be read.")
@@ -99,7 +99,7 @@ def go_on(root: Path, end: int = SCHEDULE.total_steps) -> TrainState[Line]:
 
 
 def lines_of(root: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in TIMING_FIGURES} for line in read_log(root / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMING_METRICS} for line in read_log(root / "log.jsonl")]
 
 
 def test_another_objective_trains_and_logs_its_own_losses(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_losses_is_refused(tmp_path: Path) -> None:
 
 def test_validation_averages_over_clips_whatever_the_objective() -> None:
     class Held:
-        """67 points, which two batches of at most 64 do not share evenly."""
+        """67 points, which two batches of at most 64 cannot share evenly."""
 
         def __len__(self) -> int:
             return 67
@@ -150,9 +150,9 @@ def test_validation_averages_over_clips_whatever_the_objective() -> None:
         def __getitem__(self, key: Any) -> np.ndarray:
             return np.stack([key.clips, 1 + 2 * key.clips], axis=1).astype(np.float32)
 
-    figures = validation_losses(Line(), Held(), "none")  # type: ignore[arg-type]
-    assert list(figures) == ["valid_loss", "valid_loss_squares", "valid_loss_slope"]
-    assert figures["valid_loss"] == pytest.approx(float((4 * np.arange(67) ** 2).mean()))
+    metrics = validation_losses(Line(), Held(), "none")  # type: ignore[arg-type]
+    assert list(metrics) == ["valid_loss", "valid_loss_squares", "valid_loss_slope"]
+    assert metrics["valid_loss"] == pytest.approx(float((4 * np.arange(67) ** 2).mean()))
 
 
 @pytest.mark.parametrize("names", [(), ("squares",), ("loss_m2d", "loss"), ("loss", "squares")])

@@ -1,4 +1,4 @@
-"""Rows stay aligned over stores; maps stay maps."""
+"""Rows stay aligned across stores, and memory maps stay memory maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from m2dprep.artifacts.embeddings.m2d_dictionary import write_dictionary
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.npy_files import RowFile
-from m2dprep.training.pairing import CaptionRows, CaptionSource, common_text_model, deal_wrongly
+from m2dprep.training.pairing import CaptionRows, CaptionSource, common_text_model, derange_captions
 
 
 def source(name: str, ids: list[str], dim: int = 3, **text_model: object) -> CaptionSource:
@@ -67,12 +67,12 @@ def test_the_originals_dictionary(tmp_path: Path) -> None:
 
 def test_wrong_dealing_leaves_nobody_their_own() -> None:
     clips = np.array([5, 3, 5, 9, 3, 1, 7])
-    dealt = deal_wrongly(clips, np.random.default_rng(0))
+    dealt = derange_captions(clips, np.random.default_rng(0))
     assert not (dealt == clips).any()
     assert sorted(set(dealt.tolist())) == [1, 3, 5, 7, 9]
     assert dealt[0] == dealt[2]
     assert dealt[1] == dealt[4]
-    assert np.array_equal(dealt, deal_wrongly(clips, np.random.default_rng(0)))
+    assert np.array_equal(dealt, derange_captions(clips, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 8192])

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, or told to stop, and started again is bit for byte the run that nothing disturbed.
+"""A run that is killed at any point, or told to stop, and started again equals an undisturbed run bit for bit.
 
 Runs are children of a fork server that has imported everything once, so that each may be killed for real.
 """
@@ -27,7 +27,7 @@ from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.log import RunLog, read_log
 from m2dprep.training.signals import REQUEUE_EXIT_CODE, StoppedError
-from m2dprep.training.speed import TIMING_FIGURES
+from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.state import TrainState
 from m2dprep.training.train import train
 from tests.tiny import TINY
@@ -70,7 +70,7 @@ def _die() -> None:
 
 
 class Countdown:
-    """Acts when it has been passed so many times."""
+    """Calls an action when it has been passed a given number of times."""
 
     def __init__(self, passes: int, act: Callable[[], None]) -> None:
         self._left, self._act = passes, act
@@ -82,7 +82,7 @@ class Countdown:
 
 
 def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, after: Countdown | None = None) -> None:
-    """Let a method of ``owner`` be preceded and followed by what a test does; only checkpoints count as renamed."""
+    """Call functions of the test before and after a method of ``owner``; only checkpoints count as renamed."""
     method = getattr(owner, name)
 
     def wrapped(self: Any, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ def _write_half_a_line(log: RunLog) -> None:
 
 
 def _arm(point: Point) -> None:
-    """Let this process end, or be told to, at a point of training: (where, how often it is passed before)."""
+    """Kill or signal this process at a point of training: (where, how often the point is passed before)."""
     where, passes = point
     if where.startswith("SIG"):
         tell = Countdown(passes, lambda: os.killpg(0, signal.Signals[where]))  # also its loading process
@@ -120,10 +120,10 @@ def _arm(point: Point) -> None:
     }[where]()
 
 
-def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, str]) -> None:
+def _child(choice: DataChoice, out: Path, point: Point | None, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     os.setpgrp()
-    os.environ.update(world)
+    os.environ.update(environment)
     sys.stderr = (out.parent / f"{out.name}.err").open("a")
     if point is not None:
         _arm(point)
@@ -135,9 +135,9 @@ def _child(choice: DataChoice, out: Path, point: Point | None, world: dict[str, 
 
 
 def start(
-    choice: DataChoice, out: Path, point: Point | None = None, world: dict[str, str] | None = None
+    choice: DataChoice, out: Path, point: Point | None = None, environment: dict[str, str] | None = None
 ) -> ForkServerProcess:
-    child = CONTEXT.Process(target=_child, args=(choice, out, point, world or {}))
+    child = CONTEXT.Process(target=_child, args=(choice, out, point, environment or {}))
     child.start()
     return child
 
@@ -149,7 +149,7 @@ def ended(child: ForkServerProcess) -> int | None:
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = read_log(out / "log.jsonl")
-    return [{key: value for key, value in line.items() if key not in TIMING_FIGURES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_METRICS} for line in lines]
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -206,7 +206,7 @@ def test_told_to_stop_it_saves_and_exits_with_75(
     assert_same_run(out, undisturbed)
 
 
-def _worlds() -> list[dict[str, str]]:
+def _environments() -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -217,8 +217,10 @@ def _worlds() -> list[dict[str, str]]:
 def run_pair(
     choice: DataChoice, out: Path, points: tuple[Point | None, Point | None] = (None, None)
 ) -> list[int | None]:
-    """Exit codes of two processes of one run; where one was killed the other is ended as torchrun does."""
-    children = [start(choice, out, point, world) for point, world in zip(points, _worlds(), strict=True)]
+    """Exit codes of two processes of one run; if one was killed, the other is ended as torchrun does."""
+    children = [
+        start(choice, out, point, environment) for point, environment in zip(points, _environments(), strict=True)
+    ]
     codes = [ended(children[1])]
     if codes[0] == -signal.SIGKILL:
         children[0].kill()

@@ -1,4 +1,4 @@
-"""The log of a run on a disk that fails: one error that names the file, and no traceback of another thread."""
+"""The log of a run on a failing disk: one error that names the file, and no traceback of another thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from m2dprep.training.log import RunLog, read_log
 def test_events_that_cannot_be_written_are_an_error_here_and_no_traceback_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """TensorBoard writes in a thread of its own, which would print what it meets as well."""
+    """TensorBoard writes in a thread of its own, which would print its errors as well."""
     hook = threading.excepthook
     with pytest.raises(OSError, match="No space left") as caught, RunLog(tmp_path / "log.jsonl", 0) as log:
 

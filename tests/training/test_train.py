@@ -1,4 +1,4 @@
-"""Training learns, writes what it promises, and stops with a reason where it cannot go on."""
+"""Training learns, writes what it promises, and stops with a reason if it cannot continue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from m2dprep.training.loop import Trainer
 from m2dprep.training.run_folder import BEFORE
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.signals import StoppedError
-from m2dprep.training.speed import TIMING_FIGURES
+from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.train import TrainResult, make_state, train
 from tests.tiny import TINY
 
@@ -51,7 +51,7 @@ def run(data: Path, out: Path, train_config: TrainConfig = TRAIN, **options: Any
 def losses(out: Path) -> list[dict[str, Any]]:
     """The log without its times."""
     lines = read_log(out / "log.jsonl")
-    return [{key: value for key, value in line.items() if key not in TIMING_FIGURES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_METRICS} for line in lines]
 
 
 def weights(out: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_files_of_a_run(finished: Path) -> None:
     lines = read_log(finished / "log.jsonl")
     assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12, 15, 16]
     assert lines[-1]["epoch"] == 4.0
-    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", *TIMING_FIGURES} <= set(lines[0])
+    assert {"loss", "loss_m2d", "loss_clap", "lr", "target_decay", "logit_scale", *TIMING_METRICS} <= set(lines[0])
     assert [line["step"] for line in lines if "rank_me" in line] == [8, 16]
     assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] <= 1 and line["memory_gib"] > 0.1 for line in lines)
     folders = [path for path in finished.iterdir() if path.is_dir()]
@@ -337,7 +337,7 @@ def test_reduced_precision_trains(amp: str, data: Path, finished: Path, tmp_path
 def test_auto_is_what_the_device_computes_itself(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Volta and Turing only emulate bf16, and torch counts that as support. A run says where its arithmetic changes."""
+    """Volta and Turing only emulate bf16, which torch counts as support. A run reports a change of its arithmetic."""
     for capability, amp in {(7, 0): "fp16", (7, 5): "fp16", (8, 0): "bf16", (9, 0): "bf16"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert resolve_amp("auto", torch.device("cuda", 0)) == amp
@@ -410,7 +410,7 @@ def test_compiled_blocks_train_the_same(
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what makes a host wait for a GPU."""
+    """Counts operations that make the host wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_a_step_never_waits_for_the_device(data: Path, amp: str) -> None:
-    """Between batch and log nothing reads a value: on a GPU each reading would be a synchronisation."""
+    """Between batch and log nothing reads a value; on a GPU each read would be a synchronisation."""
     opened = open_training_data(DataChoice(data), 80)
     config, device = replace(TRAIN, amp=amp), torch.device("cpu")
     state = make_state(TINY, config, opened, device)

@@ -1,6 +1,8 @@
-"""What `test_world` lets torchrun start twice: gradients of two processes against one, then a whole training run.
+"""The script that `test_distributed` starts twice under torchrun.
 
-Arguments: the data directory, the folder of the run. Prints ``equal`` from the first process where all is well.
+It compares the gradients of two processes with those of one, and then trains a whole run.
+
+Arguments: the data directory, the folder of the run. The first process prints ``equal`` if all is well.
 """
 
 from __future__ import annotations
@@ -26,29 +28,29 @@ OPTIONS = RunOptions("tiny", log_every=1, save=SavePlan(every_steps=3), validati
 
 
 def gradients(
-    data: Path, world: DistributedContext, accumulate: int
+    data: Path, context: DistributedContext, accumulate: int
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Losses, gradients after clipping, and weights after a step on clips 0 … 7 by the processes of ``world``."""
+    """Losses, gradients after clipping, and weights after a step on clips 0 … 7 by the processes of ``context``."""
     config = replace(TRAIN, batch_size=8, accumulate=accumulate)
     opened = open_training_data(DataChoice(data), 80)
-    state = make_state(TINY, config, opened, world.device)
-    trainer = Trainer(state, Schedule(config, 3), world)
+    state = make_state(TINY, config, opened, context.device)
+    trainer = Trainer(state, Schedule(config, 3), context)
     state.step = 2  # the learning rate of step 0 is 0
     clips = opened.dataset(state.objective.model.config, config)
-    parts = [np.split(part, world.size)[world.rank] for part in np.split(np.arange(8), accumulate)]
+    parts = [np.split(part, context.size)[context.rank] for part in np.split(np.arange(8), accumulate)]
     losses, _ = trainer.step([clips[BatchKey(0, part)] for part in parts])
     found = [value.grad for value in state.objective.model.parameters() if value.grad is not None]
-    return world.mean(losses), found, [value.detach() for value in state.objective.model.parameters()]
+    return context.mean(losses), found, [value.detach() for value in state.objective.model.parameters()]
 
 
 def relative(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).norm() / second.norm().clamp_min(1e-12))
 
 
-def compare(data: Path, world: DistributedContext) -> None:
+def compare(data: Path, context: DistributedContext) -> None:
     for accumulate in (1, 2):
-        alone = gradients(data, DistributedContext(0, 1, world.device), accumulate)
-        ours = gradients(data, world, accumulate)
+        alone = gradients(data, DistributedContext(0, 1, context.device), accumulate)
+        ours = gradients(data, context, accumulate)
         assert relative(ours[0], alone[0]) < 1e-5, (ours[0], alone[0])
         every = relative(torch.cat([g.flatten() for g in ours[1]]), torch.cat([g.flatten() for g in alone[1]]))
         assert every < 1e-5, every
@@ -60,9 +62,9 @@ def compare(data: Path, world: DistributedContext) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
-    with join_processes("cpu", lambda: False) as world:
-        assert world.size == 2
-        compare(data, world)
+    with join_processes("cpu", lambda: False) as context:
+        assert context.size == 2
+        compare(data, context)
         train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, loader_workers=1))
-        if world.is_main:
+        if context.is_main:
             print("equal")

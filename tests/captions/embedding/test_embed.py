@@ -1,4 +1,4 @@
-"""Embedding a captions table: row i is row i, every text is encoded once, a kill changes no byte."""
+"""Embedding a captions table: row i belongs to caption i, every text is encoded once, a kill changes no byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _sync_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class HashEncoder:
-    """Numbers between -1 and 1 that depend on the text alone; counts what it is asked for."""
+    """Numbers between -1 and 1 that depend on the text alone; counts the requests."""
 
     dim = DIM
     block_tokens = 24  # two or three texts
@@ -243,7 +243,7 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_divides_as_the_first_one_did(tmp_path: Path) -> None:
-    """A GPU with more memory would take larger batches by itself; rounding would differ."""
+    """A GPU with more memory would choose larger batches by itself, and rounding would differ."""
     path, wide, again = captions_in(tmp_path, TEXTS), HashEncoder(), HashEncoder()
     with pytest.raises(RuntimeError, match="stopped"):
         embed_captions(path, tmp_path / "stopped", HashEncoder(3))
@@ -260,7 +260,7 @@ def test_a_resumed_run_divides_as_the_first_one_did(tmp_path: Path) -> None:
 
 
 class NamedEncoder(HashEncoder):
-    """Says what computed its blocks, which had to be divided once each."""
+    """Names the device of its blocks, each of which had to be divided once."""
 
     def __init__(self, device: str, stop_after: int | None = None) -> None:
         super().__init__(stop_after)
@@ -396,7 +396,7 @@ def test_reused_values_beyond_float16_are_told_as_well(tmp_path: Path) -> None:
 
 
 class OtherEncoder(HashEncoder):
-    """Its batches are a little off the plain computation: in the sample that is encoded first, or only later."""
+    """Its batches differ slightly from the plain computation: in the sample that is encoded first, or only later."""
 
     def __init__(self, off: float, sample: bool, **settings: Any) -> None:
         super().__init__(**settings)

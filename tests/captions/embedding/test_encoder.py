@@ -262,7 +262,7 @@ def test_batches_that_were_settled(minilm: Path) -> None:
 
 
 def test_batches_are_halved_until_they_fit(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device with room for 40 tokens: what is too large is tried once, then never again."""
+    """A device with room for 40 tokens: a batch that is too large is tried once, then never again."""
     expected, forward, refused = encoder.encode(TEXTS[:4] * 8), encoder.forward, []
 
     def small(tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
@@ -320,7 +320,7 @@ def test_digests_of_what_is_beside_the_weights(tmp_path: Path) -> None:
 
 
 class FakeHub:
-    """A hub with one model, optionally out of reach, that writes down what was asked of it."""
+    """A hub with one model, optionally unreachable, that records its requests."""
 
     def __init__(
         self, folder: Path, names: dict[str, list[str]], *, cached: bool = False, reachable: bool = True

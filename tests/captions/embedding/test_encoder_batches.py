@@ -1,4 +1,4 @@
-"""Batches and blocks: every text once, within the budget, little padding, whatever the lengths."""
+"""Batches and blocks: every text occurs once, within the budget, with little padding, whatever the lengths."""
 
 from __future__ import annotations
 

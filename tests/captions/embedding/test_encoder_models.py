@@ -27,7 +27,7 @@ from transformers import (
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.encoder import load_encoder
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE, cosines_of
+from m2dprep.captions.embedding.sample_check import MIN_COSINE, cosines_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
 TEXTS = ["w1 w2 w3", "", "w4", "w5 w6 w7 w8 w9 w10 w11", "w1 w2 w3", "🐕 unknown w12", "w1 " * 40]
@@ -139,7 +139,7 @@ def test_half_precision_stays_near_float32(tmp_path: Path, make: Callable[[Path]
     encoder = load_encoder(str(make(tmp_path / "model")), "cpu", precision="bf16")
     assert encoder.describe()["precision"] == "bf16"
     cosines = cosines_of(encoder.encode(TEXTS), encoder.reference(TEXTS))
-    assert (cosines >= LEAST_COSINE["bf16"]).all()
+    assert (cosines >= MIN_COSINE["bf16"]).all()
     assert (cosines < 1 - 1e-7).any()  # it is not float32 that was compared with itself
 
 
@@ -155,7 +155,7 @@ def test_half_precision_leaves_what_a_model_keeps_in_float32(tmp_path: Path) -> 
     weights = dict(encoder.transformer.named_parameters())
     assert {str(weight.dtype) for name, weight in weights.items() if ".wo." in name} == {"torch.float32"}
     texts = [text for text in TEXTS if text]
-    assert (cosines_of(encoder.encode(texts), encoder.reference(texts)) >= LEAST_COSINE["fp16"]).all()
+    assert (cosines_of(encoder.encode(texts), encoder.reference(texts)) >= MIN_COSINE["fp16"]).all()
 
 
 def test_dimensions_of_large_embedders(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``pooling="model"`` is what `SentenceTransformer.encode` does, or is refused: folders of many kinds, made here."""
+"""``pooling="model"`` does what `SentenceTransformer.encode` does, or is refused: folders of many kinds, made here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def change(folder: Path, file: str, **values: Any) -> None:
 
 
 def add_module(folder: Path, kind: str, **config: Any) -> Path:
-    """A module of the library after those that are there; returns its folder."""
+    """Add a module of the library after the existing ones; returns its folder."""
     modules = json.loads((folder / "modules.json").read_text())
     name = f"{len(modules)}_{kind}"
     kind = kind if "." in kind else f"{LIBRARY}.{kind}"
@@ -125,7 +125,7 @@ OWN: dict[str, Callable[[Path], None]] = {
 
 
 def library(folder: Path, **given: Any) -> np.ndarray:
-    """What the library makes of `TEXTS` with its defaults."""
+    """The library's embeddings of `TEXTS` with its defaults."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
@@ -190,7 +190,7 @@ def test_a_length_that_was_asked_for(tmp_path: Path) -> None:
 def test_metadata_are_enough_to_make_the_same_again(
     tmp_path: Path, change_folder: Callable[[Path], None], asked: bool | None, normalized: object
 ) -> None:
-    """Zero-shot classification loads the encoder with what the metadata of the training's captions say."""
+    """Zero-shot classification loads the encoder from the metadata of the training captions."""
     prompted(bert(tmp_path / "model"))
     change_folder(tmp_path / "model")
     encoder = own(tmp_path / "model", normalize=asked)
@@ -207,7 +207,7 @@ def test_metadata_are_enough_to_make_the_same_again(
 
 
 def test_mean_and_cls_take_nothing_of_it(tmp_path: Path) -> None:
-    """They are defined by themselves: the mean over all tokens, whatever the folder says."""
+    """Both are defined by themselves: the mean over all tokens, whatever the folder says."""
     plain = load_encoder(str(bert(tmp_path / "plain")), "cpu").encode(TEXTS)
     everything(bert(tmp_path / "model"))
     change(tmp_path / "model", "sentence_bert_config.json", do_lower_case=False, max_seq_length=24)
@@ -224,7 +224,7 @@ def test_half_precision_is_held_against_the_library_in_float32(tmp_path: Path) -
 
 
 def test_what_is_not_known_here_is_refused_by_its_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is asked itself: an encode that does something else, whatever it is, is not passed off as it."""
+    """The library itself is asked: an encode that does anything else is not passed off as equal."""
     from sentence_transformers import SentenceTransformer
 
     mpnet(tmp_path / "model")
@@ -264,7 +264,7 @@ def test_models_of_another_type_are_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_model_of_two_encoders_is_named(tmp_path: Path) -> None:
-    """Queries and documents go different ways in it."""
+    """It encodes queries and documents differently."""
     folder = tmp_path / "model"
     folder.mkdir()
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{LIBRARY}.Router"}]

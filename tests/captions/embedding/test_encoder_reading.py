@@ -1,4 +1,4 @@
-"""Files of text encoders are read, not mapped; what the system fails to read is named, or read again."""
+"""Files of text encoders are read, not mapped; files that the system fails to read are named, or read again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_half_precision(folder: Path) -> None:
 def test_weights_are_not_mapped(
     minilm: Path, encoder: TextEncoder, tmp_path: Path, save: Callable[[Path], None]
 ) -> None:
-    """Whoever maps them ends with SIGBUS where a page cannot be read, as here where the file becomes shorter."""
+    """A process that maps them ends with SIGBUS if a page cannot be read, as here when the file is shortened."""
     folder = Path(shutil.copytree(minilm, tmp_path / "model"))
     save(folder)
     read = load_encoder(str(folder), "cpu")
@@ -80,7 +80,7 @@ SMALL = ("config.json", "modules.json", "tokenizer_config.json", "sentence_bert_
 
 
 def failing_opens(monkeypatch: pytest.MonkeyPatch, path: Path, error: int, fails: Callable[[int], bool]) -> list[int]:
-    """Let Python's n-th opening of ``path`` fail, where it ``fails``; returns the list of those that did."""
+    """Let Python's n-th opening of ``path`` fail if ``fails(n)``; returns the list of those that failed."""
     plain, count, failed = builtins.open, 0, []
 
     def opening(file: Any, *given: Any, **named: Any) -> Any:
@@ -103,7 +103,7 @@ def failing_opens(monkeypatch: pytest.MonkeyPatch, path: Path, error: int, fails
 def test_a_file_that_cannot_be_read_is_named(
     minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: int
 ) -> None:
-    """From the beginning on, and from where the library opens it on."""
+    """From the beginning on, and from the library's opening on."""
     folder = Path(shutil.copytree(minilm, tmp_path / "model"))
     failed = failing_opens(monkeypatch, folder / name, errno.ESTALE, lambda count: count >= first)
     with pytest.raises((UserError, OSError), match=r"(?i)stale file handle") as caught:

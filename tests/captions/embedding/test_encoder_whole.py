@@ -1,4 +1,4 @@
-"""Models that load but are not whole are refused, and memory that does not suffice is told or done without."""
+"""Models that load but are incomplete are refused; a lack of memory is reported or worked around."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores to and from the original's dictionaries."""
+"""Stores converted to and from the original's dictionaries."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_parquet_of_values_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_large_dictionaries_are_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the objects that the pickle may refer back to nor the embeddings are all in memory."""
+    """Neither the objects that the pickle may refer back to nor the embeddings are all in memory at once."""
     monkeypatch.setattr("m2dprep.captions.embedding.export.ROWS_AT_ONCE", 4)
     monkeypatch.setattr("m2dprep.artifacts.embeddings.m2d_unpickler.REMEMBERED", 24)
     value = {f"clip {i}": numbers(i % 3 + 1) + np.float16(i) for i in range(40)}

@@ -1,4 +1,4 @@
-"""Encoding on a GPU is encoding on a processor, in every precision: single texts, batches of all lengths, whole stores.
+"""Encoding on a GPU equals encoding on a CPU, in every precision: single texts, batches of all lengths, whole stores.
 
 The model is a small BERT with random weights and a tokenizer of its own, as a GPU machine may lack any other.
 """
@@ -15,7 +15,7 @@ import torch
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.captions.embedding.embed import embed_captions
 from m2dprep.captions.embedding.encoder import load_encoder
-from m2dprep.captions.embedding.sample_check import LEAST_COSINE, cosines_of
+from m2dprep.captions.embedding.sample_check import MIN_COSINE, cosines_of
 from tests.devices import DEVICES
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -24,7 +24,7 @@ PRECISIONS = ["fp32", "bf16", "fp16"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 layers, 128 numbers; words are spelled."""
+    """2 layers, 128 dimensions; words are split into letters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def test_every_embedding_is_that_of_float32_on_a_processor(
     encoder = load_encoder(str(model), device, precision=precision, batch_tokens=2048)
     found = encoder.encode(texts)
     assert found.dtype == np.float32
-    assert cosines_of(found, expected).min() >= LEAST_COSINE[precision]
+    assert cosines_of(found, expected).min() >= MIN_COSINE[precision]
     assert not np.array_equal(found[0], found[1]), "texts differ"
 
 
@@ -87,4 +87,4 @@ def test_a_whole_store(tmp_path: Path, model: Path, texts: list[str], device: st
     assert rows.shape == (len(captions), 128)
     assert np.array_equal(rows[: len(texts)], rows[len(texts) :][::-1])
     expected = load_encoder(str(model), "cpu").reference(texts)
-    assert cosines_of(rows[: len(texts)], expected).min() >= LEAST_COSINE["bf16"] - 1e-6
+    assert cosines_of(rows[: len(texts)], expected).min() >= MIN_COSINE["bf16"] - 1e-6

@@ -1,4 +1,5 @@
-"""Code in a model's folder runs only when that is asked for, whatever the library's release, and whoever says "y"."""
+"""Code in a model's folder runs only if asked for, whatever the library's release, and even if a prompt is answered
+"y"."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def test_classes_outside_the_library_are_refused_before_the_library_sees_them(
         raise AssertionError("the library was asked")
 
     monkeypatch.setattr(loading, "_loaded", loaded)
-    monkeypatch.syspath_prepend(str(folder))  # as where a model is loaded from within its folder
+    monkeypatch.syspath_prepend(str(folder))  # as if a model is loaded from within its folder
     with pytest.raises(UserError, match=r"code of its own: .*json names '.*--trust-remote-code"):
         load_encoder(str(folder), "cpu")
     assert not marker.exists()
@@ -130,7 +131,7 @@ def with_auto_map(folder: Path, marker: Path) -> Path:
 def test_a_yes_on_standard_input_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """transformers asks there where nobody has decided."""
+    """transformers asks there if nobody has decided."""
     import pyarrow as pa
 
     from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions

@@ -1,4 +1,4 @@
-"""AudioSet's tables: as published, and what happens where they are not."""
+"""AudioSet's tables: in their published form, and with deviations from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What stays out: every form of a list, with every command that takes one, by the same rule; and what is no list."""
+"""Exclusion lists: every form of a list, with every command that takes one, by the same rule; other files are
+refused."""
 
 from __future__ import annotations
 
@@ -197,7 +198,7 @@ def test_parquet_without_names(tmp_path: Path) -> None:
 
 
 def test_evaluation_clips_do_not_slip_through_a_shared_reading(tmp_path: Path) -> None:
-    """Neither file is taken for the clip when captions are paired; out of training they stay both."""
+    """When captions are paired, neither file gets the clip's; both stay out of training."""
     rows = captions_of(["001", "002"]).to_pylist()
     rows[0]["split"] = "eval"
     write_captions(tmp_path / "c.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))

@@ -21,7 +21,7 @@ def pairs(kind: str, *paths: Path, **options: object) -> list[tuple[str, str]]:
     return [(row["id"], row["caption"]) for row in table.to_pylist()]
 
 
-def test_audiocaps_has_one_or_five_rows_a_clip(tmp_path: Path) -> None:
+def test_audiocaps_has_one_or_five_rows_per_clip(tmp_path: Path) -> None:
     path = tmp_path / "val.csv"
     path.write_text('audiocap_id,youtube_id,start_time,caption\n1,rqfQRErjfk8,170,"A, b"\n2,rqfQRErjfk8,170,c\n')
     assert pairs("audiocaps", path) == [("rqfQRErjfk8", "A, b"), ("rqfQRErjfk8", "c")]
@@ -61,7 +61,7 @@ def test_the_four_parts_of_wavcaps(tmp_path: Path) -> None:
         pairs("wavcaps", wavcaps(tmp_path / "any.json", "1234"))
 
 
-def test_laion_has_a_file_a_clip(tmp_path: Path) -> None:
+def test_laion_has_one_file_per_clip(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.json").write_text('{"text": "x", "tag": [], "text_augment_t5": ["t", null]}')
     (tmp_path / "2.json").write_text('{"text": ["y", "z"], "original_data": {}}')
@@ -190,7 +190,7 @@ def test_every_row_is_counted_also_nulls_and_empty_lists(tmp_path: Path) -> None
 
 
 def test_of_a_parquet_file_the_named_columns_are_read(tmp_path: Path) -> None:
-    """The audio in a table from a hub is gigabytes; here it is damaged, which nobody notices who does not read it."""
+    """The audio in a table from a hub takes gigabytes; here it is damaged, which shows only if it is read."""
     audio = [b"never read " * 1000]
     table = pa.table({"audio": pa.array(audio, pa.binary()), "id": ["a"], "caption": ["b"]})
     pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)

@@ -1,4 +1,4 @@
-"""What real tables hold, one quirk a row, and what becomes of it. Readable as documentation of `captions fill`."""
+"""The quirks of real tables, one per row, and their results. Readable as documentation of `captions fill`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = {
     "/m/0bt9lr": "Dog",
     "/t/dd00003": "Grunt (sound)",  # so do parentheses
 }
-# (id, start, labels, what is written into the list when it is not that, why)
+# (id, start, labels, the text in the list if it differs from these, why)
 SEGMENTS = [
     ("-aaaaaaaaaa", "30.000", "/m/09x0r"),
     ("--bbbbbbbbb", "0.000", "/m/0bt9lr,/m/068hy"),

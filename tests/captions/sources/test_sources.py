@@ -1,4 +1,4 @@
-"""Readers of caption tables: one row a caption, in file order."""
+"""Readers of caption tables: one row per caption, in file order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_auto_acd_keeps_ids_as_they_stand(tmp_path: Path) -> None:
     assert pairs(read_auto_acd(path)) == [("Yabc", " a "), ("YXqu1CeA2c4_000044", "b")]
 
 
-def test_acalt4_has_four_captions_a_row(tmp_path: Path) -> None:
+def test_acalt4_has_four_captions_per_row(tmp_path: Path) -> None:
     path = write(tmp_path, "youtube_id,caption1,caption2,caption3,caption4\nx,1,2,3,4\ny,5,6,7,8\n")
     assert pairs(read_acalt4(path)) == [*(("x", str(n)) for n in range(1, 5)), *(("y", str(n)) for n in range(5, 9))]
 

@@ -1,4 +1,4 @@
-"""Validation is the same whatever the batch of training; ranks tell learning from collapse; runs are drawn."""
+"""Validation does not depend on the training batch; ranks tell learning from collapse; runs are plotted."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ def test_held_out_clips_are_validated_on_and_never_trained_on(data: Path) -> Non
     held_out = opened.held_out.log_mels.file_names.to_pylist()
     assert held_out == read_file_list(data / "held_out.csv")
     assert not set(held_out) & set(opened.training.log_mels.file_names.to_pylist())
-    figures = []
+    metrics = []
     for config in (TRAIN, replace(TRAIN, batch_size=12, noise_ratio=0.0)):
         objective = make_state(TINY, config, opened, CPU).objective
         validation = Validation(ValidationOptions(features_every=0), opened, config, objective, objective.model)
-        figures.append(validation.figures(1))
+        metrics.append(validation.metrics(1))
         assert objective.training
         assert objective.model.training
-    assert figures[0] == figures[1]
-    assert set(figures[0]) == {"valid_loss", "valid_loss_m2d", "valid_loss_clap"}
-    assert figures[0]["valid_loss"] == pytest.approx(figures[0]["valid_loss_m2d"] + figures[0]["valid_loss_clap"])  # type: ignore[operator]
+    assert metrics[0] == metrics[1]
+    assert set(metrics[0]) == {"valid_loss", "valid_loss_m2d", "valid_loss_clap"}
+    assert metrics[0]["valid_loss"] == pytest.approx(metrics[0]["valid_loss_m2d"] + metrics[0]["valid_loss_clap"])  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

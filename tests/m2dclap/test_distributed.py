@@ -1,4 +1,4 @@
-"""Two processes under torchrun are one: losses, gradients, and a whole run on data that they do not divide."""
+"""Two processes under torchrun equal one: losses, gradients, and a whole run whose clips they do not divide evenly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.m2dclap import distributed as world_module
+from m2dprep.m2dclap import distributed
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, raised_on_all
 from m2dprep.m2dclap.model import clap_loss
 from m2dprep.training.config import DataChoice
@@ -23,12 +23,13 @@ from m2dprep.training.log import read_log
 from m2dprep.training.signals import StoppedError
 from m2dprep.training.train import require_whole_batches, train
 from tests.tiny import TINY
+from tests.training import two_processes
 from tests.training.two_processes import OPTIONS, TRAIN
 
 
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     data = make_data(tmp_path / "data", clips=15, frames=60)
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(two_processes.__file__)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     finished = subprocess.run(
         [*command, str(data), str(tmp_path / "pair")],
@@ -50,11 +51,11 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
 
 
 def test_one_process_needs_no_others() -> None:
-    with join_processes("cpu", lambda: False) as world:
-        assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.broadcast_from_main(lambda: 3) == 3
-        assert world.any([True, False]) == [True, False]
-        assert world.mean(torch.ones(2)).tolist() == [1, 1]
+    with join_processes("cpu", lambda: False) as context:
+        assert (context.rank, context.size, context.is_main) == (0, 1, True)
+        assert context.broadcast_from_main(lambda: 3) == 3
+        assert context.any([True, False]) == [True, False]
+        assert context.mean(torch.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,13 @@ def test_one_process_needs_no_others() -> None:
 def test_a_process_that_fails_alone_does_not_wait_for_the_others(
     error: BaseException | None, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leaving the group with NCCL may wait for what never comes, and then torchrun never sees a process end."""
+    """Leaving the group with NCCL may wait forever, and then torchrun never sees a process end."""
     left = []
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(world_module, "_meet", lambda *_: None)
-    monkeypatch.setattr(world_module, "stop_without_parent", lambda *_: None)
-    monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(distributed, "_meet", lambda *_: None)
+    monkeypatch.setattr(distributed, "stop_without_parent", lambda *_: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: left.append(True))
     with pytest.raises(type(error)) if error else nullcontext(), join_processes("cpu", lambda: False):
         if error is not None:
             raise error
@@ -96,7 +97,7 @@ def test_what_the_first_process_cannot_do_all_processes_report(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(world_module.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(distributed.dist, "broadcast_object_list", broadcast)
     for rank in (0, 1):
         with pytest.raises(type(error)) as raised:
             DistributedContext(rank, 2, torch.device("cpu")).broadcast_from_main(fail)
