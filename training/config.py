@@ -125,8 +125,8 @@ class ValidationOptions:
 class RunOptions:
     """How to run. None of this changes the result, except ``init``, a checkpoint whose weights training starts from.
 
-    ``size`` is the model's name in its folder. If ``loader_workers`` is None, the training process loads the data on a CPU,
-    and several worker processes do on a GPU. ``log_every`` counts steps.
+    ``size`` is the model's name in its folder. If ``loader_workers`` is None, the training process loads the data on a
+    CPU, and several worker processes do on a GPU. ``log_every`` counts steps.
     """
 
     size: str

@@ -30,7 +30,7 @@ def test_help_offers_every_model() -> None:
     assert set(MODELS) == set(PRESETS)
     result = run("-h")
     assert result.exit_code == 0
-    assert result.stdout.count("m2dprep train") == 4, "usage and three examples"
+    assert result.stdout.count("m2dprep train") == 5, "usage, three examples, and torchrun"
     assert "train" in COMMANDS
 
 
