@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from m2dprep.artifacts.errors import FingerprintConflictError
-from m2dprep.artifacts.reading import named, open_regular, read_at, steadily
+from m2dprep.artifacts.reading import named, open_regular, read_at, with_retries
 
 KIND = "xxh3_64"
 DIGITS = 16
@@ -102,7 +102,7 @@ def utf8_digest(caption: bytes) -> bytes:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises `OSError`, naming it, where the system cannot read it."""
     try:
-        return steadily(lambda: _sha256(path))
+        return with_retries(lambda: _sha256(path))
     except OSError as error:
         raise named(error, path) from error
 

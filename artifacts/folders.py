@@ -85,7 +85,7 @@ NO_DATA_BEGINNINGS = (".trash-", ".afpdeleted", ".fuse_hidden")
 APPLE_DOUBLE_PREFIX = "._"
 
 
-def is_no_data(folder_name: str) -> bool:
+def holds_no_data(folder_name: str) -> bool:
     """Whether a folder of this name holds what systems and programs keep there, and no data of the user."""
     name = folder_name.lower()
     return name in NO_DATA_FOLDERS or name.startswith(NO_DATA_BEGINNINGS)
@@ -101,7 +101,7 @@ def walk(
     """Everything below ``root``, in no order, at any depth, also in the folders that links lead to.
 
     A link to a folder that it lies in is not followed, and neither those in ``without`` are entered nor those that hold
-    no data (`is_no_data`), whose paths ``left_out`` is told. A folder that cannot be listed goes to ``failed`` with its
+    no data (`holds_no_data`), whose paths ``left_out`` is told. A folder that cannot be listed goes to ``failed`` with its
     path, which ends in no ``/``; without ``failed`` the `OSError` is raised.
     """
     top = os.fspath(root)
@@ -119,7 +119,7 @@ def walk(
         except OSError as error:
             _fail(failed, prefix, error)
         for name, is_link in reversed(folders):
-            if is_no_data(name):
+            if holds_no_data(name):
                 if left_out is not None:
                     left_out(prefix + name)
                 continue

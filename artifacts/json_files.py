@@ -26,7 +26,7 @@ from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.reading import read_file
 
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be half a character; two halves make one
-LARGEST_INTEGER = 2**64 - 1
+MAX_INTEGER = 2**64 - 1
 
 
 def load_json(path: Path) -> Any:
@@ -122,8 +122,8 @@ def _constant(name: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    value = int(digits) if len(digits) <= len(str(LARGEST_INTEGER)) + 1 else None
-    if value is None or abs(value) > LARGEST_INTEGER:
+    value = int(digits) if len(digits) <= len(str(MAX_INTEGER)) + 1 else None
+    if value is None or abs(value) > MAX_INTEGER:
         raise ValueError(f"the number {digits[:20]}… is beyond 64 bits")
     return value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, is_no_data, walk
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data, walk
 
 LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
@@ -90,7 +90,7 @@ class DataLayout:
     def lms_folders(self) -> list[Path]:
         """Folders that a conversion has written to."""
         found = (path for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
-        return sorted(path.parent for path in found if not is_no_data(path.parent.name))
+        return sorted(path.parent for path in found if not holds_no_data(path.parent.name))
 
 
 def arrays_below(root: Path) -> list[str]:

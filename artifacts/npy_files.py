@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.reading import FileIdentity, RegularFile, named, open_regular, read_at, steadily
+from m2dprep.artifacts.reading import FileIdentity, RegularFile, named, open_regular, read_at, with_retries
 
 # Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
 HEADER_BYTES = 128
 # More than the longest header that an array has, and that is read.
-LARGEST_HEADER = 16384
+MAX_HEADER_BYTES = 16384
 # numpy refuses longer ones, and advises to trust such files.
-NUMPYS_LARGEST = 10000
+NUMPY_MAX_HEADER_BYTES = 10000
 PARSING_TRIES = 10
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -58,7 +58,7 @@ class NpyForm(NamedTuple):
 
 def form_of(file: RegularFile) -> NpyForm:
     """What the header of an open file says. Raises `UserError` where it is no whole ``.npy`` file."""
-    head = np.empty(min(file.size, LARGEST_HEADER), np.uint8)
+    head = np.empty(min(file.size, MAX_HEADER_BYTES), np.uint8)
     return form_in(file.path, head[: read_at(file, head.data, 0)], file.size)
 
 
@@ -94,20 +94,20 @@ def parse_header(head: bytes) -> NpyForm | None:
     version = np.lib.format.read_magic(stream)
     length_bytes = 2 if version == (1, 0) else 4
     length = int.from_bytes(head[stream.tell() : stream.tell() + length_bytes], "little")
-    if length > NUMPYS_LARGEST:
+    if length > NUMPY_MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes, more than that of any array")
     if len(head) < stream.tell() + length_bytes + length:
         return None
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format, which log-mels do not need")
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = _steadily_parsed(reader, stream)
+    shape, fortran_order, dtype = _parsed_with_retries(reader, stream)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"its shape is {shape}")
     return NpyForm(shape, fortran_order, dtype, stream.tell())
 
 
-def _steadily_parsed(reader: Any, stream: io.BytesIO) -> Any:
+def _parsed_with_retries(reader: Any, stream: io.BytesIO) -> Any:
     """Headers are parsed as Python, which Python up to 3.12 may fail at where several threads do so (`SystemError`,
     "AST constructor recursion depth mismatch"): another try is a right one."""
     start = stream.tell()
@@ -200,7 +200,7 @@ class FilledRowFile(RowFile):
     def __init__(self, path: Path) -> None:
         """Raises as `RowFile` does."""
         super().__init__(path)
-        self._target = steadily(lambda: os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        self._target = with_retries(lambda: os.open(path, os.O_WRONLY | os.O_CLOEXEC))
 
     def write(self, rows: np.ndarray, values: np.ndarray, which: np.ndarray) -> None:
         """Row ``rows[i]`` becomes ``values[which[i]]``, of (m, columns). Raises `OSError`, naming the file."""
@@ -220,7 +220,7 @@ class FilledRowFile(RowFile):
         offset = self._offset + row * self._row_bytes
         try:
             while data:
-                written = steadily(lambda data=data, at=offset: os.pwrite(self._target, data, at))  # type: ignore[misc]
+                written = with_retries(lambda data=data, at=offset: os.pwrite(self._target, data, at))  # type: ignore[misc]
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise named(error, self.path) from error

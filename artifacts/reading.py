@@ -41,7 +41,7 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 # One call reads no more than this (2 GiB less a page, on Linux).
-LARGEST_READ = 1 << 30
+MAX_READ_BYTES = 1 << 30
 T = TypeVar("T")
 
 
@@ -63,7 +63,7 @@ def identity_of(status: os.stat_result) -> FileIdentity:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def steadily(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """What ``call`` returns; where the machine fails it, it is tried again a few times. Raises `OSError` then."""
     for wait in WAITS_SECONDS:
         try:
@@ -84,7 +84,7 @@ def open_regular(path: Path) -> Iterator[RegularFile]:
     """
     # O_NONBLOCK: opening a pipe would wait for somebody who writes into it. It changes nothing for files.
     try:
-        descriptor = steadily(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        descriptor = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         raise _of_the_path(path, error) from error
     try:
@@ -107,8 +107,8 @@ def read_at(file: RegularFile, buffer: memoryview, offset: int) -> int:
     done = 0
     try:
         while done < len(buffer):
-            view, at = buffer[done : done + LARGEST_READ], offset + done
-            read = steadily(lambda view=view, at=at: os.preadv(file.descriptor, [view], at))  # type: ignore[misc]
+            view, at = buffer[done : done + MAX_READ_BYTES], offset + done
+            read = with_retries(lambda view=view, at=at: os.preadv(file.descriptor, [view], at))  # type: ignore[misc]
             if not read:
                 break
             done += read

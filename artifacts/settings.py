@@ -159,9 +159,9 @@ def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
     return tuple(typed(kind, one, name) for kind, one in zip(each, value, strict=True))
 
 
-DEEPEST = 64
-MOST_ENTRIES = 100_000  # aliases counted as often as they stand for something
-LARGEST_INTEGER = 2**64 - 1
+MAX_DEPTH = 64
+MAX_ENTRIES = 100_000  # aliases counted as often as they stand for something
+MAX_INTEGER = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,9 @@ def _require_shallow(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
-                raise UserError(f"{path}{line}: nested more than {DEEPEST} deep.")
+                raise UserError(f"{path}{line}: nested more than {MAX_DEPTH} deep.")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -237,10 +237,10 @@ def _require_few_entries(path: Path, node: yaml.Node) -> None:
         below = [measure(child) for child in _children(one)]
         within.discard(id(one))
         entries, depth = 1 + sum(count for count, _ in below), 1 + max((deep for _, deep in below), default=0)
-        if entries > MOST_ENTRIES:
-            raise UserError(f"{where} more than {MOST_ENTRIES:,} entries, what aliases stand for included.")
-        if depth > DEEPEST + 1:
-            raise UserError(f"{where} nested more than {DEEPEST} deep, what aliases stand for included.")
+        if entries > MAX_ENTRIES:
+            raise UserError(f"{where} more than {MAX_ENTRIES:,} entries, what aliases stand for included.")
+        if depth > MAX_DEPTH + 1:
+            raise UserError(f"{where} nested more than {MAX_DEPTH} deep, what aliases stand for included.")
         measured[id(one)] = entries, depth
         return entries, depth
 
@@ -283,7 +283,7 @@ def _value(path: Path, loader: Any, node: yaml.ScalarNode, key: str) -> None:
         value = loader.construct_object(node) if node.tag not in MARKERS else None
     except (ValueError, OverflowError, ArithmeticError) as error:
         raise UserError(f"{where} is no value that there can be ({error}).") from error
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise UserError(f"{where} is a number beyond 64 bits.")
 
 

@@ -42,7 +42,7 @@ class Backlog:
     """
 
     def __init__(self, sources: int, samples: int) -> None:
-        self._most_sources, self._most_samples = sources, samples
+        self._max_sources, self._max_samples = sources, samples
         self._sources = self._samples = self._needed = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -55,7 +55,7 @@ class Backlog:
             return not self._closed
 
     def _has_room(self) -> bool:
-        return self._sources < self._most_sources and self._samples < self._most_samples
+        return self._sources < self._max_sources and self._samples < self._max_samples
 
     def add(self, samples: int) -> None:
         """So many samples were decoded."""

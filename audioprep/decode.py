@@ -33,7 +33,7 @@ from m2dprep.audioprep.discover import modification_time_ns
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
 # Records hold rates as int32; headers of WAV files hold them as uint32.
-LARGEST_RECORDED_RATE = 2**31 - 1
+MAX_RECORDED_RATE = 2**31 - 1
 # Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
 # Errors that say nothing about this one file: every further one would fail as well.
@@ -150,7 +150,7 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resa
     """Note what the header says, refuse what must not be decoded, and decode the rest."""
     info.channels, info.decoder = sound.channels, sound.decoder
     # A damaged header may give a rate that no record can hold; the message has it all the same.
-    info.sample_rate = sound.sample_rate if sound.sample_rate <= LARGEST_RECORDED_RATE else None
+    info.sample_rate = sound.sample_rate if sound.sample_rate <= MAX_RECORDED_RATE else None
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
         raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
     if sound.channels > MAX_CHANNELS:

@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, is_no_data, walk
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, holds_no_data, walk
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
 from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, holds_sound
 
 # Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
-EARLIEST_TIME_NS, LATEST_TIME_NS = -(2**63), 2**63 - 1
+MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1
 
 # Looking into files waits for the file system more than it computes.
 SNIFFING_THREADS = 16
 # Kinds of what is passed over that are named before the rest is counted together.
-MOST_KINDS = 6
-LONGEST_KIND = 12
-SOURCES_A_SIGN = 1024
+MAX_KINDS = 6
+MAX_KIND_LENGTH = 12
+SOURCES_PER_REPORT = 1024
 
 
 class Source(NamedTuple):
@@ -67,8 +67,8 @@ class PassedOver:
 
 def _kinds(counted: Counter[str]) -> str:
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{kind} {count:,}" for kind, count in ordered[:MOST_KINDS])
-    rest = sum(count for _, count in ordered[MOST_KINDS:])
+    shown = ", ".join(f"{kind} {count:,}" for kind, count in ordered[:MAX_KINDS])
+    rest = sum(count for _, count in ordered[MAX_KINDS:])
     return shown + (f", others {rest:,}" if rest else "")
 
 
@@ -79,7 +79,7 @@ def output_name(relative: str) -> str:
 
 def modification_time_ns(status: os.stat_result) -> int:
     """The modification time in nanoseconds as records hold it: times that do not fit become the nearest that does."""
-    return max(EARLIEST_TIME_NS, min(status.st_mtime_ns, LATEST_TIME_NS))
+    return max(MIN_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
 
 
 def discover(
@@ -143,9 +143,9 @@ class _Scan:
 
     def _add(self, source: Source) -> None:
         self._sources.append(source)
-        if len(self._sources) - self._told == SOURCES_A_SIGN:
-            self._found(SOURCES_A_SIGN)
-            self._told += SOURCES_A_SIGN
+        if len(self._sources) - self._told == SOURCES_PER_REPORT:
+            self._found(SOURCES_PER_REPORT)
+            self._told += SOURCES_PER_REPORT
 
     def _add_unlisted(self, folder: str, error: OSError) -> None:
         self._add(_unreadable(self._root, folder, error))
@@ -184,7 +184,7 @@ def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
 
 def _named_source(root: str, name: str) -> Source:
     source = _source(root, name)
-    folder = next((folder for folder in name.split("/")[:-1] if is_no_data(folder)), None) if "/" in name else None
+    folder = next((folder for folder in name.split("/")[:-1] if holds_no_data(folder)), None) if "/" in name else None
     if folder is None or source.reason:
         return source
     message = f"the folder {folder} is none of data, and no scan finds its files; name it, or one below it, as SRC"
@@ -216,7 +216,7 @@ def _kind(name: str) -> str:
     if name.startswith(APPLE_DOUBLE_PREFIX):
         return f"{APPLE_DOUBLE_PREFIX}*"
     suffix = suffix_of(name)
-    return f".{suffix}" if 0 < len(suffix) <= LONGEST_KIND and suffix.isalnum() else "without a suffix"
+    return f".{suffix}" if 0 < len(suffix) <= MAX_KIND_LENGTH and suffix.isalnum() else "without a suffix"
 
 
 def _source(root: str, relative: str) -> Source:

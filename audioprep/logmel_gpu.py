@@ -36,7 +36,7 @@ RESAMPLING = {
 }
 # The resampler keeps all its filters, one for each phase: for rates with a small common divisor these are gigabytes
 # (11,127 → 16,000 Hz: 181 million values). 44.1 and 48 kHz and their fractions need less than half a million.
-LARGEST_FILTERS = 1 << 22
+MAX_FILTER_VALUES = 1 << 22
 RESAMPLERS_KEPT = 16
 
 
@@ -65,12 +65,12 @@ def resampled_length(samples: int, sample_rate: int, config: ConvertConfig) -> i
 
 
 def require_resampling(info: AudioInfo, config: ConvertConfig) -> None:
-    """Raises `DecodeError` where resampling from the rate of ``info`` takes more than `LARGEST_FILTERS` values."""
+    """Raises `DecodeError` where resampling from the rate of ``info`` takes more than `MAX_FILTER_VALUES` values."""
     sample_rate, rate_out = info.sample_rate or 0, config.log_mel.sample_rate
     divisor = math.gcd(sample_rate, rate_out)
     width = math.ceil(RESAMPLING_WIDTH * sample_rate / (min(sample_rate, rate_out) * ROLLOFF))
     values = rate_out // divisor * (2 * width + sample_rate // divisor)
-    if sample_rate != rate_out and values > LARGEST_FILTERS:
+    if sample_rate != rate_out and values > MAX_FILTER_VALUES:
         raise DecodeError(
             "bad_rate",
             f"{sample_rate} Hz is too far from a simple ratio to {rate_out} Hz for --device cuda ({values:,} filter "

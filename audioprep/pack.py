@@ -51,7 +51,7 @@ from m2dprep.audioprep.promise import Promises, fault_of
 
 BEGUN = "progress.json"
 # At 10 s a clip in float16 a shard has 1 GB.
-CLIPS_A_SHARD = 6400
+CLIPS_PER_SHARD = 6400
 # Moves log-mels by 0.004 at most, a thousandth of their standard deviation (tests/audioprep/test_unpack.py).
 DTYPE = "float16"
 
@@ -85,7 +85,7 @@ def pack(
     lms_folder: Path,
     *,
     dtype: str = DTYPE,
-    clips_a_shard: int = CLIPS_A_SHARD,
+    clips_per_shard: int = CLIPS_PER_SHARD,
     threads: int = 2,
     overwrite: bool = False,
 ) -> PackResult:
@@ -105,10 +105,12 @@ def pack(
         sweep_temporaries(folder)
         arrays = _Arrays(layout)
         finished = _finished(layout, folder, overwrite)
-        identity = _identity(layout, folder, arrays.names, dtype, clips_a_shard) | {"contents": arrays.contents}
+        identity = _identity(layout, folder, arrays.names, dtype, clips_per_shard) | {"contents": arrays.contents}
         shards = [
-            ShardPlan(start // clips_a_shard, layout.root, arrays.names[start : start + clips_a_shard], arrays.fault)
-            for start in range(0, len(arrays.names), clips_a_shard)
+            ShardPlan(
+                start // clips_per_shard, layout.root, arrays.names[start : start + clips_per_shard], arrays.fault
+            )
+            for start in range(0, len(arrays.names), clips_per_shard)
         ]
         generation = _begin(folder, finished, identity, overwrite)
         before = len(arrays.names)
@@ -139,7 +141,9 @@ class _Arrays:
         return fault_of(found, self._promises[name])
 
 
-def _identity(layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str, clips_a_shard: int) -> dict[str, Any]:
+def _identity(
+    layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str, clips_per_shard: int
+) -> dict[str, Any]:
     """What a pack is of."""
     config = read_config(layout)
     return {
@@ -149,7 +153,7 @@ def _identity(layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str,
         "clips": len(names),
         "names": fingerprint({"names": list(names)}),
         "config": None if config is None else config["fingerprint"],
-        "clips_a_shard": clips_a_shard,
+        "clips_a_shard": clips_per_shard,
     }
 
 

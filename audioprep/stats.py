@@ -25,7 +25,7 @@ from m2dprep.audioprep.promise import Promise, Promises, fault_of
 # Arrays whose moments are kept before they are merged.
 ROWS_PER_BATCH = 16384
 # Unreadable arrays that an error message names; it counts them all.
-MOST_NAMED = 20
+MAX_NAMED = 20
 # Standard deviations divide by n, as a normalisation wants them.
 DDOF = 0
 
@@ -222,8 +222,8 @@ def _moments_of_arrays(layout: LmsLayout, names: Sequence[str], packed: _Packed)
             if len(parts) >= ROWS_PER_BATCH:
                 parts = [Moments.merge_all(parts)]
     if failures:
-        named = "\n  ".join(failures[:MOST_NAMED])
-        more = f"\n  and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
+        named = "\n  ".join(failures[:MAX_NAMED])
+        more = f"\n  and {len(failures) - MAX_NAMED} more" if len(failures) > MAX_NAMED else ""
         raise CheckFailedError(f"{len(failures)} of {len(names)} arrays cannot be read:\n  {named}{more}")
     return Moments.merge_all(parts)
 

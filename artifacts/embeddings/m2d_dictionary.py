@@ -28,10 +28,10 @@ from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler, shown
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.npy_files import LARGEST_HEADER
+from m2dprep.artifacts.npy_files import MAX_HEADER_BYTES
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at
 
-ITEMS_A_BATCH = 1000
+ITEMS_PER_BATCH = 1000
 # Memo slots of what every array names again.
 RECONSTRUCT, NDARRAY, DTYPE = 0, 1, 2
 DTYPE_SLOTS = {"f2": 3, "f4": 4, "f8": 5}
@@ -50,7 +50,7 @@ def write_pickle(file: IO[bytes], items: Iterable[tuple[str, np.ndarray]]) -> in
     file.write(_empty_array() + b"(" + _integer(1) + b")" + _dtype("O8", "|", 63) + b"\x89" + b"]}")
     count = 0
     iterator = iter(items)
-    while batch := list(islice(iterator, ITEMS_A_BATCH)):
+    while batch := list(islice(iterator, ITEMS_PER_BATCH)):
         file.write(b"(" + b"".join(_item(key, value) for key, value in batch) + b"u")  # MARK … SETITEMS
         count += len(batch)
     file.write(b"atb.")  # APPEND to the list, TUPLE of the state, BUILD, STOP
@@ -146,7 +146,7 @@ def read_items(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _end_of_header(file: RegularFile) -> int:
     """Where the pickle begins. Raises as numpy does where the header is not that of a dictionary."""
-    head = np.empty(min(file.size, LARGEST_HEADER), np.uint8)
+    head = np.empty(min(file.size, MAX_HEADER_BYTES), np.uint8)
     stream = io.BytesIO(head[: read_at(file, head.data, 0)].tobytes())
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

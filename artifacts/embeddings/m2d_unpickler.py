@@ -31,7 +31,7 @@ REMEMBERED = 65536
 STOP = 0x2E
 TEXTS = (0x58, 0x8C)  # BINUNICODE, SHORT_BINUNICODE
 # A file may name an array again and again; what comes of it is so many times the file, and this, at most.
-MOST_REPEATED, ALWAYS_ALLOWED = 16, 1 << 26
+MAX_REPEATS, ALWAYS_ALLOWED = 16, 1 << 26
 
 _MARK = object()
 NAMES = {
@@ -119,7 +119,7 @@ class StreamUnpickler(FileWindow):
         self._memoized = 0
         self._items: list[tuple[Any, Any]] = []
         self._begun = -1  # the place of the mark after which items were given out before they were set
-        self._allowance = MOST_REPEATED * file.size + ALWAYS_ALLOWED
+        self._allowance = MAX_REPEATS * file.size + ALWAYS_ALLOWED
         self._makers: dict[Made, _Maker] = {}
 
     def items(self) -> Iterator[tuple[Any, Any]]:

@@ -106,16 +106,16 @@ def _contents(array: pa.Array) -> Iterator[np.ndarray]:
 
 
 # Rows that share a sum.
-ROWS_A_SUM = 4096
+ROWS_PER_SUM = 4096
 # The mixing function of SplitMix64 (Steele, Lea & Flood 2014): a sum of what comes out of it does not cancel.
 STEP, FIRST, SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class RowSums:
-    """For every `ROWS_A_SUM` rows the sum (modulo 2^64) of a number for each row there, of its place and bytes."""
+    """For every `ROWS_PER_SUM` rows the sum (modulo 2^64) of a number for each row there, of its place and bytes."""
 
     def __init__(self, rows: int) -> None:
-        self._sums = np.zeros(-(-rows // ROWS_A_SUM), np.uint64)
+        self._sums = np.zeros(-(-rows // ROWS_PER_SUM), np.uint64)
 
     @classmethod
     def from_text(cls, text: str, rows: int) -> RowSums:
@@ -134,23 +134,23 @@ class RowSums:
     def of_file(cls, file: RowFile, done: np.ndarray) -> RowSums:
         """The sums of the rows of ``file`` that are ``done`` (N,)."""
         sums = cls(len(done))
-        for start, block in file.blocks(ROWS_A_SUM):
+        for start, block in file.blocks(ROWS_PER_SUM):
             rows = np.flatnonzero(done[start : start + len(block)])
             sums.add(start + rows, block, rows)
         return sums
 
     def add(self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> None:
         """Count in that ``rows[i]`` has the bytes of ``embeddings[which[i]]``, of (m, D)."""
-        np.add.at(self._sums, rows // ROWS_A_SUM, _numbers(rows, embeddings, which))
+        np.add.at(self._sums, rows // ROWS_PER_SUM, _numbers(rows, embeddings, which))
 
     def remove(self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> None:
         """Take back what `add` did."""
-        np.subtract.at(self._sums, rows // ROWS_A_SUM, _numbers(rows, embeddings, which))
+        np.subtract.at(self._sums, rows // ROWS_PER_SUM, _numbers(rows, embeddings, which))
 
     def first_difference(self, other: RowSums) -> int | None:
         """The first row that shares a sum in which the two differ."""
         differing = np.flatnonzero(self._sums != other._sums)
-        return int(differing[0]) * ROWS_A_SUM if len(differing) else None
+        return int(differing[0]) * ROWS_PER_SUM if len(differing) else None
 
 
 def _numbers(rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from m2dprep.artifacts.digests import digest_of
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_bytes
 from m2dprep.artifacts.npy_files import HEADER_BYTES as HEADER_BYTES
-from m2dprep.artifacts.npy_files import LARGEST_HEADER, NpyForm, form_in, form_of, map_npy, npy_header
+from m2dprep.artifacts.npy_files import MAX_HEADER_BYTES, NpyForm, form_in, form_of, map_npy, npy_header
 from m2dprep.artifacts.reading import open_regular, read_file
 
 # The status of a record: the array is there and its moments are known, or the source has a reason for not being so.
@@ -41,7 +41,7 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
 def read_lms(path: Path, *, n_mels: int | None = None) -> LmsFile:
     """Read a log-mel file whole, not mapped, with its digest. Raises as `open_lms` does."""
     content = read_file(path)
-    form = _require_lms(path, form_in(path, content[:LARGEST_HEADER], len(content)), n_mels)
+    form = _require_lms(path, form_in(path, content[:MAX_HEADER_BYTES], len(content)), n_mels)
     return LmsFile(form.array(content), digest_of(content), len(content) - form.bytes)
 
 

@@ -68,7 +68,7 @@ def write_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"
 # Shards that a process keeps open; of more, the one that was opened first is closed.
-MOST_OPEN = 256
+MAX_OPEN = 256
 PACK_FILE = re.compile(r"(?:g(\d+)-)?(?:shard-\d{5,}\.(?:npy|parquet)|index\.parquet)")
 PACK_SCHEMA = pa.schema(
     [
@@ -362,7 +362,7 @@ class PackedStore:
         found = RowFile(path, self.identities[shard])
         if found.shape[1] != self.n_mels or found.dtype != self.dtype:
             raise UserError(f"{path} holds {found.dtype} {found.shape}, not {self.dtype} (frames, {self.n_mels}).")
-        if len(self._opened) == MOST_OPEN:
+        if len(self._opened) == MAX_OPEN:
             del self._opened[next(iter(self._opened))]
         self._opened[shard] = found
         return found

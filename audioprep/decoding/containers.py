@@ -36,7 +36,7 @@ ROUND_TOLERANCE = 8192
 # A size field of this value refers to the one in the ds64 chunk.
 ALL_ONES_32 = 0xFFFFFFFF
 W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
-MOST_CHUNKS = 512
+MAX_CHUNKS = 512
 # Chunks that may be cut off behind the samples without any harm to them.
 LATE_CHUNKS = (
     b"LIST",
@@ -187,7 +187,7 @@ def _promises_nothing(promised: int, *, short: bool) -> bool:
 def _chunks(content: Content, form: ChunkForm) -> Iterator[Chunk]:
     """The chunks, until the file or their sense ends."""
     position = form.first
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         chunk = _chunk_at(content, form, position)
         if chunk is None:
             return
@@ -263,7 +263,7 @@ def _outer_promise(content: Content, form: ChunkForm) -> str | None:
 def _require_no_more_samples(content: Content, form: ChunkForm, chunk: Chunk) -> None:
     """Raise `DecodeError` where behind the whole ``chunk`` of samples there are more of them."""
     last = chunk
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         found = _following(content, form, last)
         if found is None:
             break

@@ -22,7 +22,7 @@ from m2dprep.audioprep.decoding.containers import Patches
 from m2dprep.audioprep.decoding.content import BLOCK_BYTES, Content
 from m2dprep.audioprep.decoding.following import (
     LOOK_BYTES,
-    MOST_JUNK,
+    MAX_JUNK_BYTES,
     TAGS,
     require_no_second_header,
     several_sounds,
@@ -33,10 +33,10 @@ from m2dprep.audioprep.decoding.sound import CannotOpenError, DecodeError
 # Offsets from the beginning: of the first block of metadata, and of rate, channels, bits and number of samples in it.
 FIRST_METADATA, PROPERTIES = 4, 18
 TOTAL_BITS = 36
-MOST_BLOCK_SIZE = 1 << 16
+MAX_BLOCK_SIZE = 1 << 16
 # libsndfile opens files of more bits, and finds no samples in them.
-MOST_BITS = 24
-LONGEST_HEADER = 16
+MAX_BITS = 24
+MAX_FRAME_HEADER_BYTES = 16
 
 
 class Stated(NamedTuple):
@@ -64,7 +64,7 @@ def require_whole_flac(content: Content, start: int) -> Patches:
     stated = _read_header(content, start)
     if stated is None:
         return {}
-    if stated.bits > MOST_BITS:
+    if stated.bits > MAX_BITS:
         raise CannotOpenError("unsupported", f"FLAC of {stated.bits} bits is not read by libsndfile")
     samples, last_frame = _count_samples(content, stated)
     _require_nothing_behind(content, stated, last_frame)
@@ -96,18 +96,18 @@ def _read_header(content: Content, start: int) -> Stated | None:
 def _require_nothing_behind(content: Content, stated: Stated, last_frame: int) -> None:
     """Raise `DecodeError` where the last frame, which says nothing of its length, is followed by another sound."""
     require_no_second_header(content, last_frame)
-    longest = MOST_BLOCK_SIZE * stated.channels * (stated.bits + 1) // 8 + LONGEST_HEADER
+    longest = MAX_BLOCK_SIZE * stated.channels * (stated.bits + 1) // 8 + MAX_FRAME_HEADER_BYTES
     tail = content.at(last_frame, longest + BLOCK_BYTES)
-    if len(tail) > longest + MOST_JUNK and tail[longest:].strip(b"\0") and not any(tag in tail for tag in TAGS):
+    if len(tail) > longest + MAX_JUNK_BYTES and tail[longest:].strip(b"\0") and not any(tag in tail for tag in TAGS):
         raise DecodeError("malformed", f"behind the last FLAC frame, at byte {last_frame}, are bytes of no known kind")
 
 
 def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
     """How many samples the frames hold that follow each other from the first one on, and where the last one begins."""
-    first = content.at(stated.frames_start, LONGEST_HEADER)
+    first = content.at(stated.frames_start, MAX_FRAME_HEADER_BYTES)
     expected, samples, last = 0, 0, stated.frames_start
     for position in content.positions(first[:2], stated.frames_start):
-        header = content.at(position, LONGEST_HEADER)
+        header = content.at(position, MAX_FRAME_HEADER_BYTES)
         frame = _frame_header(header, first)
         if frame is None:
             continue
@@ -167,7 +167,7 @@ CRC_TABLE = bytes(_crc_of_byte(value) for value in range(256))
 
 
 MAGIC = b"OggS"
-HEADER_BYTES, MOST_SEGMENTS = 27, 255
+HEADER_BYTES, MAX_SEGMENTS = 27, 255
 FIRST_PAGE, LAST_PAGE = 0x02, 0x04
 # Ogg's CRC-32 has zlib's polynomial, but takes bits from the other end and begins with zeros.
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -235,7 +235,7 @@ def _pages(content: Content) -> Iterator[Page]:
     """The pages from the beginning on, up to where none begins. Raises `DecodeError` for one that is not whole."""
     position, size = 0, content.size
     while position < size:
-        header = content.at(position, HEADER_BYTES + MOST_SEGMENTS)
+        header = content.at(position, HEADER_BYTES + MAX_SEGMENTS)
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             return
         lengths = header[HEADER_BYTES : HEADER_BYTES + header[26]] if len(header) >= HEADER_BYTES else b""
@@ -249,7 +249,7 @@ def _pages(content: Content) -> Iterator[Page]:
             raise DecodeError("malformed", f"the Ogg page at byte {position} is damaged: its checksum is not right")
         serial, number = int.from_bytes(header[14:18], "little"), int.from_bytes(header[18:22], "little")
         position, start = begin + len(data), position
-        yield Page(start, position, header[5], serial, number, complete=not lengths or lengths[-1] < MOST_SEGMENTS)
+        yield Page(start, position, header[5], serial, number, complete=not lengths or lengths[-1] < MAX_SEGMENTS)
 
 
 def _page_checksum(data: bytes) -> int:

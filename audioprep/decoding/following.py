@@ -9,7 +9,7 @@ from m2dprep.audioprep.decoding.mp3 import begins_with_frames
 from m2dprep.audioprep.decoding.sound import DecodeError
 
 # Tags and padding may lie behind a sound; more bytes than this that are neither are something that nobody has read.
-MOST_JUNK = 4096
+MAX_JUNK_BYTES = 4096
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")
 # Long enough to know a format, and four MP3 frames in a row.
 LOOK_BYTES = 8192
@@ -49,7 +49,7 @@ def require_nothing_behind(content: Content, end: int) -> None:
     """Raise `DecodeError` where behind the sound, which ends at byte ``end``, lies another one, or much of no kind."""
     require_no_sound_at(content, end)
     data = content.at(end, LOOK_BYTES)
-    if content.size - end > MOST_JUNK and data.strip(b"\0") and not data.lstrip(b"\0").startswith(TAGS):
+    if content.size - end > MAX_JUNK_BYTES and data.strip(b"\0") and not data.lstrip(b"\0").startswith(TAGS):
         raise DecodeError(
             "malformed",
             f"its samples end at byte {end}, so its header says, and the {content.size - end} bytes behind them are of "

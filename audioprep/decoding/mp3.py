@@ -37,12 +37,12 @@ BIT_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 # Index of 128 (MPEG-1) or 80 kbit/s (MPEG-2): at every sample rate long enough for the frame that states the length.
 INFO_BIT_RATE_INDEX = 9
-FARTHEST_FIRST_FRAME = 1 << 16
+MAX_FIRST_FRAME_OFFSET = 1 << 16
 FRAMES_IN_A_ROW = 4
 # So many zeros between frames are no padding of a frame.
 HOLE_BYTES = 64
 # 640 kbit/s, the most that decoders take, at the lowest rate of MPEG-1.
-LONGEST_FREE_FRAME = 144 * 640 // 32 + 2
+MAX_FREE_FRAME_BYTES = 144 * 640 // 32 + 2
 
 # MPEG version bits, layer bits, sample rate, channels
 Kind = tuple[int, int, int, int]
@@ -115,7 +115,7 @@ class Mp3:
 def walk_mp3(data: bytes) -> Mp3 | None:
     """Count the frames of an MP3 file; None where there is no run of frames near its beginning."""
     free = 0
-    position = _find_frames(data, 0, FARTHEST_FIRST_FRAME)
+    position = _find_frames(data, 0, MAX_FIRST_FRAME_OFFSET)
     if position is None:
         position, free = _find_free_frames(data)
     frame = None if position is None else _frame_at(data, position, free)
@@ -227,10 +227,10 @@ def _find_frames(data: bytes, start: int, farthest: int, free: int = 0) -> int |
 def _find_free_frames(data: bytes) -> tuple[int | None, int]:
     """Offset and length (without padding) of the first frame of free bit rate: headers tell it by their distance."""
     position = 0
-    while 0 <= (position := data.find(b"\xff", position)) <= FARTHEST_FIRST_FRAME:
+    while 0 <= (position := data.find(b"\xff", position)) <= MAX_FIRST_FRAME_OFFSET:
         header = data[position : position + 4]
         if len(header) == 4 and header[2] >> 4 == 0 and _frame_at(header, 0, free=1):
-            following = data.find(header[:2], position + 4, position + LONGEST_FREE_FRAME)
+            following = data.find(header[:2], position + 4, position + MAX_FREE_FRAME_BYTES)
             while following >= 0:
                 free = following - position - (header[2] >> 1 & 1)
                 if (
@@ -238,7 +238,7 @@ def _find_free_frames(data: bytes) -> tuple[int | None, int]:
                     and _run_length(data, position, free) >= FRAMES_IN_A_ROW
                 ):
                     return position, free
-                following = data.find(header[:2], following + 1, position + LONGEST_FREE_FRAME)
+                following = data.find(header[:2], following + 1, position + MAX_FREE_FRAME_BYTES)
         position += 1
     return None, 0
 

@@ -29,7 +29,7 @@ from m2dprep.audioprep.decoding.following import LOOK_BYTES, require_no_second_h
 from m2dprep.audioprep.decoding.mp3 import CHANNELS, Mp3, shown_kind, walk_mp3, with_stated_length
 from m2dprep.audioprep.decoding.sound import CannotOpenError, DecodedSound, DecodeError
 
-MOST_ATOMS = 4096
+MAX_ATOMS = 4096
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 EBML_SEGMENT = b"\x18\x53\x80\x67"
 TTA_HEADER_BYTES = 22
@@ -51,7 +51,7 @@ def require_whole_foreign(content: Content, name: str) -> None:
 def _mp4(content: Content) -> None:
     """Every atom on the outermost level states its size; the last one may leave it open."""
     position = 0
-    for _ in range(MOST_ATOMS):
+    for _ in range(MAX_ATOMS):
         header = content.at(position, 16)
         size = int.from_bytes(header[:4], "big")
         size = int.from_bytes(header[8:16], "big") if size == 1 else size
@@ -144,9 +144,9 @@ CHECKS: dict[str, Callable[[Content], None]] = {
 
 
 # MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
-MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
+MP3_HEAD_BYTES, MP3_MAX_BYTES = 1 << 18, 1 << 29
 # What files of these formats begin with that are too short to show which one it is.
-CHUNKED, LONGEST_SIGNATURE = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b"caff", b"fLaC", b"OggS"), 16
+CHUNKED, MAX_SIGNATURE_BYTES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b"caff", b"fLaC", b"OggS"), 16
 # libsndfile claims to read these subtypes, and stops at once.
 UNREADABLE = ("DWVW",)
 # libsndfile's error codes for a content of no known format, and for a header without a usable rate.
@@ -179,7 +179,7 @@ def checked_source(content: Content) -> Source:
         raise _unchecked(name)
     if start and name is not None and name != "FLAC":
         raise DecodeError("unsupported", f"{name} behind an ID3 tag; remove the tag")
-    if name is None and content.size < LONGEST_SIGNATURE and content.head[:4] in CHUNKED:
+    if name is None and content.size < MAX_SIGNATURE_BYTES and content.head[:4] in CHUNKED:
         raise DecodeError("truncated", "the file ends within its header")
     if name is None:
         return _mp3_source(content, start)
@@ -242,8 +242,8 @@ def _mp3_source(content: Content, start: int) -> Source:
         if start or data[:1] == b"\xff":
             raise CannotOpenError("not_audio", "its content is of no known audio format")
         return Source(content.descriptor, checked=False)
-    if content.size > MP3_MOST_BYTES:
-        raise DecodeError("too_long", f"MP3 files of more than {MP3_MOST_BYTES} bytes are not read")
+    if content.size > MP3_MAX_BYTES:
+        raise DecodeError("too_long", f"MP3 files of more than {MP3_MAX_BYTES} bytes are not read")
     if content.size > start + len(data):
         data = content.at(start, content.size - start)
         mp3 = walk_mp3(data) or mp3
