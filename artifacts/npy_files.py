@@ -154,7 +154,7 @@ class RowFile:
     def read(self, first: int, out: np.ndarray) -> None:
         """Fill ``out`` (n, columns), contiguous and of this dtype, with the rows from ``first`` on.
 
-        Raises `UserError` where the file has become shorter, `OSError`, naming it, where it cannot be read.
+        Raises `UserError` if the file has become shorter, and `OSError`, naming it, if it cannot be read.
         """
         offset = self._offset + first * self._row_bytes
         try:

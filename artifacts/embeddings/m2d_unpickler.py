@@ -6,8 +6,8 @@ the opcodes, names and types of such pickles; all others end the reading. Ordina
 (`artifacts.embeddings.m2d_item`).
 
 `pickle.Unpickler` with a short list of names would not do: it puts keys of any kind into a dictionary, and hashing
-tuples of tuples of tuples takes for ever (with 300 bytes) or overflows the stack, which ends the process (with 3 MB). It also
-holds the bytes of all arrays in memory.
+tuples of tuples of tuples takes for ever (300 bytes suffice) or overflows the stack, which ends the process (3 MB do).
+It also holds the bytes of all arrays in memory.
 """
 
 from __future__ import annotations
