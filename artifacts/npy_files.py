@@ -160,20 +160,20 @@ class RowFile:
         try:
             if os.preadv(self._file.descriptor, [out], offset) == out.nbytes:  # type: ignore[list-item]
                 return
-        except OSError:  # another try may do
+        except OSError:  # tried again below
             pass
         if read_at(self._file, out.data.cast("B"), offset) != out.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened.")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The ``rows`` (n,) in their order, (n, columns)."""
+        """The given ``rows`` (n,) in their order: (n, columns)."""
         taken = np.empty((len(rows), self.shape[1]), self.dtype)
         for row, place in zip(rows.tolist(), taken, strict=True):
             self.read(row, place)
         return taken
 
     def blocks(self, rows: int = ROWS_AT_ONCE) -> Iterator[tuple[int, np.ndarray]]:
-        """``(first row, (n, columns))`` of all rows, ``rows`` at a time."""
+        """``(first row, (n, columns))`` for all rows, ``rows`` at a time."""
         for start in range(0, len(self), rows):
             block = np.empty((min(rows, len(self) - start), self.shape[1]), self.dtype)
             self.read(start, block)

@@ -1,4 +1,4 @@
-"""A time limit for reading each source: a thread that hangs in a read is abandoned, and the next source goes on.
+"""A time limit for reading each source: a thread that hangs in a read is abandoned, and work goes on without it.
 
 A read of a dead mount cannot be interrupted, so the work is done in a thread. A thread that was abandoned finds out
 before it writes anything, should it ever wake.
