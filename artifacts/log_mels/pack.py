@@ -356,7 +356,7 @@ class PackedStore:
             raise UserError(f"{path} has been replaced since the pack was opened; start again, with the new one.")
 
     def _open(self, shard: int) -> RowFile:
-        """Open a shard. Raises `UserError` if its header is not what the pack promises."""
+        """Open a shard. Raises `UserError` if its header does not fit the pack."""
         path = self.shard(shard)
         found = RowFile(path, self.identities[shard])
         if found.shape[1] != self.n_mels or found.dtype != self.dtype:

@@ -314,7 +314,7 @@ class PlainPcm:
     full_scale = 32767.0
 
     def read(self, start: int, frames: int) -> np.ndarray:
-        """Frames from ``start`` on, int16 (n, channels); n is less than asked for only where the file ends."""
+        """Frames from ``start`` on, int16 (n, channels); n is less than asked for only at the end of the file."""
         block = np.empty((min(frames, self.frames - start), self.channels), "<i2")
         view = block.data.cast("B")
         position = self.offset + start * 2 * self.channels

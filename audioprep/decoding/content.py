@@ -30,7 +30,7 @@ class Content:
         self.head = os.pread(descriptor, HEAD_BYTES, 0)
 
     def at(self, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        """At most ``length`` bytes from ``offset`` on; fewer only at the end of the file."""
         if offset + length <= len(self.head):
             return self.head[offset : offset + length]
         data = os.pread(self.descriptor, length, offset)

@@ -167,7 +167,7 @@ def _guesses_length(file: soundfile.SoundFile) -> bool:
     return mpeg and (file.format, file.subtype) != ("MP3", "MPEG_LAYER_III")
 
 
-# A channel is clipped where this many samples in a row are at full scale; one alone may be a sound's true peak.
+# A channel is clipped if this many samples in a row are at full scale; one alone may be a sound's true peak.
 CLIPPED_IN_A_ROW = 3
 
 
