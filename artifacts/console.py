@@ -92,7 +92,7 @@ def _console(stream: TextIO | None, descriptor: int) -> TextIO:
         return stream
     if stream is not None:
         stream.flush()
-    raw = _Lasting(descriptor, "wb", closefd=False)
+    raw = _SurvivingStream(descriptor, "wb", closefd=False)
     encoding = stream.encoding if stream is not None else "utf-8"
     return _Console(
         io.BufferedWriter(raw),
@@ -102,7 +102,7 @@ def _console(stream: TextIO | None, descriptor: int) -> TextIO:
     )
 
 
-class _Lasting(io.FileIO):
+class _SurvivingStream(io.FileIO):
     """A stream whose reader may go away: later output is discarded and does not stop the command."""
 
     def write(self, data: Any) -> int:

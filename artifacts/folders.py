@@ -79,7 +79,7 @@ NO_DATA_FOLDERS = frozenset(
         *(".dropbox.cache", ".cache", ".thumbnails", ".ipynb_checkpoints", "__pycache__", ".venv", ".tox"),
     }
 )
-NO_DATA_BEGINNINGS = (".trash-", ".afpdeleted", ".fuse_hidden")
+NO_DATA_PREFIXES = (".trash-", ".afpdeleted", ".fuse_hidden")
 # macOS writes such a file beside every file on foreign file systems; they hold no sound and no text.
 APPLE_DOUBLE_PREFIX = "._"
 
@@ -87,7 +87,7 @@ APPLE_DOUBLE_PREFIX = "._"
 def holds_no_data(folder_name: str) -> bool:
     """Whether a folder of this name belongs to a system or a program and holds none of the user's data."""
     name = folder_name.lower()
-    return name in NO_DATA_FOLDERS or name.startswith(NO_DATA_BEGINNINGS)
+    return name in NO_DATA_FOLDERS or name.startswith(NO_DATA_PREFIXES)
 
 
 def walk(

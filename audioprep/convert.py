@@ -92,7 +92,7 @@ def convert_shard(
         rows = limited(convert, sources, read_timeout, late)
     else:
         rows = (_unlimited(convert, source) for source in sources)
-    return _synced(_able_to_read(rows), dst)
+    return _synced(_stop_if_unreadable(rows), dst)
 
 
 def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Record:
@@ -100,7 +100,7 @@ def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Re
         return convert(source, no_claim)
 
 
-def _able_to_read(rows: Iterable[Record]) -> Iterator[Record]:
+def _stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
     """Yield ``rows``. Raises `UserError` if the machine fails too often in a row."""
     in_a_row = 0
     for row in rows:
@@ -182,14 +182,14 @@ def convert_file(
         permit()
 
     def convert() -> Record:
-        log_mel, info, padded = patiently(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
+        log_mel, info, padded = read_with_retries(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
         claim()
         return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
     return row_of(relative, dst, convert, allowed, keeps=keeps)
 
 
-def patiently(path: Path, read: Callable[[], T]) -> T:
+def read_with_retries(path: Path, read: Callable[[], T]) -> T:
     """The result of ``read`` on ``path``. Errors of the machine are retried, and become a `DecodeError` in the end.
 
     Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well.

@@ -21,7 +21,7 @@ from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.convert import Record, as_stored, failure_record, patiently, row_of, store
+from m2dprep.audioprep.convert import Record, as_stored, failure_record, read_with_retries, row_of, store
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.discover import Source
@@ -181,7 +181,7 @@ class DeviceConverter:
 
         def work(source: Source, claim: Claim) -> tuple[np.ndarray, AudioInfo]:
             path = source.path
-            return patiently(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
+            return read_with_retries(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
 
         if not self._read_timeout:
             with reading(source.path):

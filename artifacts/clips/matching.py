@@ -43,7 +43,7 @@ from m2dprep.artifacts.clips.readings import (
 )
 from m2dprep.artifacts.columns import Lookup, chunks, codes, in_threads, one_array
 
-FEW = 4  # names are few if there are so many times as many clips
+FEW_NAMES_RATIO = 4  # names are few if there are so many times as many clips
 NO_CLIP, SEVERAL_CLIPS = -1, -2
 WHOLE, END, FOLDED, FORM, TIMED = range(5)
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -303,7 +303,7 @@ class _Finder:
     def __init__(self, names: Column, texts: pa.Array) -> None:
         self._texts = texts
         self._pool = ThreadPoolExecutor(1)
-        self._lookup = self._pool.submit(Lookup, texts) if FEW * len(names) > len(texts) else None
+        self._lookup = self._pool.submit(Lookup, texts) if FEW_NAMES_RATIO * len(names) > len(texts) else None
         self._lengths = np.unique(pc.binary_length(texts).to_numpy(zero_copy_only=False))
 
     def close(self) -> None:
