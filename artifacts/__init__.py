@@ -1,1 +1,1 @@
-"""Floor 2: what lies on disk. Names, schemas, atomic writes, stores, digests. Imports nothing of ours."""
+"""The files on disk: their names, schemas, atomic writes, stores and digests. Imports no other room."""

@@ -10,31 +10,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-THREADS = 4  # numpy and pyarrow let go of Python's lock
-ONE_CHUNK_BYTES = 1 << 31  # of text; offsets are int32
+THREADS = 4  # numpy and pyarrow release Python's lock
+ONE_CHUNK_BYTES = 1 << 31  # of text, because offsets are int32
 T = TypeVar("T")
 
 
 def in_threads(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
-    """``map`` in several threads."""
+    """``map``, spread over several threads."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, *columns))
 
 
 def codes(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """int64 (N,): equal values have equal codes, numbered in the order of first appearance."""
+    """int64 (N,): one code per value, the same for equal values, numbered in the order of first appearance."""
     return one_array(values).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def first_occurrences(values: np.ndarray) -> np.ndarray:
-    """bool (N,): whether no earlier element is equal."""
+    """bool (N,): True for the first of each group of equal elements."""
     first = np.zeros(len(values), dtype=bool)
     first[np.unique(values, return_index=True)[1]] = True
     return first
 
 
 def repeats(values: pa.Array) -> np.ndarray:
-    """int64: the rows whose value occurred before, ascending."""
+    """int64: the rows whose value occurs in an earlier row, in ascending order."""
     if _surely_unique(values):
         return np.zeros(0, np.int64)
     encoded = values.dictionary_encode()
@@ -42,7 +42,7 @@ def repeats(values: pa.Array) -> np.ndarray:
 
 
 def _surely_unique(texts: pa.Array) -> bool:
-    """True only where no two texts are equal; False may mean that it cannot be told quickly."""
+    """True only if no two texts are equal; False may also mean that there is no quick way to tell."""
     if (words := _words(texts)) is None:
         return False
     hashes = np.sort(_hashes(*words))
@@ -50,9 +50,9 @@ def _surely_unique(texts: pa.Array) -> bool:
 
 
 def runs(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The different values in the order of first appearance, and int64 (N,) the number of each row's among them.
+    """The distinct values in the order of first appearance, and int64 (N,): the index of each row's value among them.
 
-    Quick where equal values stand together, as the rows of a clip do.
+    This is quick if equal values are adjacent, as the rows of a clip are.
     """
     if not len(values):
         return values, np.zeros(0, np.int64)
@@ -66,10 +66,10 @@ def runs(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 class Lookup:
-    """Finds texts among ``unique`` ones, without nulls.
+    """Finds texts among the ``unique`` ones, which have no nulls.
 
-    Texts of one length of 8 to 16 bytes, as YouTube ids are, are joined by sorting their hashes, and then compared:
-    twice as fast as pyarrow's own hash table once that outgrows the processor's caches.
+    Texts that all have the same length of 8 to 16 bytes, such as YouTube ids, are joined by sorting their hashes and
+    then compared. This is twice as fast as pyarrow's own hash table once the table outgrows the processor's caches.
     """
 
     def __init__(self, unique: pa.Array) -> None:
@@ -82,7 +82,7 @@ class Lookup:
                 self._words = None
 
     def __call__(self, values: pa.Array) -> pa.Array:
-        """int32 (N,): the row of every value, null where it isn't there. No nulls among the values."""
+        """int32 (N,): the row of each value, null if there is none. The values must not be null."""
         words = _words(values)
         if words is None or self._words is None or _width(values) != _width(self._unique):
             return pc.index_in(values, value_set=self._unique)
@@ -91,7 +91,7 @@ class Lookup:
     def _look_up(self, begin: np.ndarray, end: np.ndarray) -> pa.Array:
         assert self._words is not None
         hashes = _hashes(begin, end)
-        order = np.argsort(hashes)  # in order, so that the search stays in the caches
+        order = np.argsort(hashes)  # a sorted search stays in the caches
         place = np.minimum(np.searchsorted(self._hashes, hashes[order]), len(self._hashes) - 1)
         rows = np.empty(len(hashes), np.int32)
         rows[order] = self._order[place]
@@ -99,13 +99,13 @@ class Lookup:
 
 
 def _width(texts: pa.Array) -> int:
-    """The bytes of the first text."""
+    """The length of the first text in bytes."""
     _, offsets = text_bytes(texts)
     return int(offsets[1] - offsets[0]) if len(texts) else 0
 
 
 def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
-    """The first and the last 8 bytes of every text, uint64 (N,), where all are of one length of 8 to 16; else None."""
+    """The first and the last 8 bytes of each text, uint64 (N,); None unless all have one length of 8 to 16 bytes."""
     content, offsets = text_bytes(texts)
     width = _width(texts)
     if not 8 <= width <= 16 or (np.diff(offsets) != width).any():
@@ -126,7 +126,7 @@ def position_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 def keep_in_lists(lists: pa.Array, keep: np.ndarray, values: pa.Array) -> pa.Array:
-    """The lists with their flattened elements replaced by ``values`` and only those kept where ``keep`` is true."""
+    """The lists with their flattened elements replaced by those ``values`` for which ``keep`` is true."""
     offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
     if keep.all():
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
@@ -140,20 +140,20 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    """The arrays that a column consists of, at least one."""
+    """The arrays that make up a column; there is at least one."""
     if not isinstance(column, pa.ChunkedArray):
         return [column]
     return column.chunks or [pa.array([], column.type)]
 
 
 def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
-    """The ``rows`` of a column in many chunks, each asked alone: pyarrow's own ``take`` copies all of them first."""
+    """The ``rows`` of a column, taken chunk by chunk: pyarrow's own ``take`` copies all chunks first."""
     if column.num_chunks == 1:
         return column.chunk(0).take(pa.array(rows))
     ends = np.cumsum([len(chunk) for chunk in column.chunks])
     chunk_of_row = np.searchsorted(ends, rows, side="right")
     if column.num_chunks < 1 << 16:
-        chunk_of_row = chunk_of_row.astype(np.uint16)  # which numpy sorts by counting
+        chunk_of_row = chunk_of_row.astype(np.uint16)  # numpy sorts these by counting
     order = np.argsort(chunk_of_row, kind="stable")
     bounds = np.searchsorted(chunk_of_row[order], np.arange(column.num_chunks + 1))
     parts = [pa.array([], column.type)]
@@ -166,12 +166,12 @@ def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
 
 
 def joined(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The texts of a column in one chunk, where their bytes fit into one: rows are taken from it far quicker."""
+    """The texts of a column in one chunk, if they fit into one: taking rows from a single chunk is far quicker."""
     return pa.chunked_array([column.combine_chunks()]) if column.nbytes < ONE_CHUNK_BYTES else column
 
 
 def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes of an array of strings, uint8, and where each text starts in them, int32 (N + 1,). No nulls."""
+    """The UTF-8 bytes of an array of strings, uint8, and the offset of each text, int32 (N + 1,). No nulls."""
     _, offsets_buffer, data = texts.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     if not len(texts):
@@ -181,12 +181,12 @@ def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def holds_byte(texts: pa.Array, byte: bytes) -> bool:
-    """Whether any of the texts holds this byte."""
+    """Whether any of the texts contains this byte."""
     return byte in text_bytes(texts)[0].tobytes()
 
 
 def rows_at(offsets: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """bool (N,): the texts of `text_bytes` that one of the byte ``places`` lies in."""
+    """bool (N,): whether any of the byte ``places`` lies in a text, for the texts of `text_bytes`."""
     rows = np.zeros(len(offsets) - 1, dtype=bool)
     rows[np.searchsorted(offsets, places, side="right") - 1] = True
     return rows

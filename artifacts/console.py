@@ -1,9 +1,7 @@
-"""What a command shows: its console and its progress.
+"""The output of a command: its console and its progress.
 
-The console of a command: text is UTF-8 whatever the locale, closed streams stop no work, and nothing that a terminal
-is shown can steer it.
-
-Progress on stderr: a bar on a terminal, otherwise a line every 30 seconds.
+Text is UTF-8 whatever the locale. A closed stream does not stop the work. Names and messages cannot smuggle control
+characters to a terminal. Progress goes to stderr: a bar on a terminal, otherwise one line every 30 seconds.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-# What a reader that has gone leaves behind: a pipe without an end, a terminal that hung up.
+# Errors of writing to a reader that has gone: a pipe without a reader, a terminal that hung up.
 READER_GONE = (errno.EPIPE, errno.EIO)
-# Control characters (C0 but tab and line feed, delete, C1) and those that turn the direction of text.
+# Control characters (C0 except tab and line feed, delete, C1), and characters that change the direction of text.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # How progress bars move: back to the start of the line, or, by itself, between the lines of several bars.
 BAR_MOVES = re.compile("\r|\n*(?:\x1b\\[A)+$")
@@ -68,9 +66,9 @@ def talk_flags() -> list[str]:
 
 @contextmanager
 def console() -> Iterator[None]:
-    """What a whole command runs in: UTF-8 whatever the locale (in a restarted process, if need be), and safe streams.
+    """Run a whole command in UTF-8 mode, whatever the locale (in a restarted process if need be), with safe streams.
 
-    What was printed is written at the end. Raises `SystemExit` (2) after a line on stderr where that is impossible.
+    All output is flushed at the end. If that fails, a line on stderr says so and `SystemExit` (2) is raised.
     """
     require_utf8_mode()
     _open_closed_streams()
@@ -88,7 +86,7 @@ def console() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters as ``\\xNN`` or ``\\uNNNN``; lines and tabs stay."""
+    """``text`` with control characters written as ``\\xNN`` or ``\\uNNNN``; line feeds and tabs stay."""
     return CONTROLS.sub(_escaped, text)
 
 
@@ -98,7 +96,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def require_utf8_mode() -> None:
-    """Start this program again in Python's UTF-8 mode where names of files would be anything else than UTF-8.
+    """Restart this program in Python's UTF-8 mode unless file names and text are UTF-8 already.
 
     Workers and other processes that it starts inherit the mode.
     """
@@ -116,7 +114,7 @@ def _is_utf8(encoding: str) -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Give closed standard streams a place: the next file that is opened would have their number, and their output."""
+    """Open ``/dev/null`` for closed standard streams: otherwise the next file opened would receive their output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -125,12 +123,12 @@ def _open_closed_streams() -> None:
 
 
 def _console(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A standard stream as commands need it; one that somebody has replaced (tests, notebooks) stays as it is."""
+    """A standard stream as commands need it; a stream that was replaced (by tests or notebooks) stays as it is."""
     if stream is not None and (not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _Console)):
         return stream
     if stream is not None:
         stream.flush()
-    raw = _Lasting(descriptor, "wb", closefd=False)
+    raw = _SurvivingStream(descriptor, "wb", closefd=False)
     encoding = stream.encoding if stream is not None else "utf-8"
     return _Console(
         io.BufferedWriter(raw),
@@ -140,8 +138,8 @@ def _console(stream: TextIO | None, descriptor: int) -> TextIO:
     )
 
 
-class _Lasting(io.FileIO):
-    """A stream whose reader may go: what is written afterwards is nobody's, and no reason to stop."""
+class _SurvivingStream(io.FileIO):
+    """A stream whose reader may go away: later output is discarded and does not stop the command."""
 
     def write(self, data: Any) -> int:
         try:
@@ -156,7 +154,7 @@ class _Lasting(io.FileIO):
 
 
 class _Console(io.TextIOWrapper):
-    """Text for people: on a terminal and on stderr control characters are escaped, but for those of progress bars."""
+    """Text for people: control characters are escaped on a terminal and on stderr, except those of progress bars."""
 
     def write(self, text: str) -> int:
         if (self.fileno() == 2 or self.isatty()) and not text.isprintable():
@@ -169,17 +167,17 @@ class _Console(io.TextIOWrapper):
 
 
 LINE_SECONDS = 30.0
-# What is mostly quick says nothing until it has taken so long.
+# Steps that are usually quick show no progress before this time has passed.
 DELAY_SECONDS = 2.0
 AT_ONCE = 4096
 T = TypeVar("T")
 
 
 class Progress:
-    """Counts done and failed items of ``total``; shows rate, time left and failures.
+    """Counts done and failed items out of ``total``; shows the rate, the time left and the failures.
 
-    On a terminal it is a tqdm bar; elsewhere (a log file, a batch job) one line every 30 s and one at the end.
-    What has ended within ``delay`` seconds is not shown at all, unless details are wanted (``--verbose``).
+    On a terminal it is a tqdm bar; elsewhere (a log file, a batch job) it is one line every 30 s and one at the end.
+    Work that ends within ``delay`` seconds shows nothing, unless details are wanted (``--verbose``).
     """
 
     def __init__(
@@ -206,7 +204,7 @@ class Progress:
         )
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str = "") -> None:
-        """``count`` more items are through, ``failed`` of them badly. ``note`` is shown beside the figures."""
+        """Count ``count`` more items, of which ``failed`` failed. ``note`` is shown beside the figures."""
         self.done += count
         self.failed += failed
         if self._bar is not None:
@@ -247,7 +245,7 @@ class Progress:
 
 
 def shown(items: Sequence[T], description: str, unit: str) -> Iterator[T]:
-    """The ``items``, with their progress where they take more than two seconds."""
+    """Yield the ``items``, showing progress if they take more than two seconds."""
     with Progress(len(items), description, unit, delay=DELAY_SECONDS) as progress:
         for start in range(0, len(items), AT_ONCE):
             part = items[start : start + AT_ONCE]

@@ -1,8 +1,6 @@
-"""Digests: of bytes, to prove that they are what was written, and of settings, to protect a resumed run.
+"""Digests of bytes, which show whether a file is what was written, and of settings, which protect a resumed run.
 
-Fast digests that prove bytes: XXH3 with 64 bits. They find what a disk or a slip has changed, not a forger.
-
-What an output was made from and with: digests, and the comparison that protects a resumed run.
+Bytes have XXH3 digests with 64 bits: they are fast, and find the changes of a disk or a slip, not those of a forger.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ import numpy as np
 import xxhash
 
 from m2dprep.artifacts.errors import FingerprintConflictError
-from m2dprep.artifacts.reading import named, open_regular, read_at, steadily
+from m2dprep.artifacts.reading import named, open_regular, read_at, with_retries
 
 KIND = "xxh3_64"
 DIGITS = 16
-# Of a file in parts: few enough digests to stand in a JSON file, and little to read again where one differs.
+# Block size of files that are digested in parts: the digests fit into a JSON file, and a block is quick to read again.
 BLOCK_BYTES = 16 << 20
 
 
 def digest_of(*parts: Any) -> str:
-    """16 hex digits of ``parts`` (contiguous buffers), one after the other."""
+    """16 hex digits: the digest of ``parts`` (contiguous buffers), one after another."""
     if len(parts) == 1:
         return xxhash.xxh3_64_hexdigest(parts[0])
     state = xxhash.xxh3_64()
@@ -36,12 +34,12 @@ def digest_of(*parts: Any) -> str:
 
 
 def int_digest(part: Any) -> int:
-    """The same of one buffer, as a number."""
+    """The digest of one buffer, as a number."""
     return xxhash.xxh3_64_intdigest(part)
 
 
 def plain_digest(path: Path) -> str:
-    """That of a file's bytes. Raises `UserError` where it is no file and `OSError` where it cannot be read."""
+    """The digest of a file's bytes. Raises `UserError` if it is not a file and `OSError` if it cannot be read."""
     state = xxhash.xxh3_64()
     for block in read_blocks(path):
         state.update(block)
@@ -49,12 +47,12 @@ def plain_digest(path: Path) -> str:
 
 
 def block_digests(path: Path) -> str:
-    """Those of all blocks of `BLOCK_BYTES` of a file, one behind the other."""
+    """The digests of all blocks (`BLOCK_BYTES` each) of a file, as one text."""
     return "".join(xxhash.xxh3_64_hexdigest(block) for block in read_blocks(path))
 
 
 def differing_blocks(path: Path, digests: str) -> list[int]:
-    """The blocks of a file that are not those of ``digests``; a missing and a further one count too."""
+    """The numbers of the blocks of a file that differ from ``digests``, missing and surplus blocks included."""
     found = [xxhash.xxh3_64_hexdigest(block) for block in read_blocks(path)]
     wanted = [digests[start : start + DIGITS] for start in range(0, len(digests), DIGITS)]
     shorter = min(len(found), len(wanted))
@@ -63,10 +61,10 @@ def differing_blocks(path: Path, digests: str) -> list[int]:
 
 
 def read_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
-    """The bytes of a file, ``size`` at a time, in a buffer that is used again.
+    """The bytes of a file, ``size`` at a time, in a buffer that is reused.
 
-    They are read, not mapped: a page that the disk cannot read is an `OSError` that names the file, and not the end of
-    the process.
+    They are read, not mapped: a page that the disk cannot read raises an `OSError` that names the file, where a map
+    would end the process.
     """
     with open_regular(path) as file:
         buffer = np.empty(min(size, max(1, file.size)), np.uint8)
@@ -76,7 +74,7 @@ def read_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
 
 
 def row_digests(rows: Iterable[Any]) -> np.ndarray:
-    """uint64 (n,): the digest of each of some buffers."""
+    """uint64 (n,): one digest per buffer."""
     return np.fromiter(map(xxhash.xxh3_64_intdigest, rows), np.uint64)
 
 
@@ -90,7 +88,7 @@ def fingerprint(configuration: Mapping[str, Any]) -> str:
 
 
 def caption_digest(caption: str) -> bytes:
-    """16 bytes that identify a caption's text, byte for byte. Ties a row of embeddings to the text it came from."""
+    """16 bytes that identify a caption's text, byte for byte. They tie a row of embeddings to the text it came from."""
     return utf8_digest(caption.encode())
 
 
@@ -100,9 +98,9 @@ def utf8_digest(caption: bytes) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises `OSError`, naming it, where the system cannot read it."""
+    """SHA-256 of a file's bytes, in hex. Raises `OSError`, naming the file, if the system cannot read it."""
     try:
-        return steadily(lambda: _sha256(path))
+        return with_retries(lambda: _sha256(path))
     except OSError as error:
         raise named(error, path) from error
 

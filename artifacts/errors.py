@@ -1,9 +1,4 @@
-"""Errors that a user can act on, and the limit of failures that a run may have.
-
-Errors that a user can act on, each with the exit code that the command line gives it.
-
-How many failures a run may have: ``--max-failures``.
-"""
+"""Errors that a user can act on, each with its exit code, and the number of failures that a run may have."""
 
 from __future__ import annotations
 
@@ -26,7 +21,7 @@ class TooManyFailuresError(UserError):
 
 
 class CheckFailedError(UserError):
-    """What lies on disk does not fit together."""
+    """The files on disk do not fit together."""
 
     exit_code = 4
 
@@ -38,13 +33,13 @@ class FingerprintConflictError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text: what went wrong, without a library's internals."""
+    """The first line of an error's text: it says what went wrong without a library's internals."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """A number of inputs, or a share of them, that may fail before a finished run exits with 3."""
+    """``--max-failures``: the number of inputs, or the share of them, that may fail before a run exits with 3."""
 
     count: int | None = None
     share: float | None = None
@@ -64,7 +59,7 @@ class FailureLimit:
         return failed > (self.count if self.count is not None else (self.share or 0.0) * inputs)
 
     def require(self, failed: int, inputs: int, where: str) -> None:
-        """Raise `TooManyFailuresError` where the limit is exceeded; ``where`` says where the failures lie."""
+        """Raise `TooManyFailuresError` if the limit is exceeded; ``where`` says where the failures are listed."""
         if self.exceeded(failed, inputs):
             raise TooManyFailuresError(f"{failed:,} of {inputs:,} failed, --max-failures allows {self}; see {where}.")
 
@@ -73,7 +68,7 @@ class FailureLimit:
 
 
 def top_reasons(reasons: Mapping[str, int], most: int = 5) -> str:
-    """``not_audio 12, truncated 3``: the commonest reasons first, equal ones by name."""
+    """``not_audio 12, truncated 3``: the commonest reasons first, those of equal count by name."""
     ordered = sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{reason} {count:,}" for reason, count in ordered[:most])
     return shown + (f", {len(ordered) - most} more" if len(ordered) > most else "")

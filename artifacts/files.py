@@ -1,10 +1,7 @@
-"""Files that appear whole or not at all, one by one or many at once.
+"""Atomic writes: a file appears whole or not at all, because it is written beside its place, synced, and renamed.
 
-Files that appear whole or not at all: written beside their place, synced, then renamed in.
-
-Many files made safe at once: one call to the file system instead of one for every file.
-
-Syncing ten thousand small files one by one costs a journal commit and a flush of the disk each. ``syncfs`` pays once.
+Many files can be synced at once: one by one, ten thousand small files cost ten thousand journal commits and flushes of
+the disk, and ``syncfs`` pays once for all.
 """
 
 from __future__ import annotations
@@ -30,17 +27,18 @@ ABANDONED_SECONDS = 86400.0
 
 
 def temporary_path(folder: Path) -> Path:
-    """A fresh name in ``folder`` that `sweep_temporaries` recognises; its length does not depend on the final name."""
+    """A new name in ``folder`` that `sweep_temporaries` recognises; its length does not depend on the final name."""
     return folder / f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
 @contextmanager
 def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Open a binary file that becomes ``path`` when the block ends without an error, and leaves nothing otherwise.
+    """Open a binary file that becomes ``path`` if the block ends without an error, and is removed otherwise.
 
     ``temporary_folder`` must be on the same file system as ``path``; by default it is the folder of ``path``.
     ``durable`` syncs the content before the rename and the folder after it, so that a power cut leaves the old or
-    the new file, never an empty one. What killed writers left beside ``path`` goes, once a process and folder.
+    the new file, never an empty one. Leftovers of killed writers beside ``path`` are removed once per process and
+    folder.
     """
     temporary = temporary_path(temporary_folder or _swept(path.parent))
     try:
@@ -59,7 +57,7 @@ def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bo
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in ``folder`` survive a power cut. File systems that cannot sync a folder are passed over."""
+    """Make the renames in ``folder`` survive a power cut. Does nothing on file systems that cannot sync a folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -87,8 +85,8 @@ def write_bytes(
 ) -> None:
     """Write the bytes of ``parts`` (contiguous buffers), one after another, to ``path`` as `atomic_file` does.
 
-    Without a file object in between, which costs a small file a third of the time that its writing takes. ``permit`` is
-    called just before the file gets its name, and raises where it must not.
+    There is no file object in between: for a small file it would take a third of the time of writing. ``permit`` is
+    called just before the file gets its name, and raises if the file must not get it.
     """
     temporary = temporary_path(temporary_folder or _swept(path.parent))
     try:
@@ -112,7 +110,7 @@ def write_bytes(
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Let an error of the system that names no file, as that of a full disk, name the one that was to be written."""
+    """Add ``path`` to a system error that names no file, such as the error of a full disk."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = os.fspath(path)
 
@@ -128,21 +126,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path`` atomically. NaN and infinity are refused: they are not JSON."""
+    """Write ``value`` as indented JSON to ``path`` atomically. Raises `ValueError` for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_array(path: Path, array: np.ndarray, *, temporary_folder: Path | None = None, durable: bool = True) -> None:
-    """Write ``array`` as a ``.npy`` file to ``path`` atomically. The bytes depend on the array alone."""
+    """Write ``array`` as a ``.npy`` file to ``path`` atomically. The bytes depend only on the array."""
     with atomic_file(path, temporary_folder=temporary_folder, durable=durable) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def sweep_temporaries(folder: Path, *, shared: bool = False) -> int:
-    """Remove what killed runs left half-written in ``folder`` (not below it). Returns how many files went.
+    """Remove the half-written files of killed runs in ``folder`` (not below it). Returns their number.
 
-    In a ``shared`` folder, where others may be writing now, only leftovers of processes of this machine that are gone
-    are removed, and those that nobody has touched for a day.
+    If other processes may be writing to the folder now (``shared``), only leftovers of dead processes of this machine
+    and files that have not changed for a day are removed.
     """
     leftovers = list(folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}")) if folder.is_dir() else []
     swept = [path for path in leftovers if not shared or _is_abandoned(path)]
@@ -152,7 +150,7 @@ def sweep_temporaries(folder: Path, *, shared: bool = False) -> int:
 
 
 def _swept(folder: Path) -> Path:
-    """``folder``, without what killed writers left in it."""
+    """``folder``, after removing the leftovers of killed writers."""
     _sweep_once(os.path.abspath(folder))  # noqa: PTH100
     return folder
 
@@ -175,7 +173,7 @@ def _is_abandoned(path: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """This machine's name as it appears in names of temporaries; short, so that they never get too long."""
+    """This machine's name as used in temporary file names, cut so that these never get too long."""
     return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())[:64]
 
 
@@ -183,16 +181,16 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 
 def sync_files(root: Path, files: Iterable[Path]) -> None:
-    """Make ``files`` below ``root``, written without a sync, survive a power cut.
+    """Make ``files`` below ``root`` that were written without a sync survive a power cut.
 
-    Their folders are synced too. Raises `OSError` where the system could not write something.
+    Their folders are synced too. Raises `OSError` if the system could not write something.
     """
     by_folder: dict[Path, list[Path]] = {}
     for path in files:
         by_folder.setdefault(path.parent, []).append(path)
     whole = bool(by_folder) and _syncs_whole(root) and _sync_file_system(root)
     for folder, paths in by_folder.items():
-        if whole and folder.stat().st_dev == root.stat().st_dev:  # others are links to another file system
+        if whole and folder.stat().st_dev == root.stat().st_dev:  # other folders are links to another file system
             continue
         for path in paths:
             sync_file(path)
@@ -200,7 +198,7 @@ def sync_files(root: Path, files: Iterable[Path]) -> None:
 
 
 def _sync_file_system(root: Path) -> bool:
-    """Sync everything on the file system of ``root``. Returns False where the system knows no such call."""
+    """Sync everything on the file system of ``root``. Returns False if the system has no such call."""
     function = _syncfs()
     if function is None:
         return False
@@ -221,7 +219,7 @@ def _syncfs() -> ctypes._NamedFuncPointer | None:
 
 @lru_cache(maxsize=64)
 def _syncs_whole(root: Path) -> bool:
-    """Whether ``syncfs`` means anything there: file systems in user space (FUSE) do not hear of it."""
+    """Whether ``syncfs`` has an effect on the file system of ``root``: file systems in user space (FUSE) ignore it."""
     status = root.stat()
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     try:

@@ -1,8 +1,7 @@
-"""Folders: walking through them, and file systems that take two names for one.
+"""Walking through folders as users see them, and finding out which file names a file system cannot tell apart.
 
-File systems that take two names for one: they ignore case (NTFS, exFAT, SMB) or Unicode's normal forms (APFS).
-
-Walking through folders as a user sees them: links are followed, circles are not, and what is no data is left out.
+A walk follows links but not in circles, and leaves out folders that hold no data. Some file systems ignore case (NTFS,
+exFAT, SMB) or Unicode's normal forms (APFS), so that two names may mean one file.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from pathlib import Path
 
 from m2dprep.artifacts.files import temporary_path
 
-# A letter with an accent in one code point, in lower case; its other forms are tried against it.
+# A lower-case letter with an accent, as one code point; the probe tries its other forms.
 PROBE = "é"
 
 
 @dataclass(frozen=True)
 class NameFolding:
-    """What a file system does not tell apart."""
+    """The differences between names that a file system ignores."""
 
     case: bool = False
     form: bool = False
@@ -49,11 +48,11 @@ EXACT = NameFolding()
 
 
 def probe_folding(folder: Path) -> NameFolding:
-    """How the file system of ``folder`` treats names, by a file that is made there and removed. Raises `OSError`."""
+    """How the file system of ``folder`` treats names; makes a file there and removes it. Raises `OSError`."""
     probe = temporary_path(folder)
     probe = probe.with_name(f"{probe.stem.lower()}{PROBE}{probe.suffix}")
     probe.touch(exist_ok=False)
-    # Some know the case of ASCII letters only.
+    # Some file systems fold the case of ASCII letters only.
     upper = ["".join(letter.upper() if letter.isascii() else letter for letter in probe.name), probe.name.upper()]
     try:
         return NameFolding(
@@ -65,10 +64,10 @@ def probe_folding(folder: Path) -> NameFolding:
 
 
 FolderId = tuple[int, int]
-# The path of the folder, empty or ending in "/"; what is in it; whether that is a folder itself.
+# The path of a folder, empty or ending in "/"; an entry in it; whether the entry is a folder itself.
 Found = tuple[str, os.DirEntry[str], bool]
 
-# Folders that systems and programs keep beside data: copies, versions, thumbnails and rubbish. Names in lower case.
+# Folders in which systems and programs keep copies, versions, thumbnails and rubbish. Names are in lower case.
 NO_DATA_FOLDERS = frozenset(
     {
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb", "@__thumb", "@tmp"),
@@ -80,15 +79,15 @@ NO_DATA_FOLDERS = frozenset(
         *(".dropbox.cache", ".cache", ".thumbnails", ".ipynb_checkpoints", "__pycache__", ".venv", ".tox"),
     }
 )
-NO_DATA_BEGINNINGS = (".trash-", ".afpdeleted", ".fuse_hidden")
-# macOS writes these beside every file on foreign file systems; they hold no sound and no text.
+NO_DATA_PREFIXES = (".trash-", ".afpdeleted", ".fuse_hidden")
+# macOS writes such a file beside every file on foreign file systems; they hold no sound and no text.
 APPLE_DOUBLE_PREFIX = "._"
 
 
-def is_no_data(folder_name: str) -> bool:
-    """Whether a folder of this name holds what systems and programs keep there, and no data of the user."""
+def holds_no_data(folder_name: str) -> bool:
+    """Whether a folder of this name belongs to a system or a program and holds none of the user's data."""
     name = folder_name.lower()
-    return name in NO_DATA_FOLDERS or name.startswith(NO_DATA_BEGINNINGS)
+    return name in NO_DATA_FOLDERS or name.startswith(NO_DATA_PREFIXES)
 
 
 def walk(
@@ -98,11 +97,11 @@ def walk(
     left_out: Callable[[str], object] | None = None,
     without: Collection[FolderId] = (),
 ) -> Iterator[Found]:
-    """Everything below ``root``, in no order, at any depth, also in the folders that links lead to.
+    """Everything below ``root``, at any depth and in no order, including linked folders.
 
-    A link to a folder that it lies in is not followed, and neither those in ``without`` are entered nor those that hold
-    no data (`is_no_data`), whose paths ``left_out`` is told. A folder that cannot be listed goes to ``failed`` with its
-    path, which ends in no ``/``; without ``failed`` the `OSError` is raised.
+    A link to a folder that contains it is not followed. Folders in ``without`` are not entered, nor are folders that
+    hold no data (`holds_no_data`); ``left_out`` is called with the paths of the latter. A folder that cannot be listed
+    is passed to ``failed`` with its path (without a final ``/``); without ``failed`` the `OSError` is raised.
     """
     top = os.fspath(root)
     pending = [("", frozenset([folder_id(top)]))]
@@ -119,7 +118,7 @@ def walk(
         except OSError as error:
             _fail(failed, prefix, error)
         for name, is_link in reversed(folders):
-            if is_no_data(name):
+            if holds_no_data(name):
                 if left_out is not None:
                     left_out(prefix + name)
                 continue
@@ -128,19 +127,19 @@ def walk(
             except OSError as error:
                 _fail(failed, prefix + name, error)
                 continue
-            # Folders proper are never their own ancestors, but some network file systems number them alike.
+            # A real folder is never its own ancestor, but some network file systems reuse inode numbers.
             if not (is_link and identity in ancestors) and identity not in without:
                 pending.append((f"{prefix}{name}/", ancestors | {identity}))
 
 
 def folder_id(path: Path | str) -> FolderId:
-    """What tells a folder from all others on this machine, however it is spelled."""
+    """Identifies a folder on this machine, whatever path leads to it."""
     status = os.stat(path)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, at any depth: `Path.mkdir` calls itself for every parent. Raises `OSError`."""
+    """Make a folder and its parents at any depth (`Path.mkdir` recurses per parent). Raises `OSError`."""
     missing: list[Path] = []
     for folder in (path, *path.parents):
         try:
@@ -157,9 +156,9 @@ def make_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all below it, at any depth, as far as that is possible; links are not followed."""
+    """Remove a folder and all below it, at any depth, as far as possible; links are not followed."""
     folders = [path]
-    for folder in folders:  # grows as it goes: those above come before those below
+    for folder in folders:  # the list grows during the loop; parents come before children
         with suppress(OSError):
             for entry in folder.iterdir():
                 if entry.is_dir() and not entry.is_symlink():

@@ -1,13 +1,11 @@
-"""JSON files: those that others wrote, and our own, which prove themselves.
-
-JSON that nobody vouches for: whatever is wrong with it is a single line that names the file and the place.
+"""JSON files: those of others, read strictly, and our own, which carry a digest.
 
 Python's reader accepts NaN, numbers that overflow, and halves of surrogate pairs, and ends in a traceback on deep
-nesting or a number of thousands of digits. All of these would only fail later, elsewhere.
+nesting or a number of thousands of digits. Here, each of these is an error of one line that names the file and the
+place.
 
-JSON files that prove themselves: the last key of the object is a digest of all bytes before it.
-
-Everybody else reads two more keys, ``proof`` (the first, which says that there is a digest) and ``digest``.
+The first key of our own objects, ``proof``, says that there is a digest; the last one, ``digest``, is the digest of all
+bytes before it. Other programs simply see two more keys.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.reading import read_file
 
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be half a character; two halves make one
-LARGEST_INTEGER = 2**64 - 1
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half a surrogate pair, with or without its other half
+MAX_INTEGER = 2**64 - 1
 
 
 def load_json(path: Path) -> Any:
-    """The value in the JSON file ``path``. Raises `OSError` where there is none, `ValueError` as `loads_json` does."""
+    """The value in the JSON file ``path``. Raises `OSError` if it cannot be read and `ValueError` as `loads_json`."""
     return loads_json(path.read_bytes())
 
 
 def loads_json(content: str | bytes, *, any_number: bool = False) -> Any:
-    """The value of a JSON text. ``any_number`` takes what others write for "no limit": 1e30 in full, infinity.
+    """The value of a JSON text. ``any_number`` accepts what other programs write for "no limit": 1e30, infinity.
 
-    Raises `ValueError`, whose message is a line, where it is not UTF-8 or not JSON, nested too deeply, or holds NaN,
-    infinity, a number beyond 64 bits, or half a character.
+    Raises `ValueError` with a message of one line if the text is not UTF-8, is not JSON, is nested too deeply, or holds
+    NaN, infinity, a number beyond 64 bits, or half a character.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -51,7 +49,7 @@ def loads_json(content: str | bytes, *, any_number: bool = False) -> Any:
 
 
 def read_json(path: Path, purpose: str, *, any_number: bool = False) -> Any:
-    """The value in the JSON file ``path``. Raises `UserError` where it is missing or not sound (`loads_json`)."""
+    """The value in the JSON file ``path``. Raises `UserError` if it is missing or not sound (`loads_json`)."""
     require_file(path, purpose)
     try:
         return loads_json(path.read_bytes(), any_number=any_number)
@@ -62,7 +60,7 @@ def read_json(path: Path, purpose: str, *, any_number: bool = False) -> Any:
 
 
 def read_json_object(path: Path, purpose: str, *, any_number: bool = False) -> dict[str, Any]:
-    """The same where it must be an object (``{"key": value}``)."""
+    """`read_json` for a file that must hold an object (``{"key": value}``)."""
     value = read_json(path, purpose, any_number=any_number)
     if not isinstance(value, dict):
         raise UserError(f"{path} cannot be read as {purpose}: it holds a {_kind(value)}, not an object.")
@@ -70,14 +68,14 @@ def read_json_object(path: Path, purpose: str, *, any_number: bool = False) -> d
 
 
 def parse_json(text: str, place: object, purpose: str) -> Any:
-    """The value of a JSON text that stands at ``place`` (a file, or file:line).
+    """The value of a JSON text from ``place`` (a file, or file:line).
 
-    Raises `UserError` for what is no JSON, is nested too deeply, holds a number of thousands of digits, or half a
-    character (``\\\\ud83d`` alone), which no file can hold.
+    Raises `UserError` if the text is not JSON, is nested too deeply, or holds a number of thousands of digits or half a
+    character (a lone ``\\\\ud83d``), which no UTF-8 file can hold.
     """
     try:
         value = _parsed(text, any_number=True)
-    except ValueError as error:  # also a number that Python refuses to convert
+    except ValueError as error:  # including a number that Python refuses to convert
         raise UserError(f"{place} cannot be read as JSON ({purpose}): {first_line(error)}") from error
     if HALF.search(text) and (where := next(_halves(value, ""), None)) is not None:
         raise UserError(
@@ -96,7 +94,7 @@ def _parsed(text: str, *, any_number: bool) -> Any:
 
 
 def _halves(value: Any, place: str) -> Iterator[str]:
-    """Where texts stand that are not characters alone: ``data[3].caption``. Entries count from 0, as in JSON paths."""
+    """The places of texts with half characters, such as ``data[3].caption``. Entries count from 0, as in JSON paths."""
     waiting = [(place, value)]
     while waiting:
         place, value = waiting.pop()
@@ -122,8 +120,8 @@ def _constant(name: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    value = int(digits) if len(digits) <= len(str(LARGEST_INTEGER)) + 1 else None
-    if value is None or abs(value) > LARGEST_INTEGER:
+    value = int(digits) if len(digits) <= len(str(MAX_INTEGER)) + 1 else None
+    if value is None or abs(value) > MAX_INTEGER:
         raise ValueError(f"the number {digits[:20]}… is beyond 64 bits")
     return value
 
@@ -146,7 +144,7 @@ TAIL = re.compile(rb'  "digest": "([0-9a-f]{16})"\n\}\n\Z')
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` (JSON values) as an indented object with its digest, atomically. NaN and infinity are refused."""
+    """Write ``value`` as an indented object with its digest, atomically. Raises `ValueError` for NaN and infinity."""
     content = {key: item for key, item in value.items() if key not in (PROOF, DIGEST)}
     text = json.dumps({PROOF: KIND, **content, DIGEST: ""}, indent=2, ensure_ascii=False, allow_nan=False)
     before = text.removesuffix(END)
@@ -154,17 +152,17 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``, without its digest; None where the file is missing.
+    """The object in ``path``, without its digest; None if the file is missing.
 
-    Raises `UserError` where it is no JSON object or its digest says that it is damaged; one without a digest, which an
-    earlier version or somebody else wrote, is taken as it is.
+    Raises `UserError` if it is not a JSON object or if its digest shows damage. An object without a digest, written by
+    an earlier version or another program, is accepted as it is.
     """
     found = _read(path)
     return None if found is None else found[0]
 
 
 def is_proven(path: Path) -> bool:
-    """Whether ``path`` has a digest, which is right. Raises `UserError` as `read_object` does."""
+    """Whether ``path`` has a correct digest. Raises `UserError` as `read_object` does."""
     found = _read(path)
     return found is not None and found[1]
 

@@ -1,4 +1,4 @@
-"""Names of everything in a data directory, in one place. The names are those of the original M2D-CLAP repository."""
+"""The names of all files and folders in a data directory. They are those of the original M2D-CLAP repository."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, is_no_data, walk
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data, walk
 
 LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
@@ -16,13 +16,13 @@ EVALUATION_FOLDER = "eval_segments"
 
 @dataclass(frozen=True)
 class LmsLayout:
-    """A folder of log-mel arrays, ``data/<name>_lms``, and what describes it."""
+    """A folder of log-mel arrays, ``data/<name>_lms``, and the files that describe it."""
 
     root: Path
 
     @property
     def folder(self) -> str:
-        """The folder's name in the data directory; also where it is a link to another disk."""
+        """The folder's name in the data directory, even if it is a link to another disk."""
         return self._absolute().name
 
     @property
@@ -32,7 +32,7 @@ class LmsLayout:
 
     @property
     def melspec(self) -> Path:
-        """Where configuration, records and temporaries of the conversion lie."""
+        """The folder of the conversion's configuration, records and temporary files."""
         return self.root / MELSPEC_FOLDER
 
     @property
@@ -41,17 +41,17 @@ class LmsLayout:
 
     @property
     def temporaries(self) -> Path:
-        """Half-written arrays live here, on the same file system as the finished ones, and are swept at every start."""
+        """The folder of half-written arrays, on the file system of the finished ones; it is swept at every start."""
         return self.melspec / "tmp"
 
     def array_files(self) -> list[str]:
-        """The .npy files that are there, one a clip, sorted, relative to the folder; shards of a pack are none."""
+        """The .npy files (one per clip), sorted, relative to the folder, without the shards of a pack."""
         found = arrays_below(self.root) if self.root.is_dir() else []
         return sorted(name for name in found if name.partition("/")[0] not in (MELSPEC_FOLDER, PACKED_FOLDER))
 
     @property
     def data(self) -> Path:
-        """The data directory that the folder lies in; paths in the file list are relative to it."""
+        """The data directory that contains the folder; paths in the file list are relative to it."""
         return self.root.parent if self.root.name not in ("", "..") else self._absolute().parent
 
     def _absolute(self) -> Path:
@@ -88,16 +88,16 @@ class DataLayout:
         return sorted(path for path in self.root.glob("capemb_*") if path.is_dir())
 
     def lms_folders(self) -> list[Path]:
-        """Folders that a conversion has written to."""
+        """Folders to which a conversion has written."""
         found = (path for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
-        return sorted(path.parent for path in found if not is_no_data(path.parent.name))
+        return sorted(path.parent for path in found if not holds_no_data(path.parent.name))
 
 
 def arrays_below(root: Path) -> list[str]:
     """Relative paths of the .npy files under ``root``, bookkeeping and packs included, in no order.
 
     Linked folders are entered, but not in circles (`artifacts.folders.walk`): parts of a large data set lie on other
-    disks. Folders and broken links are no files, whatever their names. Raises `OSError` where one cannot be listed.
+    disks. Folders and broken links do not count, whatever their names. Raises `OSError` if a folder cannot be listed.
     """
     return [
         prefix + entry.name
@@ -114,7 +114,7 @@ def _is_array(entry: os.DirEntry[str]) -> bool:
 
 
 def require_folder(path: Path, purpose: str) -> Path:
-    """``path`` if it is a folder, else a `UserError` that says for what it was wanted."""
+    """``path``; raises `UserError`, naming the ``purpose``, unless it is a folder."""
     if not path.exists():
         raise UserError(f"{path}: no such folder ({purpose}).")
     if not path.is_dir():
@@ -123,7 +123,7 @@ def require_folder(path: Path, purpose: str) -> Path:
 
 
 def require_file(path: Path, purpose: str) -> Path:
-    """``path`` if it is a file, else a `UserError` that says for what it was wanted."""
+    """``path``; raises `UserError`, naming the ``purpose``, unless it is a file."""
     if not path.exists():
         raise UserError(f"{path}: no such file ({purpose}).")
     if not path.is_file():
@@ -132,7 +132,7 @@ def require_file(path: Path, purpose: str) -> Path:
 
 
 def require_lms_folder(path: Path) -> Path:
-    """``path`` if it is a folder of log-mels, else a `UserError`; also for a data directory, which holds such."""
+    """``path``; raises `UserError` unless it is a folder of log-mels. A data directory, which holds such, is none."""
     require_folder(path, "a folder of log-mels")
     if (path / MELSPEC_FOLDER).is_dir() or (path / PACKED_FOLDER).is_dir():
         return path
@@ -155,7 +155,7 @@ def is_evaluation_clip(file_name: str) -> bool:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """``root / relative``, refusing absolute paths and ``..``: paths from tables stay inside their root.
+    """``root / relative``. Raises `UserError` for absolute paths and ``..``: paths in tables stay inside their root.
 
     Links below ``root`` are followed: parts of a large data set lie on other disks.
     """
@@ -165,7 +165,7 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def leads_out(relative: str) -> bool:
-    """Whether a path is absolute or has a part ``..``."""
+    """Whether a path is absolute or has ``..`` as one of its parts."""
     return relative.startswith("/") or (".." in relative and ".." in relative.split("/"))
 
 

@@ -1,10 +1,9 @@
-"""Locks: one writer per folder, one writer per file.
+"""Locks: one writer per folder, and one writer per file.
 
-A lock for file systems that know none: a file that only one process can make, and that says who did.
-
-One writer a folder: a lock that goes with the process, however it ends.
-
-One writer a file that is read, changed and replaced: who comes second waits, then sees the first one's work.
+The lock of a folder (`exclusive`) ends with the process that holds it, and a second writer is refused. If the file
+system has no locks, a file takes its place that only one process can create and that names this process
+(`exclusive_file`). The lock of a file that is read, changed and replaced (`writing_to`) makes a second writer wait, so
+that it starts from the first one's result.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from m2dprep.artifacts.errors import UserError
 
 @contextmanager
 def exclusive_file(path: Path) -> Iterator[None]:
-    """Hold ``path`` for the block. Raises `UserError` where another process has made it, and is not known to be gone.
+    """Hold ``path`` for the block. Raises `UserError` if another process made it and may still be running.
 
-    Unlike a lock of the kernel it stays behind when its process is killed. On the same machine the next one sees that
-    and takes it over; on another machine somebody has to remove it.
+    Unlike a lock of the kernel, the file stays behind if its process is killed. The next process on the same machine
+    notices this and takes it over; on another machine, a person has to remove it.
     """
     owner = f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
     _make(path, owner)
@@ -53,13 +52,13 @@ def _make(path: Path, owner: str) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a lock whose process is gone. Raises `UserError` where it may be at work."""
+    """Remove the lock of a process that is gone. Raises `UserError` if the process may still be running."""
     try:
         found = path.read_text().split()
     except FileNotFoundError:
         return
     if len(found) != 3:
-        time.sleep(1.0)  # it is being written
+        time.sleep(1.0)  # it may be half written
         if path.exists() and len(path.read_text().split()) != 3:
             raise UserError(_refusal(path, "somebody"))
         return
@@ -77,24 +76,24 @@ def _refusal(path: Path, who: str) -> str:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine began, in the kernel's count; empty where it is gone."""
+    """The start time of a process of this machine, in the kernel's units; empty if the process is gone."""
     try:
         return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 
 
-# What file systems say that have no locks.
+# Errors of file systems that have no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder/lock`` for the block. Raises `UserError` where another process holds it.
+    """Hold ``folder/lock`` for the block. Raises `UserError` if another process holds it.
 
-    The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Processes that this one
-    forks do not hold it. Where the file system has no locks, a file ``lock-file`` stands for one (`exclusive_file`).
+    The kernel drops the lock when the process ends, so a killed run leaves nothing to clean up. Processes forked from
+    this one do not hold it. If the file system has no locks, a file ``lock-file`` stands in (`exclusive_file`).
     """
     with (folder / "lock").open("a") as file:
         try:
@@ -112,11 +111,11 @@ def exclusive(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file.fileno())
-            fcntl.flock(file, fcntl.LOCK_UN)  # also where a process forked just now has not yet closed it
+            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was just forked may not have closed it yet
 
 
 def _let_go_in_child() -> None:
-    """A lock belongs to the open file, which a forked process shares: it would hold it for as long as it lives."""
+    """Close the locked files in a forked process: it shares the open files, and would hold their locks for life."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
@@ -127,18 +126,18 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 WAIT_SECONDS = 60.0
-PATIENCE_SECONDS = 1.0  # then a line says what is waited for
+PATIENCE_SECONDS = 1.0  # after this time, a line says what the process is waiting for
 POLL_SECONDS = 0.05
-# File systems without locks: some network file systems, or as they are mounted here.
+# Errors of file systems without locks, as some network file systems are or are mounted.
 NO_FILE_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
 def writing_to(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock of ``path``, there or not, for the block; make its folder if need be.
+    """Hold the lock of ``path``, which need not exist, for the block; its folder is made if need be.
 
-    Raises `UserError` where another process holds it for longer than ``wait_seconds``. The lock is that of a file
-    ``.<name>.lock`` beside it, which goes with the block; of a killed process it may stay, but holds nobody up.
+    Raises `UserError` if another process holds it for longer than ``wait_seconds``. The lock is on a file
+    ``.<name>.lock`` beside it, which is removed after the block. A killed process may leave it behind, but unlocked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -146,7 +145,7 @@ def writing_to(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[No
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: who opened it before will see that it is gone
+        lock.unlink(missing_ok=True)  # while it is held: a process that has opened it will notice (`_is_there`)
         file.close()
 
 
@@ -179,7 +178,7 @@ def _try(file: IO[str], path: Path) -> bool:
 
 
 def _is_there(lock: Path, file: IO[str]) -> bool:
-    """Whether the file that was locked still has its name; who held it before may have removed it."""
+    """Whether the locked file still has its name; the previous holder may have removed it."""
     try:
         return os.path.samestat(lock.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -1,12 +1,8 @@
-"""``.npy`` files, read whole or row by row, and never unpickled.
+"""``.npy`` files: their headers, checked whatever bytes these are, and their arrays, whole or row by row.
 
-``.npy`` files: what their headers say, whatever bytes these are, and their arrays. Never unpickles.
-
-Rows of a large ``.npy`` file, read and written where they lie and never mapped.
-
-A page of a memory map that the disk cannot read, or has no space for, ends the process (SIGBUS) without a word. A read
-or write that fails is an error with the file's name. The descriptor stays open, so a file that is replaced meanwhile is
-read on as it was.
+Nothing is ever unpickled. Rows are read and written in place and never mapped: if the disk cannot read a page of a
+memory map or has no space for it, the process ends (SIGBUS) without a message, while a read or write that fails is an
+error with the file's name. The descriptor stays open, so a file that is replaced meanwhile is still read as it was.
 """
 
 from __future__ import annotations
@@ -22,20 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.reading import FileIdentity, RegularFile, named, open_regular, read_at, steadily
+from m2dprep.artifacts.reading import FileIdentity, RegularFile, named, open_regular, read_at, with_retries
 
-# Of a .npy header for any array of two or three dimensions: numpy pads them so that an array may grow.
+# The length of the header of any array with two or three dimensions: numpy pads headers so that arrays may grow.
 HEADER_BYTES = 128
-# More than the longest header that an array has, and that is read.
-LARGEST_HEADER = 16384
-# numpy refuses longer ones, and advises to trust such files.
-NUMPYS_LARGEST = 10000
+# Bytes that are read for a header: more than the longest one.
+MAX_HEADER_BYTES = 16384
+# numpy refuses longer headers, with the advice to trust such files.
+NUMPY_MAX_HEADER_BYTES = 10000
 PARSING_TRIES = 10
 ZIP_MAGIC = b"PK\x03\x04"
 
 
 class NpyForm(NamedTuple):
-    """What the header of a .npy file says, and where the values begin."""
+    """The content of a .npy header, and the ``offset`` of the first value in bytes."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -44,7 +40,7 @@ class NpyForm(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """The size of the whole file."""
+        """The size of the whole file in bytes."""
         size = self.dtype.itemsize
         for length in self.shape:
             size *= length
@@ -57,23 +53,23 @@ class NpyForm(NamedTuple):
 
 
 def form_of(file: RegularFile) -> NpyForm:
-    """What the header of an open file says. Raises `UserError` where it is no whole ``.npy`` file."""
-    head = np.empty(min(file.size, LARGEST_HEADER), np.uint8)
+    """The header of an open file. Raises `UserError` if it is not a whole ``.npy`` file."""
+    head = np.empty(min(file.size, MAX_HEADER_BYTES), np.uint8)
     return form_in(file.path, head[: read_at(file, head.data, 0)], file.size)
 
 
 def form_in(path: Path, head: np.ndarray, size: int) -> NpyForm:
-    """The same of the first bytes ``head`` of a file that has ``size`` bytes."""
+    """`form_of` a file of ``size`` bytes that begins with the bytes ``head``."""
     if head[: len(ZIP_MAGIC)].tobytes() == ZIP_MAGIC:
         raise UserError(f"{path} is not a .npy file but several of them (.npz).")
     try:
         form = parse_header(head[:HEADER_BYTES].tobytes()) or parse_header(head.tobytes())
-    except Exception as error:  # numpy evaluates the header as Python, and raises whatever damaged Python raises
+    except Exception as error:  # numpy parses the header as Python, and damaged Python can raise anything
         message = f"{path} is not a whole .npy file: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         raise UserError(message) from error
     if form is None:
         raise UserError(f"{path} is not a whole .npy file: its header is cut short.")
-    if form.dtype.hasobject:  # what lies there are addresses, or a pickle
+    if form.dtype.hasobject:  # its bytes are addresses or a pickle
         raise UserError(f"{path} holds Python objects, which are never loaded from a file; only numbers are.")
     if size < form.bytes:
         raise UserError(f"{path} is not a whole .npy file: it has {size:,} bytes, its header promises {form.bytes:,}.")
@@ -81,7 +77,7 @@ def form_in(path: Path, head: np.ndarray, size: int) -> NpyForm:
 
 
 def map_npy(file: RegularFile, form: NpyForm) -> np.memmap:
-    """The array of an open file as a read-only map, which outlives it."""
+    """The array of an open file as a read-only memory map, which outlives the descriptor."""
     with open(file.path, "rb", opener=lambda *_: os.dup(file.descriptor)) as stream:
         order: Any = "F" if form.fortran_order else "C"
         return np.memmap(stream, form.dtype, "r", form.offset, form.shape, order)
@@ -89,27 +85,27 @@ def map_npy(file: RegularFile, form: NpyForm) -> np.memmap:
 
 @lru_cache(maxsize=1024)
 def parse_header(head: bytes) -> NpyForm | None:
-    """The header that the bytes ``head`` begin with; None where they end before it does. Raises as numpy does."""
+    """The header at the start of the bytes ``head``; None if they end within it. Raises the errors of numpy."""
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
     length_bytes = 2 if version == (1, 0) else 4
     length = int.from_bytes(head[stream.tell() : stream.tell() + length_bytes], "little")
-    if length > NUMPYS_LARGEST:
+    if length > NUMPY_MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes, more than that of any array")
     if len(head) < stream.tell() + length_bytes + length:
         return None
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format, which log-mels do not need")
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = _steadily_parsed(reader, stream)
+    shape, fortran_order, dtype = _parsed_with_retries(reader, stream)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"its shape is {shape}")
     return NpyForm(shape, fortran_order, dtype, stream.tell())
 
 
-def _steadily_parsed(reader: Any, stream: io.BytesIO) -> Any:
-    """Headers are parsed as Python, which Python up to 3.12 may fail at where several threads do so (`SystemError`,
-    "AST constructor recursion depth mismatch"): another try is a right one."""
+def _parsed_with_retries(reader: Any, stream: io.BytesIO) -> Any:
+    """Parse a header, again if need be: Python up to 3.12 may fail to parse Python in several threads at once
+    (`SystemError`, "AST constructor recursion depth mismatch"), and another attempt succeeds."""
     start = stream.tell()
     for _ in range(PARSING_TRIES):
         with suppress(SystemError):
@@ -120,22 +116,22 @@ def _steadily_parsed(reader: Any, stream: io.BytesIO) -> Any:
 
 @lru_cache(maxsize=1024)
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header of a ``.npy`` file, `HEADER_BYTES` of it; clips of one length share one."""
+    """The header of a ``.npy`` file (`HEADER_BYTES`); clips of equal length have equal headers."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
-# Rows of a block, and rows that are written at once: what is in memory does not grow with the file.
+# Rows per block that is read or written, so that memory does not grow with the file.
 ROWS_AT_ONCE = 4096
 
 
 class RowFile:
-    """A ``.npy`` file of shape (rows, columns). Picklable: another process opens it again, and refuses another file in
-    its place. Threads and forked processes may share it."""
+    """A ``.npy`` file of shape (rows, columns). It is picklable: another process opens it again, and refuses another
+    file in its place. Threads and forked processes may share it."""
 
     def __init__(self, path: Path, identity: FileIdentity | None = None) -> None:
-        """Raises `UserError` where there is no such array, or another file than that of ``identity``; `OSError`."""
+        """Raises `UserError` if there is no such array or the file is not that of ``identity``, and `OSError`."""
         with open_regular(path) as file:
             if identity is not None and file.identity != identity:
                 raise UserError(f"{path} has been replaced while it was in use; start again, with what is there now.")
@@ -158,26 +154,26 @@ class RowFile:
     def read(self, first: int, out: np.ndarray) -> None:
         """Fill ``out`` (n, columns), contiguous and of this dtype, with the rows from ``first`` on.
 
-        Raises `UserError` where the file has become shorter, `OSError`, naming it, where it cannot be read.
+        Raises `UserError` if the file has become shorter, and `OSError`, naming it, if it cannot be read.
         """
         offset = self._offset + first * self._row_bytes
         try:
             if os.preadv(self._file.descriptor, [out], offset) == out.nbytes:  # type: ignore[list-item]
                 return
-        except OSError:  # another try may do
+        except OSError:  # tried again below
             pass
         if read_at(self._file, out.data.cast("B"), offset) != out.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened.")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The ``rows`` (n,) in their order, (n, columns)."""
+        """The given ``rows`` (n,) in their order: (n, columns)."""
         taken = np.empty((len(rows), self.shape[1]), self.dtype)
         for row, place in zip(rows.tolist(), taken, strict=True):
             self.read(row, place)
         return taken
 
     def blocks(self, rows: int = ROWS_AT_ONCE) -> Iterator[tuple[int, np.ndarray]]:
-        """``(first row, (n, columns))`` of all rows, ``rows`` at a time."""
+        """``(first row, (n, columns))`` for all rows, ``rows`` at a time."""
         for start in range(0, len(self), rows):
             block = np.empty((min(rows, len(self) - start), self.shape[1]), self.dtype)
             self.read(start, block)
@@ -190,27 +186,28 @@ class RowFile:
         self.__init__(state["path"], state["identity"])  # type: ignore[misc]
 
     def __del__(self) -> None:
-        with suppress(AttributeError, OSError):  # it may never have been opened
+        with suppress(AttributeError, OSError):  # opening it may have failed
             os.close(self._file.descriptor)
 
 
 class FilledRowFile(RowFile):
-    """The same of a file that is being filled, in any order. Rows are on the disk after `sync`, not before."""
+    """A `RowFile` that is being filled in any order. Rows are safe on disk only after `sync`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises as `RowFile` does."""
+        """Raises the errors of `RowFile`."""
         super().__init__(path)
-        self._target = steadily(lambda: os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        self._target = with_retries(lambda: os.open(path, os.O_WRONLY | os.O_CLOEXEC))
 
     def write(self, rows: np.ndarray, values: np.ndarray, which: np.ndarray) -> None:
-        """Row ``rows[i]`` becomes ``values[which[i]]``, of (m, columns). Raises `OSError`, naming the file."""
+        """Set row ``rows[i]`` to ``values[which[i]]``, ``values`` being (m, columns). Raises `OSError`, naming the
+        file."""
         order = np.argsort(rows, kind="stable")
-        for start in range(0, len(rows), ROWS_AT_ONCE):  # a frequent text has more rows than should be in memory
+        for start in range(0, len(rows), ROWS_AT_ONCE):  # a frequent text may have too many rows for memory
             part = order[start : start + ROWS_AT_ONCE]
             self._write(rows[part], np.ascontiguousarray(values[which[part]], self.dtype))
 
     def _write(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Write ``values`` to ``rows``, which are sorted: each run of neighbours with one call."""
+        """Write ``values`` to the sorted ``rows``, each run of adjacent rows with one call."""
         data = values.data.cast("B")
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
@@ -220,16 +217,16 @@ class FilledRowFile(RowFile):
         offset = self._offset + row * self._row_bytes
         try:
             while data:
-                written = steadily(lambda data=data, at=offset: os.pwrite(self._target, data, at))  # type: ignore[misc]
+                written = with_retries(lambda data=data, at=offset: os.pwrite(self._target, data, at))  # type: ignore[misc]
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise named(error, self.path) from error
 
     def sync(self) -> None:
-        """Bring what was written to the disk. Raises `OSError`, naming the file, where it does not get there."""
+        """Sync the written rows to disk. Raises `OSError`, naming the file, if that fails."""
         try:
             os.fsync(self._target)
-        except OSError as error:  # no second try: it would succeed, and what was written would be gone
+        except OSError as error:  # no second attempt: it would succeed although the written data are lost
             raise named(error, self.path) from error
 
     def __del__(self) -> None:

@@ -1,10 +1,8 @@
-"""How a process of ours is set up: its memory, pyarrow, and its end.
+"""Process-wide settings: memory that is reused, pyarrow's allocator, and processes that end with their parent.
 
-Memory for large arrays: pages that were freed are used again rather than given back and fetched anew, zeroed.
-
-How commands set up pyarrow: without pandas, and with an allocator that suits tables of millions of rows.
-
-Processes that end with the one that started them, also where that is killed.
+Freed pages are kept for the next array, because the kernel would have to supply new, zeroed ones. pyarrow works without
+pandas and with an allocator that suits tables of millions of rows. A child process ends with the process that started
+it, even if that one is killed.
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Of mallopt(3), and of the variables MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ of a process to come.
+# Parameters of mallopt(3); new processes get them as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what was freed for the next array: a third of a clip's conversion, a quarter of a small encoder's
-    time on a CPU. For processes that are ours alone."""
+    """Let glibc keep freed memory for the next array. This saves a third of the time of converting a clip, and a
+    quarter of a small encoder's time on a CPU. Only for processes that m2dprep owns."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
@@ -42,24 +40,24 @@ class _NoPandas(MetaPathFinder):
 
 
 def keep_pandas_out() -> None:
-    """Keep pyarrow from importing pandas with the first array that it makes, in case that were one of pandas'.
+    """Keep pyarrow from importing pandas when it makes its first array, to check for data of pandas.
 
-    Nothing here hands it such a one, and the import takes half a second of every command. `to_pandas` still imports it.
+    m2dprep never passes it such data, and the import takes half a second per command. `to_pandas` still imports pandas.
     """
     import pyarrow
 
     finder = _NoPandas()
     sys.meta_path.insert(0, finder)
     try:
-        pyarrow.array([0])  # it tries once, and remembers
+        pyarrow.array([0])  # it tries to import pandas only once
     finally:
         sys.meta_path.remove(finder)
 
 
 def suit_large_tables() -> None:
-    """Let pyarrow use jemalloc in this process, where its build has it: on tables of millions of rows it spares a
-    quarter of the memory, and most of the time that the system spends on pages. Freed memory is kept for the next
-    array. For commands, not for libraries."""
+    """Let pyarrow use jemalloc in this process, if its build has it. On tables of millions of rows this saves a quarter
+    of the memory and most of the system's time for pages. Freed memory is kept for the next array. For commands, not
+    for libraries."""
     import pyarrow
 
     keep_freed_memory()
@@ -72,9 +70,9 @@ POLL_SECONDS = 1.0
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when the thread that started it ends. Does nothing outside of Linux.
+    """Have the kernel kill this process when the thread that started it ends. Does nothing outside Linux.
 
-    ``parent``, where it is known, is the process that should be there still; it may have ended before this call.
+    ``parent``, if known, is the id of the parent process; if that ended before this call, this process ends at once.
     """
     function = getattr(ctypes.CDLL(None), "prctl", None)
     if function is not None:
@@ -84,8 +82,8 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def stop_without_parent(grace: float, was_told: Callable[[], bool]) -> None:
-    """From now on, when the process that started this one is gone, this one is told to stop (SIGTERM), unless it
-    ``was_told`` by then, and is killed where it has not ended ``grace`` seconds later."""
+    """From now on, stop this process when its parent is gone: it gets SIGTERM unless it ``was_told`` already, and is
+    killed if it has not ended ``grace`` seconds later."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,8 +1,8 @@
-"""Reading files on disks and networks that may fail or be slow.
+"""Reading files from disks and networks that may fail or be slow.
 
-Reading that tells a file's faults from the machine's: those pass, or stop a run, and never mark a file as bad.
-
-Which files this process is reading, and since when: for the lines that say so where one takes long.
+Faults of a file are told apart from faults of the machine: the latter are retried, then stop the run, and never mark a
+file as bad. The module also keeps track of which files the process is reading and for how long, so that a message can
+name slow reads.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 
-# What another moment may end: too many open files, no memory, a disk or a server that does not answer.
+# Errors that may pass: too many open files, no memory, a disk or a server that does not answer.
 PASSING = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
 )
 WAITS_SECONDS = (0.05, 0.25, 1.0)
-# What a path itself is guilty of. Everything else, a refused permission too, is the machine's or the user's affair.
+# Errors of the path itself. All others, including refused permission, concern the machine or the user.
 OF_THE_PATH = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 )
@@ -40,14 +40,14 @@ KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# One call reads no more than this (2 GiB less a page, on Linux).
-LARGEST_READ = 1 << 30
+# Bytes per read call; Linux reads at most 2 GiB less a page.
+MAX_READ_BYTES = 1 << 30
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RegularFile:
-    """An open file: its descriptor, its size in bytes, and what tells it from another one in its place."""
+    """An open file: its descriptor, its size in bytes, and the identity that changes if it is replaced."""
 
     path: Path
     descriptor: int
@@ -59,12 +59,12 @@ FileIdentity = tuple[int, int, int]
 
 
 def identity_of(status: os.stat_result) -> FileIdentity:
-    """What changes where a file is replaced or written to: inode, size and time, which all hosts see alike."""
+    """Changes if a file is replaced or written to: inode, size and time, which all hosts see alike."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def steadily(call: Callable[[], T]) -> T:
-    """What ``call`` returns; where the machine fails it, it is tried again a few times. Raises `OSError` then."""
+def with_retries(call: Callable[[], T]) -> T:
+    """The result of ``call``, which is repeated a few times if the machine fails. Raises the last `OSError`."""
     for wait in WAITS_SECONDS:
         try:
             return call()
@@ -79,12 +79,12 @@ def steadily(call: Callable[[], T]) -> T:
 def open_regular(path: Path) -> Iterator[RegularFile]:
     """``path`` opened for reading.
 
-    Raises `UserError` where there is no such file, or something that is none, such as a pipe, which would be waited
-    for; `OSError`, naming it, where the machine fails to open it.
+    Raises `UserError` if there is no such file or if it is something else, such as a pipe, and `OSError`, naming it, if
+    the machine fails to open it.
     """
-    # O_NONBLOCK: opening a pipe would wait for somebody who writes into it. It changes nothing for files.
+    # O_NONBLOCK: without it, opening a pipe would wait for a writer. It changes nothing for files.
     try:
-        descriptor = steadily(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        descriptor = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         raise _of_the_path(path, error) from error
     try:
@@ -98,17 +98,17 @@ def open_regular(path: Path) -> Iterator[RegularFile]:
 
 
 def read_at(file: RegularFile, buffer: memoryview, offset: int) -> int:
-    """Fill ``buffer`` with what is at ``offset``; returns how many bytes there were. Raises `OSError` with the name."""
+    """Fill ``buffer`` from ``offset`` on; returns the number of bytes read. Raises `OSError` with the file's name."""
     try:
         if os.preadv(file.descriptor, [buffer], offset) == len(buffer):
             return len(buffer)
-    except OSError:  # another try may do
+    except OSError:  # tried again below
         pass
     done = 0
     try:
         while done < len(buffer):
-            view, at = buffer[done : done + LARGEST_READ], offset + done
-            read = steadily(lambda view=view, at=at: os.preadv(file.descriptor, [view], at))  # type: ignore[misc]
+            view, at = buffer[done : done + MAX_READ_BYTES], offset + done
+            read = with_retries(lambda view=view, at=at: os.preadv(file.descriptor, [view], at))  # type: ignore[misc]
             if not read:
                 break
             done += read
@@ -118,14 +118,14 @@ def read_at(file: RegularFile, buffer: memoryview, offset: int) -> int:
 
 
 def read_file(path: Path) -> np.ndarray:
-    """The bytes (n,) of a file. Raises as `open_regular` and `read_at` do."""
+    """The bytes (n,) of a file. Raises the errors of `open_regular` and `read_at`."""
     with open_regular(path) as file:
         content = np.empty(file.size, np.uint8)
         return content[: read_at(file, content.data, 0)]
 
 
 def named(error: OSError, path: Path) -> OSError:
-    """``error`` with the name of the file that it is about."""
+    """``error`` with the name of the file that it concerns."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -137,19 +137,19 @@ def _of_the_path(path: Path, error: OSError) -> Exception:
     return named(error, path)
 
 
-# A read that takes longer is spoken of, and again each time that this much has gone by.
+# Reads that take longer are reported, and again after each further period of this length.
 SLOW_SECONDS = 30.0
 LOOK_SECONDS = 1.0
 NAMES_SHOWN = 3
 
 SlowRead = tuple[str, float]
 
-_reading: dict[int, SlowRead] = {}  # by thread: what, and when it began
+_reading: dict[int, SlowRead] = {}  # per thread: the file, and when its reading began
 _given_up: list[str] = []
 
 
 class reading:  # noqa: N801  (used as `with reading(path):`)
-    """For the block, this thread reads ``what``."""
+    """Note that this thread reads ``what`` during the block."""
 
     __slots__ = ("_before", "_what")
 
@@ -171,25 +171,25 @@ class reading:  # noqa: N801  (used as `with reading(path):`)
 
 
 def slow_reads(seconds: float | None = None) -> list[SlowRead]:
-    """What has been read for longer than ``seconds`` (`SLOW_SECONDS`), with the seconds so far; the longest first."""
+    """Files being read for longer than ``seconds`` (`SLOW_SECONDS`), with the seconds so far; the longest first."""
     limit, now = SLOW_SECONDS if seconds is None else seconds, time.monotonic()
     found = [(what, now - begun) for what, begun in list(_reading.values()) if now - begun >= limit]
     return sorted(found, key=lambda read: -read[1])
 
 
 def give_up(thread: int | None) -> None:
-    """Nobody waits any more for what ``thread`` reads. It stays behind in this process, perhaps for ever."""
+    """Note that nobody waits for ``thread`` to finish its read. It stays in this process, perhaps for ever."""
     what, _ = _reading.pop(thread or 0, ("", 0.0))
     _given_up.append(what)
 
 
 def reads_given_up() -> int:
-    """How many threads of this process were left behind in reads that did not return."""
+    """The number of threads of this process that were left behind in reads that did not return."""
     return len(_given_up)
 
 
 def watch_reads(tell: Callable[[list[SlowRead]], object], stop: threading.Event) -> None:
-    """Call ``tell`` with the slow reads every `SLOW_SECONDS`, as long as there are any, until ``stop`` is set."""
+    """Until ``stop`` is set, call ``tell`` with the slow reads every `SLOW_SECONDS`, if there are any."""
     told = 0.0
     while not stop.wait(LOOK_SECONDS):
         if time.monotonic() - told >= SLOW_SECONDS and (slow := slow_reads()):
@@ -199,7 +199,7 @@ def watch_reads(tell: Callable[[list[SlowRead]], object], stop: threading.Event)
 
 @contextmanager
 def slow_reads_said() -> Iterator[None]:
-    """For the block, slow reads of this process are said on stderr."""
+    """Report slow reads of this process on stderr during the block."""
     stop = threading.Event()
     thread = threading.Thread(target=watch_reads, args=(say_reads, stop), name="m2dprep-reads", daemon=True)
     thread.start()

@@ -1,15 +1,11 @@
-"""Settings: dataclasses checked by their annotations, and the YAML files that people write.
+"""Settings: dataclasses that are checked by their annotations, and YAML files that people write.
 
-Dataclasses of settings, checked by their annotations: right types, finite numbers, in range. One way for all.
+Fields have the right type and finite numbers in range, annotated like ``Annotated[int, Range(1, 1024)]``. The module is
+light enough for audio workers.
 
-A number is annotated with what it may be: ``Annotated[int, Range(1, 1024)]``. Light enough for audio workers.
-
-YAML files that people write: whatever is wrong with one is a line that names the file and the line in it.
-
-The library's reader ends in a traceback on deep nesting, impossible dates and numbers of thousands of digits, and a few
-hundred bytes of aliases of aliases can ask it for billions of entries.
-
-Files of settings: YAML, ``key: value``, each value with the line that it stands in.
+Every fault of a YAML file is an error of one line that names the file and the line in it. The library's own reader ends
+in a traceback on deep nesting, impossible dates and numbers of thousands of digits, and a few hundred bytes of aliases
+of aliases can ask it for billions of entries.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Range:
-    """From ``low`` to ``high``, both included unless ``above`` (low) or ``below`` (high) excludes one."""
+    """From ``low`` to ``high``; ``above`` excludes ``low`` itself, and ``below`` excludes ``high``."""
 
     low: float
     high: float
@@ -58,16 +54,16 @@ def kinds_of(settings: type) -> dict[str, Any]:
 
 
 def check(settings: Any) -> None:
-    """Check every field of a dataclass, for its ``__post_init__``; whole numbers where floats are due become floats,
-    and lists tuples. Raises `UserError`, naming the field."""
+    """Check every field of a dataclass in its ``__post_init__``. Integers in float fields become floats, and lists
+    become tuples. Raises `UserError`, naming the field."""
     cls: type = type(settings)
     for name, kind in kinds_of(cls).items():
         object.__setattr__(settings, name, typed(kind, getattr(settings, name), name))
 
 
 def build(settings: type[Settings], values: Any, what: str, prefix: str = "") -> Settings:
-    """A dataclass of settings from a mapping. Raises `UserError` that begins with ``what`` for missing and unknown
-    keys (``prefix`` and key), and for values that no such settings have."""
+    """A dataclass of settings from a mapping. Raises a `UserError` that begins with ``what`` for missing and unknown
+    keys (named with their ``prefix``), and for values that a field cannot have."""
     if not isinstance(values, Mapping):
         raise UserError(f"{what} is {values!r}, not a table of settings.")
     required = {field.name: field.default is MISSING for field in fields(settings)}  # type: ignore[arg-type]
@@ -83,7 +79,7 @@ def build(settings: type[Settings], values: Any, what: str, prefix: str = "") ->
 
 
 def typed(kind: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotation ``kind`` says. Raises `UserError`, naming it by ``name``, where it is of another."""
+    """``value`` converted to the annotation ``kind``. Raises `UserError`, naming ``name``, if it does not fit."""
     allowed = None
     if get_origin(kind) is Annotated:
         kind, allowed = get_args(kind)
@@ -103,7 +99,7 @@ def typed(kind: Any, value: Any, name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message, cut where it is long."""
+    """A value as it is shown in a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
 
@@ -150,7 +146,7 @@ def _text(value: Any, name: str, allowed: None) -> str:
 
 
 def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    """A tuple of so many values, or with ``…`` of any number of one kind."""
+    """A tuple with one value per kind, or, if ``kinds`` ends with ``…``, any number of values of one kind."""
     any_number = kinds[-1] is Ellipsis
     if not isinstance(value, list | tuple) or not (any_number or len(value) == len(kinds)):
         wanted = "a list" if any_number else f"a list of {len(kinds)} numbers"
@@ -159,24 +155,24 @@ def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
     return tuple(typed(kind, one, name) for kind, one in zip(each, value, strict=True))
 
 
-DEEPEST = 64
-MOST_ENTRIES = 100_000  # aliases counted as often as they stand for something
-LARGEST_INTEGER = 2**64 - 1
+MAX_DEPTH = 64
+MAX_ENTRIES = 100_000  # each use of an alias counts all entries that it stands for
+MAX_INTEGER = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """What a YAML file holds: its ``node`` (with lines; None for an empty file), and its ``value``."""
+    """The content of a YAML file: its ``node``, which knows its lines (None for an empty file), and its ``value``."""
 
     node: yaml.Node | None
     value: Any
 
 
 def read_yaml(path: Path, purpose: str, loader_class: type[Any] = yaml.SafeLoader) -> YamlDocument:
-    """The one document in ``path``; values are made by ``loader_class`` (`yaml.BaseLoader` leaves them texts).
+    """The one document in ``path``; ``loader_class`` makes its values (`yaml.BaseLoader` leaves them as texts).
 
-    Raises `UserError`, naming the line, where it is missing, not UTF-8 or not YAML, nested too deeply, has too many
-    entries, an alias within what it stands for, or a value that there cannot be, such as the 30th of February.
+    Raises `UserError`, naming the line, if the file is missing, is not UTF-8 or not YAML, is nested too deeply, has too
+    many entries, or holds an alias within its own target or an impossible value, such as the 30th of February.
     """
     require_file(path, purpose)
     try:
@@ -192,7 +188,7 @@ def read_yaml(path: Path, purpose: str, loader_class: type[Any] = yaml.SafeLoade
                 _value(path, loader, scalar, key)
         finally:
             loader.dispose()
-        # Made of nodes of its own: those that a mapping merges (<<) are moved into it while its value is made.
+        # Parsed again, because making a value moves merged nodes (<<) into their mapping and so changes the node.
         return YamlDocument(node, yaml.load(text, Loader=loader_class))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -205,25 +201,25 @@ def read_yaml(path: Path, purpose: str, loader_class: type[Any] = yaml.SafeLoade
 
 
 def scalar_value(node: yaml.ScalarNode) -> Any:
-    """The value of a scalar of a document that was read."""
+    """The value of a scalar node of a document that was read."""
     return yaml.SafeLoader("").construct_object(node)
 
 
 def _require_shallow(path: Path, text: str) -> None:
-    """Before nodes are made, which is done by recursion."""
+    """Raise `UserError` if a text is nested too deeply; called before nodes are made, which recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
-                raise UserError(f"{path}{line}: nested more than {DEEPEST} deep.")
+                raise UserError(f"{path}{line}: nested more than {MAX_DEPTH} deep.")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
 def _require_few_entries(path: Path, node: yaml.Node) -> None:
-    """Raise `UserError` where ``node``, with all that its aliases stand for, is too large or deep, or holds itself."""
+    """Raise `UserError` if ``node``, with all its aliases expanded, is too large or too deep, or contains itself."""
     measured: dict[int, tuple[int, int]] = {}  # entries and depth
     within: set[int] = set()
 
@@ -237,10 +233,10 @@ def _require_few_entries(path: Path, node: yaml.Node) -> None:
         below = [measure(child) for child in _children(one)]
         within.discard(id(one))
         entries, depth = 1 + sum(count for count, _ in below), 1 + max((deep for _, deep in below), default=0)
-        if entries > MOST_ENTRIES:
-            raise UserError(f"{where} more than {MOST_ENTRIES:,} entries, what aliases stand for included.")
-        if depth > DEEPEST + 1:
-            raise UserError(f"{where} nested more than {DEEPEST} deep, what aliases stand for included.")
+        if entries > MAX_ENTRIES:
+            raise UserError(f"{where} more than {MAX_ENTRIES:,} entries, what aliases stand for included.")
+        if depth > MAX_DEPTH + 1:
+            raise UserError(f"{where} nested more than {MAX_DEPTH} deep, what aliases stand for included.")
         measured[id(one)] = entries, depth
         return entries, depth
 
@@ -260,7 +256,7 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _scalars(node: yaml.Node) -> Iterator[tuple[yaml.ScalarNode, str]]:
-    """Every scalar once, with the key that it is the value of, if it is."""
+    """Every scalar once, with its key if it is the value of a mapping."""
     seen: set[int] = set()
     waiting: list[tuple[yaml.Node, str]] = [(node, "")]
     while waiting:
@@ -283,22 +279,22 @@ def _value(path: Path, loader: Any, node: yaml.ScalarNode, key: str) -> None:
         value = loader.construct_object(node) if node.tag not in MARKERS else None
     except (ValueError, OverflowError, ArithmeticError) as error:
         raise UserError(f"{where} is no value that there can be ({error}).") from error
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise UserError(f"{where} is a number beyond 64 bits.")
 
 
-MARKERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =, which are no values
+MARKERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =, which are not values
 
 
 class Setting(NamedTuple):
-    """A value, and where it is from: ``<file>, line <n>``."""
+    """A value and its place: ``<file>, line <n>``."""
 
     value: Any
     place: str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-6 for a text, as it has no dot."""
+    """A loader that reads 1e-6 as a number: YAML 1.1 takes it for a text, because it has no dot."""
 
 
 _Loader.add_implicit_resolver(
@@ -307,10 +303,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(path: Path, known: Collection[str]) -> dict[str, Setting]:
-    """The settings in a YAML file by key (``-`` counts as ``_``), without those that are null.
+    """The settings in a YAML file (``key: value``) by key (``-`` counts as ``_``), without those that are null.
 
-    Raises `UserError`, naming file and line, where it is no mapping, or has a key that is not ``known``, naming the
-    nearest that is, or twice.
+    Raises `UserError`, naming file and line, if the file is not a mapping, has a key twice, or has a key that is not
+    ``known``; the message then suggests the nearest known key.
     """
     document = read_yaml(path, "a file of settings", _Loader)
     node, values = document.node, document.value

@@ -1,11 +1,8 @@
-"""Parquet tables: their schemas, and the digests that prove them.
+"""Parquet tables and CSV lists with fixed schemas, and the digests that prove their bytes.
 
-Parquet files that prove themselves: a digest of all their bytes lies between the last page and the footer.
-
-Nothing points to that place, so other readers pass over it; pages have their usual checksums besides, which prove the
-columns of whoever reads only some of them.
-
-Tables on disk: the schemas that are a promise, and reading and writing that keeps it.
+A Parquet file has a digest of all its bytes between the last page and the footer. Nothing points to that place, so
+other readers skip it. Pages also have Parquet's own checksums, which prove the columns for readers of only some of
+them. A CSV list has its digest in a file beside it.
 """
 
 from __future__ import annotations
@@ -31,19 +28,19 @@ from m2dprep.artifacts.layout import STAY_INSIDE, leads_out, require_file
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at, read_file
 from m2dprep.artifacts.text_files import read_csv_table, read_header, require_utf8
 
-# In the footer, under this key: that there is a digest.
+# This key in the footer's metadata says that there is a digest.
 PROOF = b"m2dprep.proof"
 # Before the digest's 8 bytes.
 MAGIC = b"m2dXXH3:"
 PROOF_BYTES = len(MAGIC) + 8
 # The footer's length (4 bytes) and Parquet's own mark.
 END_BYTES = 8
-# Where a proof is looked for that is not at its place.
+# Bytes at the end that are searched for a digest that is out of place.
 SEARCHED_BYTES = 1 << 16
 
 
 class _Hashing:
-    """A file to write to that keeps the digest of what was written."""
+    """A file for writing that updates the digest of the bytes written so far."""
 
     closed = False
 
@@ -59,10 +56,10 @@ class _Hashing:
         return self._file.tell()
 
     def flush(self) -> None:
-        """Nothing: the file is flushed when it is whole."""
+        """Does nothing: the file is flushed when it is whole."""
 
     def close(self) -> None:
-        """Nothing: whoever opened the file closes it."""
+        """Does nothing: the code that opened the file closes it."""
 
     def writable(self) -> bool:
         return True
@@ -70,7 +67,7 @@ class _Hashing:
 
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
-    """A writer of ``path``, which appears whole and with its digest when the block ends without an error."""
+    """A writer of ``path``, which appears whole and with its digest if the block ends without an error."""
     metadata: Mapping[bytes, bytes] = {**(schema.metadata or {}), PROOF: KIND.encode()}
     with atomic_file(path) as file:
         hashing = _Hashing(file)
@@ -80,7 +77,7 @@ def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq
 
 
 def _insert_proof(file: IO[bytes], digest: bytes) -> None:
-    """Move the footer back, and put the digest before it."""
+    """Move the footer towards the end, and write the digest before it."""
     file.seek(-END_BYTES, 2)
     footer_bytes = int.from_bytes(file.read(4), "little") + END_BYTES
     file.seek(-footer_bytes, 2)
@@ -90,22 +87,21 @@ def _insert_proof(file: IO[bytes], digest: bytes) -> None:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """``path`` opened by pyarrow; it compares the checksums of the pages that it reads.
+    """``path`` opened by pyarrow, which compares the checksums of the pages that it reads.
 
-    Raises as pyarrow does, and `UserError` where it is no file.
-
-    What is buffered in advance would stay for as long as the file is open, and what is mapped would end the process
-    where the disk cannot read a page.
+    Raises the errors of pyarrow, and `UserError` if it is not a file. The file is not buffered in advance, because the
+    buffers would stay as long as the file is open, and not mapped, because a page that the disk cannot read would end
+    the process.
     """
-    with open_regular(path):  # a pipe would be waited for
+    with open_regular(path):  # pyarrow would wait for a pipe
         pass
     return pq.ParquetFile(path, pre_buffer=False, memory_map=False, page_checksum_verification=True)
 
 
 def verify_parquet(path: Path, purpose: str) -> bool:
-    """Read all bytes of ``path``: whether a digest proves them. False for a file that has none.
+    """Read all bytes of ``path``. Returns True if its digest proves them, and False if it has no digest.
 
-    Raises `UserError` where it is no file, no Parquet file, or damaged; `OSError` where it cannot be read.
+    Raises `UserError` if it is not a file, not a Parquet file, or damaged, and `OSError` if it cannot be read.
     """
     with open_regular(path) as file:
         footer_at = _footer_at(file)
@@ -128,7 +124,7 @@ def verify_parquet(path: Path, purpose: str) -> bool:
 
 
 def is_proven(file: pq.ParquetFile) -> bool:
-    """Whether an open file says that it has a digest."""
+    """Whether the footer of an open file says that there is a digest."""
     return PROOF in (file.metadata.metadata or {})
 
 
@@ -158,14 +154,14 @@ CAPTIONS_SCHEMA = pa.schema(
     ]
 )
 
-# What pyarrow raises for a damaged file, beside its own errors. ValueError: also a null in a column that has none.
+# Errors of pyarrow for a damaged file. ValueError also stands for a null in a column that must not have any.
 UNREADABLE = (pa.ArrowException, ValueError, OSError, KeyError, OverflowError, MemoryError)
-# Columns that tables of earlier versions lack.
+# Columns that tables written by earlier versions lack.
 NEWER_COLUMNS = frozenset({"digest", "source_digest"})
 # The columns that may name the files of a list, the usual one first; those of sources before they are converted.
 FILE_COLUMNS = ("file_name", "source", "path")
 SOURCE_COLUMNS = ("source", "file_name", "path")
-# Of a file list, beside it: a line that `xxhsum --check` understands.
+# The file beside a file list that holds its digest: one line that `xxhsum --check` understands.
 LIST_DIGEST_SUFFIX = ".xxh3"
 
 
@@ -176,11 +172,11 @@ def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = N
 
 
 def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the columns of ``schema`` (or those named) from ``path``, cast to it, in file order.
+    """Read the columns of ``schema`` (or only the named ones) from ``path``, cast to it, in file order.
 
-    Who reads all columns has all bytes compared with the file's digest, who reads some has their pages' checksums.
-    Raises `UserError` where the file is missing, is no Parquet, is damaged, lacks a column, or holds other types, text
-    that is not UTF-8, or nulls where the schema has none.
+    If all columns are read, all bytes are compared with the file's digest; if some are, their pages with the checksums.
+    Raises `UserError` if the file is missing, is not Parquet, is damaged, lacks a column, or holds other types, text
+    that is not UTF-8, or nulls in a column that must not have any.
     """
     require_file(path, purpose)
     wanted = list(columns) if columns is not None else schema.names
@@ -201,7 +197,7 @@ def read_parquet(path: Path, schema: pa.Schema, purpose: str, columns: Sequence[
 
 
 def select(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of ``schema``, cast to it; those of `NEWER_COLUMNS` that earlier versions did not write are null."""
+    """The columns of ``schema``, cast to it; those of `NEWER_COLUMNS` are null if an earlier version lacks them."""
     columns = [
         pa.nulls(table.num_rows, field.type)
         if field.name in NEWER_COLUMNS and field.name not in table.column_names
@@ -257,7 +253,7 @@ def read_names(path: Path, purpose: str, usual: Sequence[str] = FILE_COLUMNS) ->
 def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
     """What a ``files_<name>.csv`` lists: .npy paths relative to the data directory, in file order.
 
-    Raises `UserError` where one leads out of the data directory; ``unchecked`` leaves that to the caller.
+    Raises `UserError` if a path leads out of the data directory; ``unchecked`` leaves this check to the caller.
     """
     names = read_names(path, "the list of log-mel files")
     if not unchecked:
@@ -266,14 +262,14 @@ def read_file_list(path: Path, *, unchecked: bool = False) -> list[str]:
 
 
 def require_inside(names: list[str], source: Path, *, first_row: int = 0) -> None:
-    """Raise `UserError` where one of ``names``, paths that ``source`` has row by row, leads out of its root."""
+    """Raise `UserError` if one of ``names``, the paths in the rows of ``source``, leads out of its root."""
     for row, name in enumerate(names, start=first_row):
         if leads_out(name):
             raise UserError(f"{source}, row {row}: {name!r} leads out of its folder; {STAY_INSIDE}.")
 
 
 def require_column_inside(names: pa.Array | pa.ChunkedArray, source: Path) -> None:
-    """`require_inside` of a column of text, at once where nothing in it is suspicious."""
+    """`require_inside` for a column of text; quick if no path in it looks suspicious."""
     suspicious = pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, ".."))
     if pc.any(suspicious).as_py():
         require_inside(names.to_pylist(), source)
@@ -285,7 +281,7 @@ def write_file_list(path: Path, file_names: Sequence[str]) -> None:
 
 
 def write_proven_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """`write_csv`, and the file's digest beside it."""
+    """Write a CSV file as `write_csv` does, and its digest beside it."""
     forget_digest(path)
     write_csv(path, header, rows)
     write_list_digest(path)
@@ -294,25 +290,25 @@ def write_proven_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[
 def forget_digest(path: Path) -> None:
     """Remove the digest beside a file that is about to be written.
 
-    Whoever is killed in between leaves a file without a digest, not with a wrong one.
+    A process that is killed in between then leaves a file without a digest, not with a wrong one.
     """
     list_digest_path(path).unlink(missing_ok=True)
 
 
 def write_list_digest(path: Path, digest: str | None = None) -> None:
-    """Write the ``digest`` of a file, such as a file list, beside it; None: that of the file that is there."""
+    """Write the ``digest`` of a file, such as a file list, beside it; None computes it from the file."""
     write_text(list_digest_path(path), _digest_line(path, digest))
 
 
 def list_digest_path(path: Path) -> Path:
-    """Where the digest of a file lies that has it beside it."""
+    """The path of the digest that lies beside a file."""
     return path.with_name(path.name + LIST_DIGEST_SUFFIX)
 
 
 def verify_file_list(path: Path) -> bool:
-    """Whether a digest proves that a file list is as m2dprep wrote it; False where it has none.
+    """Whether a digest proves that a file list is as m2dprep wrote it; False if it has no digest.
 
-    Raises `UserError` where it is another one.
+    Raises `UserError` if its digest differs.
     """
     found = is_as_written(path)
     if found is False:
@@ -325,7 +321,7 @@ def verify_file_list(path: Path) -> bool:
 
 
 def verify_export(path: Path) -> bool:
-    """The same of a file that m2dprep wrote for other programs. Raises `UserError` where it is another one."""
+    """`verify_file_list` for a file that m2dprep exported for other programs."""
     found = is_as_written(path)
     if found is False:
         raise UserError(
@@ -336,15 +332,15 @@ def verify_export(path: Path) -> bool:
 
 
 def is_as_written(path: Path) -> bool | None:
-    """Whether a file has the digest that lies beside it; None where there is none."""
+    """Whether a file has the digest that lies beside it; None if there is no digest."""
     beside = list_digest_path(path)
     return read_file(beside).tobytes() == os.fsencode(_digest_line(path)) if beside.exists() else None
 
 
 def accept_file_list(path: Path) -> int:
-    """Give a file list that somebody wrote or edited the digest of what it is now; returns how many files it lists.
+    """Write the digest of a file list that a person wrote or edited. Returns the number of files that it lists.
 
-    Raises `UserError` where it cannot be read, is empty, or leads out of the data directory.
+    Raises `UserError` if the list cannot be read, is empty, or has a path that leads out of the data directory.
     """
     names = read_file_list(path)
     if not names:
@@ -358,11 +354,11 @@ def _digest_line(path: Path, digest: str | None = None) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a UTF-8 CSV file atomically, quoting only what needs it."""
+    """Write a UTF-8 CSV file atomically, with quotes only around values that need them."""
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
-        # Python up to 3.12 leaves a carriage return bare, which every reader takes for the end of a line.
+        # Python up to 3.12 does not quote a carriage return, which every reader takes for the end of a line.
         quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         lines.writerow(header)
         for row in rows:
@@ -374,7 +370,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
 def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:
     """Named columns of a UTF-8 CSV file as lists of strings (`artifacts.text_files`).
 
-    Raises `UserError` where the file is missing, is what no CSV writer makes, or lacks a column.
+    Raises `UserError` if the file is missing, is malformed, or lacks a column.
     """
     table = read_csv_table(path, purpose, columns)
     return {name: table[name].to_pylist() for name in columns}

@@ -1,14 +1,9 @@
-"""Text files that others wrote: UTF-8, plain or gzipped, and CSV.
+"""Text and CSV files that others wrote: UTF-8, plain or gzipped, with errors that name the line.
 
-Text that is UTF-8: what Parquet files and command lines call text need not be.
-
-Text files as others publish them: plain or gzipped UTF-8, with errors that name the line.
-
-CSV files that others wrote, read by one reader: at full speed, watched for lost quotes, explained by line.
-
-A quote that is lost, or one too many, makes one value of several rows, and most readers say nothing. Text that no CSV
-writer makes is refused here: a quote anywhere but around a value, text behind a closing quote, a quote that is not
-closed, rows of another length than the header, NUL, columns of one name, bytes that are not UTF-8.
+Text must be UTF-8, which text in Parquet files and on command lines need not be. All CSV files are read by one reader
+at full speed. A missing or surplus quote merges several rows into one value, and most readers do not notice. Text that
+no CSV writer makes is therefore refused: a quote anywhere but around a value, text after a closing quote, a quote that
+is not closed, rows of another length than the header, NUL, repeated column names, and bytes that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ from m2dprep.artifacts.layout import require_file
 
 
 def require_utf8(table: pa.Table, source: object) -> None:
-    """Raise `UserError` naming ``source``, row and column where a text column of ``table`` holds other bytes."""
+    """Raise `UserError`, naming ``source``, row and column, if a text column of ``table`` is not UTF-8."""
     for name in table.column_names:
         if not pa.types.is_string(table.schema.field(name).type):
             continue
@@ -47,7 +42,7 @@ def require_utf8(table: pa.Table, source: object) -> None:
 
 
 def require_text(text: str, option: str) -> str:
-    """``text`` of the command line if its bytes were UTF-8, else a `UserError` that names the ``option``."""
+    """``text`` from the command line. Raises `UserError`, naming the ``option``, if its bytes were not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -71,7 +66,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that occurred ``count`` times and did not stop the run, with the first few places."""
+    """Something that occurred ``count`` times without stopping the run, with the first few places."""
 
     count: int
     examples: tuple[str, ...] = ()
@@ -84,13 +79,13 @@ class Finding:
 
 
 def listing(examples: Iterable[str], count: int) -> str:
-    """``a, b, c, …``: the first few of ``count`` things, and a sign that there are more."""
+    """``a, b, c, …``: the first few of ``count`` things, with an ellipsis if there are more."""
     shown = list(examples)[:EXAMPLES]
     return ", ".join(shown) + (", …" if count > len(shown) else "")
 
 
 def read_bytes(path: Path, purpose: str) -> bytes:
-    """The content of a file, unpacked where it is gzipped (by content, whatever its name)."""
+    """The content of a file, decompressed if its content is gzip, whatever its name."""
     require_file(path, purpose)
     with _naming(path):
         data = path.read_bytes()
@@ -104,7 +99,7 @@ def read_bytes(path: Path, purpose: str) -> bytes:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an error of the system while ``path`` is read, which names no file, name it."""
+    """Add ``path`` to a system error in the block that names no file."""
     try:
         yield
     except OSError as error:
@@ -115,7 +110,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
-    """A file to be read in pieces, unpacked where it is gzipped (by content, whatever its name)."""
+    """A file to be read in pieces, decompressed if its content is gzip, whatever its name."""
     with _naming(path), path.open("rb") as file:
         packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         file.seek(0)
@@ -127,7 +122,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 def decode(path: Path, data: bytes) -> str:
-    """UTF-8 text, without a byte order mark. Raises `UserError` naming the first line that is something else."""
+    """``data`` as text without a byte order mark. Raises `UserError`, naming the first line that is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -138,7 +133,7 @@ def decode(path: Path, data: bytes) -> str:
 
 
 def read_lines(path: Path, purpose: str) -> pa.Array:
-    """All lines of a text file (under 2 GiB) as strings; element i is line i + 1. Line ends may be ``\\r\\n``."""
+    """All lines of a text file (under 2 GiB) as strings; element i is line i + 1. Lines may end with ``\\r\\n``."""
     text = pa.array([decode(path, read_bytes(path, purpose))], pa.large_string())
     return pc.list_flatten(pc.split_pattern(text, "\n")).cast(pa.string())
 
@@ -159,13 +154,12 @@ def read_csv_table(
 ) -> pa.Table:
     """A UTF-8 CSV file (gzipped or not) with a header line as a table of strings, in file order.
 
-    ``columns`` must be there, and only they are read unless ``others`` are wanted too, in file order. Names are
-    compared without surrounding white space. Quoted commas, quotes and line breaks belong to their value; empty lines
-    are skipped; an empty value is an empty string. ``content``, if given, stands for
-    that of the file, which only names it then.
+    Raises `UserError` if one of ``columns`` is missing. Only these are read, unless ``others`` asks for all columns in
+    file order. Names are compared without surrounding white space. Quoted commas, quotes and line breaks belong to
+    their value; empty lines are skipped; an empty value is an empty string. ``content``, if given, replaces the content
+    of the file, whose path then only appears in messages.
 
-    Raises `UserError`, naming the lines, where the text is what no CSV writer makes (see the head of this file); and
-    naming the columns that are there where one is missing.
+    Raises `UserError`, naming the lines, if the text is malformed (see the module's docstring).
     """
     require_file(path, purpose)
     header = read_header(path, purpose, content=content, delimiter=delimiter)
@@ -202,13 +196,13 @@ def _open(path: Path, content: bytes | None) -> Iterator[IO[bytes]]:
 
 
 def read_header(path: Path, purpose: str, *, content: bytes | None = None, delimiter: str = ",") -> list[str]:
-    """The column names of the first line that is not empty, as they stand there. Raises `UserError` for no header."""
+    """The unchanged column names of the first line that is not empty. Raises `UserError` if there is no header."""
     start = b""
     try:
         with _open(path, content) as file:
             start = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip(b"\r\n")), b"")
     except (OSError, EOFError, zlib.error):
-        read_bytes(path, purpose)  # says what is wrong with the file
+        read_bytes(path, purpose)  # raises an error that says what is wrong with the file
         raise
     line = decode(path, start)
     if (what := next(malformed(line, delimiter), None)) or "\0" in line:
@@ -223,11 +217,11 @@ def read_header(path: Path, purpose: str, *, content: bytes | None = None, delim
 
 
 class QuoteWatch(io.RawIOBase):
-    """A binary file that notices, while it is read, what no CSV writer makes of quotes, and NUL.
+    """A binary file that notices misplaced quotes and NUL while it is read.
 
-    Quotes open and close values in turn. One that opens stands behind a delimiter, a line's end or another quote; one
-    that closes stands before these. A quote that was lost, or is one too many, turns all that follow around, and the
-    next one betrays it, or else the end of the file, where a value is open still.
+    Quotes open and close values in turn. An opening quote follows a delimiter, the end of a line or another quote; a
+    closing quote precedes one of these. A missing or surplus quote swaps the roles of all later ones, which the next
+    quote reveals, or the end of the file, because a value is still open there.
     """
 
     def __init__(self, file: IO[bytes], delimiter: str = ",") -> None:
@@ -239,14 +233,14 @@ class QuoteWatch(io.RawIOBase):
 
     @property
     def is_malformed(self) -> bool:
-        """Whether anything was found in what has been read, which is to be all of the file."""
+        """Whether the file is malformed; call this after reading all of it."""
         return self._bad or bool(self._quotes % 2)
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, none at the end."""
+        """At most ``size`` bytes; none at the end of the file."""
         data = self._file.read(size)
         if data:
             self._look_at(data.removeprefix(BYTE_ORDER_MARK) if self._first_block else data)
@@ -255,28 +249,28 @@ class QuoteWatch(io.RawIOBase):
 
     def _look_at(self, data: bytes) -> None:
         self._bad |= b"\0" in data
-        if self._last == QUOTE and data and not self._quotes % 2:  # the one that closed was the last of its block
+        if self._last == QUOTE and data and not self._quotes % 2:  # a closing quote ended the block before
             self._bad |= not self._beside[data[0]]
         if b'"' in data:
             content = np.frombuffer(data, np.uint8)
             at = np.flatnonzero(content == QUOTE)
             opening = (self._quotes + np.arange(len(at))) % 2 == 0
             before = np.where(at > 0, content[at - 1], self._last)
-            behind = content[np.minimum(at + 1, len(content) - 1)]  # of the last byte itself, which is a quote
+            behind = content[np.minimum(at + 1, len(content) - 1)]  # for the last byte: itself, a quote
             self._bad |= not self._beside[np.where(opening, before, behind)].all()
             self._quotes += len(at)
         self._last = data[-1] if data else self._last
 
 
 def raise_malformed(path: Path, data: bytes, purpose: str, delimiter: str = ",") -> None:
-    """Read a file again, row by row and strictly; raise a `UserError` that names its malformed lines, if any."""
+    """Read a file again, row by row and strictly. Raises `UserError`, naming its malformed lines, if there are any."""
     found = list(islice(malformed(decode(path, data), delimiter), EXAMPLES + 1))
     if found:
         raise UserError(f"{path} is malformed ({purpose}): {listing(found, len(found))}.")
 
 
 def malformed(text: str, delimiter: str) -> Iterator[str]:
-    """``line N: what`` for every row that no CSV writer made, or that is not one of the header's columns."""
+    """``line N: what`` for every malformed row and every row of another length than the header."""
     line, start, columns = 1, 0, 0
     while start < len(text):
         count, end, what = _row(text, start, delimiter)
@@ -285,7 +279,7 @@ def malformed(text: str, delimiter: str) -> Iterator[str]:
             what = "it holds NUL"
         if what:
             yield f"line {line}: {what}"
-            end = text.find("\n", start) + 1 or len(text)  # what follows may be rows
+            end = text.find("\n", start) + 1 or len(text)  # the next line may be a row again
             row = text[start:end]
         elif row.strip("\r\n"):
             columns = columns or count
@@ -296,7 +290,7 @@ def malformed(text: str, delimiter: str) -> Iterator[str]:
 
 
 def _row(text: str, at: int, delimiter: str) -> tuple[int, int, str]:
-    """How many values the row at ``at`` has, where the next one begins, and what is wrong with it, if anything."""
+    """The number of values in the row at ``at``, the start of the next row, and the fault, if any."""
     value = re.compile(rf'"[^"]*(?:""[^"]*)*"|[^"\r\n{re.escape(delimiter)}]*')
     line_end = re.compile(r"\r\n|\r|\n|$")
     count = 0

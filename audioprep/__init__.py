@@ -1,1 +1,1 @@
-"""Floor 3: wav files to log-mel arrays to normalisation statistics."""
+"""From audio files to log-mel arrays, packs and normalisation statistics."""

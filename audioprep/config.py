@@ -1,4 +1,4 @@
-"""What a conversion does to a sound: two frozen dataclasses that are stored beside the output. Defaults live here."""
+"""The configuration of a conversion and its defaults: two frozen dataclasses that are stored beside the output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Range, build, check
 
 DTYPES = ("float32", "float16")
-# The resampler of `audioprep.logmel_gpu`; it stands for that whole front end, whose values are close to the other's.
+# The resampler of `audioprep.logmel_gpu`. It identifies this whole front end, whose values are close to the CPU's.
 DEVICE_RESAMPLER = "torchaudio_kaiser96"
 RESAMPLERS = ("soxr_hq", "soxr_vhq", DEVICE_RESAMPLER)
 FLOAT32_EPSILON = 2.0**-23
@@ -47,7 +47,7 @@ class LogMelConfig:
             )
 
     def frames(self, samples: int) -> int:
-        """How many frames a waveform of ``samples`` gives: one at every multiple of the hop, both ends included."""
+        """The number of frames of a waveform of ``samples``: one at every multiple of the hop, both ends included."""
         return samples // self.hop_length + 1
 
 
@@ -64,10 +64,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Everything that decides the bytes of a log-mel file, and which sources are taken.
+    """All settings that decide the bytes of a log-mel file and which sources are converted.
 
-    ``min_seconds``: shorter sounds are padded with zeros to this length (6.1 s covers the model's 608 frames).
-    ``max_seconds``: longer sounds become failures before they are decoded; long ones cost memory.
+    Sounds shorter than ``min_seconds`` are padded with zeros to this length (6.1 s covers the model's 608 frames).
+    Sounds longer than ``max_seconds`` become failures before they are decoded, because long ones take much memory.
     """
 
     log_mel: LogMelConfig
@@ -90,11 +90,11 @@ class ConvertConfig:
 
     @property
     def min_samples(self) -> int:
-        """``min_seconds`` at the front end's rate."""
+        """``min_seconds`` in samples at the front end's rate."""
         return round(self.min_seconds * self.log_mel.sample_rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the front end is nested under ``log_mel``."""
+        """The configuration as JSON values; the front end is nested under ``log_mel``."""
         return asdict(self)
 
     @classmethod

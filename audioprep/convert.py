@@ -1,4 +1,4 @@
-"""One source → one log-mel file and one record. Plain Python that workers call: a list in, rows out."""
+"""Converts each source to one log-mel file and one record: plain functions for workers, from a list to rows."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
 T = TypeVar("T")
-# Raises where nothing may be written.
+# Raises an error if nothing may be written.
 Permit = Callable[[], None]
 
-# Nothing louder than one step of 16-bit audio counts as silence.
+# A sound whose peak is at most one step of 16-bit audio counts as silent.
 SILENT_PEAK = 1 / 32768
-# Files that are made safe at once; few enough that the last ones of a shard are not waited for long.
+# Files that are synced at once; few enough that the last sync of a shard is short.
 FILES_PER_SYNC = 64
-# Between two tries to read a file, in seconds. An error of the machine that lasts longer is a row.
+# Pauses between attempts to read a file, in seconds. If the machine's error lasts longer, the source becomes a row.
 PAUSES = (0.1, 0.4, 1.5)
-# What a file is called of which not all could be read.
+# Reasons that may also come from reading a file incompletely.
 DAMAGED = ("truncated", "malformed", "not_audio", "no_samples")
 READ_BYTES = 1 << 20
-# When so many in a row end like that, nothing can be read at all.
+# After so many transient failures in a row, the run stops: nothing can be read at all.
 TRANSIENT_IN_A_ROW = 20
-# What an output's own name can be guilty of; every other error of writing concerns the whole run.
+# Errors that the name of an output can cause; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
     errno.EINVAL: ("bad_name", "the file system cannot hold the output's name"),
@@ -60,7 +60,7 @@ NAME_ERRORS = {
 
 
 def always() -> None:
-    """A `Permit` that is never refused."""
+    """A `Permit` that always allows writing."""
 
 
 def convert_shard(
@@ -75,11 +75,11 @@ def convert_shard(
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails is a row, as is one that could not be read within ``read_timeout`` seconds, if that is not 0.
-    ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is installed. ``permit`` is called before
-    anything changes in ``dst``, and raises where that is not to be. When the rows are returned, the files that they
-    speak of are safe on disk. Raises `OSError` where ``dst`` cannot be written to and `UserError` where ``src`` as a
-    whole has gone or nothing can be read any more: then every further source would fail as well.
+    A source that fails becomes a row, as does one that cannot be read within ``read_timeout`` seconds, if that is not
+    0. ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. ``permit`` is called before
+    anything changes in ``dst``, and raises an error if nothing may change. When the rows are returned, their files are
+    safe on disk. Raises `OSError` if ``dst`` cannot be written to, and `UserError` if ``src`` as a whole has gone or
+    nothing can be read any more, because every further source would fail as well.
     """
 
     def convert(source: Source, claim: Claim) -> Record:
@@ -92,7 +92,7 @@ def convert_shard(
         rows = limited(convert, sources, read_timeout, late)
     else:
         rows = (_unlimited(convert, source) for source in sources)
-    return _synced(_able_to_read(rows), dst)
+    return _synced(_stop_if_unreadable(rows), dst)
 
 
 def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Record:
@@ -100,8 +100,8 @@ def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Re
         return convert(source, no_claim)
 
 
-def _able_to_read(rows: Iterable[Record]) -> Iterator[Record]:
-    """``rows``, until the machine fails too often in a row. Raises `UserError` then."""
+def _stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
+    """Yield ``rows``. Raises `UserError` if the machine fails too often in a row."""
     in_a_row = 0
     for row in rows:
         in_a_row = in_a_row + 1 if row["reason"] == "transient" else 0
@@ -114,10 +114,10 @@ def _able_to_read(rows: Iterable[Record]) -> Iterator[Record]:
 
 
 def _synced(rows: Iterable[Record], dst: Path) -> list[Record]:
-    """``rows``, once the files that they speak of are on disk."""
+    """All ``rows``, returned once their files are safe on disk."""
     records: list[Record] = []
     unsynced: list[Path] = []
-    # The disk is waited for in a thread, while the next files are converted.
+    # A thread waits for the disk while the next files are converted.
     with ThreadPoolExecutor(max_workers=1) as pool:
         syncs = []
         for record in rows:
@@ -169,10 +169,10 @@ def convert_file(
 ) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
-    A source that fails leaves no output, also none of an earlier version of it unless ``keeps``, which says that one
-    is there and good. ``durable`` syncs the file to disk.
-    ``claim`` is called once all is read, ``permit`` before anything changes in ``dst``. Raises `OSError` where ``dst``
-    cannot be written to, and what those two raise.
+    A source that fails leaves no output. The output of an earlier version is removed too, unless ``keeps`` says that it
+    exists and is good. ``durable`` syncs the file to disk. ``claim`` is called once the source has been read, and
+    ``permit`` before anything changes in ``dst``. Raises `OSError` if ``dst`` cannot be written to, and the errors of
+    ``claim`` and ``permit``.
     """
 
     path = src / relative
@@ -182,17 +182,17 @@ def convert_file(
         permit()
 
     def convert() -> Record:
-        log_mel, info, padded = patiently(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
+        log_mel, info, padded = read_with_retries(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
         claim()
         return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
     return row_of(relative, dst, convert, allowed, keeps=keeps)
 
 
-def patiently(path: Path, read: Callable[[], T]) -> T:
-    """What ``read`` makes of ``path``. What the machine is to blame for is tried again, and in the end a `DecodeError`.
+def read_with_retries(path: Path, read: Callable[[], T]) -> T:
+    """The result of ``read`` on ``path``. Errors of the machine are retried, and become a `DecodeError` in the end.
 
-    Decoders take an error of reading for the end of the file, so what seems damaged is read once more as well.
+    Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well.
     """
     doubted = False
     for pause in (*PAUSES, None):
@@ -217,7 +217,7 @@ def patiently(path: Path, read: Callable[[], T]) -> T:
 
 
 def _machine_failure(path: Path, error: DecodeError) -> str | None:
-    """What the machine did wrong, where ``error`` comes of that; None where it comes of the file."""
+    """The machine's failure behind ``error``; None if the file itself is to blame."""
     if error.reason == "io_error":
         return error.message
     if error.reason in DAMAGED:
@@ -233,9 +233,9 @@ def _machine_failure(path: Path, error: DecodeError) -> str | None:
 def row_of(
     relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always, *, keeps: bool = False
 ) -> Record:
-    """What ``convert`` returns, or the record of its failure, which leaves no output unless ``keeps`` one that is good.
+    """The result of ``convert``, or the record of its failure. A failure removes the output unless ``keeps`` is set.
 
-    ``allowed`` is called before an output goes. Raises `OSError` as ``convert`` does.
+    ``allowed`` is called before an output is removed. Raises `OSError` and `UserError` of ``convert``.
     """
     try:
         return convert()
@@ -243,7 +243,7 @@ def row_of(
         failure = error
     except (OSError, UserError):
         raise
-    except Exception as error:  # the one bad file that nobody foresaw must not stop two million others
+    except Exception as error:  # one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
     allowed()
     if not keeps:
@@ -264,8 +264,8 @@ def store(
 ) -> Record:
     """Write the log-mel of ``relative`` (1, n_mels, T) and return its record.
 
-    ``permit`` is called just before the file gets its name. Raises `DecodeError` where that name is at fault, `OSError`
-    where ``dst`` cannot be written to.
+    ``permit`` is called just before the file gets its name. Raises `DecodeError` if that name is at fault, and
+    `OSError` if ``dst`` cannot be written to.
     """
     moments = Moments.from_values(log_mel)
     try:
@@ -289,7 +289,7 @@ def store(
 
 
 def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
-    """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, what is known of it, and if it is padded.
+    """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, the file's info, and whether it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
     be converted.
@@ -298,13 +298,13 @@ def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -
     padded = len(waveform) < config.min_samples
     if padded:
         waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
-    with np.errstate(over="ignore", invalid="ignore"):  # found just below
+    with np.errstate(over="ignore", invalid="ignore"):  # `as_stored` checks the values
         log_mel = front_end(config.log_mel)(waveform)
     return as_stored(log_mel, info, config), info, padded
 
 
 def as_stored(log_mel: np.ndarray, info: AudioInfo, config: ConvertConfig) -> np.ndarray:
-    """``log_mel`` in the dtype of ``config``. Raises `DecodeError` where it is not finite."""
+    """``log_mel`` in the dtype of ``config``. Raises `DecodeError` if it is not finite."""
     if not np.isfinite(log_mel).all():
         raise DecodeError("nonfinite", f"samples up to {info.peak:g} are too large for a spectrum in float32", info)
     return log_mel.astype(config.dtype, copy=False)
@@ -312,14 +312,14 @@ def as_stored(log_mel: np.ndarray, info: AudioInfo, config: ConvertConfig) -> np
 
 @lru_cache(maxsize=4)
 def front_end(config: LogMelConfig) -> LogMel:
-    """The front end of ``config``, made once a process."""
+    """The front end of ``config``, made once per process."""
     return LogMel(config)
 
 
 def failure_record(source: Source, reason: str, message: str, *, look: bool = True) -> Record:
-    """The record of a source that failed without being opened, with its size and time where it is a file.
+    """The record of a source that failed without being opened, with its size and time if it is a file.
 
-    Without ``look`` it is not even looked at.
+    Without ``look`` the source is not accessed at all.
     """
     info = AudioInfo()
     if look and not source.reason:
@@ -330,7 +330,7 @@ def failure_record(source: Source, reason: str, message: str, *, look: bool = Tr
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what a log-mel's bytes depend on, for the notes beside the configuration."""
+    """The versions of the software on which a log-mel's bytes depend, for the notes beside the configuration."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -372,7 +372,7 @@ def _record(relative: str, status: str, info: AudioInfo) -> Record:
 
 
 def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, permit: Permit) -> str:
-    """Write the array and return its digest; folders are made where they are missing."""
+    """Write the array and return its digest; missing folders are made."""
     try:
         return write_lms(output, log_mel, layout.temporaries, durable=durable, permit=permit)
     except FileNotFoundError:
@@ -382,12 +382,12 @@ def _write(output: Path, log_mel: np.ndarray, layout: LmsLayout, durable: bool, 
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # The folder is a link to another file system.
+        # The output's folder is a link to another file system.
         return write_lms(output, log_mel, output.parent, durable=durable, permit=permit)
 
 
 def _remove(output: Path) -> None:
-    """Remove what an earlier version of a source left, if anything; a folder of that name is not ours."""
+    """Remove the output of an earlier version of a source, if there is one; a folder of that name stays."""
     try:
         output.unlink(missing_ok=True)
     except OSError as error:

@@ -1,12 +1,7 @@
-"""A shard of sources converted on a GPU.
+"""Converts a shard of sources on a GPU: threads decode, the GPU resamples and transforms batches, and threads write.
 
-How much may be decoded ahead of what is written.
-
-A shard converted on a GPU: decoded by threads, resampled and transformed in batches, written by threads.
-
-While one part of the shard is on the device and being written, the next one is decoded.
-
-The records, the files and what happens to faults are those of `audioprep.convert`.
+While one part of the shard is on the device and being written, the next part is decoded; `Backlog` limits how far
+decoding runs ahead. Records, files and the treatment of faults are those of `audioprep.convert`.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.convert import Record, as_stored, failure_record, patiently, row_of, store
+from m2dprep.audioprep.convert import Record, as_stored, failure_record, read_with_retries, row_of, store
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.discover import Source
@@ -35,65 +30,65 @@ from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 
 class Backlog:
-    """Sources that are decoded and not yet written, as their threads and the one that writes them see them.
+    """Counts sources that are decoded and not yet written, and makes decoding threads wait for the writer.
 
-    Before another one is decoded it is waited until there are fewer than ``sources``, with fewer than ``samples``
-    together. The one that is needed next never waits; so what is begun and needed in order cannot block for good.
+    A thread waits before it decodes another source until there are fewer than ``sources``, with fewer than ``samples``
+    in total. The source that is needed next never waits, so decoding in order cannot deadlock.
     """
 
     def __init__(self, sources: int, samples: int) -> None:
-        self._most_sources, self._most_samples = sources, samples
+        self._max_sources, self._max_samples = sources, samples
         self._sources = self._samples = self._needed = 0
         self._closed = False
         self._changed = threading.Condition()
 
     def begin(self, number: int) -> bool:
-        """Wait until source ``number`` (0, 1, …) may be decoded; False where nobody needs it any more."""
+        """Wait until source ``number`` (0, 1, …) may be decoded. Returns False if it is no longer needed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or number <= self._needed or self._has_room())
             self._sources += 1
             return not self._closed
 
     def _has_room(self) -> bool:
-        return self._sources < self._most_sources and self._samples < self._most_samples
+        return self._sources < self._max_sources and self._samples < self._max_samples
 
     def add(self, samples: int) -> None:
-        """So many samples were decoded."""
+        """Count ``samples`` more decoded samples."""
         with self._changed:
             self._samples += samples
 
     def need(self, number: int) -> None:
-        """Source ``number`` is waited for."""
+        """Note that the writer waits for source ``number``."""
         with self._changed:
             self._needed = number
             self._changed.notify_all()
 
     def remove(self, sources: int, samples: int) -> None:
-        """So many sources with so many samples together are written."""
+        """Subtract written ``sources`` with ``samples`` in total."""
         with self._changed:
             self._sources -= sources
             self._samples -= samples
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing is needed any more: who waits goes on."""
+        """Release all waiting threads: nothing is needed any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
-# Samples of a batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.
+# Samples per batch at the sources' rate: 64 clips of 10 s at 48 kHz, about 1 GB on the device.
 SAMPLES_PER_BATCH = 32 << 20
-# A part of the shard, which is decoded before its first source is transformed: so many sources, or as many as have so
-# many samples together, 1 GB of memory. Another part is decoded meanwhile, and no more: beside these two one source a
-# thread is in memory at most.
+# Limits of a part of the shard, which is decoded before its first source is transformed: so many sources, or so many
+# samples in total (1 GB of memory). Only one further part is decoded meanwhile; besides these two, at most one source
+# per thread is in memory.
 SOURCES_AT_ONCE = 128
 SAMPLES_AT_ONCE = 256 << 20
 
 
 @dataclass
 class Decoded:
-    """A source on its way: ``waveform`` (n,) at its own rate, empty where the ``record`` is that of a failure."""
+    """A source on its way: ``waveform`` (n,) at its own rate, empty if ``record`` is that of a failure."""
 
     source: Source
     info: AudioInfo = field(default_factory=AudioInfo)
@@ -106,7 +101,7 @@ class Decoded:
 
 
 class DeviceConverter:
-    """What `convert_shard` is to the processor: a list of sources in, one record each out, in order."""
+    """`convert_shard` for a GPU: takes a list of sources and returns one record for each, in order."""
 
     def __init__(
         self,
@@ -118,7 +113,7 @@ class DeviceConverter:
         ffmpeg: bool = True,
         read_timeout: float = 0.0,
     ) -> None:
-        """Raises `UserError` where ``device`` or torchaudio is not there."""
+        """Raises `UserError` if ``device`` or torchaudio is not available."""
         self._src, self._config, self._ffmpeg, self._read_timeout = src, config, ffmpeg, read_timeout
         self._log_mel = DeviceLogMel(config, device)
         self._threads = max(1, threads)
@@ -136,9 +131,9 @@ class DeviceConverter:
         return records
 
     def _decoded(self, sources: Sequence[Source], dst: Path) -> Generator[list[Decoded], None, None]:
-        """The sources in parts, decoded, in order; the next part is being decoded while one is out.
+        """Yield the decoded sources in parts, in order; the next part is decoded while the caller has one.
 
-        Parts follow from the sources alone, not from who was faster, so that batches are the same in every run.
+        Parts depend only on the sources, not on the speed of threads, so that batches are the same in every run.
         """
         backlog = Backlog(2 * SOURCES_AT_ONCE, 2 * SAMPLES_AT_ONCE)
         decoders = ThreadPoolExecutor(self._threads)
@@ -182,11 +177,11 @@ class DeviceConverter:
         return found
 
     def _in_time(self, source: Source) -> tuple[np.ndarray, AudioInfo] | None:
-        """A source's waveform; None where it could not be read in time, and is left behind in its thread."""
+        """A source's waveform and info; None if it was not read in time and its thread was abandoned."""
 
         def work(source: Source, claim: Claim) -> tuple[np.ndarray, AudioInfo]:
             path = source.path
-            return patiently(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
+            return read_with_retries(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
 
         if not self._read_timeout:
             with reading(source.path):
@@ -194,11 +189,11 @@ class DeviceConverter:
         return next(limited(work, [source], self._read_timeout, lambda _: None))
 
     def _transformed(self, batch: Sequence[Decoded]) -> list[np.ndarray | None]:
-        """The log-mels of a batch; where it is too large for the device of its halves, and None for what is alone."""
+        """The log-mels of a batch. A batch that is too large for the device is halved; None for a source alone."""
         try:
             return [*self._log_mel([item.waveform for item in batch], batch[0].sample_rate)]
         except OutOfMemoryError:
-            pass  # what the device holds for the failed batch is freed with the error, so only after this block
+            pass  # the memory of the failed batch is freed with the error, so only after this block
         if len(batch) == 1:
             return [None]
         half = len(batch) // 2
@@ -223,7 +218,7 @@ class DeviceConverter:
 
 
 def _batches(decoded: Sequence[Decoded]) -> Iterator[list[Decoded]]:
-    """The items with a waveform, in batches of one sample rate and of lengths as equal as can be."""
+    """The items with a waveform, in batches of one sample rate and of similar lengths."""
     waiting = [item for item in decoded if len(item.waveform)]
     waiting.sort(key=lambda item: (item.sample_rate, len(item.waveform)))
     batch: list[Decoded] = []

@@ -1,4 +1,4 @@
-"""An audio file → one float32 waveform at the wanted rate, or a `DecodeError` that says what is wrong with the file.
+"""Decodes an audio file to one float32 waveform at the wanted rate, or says in a `DecodeError` what is wrong with it.
 
 Channels are averaged before resampling. Integer samples are scaled to [-1, 1) as libsndfile scales them.
 """
@@ -33,10 +33,10 @@ from m2dprep.audioprep.discover import modification_time_ns
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
 # Records hold rates as int32; headers of WAV files hold them as uint32.
-LARGEST_RECORDED_RATE = 2**31 - 1
-# Samples of all channels that are decoded at once: 10 s of 48 kHz stereo is one block, an hour needs no more memory.
+MAX_RECORDED_RATE = 2**31 - 1
+# Samples of all channels per block: 10 s of 48 kHz stereo is one block, and an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
-# Errors that say nothing about this one file: every further one would fail as well.
+# Errors that say nothing about one file: every further file would fail as well.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -45,10 +45,10 @@ def decode(
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    ``ffmpeg`` lets that program decode what libsndfile cannot open, where it is installed. Without ``resample`` the
-    waveform keeps its own rate, which is in the info. Nothing is padded: that is the front end's caller's choice.
-    Raises `DecodeError`, whose ``info`` holds what was found out before, for everything that can be wrong with one
-    file, and `OSError` where the machine is at its end.
+    ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. Without ``resample`` the
+    waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
+    `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and `OSError` if the machine
+    runs out of memory or descriptors.
     """
     info = AudioInfo()
     try:
@@ -61,7 +61,7 @@ def decode(
                 if not ffmpeg:
                     raise with_advice(refusal, "--decoder auto would try ffmpeg") from refusal
                 waveform = _through_ffmpeg(content, refusal, info, config, resample)
-            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # of pages that are in memory now
+            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # the pages are in memory now
             return waveform, info
         finally:
             os.close(descriptor)
@@ -71,7 +71,7 @@ def decode(
 
 
 def _open(path: Path, info: AudioInfo) -> int:
-    """A file descriptor of a regular, readable, non-empty file; its size and time go to ``info``."""
+    """A file descriptor of a regular, readable, non-empty file; its size and time are stored in ``info``."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -87,7 +87,7 @@ def _open(path: Path, info: AudioInfo) -> int:
 
 
 def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
-    """The failure of one file that ``error`` means. Raises ``error`` itself where it would befall all files."""
+    """The failure of one file that ``error`` means. Raises ``error`` itself if all files would fail with it."""
     if error.errno in MACHINE_ERRORS:
         raise error
     if error.errno in (errno.ENOENT, errno.ELOOP) and path is not None and path.is_symlink():
@@ -123,7 +123,7 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
 
 
 def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
-    """Decode and listen to libmpg123; alone, where an error cannot be told from that of another thread's file."""
+    """Decode while listening to libmpg123; exclusively, if an error could be that of another thread's file."""
     for alone in (False, True):
         if not isinstance(source.file, int):
             source.file.seek(0)
@@ -139,7 +139,7 @@ def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample
 def _through_ffmpeg(
     content: Content, refusal: CannotOpenError, info: AudioInfo, config: ConvertConfig, resample: bool
 ) -> np.ndarray:
-    """What could not be opened, decoded by ffmpeg. Raises ``refusal`` where that cannot open it either."""
+    """Decode a file with ffmpeg that libsndfile could not open. Raises ``refusal`` if ffmpeg cannot open it either."""
     if is_plainly_no_sound(content.head):
         raise refusal
     with ffmpeg_sound(content, refusal, config.max_seconds) as sound:
@@ -147,10 +147,10 @@ def _through_ffmpeg(
 
 
 def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
-    """Note what the header says, refuse what must not be decoded, and decode the rest."""
+    """Store the header's values in ``info``, refuse sounds that must not be decoded, and decode the others."""
     info.channels, info.decoder = sound.channels, sound.decoder
-    # A damaged header may give a rate that no record can hold; the message has it all the same.
-    info.sample_rate = sound.sample_rate if sound.sample_rate <= LARGEST_RECORDED_RATE else None
+    # A damaged header may give a rate that no record can hold; the message still gives it.
+    info.sample_rate = sound.sample_rate if sound.sample_rate <= MAX_RECORDED_RATE else None
     if not MIN_SAMPLE_RATE <= sound.sample_rate <= MAX_SAMPLE_RATE:
         raise DecodeError("bad_rate", f"{sound.sample_rate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
     if sound.channels > MAX_CHANNELS:
@@ -166,7 +166,7 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resa
 
 
 def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) -> np.ndarray:
-    """Decode, mix and resample block by block; the resampled waveform (n,). Sets ``info.peak`` and ``info.clipped``."""
+    """Decode, mix and resample block by block to a waveform (n,). Sets ``info.peak`` and ``info.clipped``."""
     rate_in = sound.sample_rate
     block_frames = max(1, SAMPLES_PER_BLOCK // sound.channels)
     resample = resampler(rate_in, rate_out, quality, sound.frames <= block_frames)
@@ -174,14 +174,14 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     scale = np.float32(1 / (sound.unit * sound.channels))
     parts, decoded = [], 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
-        # libsndfile fills what follows a short block from wherever it then stands: nothing after it can be believed.
+        # After a short block, libsndfile reads on from an arbitrary place, so nothing after it can be trusted.
         short = len(block) < min(block_frames, sound.frames - decoded)
         decoded += len(block)
         mono = mix(block)
         if not level.finite(block, mono):
             raise DecodeError("nonfinite", f"not all samples before {decoded / rate_in:.3f} s are finite numbers")
         part = resample(mono, decoded == sound.frames)
-        # Scaling what is resampled touches fewer samples; by a power of two it gives the very same ones.
+        # Scaling after resampling touches fewer samples; by a power of two it gives exactly the same ones.
         parts.append(np.multiply(part, scale, out=part) if scale != 1 else part)
         if short:
             break
@@ -192,7 +192,7 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
 
 
 def _with_length(parts: list[np.ndarray], length: int) -> np.ndarray:
-    """The parts in a row, cut or filled with zeros to ``length``: a resampler may give one sample more or less."""
+    """The joined parts, cut or padded with zeros to ``length``: a resampler may give one sample more or less."""
     waveform = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if len(waveform) < length:
         return np.pad(waveform, (0, length - len(waveform)))

@@ -1,4 +1,4 @@
-"""Every audio file under a folder or in a list, sorted, as relative paths; what cannot be one says so in its entry."""
+"""Finds every audio file under a folder or in a list, as sorted relative paths; unusable entries carry a reason."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import NamedTuple
 
 from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, is_no_data, walk
+from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, holds_no_data, walk
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
 from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, holds_sound
 
-# Records hold times as int64 nanoseconds, which end in the year 2262; file systems go on.
-EARLIEST_TIME_NS, LATEST_TIME_NS = -(2**63), 2**63 - 1
+# Records hold times as int64 nanoseconds, which end in the year 2262; file systems allow later times.
+MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1
 
-# Looking into files waits for the file system more than it computes.
+# Threads that look into files; they mostly wait for the file system.
 SNIFFING_THREADS = 16
-# Kinds of what is passed over that are named before the rest is counted together.
-MOST_KINDS = 6
-LONGEST_KIND = 12
-SOURCES_A_SIGN = 1024
+# Kinds of files that are named in the summary of what was passed over; all others are counted together.
+MAX_KINDS = 6
+MAX_KIND_LENGTH = 12
+SOURCES_PER_REPORT = 1024
 
 
 class Source(NamedTuple):
-    """One input: ``relative`` to ``root``, separated by ``/``. With a ``reason`` it is a failure before it is opened.
+    """One input: ``relative`` to ``root``, separated by ``/``. With a ``reason`` it fails before it is opened.
 
-    ``relative`` is UTF-8 text always; bytes of a name that are none appear as ``\\xNN``. ``keeps``: its array is there
-    and good, and stays where the source cannot be converted again.
+    ``relative`` is always UTF-8 text; other bytes of a name appear as ``\\xNN``. ``keeps`` says that its array exists
+    and is good, and stays if the source cannot be converted again.
     """
 
     relative: str
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What a scan saw and did not take: files by their suffix, folders that hold no data by their name."""
+    """Counts of files and folders that a scan passed over: files by suffix, folders that hold no data by name."""
 
     files: Counter[str] = field(default_factory=Counter)
     folders: Counter[str] = field(default_factory=Counter)
@@ -67,19 +67,19 @@ class PassedOver:
 
 def _kinds(counted: Counter[str]) -> str:
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{kind} {count:,}" for kind, count in ordered[:MOST_KINDS])
-    rest = sum(count for _, count in ordered[MOST_KINDS:])
+    shown = ", ".join(f"{kind} {count:,}" for kind, count in ordered[:MAX_KINDS])
+    rest = sum(count for _, count in ordered[MAX_KINDS:])
     return shown + (f", others {rest:,}" if rest else "")
 
 
 def output_name(relative: str) -> str:
-    """The log-mel's path for a source: the same, with its suffix, whatever that is, replaced by ``.npy``."""
+    """The path of a source's log-mel: the source's own path with its suffix, whatever it is, replaced by ``.npy``."""
     return without_suffix(relative) + LMS_FILE_SUFFIX
 
 
 def modification_time_ns(status: os.stat_result) -> int:
-    """The modification time in nanoseconds as records hold it: times that do not fit become the nearest that does."""
-    return max(EARLIEST_TIME_NS, min(status.st_mtime_ns, LATEST_TIME_NS))
+    """The modification time in nanoseconds, limited to the range that records can hold."""
+    return max(MIN_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
 
 
 def discover(
@@ -90,15 +90,15 @@ def discover(
 ) -> list[Source]:
     """All sources under ``src``, sorted by relative path (by code point).
 
-    A source is anything whose name has an audio suffix (`artifacts.clips.clip_id`), in whatever case: files, and also
-    folders and broken links of such names, which conversion turns into failure rows. Files whose suffix says nothing
-    are sources where they begin as sounds do (`audioprep.decoding.sniff`); files of known suffixes are not opened.
-    Linked folders are entered, but not in circles. A folder that cannot be listed is a source with a reason, as are
-    names that are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and what would be
-    written over the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
+    A source is anything whose name has an audio suffix (`artifacts.clips.clip_id`) in any case: files, but also folders
+    and broken links with such names, which conversion turns into failure rows. A file with an uninformative suffix is a
+    source if it begins like a sound (`audioprep.decoding.sniff`); files with known suffixes are not opened. Linked
+    folders are entered, but not in circles. These are sources with a reason: folders that cannot be listed, names that
+    are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and sources whose output would
+    overwrite the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
 
-    What else is there is counted in ``passed_over``. ``found`` is called with the number of sources now and then.
-    Raises `UserError` where ``src`` is no folder or cannot be listed.
+    All other files are counted in ``passed_over``. ``found`` is called now and then with the number of new sources.
+    Raises `UserError` if ``src`` is not a folder or cannot be listed.
     """
     root = os.fspath(src)
     try:
@@ -115,7 +115,7 @@ def discover(
 
 
 class _Scan:
-    """One walk through a folder: sources by their names, then by their contents, and a count of the rest."""
+    """One walk through a folder, which finds sources by their names, then by their contents, and counts the rest."""
 
     def __init__(self, root: str, others: PassedOver, found: Callable[[int], object]) -> None:
         self._root, self._others, self._found = root, others, found
@@ -143,9 +143,9 @@ class _Scan:
 
     def _add(self, source: Source) -> None:
         self._sources.append(source)
-        if len(self._sources) - self._told == SOURCES_A_SIGN:
-            self._found(SOURCES_A_SIGN)
-            self._told += SOURCES_A_SIGN
+        if len(self._sources) - self._told == SOURCES_PER_REPORT:
+            self._found(SOURCES_PER_REPORT)
+            self._told += SOURCES_PER_REPORT
 
     def _add_unlisted(self, folder: str, error: OSError) -> None:
         self._add(_unreadable(self._root, folder, error))
@@ -164,7 +164,7 @@ class _Scan:
                     self._others.files[_kind(name.rpartition("/")[2])] += 1
 
     def _sounds(self, name: str) -> bool:
-        """Whether a file holds sound; one that cannot be read is taken for one, and so becomes a row that says why."""
+        """Whether a file holds sound. A file that cannot be read counts as one, and so becomes a row that says why."""
         try:
             return holds_sound(f"{self._root}/{name}")
         except OSError:
@@ -172,10 +172,10 @@ class _Scan:
 
 
 def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
-    """Sources of these paths relative to ``src``, sorted, each once, without looking whether they are there.
+    """The sources for these paths relative to ``src``, sorted, each once, without checking that they exist.
 
     Paths become what a scan would find: ``./a.wav`` is ``a.wav``, ``b//a.wav`` is ``b/a.wav``. Raises `UserError` for a
-    path that leads out of ``src`` or is none of a file.
+    path that leads out of ``src`` or cannot be that of a file.
     """
     root = os.fspath(src)
     unique = sorted({_normal(src, name) for name in names})
@@ -184,7 +184,7 @@ def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
 
 def _named_source(root: str, name: str) -> Source:
     source = _source(root, name)
-    folder = next((folder for folder in name.split("/")[:-1] if is_no_data(folder)), None) if "/" in name else None
+    folder = next((folder for folder in name.split("/")[:-1] if holds_no_data(folder)), None) if "/" in name else None
     if folder is None or source.reason:
         return source
     message = f"the folder {folder} is none of data, and no scan finds its files; name it, or one below it, as SRC"
@@ -200,7 +200,7 @@ def _normal(src: Path, name: str) -> str:
 
 
 def _says_nothing(name: str) -> bool:
-    """Whether only its content can tell if a file holds sound: hidden files and copies of editors are none."""
+    """Whether only the content can tell if a file holds sound. Hidden files and editors' backups count as no sound."""
     return not name.startswith(".") and not name.endswith("~") and suffix_of(name) not in OTHER_SUFFIXES
 
 
@@ -212,11 +212,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _kind(name: str) -> str:
-    """What a file that is passed over is counted as."""
+    """The kind under which a file that is passed over is counted."""
     if name.startswith(APPLE_DOUBLE_PREFIX):
         return f"{APPLE_DOUBLE_PREFIX}*"
     suffix = suffix_of(name)
-    return f".{suffix}" if 0 < len(suffix) <= LONGEST_KIND and suffix.isalnum() else "without a suffix"
+    return f".{suffix}" if 0 < len(suffix) <= MAX_KIND_LENGTH and suffix.isalnum() else "without a suffix"
 
 
 def _source(root: str, relative: str) -> Source:
@@ -239,9 +239,9 @@ def _as_text(name: str) -> str:
 
 
 def with_conflicts(sources: list[Source], folding: NameFolding = EXACT) -> list[Source]:
-    """``sources`` with a reason for every one whose output an earlier one has, or needs as a file on the way to it.
+    """``sources`` with a reason for each whose output belongs to another source or lies below another's output.
 
-    ``folding`` says which names the output's file system does not tell apart.
+    ``folding`` says which names the output's file system cannot tell apart.
     """
     first = _contested(sources, folding)
     if not first:
@@ -250,9 +250,9 @@ def with_conflicts(sources: list[Source], folding: NameFolding = EXACT) -> list[
 
 
 def _contested(sources: list[Source], folding: NameFolding) -> dict[str, str]:
-    """The source of every output that may be in another's way; of two million, a few at most.
+    """The owner of every output that may conflict with another; usually a few at most of two million.
 
-    Outputs are counted by their hashes first, which takes a third of the memory of their names.
+    Outputs are first counted by their hashes, which take a third of the memory of their names.
     """
     seen: set[int] = set()
     twice: set[int] = set()
@@ -278,12 +278,12 @@ def _output_key(relative: str, folding: NameFolding) -> str:
 
 
 def _folder_keys(relative: str, folding: NameFolding) -> list[str]:
-    """The folders that lead to a source's output, as `_output_key` would have them."""
+    """The folders that lead to a source's output, as keys like those of `_output_key`."""
     return [folding(folder.as_posix()) for folder in Path(relative).parents]
 
 
 def _preference(relative: str) -> tuple[int, str]:
-    """Of several sources for one output the plainest is taken, not the video that it was made from; then the first."""
+    """Sort key of several sources for one output: the plainest format comes first, videos last; then by name."""
     suffix = suffix_of(relative)
     return (0 if suffix in PLAIN_SUFFIXES else 1 if suffix in CODED_SUFFIXES else 2), relative
 

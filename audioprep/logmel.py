@@ -1,4 +1,4 @@
-"""Waveform → log-mel: centred frames, periodic Hann window, power spectrum, Slaney mel filters, natural logarithm.
+"""The log-mel front end: centred frames, periodic Hann window, power spectrum, Slaney mel filters, natural logarithm.
 
 The values are those of the front end that M2D was trained with (nnAudio's ``MelSpectrogram`` at its defaults).
 """
@@ -13,7 +13,7 @@ import scipy.sparse
 
 from m2dprep.audioprep.config import LogMelConfig
 
-# Frames that are transformed at once: few enough for the processor's cache, and an hour needs no more memory than that.
+# Frames per block: few enough for the processor's cache, and an hour of sound needs no more memory.
 FRAMES_PER_BLOCK = 512
 
 # Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1 kHz, then 27 steps for every factor of 6.4.
@@ -24,9 +24,9 @@ LOG_STEP = np.log(6.4) / 27
 
 
 class LogMel:
-    """Maps float32 samples at ``config.sample_rate`` to a log-mel spectrogram. Holds no state but its tables.
+    """Maps float32 samples at ``config.sample_rate`` to a log-mel spectrogram. It has no state except its tables.
 
-    Pickles as its configuration alone, so that it can travel to workers for nothing.
+    Only its configuration is pickled, so that sending it to workers costs nothing.
     """
 
     def __init__(self, config: LogMelConfig) -> None:
@@ -36,8 +36,8 @@ class LogMel:
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """``waveform`` (n,) → float32 (1, n_mels, n // hop_length + 1), natural logarithm of mel power + eps.
 
-        Frame t is centred on sample ``t * hop_length``; beyond its ends the waveform is reflected (the end samples not
-        repeated), as often as it takes where it is shorter than half a window. Silence is ``log(eps)``.
+        Frame t is centred on sample ``t * hop_length``; beyond its ends the waveform is reflected (without repeating
+        the end samples), several times if it is shorter than half a window. Silence is ``log(eps)``.
         Raises `ValueError` for an array that is not one-dimensional or has no samples.
         """
         if waveform.ndim != 1 or len(waveform) == 0:
@@ -83,10 +83,10 @@ def _reflected(waveform: np.ndarray, before: int, after: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _tables(config: LogMelConfig) -> tuple[np.ndarray, scipy.sparse.csr_array]:
-    """The window (n_fft,), zero-padded on both sides where it is shorter, and the mel filters (n_mels, bins).
+    """The window (n_fft,), zero-padded on both sides if it is shorter, and the mel filters (n_mels, bins).
 
-    The filters are sparse: faster than a dense product, and summed in one order always, while the sums of a dense one
-    depend on how many threads the linear algebra library uses.
+    The filters are sparse: this is faster than a dense product and always sums in one order, while the order in a dense
+    product depends on the number of threads of the linear algebra library.
     """
     window = np.zeros(config.n_fft, np.float32)
     start = (config.n_fft - config.win_length) // 2
@@ -96,7 +96,7 @@ def _tables(config: LogMelConfig) -> tuple[np.ndarray, scipy.sparse.csr_array]:
 
 
 def periodic_hann(length: int) -> np.ndarray:
-    """The Hann window (length,) whose next sample would be its first again."""
+    """The periodic Hann window (length,): the next sample would be its first again."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
-"""The front end on a GPU: torchaudio's resampler and mel spectrogram, in batches.
+"""The log-mel front end on a GPU: torchaudio's resampler and mel spectrogram, in batches.
 
-Close to the front end of `audioprep.logmel`, not equal to it: another resampler, and sums in another order. Folders of
-the two are therefore told apart by their configuration (`ConvertConfig.resampler`).
+Its values are close to those of `audioprep.logmel` but not equal, because the resampler and the order of sums differ.
+The configuration (`ConvertConfig.resampler`) therefore says which of the two made a folder.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 
-# What a batch that is too large for the device's memory raises.
+# Raised for a batch that is too large for the device's memory.
 OutOfMemoryError = torch.OutOfMemoryError
 
 INSTALL = (
     'install torchaudio beside a CUDA build of torch of the same release (pip install "m2dprep[torchaudio]", with the '
     "index of wheels that https://pytorch.org/get-started names for your CUDA), or leave --device at cpu"
 )
-# What `DEVICE_RESAMPLER` names: the windowed sinc whose log-mels follow those of soxr's HQ most closely
-# (docs/melspec.md).
+# The windowed sinc that `DEVICE_RESAMPLER` names: its log-mels are the closest to those of soxr's HQ (docs/melspec.md).
 RESAMPLING_WIDTH, ROLLOFF = 96, 0.957
 RESAMPLING = {
     "lowpass_filter_width": RESAMPLING_WIDTH,
@@ -34,23 +33,23 @@ RESAMPLING = {
     "resampling_method": "sinc_interp_kaiser",
     "beta": 14.0,
 }
-# The resampler keeps all its filters, one for each phase: for rates with a small common divisor these are gigabytes
-# (11,127 → 16,000 Hz: 181 million values). 44.1 and 48 kHz and their fractions need less than half a million.
-LARGEST_FILTERS = 1 << 22
+# The resampler keeps all its filters, one per phase: gigabytes for rates with a small common divisor (11,127 to
+# 16,000 Hz: 181 million values). 44.1 and 48 kHz and their fractions need fewer than half a million values.
+MAX_FILTER_VALUES = 1 << 22
 RESAMPLERS_KEPT = 16
 
 
 def load_torchaudio() -> Any:
-    """The package torchaudio. Raises `UserError` where it cannot be imported, with what to install."""
+    """The package torchaudio. Raises `UserError`, which says what to install, if it cannot be imported."""
     try:
         import torchaudio
-    except (ImportError, OSError, RuntimeError) as error:  # its extension does not load beside another build of torch
+    except (ImportError, OSError, RuntimeError) as error:  # its extension does not load with another build of torch
         raise UserError(f"--device cuda needs torchaudio, which cannot be used ({error}); {INSTALL}.") from error
     return torchaudio
 
 
 def require_device(device: str) -> torch.device:
-    """``device`` as torch knows it. Raises `UserError` where this machine or this build of torch has none."""
+    """``device`` as a torch device. Raises `UserError` if this machine or this build of torch has none."""
     wanted = torch.device(device)
     if wanted.type == "cuda" and not torch.cuda.is_available():
         built = f"torch {torch.__version__} finds no GPU here"
@@ -60,17 +59,17 @@ def require_device(device: str) -> torch.device:
 
 
 def resampled_length(samples: int, sample_rate: int, config: ConvertConfig) -> int:
-    """How many samples ``samples`` at ``sample_rate`` become at the front end's rate."""
+    """The number of samples at the front end's rate that result from ``samples`` at ``sample_rate``."""
     return -(-samples * config.log_mel.sample_rate // sample_rate)
 
 
 def require_resampling(info: AudioInfo, config: ConvertConfig) -> None:
-    """Raises `DecodeError` where resampling from the rate of ``info`` takes more than `LARGEST_FILTERS` values."""
+    """Raise `DecodeError` if resampling from the rate of ``info`` takes more than `MAX_FILTER_VALUES` values."""
     sample_rate, rate_out = info.sample_rate or 0, config.log_mel.sample_rate
     divisor = math.gcd(sample_rate, rate_out)
     width = math.ceil(RESAMPLING_WIDTH * sample_rate / (min(sample_rate, rate_out) * ROLLOFF))
     values = rate_out // divisor * (2 * width + sample_rate // divisor)
-    if sample_rate != rate_out and values > LARGEST_FILTERS:
+    if sample_rate != rate_out and values > MAX_FILTER_VALUES:
         raise DecodeError(
             "bad_rate",
             f"{sample_rate} Hz is too far from a simple ratio to {rate_out} Hz for --device cuda ({values:,} filter "
@@ -81,9 +80,9 @@ def require_resampling(info: AudioInfo, config: ConvertConfig) -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 are computed as such: TF32, cuDNN's default for convolutions, keeps 10 bits of a factor.
+    """Compute products in full float32: TF32, cuDNN's default for convolutions, keeps 10 bits of a factor's mantissa.
 
-    Process-wide while entered; what was set before is set again.
+    This holds for the whole process during the block; the earlier settings are then restored.
     """
     convolutions, matmul = _convolutions(), torch.get_float32_matmul_precision()
     owner, name, off = convolutions
@@ -98,8 +97,8 @@ def full_float32() -> Iterator[None]:
 
 
 def _convolutions() -> tuple[Any, str, str | bool]:
-    """Where this torch is told about TF32 in convolutions, and what switches it off. From 2.9 on the old name, which
-    must not be mixed with the new one, is deprecated."""
+    """The object, the attribute and the value that switch off TF32 in convolutions. From torch 2.9 on the old name is
+    deprecated, and must not be mixed with the new one."""
     cudnn: Any = torch.backends.cudnn
     return (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
 
@@ -133,8 +132,8 @@ class DeviceLogMel:
     def __call__(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
         """``waveforms``, each float32 (n_i,) at ``sample_rate`` → float32 (1, n_mels, T_i) each.
 
-        Every result is that of its waveform alone: reflected at its own ends, padded with zeros to the least length at
-        its own end. Raises `OutOfMemoryError` where they are too many for the device.
+        Each result depends only on its own waveform, which is padded with zeros to the minimum length and reflected at
+        its own ends. Raises `OutOfMemoryError` if the batch is too large for the device.
         """
         batch = torch.zeros(len(waveforms), max(map(len, waveforms)))
         for row, waveform in zip(batch, waveforms, strict=True):
@@ -143,7 +142,7 @@ class DeviceLogMel:
         lengths = [resampled_length(len(waveform), sample_rate, self.config) for waveform in waveforms]
         results: list[np.ndarray] = []
         start = 0
-        while start < len(lengths):  # runs of equal lengths: the ends are reflected, so others cannot share a transform
+        while start < len(lengths):  # only equal lengths can share a transform, because the ends are reflected
             stop = next((i for i in range(start, len(lengths)) if lengths[i] != lengths[start]), len(lengths))
             results += self._log_mels(resampled[start:stop, : lengths[start]])
             start = stop
@@ -165,7 +164,7 @@ class DeviceLogMel:
     def _log_mels(self, waveforms: torch.Tensor) -> list[np.ndarray]:
         """(B, n) at the front end's rate → B arrays (1, n_mels, T)."""
         missing = max(self.config.min_samples - waveforms.shape[1], 0)
-        # Reflection needs more samples than it adds; what is shorter repeats its reflection, as numpy's does.
+        # torch cannot reflect more samples than there are; numpy repeats the reflection for shorter waveforms.
         waveforms = torch.nn.functional.pad(waveforms, (0, missing))
         if waveforms.shape[1] <= self.config.log_mel.n_fft // 2:
             half = self.config.log_mel.n_fft // 2

@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of each mel bin: statistics that add up exactly, file by file."""
+"""Count, mean and sum of squared deviations of each mel bin: statistics of files that can be merged exactly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-# Frames that are widened to float64 at once.
+# Frames per block that is converted to float64.
 FRAMES_PER_BLOCK = 4096
-# How far moments of the same values may be apart: relative, of a mean and of squares of deviations, which lose more
+# Relative tolerances for moments of the same values: for a mean, and for a sum of squared deviations, which loses more
 # digits. Rounding to float16 moves log-mels by 0.004 at most.
 EXACT, ROUNDED = (1e-9, 1e-6), (1e-3, 1e-2)
 
@@ -50,8 +50,9 @@ class Moments:
     def from_rows(cls, frames: np.ndarray, bin_mean: np.ndarray, bin_m2: np.ndarray) -> Moments:
         """Merge k parts given as arrays: ``frames`` (k,), ``bin_mean`` and ``bin_m2`` (k, n_mels).
 
-        The merge of Chan, Golub & LeVeque (1979) for k parts at once: deviations of the parts' means from the common
-        mean, weighted with their counts, join the sums of squares; nothing large is ever subtracted.
+        This is the merge of Chan, Golub & LeVeque (1979) for k parts at once: squared deviations of the parts' means
+        from the common mean, weighted with their counts, are added to the sums of squares. Large numbers are never
+        subtracted from each other.
         """
         weight = frames.astype(np.float64)[:, None]
         total = int(frames.sum())
@@ -60,7 +61,7 @@ class Moments:
         return cls(total, mean, bin_m2.sum(axis=0) + between)
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of the values of both."""
+        """The moments of the values of both parts."""
         return self.merge_all([self, other])
 
     @property
@@ -70,7 +71,7 @@ class Moments:
 
     @cached_property
     def mean(self) -> float:
-        """The mean of all values; bins hold equally many."""
+        """The mean of all values; all bins have equally many."""
         return float(self.bin_mean.mean())
 
     @cached_property
@@ -84,7 +85,7 @@ class Moments:
         return float(np.sqrt(self.m2 / self.n))
 
     def is_close(self, mean: float, m2: float, errors: tuple[float, float] = EXACT) -> bool:
-        """Whether these can be the moments of values with ``mean`` and ``m2``."""
+        """Whether these moments agree with ``mean`` and ``m2`` within the tolerances ``errors``."""
         far = abs(self.mean - mean) > errors[0] * max(1.0, abs(mean))
         return not far and abs(self.m2 - m2) <= errors[1] * max(1.0, m2)
 

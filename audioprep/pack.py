@@ -1,8 +1,7 @@
-"""Packing log-mel arrays into few large files, and unpacking them.
+"""Packs log-mel arrays into a few large files, and unpacks them.
 
-A folder of log-mel arrays → its pack: few large files, which training reads faster and file systems bear better.
-
-A pack → the .npy files that it was made from, for programs that read nothing else.
+Training reads a pack faster than single files, and file systems cope better with it. Unpacking restores the .npy files
+for programs that read nothing else.
 """
 
 from __future__ import annotations
@@ -50,15 +49,16 @@ from m2dprep.artifacts.tables import read_parquet
 from m2dprep.audioprep.promise import Promises, fault_of
 
 BEGUN = "progress.json"
-# At 10 s a clip in float16 a shard has 1 GB.
-CLIPS_A_SHARD = 6400
-# Moves log-mels by 0.004 at most, a thousandth of their standard deviation (tests/audioprep/test_unpack.py).
+# With clips of 10 s in float16, a shard has 1 GB.
+CLIPS_PER_SHARD = 6400
+# Rounding to float16 moves log-mels by 0.004 at most, a thousandth of their standard deviation
+# (tests/audioprep/test_unpack.py).
 DTYPE = "float16"
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """What a finished pack holds. ``packed_before`` are clips of shards that an earlier call had finished."""
+    """The contents of a finished pack. ``packed_before`` counts clips of shards that an earlier call had finished."""
 
     folder: str
     clips: int
@@ -76,7 +76,7 @@ class PackResult:
         )
 
     def require(self, limit: FailureLimit) -> None:
-        """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
+        """Raise `TooManyFailuresError` if more clips failed than ``limit`` allows."""
         where = f"{self.folder}/{INDEX}; once their files are mended, pack again with --overwrite"
         limit.require(self.failed, self.clips, where)
 
@@ -85,30 +85,32 @@ def pack(
     lms_folder: Path,
     *,
     dtype: str = DTYPE,
-    clips_a_shard: int = CLIPS_A_SHARD,
+    clips_per_shard: int = CLIPS_PER_SHARD,
     threads: int = 2,
     overwrite: bool = False,
 ) -> PackResult:
-    """Pack all arrays of ``lms_folder`` into its ``_packed`` folder; the same call again goes on where one stopped.
+    """Pack all arrays of ``lms_folder`` into its ``_packed`` folder; repeating the call resumes an interrupted one.
 
     ``dtype`` float32 keeps every bit. ``threads`` shards are written at a time. Arrays are compared with the digests in
-    their records. With ``overwrite`` a finished pack stays until a new one is whole and has every clip that it has.
-    Raises `UserError` where there is nothing to pack, a conversion is at work, or ``overwrite`` would lose what lies in
-    the pack alone; `FingerprintConflictError` where a pack of something else was begun: other arrays, or these with
-    other values; `OSError`, naming the file, where the machine cannot read an array or write the pack.
+    their records. With ``overwrite`` a finished pack stays until the new one is whole and has every clip of the old.
+    Raises `UserError` if there is nothing to pack, a conversion is at work, or ``overwrite`` would lose clips that only
+    the pack holds; `FingerprintConflictError` if a pack of other arrays or other values was begun; and `OSError`,
+    naming the file, if the machine cannot read an array or write the pack.
     """
     layout = LmsLayout(require_lms_folder(lms_folder))
     folder = layout.root / PACKED_FOLDER
     folder.mkdir(exist_ok=True)
-    # A conversion that goes on meanwhile would change arrays behind the pack's back.
+    # A conversion that runs meanwhile would change arrays that are already packed.
     with exclusive(folder), exclusive(layout.melspec) if layout.melspec.is_dir() else nullcontext():
         sweep_temporaries(folder)
         arrays = _Arrays(layout)
         finished = _finished(layout, folder, overwrite)
-        identity = _identity(layout, folder, arrays.names, dtype, clips_a_shard) | {"contents": arrays.contents}
+        identity = _identity(layout, folder, arrays.names, dtype, clips_per_shard) | {"contents": arrays.contents}
         shards = [
-            ShardPlan(start // clips_a_shard, layout.root, arrays.names[start : start + clips_a_shard], arrays.fault)
-            for start in range(0, len(arrays.names), clips_a_shard)
+            ShardPlan(
+                start // clips_per_shard, layout.root, arrays.names[start : start + clips_per_shard], arrays.fault
+            )
+            for start in range(0, len(arrays.names), clips_per_shard)
         ]
         generation = _begin(folder, finished, identity, overwrite)
         before = len(arrays.names)
@@ -123,9 +125,9 @@ def pack(
 
 
 class _Arrays:
-    """The arrays that records call good, sorted, or without records all that are there, of which then nothing is known.
+    """The arrays with good records, sorted; without records, all arrays in the folder, which then cannot be checked.
 
-    ``contents`` is a digest of what records say of their values.
+    ``contents`` is a digest of the moments in the records.
     """
 
     def __init__(self, layout: LmsLayout) -> None:
@@ -139,8 +141,10 @@ class _Arrays:
         return fault_of(found, self._promises[name])
 
 
-def _identity(layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str, clips_a_shard: int) -> dict[str, Any]:
-    """What a pack is of."""
+def _identity(
+    layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str, clips_per_shard: int
+) -> dict[str, Any]:
+    """The identity of a pack: its form, its clips, and the configuration of their conversion."""
     config = read_config(layout)
     return {
         "layout": LAYOUT,
@@ -149,12 +153,12 @@ def _identity(layout: LmsLayout, folder: Path, names: Sequence[str], dtype: str,
         "clips": len(names),
         "names": fingerprint({"names": list(names)}),
         "config": None if config is None else config["fingerprint"],
-        "clips_a_shard": clips_a_shard,
+        "clips_a_shard": clips_per_shard,
     }
 
 
 def _mel_bins(layout: LmsLayout, folder: Path, names: Sequence[str]) -> int:
-    """Those of a finished pack, whose files may be gone, or of the first array that can be opened."""
+    """The mel bins of the finished pack, as its files may be gone, or of the first array that can be opened."""
     with suppress(UserError):
         if (finished := read_pack_meta(folder)) is not None:
             return int(finished["n_mels"])
@@ -165,9 +169,9 @@ def _mel_bins(layout: LmsLayout, folder: Path, names: Sequence[str]) -> int:
 
 
 def _finished(layout: LmsLayout, folder: Path, overwrite: bool) -> dict[str, Any] | None:
-    """``meta.json`` of the finished pack that is there.
+    """``meta.json`` of the finished pack, None if there is none.
 
-    Raises `UserError` where it cannot be read and shall not be replaced, or shall be and holds clips whose files are
+    Raises `UserError` if the pack is to stay but cannot be read, or is to be replaced but holds clips whose files are
     gone.
     """
     if not overwrite:
@@ -175,14 +179,14 @@ def _finished(layout: LmsLayout, folder: Path, overwrite: bool) -> dict[str, Any
     _require_files(layout, folder)
     try:
         return read_pack_meta(folder)
-    except UserError:  # damaged, so nothing can be read with it
+    except UserError:  # damaged, so the pack cannot be read
         return None
 
 
 def _begin(folder: Path, finished: dict[str, Any] | None, identity: dict[str, Any], overwrite: bool) -> int:
-    """Note what is being packed, or go on with what was begun; returns the generation that the call is about.
+    """Begin a pack or continue the one that was begun; returns the generation that is being written.
 
-    Raises `FingerprintConflictError` where something else was begun.
+    Raises `FingerprintConflictError` if a pack of something else was begun.
     """
     begun = None if overwrite and finished is None else _begun(folder)
     there = None if finished is None else {key: finished.get(key) for key in identity}
@@ -203,12 +207,12 @@ def _begin(folder: Path, finished: dict[str, Any] | None, identity: dict[str, An
 def _begun(folder: Path) -> dict[str, Any] | None:
     try:
         return read_object(folder / BEGUN)
-    except UserError:  # damaged: what was written for it is written again
+    except UserError:  # damaged: its shards are written again
         return None
 
 
 def _is_whole(folder: Path, number: int, generation: int) -> bool:
-    """Whether a shard was written, of arrays that could all be read: others may have been mended since."""
+    """Whether a shard was written without failures; arrays that failed may have been mended since."""
     marker = shard_index_path(folder, number, generation)
     if not marker.exists() or not shard_path(folder, number, generation).exists():
         return False
@@ -232,18 +236,18 @@ def _write_shards(
             for future in waiting:
                 clips, failed = future.result()
                 progress.advance(clips, failed=failed)
-        except BaseException:  # what is at work ends; of the others none begins
+        except BaseException:  # running threads finish, and no other shard begins
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _require_not_poorer(folder: Path, finished: dict[str, Any] | None, generation: int, index: pa.Table) -> None:
-    """Raise `UserError`, and leave the finished pack, where the new ``index`` lacks clips that this has whole."""
+    """Raise `UserError`, and keep the finished pack, if the new ``index`` lacks clips that the old pack has whole."""
     if finished is None:
         return
     try:
         old = read_index(folder, finished)
-    except UserError:  # damaged: what it holds cannot be read
+    except UserError:  # damaged: its clips cannot be read
         return
     had = old.filter(pc.is_null(old["reason"]))["file_name"]
     lost = index.filter(pc.and_(pc.is_valid(index["reason"]), pc.is_in(index["file_name"], value_set=had)))
@@ -265,7 +269,7 @@ def _result(folder: Path, clips: int, before: int) -> PackResult:
 
 
 def _require_files(layout: LmsLayout, folder: Path) -> None:
-    """Raise `UserError` where the pack in ``folder`` holds clips whose .npy files are gone."""
+    """Raise `UserError` if the pack in ``folder`` holds clips whose .npy files are gone."""
     packed: set[str] = set()
     for part in sorted(path for path in folder.iterdir() if generation_of(path) and path.suffix == ".parquet"):
         rows = read_parquet(part, PACK_SCHEMA, PURPOSE, ["file_name", "reason"])
@@ -278,9 +282,9 @@ def _require_files(layout: LmsLayout, folder: Path) -> None:
 
 
 def _remove(folder: Path, but: int | None = None) -> None:
-    """Remove what was written to ``folder`` but for the finished pack of the generation ``but``; None: that as well.
+    """Remove all files of packs in ``folder`` except the finished pack of generation ``but`` (None: that as well).
 
-    The marker of a finished pack goes first.
+    The marker of a finished pack is removed first.
     """
     if but is None:
         (folder / META).unlink(missing_ok=True)
@@ -292,13 +296,13 @@ def _remove(folder: Path, but: int | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
-# Arrays that are made safe at once.
+# Arrays that are synced at once.
 ARRAYS_PER_SYNC = 512
 
 
 @dataclass(frozen=True)
 class UnpackResult:
-    """``clips = done + skipped``; skipped are those whose array was there with the same values."""
+    """``clips = done + skipped``; a clip is skipped if its array was there with the same values."""
 
     folder: str
     clips: int
@@ -307,12 +311,11 @@ class UnpackResult:
 
 
 def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> UnpackResult:
-    """Write every array of the pack of ``lms_folder`` to ``dst/<its file name>``, by default ``lms_folder`` itself.
+    """Write every array of the pack of ``lms_folder`` to ``dst/<its file name>``; ``dst`` is ``lms_folder`` by default.
 
-    The values and their dtype are those of the pack: the same bytes as before where the pack has the arrays' dtype.
-    Arrays that are there with these values, rounded or not, stay, so the same call again goes on where one stopped.
-    Raises `UserError` where there is no pack or another file stands in the way, and `OSError` where ``dst`` cannot be
-    written to.
+    The values and their dtype are those of the pack, so the bytes are the original ones if the pack has the arrays'
+    dtype. Existing arrays with these values, rounded or not, stay, so repeating the call resumes an interrupted one.
+    Raises `UserError` if there is no pack or another file is in the way, and `OSError` if ``dst`` cannot be written to.
     """
     layout = LmsLayout(require_lms_folder(lms_folder))
     config = read_config(layout)
@@ -323,7 +326,7 @@ def unpack(lms_folder: Path, dst: Path | None = None, *, threads: int = 8) -> Un
     target = dst or lms_folder
     file_names = names.to_pylist()
     paths = [inside(target, name) for name in file_names]
-    # Of files in their own place whose bytes are not those that were converted: `m2dprep check` knows them by these.
+    # Digests of files that return to their own place with other bytes than converted, for `m2dprep check`.
     rounded = dst is None and config is not None and config["config"]["dtype"] != store.dtype
     digests: dict[str, str] = {}
     for folder in sorted({path.parent for path in paths}):
@@ -348,7 +351,7 @@ class _Written(NamedTuple):
 
 
 def _write(path: Path, log_mel: np.ndarray) -> _Written:
-    """Write an array unless it is there."""
+    """Write an array unless it exists. Raises `UserError` if it exists with other values."""
     if path.exists():
         there = read_lms(path)
         if not np.array_equal(there.array.astype(log_mel.dtype, copy=False), log_mel):

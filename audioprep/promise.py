@@ -1,4 +1,4 @@
-"""What a record promises of an array, and whether an array that was read keeps it."""
+"""Checks an array against its record: the record promises frames, moments and digests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from m2dprep.audioprep.moments import EXACT, ROUNDED, Moments
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What is known of one array; None and nothing where there is no record, or an earlier version wrote it.
+    """The recorded facts about one array; None or empty if there is no record or an earlier version wrote it.
 
-    ``digests`` are those of its file: as it was converted, and as `m2dprep unpack` wrote it from a pack in float16.
+    ``digests`` are those that its file may have: as converted, and as `m2dprep unpack` wrote it from a float16 pack.
     """
 
     n_mels: int | None = None
@@ -34,11 +34,11 @@ NO_PROMISE = Promise()
 
 
 class Promises:
-    """What the records of a folder promise of its arrays, by file name; nothing of other arrays, and without records.
+    """The promises of a folder's records, by file name; arrays without a record get `NO_PROMISE`.
 
     ``names`` are those of all good records, sorted; ``kept`` counts those whose sources could not be converted again.
-    ``contents`` is a digest of their moments, None without records: a pack notes it, so it is known whether it is of
-    these arrays. Raises `UserError` where records cannot be read.
+    ``contents`` is a digest of their moments, None without records; a pack stores it to identify its arrays. Raises
+    `UserError` if the records cannot be read.
     """
 
     def __init__(self, layout: LmsLayout) -> None:
@@ -80,10 +80,10 @@ class Promises:
 
 
 def fault_of(found: LmsFile, promise: Promise) -> str:
-    """What is wrong with the file of an array; empty where it is what was promised, as far as anything was.
+    """What is wrong with the file of an array; empty if it keeps its promise.
 
-    A right digest proves the bytes. Without one the values are compared by their moments, which see large changes only:
-    in files of an earlier version, and in those that came out of a pack in float16 and have no digest of their own.
+    A correct digest proves the bytes. Without one, the values are compared by their moments, which show only large
+    changes: this concerns files of earlier versions, and files from a float16 pack without a digest of their own.
     """
     array = found.array
     if promise.frames is not None and array.shape[2] != promise.frames:
@@ -91,7 +91,7 @@ def fault_of(found: LmsFile, promise: Promise) -> str:
     if found.digest in promise.digests:
         return ""
     exact = promise.dtype is None or str(array.dtype) == promise.dtype
-    if not exact and array.dtype != np.float16:  # which a file has that came out of a pack
+    if not exact and array.dtype != np.float16:  # files from a pack have float16
         return f"is {array.dtype}, its configuration promises {promise.dtype}"
     if fault := moments_fault(array, promise, exact):
         return fault
@@ -105,7 +105,7 @@ def fault_of(found: LmsFile, promise: Promise) -> str:
 
 
 def moments_fault(array: np.ndarray, promise: Promise, exact: bool) -> str:
-    """What is wrong with the values of an array (1, n_mels, T); ``exact`` ones were not rounded to float16."""
+    """What is wrong with the values of an array (1, n_mels, T); ``exact`` values were not rounded to float16."""
     if not np.isfinite(array).all():
         return "holds values that are not finite"
     if promise.mean is None or promise.m2 is None:

@@ -1,4 +1,4 @@
-"""Normalisation statistics of a folder of log-mels: a merge of its records, or of the arrays read again."""
+"""Normalisation statistics of a folder of log-mels, merged from its records or recomputed from the arrays."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.moments import Moments
 from m2dprep.audioprep.promise import Promise, Promises, fault_of
 
-# Arrays whose moments are kept before they are merged.
+# Arrays whose moments are collected before they are merged.
 ROWS_PER_BATCH = 16384
-# Unreadable arrays that an error message names; it counts them all.
-MOST_NAMED = 20
-# Standard deviations divide by n, as a normalisation wants them.
+# Unreadable arrays that an error message names; it gives the number of all.
+MAX_NAMED = 20
+# Standard deviations divide by n, as normalisation needs them.
 DDOF = 0
 
 
 @dataclass(frozen=True)
 class NormStats:
-    """Mean and population standard deviation of log-mel values, of all of them and of each bin.
+    """Mean and population standard deviation of log-mel values, over all values and per bin.
 
     ``source`` is ``records`` or ``arrays``; ``excluded_files`` counts the evaluation clips left out; ``fingerprint``
-    is that of the conversion's configuration, None for arrays that others made. ``folder`` names the log-mels, and
-    ``files`` the list that they were restricted to.
+    is that of the conversion's configuration, None for arrays that other programs made. ``folder`` names the folder of
+    log-mels, and ``files`` the list to which they were restricted.
     """
 
     mean: float
@@ -59,10 +59,10 @@ class NormStats:
 def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None) -> NormStats:
     """Statistics of the log-mels in ``lms``, without AudioSet's evaluation clips.
 
-    Merged from the records of the conversion, or with ``recompute`` from the arrays themselves, those whose files are
-    gone as their pack has them; a folder without records (made by others) can be recomputed as well. ``files``
-    restricts them to the arrays of ``lms`` that a ``files_<name>.csv`` lists. Raises `UserError` where there is nothing
-    to compute from or a listed array has no record, and `CheckFailedError` naming the arrays that cannot be read.
+    They are merged from the records of the conversion, or with ``recompute`` computed from the arrays, taken from the
+    pack if their files are gone; this also works for a folder without records. ``files`` restricts them to the arrays
+    of ``lms`` that a ``files_<name>.csv`` lists. Raises `UserError` if there is nothing to compute from or a listed
+    array has no record, and `CheckFailedError`, naming the arrays, if some cannot be read.
     """
     layout = LmsLayout(require_lms_folder(lms))
     wanted = None if files is None else _listed(layout, files)
@@ -104,7 +104,7 @@ def _recorded_names(layout: LmsLayout) -> list[str]:
 def _chosen(
     names: Sequence[str], wanted: set[str] | None, layout: LmsLayout, files: Path | None
 ) -> tuple[list[str], int]:
-    """The ``names`` to count in, and how many evaluation clips are left out of them."""
+    """The ``names`` to count, and the number of evaluation clips left out of them."""
     if wanted is not None:
         missing = wanted.difference(names)
         if missing:
@@ -128,7 +128,7 @@ def _nothing(layout: LmsLayout, excluded: int) -> UserError:
 
 
 class _Counted:
-    """Decides name by name what is counted in: the ``wanted`` ones (None: all), without evaluation clips."""
+    """Decides name by name which arrays count: the ``wanted`` ones (None: all), without evaluation clips."""
 
     def __init__(self, wanted: set[str] | None) -> None:
         self._wanted = wanted
@@ -147,7 +147,7 @@ class _Counted:
 
 
 def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
-    """The merged moments of the good records that are ``counted`` in, row group by row group; None for none."""
+    """The merged moments of the good records that are ``counted``, row group by row group; None if there are none."""
     parts: list[Moments] = []
     n_mels = None
     for records in iter_records(layout, ["file_name", "status", "frames", "bin_mean", "bin_m2"]):
@@ -169,7 +169,7 @@ def _moments_of_records(layout: LmsLayout, counted: _Counted) -> Moments | None:
 
 
 def _require_sums(layout: LmsLayout, batch: pa.Table) -> None:
-    """Raise `UserError` where good records lack what statistics are merged from, as damaged ones of old may."""
+    """Raise `UserError` if good records lack the columns for statistics, as damaged records of old versions may."""
     for name in ("frames", "bin_mean", "bin_m2"):
         if batch[name].null_count:
             raise UserError(f"{layout.melspec}: {batch[name].null_count} good records have no {name}; damaged?.")
@@ -179,7 +179,7 @@ def _require_sums(layout: LmsLayout, batch: pa.Table) -> None:
 
 
 class _Packed:
-    """The pack of a folder, if there is one; ``rows`` by file name."""
+    """The pack of a folder, if there is one; ``rows`` gives the row of each file name."""
 
     def __init__(self, layout: LmsLayout) -> None:
         config = read_config(layout)
@@ -188,9 +188,9 @@ class _Packed:
         self.rows = {} if opened is None else {name: row for row, name in enumerate(opened[1].to_pylist())}
 
     def read(self, path: Path, name: str, promise: Promise) -> np.ndarray:
-        """An array (1, n_mels, T): its file, or what the pack has of one that is gone.
+        """An array (1, n_mels, T) from its file, or from the pack if the file is gone.
 
-        Raises `UserError` where it is not what its record promises.
+        Raises `UserError` if it is not what its record promises.
         """
         if self._store is None or name not in self.rows or path.exists():
             found = read_lms(path, n_mels=promise.n_mels)
@@ -222,8 +222,8 @@ def _moments_of_arrays(layout: LmsLayout, names: Sequence[str], packed: _Packed)
             if len(parts) >= ROWS_PER_BATCH:
                 parts = [Moments.merge_all(parts)]
     if failures:
-        named = "\n  ".join(failures[:MOST_NAMED])
-        more = f"\n  and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
+        named = "\n  ".join(failures[:MAX_NAMED])
+        more = f"\n  and {len(failures) - MAX_NAMED} more" if len(failures) > MAX_NAMED else ""
         raise CheckFailedError(f"{len(failures)} of {len(names)} arrays cannot be read:\n  {named}{more}")
     return Moments.merge_all(parts)
 

@@ -1,7 +1,7 @@
-"""Sources one after the other, none of which may take for ever: what hangs in a read is left behind, in its thread.
+"""A time limit for reading each source: a thread that hangs in a read is abandoned, and work goes on without it.
 
-A read of a dead mount cannot be interrupted, so the work is done in a thread that somebody waits for. One that was
-given up finds out before it writes anything, should it ever wake.
+A read of a dead mount cannot be interrupted, so the work is done in a thread. A thread that was abandoned finds out
+before it writes anything, should it ever wake.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Claim = Callable[[], None]
 
 
 def no_claim() -> None:
-    """For work that nobody gives up."""
+    """A `Claim` for work without a time limit."""
 
 
 def limited(
     work: Callable[[Source, Claim], T], sources: Sequence[Source], seconds: float, late: Callable[[Source], T]
 ) -> Iterator[T]:
-    """``work`` of each source in order, or ``late`` of those that take longer than ``seconds``.
+    """The result of ``work`` for each source in order, or of ``late`` if reading it takes longer than ``seconds``.
 
-    ``work`` calls the function that it is given when it has read all of its source, before it changes anything on disk:
-    from then on it is waited for, however long it takes. Raises what ``work`` raises.
+    ``work`` calls its `Claim` when it has read its whole source, before it changes anything on disk; from then on it
+    may take any time. Raises the errors of ``work``.
     """
     at = 0
     while at < len(sources):
@@ -55,7 +55,7 @@ def limited(
 
 
 class _GivenUp(BaseException):
-    """Nobody waits for this thread any more. No `Exception`: no handler of one source's errors may take it for one."""
+    """This thread was abandoned. It is not an `Exception`, so that no handler of a source's errors catches it."""
 
 
 class _Raised:
@@ -64,14 +64,14 @@ class _Raised:
 
 
 class _Runner(threading.Thread):
-    """Works on sources until one of them is given up."""
+    """Works on sources until one of them takes too long and the thread is abandoned."""
 
     def __init__(self, work: Callable[[Source, Claim], Any], sources: Sequence[Source]) -> None:
         super().__init__(name="m2dprep-sources", daemon=True)
         self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._work, self._sources = work, sources
         self._lock = threading.Lock()
-        self._begun: float | None = None  # since when a source is being read
+        self._begun: float | None = None  # when the reading of the present source began
         self._stopped = False
 
     def run(self) -> None:
@@ -91,14 +91,14 @@ class _Runner(threading.Thread):
             self.results.put(_Raised(error))
 
     def _claim(self) -> None:
-        """The source has been read; it can no longer be given up."""
+        """Note that the source has been read: it is no longer subject to the limit."""
         with self._lock:
             if self._stopped:
                 raise _GivenUp
             self._begun = None
 
     def gave_up_after(self, seconds: float) -> bool:
-        """Whether a source was being read for ``seconds``, and is given up now."""
+        """Abandon the thread and return True if a source has been read for ``seconds`` or more."""
         with self._lock:
             if self._begun is None or time.monotonic() - self._begun < seconds:
                 return False
@@ -107,6 +107,6 @@ class _Runner(threading.Thread):
         return True
 
     def stop(self) -> None:
-        """Let the thread do nothing more."""
+        """Keep the thread from doing anything more."""
         with self._lock:
             self._stopped = True

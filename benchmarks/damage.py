@@ -69,7 +69,7 @@ def make_directory(root: Path, seed: int = 0) -> Path:
             soundfile.write(root / f"{name}_wavs" / f"{name}{clip:02}.wav", samples, 16000)
         config = ConvertConfig(PRESETS["16k"], min_seconds=0.5 + number / 8)
         run_melspec(root / f"{name}_wavs", data / f"{name}_lms", config, MelspecOptions(workers=0))
-        pack(data / f"{name}_lms", clips_a_shard=5)
+        pack(data / f"{name}_lms", clips_per_shard=5)
     for file in (data / "second_lms").glob("*.npy"):
         file.unlink()
     unpack(data / "second_lms")

@@ -48,7 +48,7 @@ TLS_TASKS = int(os.environ.get("BENCH_TLS_TASKS", "400"))
 # What converting a clip takes (benchmarks/melspec_floor.py).
 CLIP_SECONDS = 0.0062
 # A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
-CLIPS_A_SHARD = 50
+CLIPS_PER_SHARD = 50
 
 
 @dataclass
@@ -140,7 +140,7 @@ def with_dask_tls(function: Any, shards: Sequence[Any]) -> Run:
 
 def compare(root: Path) -> None:
     make_clips(root / "wavs", CLIPS)
-    shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_A_SHARD)
+    shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_PER_SHARD)
     config = ConvertConfig(PRESETS["16k"])
     engine, pool, dask, tls = [], [], [], []
     ways = ((engine, with_engine), (pool, with_pool), (dask, with_dask), (tls, with_dask_tls))
@@ -163,7 +163,7 @@ def compare(root: Path) -> None:
             ("engine, Dask with TLS", tls),
         )
     ]
-    print(f"{CLIPS} clips in shards of {CLIPS_A_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
+    print(f"{CLIPS} clips in shards of {CLIPS_PER_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
     print(table(["", "clips/s", "CPU ms a clip", "seconds to the first rows"], rows))
     rates = median(one.rate / other.rate for one, other in zip(pool, engine, strict=True))
     cpus = median(one.cpu / other.cpu for one, other in zip(engine, pool, strict=True))

@@ -297,7 +297,7 @@ def pack(
     result = run_pack(
         lms,
         dtype=dtype,
-        clips_a_shard=clips_per_shard,
+        clips_per_shard=clips_per_shard,
         threads=threads,
         overwrite=overwrite,
     )

@@ -23,7 +23,7 @@ import torch
 
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.reading import named, steadily
+from m2dprep.artifacts.reading import named, with_retries
 from m2dprep.artifacts.settings import Range, build, shown, typed
 from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.m2dclap.config import ModelConfig
@@ -155,7 +155,7 @@ def _is_whole(descriptor: int, member: zipfile.ZipInfo) -> bool:
 
 
 def _read(descriptor: int, size: int, start: int) -> bytes:
-    return steadily(lambda: os.pread(descriptor, size, start))
+    return with_retries(lambda: os.pread(descriptor, size, start))
 
 
 def _require_kind(path: Path, beginning: bytes) -> None:

@@ -1,1 +1,1 @@
-"""Which clip a name means."""
+"""Clip ids: which clip the name of a file or a row means."""

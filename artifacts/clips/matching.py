@@ -1,21 +1,22 @@
 r"""Which clip a name means: one rule for captions, exclusions, training lists, checks and training.
 
 A *name* is a listed log-mel, an audio file in a table, or an id; a *clip* is an id of a captions table or of an
-embedding store. One of the two has to be all of the text that they have in common, so ``dog/001.flac`` never means the
-clip ``cat/001``. From the most to the least literal reading:
+embedding store. One of the two must contain the other completely, so ``dog/001.flac`` never means the clip ``cat/001``.
+From the most to the least literal reading:
 
-1. the clip's id is the name, or its path without the suffix; a listed log-mel's path without the folder of log-mels
-   (the first) counts as whole too
+1. the clip's id is the name, or the name's path without the suffix; for a listed log-mel, the path without its first
+   folder (that of the log-mels) counts as whole too
 2. the id is the end of the name's path (``w_lms/FreeSound/1234.npy`` means ``FreeSound/1234``, or else ``1234``), or
-   the path, with a folder at least, is the end of the id (``w_lms/dog/001.npy`` means ``audio/dog/001``)
-3. both are the same but for what file systems change: ``_`` for ``: ? * " < > | \``, white space around a name,
-   accents as characters of their own
+   the path, with at least one folder, is the end of the id (``w_lms/dog/001.npy`` means ``audio/dog/001``)
+3. both are the same except for changes that file systems make: ``_`` for ``: ? * " < > | \``, white space around a
+   name, accents as characters of their own
 4. the id is the YouTube id in the name's form (VGGSound's ``<id>_<6 digits>``, AudioSet's ``Y<id>[_<start>[_<end>]]``)
 5. the id is the first 11 characters of ``<id>_<start>[_<end>]``
 
-**A reading that two listed files share is used for neither of them**, unless it is more literal for one, which then has
-it alone: with ``dog/001.npy`` and ``cat/001.npy`` listed, the clip ``001`` is neither's. So is a reading that two clips
-share. Names in a table of captions share YouTube ids (4): a clip may have several captions.
+**If two listed files share a reading, it counts for neither of them**, unless it is more literal for one file, which
+then gets the clip alone: with ``dog/001.npy`` and ``cat/001.npy`` listed, neither is the clip ``001``. A reading that
+two clips share does not count either. Names in a table of captions may share a YouTube id (4), because a clip may have
+several captions.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from m2dprep.artifacts.clips.readings import (
 )
 from m2dprep.artifacts.columns import Lookup, chunks, codes, in_threads, one_array
 
-FEW = 4  # names are few where clips are so many times as many
+FEW_NAMES_RATIO = 4  # names are few if there are so many times as many clips
 NO_CLIP, SEVERAL_CLIPS = -1, -2
 WHOLE, END, FOLDED, FORM, TIMED = range(5)
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class Matches(NamedTuple):
-    """For every name the row of its clip, int32 with null where no clip is meant, and the start second it names.
+    """``clip``, int32 (N,), is the row of each name's clip, null if it means no clip.
 
-    ``start_seconds`` float64 (N,) is that of VGGSound's form, where the name was read by it; NaN elsewhere.
+    ``start_seconds``, float64 (N,), is the start second in names that were read by VGGSound's form; NaN elsewhere.
     """
 
     clip: pa.Array
@@ -59,10 +60,11 @@ class Matches(NamedTuple):
 
 
 class FileMatches(NamedTuple):
-    """For every listed file the row of its clip, int64 (N,), `NO_CLIP` where it has none.
+    """``clip``, int64 (N,), is the row of each listed file's clip, `NO_CLIP` if it has none.
 
-    ``shared`` are the rows of files that would have a clip by a reading that others share, with one of these clips each
-    in ``wanted`` (`NO_CLIP` where that is not one clip), both int64; ``rival`` is a file that shares the first.
+    ``shared`` are the rows of files that got no clip because other files share the reading; ``wanted`` has one such
+    clip for each of them (`NO_CLIP` if the reading means several clips). Both are int64. ``rival`` is the row of a file
+    that shares the reading of the first.
     """
 
     clip: np.ndarray
@@ -71,7 +73,7 @@ class FileMatches(NamedTuple):
     rival: int
 
     def lines(self, file_names: Sequence[str], clip_ids: Sequence[str]) -> list[str]:
-        """What to say of the shared readings, with an example: a line, or none where there are none."""
+        """A line about the shared readings, with an example; an empty list if there are none."""
         if not len(self.shared):
             return []
         row, clip = int(self.shared[0]), int(self.wanted[0])
@@ -85,9 +87,9 @@ class FileMatches(NamedTuple):
 
 
 def match_names(names: Column, clips: pa.Array) -> Matches:
-    """Find the clips that the ``names`` in a table (no nulls) mean among ``clips`` (unique ids).
+    """Find the clips among ``clips`` (unique ids) that the ``names`` in a table (no nulls) mean.
 
-    Several names may mean one clip, by their form also names of other seconds of a video.
+    Several names may mean one clip; by their form, so may names of other seconds of the same video.
     """
     plain = all(is_plain(chunk) for chunk in chunks(names))
     stems: Column = names if plain else _stems(names)
@@ -130,7 +132,7 @@ def _stems(names: Column) -> pa.ChunkedArray:
 
 
 def _claim_by_path(claims: _Claims, targets: _Targets, whole: pa.Array, whole_from: int) -> None:
-    """Claims by paths and their ends. A path without its first ``whole_from`` folders is whole still."""
+    """Claims by paths and their ends. A path without its first ``whole_from`` folders still counts as whole."""
     readings = [(None, whole), *shorter_ends(whole)]
     for depth, (rows, texts) in enumerate(readings):
         claims.add(WHOLE if depth <= whole_from else END, rows, targets.ids(texts))
@@ -145,7 +147,7 @@ def _claim_by_path(claims: _Claims, targets: _Targets, whole: pa.Array, whole_fr
 
 
 def _claim_by_form(claims: _Claims, targets: _Targets, stems: Column, forms: Column) -> None:
-    """Claims by YouTube ids: ``forms`` has those of VGGSound's and AudioSet's forms, null where a stem has neither."""
+    """Claims by YouTube ids: ``forms`` has those of VGGSound's and AudioSet's forms, null if a stem has neither."""
     claims.add(FORM, None, targets.ids(forms))
     claims.add(FORM, None, targets.y_ids(stems))
     claims.add(FORM, None, targets.y_ids(forms))
@@ -155,7 +157,7 @@ def _claim_by_form(claims: _Claims, targets: _Targets, stems: Column, forms: Col
 
 
 def _timed(stems: Column, ids: Column) -> tuple[np.ndarray, pa.Array]:
-    """The rows, int64, and the ids of stems that are read by no form but with a time behind the id."""
+    """The rows, int64, and the ids of stems of neither form that have a time after the id."""
     long = pc.greater(pc.binary_length(stems), ID_LENGTH)
     rows = np.flatnonzero(pc.and_(pc.is_null(ids), long).to_numpy(zero_copy_only=False))
     found = timed_ids(one_array(stems.take(pa.array(rows)))) if len(rows) else pa.nulls(0, pa.string())
@@ -164,7 +166,7 @@ def _timed(stems: Column, ids: Column) -> tuple[np.ndarray, pa.Array]:
 
 
 class _Claims:
-    """Which names claim which clips, the most literal reading first, and who gets them in the end."""
+    """The claims of names to clips, the most literal reading first, and how they are settled."""
 
     def __init__(self, names: int, clips: int, shareable: Sequence[int]) -> None:
         self.identity: np.ndarray | None = None  # names with equal numbers are spellings of one
@@ -172,14 +174,14 @@ class _Claims:
         self._by_rank: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(TIMED + 1)]
 
     def add(self, rank: int, rows: np.ndarray | None, clips: pa.Array) -> None:
-        """``clips`` int32 (n,): what the names at ``rows`` (None: all of them) may mean; null for nothing."""
+        """Add claims of the names at ``rows`` (None: all names) to ``clips``, int32 (n,), null for no claim."""
         there = np.flatnonzero(clips.is_valid().to_numpy(zero_copy_only=False))
         if len(there):
             wanted = clips.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
             self._by_rank[rank].append((there if rows is None else rows[there], wanted))
 
     def settle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 (N,): every name's clip, the rank by which it has it, and the first clip that it claimed in vain."""
+        """Three int64 (N,): the clip of each name, the rank of that claim, and the first clip claimed in vain."""
         clip, lost = (np.full(self._names, NO_CLIP, np.int64) for _ in range(2))
         rank_of = np.zeros(self._names, np.int64)
         taken = np.zeros(self._clips, bool)
@@ -198,12 +200,12 @@ class _Claims:
         return clip, rank_of, lost
 
     def rival(self, row: int, clip: int) -> int:
-        """Another name that claims the clip; the name itself where there is none."""
+        """Another name that claims the clip; the name itself if there is none."""
         rows = np.concatenate([rows[wanted == clip] for claims in self._by_rank for rows, wanted in claims])
         return int(next(iter(rows[rows != row]), row))
 
     def _alone(self, claims: list[tuple[np.ndarray, np.ndarray]], taken: np.ndarray) -> np.ndarray:
-        """bool (clips,): which clips one name alone claims, no name more literally."""
+        """bool (clips,): whether exactly one name claims a clip, and no name claims it more literally."""
         if not claims:
             return ~taken
         rows, wanted = (np.concatenate(column) for column in zip(*claims, strict=True))
@@ -214,9 +216,9 @@ class _Claims:
 
 
 class _Targets:
-    """The texts that mean a clip: its id and path, the ends of these, YouTube ids after a ``Y``, folded paths.
+    """The texts that mean a clip: its id and path, their ends, YouTube ids after a ``Y``, and folded paths.
 
-    ``names`` are those that will be looked for.
+    ``names`` are the names that will be looked up.
     """
 
     def __init__(self, names: Column, clips: pa.Array) -> None:
@@ -243,7 +245,7 @@ def _with_folder(rows: np.ndarray, texts: pa.Array) -> tuple[np.ndarray, pa.Arra
 
 
 def _after_y(whole: pa.Array) -> list[tuple[np.ndarray, pa.Array]]:
-    """The YouTube ids of ids ``Y<id>``, which say no more than these do."""
+    """The YouTube ids in clip ids of the form ``Y<id>``, with their rows."""
     rows = np.flatnonzero(pc.equal(pc.binary_length(whole), AUDIOSET_LENGTH).to_numpy(zero_copy_only=False))
     if not len(rows):
         return []
@@ -252,9 +254,9 @@ def _after_y(whole: pa.Array) -> list[tuple[np.ndarray, pa.Array]]:
 
 
 class _Texts:
-    """Finds texts: ``first`` (unique) mean their own row, then those of ``more`` the rows beside them.
+    """Finds texts: each of ``first`` (unique) means its own row, each text in ``more`` the row given with it.
 
-    What means two rows is `SEVERAL_CLIPS`; what is in ``first`` means that alone.
+    A text that means two rows is `SEVERAL_CLIPS`; a text in ``first`` means only its row there.
     """
 
     def __init__(self, names: Column, first: pa.Array | None, more: list[tuple[np.ndarray, pa.Array]]) -> None:
@@ -282,13 +284,13 @@ class _Texts:
         return found if self._clip_of_text is None else pa.array(self._clip_of_text).take(found)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread of the finder."""
         if self._finder is not None:
             self._finder.close()
 
 
 def _extremes(groups: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest of the ``values`` (int64, from 0) of each of ``count`` groups."""
+    """The least and the greatest value (int64, from 0) of each of ``count`` groups."""
     least, greatest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
     np.minimum.at(least, groups, values)
     np.maximum.at(greatest, groups, values)
@@ -296,19 +298,19 @@ def _extremes(groups: np.ndarray, values: np.ndarray, count: int) -> tuple[np.nd
 
 
 class _Finder:
-    """Finds the rows of names among ``texts``, which it sorts in a thread where ``names`` are many."""
+    """Finds the rows of names among ``texts``, which a thread sorts if there are many ``names``."""
 
     def __init__(self, names: Column, texts: pa.Array) -> None:
         self._texts = texts
         self._pool = ThreadPoolExecutor(1)
-        self._lookup = self._pool.submit(Lookup, texts) if FEW * len(names) > len(texts) else None
+        self._lookup = self._pool.submit(Lookup, texts) if FEW_NAMES_RATIO * len(names) > len(texts) else None
         self._lengths = np.unique(pc.binary_length(texts).to_numpy(zero_copy_only=False))
 
     def close(self) -> None:
         self._pool.shutdown()
 
     def __call__(self, names: Column) -> pa.Array:
-        """int32 (N,): the text of every name, null where there is none. Names as long as no text are passed over."""
+        """int32 (N,): the row of each name, null if there is none. Names whose length no text has are skipped."""
         own = pc.fill_null(pc.binary_length(names), -1)
         possible = np.isin(np.asarray(own), self._lengths)
         if not possible.any():
@@ -319,7 +321,7 @@ class _Finder:
         return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
 
     def _index_in(self, names: pa.Array) -> pa.Array:
-        """The row of every name. Of few names and many texts, the texts are looked up in the names."""
+        """The row of each name. If there are few names and many texts, the texts are looked up among the names."""
         if self._lookup is not None:
             return self._lookup.result()(names)
         encoded = names.dictionary_encode()

@@ -1,16 +1,12 @@
-"""All the ways in which a name of a clip can be read, and whether two names may mean one clip.
+"""All readings of clip names, for whole columns: as paths, as ends of paths, as YouTube ids.
 
-How names of clips can be read, for whole columns: as paths, as ends of paths, as YouTube ids.
+A name is an id in a table, the name of an audio file, or a listed log-mel. `artifacts.clips.matching` decides which
+reading counts; `artifacts.clips.clip_id` describes the same texts for a single name.
 
-A name is an id in a table, the name of an audio file, or a listed log-mel. `artifacts.clips.matching` says which
-reading counts; here are the readings alone, and each is the text that `artifacts.clips.clip_id` describes for a single
-name.
-
-Whether names may mean one clip, for what has to stay out: by any reading of both, however many share it.
-
-The readings are those of `artifacts.clips.matching`. Where a caption needs the one clip that a name means, an exclusion
-needs every clip that it may mean: a name without a folder is that of a clip in any folder, and all clips of a video are
-one, whatever their start. Names in different folders are different clips here too: ``dog/001`` is not ``cat/001``.
+`AllReadings` tells whether two names may mean one clip by any reading, however many names share it. A caption needs the
+one clip that its name means, but an exclusion needs every clip that its name may mean: a name without a folder may mean
+a clip in any folder, and all clips of a video are one, whatever their start. Names in different folders remain
+different clips: ``dog/001`` is not ``cat/001``.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from m2dprep.artifacts.columns import holds_byte, text_bytes
 SUFFIX = rf"(?i)([^/])\.(?:{'|'.join(map(re.escape, sorted({*AUDIO_SUFFIXES, LOG_MEL_SUFFIX})))})$"
 # What a path may hold besides folders and a name: `//`, `/./`, a slash at either end.
 SURPLUS = r"//|(?:^|/)\.(?:/|$)|^/|/$"
-# What tables write and file systems have otherwise: characters that Windows forbids, white space around a name.
+# Differences between tables and file systems: characters that Windows forbids, white space around a name.
 FORBIDDEN = r'[:?*"<>|\\]'
 UNUSUAL = rf"{FORBIDDEN}|(?:^|/)\s|\s(?:/|$)|[^\x00-\x7f]"
 NAMELESS = f"/.{LOG_MEL_SUFFIX}"
@@ -39,12 +35,12 @@ VGGSOUND_LENGTH, AUDIOSET_LENGTH, ID_LENGTH = 18, 12, 11
 
 
 def only_id_bytes(content: np.ndarray) -> bool:
-    """Whether all bytes (uint8) are of characters that YouTube's ids consist of."""
+    """Whether all bytes (uint8) are characters that may occur in a YouTube id."""
     return not content.tobytes().translate(None, delete=ID_BYTES)
 
 
 def is_plain(names: pa.Array) -> bool:
-    """Whether the names surely are their own paths: without folders, suffixes and unusual characters."""
+    """Whether the names certainly are their own paths: without folders, suffixes and unusual characters."""
     content = text_bytes(names)[0]
     return only_id_bytes(content)
 
@@ -72,7 +68,7 @@ def _without_suffix(names: pa.Array) -> pa.Array:
 
 
 def _may_hold_surplus(texts: pa.Array) -> bool:
-    """Whether a path has to be looked at by `SURPLUS`; quick where none has."""
+    """Whether any path may match `SURPLUS`; quick if none does."""
     content = text_bytes(texts)[0].tobytes()
     if b"//" in content or b"/./" in content or (b"." in content and pc.any(pc.equal(texts, ".")).as_py()):
         return True
@@ -88,7 +84,7 @@ def _may_hold_surplus(texts: pa.Array) -> bool:
 
 
 def shorter_ends(texts: pa.Array) -> Iterator[tuple[np.ndarray, pa.Array]]:
-    """All shorter ends of paths, the longest first: ``a/b/c`` → ``b/c``, then ``c``; each with its rows, int64."""
+    """All shorter ends of paths, the longest first: ``a/b/c`` → ``b/c``, then ``c``; each step with its rows, int64."""
     rows = np.arange(len(texts))
     while len(texts) and holds_byte(texts, b"/"):
         deeper = pc.match_substring(texts, "/")
@@ -98,7 +94,7 @@ def shorter_ends(texts: pa.Array) -> Iterator[tuple[np.ndarray, pa.Array]]:
 
 
 def last_parts(texts: pa.Array) -> pa.Array:
-    """What follows the last ``/`` of every path."""
+    """The part after the last ``/`` of each path."""
     if not holds_byte(texts, b"/"):
         return texts
     parts = pc.split_pattern(texts, "/", max_splits=1, reverse=True)
@@ -106,10 +102,10 @@ def last_parts(texts: pa.Array) -> pa.Array:
 
 
 def folded(texts: pa.Array) -> pa.Array | None:
-    """Paths as tables and file systems agree on them; None where that changes none of them.
+    """Paths in a form on which tables and file systems agree; None if that changes no path.
 
-    Characters that Windows forbids are ``_``, white space around a name or folder is gone, letters with accents are
-    one character (macOS takes them apart).
+    Characters that Windows forbids become ``_``, white space around a name or folder is removed, and letters with
+    accents become one character (macOS decomposes them).
     """
     usual = not text_bytes(texts)[0].tobytes().translate(None, delete=USUAL_BYTES)
     if usual or not pc.any(unusual := pc.match_substring_regex(texts, UNUSUAL)).as_py():
@@ -120,7 +116,7 @@ def folded(texts: pa.Array) -> pa.Array | None:
 
 
 def youtube_ids(stems: pa.Array) -> pa.Array:
-    """`artifacts.clips.clip_id.youtube_id` of every stem: VGGSound's form first, then AudioSet's; else null."""
+    """`artifacts.clips.clip_id.youtube_id` of each stem: VGGSound's form first, then AudioSet's; else null."""
     return read_forms(stems)[0]
 
 
@@ -132,10 +128,10 @@ def timed_ids(stems: pa.Array) -> pa.Array:
 
 
 def read_forms(stems: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The YouTube id (or null) and the start second of VGGSound's form (or NaN) of every stem.
+    """The YouTube id (or null) and the start second of VGGSound's form (or NaN) of each stem.
 
-    Where all bytes may stand in an id, the two frequent forms are told by their length and a few bytes; regular
-    expressions read what is left.
+    If all bytes may occur in an id, the two frequent forms are recognised by their length and a few bytes; regular
+    expressions read the rest.
     """
     content, offsets = text_bytes(stems)
     lengths = np.diff(offsets)
@@ -160,7 +156,7 @@ def read_forms(stems: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _windows(content: np.ndarray, starts: np.ndarray, there: np.ndarray) -> pa.Array:
-    """The texts of `ID_LENGTH` bytes from ``starts`` on (N,); null where they are not ``there``."""
+    """The texts (N,) of `ID_LENGTH` bytes from ``starts`` on; null where ``there`` is False."""
     if not there.any():
         return pa.nulls(len(starts), pa.string())
     windows = np.ndarray(len(content) - ID_LENGTH + 1, f"V{ID_LENGTH}", content, strides=(1,))
@@ -198,9 +194,9 @@ def whole(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class AllReadings:
-    """Every reading of some names: all of their paths (``whole``), ends of these, YouTube ids, last parts.
+    """Every reading of some names: their whole paths, the ends of these, YouTube ids, and last parts.
 
-    ``whole`` and ``ends`` are texts and the rows that they belong to, None for all.
+    ``whole`` and ``ends`` are texts with the rows to which they belong (None: all rows).
     """
 
     whole: list[tuple[np.ndarray | None, pa.Array]]
@@ -210,7 +206,7 @@ class AllReadings:
 
     @classmethod
     def of(cls, names: pa.Array, *, listed: bool = False) -> AllReadings:
-        """``listed``: the names are those of log-mels; without their first folder they are whole still."""
+        """If the names are ``listed`` log-mels, their paths without the first folder still count as whole."""
         path = paths(names)
         whole: list[tuple[np.ndarray | None, pa.Array]] = [(None, names)]
         ends: list[tuple[np.ndarray | None, pa.Array]] = []
@@ -223,7 +219,7 @@ class AllReadings:
         return cls(whole, ends, pc.coalesce(read_forms(stems)[0], timed_ids(stems)), stems)
 
     def may_mean(self, others: AllReadings) -> np.ndarray:
-        """bool (N,): whether each of these names and any of the ``others`` may be one clip."""
+        """bool (N,): whether each of these names may mean the same clip as any of the ``others``."""
         found = np.zeros(len(self.stems), bool)
         for readings, wanted in (
             (self.whole, [*others.whole, *others.ends]),

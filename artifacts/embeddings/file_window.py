@@ -1,4 +1,4 @@
-"""A file that is read from front to back, a few MB at a time and not mapped."""
+"""A window on a file that is read from front to back, a few MB at a time and without a memory map."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 
 from m2dprep.artifacts.reading import RegularFile, read_at
 
-# Bytes that are read at a time, and how many of them must be left for `FileWindow._move` not to be due.
+# Bytes that are read at a time; `FileWindow._move` is due when fewer than `AHEAD_BYTES` of them are left.
 WINDOW_BYTES, AHEAD_BYTES = 1 << 22, 1 << 18
 
 
 class Span(NamedTuple):
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     start: int
     stop: int
 
 
 class FileWindow:
-    """The part of a file that is looked at: ``_bytes``, from its byte ``_start`` on. ``_at`` is the next one of them.
+    """The visible part of a file: ``_bytes``, from its byte ``_start`` on. ``_at`` is the index of the next one.
 
-    Who reads calls `_move` where ``_at`` is beyond ``_enough``; then `AHEAD_BYTES`, or all that is left, lie before it.
-    Raises `OSError`, naming the file, where it cannot be read, and `pickle.UnpicklingError` where it is cut off.
+    A reader calls `_move` when ``_at`` is beyond ``_enough``; then at least `AHEAD_BYTES`, or all that is left, follow.
+    Raises `OSError`, naming the file, if it cannot be read, and `pickle.UnpicklingError` if it is cut off.
     """
 
     def __init__(self, file: RegularFile, start: int) -> None:
@@ -34,7 +34,7 @@ class FileWindow:
         self._move()
 
     def _move(self) -> None:
-        """Read what comes next. What was given out of the bytes before stays as it is."""
+        """Read the next bytes. Views of the earlier bytes stay valid."""
         self._start, self._at = self._start + self._at, 0
         self._window = self._read(Span(self._start, min(self._start + WINDOW_BYTES, self._file.size)))
         self._bytes = memoryview(self._window)  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ class FileWindow:
         return content
 
     def _content(self, span: Span) -> np.ndarray:
-        """The bytes (n,) of a part of the file."""
+        """The bytes (n,) of a range of the file."""
         start, stop = span.start - self._start, span.stop - self._start
         return self._window[start:stop] if start >= 0 and stop <= len(self._window) else self._read(span)
 

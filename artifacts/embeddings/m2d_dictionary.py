@@ -1,15 +1,11 @@
-"""The original's caption embeddings, written and read: a pickled dictionary inside a ``.npy`` file.
+"""The original's caption embeddings: a dictionary {clip id: (D,) or (n, D) array} pickled inside a ``.npy`` file.
 
-The pickle of a dictionary of arrays, written opcode by opcode.
+The pickle is written opcode by opcode. `pickle` would need the whole dictionary in memory, and would use the module
+names of numpy 2 (``numpy._core``), which the numpy 1.x of the original's time cannot load. The names and the protocol
+(3) written here are those of numpy 1.x, which every numpy loads.
 
-Why not `pickle`: it would need the whole dictionary in memory, and would name numpy's modules as numpy 2 calls them
-(``numpy._core``), which the numpy 1.x of the original's time cannot load. This names them as numpy 1.x did, which
-every numpy loads, and uses protocol 3, as numpy 1.x did.
-
-The original's caption embeddings: a dictionary {clip id: (D,) or (n, D) array} pickled inside a ``.npy`` file.
-
-Such a file is read by an unpickler of our own (`artifacts.embeddings.m2d_unpickler`), which never calls what the file
-names and holds a few MB of it at a time. Anything but arrays, strings and dictionaries is refused.
+Such a file is read by an unpickler of our own (`artifacts.embeddings.m2d_unpickler`), which never calls anything that
+the file names and holds a few MB of it at a time. It refuses everything but arrays, strings and dictionaries.
 """
 
 from __future__ import annotations
@@ -28,29 +24,29 @@ from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler, shown
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.npy_files import LARGEST_HEADER
+from m2dprep.artifacts.npy_files import MAX_HEADER_BYTES
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at
 
-ITEMS_A_BATCH = 1000
-# Memo slots of what every array names again.
+ITEMS_PER_BATCH = 1000
+# Memo slots of the objects to which every array refers.
 RECONSTRUCT, NDARRAY, DTYPE = 0, 1, 2
 DTYPE_SLOTS = {"f2": 3, "f4": 4, "f8": 5}
 
 
 def write_pickle(file: IO[bytes], items: Iterable[tuple[str, np.ndarray]]) -> int:
-    """Write a 0-dimensional object array that holds {key: array}; returns how many items there were.
+    """Write a 0-dimensional object array that holds {key: array}; returns the number of items.
 
     Arrays are float16, float32 or float64 of any shape and order; they are stored little-endian and C-contiguous.
     """
     file.write(b"\x80\x03")  # PROTO 3
     file.write(b"cnumpy.core.multiarray\n_reconstruct\n" + _put(RECONSTRUCT) + b"cnumpy\nndarray\n" + _put(NDARRAY))
-    file.write(b"cnumpy\ndtype\n" + _put(DTYPE) + b"000")  # POP what only had to be memorised
+    file.write(b"cnumpy\ndtype\n" + _put(DTYPE) + b"000")  # POP three objects that only had to be memoised
     for code, slot in DTYPE_SLOTS.items():
         file.write(_dtype(code, "<", 0) + _put(slot) + b"0")
     file.write(_empty_array() + b"(" + _integer(1) + b")" + _dtype("O8", "|", 63) + b"\x89" + b"]}")
     count = 0
     iterator = iter(items)
-    while batch := list(islice(iterator, ITEMS_A_BATCH)):
+    while batch := list(islice(iterator, ITEMS_PER_BATCH)):
         file.write(b"(" + b"".join(_item(key, value) for key, value in batch) + b"u")  # MARK … SETITEMS
         count += len(batch)
     file.write(b"atb.")  # APPEND to the list, TUPLE of the state, BUILD, STOP
@@ -68,12 +64,12 @@ def _array(value: np.ndarray) -> Iterator[bytes]:
         raise TypeError(f"arrays of {value.dtype} are not written")
     data = value.astype(f"<{code}").tobytes()
     yield _empty_array() + b"(" + _integer(1) + b"(" + b"".join(_integer(length) for length in value.shape) + b"t"
-    yield _get(DTYPE_SLOTS[code]) + b"\x89"  # not in Fortran's order
+    yield _get(DTYPE_SLOTS[code]) + b"\x89"  # not in Fortran order
     yield b"B" + struct.pack("<I", len(data)) + data + b"tb"
 
 
 def _empty_array() -> bytes:
-    """``_reconstruct(ndarray, (0,), b"b")``, whose state is built next."""
+    """``_reconstruct(ndarray, (0,), b"b")``; its state follows."""
     return _get(RECONSTRUCT) + _get(NDARRAY) + _integer(0) + b"\x85" + b"C\x01b" + b"\x87R"
 
 
@@ -106,8 +102,8 @@ def write_dictionary(
 ) -> int:
     """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads.
 
-    Pairs may come one by one, so that they need never be in memory together. ``whole`` is called with the digest of the
-    file just before it gets its name. Returns how many pairs there were.
+    Pairs may come one by one, so that they are never in memory together. ``whole`` is called with the digest of the
+    file just before it gets its name. Returns the number of pairs.
     """
     items = embeddings.items() if isinstance(embeddings, Mapping) else embeddings
     with atomic_file(path) as file:
@@ -122,16 +118,16 @@ def write_dictionary(
 def read_dictionary(path: Path) -> dict[str, np.ndarray]:
     """Read such a file into {clip id: float array (D,) or (n, D)}, read-only.
 
-    Raises `UserError` where the file is anything else, above all where its pickle asks for more than plain arrays.
+    Raises `UserError` if the file is anything else, above all if its pickle asks for more than plain arrays.
     """
     return dict(read_items(path))
 
 
 def read_items(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The same one by one, in the order of the file, which takes no memory for those that have been.
+    """The items of such a file one by one, in the order of the file; past items take no memory.
 
-    An array is a view of some MB of the file: who keeps many should copy them. A key that occurs twice is given twice.
-    Raises `UserError` as `read_dictionary` does, and `OSError`, naming the file, where the disk cannot read it.
+    An array is a view of some MB of the file, so copy the arrays if you keep many. A key that occurs twice is yielded
+    twice. Raises `UserError` as `read_dictionary`, and `OSError`, naming the file, if the disk cannot read it.
     """
     require_file(path, "a dictionary of caption embeddings")
     try:
@@ -140,13 +136,13 @@ def read_items(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield _plain(path, key, value)
     except (UserError, OSError):
         raise
-    except Exception as error:  # bytes made to harm can raise anything here, also MemoryError: all of it is a refusal
+    except Exception as error:  # malicious bytes can raise anything here, even MemoryError: each is a refusal
         raise UserError(f"{path} is refused as a dictionary of caption embeddings: {first_line(error)}") from error
 
 
 def _end_of_header(file: RegularFile) -> int:
-    """Where the pickle begins. Raises as numpy does where the header is not that of a dictionary."""
-    head = np.empty(min(file.size, LARGEST_HEADER), np.uint8)
+    """The offset of the pickle. Raises `ValueError` or numpy's errors if the header is not that of a dictionary."""
+    head = np.empty(min(file.size, MAX_HEADER_BYTES), np.uint8)
     stream = io.BytesIO(head[: read_at(file, head.data, 0)].tobytes())
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

@@ -1,7 +1,7 @@
-"""An item of a pickled dictionary of arrays, recognised whole: every pickler writes the same opcodes again and again.
+"""Recognises a whole item of a pickled dictionary of arrays at once: every pickler repeats the same opcodes.
 
-Only what these patterns say is taken; whatever differs (the first item, which introduces numpy's names; the borders of
-frames) is left to the reader that goes opcode by opcode (`artifacts.embeddings.m2d_unpickler`).
+Items that do not match these patterns (the first item, which introduces numpy's names; items across the borders of
+frames) are left to the reader that goes opcode by opcode (`artifacts.embeddings.m2d_unpickler`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PUT = rb"(q.|r....|\x94)?"  # BINPUT, LONG_BINPUT, MEMOIZE: what was just made may be referred to later
+PUT = rb"(q.|r....|\x94)?"  # BINPUT, LONG_BINPUT, MEMOIZE: the object just made may be referred to later
 GET = rb"(h.|j....)"  # BINGET, LONG_BINGET
 INTEGER = rb"(?:K.|M..|J....)"
 SHAPE = rb"(%s\x85|%s%s\x86|\(%s{1,2}t)" % ((INTEGER,) * 4)
 LENGTH = rb"(B....|C.|\x8e.{8}|\x96.{8})"
-# _reconstruct(ndarray, (0,), b"b"), then the state (1, shape, dtype, is Fortran's order, data).
+# _reconstruct(ndarray, (0,), b"b"), then the state (1, shape, dtype, is in Fortran order, data).
 RECONSTRUCTED = re.compile(
     PUT + GET + GET + rb"(?:K\0|J\0{4})\x85" + PUT + rb"(?:C\x01b|h.|j....)" + PUT + rb"\x87" + PUT + b"R" + PUT
     + rb"\((?:K\x01|J\x01\0{3})" + SHAPE + PUT + GET + rb"([\x88\x89])" + LENGTH,
@@ -32,8 +32,8 @@ INTEGERS = {0x4B: struct.Struct("<B"), 0x4D: struct.Struct("<H"), 0x4A: struct.S
 
 
 class Made(NamedTuple):
-    """How an item's array is made: references to the function, and the class where it has one (else empty), its shape,
-    references to its dtype and order (or the opcode for whether that is Fortran's)."""
+    """How an item's array is made: references to the function and its class (empty if it has none), the shape, and
+    references to the dtype and the order (or the opcode that says whether that is Fortran's)."""
 
     function: bytes
     kind: bytes
@@ -45,7 +45,7 @@ class Made(NamedTuple):
 class Item(NamedTuple):
     """Key at ``[key_start, key_stop)``, data at ``[data_start, data_stop)``, the next opcode at ``stop``.
 
-    ``puts`` are the opcodes, empty ones included, by which things are remembered; the array is number `ARRAY_PUT`.
+    ``puts`` are the opcodes, empty ones included, that memoise objects; number `ARRAY_PUT` is that of the array.
     """
 
     key_start: int
@@ -58,7 +58,7 @@ class Item(NamedTuple):
 
 
 def match_item(content: memoryview, at: int) -> Item | None:
-    """The item whose key's opcode stands at ``at``; None where it is none of the patterns, or beyond the content."""
+    """The item whose key's opcode is at ``at``; None if it matches no pattern or reaches beyond the content."""
     if content[at] == 0x58:
         start = at + 5
         stop = start + int.from_bytes(content[at + 1 : start], "little")

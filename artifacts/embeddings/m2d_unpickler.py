@@ -1,13 +1,13 @@
-"""Reads the pickle of a dictionary of arrays from a file; nothing that it names is called.
+"""Reads the pickle of a dictionary of arrays from a file without calling anything that the pickle names.
 
-The file is read a few MB at a time, so that one of many GB takes little memory, and not mapped: a page that the disk
-cannot read would end the process there, and is an error with the file's name here. Only what such pickles consist of is
-known; any other opcode, name or type ends the reading. Ordinary items are taken whole
+The file is read a few MB at a time, so that a file of many GB takes little memory. It is not mapped, because a page
+that the disk cannot read would then end the process; here it is an error with the file's name. The reader knows only
+the opcodes, names and types of such pickles; all others end the reading. Ordinary items are recognised as a whole
 (`artifacts.embeddings.m2d_item`).
 
-Why not `pickle.Unpickler` with a short list of names: it puts keys of any kind into a dictionary, and hashing tuples of
-tuples of tuples takes for ever, or more stack than there is, which ends the process (300 bytes and 3 MB do it). And it
-holds the bytes of all arrays in memory.
+`pickle.Unpickler` with a short list of names would not do: it puts keys of any kind into a dictionary, and hashing
+tuples of tuples of tuples takes for ever (300 bytes suffice) or overflows the stack, which ends the process (3 MB do).
+It also holds the bytes of all arrays in memory.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from m2dprep.artifacts.embeddings.m2d_item import ARRAY_PUT, MEMOIZE, Made, fits
 from m2dprep.artifacts.reading import RegularFile
 
 NUMERIC_CODES = {"f2", "f4", "f8"}
-# Objects that a pickle may refer back to: the newest, and those that it came back to before.
+# Limit of the memo: as many of the newest objects, and as many that were referred to before, are kept.
 REMEMBERED = 65536
 STOP = 0x2E
 TEXTS = (0x58, 0x8C)  # BINUNICODE, SHORT_BINUNICODE
-# A file may name an array again and again; what comes of it is so many times the file, and this, at most.
-MOST_REPEATED, ALWAYS_ALLOWED = 16, 1 << 26
+# A file may refer to an array again and again: its arrays may take so many times its size, plus so many bytes.
+MAX_REPEATS, ALWAYS_ALLOWED = 16, 1 << 26
 
 _MARK = object()
 NAMES = {
@@ -73,7 +73,7 @@ class _DType:
 
 
 class _Maker(NamedTuple):
-    """Arrays of one kind: so many ``bytes``."""
+    """Makes arrays of one kind, of ``bytes`` bytes each."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -82,7 +82,7 @@ class _Maker(NamedTuple):
 
 
 class _Numbers(NamedTuple):
-    """A numeric array, and where in the file its numbers are."""
+    """A numeric array, and the place of its numbers in the file."""
 
     maker: _Maker
     span: Span
@@ -91,7 +91,7 @@ class _Numbers(NamedTuple):
 class _Array:
     """A numpy array: a numeric one, or the list of the elements of an array of objects.
 
-    It holds no numbers: a pickle remembers all its arrays, of which few are ever asked for again.
+    It does not hold the numbers: a pickle memoises all its arrays, but few are ever referred to again.
     """
 
     __slots__ = ("value",)
@@ -101,14 +101,14 @@ class _Array:
 
 
 class _Dictionary:
-    """A dictionary whose items have been, or will be, given out."""
+    """A dictionary whose items have been, or will be, yielded."""
 
 
 class StreamUnpickler(FileWindow):
     """The items of the one dictionary in ``file`` from the byte ``start`` on.
 
-    Raises `OSError`, naming the file, where it cannot be read, and `pickle.UnpicklingError`, `ValueError`, `IndexError`
-    and others where it is no such pickle.
+    Raises `OSError`, naming the file, if it cannot be read, and `pickle.UnpicklingError`, `ValueError`, `IndexError`
+    and others if it is not such a pickle.
     """
 
     def __init__(self, file: RegularFile, start: int) -> None:
@@ -118,14 +118,14 @@ class StreamUnpickler(FileWindow):
         self._lasting: dict[int, Any] = {}
         self._memoized = 0
         self._items: list[tuple[Any, Any]] = []
-        self._begun = -1  # the place of the mark after which items were given out before they were set
-        self._allowance = MOST_REPEATED * file.size + ALWAYS_ALLOWED
+        self._begun = -1  # the place of the mark after which items were yielded before they were set
+        self._allowance = MAX_REPEATS * file.size + ALWAYS_ALLOWED
         self._makers: dict[Made, _Maker] = {}
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """``(key, value)``: a value is an array, read-only, or whatever else stands there.
+        """``(key, value)``: a value is a read-only array, or whatever else the dictionary holds.
 
-        An array is a view of some MB of the file: who keeps many should copy them.
+        An array is a view of some MB of the file, so copy the arrays if you keep many.
         """
         operations, items = _OPERATIONS, self._items
         while True:
@@ -152,7 +152,7 @@ class StreamUnpickler(FileWindow):
         self._require_dictionary(self._stack.pop())
 
     def _is_at_key(self) -> bool:
-        """Whether the next text is a key of a dictionary; an item before it, read opcode by opcode, is given out."""
+        """Whether the next text is a key of a dictionary. An item before it, read opcode by opcode, is finished."""
         stack = self._stack
         if len(stack) >= 4 and stack[-3] is _MARK and isinstance(stack[-4], _Dictionary):
             key, value = stack[-2:]
@@ -164,7 +164,7 @@ class StreamUnpickler(FileWindow):
         return len(stack) >= 2 and stack[-1] is _MARK and isinstance(stack[-2], _Dictionary)
 
     def _whole_item(self) -> tuple[str, np.ndarray] | None:
-        """The item that begins here, if it is an ordinary one; else None, and nothing has happened."""
+        """The item that begins here, if it is an ordinary one; otherwise None, and nothing has changed."""
         item = match_item(self._bytes, self._at)
         if item is None:
             return None
@@ -184,7 +184,7 @@ class StreamUnpickler(FileWindow):
         return key, array
 
     def _maker(self, made: Made) -> _Maker | None:
-        """What makes such arrays; None where the references are not what the pattern takes them for."""
+        """The maker of such arrays; None if the references are not what the pattern assumes."""
         function, dtype = self._recalled(reference(made.function)), self._recalled(reference(made.dtype))
         kind = self._recalled(reference(made.kind)) if made.kind else None
         order: Any = FORTRAN.get(made.order) or self._recalled(reference(made.order))
@@ -202,7 +202,7 @@ class StreamUnpickler(FileWindow):
         return maker
 
     def _made(self, item: tuple[Any, Any]) -> tuple[Any, Any]:
-        """``item`` with its array, as long as what has been given out is in proportion to the file."""
+        """``item`` with its array. Raises `pickle.UnpicklingError` if all arrays together far exceed the file."""
         key, value = item
         if not isinstance(value, _Numbers):
             return item
@@ -233,12 +233,12 @@ class StreamUnpickler(FileWindow):
     def _remember(self, index: int, value: Any) -> None:
         self._recent[index] = value
         if self._lasting.pop(index, None) is not None:
-            self._makers.clear()  # what they refer to may have changed
+            self._makers.clear()  # their references may have changed
         if len(self._recent) > REMEMBERED:
             self._recent.popitem(last=False)
 
     def _recalled(self, index: int) -> Any:
-        """What was remembered under ``index``, now for good; `_MARK` where that is nothing any more."""
+        """The object memoised under ``index``, from now on kept for good; `_MARK` if it is no longer there."""
         value = self._lasting.get(index, _MARK)
         if value is _MARK:
             value = self._recent.get(index, _MARK)
@@ -333,7 +333,7 @@ class StreamUnpickler(FileWindow):
 
 
 def shown(value: Any) -> str:
-    """A value in a message: a short text as it is, else what kind it is; to show one whole may take for ever."""
+    """A value for a message: a text (shortened), or the type of any other value, which may be huge to show."""
     return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__.strip('_').lower()}"
 
 

@@ -1,12 +1,8 @@
-"""A store of caption embeddings: its index, its proof, and its rows.
+"""A store of caption embeddings: row i of ``embeddings.npy`` is row i of ``index.parquet`` and of ``captions.parquet``.
 
-The row-aligned index of an embedding store: which caption of which clip a row is, and the digest of all rows.
-
-Sums that prove the rows of an embedding array while it is filled in any order: what was written is what is there.
-
-Aligned caption embeddings: row i of ``embeddings.npy`` is row i of ``index.parquet`` and of ``captions.parquet``.
-
-``meta.json`` is written last; a store without it is unfinished. `artifacts.embeddings.writer` fills one.
+The index says which caption of which clip each row is; a digest covers all its rows. While the array is being filled,
+in any order, sums (`RowSums`) show whether its rows are those that were written. ``meta.json`` is written last; a store
+without it is unfinished. `artifacts.embeddings.writer` fills a store.
 """
 
 from __future__ import annotations
@@ -46,7 +42,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("caption_digest", pa.binary(CAPTION_DIGEST_BYTES), nullable=False),
     ]
 )
-DIGEST_ROWS = 65536  # texts that are Python objects at a time
+DIGEST_ROWS = 65536  # texts that are converted to Python objects at a time
 
 
 def index_of(captions: pa.Table) -> pa.Table:
@@ -65,10 +61,11 @@ def index_of(captions: pa.Table) -> pa.Table:
 
 
 def rows_digest(index: pa.Table) -> str:
-    """16 hex digits that change with any row of an index, or with their order.
+    """16 hex digits that change with any row of an index and with the order of rows.
 
-    SHA-256 of the columns' own SHA-256s in the order of `INDEX_SCHEMA`: of a text column the lengths in bytes (uint32,
-    little-endian) and then, hashed apart, the UTF-8 of all rows; of the others the values. Chunks do not matter.
+    This is the SHA-256 of two SHA-256s per column, in the order of `INDEX_SCHEMA`: for a text column those of all
+    lengths in bytes (uint32, little-endian) and of the UTF-8 of all rows; for other columns those of the values and of
+    nothing. Chunks do not matter.
     """
     digest = hashlib.sha256()
     for name in INDEX_SCHEMA.names:
@@ -82,7 +79,7 @@ def rows_digest(index: pa.Table) -> str:
 
 
 def first_difference(ours: pa.Table, theirs: pa.Table) -> int | None:
-    """The first row in which two indexes differ, as far as the shorter one goes; None where there is none."""
+    """The first row in which two indexes differ, up to the length of the shorter one; None if there is none."""
     rows = min(ours.num_rows, theirs.num_rows)
     firsts = [
         pc.index(pc.not_equal(ours[name].slice(0, rows), theirs[name].slice(0, rows)), True).as_py()
@@ -92,7 +89,7 @@ def first_difference(ours: pa.Table, theirs: pa.Table) -> int | None:
 
 
 def _contents(array: pa.Array) -> Iterator[np.ndarray]:
-    """The values of a column without nulls as they lie in memory: of texts their lengths, then their bytes."""
+    """The values of a column without nulls as they lie in memory; for texts, their lengths and then their bytes."""
     buffers, start, stop = array.buffers(), array.offset, array.offset + len(array)
     if pa.types.is_string(array.type):
         offsets = np.frombuffer(buffers[1], np.int32)[start : stop + 1] if len(array) else np.zeros(1, np.int32)
@@ -106,20 +103,20 @@ def _contents(array: pa.Array) -> Iterator[np.ndarray]:
 
 
 # Rows that share a sum.
-ROWS_A_SUM = 4096
-# The mixing function of SplitMix64 (Steele, Lea & Flood 2014): a sum of what comes out of it does not cancel.
+ROWS_PER_SUM = 4096
+# The mixing function of SplitMix64 (Steele, Lea & Flood 2014): sums of its results do not cancel.
 STEP, FIRST, SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class RowSums:
-    """For every `ROWS_A_SUM` rows the sum (modulo 2^64) of a number for each row there, of its place and bytes."""
+    """One sum (modulo 2^64) per `ROWS_PER_SUM` rows, of a number per row that depends on its place and its bytes."""
 
     def __init__(self, rows: int) -> None:
-        self._sums = np.zeros(-(-rows // ROWS_A_SUM), np.uint64)
+        self._sums = np.zeros(-(-rows // ROWS_PER_SUM), np.uint64)
 
     @classmethod
     def from_text(cls, text: str, rows: int) -> RowSums:
-        """What `text` gave. Raises `ValueError` where it is of another number of rows."""
+        """The sums in a result of `text`. Raises `ValueError` if they are of another number of rows."""
         sums = cls(rows)
         found = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u8")
         if len(found) != len(sums._sums):
@@ -134,27 +131,27 @@ class RowSums:
     def of_file(cls, file: RowFile, done: np.ndarray) -> RowSums:
         """The sums of the rows of ``file`` that are ``done`` (N,)."""
         sums = cls(len(done))
-        for start, block in file.blocks(ROWS_A_SUM):
+        for start, block in file.blocks(ROWS_PER_SUM):
             rows = np.flatnonzero(done[start : start + len(block)])
             sums.add(start + rows, block, rows)
         return sums
 
     def add(self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> None:
-        """Count in that ``rows[i]`` has the bytes of ``embeddings[which[i]]``, of (m, D)."""
-        np.add.at(self._sums, rows // ROWS_A_SUM, _numbers(rows, embeddings, which))
+        """Add ``rows[i]`` with the bytes of ``embeddings[which[i]]``; ``embeddings`` is (m, D)."""
+        np.add.at(self._sums, rows // ROWS_PER_SUM, _numbers(rows, embeddings, which))
 
     def remove(self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> None:
-        """Take back what `add` did."""
-        np.subtract.at(self._sums, rows // ROWS_A_SUM, _numbers(rows, embeddings, which))
+        """Undo `add` with the same arguments."""
+        np.subtract.at(self._sums, rows // ROWS_PER_SUM, _numbers(rows, embeddings, which))
 
     def first_difference(self, other: RowSums) -> int | None:
-        """The first row that shares a sum in which the two differ."""
+        """The first row of the first sum in which the two differ; None if there is none."""
         differing = np.flatnonzero(self._sums != other._sums)
-        return int(differing[0]) * ROWS_A_SUM if len(differing) else None
+        return int(differing[0]) * ROWS_PER_SUM if len(differing) else None
 
 
 def _numbers(rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """uint64 (n,), one a row: its place and its bytes, mixed."""
+    """uint64 (n,): one number per row, mixed from its place and its bytes."""
     wanted, place = np.unique(which, return_inverse=True)
     digests = row_digests(np.ascontiguousarray(embeddings[row]) for row in wanted.tolist())
     numbers: np.ndarray = digests[place] + (rows.astype(np.uint64) + np.uint64(1)) * STEP
@@ -164,7 +161,7 @@ def _numbers(rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray) -> np.
 
 
 def odd_rows(blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, str]]:
-    """Rows that are no embeddings, and what is wrong with them."""
+    """Rows that cannot be embeddings, each with what is wrong with it."""
     for start, block in blocks:
         norms = np.linalg.norm(block.astype(np.float32), axis=1)
         for row in np.flatnonzero(~np.isfinite(norms)).tolist():
@@ -175,17 +172,17 @@ def odd_rows(blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, st
 
 EMBEDDINGS, INDEX, META, PROGRESS = "embeddings.npy", "index.parquet", "meta.json", "progress.json"
 FORMAT = 2  # 1 had another rows_digest
-# A store that is being replaced has its new metadata a moment after its new array.
+# A store that is being replaced gets its new metadata a moment after its new array.
 OPENING_TRIES = 3
 TOKENIZER_AND_MODULES = "tokenizer_and_modules"
 
 
 @dataclass(frozen=True)
 class EmbeddingStore:
-    """A finished store. ``embeddings`` is a read-only memory map (N, D), shared between processes by the page cache.
+    """A finished store. ``embeddings`` is a read-only memory map (N, D), which processes share through the page cache.
 
-    A page of it that the disk cannot read ends the process; m2dprep itself reads `rows` and `blocks`. ``identity`` is
-    that of the array's file: who maps it again compares it (`map_array`).
+    A page of the map that the disk cannot read ends the process; m2dprep itself uses `rows` and `blocks`, which read.
+    ``identity`` is that of the array's file; pass it to `map_array` to map the same file again.
     """
 
     folder: Path
@@ -195,9 +192,9 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, folder: Path) -> EmbeddingStore:
-        """Open ``folder``; reads the metadata and maps the array, no more.
+        """Open ``folder``; this only reads the metadata and maps the array.
 
-        Raises `UserError` where the store is missing, unfinished, or its array is not what ``meta.json`` promises.
+        Raises `UserError` if the store is missing or unfinished, or if its array is not what ``meta.json`` promises.
         """
         require_folder(folder, "a store of caption embeddings")
         for _ in range(OPENING_TRIES):
@@ -213,11 +210,11 @@ class EmbeddingStore:
 
     @property
     def has_captions(self) -> bool:
-        """Whether the texts behind the rows are known; they are not in a store made from the original's dictionary."""
+        """Whether the texts of the rows are known; they are not in a store made from the original's dictionary."""
         return self.meta.get("captions") != "unknown"
 
     def index(self) -> pa.Table:
-        """The row-aligned table (`INDEX_SCHEMA`). Raises `UserError` where its number of rows or its digest differs."""
+        """The row-aligned table (`INDEX_SCHEMA`). Raises `UserError` if its number of rows or its digest differs."""
         index = read_parquet(self.folder / INDEX, INDEX_SCHEMA, "the index of an embedding store")
         if index.num_rows != len(self.embeddings):
             raise UserError(
@@ -237,21 +234,21 @@ class EmbeddingStore:
         return isinstance(self.meta.get("digests"), str)
 
     def rows(self) -> RowFile:
-        """The embeddings to be read and not mapped: what the disk cannot read is an `OSError` that names the file.
+        """The embeddings, to be read without a map: a failing disk raises an `OSError` that names the file.
 
-        Raises `UserError` where the store has been replaced since it was opened.
+        Raises `UserError` if the store has been replaced since it was opened.
         """
         return RowFile(self.folder / EMBEDDINGS, self.identity)
 
     def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """``(first row, (n, D))`` of all rows, ``rows`` at a time, read as `rows` reads them."""
+        """``(first row, (n, D))`` for all rows, ``rows`` at a time, read as `rows` reads them."""
         return self.rows().blocks(rows)
 
     def require_whole(self) -> None:
         """Read all embeddings once and compare them with their digests.
 
-        Raises `UserError` where they are damaged, or the array is another one by now, and `OSError` where the disk
-        cannot read them. Those of stores that have no digests are read all the same.
+        Raises `UserError` if they are damaged or the array has been replaced, and `OSError` if the disk cannot read
+        them. Embeddings without digests are read as well.
         """
         path = self.folder / EMBEDDINGS
         if not self.is_proven:
@@ -284,9 +281,9 @@ class EmbeddingStore:
 
 
 def settings_in(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``meta`` says of the keys in ``wanted``, None where it says nothing.
+    """The values in ``meta`` of the keys in ``wanted``; None for a missing key.
 
-    What stores of earlier versions do not say is taken to be as wanted: their weights speak for the model.
+    A key that earlier versions did not write is taken to be as wanted: the digest of the weights identifies the model.
     """
     known = {TOKENIZER_AND_MODULES: wanted.get(TOKENIZER_AND_MODULES), **meta}
     return {key: known.get(key) for key in wanted}
@@ -306,7 +303,7 @@ def _meta_of(folder: Path) -> dict[str, Any]:
 def map_array(path: Path, identity: FileIdentity | None = None) -> tuple[np.ndarray, FileIdentity]:
     """A ``.npy`` file as a read-only memory map, and the identity of the file that was mapped.
 
-    Raises `UserError` where it cannot be read, or is another file than the one with ``identity``.
+    Raises `UserError` if it cannot be read or its identity is not ``identity``.
     """
     try:
         with open_regular(path) as file:

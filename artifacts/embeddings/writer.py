@@ -1,4 +1,4 @@
-"""Fills an embedding store shard by shard, in any order, and takes it up again after a kill."""
+"""Fills an embedding store shard by shard, in any order, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from m2dprep.artifacts.reading import named
 from m2dprep.artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
-# The index of a store that takes the place of a finished one; it gets its name when the array does.
+# The index of a store that replaces a finished one; it gets its final name when the array does.
 PARTIAL_INDEX = "index.partial.parquet"
 ANEW = "use --overwrite to start anew."
-SYNC_SECONDS = 5.0  # a shard's rows lie all over the array: syncing each one would take longer than writing it
-SYNC_SHARE = 0.1  # of the time; slow disks are synced less often
+SYNC_SECONDS = 5.0  # a shard's rows lie all over the array, so syncing each shard would take longer than writing it
+SYNC_SHARE = 0.1  # the largest share of the time spent syncing; slow disks are synced less often
 
 
 class EmbeddingStoreWriter:
@@ -50,12 +50,12 @@ class EmbeddingStoreWriter:
 
     ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
     rows of ``index`` they are the fingerprint that a resumed run must share. ``done`` (N,) says which rows are written,
-    by this run and earlier ones; shards may come in any order and size. ``counts`` are sums over all shards, of all
-    runs; ``kept`` is whatever else (JSON) a resumed run is to find again. Memory does not grow with the array: what is
-    written is the system's to keep or to put away.
+    by this run or earlier ones; shards may come in any order and size. ``counts`` are sums over all shards of all runs;
+    ``kept`` is other state (JSON) for a resumed run. Memory does not grow with the array, because written rows are left
+    to the page cache.
 
-    One writer a folder: it is locked until `finish` or `close`, and raises `UserError` where another one is at work. A
-    store that is ``finished`` already is neither locked nor written to.
+    There is one writer per folder: the folder is locked until `finish` or `close`, and `UserError` is raised if another
+    writer is at work. A store that is already ``finished`` is neither locked nor written to.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EmbeddingStoreWriter:
         self.counts: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
         self._held = ExitStack()
-        # Nothing is written where a store is finished: no lock is needed.
+        # A finished store is not written to, so no lock is needed.
         self.finished = not overwrite and self._is_finished()
         if self.finished:
             self._require_whole(index)
@@ -92,7 +92,7 @@ class EmbeddingStoreWriter:
             if overwrite:
                 self._forget()
             else:
-                self.finished = self._is_finished()  # by another run, before the lock was ours
+                self.finished = self._is_finished()  # another run may have finished it before the lock was ours
             if not self.finished:
                 self._begin(index, (index.num_rows, dim), dtype, overwrite)
                 self._held = stack.pop_all()
@@ -106,25 +106,25 @@ class EmbeddingStoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Let other runs write to the folder. What was not synced is computed again by the next one."""
+        """Let other runs write to the folder. The next one computes rows again that were not synced."""
         self._held.close()
 
     def _is_finished(self) -> bool:
-        """Whether the store is there, made as asked for, and not about to be replaced by a run that was stopped."""
+        """Whether the store exists as asked for, and no interrupted run is about to replace it."""
         stored = read_object(self.folder / META)
         if stored is None:
             return False
         if self._differs(stored) and self._is_begun():
             return False
         self._compare(self.folder / META)
-        if (self.folder / PROGRESS).exists():  # killed between the marker and this; one that is only read stays so
+        if (self.folder / PROGRESS).exists():  # left by a run killed after the marker; a read-only folder keeps it
             with suppress(OSError, UserError), exclusive(self.folder):
                 self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
         self.done[:] = True
         return True
 
     def _require_whole(self, index: pa.Table) -> None:
-        """Write a finished store's index anew where it is gone or damaged; `UserError` where the array is."""
+        """Write a finished store's index again if it is gone or damaged. Raises `UserError` if the array is damaged."""
         try:
             store = EmbeddingStore.open(self.folder)
             store.require_whole()
@@ -132,20 +132,20 @@ class EmbeddingStoreWriter:
             raise UserError(f"{error} Use --overwrite to make the store anew.") from error
         try:
             store.index()
-        except UserError:  # both have the rows_digest of meta.json: this is the index that was there
+        except UserError:  # `index` has the rows_digest of meta.json, so it equals the index that was there
             with exclusive(self.folder):
                 write_parquet(self.folder / INDEX, index)
 
     def _forget(self) -> None:
-        """Remove what an earlier run has begun. A finished store stays until the new one can take its place; then a run
-        that was stopped before that goes on."""
+        """Remove the files of an earlier, unfinished run. A finished store stays until the new one can replace it; an
+        interrupted run of that replacement is continued."""
         if not (self.folder / META).exists():
             self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX, EMBEDDINGS, INDEX)
         elif not self._is_begun():
             self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
 
     def _is_begun(self) -> bool:
-        """Whether an earlier run has begun what is asked for."""
+        """Whether an earlier run has begun the store that is asked for."""
         try:
             stored = read_object(self.folder / PROGRESS)
         except UserError:
@@ -156,7 +156,7 @@ class EmbeddingStoreWriter:
         return settings_in(stored, self._identity) != self._identity
 
     def _begin(self, index: pa.Table, shape: tuple[int, int], dtype: str, overwrite: bool) -> None:
-        """Start the array, or go on with the one that an earlier run has left."""
+        """Start the array, or continue the one that an earlier run has left."""
         folder, partial = self.folder, self.folder / PARTIAL
         replaces = (folder / META).exists()
         progress = self._is_begun() if replaces else self._compare(folder / PROGRESS)
@@ -182,7 +182,7 @@ class EmbeddingStoreWriter:
     def _open_partial(self, shape: tuple[int, int], dtype: str) -> None:
         try:
             self._file = FilledRowFile(self.folder / PARTIAL)
-        except UserError as error:  # cut short, or no such array
+        except UserError as error:  # cut short, or not such an array
             raise UserError(f"{self.folder / PARTIAL} is damaged ({first_line(error)}); {ANEW}") from error
         if (self._file.shape, self._file.dtype) != (shape, np.dtype(dtype)):
             raise UserError(f"{self.folder / PARTIAL} is not the array that {PROGRESS} promises; {ANEW}")
@@ -192,7 +192,7 @@ class EmbeddingStoreWriter:
         return int(np.count_nonzero(self.done))
 
     def _take_up(self) -> None:
-        """What an earlier run has noted. Raises `UserError` where it makes no sense, or the rows are others by now."""
+        """Restore the state of an earlier run. Raises `UserError` if it makes no sense or the rows have changed."""
         stored = read_object(self.folder / PROGRESS) or {}
         try:
             done = _unpacked(stored["done"], len(self.done))
@@ -207,7 +207,7 @@ class EmbeddingStoreWriter:
         self.done, self.counts, self.kept, self._sums = done, counts, kept, found
 
     def _require_rows(self, written: RowSums, found: RowSums) -> None:
-        """Raise `UserError` where the rows in the array are not those that were written."""
+        """Raise `UserError` if the rows in the array are not those that were written."""
         row = written.first_difference(found)
         if row is not None:
             raise UserError(
@@ -217,7 +217,7 @@ class EmbeddingStoreWriter:
     def write_shard(
         self, rows: np.ndarray, embeddings: np.ndarray, which: np.ndarray, counts: Mapping[str, int] | None = None
     ) -> None:
-        """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``, of (m, D)."""
+        """Write some of the rows: ``rows[i]`` becomes ``embeddings[which[i]]``; ``embeddings`` is (m, D)."""
         embeddings = np.ascontiguousarray(embeddings, self._file.dtype)
         if len(again := rows[self.done[rows]]):
             self._sums.remove(again, self._file.take(again), np.arange(len(again)))
@@ -230,11 +230,11 @@ class EmbeddingStoreWriter:
             self._sync()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The embeddings (n, D) that lie at the given ``rows`` of the unfinished store."""
+        """The embeddings (n, D) in ``rows`` of the unfinished store."""
         return self._file.take(rows)
 
     def finish(self, notes: Mapping[str, Any]) -> None:
-        """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) join it, not its fingerprint."""
+        """Move the array in place and write ``meta.json``; ``notes`` (counts, checks) are not in its fingerprint."""
         if self.rows_done != len(self.done):
             raise RuntimeError(f"{self.folder}: {self.rows_done} of {len(self.done)} rows were written")
         self._file.sync()
@@ -243,7 +243,7 @@ class EmbeddingStoreWriter:
         odd = sum(1 for _ in odd_rows(self._file.blocks()))
         del self._file
         digests = block_digests(partial)
-        # From here to the new marker there is no finished store; whoever is stopped here has all of it to go on with.
+        # From here to the new marker there is no finished store, but a run that is stopped here can still be resumed.
         (self.folder / META).unlink(missing_ok=True)
         sync_folder(self.folder)
         partial.replace(self.folder / EMBEDDINGS)
@@ -258,7 +258,7 @@ class EmbeddingStoreWriter:
         self.close()
 
     def _sync(self) -> None:
-        """Bring the rows to disk, and note them as done."""
+        """Sync the rows to disk, then record them as done."""
         started = time.monotonic()
         self._file.sync()
         state = {"done": _packed(self.done), "sums": self._sums.text(), "counts": self.counts, "kept": self.kept}
@@ -267,7 +267,7 @@ class EmbeddingStoreWriter:
         self._next_sync = now + max(SYNC_SECONDS, (now - started) / SYNC_SHARE if SYNC_SECONDS else 0.0)
 
     def _compare(self, path: Path) -> bool:
-        """Whether ``path`` holds our identity; False where it is missing, a conflict where it holds another."""
+        """Whether ``path`` holds our identity; False if it is missing. Another raises `FingerprintConflictError`."""
         try:
             stored = read_object(path)
         except UserError as error:
@@ -290,7 +290,7 @@ class EmbeddingStoreWriter:
 
 
 def _packed(done: np.ndarray) -> str:
-    """bool (N,) as text: one bit a row, compressed."""
+    """bool (N,) as text: one bit per row, compressed."""
     return base64.b64encode(zlib.compress(np.packbits(done).tobytes(), 1)).decode()
 
 
@@ -302,7 +302,7 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 
 def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
-    """A new ``.npy`` file with its blocks reserved, so that a full disk is an `OSError` here and not hours later."""
+    """Make a ``.npy`` file with its blocks reserved, so that a full disk raises `OSError` now and not hours later."""
     header = npy_header(shape, np.dtype(dtype))
     size = len(header) + shape[0] * shape[1] * np.dtype(dtype).itemsize
     try:
@@ -318,7 +318,7 @@ def _create_array(path: Path, shape: tuple[int, int], dtype: str) -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Raise `OSError` where there is no space; file systems that cannot reserve any are passed over."""
+    """Raise `OSError` if there is no space. Does nothing on file systems that cannot reserve space."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What is compared with its digest when it is read for the first time, by whichever process reads it."""
+"""Bookkeeping of first reads: a log-mel is compared with its digest once, by the process that first reads it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.log_mels.pack import read_unpacked
 from m2dprep.artifacts.log_mels.records import read_records, record_parts
 
-# Stands for a digest that nobody knows.
+# Stands for an unknown digest.
 UNKNOWN = 0
 
 
 class FirstReads:
-    """Which of some things (n,) are still to be read for the first time. Forked processes share it; a copy that is sent
-    to another process begins as this one is, and goes on by itself."""
+    """Flags (n,) of the items that have not been read yet. Forked processes share them; a pickled copy starts from the
+    present state and is then independent."""
 
     def __init__(self, left: np.ndarray) -> None:
         self._left = np.frombuffer(mmap.mmap(-1, max(1, len(left))), np.uint8)[: len(left)]
@@ -30,11 +30,11 @@ class FirstReads:
         return bool(self._left[index])
 
     def done(self, index: int) -> None:
-        """``index`` has been read and is what it was."""
+        """Note that item ``index`` was read and matches its digest."""
         self._left[index] = False
 
     def begin_again(self) -> None:
-        """All are to be read for the first time."""
+        """Mark all items as not read yet."""
         self._left[:] = True
 
     def __reduce__(self) -> Any:
@@ -42,8 +42,8 @@ class FirstReads:
 
 
 def digests_of_files(layout: LmsLayout, names: pa.Array) -> np.ndarray:
-    """uint64 (n, 2): the digests that the files ``names`` may have, by their records and as `m2dprep unpack` wrote
-    them; `UNKNOWN` where there is none. Raises `UserError` where the records cannot be read."""
+    """uint64 (n, 2): the two digests that each of the files ``names`` may have: the one in its record, and that of the
+    file written by `m2dprep unpack`; `UNKNOWN` for a missing one. Raises `UserError` if the records cannot be read."""
     digests = np.full((len(names), 2), UNKNOWN, np.uint64)
     if not record_parts(layout):
         return digests
@@ -56,7 +56,7 @@ def digests_of_files(layout: LmsLayout, names: pa.Array) -> np.ndarray:
 
 
 def _looked_up(wanted: pa.Array, names: pa.Array, digests: pa.Array) -> np.ndarray:
-    """uint64 (n,): the digest of each of ``wanted``."""
+    """uint64 (n,): the digest of each name in ``wanted``; `UNKNOWN` for other names."""
     rows = pc.fill_null(pc.index_in(wanted, value_set=names), len(names)).to_numpy()
     numbers = np.fromiter((int(text, 16) for text in digests.to_pylist()), np.uint64, len(digests))
     return np.append(numbers, np.uint64(UNKNOWN))[rows]

@@ -1,15 +1,13 @@
-"""A pack: many log-mel arrays in a few large files.
+"""A pack: many log-mel arrays in a few large files. ``<name>_lms/_packed/`` holds the frames of the arrays in sequence:
 
-Digests of arrays that came out of a pack with other bytes than their records say: `_melspec/unpacked.parquet`.
+shard-<n>.npy      float16 or float32 (frames, n_mels), C order: a clip, or any stretch of it, is contiguous
+index.parquet      one row per file (`PACK_SCHEMA`): its shard, first frame and number of frames, or why it failed
+meta.json          dtype, n_mels, sizes of the shards, and what was packed; written last
 
-Many log-mels in few files: ``<name>_lms/_packed/`` holds the frames of its arrays one behind the other.
+A pack that replaces another one belongs to the next generation: its files have other names (``g2-shard-<n>.npy``), so
+that the two never mix, and the new ``meta.json`` makes it the current pack.
 
-shard-<n>.npy      float16 or float32 (frames, n_mels), C order: a clip, or any stretch of it, lies in one piece
-index.parquet      one row a file (`PACK_SCHEMA`): its shard, its first frame and how many, or why it failed
-meta.json          dtype, n_mels, shards with sizes, and what was packed; written last
-
-A pack that takes the place of another one is of the next generation: its files have other names (``g2-shard-<n>.npy``),
-so that the two never mix, and the new ``meta.json`` is what makes it the pack.
+``_melspec/unpacked.parquet`` holds the digests of arrays that were unpacked with other bytes than their records say.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ SCHEMA = pa.schema(
 
 
 def read_unpacked(layout: LmsLayout) -> dict[str, str]:
-    """The digest of each such file. Raises `UserError` where the table is damaged."""
+    """The digest of each file in ``unpacked.parquet``. Raises `UserError` if the table is damaged."""
     path = layout.melspec / UNPACKED
     if not path.exists():
         return {}
@@ -50,13 +48,13 @@ def read_unpacked(layout: LmsLayout) -> dict[str, str]:
 
 
 def note_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
-    """Add ``digests`` of files to the table, if there are any."""
+    """Add ``digests`` by file name to ``unpacked.parquet``, if there are any."""
     if digests and layout.melspec.is_dir():
         write_unpacked(layout, {**read_unpacked(layout), **digests})
 
 
 def write_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
-    """Let the table be of ``digests``; without any there is none."""
+    """Replace ``unpacked.parquet`` by ``digests``; remove it if there are none."""
     if not digests:
         (layout.melspec / UNPACKED).unlink(missing_ok=True)
         return
@@ -67,8 +65,8 @@ def write_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"
-# Shards that a process keeps open; of more, the one that was opened first is closed.
-MOST_OPEN = 256
+# Shards that a process keeps open; the one that was opened first is closed for the next.
+MAX_OPEN = 256
 PACK_FILE = re.compile(r"(?:g(\d+)-)?(?:shard-\d{5,}\.(?:npy|parquet)|index\.parquet)")
 PACK_SCHEMA = pa.schema(
     [
@@ -81,9 +79,9 @@ PACK_SCHEMA = pa.schema(
         pa.field("digest", pa.string()),
     ]
 )
-"""``start``: the clip's first frame in its shard. ``reason`` and ``message``: of a file that was not packed.
+"""``start`` is the clip's first frame in its shard. ``reason`` and ``message`` say why a file was not packed.
 
-``digest`` (XXH3): of the clip's bytes in the shard; null in packs that earlier versions made.
+``digest`` (XXH3) is that of the clip's bytes in the shard; it is null in packs that earlier versions made.
 """
 PURPOSE = "the index of a pack"
 
@@ -93,7 +91,7 @@ def generation_prefix(generation: int) -> str:
 
 
 def generation_of(path: Path) -> int | None:
-    """The generation whose shard or index a file in a pack is; None for another file."""
+    """The generation of a shard or an index in a pack; None for any other file."""
     match = PACK_FILE.fullmatch(path.name)
     return None if match is None else int(match[1] or 1)
 
@@ -107,15 +105,15 @@ def shard_path(folder: Path, number: int, generation: int = 1) -> Path:
 
 
 def shard_index_path(folder: Path, number: int, generation: int = 1) -> Path:
-    """The marker that a shard is whole; all of them together become the index."""
+    """The path of the marker of a finished shard; the markers of all shards are joined into the index."""
     return folder / f"{generation_prefix(generation)}shard-{number:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What goes into a shard: the arrays ``root / name``.
+    """The arrays of a shard: ``root / name`` for each of ``file_names``.
 
-    ``fault`` says what is wrong with a file that was read, by what is known of it; empty where nothing is.
+    ``fault`` returns what is wrong with a file that was read, judging by its record; empty if nothing is.
     """
 
     number: int
@@ -125,9 +123,9 @@ class ShardPlan:
 
 
 def write_shard(folder: Path, plan: ShardPlan, n_mels: int, dtype: str, generation: int) -> int:
-    """Write a shard, then its marker. Returns how many arrays could not be packed.
+    """Write a shard, then its marker. Returns the number of arrays that could not be packed.
 
-    Raises `OSError`, naming the file, where the machine cannot read an array: that is no property of the array.
+    Raises `OSError`, naming the file, if the machine cannot read an array, which is not a fault of the array.
     """
     rows: list[dict[str, Any]] = []
     with atomic_file(shard_path(folder, plan.number, generation)) as file:
@@ -169,7 +167,7 @@ def _frames_of(plan: ShardPlan, name: str, n_mels: int, dtype: str) -> np.ndarra
         raise _UnfitError("nonfinite", "not all of its values are finite numbers")
     if fault := plan.fault(name, found):
         raise _UnfitError("damaged", f"{path} {fault}")
-    with np.errstate(over="ignore"):  # found just below
+    with np.errstate(over="ignore"):  # checked just below
         frames = np.ascontiguousarray(found.array[0].T, dtype)
     if not np.isfinite(frames).all():
         raise _UnfitError("nonfinite", f"not all of its values are finite numbers in {dtype}")
@@ -185,7 +183,7 @@ def finish_pack(
 ) -> pa.Table:
     """Join the shards' markers into the index and write ``meta.json``; returns the index. Raises `OSError`.
 
-    ``require`` may refuse the index, before it takes the place of another one.
+    ``require`` may refuse the index by raising an error before it replaces another one.
     """
     parts = [shard_index_path(folder, number, generation) for number in range(shards)]
     index = pa.concat_tables(read_parquet(part, PACK_SCHEMA, "the index of a shard") for part in parts)
@@ -199,7 +197,7 @@ def finish_pack(
 
 
 def read_pack_meta(folder: Path) -> dict[str, Any] | None:
-    """``meta.json`` of a finished pack; None where there is none. Raises `UserError` where it cannot be read."""
+    """``meta.json`` of a finished pack; None if there is none. Raises `UserError` if it cannot be read."""
     meta = read_object(folder / META)
     if meta is None:
         return None
@@ -218,7 +216,7 @@ def read_pack_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def read_index(folder: Path, meta: Mapping[str, Any]) -> pa.Table:
-    """The index of a finished pack, failures included. Raises `UserError` where it is damaged or another pack's."""
+    """The index of a finished pack, failures included. Raises `UserError` if it is damaged or another pack's."""
     path = index_path(folder, meta.get("generation", 1))
     promised = meta.get("index_digest")
     if promised is not None and plain_digest(path) != promised:
@@ -233,11 +231,11 @@ def read_index(folder: Path, meta: Mapping[str, Any]) -> pa.Table:
 
 @dataclass
 class PackedStore:
-    """A finished pack. Shards are opened when first read, in each process; the pages of the cache are shared by all.
+    """A finished pack. Each process opens a shard when it first reads it; all processes share the page cache.
 
-    Per row ``shards``, the first frame ``starts``, and ``frames``: (rows,) each. ``digests`` are the rows', None in
-    packs of earlier versions. ``identities`` are those of the shards' files when the pack was opened: another file
-    in the place of one is never read.
+    ``shards``, ``starts`` (the first frame) and ``frames`` have one element per row. ``digests`` are those of the rows,
+    None in packs of earlier versions. ``identities`` are those of the shards' files when the pack was opened: a file
+    that replaces one of them later is never read.
     """
 
     folder: Path
@@ -254,10 +252,10 @@ class PackedStore:
 
     @classmethod
     def open(cls, lms_folder: Path, config_fingerprint: str | None) -> tuple[PackedStore, pa.Array] | None:
-        """The pack of ``lms_folder`` and its file names, row by row; None where there is none.
+        """The pack of ``lms_folder`` and its file names, row by row; None if there is no pack.
 
-        ``config_fingerprint`` is that of the folder's conversion now. Raises `UserError` where the pack is of another
-        one, its index is damaged, or a shard is missing or of another size.
+        ``config_fingerprint`` is that of the folder's present conversion. Raises `UserError` if the pack belongs to
+        another one, its index is damaged, or a shard is missing or has another size.
         """
         folder = lms_folder / PACKED_FOLDER
         meta = read_pack_meta(folder)
@@ -287,11 +285,12 @@ class PackedStore:
         return shard_path(self.folder, number, self.generation)
 
     def array(self, row: int, first: int = 0, count: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """``count`` frames from ``first`` on, by default all, of a row's log-mel: (n_mels, count), frames one behind
-        the other. They are read into ``out`` if that lies so as well; else what came out before is overwritten.
+        """``count`` frames from ``first`` on (all by default) of a row's log-mel: (n_mels, count), each frame
+        contiguous. They are read into ``out`` if it has this layout; otherwise the array returned before is
+        overwritten.
 
-        Raises `UserError` where the shard is another one than when the pack was opened, `OSError`, naming it, where it
-        cannot be read.
+        Raises `UserError` if the shard was replaced since the pack was opened, and `OSError`, naming it, if it cannot
+        be read.
         """
         shard, start = int(self.shards[row]), int(self.starts[row]) + first
         count = int(self.frames[row]) - first if count is None else count
@@ -304,9 +303,9 @@ class PackedStore:
         return out
 
     def read(self, row: int) -> np.ndarray:
-        """The log-mel (n_mels, T) of a row, read from the disk and not mapped, and proven by its digest if it has one.
+        """The log-mel (n_mels, T) of a row, read without a map and compared with its digest if it has one.
 
-        Raises `UserError` where it is damaged and `OSError`, naming the shard, where the disk cannot read it.
+        Raises `UserError` if it is damaged and `OSError`, naming the shard, if the disk cannot read it.
         """
         path = self.shard(int(self.shards[row]))
         frames = np.empty((int(self.frames[row]), self.n_mels), self.dtype)
@@ -319,8 +318,8 @@ class PackedStore:
         return frames.T
 
     def proven(self, row: int) -> np.ndarray:
-        """`array` of all of a row's log-mel, proven by its digest if it has one. Raises as that does, and where it is
-        damaged."""
+        """`array` of a row's whole log-mel, compared with its digest if it has one. Raises the errors of `array`, and
+        `UserError` if the log-mel is damaged."""
         log_mel = self.array(row)
         self._require_proof(row, log_mel.T)
         return log_mel
@@ -331,7 +330,7 @@ class PackedStore:
             raise UserError(f"{path} is damaged: the clip in row {row} is not the one that was packed.")
 
     def require_header(self, shard: int) -> None:
-        """Raise `UserError` unless the header of a shard is, byte for byte, the one that its clips need."""
+        """Raise `UserError` unless the header of a shard is, byte for byte, the one that fits its clips."""
         path = self.shard(shard)
         head = bytes(next(read_blocks(path, HEADER_BYTES)))
         total = int(self.frames[self.shards == shard].astype(np.int64).sum())
@@ -341,7 +340,7 @@ class PackedStore:
             raise UserError(f"{path} is damaged: its header is not that of the {total:,} frames of its clips.")
 
     def _require_inside(self) -> None:
-        """Raise `UserError` where a clip reaches beyond its shard."""
+        """Raise `UserError` if a clip reaches beyond its shard."""
         row_bytes = self.n_mels * np.dtype(self.dtype).itemsize
         sizes = np.array([identity[1] for identity in self.identities], np.int64)
         bad = (self.shards < 0) | (self.shards >= len(sizes))
@@ -357,12 +356,12 @@ class PackedStore:
             raise UserError(f"{path} has been replaced since the pack was opened; start again, with the new one.")
 
     def _open(self, shard: int) -> RowFile:
-        """A shard, opened. Raises `UserError` where its header is not what the pack promises."""
+        """Open a shard. Raises `UserError` if its header does not fit the pack."""
         path = self.shard(shard)
         found = RowFile(path, self.identities[shard])
         if found.shape[1] != self.n_mels or found.dtype != self.dtype:
             raise UserError(f"{path} holds {found.dtype} {found.shape}, not {self.dtype} (frames, {self.n_mels}).")
-        if len(self._opened) == MOST_OPEN:
+        if len(self._opened) == MAX_OPEN:
             del self._opened[next(iter(self._opened))]
         self._opened[shard] = found
         return found

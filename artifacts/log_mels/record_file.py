@@ -1,4 +1,4 @@
-"""One file of conversion records, read and rewritten row group by row group: two million rows never lie in memory."""
+"""One file of conversion records, read and rewritten row group by row group, so that two million rows fit in memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from m2dprep.artifacts.tables import (
     verify_parquet,
 )
 
-# One row a source file. `n`, `mean`, `m2` are moments of the values as written (after padding and rounding to the
-# stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values. `digest` (XXH3) is
-# the array's file's, null in records that earlier versions wrote.
+# One row per source file. `n`, `mean` and `m2` are moments of the values as written (after padding and rounding to the
+# stored dtype); `bin_mean` and `bin_m2` are the same for each mel bin over n / n_mels values. `digest` (XXH3) is that
+# of the array's file, null in records that earlier versions wrote.
 RECORD_SCHEMA = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
@@ -55,12 +55,12 @@ FILE_NAME = "file_name"
 ROW_GROUP_ROWS = 8192
 CONFIG_FINGERPRINT = b"m2dprep.config"
 PURPOSE = "conversion records"
-# Row groups that are kept decoded while rows are merged: rows come nearly in order, so few files are open at a time.
+# Decoded row groups that are kept while rows are merged. Rows come nearly in order, so few groups are needed at a time.
 GROUPS_IN_MEMORY = 24
 
 
 class RecordFile:
-    """A ``records-<n>.parquet``. Raises `UserError`, naming it, where it cannot be read."""
+    """A ``records-<n>.parquet``. Raises `UserError`, naming it, if it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +76,7 @@ class RecordFile:
 
     @property
     def config_fingerprint(self) -> str | None:
-        """That of the ``config.json`` that the records were written beside; None in those of earlier versions."""
+        """The fingerprint of the ``config.json`` for which the records were written; None in earlier versions."""
         found: bytes | None = (self._file.metadata.metadata or {}).get(CONFIG_FINGERPRINT)
         return None if found is None else found.decode("ascii", "replace")
 
@@ -96,9 +96,9 @@ class RecordFile:
 
 
 def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray, metadata: dict[bytes, bytes] | None) -> None:
-    """Write to ``path`` the rows that ``order`` names, in that order; rows are counted through all ``parts``.
+    """Write the rows in ``order`` to ``path``; row numbers run through all ``parts``.
 
-    ``metadata`` go into the file. Raises `UserError` where a part is damaged: its rows would get a new digest.
+    ``metadata`` are written to the file. Raises `UserError` if a part is damaged, as its rows would get a new digest.
     """
     for part in parts:
         verify_parquet(part, PURPOSE)
@@ -114,7 +114,7 @@ def write_rows(path: Path, parts: Sequence[Path], order: np.ndarray, metadata: d
         for start in range(0, len(order), ROW_GROUP_ROWS):
             rows = order[start : start + ROW_GROUP_ROWS]
             group_of = np.searchsorted(firsts, rows, side="right") - 1
-            # Gathered group by group, then put back into the order asked for.
+            # Rows are gathered group by group, then put into the order asked for.
             by_group = np.argsort(group_of, kind="stable")
             tables = [
                 read(group).take(pa.array(rows[group_of == group] - firsts[group]))

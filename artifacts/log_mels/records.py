@@ -1,8 +1,6 @@
-"""The records of a conversion: one row per source file.
+"""The records of a conversion: one row per source file, written in parts as results come and compacted at the end.
 
-Rows of records as a table: what one row holds that no column can take never costs the others theirs.
-
-Records of a conversion: one row a source file, written part by part as results come, compacted at the end.
+A value that does not fit its column affects only its own row, never the rows written with it.
 """
 
 from __future__ import annotations
@@ -34,17 +32,17 @@ from m2dprep.artifacts.tables import read_parquet, require_column_inside, verify
 
 Row = Mapping[str, Any]
 
-# What pyarrow raises for a value that a column cannot take: too large, of another type, text that is no Unicode.
+# Errors of pyarrow for a value that does not fit its column: too large, another type, text that is not Unicode.
 MISFITS = (pa.ArrowException, OverflowError, TypeError, ValueError)
-# Columns that say something of an array: a good record is none without them. The others may be null.
+# Columns that describe the array: a good record needs all of them. The others may be null.
 ESSENTIAL = ("frames", "n", "mean", "m2", "bin_mean", "bin_m2", "digest")
 
 
 def record_table(rows: Sequence[Row]) -> tuple[pa.Table, list[str]]:
-    """``rows`` with the types of `RECORD_SCHEMA`, and the file names of those whose good record became a failure.
+    """``rows`` with the types of `RECORD_SCHEMA`, and the file names of the good records that became failures.
 
-    A value that does not fit its column is null. A good record that lost what it says of its array is a failure
-    with the reason ``internal_error``, whose array must go.
+    A value that does not fit its column becomes null. A good record that loses an essential column becomes a failure
+    with the reason ``internal_error``; its array must be removed.
     """
     try:
         return _table(rows), []
@@ -68,7 +66,7 @@ def _table(rows: Sequence[Row]) -> pa.Table:
 
 
 def _repaired(row: Row, complaint: str) -> dict[str, Any]:
-    """``row`` without what does not fit; what must not be null is written as text."""
+    """``row`` without the values that do not fit; values that must not be null are written as text."""
     kept: dict[str, Any] = {}
     for column in RECORD_SCHEMA:
         value = row.get(column.name)
@@ -92,20 +90,20 @@ def _as_text(value: object) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-# Reasons of a good record whose source could not be converted again: its array is that of an earlier conversion. The
-# second is tried again by the next run, as the machine was to blame.
+# Reasons of a good record whose source could not be converted again, so that its array is from an earlier conversion.
+# With the second one, the machine was to blame, and the next run tries again.
 KEPT, KEPT_FOR_NOW = "kept", "kept_transient"
-# In the bookkeeping: there while a conversion takes the place of another one, and says how.
+# This file in the bookkeeping exists while a conversion replaces another one, and says how.
 EXCHANGE = "exchange.json"
 SOURCES = pa.schema([RECORD_SCHEMA.field("source")])
 T = TypeVar("T")
-# How often a reader looks again when parts go while it reads them.
+# How often a reader starts over if parts are merged while it reads them.
 MERGES_WAITED_FOR = 20
 PART_NAME = re.compile(r"records-(\d{6})\.parquet")
 
 
 def record_parts(layout: LmsLayout) -> list[Path]:
-    """The record files in the order in which they were written; of two rows for one source the later one counts."""
+    """The record files in the order in which they were written; if a source has two rows, the later one counts."""
     if not layout.melspec.is_dir():
         return []
     return sorted(path for path in layout.melspec.iterdir() if PART_NAME.fullmatch(path.name))
@@ -114,8 +112,8 @@ def record_parts(layout: LmsLayout) -> list[Path]:
 def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Write ``rows`` as the next ``records-<n>.parquet``, if there are any.
 
-    No row is ever lost: one that cannot be written as it is becomes one that can (`record_table`). Returns the file
-    names of the good records that became failures thereby; their arrays are removed.
+    No row is ever lost: a row that cannot be written as it is gets repaired (`record_table`). Returns the file names of
+    the good records that became failures in this way; their arrays are removed.
     """
     table, given_up = record_table(list(rows))
     if table.num_rows == 0:
@@ -130,10 +128,10 @@ def append_records(layout: LmsLayout, rows: Iterable[Mapping[str, Any]]) -> list
 
 
 def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.Table:
-    """All records, the latest row for each ``source``, sorted by ``source``; the columns named, or all.
+    """The latest row for each ``source``, sorted by ``source``; with the named columns or all.
 
-    For a few narrow columns: two million rows with their moments are gigabytes, for which there is `iter_records`.
-    Raises `UserError` where there are no records or a part cannot be read.
+    Use this for a few narrow columns: two million rows with their moments take gigabytes, and need `iter_records`.
+    Raises `UserError` if there are no records or a part cannot be read.
     """
     wanted = list(columns) if columns is not None else RECORD_SCHEMA.names
     needed = ["source", *(name for name in wanted if name != "source")]
@@ -143,12 +141,13 @@ def read_records(layout: LmsLayout, columns: Iterable[str] | None = None) -> pa.
 
 
 def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table]:
-    """The latest row for each ``source``, in tables of some thousand rows in the order of the files: bounded memory.
+    """The latest row for each ``source``, in tables of some thousand rows, so that memory is bounded.
 
-    In the one file of a finished run that is the order of ``source``. Raises `UserError` as `read_records` does.
+    Rows come in the order of the files; in the one file of a finished run, that is the order of ``source``. Raises the
+    errors of `read_records`.
     """
     wanted = list(columns)
-    files = _of_all_parts(layout, RecordFile)  # open files stay, also when they are merged meanwhile
+    files = _of_all_parts(layout, RecordFile)  # open files stay readable even if they are merged meanwhile
     groups = [file.read(number, ["source"]) for file in files for number in range(len(file.group_rows))]
     sources = pa.concat_tables([SOURCES.empty_table(), *groups])["source"]
     del groups
@@ -168,15 +167,15 @@ def iter_records(layout: LmsLayout, columns: Iterable[str]) -> Iterator[pa.Table
 
 
 def verify_records(layout: LmsLayout) -> list[Path]:
-    """Compare all bytes of all parts with their digests; returns those that have none, which earlier versions wrote.
+    """Compare all parts with their digests; returns the parts without a digest, which earlier versions wrote.
 
-    Raises `UserError` where one is damaged.
+    Raises `UserError` if a part is damaged.
     """
     return [part for part in record_parts(layout) if not verify_parquet(part, PURPOSE)]
 
 
 def _of_all_parts(layout: LmsLayout, read: Callable[[Path], T]) -> list[T]:
-    """What ``read`` makes of every part; of those that there are now, where a run has merged them meanwhile."""
+    """The result of ``read`` for every part, starting over if a run merges the parts meanwhile."""
     for _ in range(MERGES_WAITED_FOR):
         parts = require_parts(layout)
         try:
@@ -188,7 +187,7 @@ def _of_all_parts(layout: LmsLayout, read: Callable[[Path], T]) -> list[T]:
 
 
 def require_parts(layout: LmsLayout) -> list[Path]:
-    """`record_parts`, at least one. Raises `UserError` where there are none."""
+    """`record_parts`. Raises `UserError` if there are none."""
     parts = record_parts(layout)
     if not parts:
         raise UserError(
@@ -200,11 +199,11 @@ def require_parts(layout: LmsLayout) -> list[Path]:
 def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = None) -> None:
     """Merge all parts into one file, sorted by source, so that interrupted and undisturbed runs end with equal bytes.
 
-    With ``keep_failures``, rows of failures whose source is not in it are dropped. Of several good rows for one array
-    the last one written stays: nothing may count an array twice.
+    With ``keep_failures``, failure rows of other sources are dropped. If one array has several good rows, only the last
+    one stays, because no array may be counted twice.
 
-    The merged file takes a new number first and the old parts go afterwards; readers see every row at any moment.
-    A last rename gives it the number 0.
+    The merged file first takes a new number and the old parts are removed afterwards, so that readers see every row at
+    any moment. A last rename gives it the number 0.
     """
     parts = record_parts(layout)
     final = layout.melspec / "records-000000.parquet"
@@ -229,15 +228,15 @@ def compact_records(layout: LmsLayout, keep_failures: Container[str] | None = No
 
 
 def write_config(layout: LmsLayout, config: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    """Freeze the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
+    """Write the configuration of a conversion; ``notes`` (versions, source folder) are not part of its fingerprint."""
     write_object(layout.config, {"config": dict(config), "fingerprint": fingerprint(config), **notes})
 
 
 def read_config(layout: LmsLayout) -> dict[str, Any] | None:
-    """What `write_config` froze; None where nothing was converted yet.
+    """The object that `write_config` wrote; None if nothing was converted yet.
 
-    Raises `UserError` where it cannot be read, and where a conversion that replaces this one was stopped while its
-    arrays took their places: then nothing says which of the two an array is of.
+    Raises `UserError` if it cannot be read, or if a conversion that replaces this one was stopped while its arrays took
+    their places: then it is unknown to which of the two conversions an array belongs.
     """
     if (layout.melspec / EXCHANGE).exists():
         raise UserError(
@@ -248,7 +247,7 @@ def read_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 
 def frozen_config(layout: LmsLayout) -> dict[str, Any] | None:
-    """`read_config` for whoever writes to the folder, also while a conversion takes the place of another."""
+    """`read_config` for writers to the folder, which need it even while one conversion replaces another."""
     try:
         value = read_object(layout.config)
         if value is None:
@@ -261,10 +260,10 @@ def frozen_config(layout: LmsLayout) -> dict[str, Any] | None:
 
 
 def _written_beside(layout: LmsLayout) -> dict[bytes, bytes] | None:
-    """Metadata of records: the fingerprint of the configuration that they were written beside."""
+    """Metadata for records: the fingerprint of the present configuration."""
     try:
         config = frozen_config(layout)
-    except UserError:  # damaged meanwhile: `m2dprep check` tells; no row is lost for it
+    except UserError:  # damaged meanwhile: `m2dprep check` reports it, and no row is lost because of it
         return None
     return None if config is None else {CONFIG_FINGERPRINT: str(config["fingerprint"]).encode()}
 
@@ -277,7 +276,7 @@ def _read_part(path: Path, columns: list[str]) -> pa.Table:
 
 
 def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:
-    """Whether a text may occur twice, by its hash: for two million names 20 MB, where counting them takes 500."""
+    """Whether a text may occur twice, judged by its hash: two million names take 20 MB, and counting them 500 MB."""
     hashes = np.empty(len(texts), np.int64)
     for start in range(0, len(texts), ROW_GROUP_ROWS):
         block = texts.slice(start, ROW_GROUP_ROWS).to_pylist()
@@ -287,7 +286,7 @@ def may_repeat(texts: pa.ChunkedArray | pa.Array) -> bool:
 
 
 def _doubles(file_names: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
-    """Those of ``rows`` whose file name a later one of them has as well."""
+    """Those of ``rows`` whose file name occurs again in a later one of them."""
     names = file_names if len(rows) == len(file_names) else file_names.take(pa.array(rows))
     if not may_repeat(names):
         return rows[:0]
@@ -302,7 +301,7 @@ def _part_number(path: Path) -> int:
 
 
 def _latest_rows(sources: pa.ChunkedArray) -> pa.Array | None:
-    """Row numbers of the last occurrence of each source, ordered by source; None where that is every row as it is."""
+    """Row numbers of the last occurrence of each source, ordered by source; None if all rows stay as they are."""
     if len(sources) < 2 or pc.all(pc.less(sources.slice(0, len(sources) - 1), sources.slice(1))).as_py():
         return None
     rows = pa.table({"source": sources, "row": pa.array(np.arange(len(sources)))})

@@ -1,4 +1,4 @@
-"""The log-mels of a data directory by number, whatever the layout: from packed shards, else from .npy files."""
+"""Access to the log-mels of a data directory by number, whether they lie in packed shards or in .npy files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melsp
 
 
 class NpyHeader(NamedTuple):
-    """What the first bytes of a .npy file say."""
+    """The dtype and the number of frames in the header of a .npy file."""
 
     dtype: np.dtype[Any]
     frames: int
 
 
 class LogMels:
-    """Log-mels by number, in the order of a list of files. Picklable; shares the page cache, and which were proven.
+    """Log-mels by number, in the order of a list of files. It is picklable. Processes share the page cache, and forked
+    ones also which log-mels have been verified.
 
-    ``file_names`` are relative to ``root``. ``packs`` are opened packs; ``pack_of`` (n,) the pack that a file is in, or
-    `NPY`; ``row_of`` (n,) its row there. ``digests`` uint64 (n, 2) are those that a .npy file may have. A log-mel is
-    compared with its digest when it is read for the first time.
+    ``file_names`` are relative to ``root``. ``packs`` are opened packs, ``pack_of`` (n,) is the pack of each file or
+    `NPY`, and ``row_of`` (n,) its row there. ``digests``, uint64 (n, 2), are those that a .npy file may have. A log-mel
+    is compared with its digest when it is first read.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class LogMels:
         return str(self.file_names[index].as_py())
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """A log-mel (F, T), float32 or float16; what came out before may be overwritten.
+        """A log-mel (F, T), float32 or float16. It may overwrite the array that was returned before.
 
-        Raises `UserError` where a file is gone, is damaged, or has changed since it was looked at, `OSError`, naming
-        it, where the machine cannot read it.
+        Raises `UserError` if a file is gone, is damaged, or has changed since it was opened, and `OSError`, naming it,
+        if the machine cannot read it.
         """
         pack = self._pack_of[index]
         if pack == NPY:
@@ -73,7 +74,7 @@ class LogMels:
         return self._packs[pack].array(self._row_of[index])
 
     def _proven(self, index: int) -> np.ndarray:
-        """A log-mel (F, T) of a pack, read for the first time."""
+        """A log-mel (F, T) of a pack that is read for the first time and compared with its digest."""
         pack = self._packs[self._pack_of[index]]
         try:
             log_mel = pack.proven(int(self._row_of[index]))
@@ -83,10 +84,10 @@ class LogMels:
         return log_mel
 
     def crop(self, index: int, share: float, width: int, out: np.ndarray | None = None) -> np.ndarray:
-        """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) says which.
+        """``width`` frames (F, width) of a log-mel, or all of a shorter one; ``share`` (0 ≤ share < 1) sets the start.
 
-        Of packs nothing else is read, and straight into ``out`` (F, width) if frames lie in it as they do in packs; but
-        for the first time, when all of a log-mel is.
+        From a pack, only these frames are read, directly into ``out`` (F, width) if its frames are contiguous as in the
+        pack. The first time, the whole log-mel is read.
         """
         pack, row = self._pack_of[index], self._row_of[index]
         if pack == NPY or self.first_reads[index]:
@@ -104,18 +105,18 @@ class LogMels:
 
     @property
     def packed_bins(self) -> np.ndarray:
-        """int64 (n,): mel bins of those that lie in packs, 0 for .npy files."""
+        """int64 (n,): the mel bins of log-mels in packs, 0 for .npy files."""
         return np.array([*(pack.n_mels for pack in self._packs), 0])[self._pack_of]  # `NPY` is the last
 
     @property
     def packed(self) -> int:
-        """How many lie in packs."""
+        """The number of log-mels that lie in packs."""
         return int((self._pack_of != NPY).sum())
 
     def _read_npy(self, index: int) -> np.ndarray:
-        """A whole file into a buffer that is used again, its header parsed once for all files that share it.
+        """Read a whole file into a buffer that is reused; equal headers are parsed once.
 
-        A third of what `numpy.load` costs: no parsing of the header as Python, no memory that is new and cold.
+        This takes a third of the time of `numpy.load`, which parses each header as Python and uses new, cold memory.
         """
         path = inside(self.root, self.name(index))
         try:
@@ -142,7 +143,7 @@ class LogMels:
         return values.reshape(-1, header.frames)
 
     def _prove(self, index: int, path: Path, content: memoryview) -> None:
-        """Raise `UserError` where the bytes of a file are not those that its record promises."""
+        """Raise `UserError` if the bytes of a file are not those that its record promises."""
         digests = self._digests[index]
         if digests.any() and int_digest(content) not in digests:
             raise UserError(
@@ -155,16 +156,16 @@ class LogMels:
 
 
 def crop_of(share: float, frames: int, width: int) -> tuple[int, int]:
-    """First frame and number of frames of a crop: every start that leaves ``width`` frames has an equal share."""
+    """First frame and number of frames of a crop; all starts that leave ``width`` frames are equally likely."""
     if frames <= width:
         return 0, frames
     return min(int(share * (frames - width + 1)), frames - width), width
 
 
 def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
-    """Where each of ``file_names`` (relative to ``root``) lies: in a pack of its folder that holds it, else as a file.
+    """Locate each of ``file_names`` (relative to ``root``): in the pack of its folder if that holds it, else as a file.
 
-    Whether files are there and whole is not looked at.
+    It is not checked whether the files exist and are whole.
     """
     names = pa.array(file_names, pa.string())
     pack_of, row_of = np.full(len(names), NPY, np.int16), np.zeros(len(names), np.int64)
@@ -189,7 +190,7 @@ def find_log_mels(root: Path, file_names: Sequence[str]) -> LogMels:
 
 
 def _note_digests(folder: Path, names: pa.Array, which: np.ndarray, digests: np.ndarray) -> None:
-    """Fill in what is known of those of ``names`` that are files of ``folder``."""
+    """Fill in the known digests of those ``names`` that are files of ``folder``."""
     rows = np.flatnonzero(which)
     if len(rows):
         relative = pc.utf8_slice_codeunits(names.take(pa.array(rows)), len(folder.name) + 1)

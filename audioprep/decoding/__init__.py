@@ -1,1 +1,1 @@
-"""From the bytes of an audio file to samples, and the proof that none are missing."""
+"""Decoding: from the bytes of an audio file to samples, with checks that no sample is missing."""

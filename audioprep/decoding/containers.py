@@ -1,15 +1,12 @@
-"""WAV, AIFF, CAF and their kin: is all of the file there? And 16-bit PCM read without a decoder.
+"""Checks that WAV, AIFF, CAF, AU and SPHERE files are complete, and reads 16-bit PCM WAV without a decoder.
 
-Files made of chunks, and such with a length in their header: is all of it there, and does nothing follow it?
+libsndfile reads a WAV, AIFF, AU, W64, RF64 or NIST SPHERE file that was cut off without any error, and only the first
+of several sounds in a row. Only the sizes in the headers show that something is missing, so they are read here: a few
+bytes per chunk, no samples. Meaningless sizes, which writers to a pipe leave behind, are replaced by the right ones.
 
-libsndfile reads a WAV, AIFF, AU, W64, RF64 or NIST SPHERE file that was cut off without a word, and of several sounds
-in a row the first. Only the headers' own sizes show that something is missing, so they are read here: a few bytes a
-chunk, no samples. Sizes that promise nothing, as writers to a pipe leave them behind, are replaced by the right ones.
-
-16-bit PCM WAV files read without a decoder: what most data sets consist of, at the speed of the page cache.
-
-Only the plain case is taken: a RIFF/WAVE file whose header can be believed to the last byte. Everything else, and
-everything odd, is left to libsndfile and to the checks of `audioprep.decoding.containers`.
+16-bit PCM WAV, of which most data sets consist, is read at the speed of the page cache (`plain_pcm`). This covers only
+the plain case, a RIFF/WAVE file whose header is right to the last byte; all other files are left to the checks here and
+to libsndfile.
 """
 
 from __future__ import annotations
@@ -28,16 +25,16 @@ from m2dprep.audioprep.decoding.sound import DecodeError
 
 Patches = dict[int, bytes]
 
-# Writers to a pipe cannot come back to their header. They leave 0 there, or about one of these sizes, give or take the
-# bytes of a header or of a block of samples: 2·10⁹, SoX's for AIFF and for the others, all ones.
+# Writers to a pipe cannot go back to their header. They leave 0 there, or about one of these sizes, give or take the
+# bytes of a header or of a block of samples: 2·10⁹, SoX's values for AIFF and for other formats, all ones.
 ROUND_SIZES = (2_000_000_000, 0x7F000000, 0x80000000, 0xFFFFFFFF)
 LONG_ROUND_SIZES = (2**63, 2**64 - 1)
 ROUND_TOLERANCE = 8192
-# A size field of this value refers to the one in the ds64 chunk.
+# A size field with this value refers to the size in the ds64 chunk.
 ALL_ONES_32 = 0xFFFFFFFF
 W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
-MOST_CHUNKS = 512
-# Chunks that may be cut off behind the samples without any harm to them.
+MAX_CHUNKS = 512
+# Chunks that may be cut off after the samples without harm to the samples.
 LATE_CHUNKS = (
     b"LIST",
     b"id3 ",
@@ -76,7 +73,7 @@ class ChunkForm:
         return self.size_format[1] == "I"
 
     def packed_size(self, content_bytes: int) -> bytes:
-        """The size field of a chunk whose content has so many bytes."""
+        """The size field of a chunk whose content has ``content_bytes``."""
         most = 2 ** (8 * struct.calcsize(self.size_format)) - 1
         return struct.pack(
             self.size_format, min(most, content_bytes + (self.header_bytes if self.size_counts_header else 0))
@@ -85,7 +82,7 @@ class ChunkForm:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk's name, the offset of its content, and the size that it states for this, as it is written there."""
+    """A chunk: its name, the offset of its content, its size field as ``stated``, and its ``promised`` content size."""
 
     name: bytes
     start: int
@@ -105,10 +102,10 @@ RIFX = ChunkForm(">I", first=12, data=b"data")
 
 
 def require_whole_chunks(content: Content, name: str) -> Patches:
-    """Raise `DecodeError` unless a file of one of `FORMS` is one whole sound; what its header should say instead.
+    """Raise `DecodeError` unless a file of one of `FORMS` is one whole sound. Returns corrections of its header.
 
-    ``truncated``: bytes are missing. ``unsupported``: several sounds, of which the first would be read. ``malformed``:
-    behind the samples lies what is no chunk.
+    ``truncated``: bytes are missing. ``unsupported``: there are several sounds, of which only the first would be read.
+    ``malformed``: the bytes after the samples are not a chunk.
     """
     form = RIFX if content.head[:4] == b"RIFX" else FORMS[name]
     long_size: tuple[int, int] | None = None
@@ -118,8 +115,8 @@ def require_whole_chunks(content: Content, name: str) -> Patches:
         if chunk.name == form.data:
             return _checked_data(content, form, chunk, long_size)
         if chunk.start + chunk.promised > content.size:
-            # A file that has all the bytes that it promises as a whole was not cut off: its chunks are malformed, or
-            # one of odd length lacks its padding, and the decoder may still find its way.
+            # A file with all the bytes of its outer size was not cut off: its chunks are malformed, or one of odd
+            # length lacks its padding, and the decoder may still find its way.
             if _outer_promise(content, form) is None and form.has_outer_size:
                 return {}
             raise DecodeError("truncated", f"the file ends within its {_shown(chunk.name)} chunk, before any sample")
@@ -129,13 +126,13 @@ def require_whole_chunks(content: Content, name: str) -> Patches:
 
 
 def require_whole_outside(content: Content) -> None:
-    """Raise `DecodeError` where a RIFF file of another kind than WAV is shorter than it says."""
+    """Raise `DecodeError` if a RIFF file of another kind than WAV is shorter than it says."""
     if promise := _outer_promise(content, FORMS["WAV"]):
         raise DecodeError("truncated", promise)
 
 
 def require_whole_au(content: Content) -> Patches:
-    """The same for a Sun/NeXT file, which states its length once."""
+    """`require_whole_chunks` for a Sun/NeXT file, which states its length once."""
     order = ">" if content.head[:4] == b".snd" else "<"
     header = content.at(4, 8)
     if len(header) < 8:
@@ -151,9 +148,9 @@ def require_whole_au(content: Content) -> Patches:
 
 
 def require_whole_sphere(content: Content) -> Patches:
-    """The same for a NIST SPHERE file, whose header is text: so many samples, channels, and bytes each.
+    """`require_whole_chunks` for a NIST SPHERE file, whose text header gives samples, channels, and bytes per sample.
 
-    Compressed ones (``shorten``) do not say how many bytes they take; libsndfile does not open them.
+    Compressed files (``shorten``) do not state their number of bytes; libsndfile does not open them.
     """
     start = re.match(rb"NIST_1A\s+(\d+)\s", content.head)
     header = content.at(0, min(int(start[1]), 1 << 20)) if start else b""
@@ -180,14 +177,14 @@ def _require_bytes(promised: int, there: int) -> None:
 
 
 def _promises_nothing(promised: int, *, short: bool) -> bool:
-    """Whether a size that is larger than the file is one that writers leave behind who do not know it."""
+    """Whether a size larger than the file is one of those that writers leave behind if they do not know it."""
     return any(abs(promised - size) <= ROUND_TOLERANCE for size in (ROUND_SIZES if short else LONG_ROUND_SIZES))
 
 
 def _chunks(content: Content, form: ChunkForm) -> Iterator[Chunk]:
-    """The chunks, until the file or their sense ends."""
+    """The chunks, up to the end of the file or the first bytes that are not a chunk."""
     position = form.first
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         chunk = _chunk_at(content, form, position)
         if chunk is None:
             return
@@ -205,7 +202,7 @@ def _chunk_at(content: Content, form: ChunkForm, position: int) -> Chunk | None:
 
 
 def _checked_data(content: Content, form: ChunkForm, chunk: Chunk, long_size: tuple[int, int] | None) -> Patches:
-    """Judge the chunk of samples and what follows it; ``long_size`` is offset and value of the size in ds64."""
+    """Check the chunk of samples and the bytes after it; ``long_size`` is offset and value of the size in ds64."""
     promised, short = chunk.promised, form.short
     refers = chunk.stated == ALL_ONES_32 and long_size is not None and short
     if refers and long_size is not None:
@@ -215,7 +212,7 @@ def _checked_data(content: Content, form: ChunkForm, chunk: Chunk, long_size: tu
         require_no_second_header(content, chunk.start)
         promised = there
     elif promised > there and _covers_the_file(content, form):
-        promised = there  # the file is all that it says it is as a whole, and only this size was miscounted
+        promised = there  # the file has its full outer size, and only this chunk's size was miscounted
     else:
         _require_bytes(promised, there)
         _require_no_more_samples(content, form, replace(chunk, promised=promised))
@@ -232,14 +229,14 @@ def _is_unknown(content: Content, form: ChunkForm, chunk: Chunk, promised: int, 
         return _promises_nothing(promised, short=short)
     if promised > form.overhead or there <= form.overhead:
         return False
-    # No samples: so it is where the file ends there or goes on with a chunk; else its writer could not come back.
+    # A size of 0 is true if the file ends there or goes on with a chunk; otherwise its writer could not come back.
     end = chunk.start + promised
     following = _chunk_at(content, form, end)
     return end < content.size and not (following and following.start + following.promised <= content.size)
 
 
 def _covers_the_file(content: Content, form: ChunkForm) -> bool:
-    """Whether the file's own size, as its header has it, is the one that it has."""
+    """Whether the outer size in the file's header is the file's actual size."""
     return form.has_outer_size and _outer_size(content, form) in (content.size, content.size - 1)
 
 
@@ -251,7 +248,7 @@ def _outer_size(content: Content, form: ChunkForm) -> int:
 
 
 def _outer_promise(content: Content, form: ChunkForm) -> str | None:
-    """What a file without samples says of its size where that is more than there is."""
+    """The complaint about a file without samples whose outer size is larger than the file; None if it is not."""
     if not form.has_outer_size:
         return None
     promised = _outer_size(content, form)
@@ -261,9 +258,9 @@ def _outer_promise(content: Content, form: ChunkForm) -> str | None:
 
 
 def _require_no_more_samples(content: Content, form: ChunkForm, chunk: Chunk) -> None:
-    """Raise `DecodeError` where behind the whole ``chunk`` of samples there are more of them."""
+    """Raise `DecodeError` if more samples follow the whole ``chunk`` of samples."""
     last = chunk
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         found = _following(content, form, last)
         if found is None:
             break
@@ -278,7 +275,7 @@ def _require_no_more_samples(content: Content, form: ChunkForm, chunk: Chunk) ->
 
 
 def _following(content: Content, form: ChunkForm, chunk: Chunk) -> Chunk | None:
-    """The chunk behind ``chunk``: whole, or of a name that tells it. Chunks are padded, but not by every writer."""
+    """The chunk after ``chunk``: a whole one, or one with a known name. Not every writer pads chunks."""
     end = chunk.start + chunk.promised
     for place in (end + (-chunk.promised) % form.alignment, end):
         found = _chunk_at(content, form, place)
@@ -297,7 +294,7 @@ def _shown(name: bytes) -> str:
 
 PCM, EXTENSIBLE = 0x0001, 0xFFFE
 PCM_SUBFORMAT = b"\x01\x00\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71"
-# Chunks that may stand before the samples without changing what they mean.
+# Chunks that may precede the samples without changing their meaning.
 HARMLESS_CHUNKS = (b"LIST", b"INFO", b"bext", b"fact", b"JUNK", b"junk", b"PAD ", b"FLLR", b"minf", b"iXML", b"PEAK")
 
 
@@ -317,7 +314,7 @@ class PlainPcm:
     full_scale = 32767.0
 
     def read(self, start: int, frames: int) -> np.ndarray:
-        """Frames from ``start`` on, int16 (n, channels); n is less than asked for only where the file ends."""
+        """Frames from ``start`` on, int16 (n, channels); n is less than asked for only at the end of the file."""
         block = np.empty((min(frames, self.frames - start), self.channels), "<i2")
         view = block.data.cast("B")
         position = self.offset + start * 2 * self.channels
@@ -331,10 +328,10 @@ class PlainPcm:
 
 
 def plain_pcm(content: Content) -> PlainPcm | None:
-    """What a file holds; None unless it is plain PCM and no sample of it is missing.
+    """The samples of a file; None unless it is plain PCM and no sample is missing.
 
-    Its samples begin within the head, as those of nearly every file do. Where it does not end with them, what follows
-    has yet to be looked at.
+    The samples must begin within the head, as they do in nearly every file. If the file does not end with them, the
+    caller still has to check the rest.
     """
     head, size = content.head, content.size
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":

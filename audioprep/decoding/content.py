@@ -1,13 +1,9 @@
-"""The bytes of a file: read at any place, recognised by their signature, and compared with an earlier state.
+"""The bytes of an open file: read at any place, searched, passed on with a corrected header, recognised, and digested.
 
-The bytes of an opened file: read at any place, searched, and handed on as a part of them with a mended header.
-
-What a file is, by its first bytes alone: its name and its suffix say nothing.
-
-The table `READ` lists every format that libsndfile may read, with how the end of such a file is checked: a format whose
-end nobody checks loses half a sound without a word, so none is read that is not listed.
-
-Whether a file is the one that was converted: a digest of some of its bytes, cheap beside decoding it.
+Formats are recognised by their first bytes alone; names and suffixes say nothing. The table `READ` lists every format
+that libsndfile may read, with the check of the file's end: without one, half a sound could be lost silently, so formats
+that are not listed are not read. A digest of sampled bytes, cheap compared with decoding, tells whether a file is the
+one that was converted.
 """
 
 from __future__ import annotations
@@ -19,14 +15,14 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Searches read this much at once, so that an hour needs no more memory than ten seconds.
+# Bytes that a search reads at once, so that an hour of sound needs no more memory than ten seconds.
 BLOCK_BYTES = 1 << 18
-# All of a file's first chunks, and the first page of the page cache.
+# Enough for all chunks before the samples of most files, and one page of the page cache.
 HEAD_BYTES = 4096
 
 
 class Content:
-    """The bytes of an open file of ``size`` bytes; the first of them are ``head``."""
+    """The bytes of an open file: ``size`` is their number, ``head`` the first of them."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -34,7 +30,7 @@ class Content:
         self.head = os.pread(descriptor, HEAD_BYTES, 0)
 
     def at(self, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        """At most ``length`` bytes from ``offset`` on; fewer only at the end of the file."""
         if offset + length <= len(self.head):
             return self.head[offset : offset + length]
         data = os.pread(self.descriptor, length, offset)
@@ -46,7 +42,7 @@ class Content:
         return data
 
     def positions(self, wanted: bytes, start: int = 0) -> Iterator[int]:
-        """Every offset from ``start`` on at which the bytes ``wanted`` are."""
+        """Every offset from ``start`` on at which the bytes ``wanted`` occur."""
         pattern = re.compile(re.escape(wanted))
         while start < self.size:
             block = self.at(start, min(BLOCK_BYTES, self.size - start))
@@ -58,9 +54,9 @@ class Content:
 
 
 class Stretch(io.RawIOBase):
-    """A file to be read: the bytes from ``start`` to the end of ``content``, some of them replaced.
+    """A readable file of the bytes from ``start`` to the end of ``content``, some of them replaced.
 
-    ``patches`` maps offsets in the file to the bytes that shall be there instead.
+    ``patches`` maps offsets in ``content`` to the bytes that replace those there.
     """
 
     def __init__(self, content: Content, start: int = 0, patches: Mapping[int, bytes] | None = None) -> None:
@@ -94,7 +90,7 @@ class Stretch(io.RawIOBase):
         return len(data)
 
 
-# Formats as libsndfile calls them, and what shows that a file of that format is whole.
+# Formats by libsndfile's names, and the evidence that a file of that format is whole.
 READ = {
     "WAV": "the sizes of its chunks",
     "WAVEX": "the sizes of its chunks",
@@ -140,7 +136,7 @@ OWN = {
     "FLAC": rb"fLaC[\0\x80]\0\0\x22",
     "OGG": rb"OggS\0",
 }
-# The same of formats that only ffmpeg reads.
+# First bytes of formats that only ffmpeg reads.
 FOREIGN = {
     "MP4": rb"\0...(ftyp|moov|wide|free|skip)|....mdat",
     "WebM/Matroska": rb"\x1a\x45\xdf\xa3",
@@ -163,7 +159,7 @@ FOREIGN = {
     "DTS": rb"\x7f\xfe\x80\x01",
     "TrueHD": rb"....\xf8\x72\x6f[\xba\xbb]",
 }
-# The same of formats of `REFUSED`.
+# First bytes of formats in `REFUSED`.
 UNCHECKED = {
     "AVR": rb"2BIT",
     "IRCAM": rb"\x64\xa3[\x01-\x04]\0|\0[\x01-\x04]\xa3\x64",
@@ -177,14 +173,14 @@ UNCHECKED = {
     "XI": rb"Extended Instrument: ",
 }
 COMPILED = {name: re.compile(pattern, re.DOTALL) for name, pattern in {**OWN, **FOREIGN, **UNCHECKED}.items()}
-# What no text holds; files of text alone are no sounds, whatever a program might make of them.
+# Bytes that no text holds. A file of text is not a sound, whatever a program might make of it.
 NOT_IN_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def format_of(head: bytes) -> str | None:
-    """The name of the format that a file's first bytes show (`READ`, `FOREIGN`, `REFUSED`), None where they show none.
+    """The name of the format of a file's first bytes (in `READ`, `FOREIGN` or `REFUSED`); None for other bytes.
 
-    MP3 is not among them: its frames have to be walked (`audioprep.decoding.mp3`).
+    MP3 is not recognised here, because its frames have to be walked (`audioprep.decoding.mp3`).
     """
     for name, pattern in COMPILED.items():
         if pattern.match(head):
@@ -193,12 +189,12 @@ def format_of(head: bytes) -> str | None:
 
 
 def is_plainly_no_sound(head: bytes) -> bool:
-    """Whether a file that begins so is text, or empty space: nothing to offer to a decoder."""
+    """Whether a file with this beginning is text or only zeros, so that no decoder need try it."""
     return not head.strip(b"\0") or not NOT_IN_TEXT.search(head)
 
 
 def id3_bytes(content: Content) -> int:
-    """How many bytes the ID3v2 tags take that a file begins with; what follows them decides what it is."""
+    """The length in bytes of the ID3v2 tags at the start of a file; the bytes after them decide its format."""
     position = 0
     while (header := content.at(position, 10))[:3] == b"ID3" and len(header) == 10:
         size = sum((byte & 0x7F) << shift for byte, shift in zip(header[6:], (21, 14, 7, 0), strict=True))
@@ -206,15 +202,15 @@ def id3_bytes(content: Content) -> int:
     return position
 
 
-# Spread evenly over the file, the first and the last bytes among them.
+# Blocks are spread evenly over the file, including its first and last bytes.
 BLOCKS, IDENTITY_BLOCK_BYTES = 8, 2048
 DIGEST_BYTES = 8
 
 
 def sampled_digest(descriptor: int, size: int) -> str:
-    """A digest of the length and of 8 blocks of 2 KiB of an open file of ``size`` bytes; of all of a small one.
+    """A digest of the length and of 8 blocks of 2 KiB of an open file of ``size`` bytes; of all bytes of a small one.
 
-    Different recordings have different ones. It proves nothing about a byte in between.
+    Different recordings have different digests, but the digest proves nothing about the bytes between the blocks.
     """
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=DIGEST_BYTES)
     if size <= BLOCKS * IDENTITY_BLOCK_BYTES:

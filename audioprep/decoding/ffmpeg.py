@@ -1,15 +1,11 @@
-"""Formats that only ffmpeg decodes, and what its messages mean.
+"""Decodes formats that libsndfile cannot open (M4A, WebM, WMA, AAC, …) with ffmpeg, and interprets its messages.
 
-What ffmpeg's words say about the sound: it depends on which of its parts speaks.
+ffprobe tells rate, channels and length, so that unsuitable files are refused before decoding. ffmpeg then writes
+float32 samples to an unnamed temporary file, so that an hour needs no more memory than ten seconds.
 
-A line begins with the part that speaks, "[aac @ 0x55a0d8c16a00]". The decoder of the sound complains about the sound.
-The decoder of a cover picture, and the writer of our samples, say nothing about it. The reader of the container speaks
-of much that is harmless, such as tags and times, and of bytes that are missing.
-
-What libsndfile cannot open (M4A, WebM, WMA, AAC, …), decoded by the programs ffmpeg and ffprobe.
-
-ffprobe tells rate, channels and length, so that what must not be decoded is refused first; ffmpeg then writes float32
-samples to an unnamed temporary file, so that an hour needs no more memory than ten seconds.
+A message begins with the part of ffmpeg that wrote it, such as "[aac @ 0x55a0d8c16a00]". The decoder of the audio
+stream complains about the sound. The decoder of a cover picture and the writer of the samples do not. The reader of the
+container reports harmless things, such as tags and times, but also missing bytes.
 """
 
 from __future__ import annotations
@@ -35,24 +31,24 @@ from m2dprep.audioprep.decoding.sound import FLOAT_FULL_SCALE, CannotOpenError, 
 
 SPEAKER = re.compile(r"\[([^\s\]]+)[^\]]*@ (?:0x)?[0-9a-f]+\] ?")
 STREAM = re.compile(r"[Ss]tream #\d+:(\d+)")
-# What these programs say where a file was cut off, and where a container is damaged.
+# Words of these programs for a file that was cut off, and for a damaged container.
 TRUNCATION_SIGNS = (
     *("moov atom not found", "partial file", "ended prematurely", "end of file", "truncat"),
     *("buffer exhausted", "packet size too small", "incomplete frame", "invalid frame size", "input/output error"),
 )
 DAMAGE_SIGNS = ("invalid as first byte", "corrupt", "error reading", "failed to read", "damaged", "invalid data found")
-# What a reader says of things beside the sound.
+# Words of a container's reader about other things than the sound.
 HARMLESS = re.compile(
     r"picture|cover|id3|comment|\btags?\b|metadata|chapter|timestamp|\b[dp]ts\b|duration|bitrate", re.I
 )
-# The parts that write our samples.
+# The parts of ffmpeg that write the samples.
 OUTPUT = ("f32le", "pcm_f32le", "swresample", "swr", "auto_resample")
-# Decoders that are not called by the name of the codec.
+# Decoders whose name is not that of the codec.
 CODEC_OF = {"libdav1d": "av1", "libaom": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9", "libjxl": "jpegxl"}
 
 
 class Speakers(NamedTuple):
-    """Who may speak: the reader of the format, the number of the audio stream, the codecs of all other streams."""
+    """The parts that write messages: the container's reader, the audio stream's number, the other streams' codecs."""
 
     reader: str = ""
     stream: int = 0
@@ -60,14 +56,14 @@ class Speakers(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A reason of `audioprep.decoding.sound.REASONS`, and the words that show it."""
+    """A reason from `audioprep.decoding.sound.REASONS`, and the message that shows it."""
 
     reason: str
     words: str
 
 
 def fault_in(done: subprocess.CompletedProcess[bytes], speakers: Speakers) -> Fault | None:
-    """What is wrong with the sound, as a finished program has it; None where nothing is."""
+    """What is wrong with the sound according to a finished program; None if nothing is."""
     said = done.stderr.decode(errors="replace")
     lines = [line for line in said.splitlines() if _concerns_the_sound(line, speakers)]
     if not lines and not done.returncode:
@@ -78,7 +74,7 @@ def fault_in(done: subprocess.CompletedProcess[bytes], speakers: Speakers) -> Fa
 
 
 def not_among_formats(done: subprocess.CompletedProcess[bytes]) -> str | None:
-    """The format that a program took a file for and refused, because it is not among those that it may read."""
+    """The format that a program recognised but refused, because it is not on the whitelist."""
     for line in done.stderr.decode(errors="replace").splitlines():
         if "not on whitelist" in line.lower() and (speaker := SPEAKER.match(line)):
             return speaker[1]
@@ -105,7 +101,7 @@ def _concerns_the_sound(line: str, speakers: Speakers) -> bool:
 
 
 def _is_other(name: str, speakers: Speakers) -> bool:
-    """Whether a part that speaks has nothing to do with the sound; newer programs write "vist#0:1/h264", "dec:h264"."""
+    """Whether a part has nothing to do with the sound. Newer versions write names like "vist#0:1/h264", "dec:h264"."""
     codec = re.split(r"[/:]", name)[-1]
     codec = CODEC_OF.get(codec, codec)
     return (
@@ -120,16 +116,16 @@ def _shown(line: str) -> str:
 INSTALL = "install ffmpeg (with ffprobe; e.g. `apt-get install ffmpeg`)"
 # A program that takes longer than this for one clip hangs.
 TIMEOUT_SECONDS = 600
-# What befalls the samples on their way to the temporary file says nothing about the sound.
+# Errors of writing the samples to the temporary file, which say nothing about the sound.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # Containers count in milliseconds, codecs in frames of up to this length: less missing is no cut.
 LENGTH_TOLERANCE_SECONDS = 0.25
-# Formats that show where they were cut off, by ffmpeg's names. Of these the file says how long each stream is; what
-# ffprobe says of all others is an estimate from their size.
+# Formats, by ffmpeg's names, in which the file states the length of each stream, which shows whether it was cut off.
+# For all other formats, ffprobe estimates the length from the file's size.
 STORED_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "wv", "tta", "ape", "mpc", "mpc8", "nistsphere")
-# Of these, the packets show it: the last one is not whole, or `audioprep.decoding.opening` has looked.
+# In these formats, the packets show a cut: the last one is not whole, or `audioprep.decoding.opening` has checked.
 FRAMED = ("aac", "amr", "amrnb", "amrwb", "mp3", "ac3", "eac3", "ogg", "flac", "wav", "w64", "aiff", "caf", "au", "avi")
-# Only the file itself is opened, whatever its content refers to, and only as one of these formats.
+# Only the file itself is opened, whatever it refers to, and only as one of these formats.
 SAFELY = ("-v", "error", "-protocol_whitelist", "file", "-format_whitelist", ",".join((*STORED_LENGTH, *FRAMED)))
 
 
@@ -150,7 +146,7 @@ class FfmpegSound:
 
 
 class Stream(NamedTuple):
-    """The first audio stream of a file. ``seconds`` is the length that is stored, None where it is not."""
+    """The first audio stream of a file. ``seconds`` is the stored length, None if no length is stored."""
 
     kind: str
     rate: int
@@ -160,14 +156,14 @@ class Stream(NamedTuple):
 
 
 def require_ffmpeg() -> None:
-    """Raise `UserError` where the programs are not installed."""
+    """Raise `UserError` if the programs are not installed."""
     missing = [name for name in ("ffmpeg", "ffprobe") if shutil.which(name) is None]
     if missing:
         raise UserError(f"--decoder ffmpeg needs {' and '.join(missing)}, not found in PATH; {INSTALL}.")
 
 
 def with_advice(refusal: CannotOpenError, advice: str) -> CannotOpenError:
-    """The same failure, with what can be done about it."""
+    """The same failure with advice on what can be done about it."""
     return CannotOpenError(refusal.reason, f"{refusal.message}; {advice}", refusal.seconds)
 
 
@@ -175,8 +171,8 @@ def with_advice(refusal: CannotOpenError, advice: str) -> CannotOpenError:
 def ffmpeg_sound(content: Content, refusal: CannotOpenError, max_seconds: float) -> Iterator[FfmpegSound]:
     """The first audio stream of a file that libsndfile refused; a little more than ``max_seconds`` of it at most.
 
-    Raises ``refusal``, with what ffmpeg said, where that does not open it either or is not installed; `DecodeError`
-    where it has no audio stream, was cut off or is damaged; and `OSError` where the folder of temporary files is full.
+    Raises ``refusal``, with ffmpeg's message, if ffmpeg cannot open it either or is not installed; `DecodeError` if it
+    has no audio stream, was cut off or is damaged; and `OSError` if the folder of temporary files is full.
     """
     stream = _probe(content, refusal)
     require_no_second_beginning(content)
@@ -197,13 +193,13 @@ def ffmpeg_sound(content: Content, refusal: CannotOpenError, max_seconds: float)
 
 @lru_cache(maxsize=1)
 def ffmpeg_version() -> str:
-    """The version that ffmpeg says it has."""
+    """The version that ffmpeg reports."""
     first = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False).stdout.split(" ", 3)
     return first[2] if len(first) > 2 else "of unknown version"
 
 
 def _probe(content: Content, refusal: CannotOpenError) -> Stream:
-    """What ffprobe says of the first audio stream."""
+    """The first audio stream according to ffprobe."""
     entries = "stream=index,codec_type,codec_name,sample_rate,channels,duration:format=format_name,duration,nb_streams"
     try:
         done = _run(content, "ffprobe", "-show_entries", entries, "-of", "json", _url(content))
@@ -231,7 +227,7 @@ def _probe(content: Content, refusal: CannotOpenError) -> Stream:
 
 
 def _not_opened(done: subprocess.CompletedProcess[bytes], refusal: CannotOpenError) -> DecodeError:
-    """The failure of a file that ffprobe cannot open either; its words decide where libsndfile had none."""
+    """The failure of a file that ffprobe cannot open either; its message decides the reason if libsndfile gave none."""
     if other := not_among_formats(done):
         return with_advice(refusal, f"ffmpeg takes it for {other}, whose end cannot be checked")
     fault = fault_in(done, Speakers())
@@ -249,11 +245,11 @@ def _stored_seconds(container: dict[str, str], stream: dict[str, str]) -> float 
 def _require_length(
     content: Content, stream: Stream, counted: float | None, decoded: float, max_seconds: float
 ) -> None:
-    """Raise `DecodeError` where the decoder gave less than is ``counted`` or stored, and no pause explains it."""
+    """Raise `DecodeError` if the decoder gave less than was ``counted`` or stored, and no pause explains it."""
     for seconds, said in ((counted, "its frames hold"), (stream.seconds, "the header promises")):
         if seconds is None or decoded >= min(seconds, max_seconds) - LENGTH_TOLERANCE_SECONDS:
             continue
-        # Pauses are no cut: then the last packet ends where the header says, and times between packets are missing.
+        # A pause is not a cut: with pauses, the last packet still ends at the stored length.
         if seconds == stream.seconds and _last_packet_ends(content) >= seconds - LENGTH_TOLERANCE_SECONDS:
             continue
         raise DecodeError("truncated", f"{said} {seconds:.2f} s, {decoded:.2f} s were there")
@@ -272,14 +268,14 @@ def _last_packet_ends(content: Content) -> float:
 
 
 def _url(content: Content) -> str:
-    """The open file as these programs take it: no name, of which they might believe the suffix or read options."""
+    """The open file's URL for these programs: it has no name in which they could see a suffix or options."""
     return f"file:/dev/fd/{content.descriptor}"
 
 
 def _run(
     content: Content, program: str, *arguments: str, output: IO[bytes] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program on the open file; what it prints goes to ``output``. Raises `FileNotFoundError` without it."""
+    """Run a program on the open file, printing to ``output``. Raises `FileNotFoundError` if it is not installed."""
     try:
         return subprocess.run(
             [program, *SAFELY, *arguments],
@@ -295,7 +291,7 @@ def _run(
 
 
 def _require_space(done: subprocess.CompletedProcess[bytes]) -> None:
-    """Raise `OSError` where the samples did not fit into the folder of temporary files."""
+    """Raise `OSError` if the samples did not fit into the folder of temporary files."""
     for number in FULL_DISK:
         if os.strerror(number) in done.stderr.decode(errors="replace"):
             raise OSError(number, f"{os.strerror(number)} for temporary files (TMPDIR)", tempfile.gettempdir())

@@ -1,14 +1,11 @@
-"""FLAC frames and Ogg pages walked one by one: is all of the file there?
+"""Checks that FLAC and Ogg files are complete by walking through their frames or pages.
 
-FLAC frames looked for one by one: is there no more of them than the header says?
+FLAC: libsndfile stops at the number of samples in the header, whatever follows, and does not read files whose header
+leaves the number open, as writers to a pipe do. Every frame has its number and a checksum of its header, so consecutive
+frames show how many samples there are. Whether the frames are whole is left to the decoder.
 
-libsndfile stops at the number of samples that the header states, whatever follows, and reads no file whose header
-leaves it open, as writers to a pipe do. Every frame carries its number and a checksum of its header, so the frames that
-follow each other show how many samples there are. That they are whole is for the decoder to find.
-
-Ogg pages walked one by one (RFC 3533), because libsndfile passes over what is damaged or missing without a word.
-
-Every page carries a checksum and a number, so that a file whose pages are all right is whole to the last bit.
+Ogg (RFC 3533): libsndfile silently skips damaged or missing pages. Every page has a checksum and a number, so a file
+whose pages are all right is whole to the last bit.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from m2dprep.audioprep.decoding.containers import Patches
 from m2dprep.audioprep.decoding.content import BLOCK_BYTES, Content
 from m2dprep.audioprep.decoding.following import (
     LOOK_BYTES,
-    MOST_JUNK,
+    MAX_JUNK_BYTES,
     TAGS,
     require_no_second_header,
     several_sounds,
@@ -30,17 +27,17 @@ from m2dprep.audioprep.decoding.following import (
 )
 from m2dprep.audioprep.decoding.sound import CannotOpenError, DecodeError
 
-# Offsets from the beginning: of the first block of metadata, and of rate, channels, bits and number of samples in it.
+# Offsets from the beginning of the first block of metadata, and of the rate, channels, bits and samples in it.
 FIRST_METADATA, PROPERTIES = 4, 18
 TOTAL_BITS = 36
-MOST_BLOCK_SIZE = 1 << 16
-# libsndfile opens files of more bits, and finds no samples in them.
-MOST_BITS = 24
-LONGEST_HEADER = 16
+MAX_BLOCK_SIZE = 1 << 16
+# libsndfile opens files with more bits but finds no samples in them.
+MAX_BITS = 24
+MAX_FRAME_HEADER_BYTES = 16
 
 
 class Stated(NamedTuple):
-    """What the header says: where the frames begin, the bits of a sample, the number of samples in all."""
+    """The header's values: the offset of the frames, the channels, the bits per sample, the total number of samples."""
 
     frames_start: int
     channels: int
@@ -49,7 +46,7 @@ class Stated(NamedTuple):
 
 
 class FrameHeader(NamedTuple):
-    """``number`` counts frames, or samples where ``variable``; ``samples`` is the frame's length."""
+    """``number`` counts samples if block sizes are ``variable``, else frames; ``samples`` is the frame's length."""
 
     variable: bool
     number: int
@@ -57,25 +54,25 @@ class FrameHeader(NamedTuple):
 
 
 def require_whole_flac(content: Content, start: int) -> Patches:
-    """What the header of the FLAC file that begins at ``start`` should say instead of what it does.
+    """Corrections of the header of the FLAC file that begins at ``start``.
 
-    Raises `DecodeError` where several sounds are in a row, or where frames are missing from one of unknown length.
+    Raises `DecodeError` for several sounds in a row, and for missing frames in a file of unknown length.
     """
     stated = _read_header(content, start)
     if stated is None:
         return {}
-    if stated.bits > MOST_BITS:
+    if stated.bits > MAX_BITS:
         raise CannotOpenError("unsupported", f"FLAC of {stated.bits} bits is not read by libsndfile")
     samples, last_frame = _count_samples(content, stated)
     _require_nothing_behind(content, stated, last_frame)
     if samples <= stated.samples:
-        return {}  # fewer are for the decoder to find: a damaged header of a frame need not be a damaged sound
+        return {}  # if there are fewer, the decoder decides: a damaged frame header need not be a damaged sound
     properties = int.from_bytes(content.at(start + PROPERTIES, 8), "big") >> TOTAL_BITS << TOTAL_BITS
     return {start + PROPERTIES: (properties | samples).to_bytes(8, "big")}
 
 
 def _read_header(content: Content, start: int) -> Stated | None:
-    """The header; None where the file ends within it, or no stream information is where it must be."""
+    """The header; None if the file ends within it or the stream information is not at its place."""
     if content.at(start + FIRST_METADATA, 1)[:1] not in (b"\0", b"\x80"):
         return None
     properties = int.from_bytes(content.at(start + PROPERTIES, 8), "big")
@@ -94,20 +91,20 @@ def _read_header(content: Content, start: int) -> Stated | None:
 
 
 def _require_nothing_behind(content: Content, stated: Stated, last_frame: int) -> None:
-    """Raise `DecodeError` where the last frame, which says nothing of its length, is followed by another sound."""
+    """Raise `DecodeError` if another sound follows the last frame, whose length is not stated."""
     require_no_second_header(content, last_frame)
-    longest = MOST_BLOCK_SIZE * stated.channels * (stated.bits + 1) // 8 + LONGEST_HEADER
+    longest = MAX_BLOCK_SIZE * stated.channels * (stated.bits + 1) // 8 + MAX_FRAME_HEADER_BYTES
     tail = content.at(last_frame, longest + BLOCK_BYTES)
-    if len(tail) > longest + MOST_JUNK and tail[longest:].strip(b"\0") and not any(tag in tail for tag in TAGS):
+    if len(tail) > longest + MAX_JUNK_BYTES and tail[longest:].strip(b"\0") and not any(tag in tail for tag in TAGS):
         raise DecodeError("malformed", f"behind the last FLAC frame, at byte {last_frame}, are bytes of no known kind")
 
 
 def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
-    """How many samples the frames hold that follow each other from the first one on, and where the last one begins."""
-    first = content.at(stated.frames_start, LONGEST_HEADER)
+    """The number of samples in the consecutive frames from the first one on, and the offset of the last frame."""
+    first = content.at(stated.frames_start, MAX_FRAME_HEADER_BYTES)
     expected, samples, last = 0, 0, stated.frames_start
     for position in content.positions(first[:2], stated.frames_start):
-        header = content.at(position, LONGEST_HEADER)
+        header = content.at(position, MAX_FRAME_HEADER_BYTES)
         frame = _frame_header(header, first)
         if frame is None:
             continue
@@ -122,7 +119,7 @@ def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
 
 
 def _frame_header(header: bytes, first: bytes) -> FrameHeader | None:
-    """The frame header that ``header`` begins with, of the same stream as ``first``; None for anything else."""
+    """The frame header at the start of ``header``, if it is of the same stream as ``first``; otherwise None."""
     alike = len(header) > 6 and header[:2] == first[:2] and header[3] & 0x0F == first[3] & 0x0F
     if not alike or (header[2] ^ first[2]) & 0x0F or header[2] < 0x10:
         return None
@@ -167,17 +164,17 @@ CRC_TABLE = bytes(_crc_of_byte(value) for value in range(256))
 
 
 MAGIC = b"OggS"
-HEADER_BYTES, MOST_SEGMENTS = 27, 255
+HEADER_BYTES, MAX_SEGMENTS = 27, 255
 FIRST_PAGE, LAST_PAGE = 0x02, 0x04
-# Ogg's CRC-32 has zlib's polynomial, but takes bits from the other end and begins with zeros.
+# Ogg's CRC-32 has zlib's polynomial, but takes the bits in the opposite order and starts with zeros.
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page: where it begins and ends in the file, its flags, its stream's serial number, its number therein.
+    """One page: its start and end in the file, its flags, the serial number of its stream, and its number there.
 
-    ``complete``: the last packet that begins in it ends in it.
+    ``complete`` says that the last packet that begins in the page also ends in it.
     """
 
     start: int
@@ -189,13 +186,12 @@ class Page:
 
 
 def require_whole_ogg(content: Content) -> Patches:
-    """Raise `DecodeError` unless an Ogg file is one whole sound. Returns what its last page should say instead.
+    """Raise `DecodeError` unless an Ogg file is one whole sound. Returns corrections of its last page.
 
-    ``truncated``: it ends within a page or a packet. Not every writer marks the last page as the end of its stream, but
-    libsndfile does not read such a file to its end, so the mark is added.
-    ``malformed``: a page is damaged, or missing. ``unsupported``: several sounds in a row (chained), of which
-    libsndfile would read the first alone. What follows the last page and is none, such as tags of other formats, is
-    left alone.
+    ``truncated``: the file ends within a page or a packet. ``malformed``: a page is damaged or missing.
+    ``unsupported``: several sounds in a row (chained), of which libsndfile would read only the first. Other data after
+    the last page, such as tags of other formats, are ignored. Not every writer marks the last page as the end of its
+    stream, but libsndfile does not read such a file to its end, so the mark is added.
     """
     numbers: dict[int, int] = {}
     complete: dict[int, bool] = {}
@@ -224,7 +220,7 @@ def require_whole_ogg(content: Content) -> Patches:
 
 
 def _marked_as_last(content: Content, page: Page) -> Patches:
-    """The flags and the checksum of ``page`` with the mark of a stream's end."""
+    """The flags and the checksum of ``page`` after marking it as the end of its stream."""
     data = bytearray(content.at(page.start, page.end - page.start))
     data[5] |= LAST_PAGE
     data[22:26] = bytes(4)
@@ -232,10 +228,10 @@ def _marked_as_last(content: Content, page: Page) -> Patches:
 
 
 def _pages(content: Content) -> Iterator[Page]:
-    """The pages from the beginning on, up to where none begins. Raises `DecodeError` for one that is not whole."""
+    """The pages, up to the first place where no page begins. Raises `DecodeError` for a page that is not whole."""
     position, size = 0, content.size
     while position < size:
-        header = content.at(position, HEADER_BYTES + MOST_SEGMENTS)
+        header = content.at(position, HEADER_BYTES + MAX_SEGMENTS)
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             return
         lengths = header[HEADER_BYTES : HEADER_BYTES + header[26]] if len(header) >= HEADER_BYTES else b""
@@ -249,10 +245,10 @@ def _pages(content: Content) -> Iterator[Page]:
             raise DecodeError("malformed", f"the Ogg page at byte {position} is damaged: its checksum is not right")
         serial, number = int.from_bytes(header[14:18], "little"), int.from_bytes(header[18:22], "little")
         position, start = begin + len(data), position
-        yield Page(start, position, header[5], serial, number, complete=not lengths or lengths[-1] < MOST_SEGMENTS)
+        yield Page(start, position, header[5], serial, number, complete=not lengths or lengths[-1] < MAX_SEGMENTS)
 
 
 def _page_checksum(data: bytes) -> int:
-    """CRC-32 with polynomial 0x04c11db7, first bit first, beginning with 0 and not inverted."""
+    """CRC-32 with polynomial 0x04c11db7, first bit first, starting with 0 and not inverted."""
     mirrored = zlib.crc32(data.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(MIRRORED), "big")

@@ -1,4 +1,4 @@
-"""Sounds in a row: whether behind the end of a sound another one begins, which no decoder would read."""
+"""Detects several sounds in a row: a second sound after the end of the first, which no decoder would read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from m2dprep.audioprep.decoding.content import OWN, Content, format_of
 from m2dprep.audioprep.decoding.mp3 import begins_with_frames
 from m2dprep.audioprep.decoding.sound import DecodeError
 
-# Tags and padding may lie behind a sound; more bytes than this that are neither are something that nobody has read.
-MOST_JUNK = 4096
+# Tags and padding may follow a sound; more bytes of any other kind than this are an error.
+MAX_JUNK_BYTES = 4096
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")
-# Long enough to know a format, and four MP3 frames in a row.
+# Enough bytes to recognise a format, including four MP3 frames in a row.
 LOOK_BYTES = 8192
-# Beginnings that do not occur by chance, in the midst of samples whose end no size tells.
+# Beginnings of files that do not occur by chance within samples; searched if no size tells where the samples end.
 HEADERS = {b"RIFF": "WAV", b".snd\0\0": "AU", b"FORM": "AIFF", b"caff\0\x01\0\0desc": "CAF", b"fLaC\0\0\0\x22": "FLAC",
            b"riff\x2e\x91\xcf\x11": "W64", b"RF64": "RF64"}  # fmt: skip
 
-# For formats that only ffmpeg reads: bytes that a second file of that kind has, their offset in it, and its beginning.
+# For formats that only ffmpeg reads: bytes near the start of a second file, their offset in it, and its beginning.
 SECOND_BEGINNINGS = {
     "MP4": (b"ftyp", 4, re.compile(rb"\0\0\0[\x08-\xff]ftyp[ -~]{4}")),
     "WebM/Matroska": (b"\x1a\x45\xdf\xa3", 0, re.compile(rb".{5,56}(webm|matroska)", re.DOTALL)),
@@ -39,17 +39,17 @@ def several_sounds(position: int, kind: str) -> DecodeError:
 
 
 def require_no_sound_at(content: Content, end: int) -> None:
-    """Raise `DecodeError` where at byte ``end`` another sound begins, or behind a few bytes of padding."""
+    """Raise `DecodeError` if another sound begins at byte ``end`` or after a few bytes of padding."""
     for position in (end, end + 1, end + (-end) % 4, end + (-end) % 8):
         if kind := sound_at(content.at(position, LOOK_BYTES)):
             raise several_sounds(position, kind)
 
 
 def require_nothing_behind(content: Content, end: int) -> None:
-    """Raise `DecodeError` where behind the sound, which ends at byte ``end``, lies another one, or much of no kind."""
+    """Raise `DecodeError` if another sound, or many bytes of no known kind, follow the sound that ends at ``end``."""
     require_no_sound_at(content, end)
     data = content.at(end, LOOK_BYTES)
-    if content.size - end > MOST_JUNK and data.strip(b"\0") and not data.lstrip(b"\0").startswith(TAGS):
+    if content.size - end > MAX_JUNK_BYTES and data.strip(b"\0") and not data.lstrip(b"\0").startswith(TAGS):
         raise DecodeError(
             "malformed",
             f"its samples end at byte {end}, so its header says, and the {content.size - end} bytes behind them are of "
@@ -58,14 +58,14 @@ def require_nothing_behind(content: Content, end: int) -> None:
 
 
 def sound_at(data: bytes) -> str | None:
-    """The name of the format of the sound that begins with ``data``, None where none does."""
+    """The name of the format of the sound that begins with ``data``; None if no sound does."""
     if (name := format_of(data)) in OWN:
         return name
     return "MP3" if begins_with_frames(data) else None
 
 
 def require_no_second_header(content: Content, start: int) -> None:
-    """Raise `DecodeError` where within what is taken for samples, from ``start`` to the end, another file begins."""
+    """Raise `DecodeError` if another file begins within the supposed samples, which reach from ``start`` to the end."""
     for beginning, kind in HEADERS.items():
         for position in content.positions(beginning, start):
             if format_of(content.at(position, 64)) == kind:
@@ -73,7 +73,7 @@ def require_no_second_header(content: Content, start: int) -> None:
 
 
 def require_no_second_beginning(content: Content) -> None:
-    """Raise `DecodeError` where a file of a format that only ffmpeg reads begins once more within itself."""
+    """Raise `DecodeError` if a second file of the same format begins within a file that only ffmpeg reads."""
     name = format_of(content.head)
     beginning = SECOND_BEGINNINGS.get(name or "")
     if beginning is None or name is None:

@@ -1,17 +1,14 @@
-"""MP3: its frames counted one by one, and the warnings of its decoder caught.
+"""MP3 files: counts their frames one by one, and catches the error messages of their decoder.
 
-MP3 frames counted one by one, because nothing else says how long an MP3 file is.
+Only the frames tell how long an MP3 file is. libsndfile believes the Xing/Info/VBRI frame, or, if there is none,
+guesses from the first frame's bit rate, so that a variable-rate file silently loses its end. It also stops at the first
+frame of another rate or number of channels, and at a few bytes between frames. Counting the frames shows files that
+were cut off, adds a frame that states the length if there is none, and drops the bytes between frames. Frames of layer
+II, which some ``.mp3`` files hold, are counted as well, but no frame can state their number.
 
-libsndfile believes the Xing/Info/VBRI frame, or guesses from the first frame's bit rate where there is none: a
-variable-rate file then loses its end without a word. It also stops at the first frame of another rate or number of
-channels, and at a few bytes between frames. Counting the frames shows files that were cut off, gives those without a
-length a frame that states it, and leaves out what is between them. Frames of layer II, which some ``.mp3`` files hold,
-are counted as well, but no frame can state their number.
-
-What libmpg123 says on the standard error stream while libsndfile decodes an MP3 file: the only sign of damage.
-
-It goes on after frames that it cannot decode and leaves a gap or noise for them. Its lines name no file, so they are
-taken off the stream here, and errors among them become a failure of the file. Other lines go where they belong.
+If libmpg123 cannot decode a frame, it leaves a gap or noise and goes on; its messages on stderr are the only sign of
+damage. They name no file, so they are taken off the stream here, and errors among them become a failure of the file.
+All other lines are passed on.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, NamedTuple
 
-LAYER_2, LAYER_3 = 2, 1  # as headers have it
+LAYER_2, LAYER_3 = 2, 1  # their codes in headers
 # kbit/s by bit-rate index, for layer III and II of MPEG-1 and both of MPEG-2/2.5 (ISO/IEC 11172-3, 13818-3).
 BIT_RATES_1 = {
     LAYER_3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -35,23 +32,23 @@ BIT_RATES_1 = {
 }
 BIT_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
-# Index of 128 (MPEG-1) or 80 kbit/s (MPEG-2): at every sample rate long enough for the frame that states the length.
+# Index of 128 (MPEG-1) or 80 kbit/s (MPEG-2): such frames have room for the stated length at every sample rate.
 INFO_BIT_RATE_INDEX = 9
-FARTHEST_FIRST_FRAME = 1 << 16
+MAX_FIRST_FRAME_OFFSET = 1 << 16
 FRAMES_IN_A_ROW = 4
-# So many zeros between frames are no padding of a frame.
+# So many zeros between frames cannot be the padding of a frame.
 HOLE_BYTES = 64
-# 640 kbit/s, the most that decoders take, at the lowest rate of MPEG-1.
-LONGEST_FREE_FRAME = 144 * 640 // 32 + 2
+# The longest frame that decoders accept: 640 kbit/s at the lowest rate of MPEG-1.
+MAX_FREE_FRAME_BYTES = 144 * 640 // 32 + 2
 
 # MPEG version bits, layer bits, sample rate, channels
 Kind = tuple[int, int, int, int]
-CHANNELS = 3  # where a kind has them
+CHANNELS = 3  # the place of the channels in a kind
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The header of one frame: ``length`` in bytes, ``kind`` what all frames of a stream share."""
+    """The header of one frame: ``length`` in bytes; ``kind`` is the same for all frames of a stream."""
 
     length: int
     kind: Kind
@@ -59,7 +56,7 @@ class Frame:
 
 
 class Info(NamedTuple):
-    """Whether there is a frame about the others, the number that it states, and whether libsndfile believes it."""
+    """Whether there is an info frame, the number of frames that it states, and whether libsndfile believes it."""
 
     there: bool
     promised: int | None
@@ -68,13 +65,13 @@ class Info(NamedTuple):
 
 @dataclass(frozen=True)
 class Mp3:
-    """What a walk over the frames found. ``frames`` is the number of audio frames, ``seconds`` their length.
+    """The result of a walk over the frames. ``frames`` is the number of audio frames, ``seconds`` their total length.
 
-    ``start`` is the offset of the first frame of any kind, ``spans`` are the beginnings and ends of the runs of audio
-    frames. ``promised`` is the number that the file's own info frame states, None where it states none; ``believed``
-    whether libsndfile takes it from there; ``cut`` whether the last frame is not whole. ``other``: where frames of
-    another kind begin, and of which. ``damage``: what shows that frames were lost in the midst, where no promise shows
-    that none was. ``free``: the length of frames of free bit rate, 0 for others.
+    ``start`` is the offset of the first frame of any kind; ``spans`` are the beginnings and ends of the runs of audio
+    frames. ``promised`` is the number of frames in the file's info frame, None if it states none; ``believed`` says
+    whether libsndfile uses it, and ``cut`` whether the last frame is incomplete. ``other`` is the offset and the kind
+    of the first frame of another kind. ``damage`` describes a sign that frames are missing in the middle; it is None
+    if the promised number of frames is there. ``free`` is the length of frames of free bit rate, 0 for others.
     """
 
     start: int
@@ -90,7 +87,7 @@ class Mp3:
     free: int
 
     def truncation(self) -> str | None:
-        """What shows that the file was cut off; None where nothing does. Some encoders count the info frame as well."""
+        """The sign that the file was cut off; None if there is none. Some encoders count the info frame as well."""
         if self.promised is not None and self.frames < self.promised - (0 if self.cut else 1):
             return f"the header promises {self.promised} MP3 frames, the file holds {self.frames} whole ones"
         if self.promised is None and self.cut:
@@ -99,7 +96,7 @@ class Mp3:
 
     @property
     def layer_3(self) -> bool:
-        """Whether the frames can be told their number (`with_stated_length`)."""
+        """Whether the frames are of layer III, so that a frame can state their number (`with_stated_length`)."""
         return self.kind[1] == LAYER_3
 
     @property
@@ -108,14 +105,14 @@ class Mp3:
 
     @property
     def states_its_length(self) -> bool:
-        """Whether the info frame is right about the frames that there are, and libsndfile believes it."""
+        """Whether the info frame gives the right number of frames, and libsndfile believes it."""
         return self.believed and self.promised == self.frames
 
 
 def walk_mp3(data: bytes) -> Mp3 | None:
-    """Count the frames of an MP3 file; None where there is no run of frames near its beginning."""
+    """Count the frames of an MP3 file; None if there is no run of frames near its beginning."""
     free = 0
-    position = _find_frames(data, 0, FARTHEST_FIRST_FRAME)
+    position = _find_frames(data, 0, MAX_FIRST_FRAME_OFFSET)
     if position is None:
         position, free = _find_free_frames(data)
     frame = None if position is None else _frame_at(data, position, free)
@@ -129,12 +126,12 @@ def walk_mp3(data: bytes) -> Mp3 | None:
 
 
 def begins_with_frames(data: bytes) -> bool:
-    """Whether ``data`` begin with MP3 frames, four in a row or as many as there are."""
+    """Whether ``data`` begins with MP3 frames: four in a row, or fewer (at least two) if the data end there."""
     return _run_length(data, 0) >= 2
 
 
 def _walk(data: bytes, start: int, kind: Kind, free: int) -> Mp3:
-    """Count the audio frames from ``start`` on. Between them may lie what is none."""
+    """Count the audio frames from ``start`` on. Other bytes may lie between them."""
     spans: list[tuple[int, int]] = []
     counts: dict[Kind, int] = {}
     begin, position, length, last = start, start, 0, None
@@ -174,7 +171,7 @@ def _walk(data: bytes, start: int, kind: Kind, free: int) -> Mp3:
 
 
 def with_stated_length(data: bytes, mp3: Mp3) -> bytes:
-    """The audio frames of ``data`` behind one that states their number, and nothing else."""
+    """Only the audio frames of ``data``, after a frame that states their number."""
     first = mp3.spans[0][0]
     frames = [data[begin:end] for begin, end in mp3.spans]
     if mp3.states_its_length:
@@ -190,8 +187,8 @@ def with_stated_length(data: bytes, mp3: Mp3) -> bytes:
 
 
 def _damage(data: bytes, begin: int, end: int, lengths: Counter[int]) -> str | None:
-    """What a gap between frames says: zeros are a hole, and so is one of as many bytes as so many frames of constant
-    bit rate have. Anything else was put there, and nothing need be missing."""
+    """The damage that a gap between frames shows: zeros are a hole, and so is a gap of the length of whole frames at a
+    constant bit rate. Other bytes were inserted, and no frame need be missing."""
     gap = end - begin
     if lengths and gap >= HOLE_BYTES and not data[begin : begin + HOLE_BYTES].strip(b"\0"):
         return f"damaged from byte {begin} on, where {gap} bytes are zeros instead of MP3 frames"
@@ -205,15 +202,15 @@ def _damage(data: bytes, begin: int, end: int, lengths: Counter[int]) -> str | N
 
 
 def _is_beginning_of_frame(data: bytes, position: int) -> bool:
-    """Whether the few bytes that are left are less than a header, and may be the beginning of one."""
+    """Whether the remaining bytes are fewer than a header but may be the beginning of one."""
     rest = data[position:]
     return 0 < len(rest) < 4 and rest[0] == 0xFF and (len(rest) == 1 or rest[1] & 0xE0 == 0xE0)
 
 
 def _find_frames(data: bytes, start: int, farthest: int, free: int = 0) -> int | None:
-    """The offset of the first frame at or after ``start``, at most ``farthest`` bytes on, that others follow in a row.
+    """The offset of the first frame, at most ``farthest`` bytes after ``start``, that is followed by others in a row.
 
-    Four in a row are no chance; fewer are enough where the data end behind them, one alone only at ``start`` itself.
+    Four in a row cannot be chance. Fewer are enough if the data end after them; a single one, only at ``start`` itself.
     """
     position = start
     while 0 <= (position := data.find(b"\xff", position)) <= start + farthest:
@@ -225,12 +222,12 @@ def _find_frames(data: bytes, start: int, farthest: int, free: int = 0) -> int |
 
 
 def _find_free_frames(data: bytes) -> tuple[int | None, int]:
-    """Offset and length (without padding) of the first frame of free bit rate: headers tell it by their distance."""
+    """Offset and length (without padding) of the first frame of free bit rate, from the distance between headers."""
     position = 0
-    while 0 <= (position := data.find(b"\xff", position)) <= FARTHEST_FIRST_FRAME:
+    while 0 <= (position := data.find(b"\xff", position)) <= MAX_FIRST_FRAME_OFFSET:
         header = data[position : position + 4]
         if len(header) == 4 and header[2] >> 4 == 0 and _frame_at(header, 0, free=1):
-            following = data.find(header[:2], position + 4, position + LONGEST_FREE_FRAME)
+            following = data.find(header[:2], position + 4, position + MAX_FREE_FRAME_BYTES)
             while following >= 0:
                 free = following - position - (header[2] >> 1 & 1)
                 if (
@@ -238,13 +235,13 @@ def _find_free_frames(data: bytes) -> tuple[int | None, int]:
                     and _run_length(data, position, free) >= FRAMES_IN_A_ROW
                 ):
                     return position, free
-                following = data.find(header[:2], following + 1, position + LONGEST_FREE_FRAME)
+                following = data.find(header[:2], following + 1, position + MAX_FREE_FRAME_BYTES)
         position += 1
     return None, 0
 
 
 def _run_length(data: bytes, position: int, free: int = 0) -> int:
-    """How many frames of one kind begin at ``position``, up to four; 0 where the row breaks off before the end."""
+    """The number of frames of one kind in a row at ``position``, up to four; 0 if the row breaks off before the end."""
     kind, run = None, 0
     while run < FRAMES_IN_A_ROW and position < len(data):
         frame = _frame_at(data, position, free)
@@ -257,7 +254,7 @@ def _run_length(data: bytes, position: int, free: int = 0) -> int:
 
 
 def _frame_at(data: bytes, position: int, free: int = 0) -> Frame | None:
-    """The frame header of layer III or II at ``position``; None where there is none. ``free``: as in `Mp3`."""
+    """The frame header of layer III or II at ``position``; None if there is none. ``free`` is as in `Mp3`."""
     header = data[position : position + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
@@ -277,7 +274,7 @@ def _frame_at(data: bytes, position: int, free: int = 0) -> Frame | None:
 
 
 def _samples(kind: Kind) -> int:
-    """The samples of a frame."""
+    """The number of samples per frame."""
     return 1152 if kind[0] == 3 or kind[1] == LAYER_2 else 576
 
 
@@ -289,7 +286,7 @@ def shown_kind(kind: Kind) -> str:
 
 
 def _read_info(data: bytes, position: int, frame: Frame) -> Info:
-    """What the frame at ``position`` says of the others, if it is a Xing, Info or VBRI frame."""
+    """The content of the frame at ``position``, if it is a Xing, Info or VBRI frame."""
     has_checksum = not data[position + 1] & 1
     xing = position + 4 + frame.side_info + (2 if has_checksum else 0)
     if data[xing : xing + 4] in (b"Xing", b"Info") and len(data) >= xing + 12:
@@ -307,7 +304,7 @@ ERROR = re.compile(rb"libmpg123/\S+ error: (.*)")
 
 
 class Heard:
-    """What was said: ``error`` is the first error, ``alone`` whether it can only have been about one sound."""
+    """What was heard: ``error`` is the first error; ``alone`` says whether it can only concern one sound."""
 
     def __init__(self) -> None:
         self.error: str | None = None
@@ -315,7 +312,7 @@ class Heard:
 
 
 class _Ear:
-    """The standard error stream of this process, which goes to a file while anybody listens."""
+    """The standard error stream of this process, which goes to a file while there are listeners."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -326,7 +323,7 @@ class _Ear:
 
     @contextmanager
     def listening(self, alone: bool) -> Iterator[Heard]:
-        """Listen in the block; ``alone`` waits until nobody else does, and keeps others waiting."""
+        """Listen during the block; ``alone`` waits for other listeners to finish, and makes new ones wait."""
         heard = Heard()
         with self._changed:
             self._changed.wait_for(lambda: not self._exclusive and not (alone and self._listeners))
@@ -353,7 +350,7 @@ class _Ear:
     def _begin(self) -> None:
         try:
             self._stderr = os.dup(STDERR)
-        except OSError:  # it is closed: nothing is said, and nothing can be heard
+        except OSError:  # the stream is closed, so there are no messages
             return
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         os.dup2(self._file.fileno(), STDERR)

@@ -1,8 +1,7 @@
-"""Which decoder opens a file, and whether the file ends where it should.
+"""Opens a file with the right decoder, after checking that the file ends where it should.
 
-Files of formats that only ffmpeg reads: do they end where their own sizes say? It does not always tell itself.
-
-Which decoder may open a file, and what it is given: only formats whose end is checked, and only when it is right.
+libsndfile gets only formats whose end is checked here, and only if the check succeeds. Files of formats that only
+ffmpeg reads are compared with their own sizes, because ffmpeg does not always report a cut.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from m2dprep.audioprep.decoding.following import LOOK_BYTES, require_no_second_h
 from m2dprep.audioprep.decoding.mp3 import CHANNELS, Mp3, shown_kind, walk_mp3, with_stated_length
 from m2dprep.audioprep.decoding.sound import CannotOpenError, DecodedSound, DecodeError
 
-MOST_ATOMS = 4096
+MAX_ATOMS = 4096
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 EBML_SEGMENT = b"\x18\x53\x80\x67"
 TTA_HEADER_BYTES = 22
-# Bytes of the frames of AMR behind the first one, by the type that this tells (RFC 4867).
+# Bytes of an AMR frame after the first byte, by the frame type in that byte (RFC 4867).
 AMR_FRAMES = {0: 12, 1: 13, 2: 15, 3: 17, 4: 19, 5: 20, 6: 26, 7: 31, 8: 5, 15: 0}
 AMR_WB_FRAMES = {0: 17, 1: 23, 2: 32, 3: 36, 4: 40, 5: 46, 6: 50, 7: 58, 8: 60, 9: 5, 14: 0, 15: 0}
 
 
 def require_whole_foreign(content: Content, name: str) -> None:
-    """Raise `DecodeError` where a file of the format ``name`` (a key of `FOREIGN`) was cut off or joined.
+    """Raise `DecodeError` if a file of the format ``name`` (a key of `FOREIGN`) was cut off or joined with another.
 
-    Formats that do not state their length pass: of these the decoder has to tell.
+    Formats that do not state their length pass; the decoder has to find their faults.
     """
     check = CHECKS.get(name)
     if check is not None:
@@ -49,9 +48,9 @@ def require_whole_foreign(content: Content, name: str) -> None:
 
 
 def _mp4(content: Content) -> None:
-    """Every atom on the outermost level states its size; the last one may leave it open."""
+    """Every top-level atom states its size; the last one may leave it open."""
     position = 0
-    for _ in range(MOST_ATOMS):
+    for _ in range(MAX_ATOMS):
         header = content.at(position, 16)
         size = int.from_bytes(header[:4], "big")
         size = int.from_bytes(header[8:16], "big") if size == 1 else size
@@ -64,7 +63,7 @@ def _mp4(content: Content) -> None:
 
 
 def _asf(content: Content) -> None:
-    """The file's properties state its size, unless it was broadcast."""
+    """The file's properties state its size, unless it was a broadcast."""
     position = content.head.find(ASF_FILE_PROPERTIES)
     properties = content.at(position, 104) if position >= 0 else b""
     if len(properties) == 104 and not properties[88] & 1:
@@ -115,7 +114,7 @@ def _wavpack(content: Content) -> None:
 
 
 def _amr(content: Content) -> None:
-    """Every frame begins with a byte that tells its length; what is of no known length is for the decoder."""
+    """Every frame begins with a byte that tells its length; a frame of unknown length is left to the decoder."""
     wide = content.head[5:9] == b"-WB\n"
     data = content.at(9 if wide else 6, content.size)
     position = 0
@@ -143,20 +142,20 @@ CHECKS: dict[str, Callable[[Content], None]] = {
 }
 
 
-# MP3 files are looked for in the first bytes of what no other format claims; longer files than these are not MP3 clips.
-MP3_HEAD_BYTES, MP3_MOST_BYTES = 1 << 18, 1 << 29
-# What files of these formats begin with that are too short to show which one it is.
-CHUNKED, LONGEST_SIGNATURE = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b"caff", b"fLaC", b"OggS"), 16
-# libsndfile claims to read these subtypes, and stops at once.
+# In files of no other format, MP3 frames are looked for in the first bytes; longer files than this are not MP3 clips.
+MP3_HEAD_BYTES, MP3_MAX_BYTES = 1 << 18, 1 << 29
+# Beginnings of formats in files that may be too short to show which format it is.
+CHUNKED, MAX_SIGNATURE_BYTES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b"caff", b"fLaC", b"OggS"), 16
+# libsndfile claims to read these subtypes but stops at once.
 UNREADABLE = ("DWVW",)
-# libsndfile's error codes for a content of no known format, and for a header without a usable rate.
+# libsndfile's error codes: no known format, a system error, a header without a usable rate, too many channels.
 SF_UNRECOGNISED, SF_SYSTEM, SF_BAD_SF_INFO, SF_TOO_MANY_CHANNELS = 1, 2, 24, 33
 
 
 class Source(NamedTuple):
-    """What libsndfile shall read, a descriptor or a file.
+    """The input for libsndfile, a descriptor or a file.
 
-    ``mp3``: libmpg123 is going to decode it. Without ``checked`` it may say what it takes the file for, and no more.
+    ``mp3`` says that libmpg123 will decode it. Without ``checked``, libsndfile may only recognise the format.
     """
 
     file: int | io.RawIOBase | io.BytesIO
@@ -165,9 +164,9 @@ class Source(NamedTuple):
 
 
 def checked_source(content: Content) -> Source:
-    """What libsndfile shall read of a file.
+    """The part of a file that libsndfile is to read, with its header corrected.
 
-    Raises `CannotOpenError` where it must not or cannot read it, and `DecodeError` for a file that was cut off, or that
+    Raises `CannotOpenError` if libsndfile must not or cannot read it, and `DecodeError` for a file that was cut off or
     is not one whole sound.
     """
     start = id3_bytes(content)
@@ -179,7 +178,7 @@ def checked_source(content: Content) -> Source:
         raise _unchecked(name)
     if start and name is not None and name != "FLAC":
         raise DecodeError("unsupported", f"{name} behind an ID3 tag; remove the tag")
-    if name is None and content.size < LONGEST_SIGNATURE and content.head[:4] in CHUNKED:
+    if name is None and content.size < MAX_SIGNATURE_BYTES and content.head[:4] in CHUNKED:
         raise DecodeError("truncated", "the file ends within its header")
     if name is None:
         return _mp3_source(content, start)
@@ -189,7 +188,7 @@ def checked_source(content: Content) -> Source:
 
 @contextmanager
 def libsndfile_sound(source: Source) -> Iterator[DecodedSound]:
-    """Open by content alone: given a name, libsndfile takes any ``.au`` for headerless µ-law."""
+    """Open a source by its content alone: given a name, libsndfile takes any ``.au`` for headerless µ-law."""
     try:
         file = soundfile.SoundFile(source.file, closefd=False)
     except soundfile.LibsndfileError as error:
@@ -235,15 +234,15 @@ def _require_whole(content: Content, start: int, name: str) -> Patches:
 
 
 def _mp3_source(content: Content, start: int) -> Source:
-    """The frames of an MP3 file as libsndfile can find and count them, or what else no signature tells."""
+    """The frames of an MP3 file in a form that libsndfile reads whole, or the unchecked file if it is not MP3."""
     data = content.at(start, MP3_HEAD_BYTES)
     mp3 = walk_mp3(data)
     if mp3 is None:
         if start or data[:1] == b"\xff":
             raise CannotOpenError("not_audio", "its content is of no known audio format")
         return Source(content.descriptor, checked=False)
-    if content.size > MP3_MOST_BYTES:
-        raise DecodeError("too_long", f"MP3 files of more than {MP3_MOST_BYTES} bytes are not read")
+    if content.size > MP3_MAX_BYTES:
+        raise DecodeError("too_long", f"MP3 files of more than {MP3_MAX_BYTES} bytes are not read")
     if content.size > start + len(data):
         data = content.at(start, content.size - start)
         mp3 = walk_mp3(data) or mp3
@@ -267,7 +266,7 @@ def _require_whole_mp3(data: bytes, mp3: Mp3, start: int) -> None:
             f"several sounds in a row: MP3 frames of another kind ({shown_kind(other)}) begin at byte "
             f"{start + position}, and only those before would be read; split the file"
         )
-        # Programs do not agree how loud one channel is among two.
+        # Programs disagree about how loud mono is when it is mixed with stereo.
         if other[CHANNELS] != mp3.kind[CHANNELS]:
             raise DecodeError("unsupported", said)
         raise CannotOpenError("unsupported", said, mp3.seconds)

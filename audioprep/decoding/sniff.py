@@ -1,4 +1,4 @@
-"""Sound by content: files whose names say nothing are looked at, a few bytes each."""
+"""Tells by its first bytes whether a file holds sound; used for files whose names do not tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from m2dprep.audioprep.decoding.mp3 import walk_mp3
 
 HEAD_BYTES = 4096
-# Suffixes of files that hold no sound and are never looked at: there may be one beside every sound.
+# Suffixes of files that hold no sound and are never opened: there may be one beside every sound.
 OTHER_SUFFIXES = frozenset(
     """
     txt md rst pdf doc docx odt rtf tex html htm xml css log out err json jsonl ndjson yaml yml toml ini cfg conf csv
@@ -19,7 +19,7 @@ OTHER_SUFFIXES = frozenset(
     temp bak old swp swo orig rej pid license
     """.split()  # noqa: SIM905
 )
-# What sounds begin with; some of it could also begin a text.
+# First bytes of sounds. `TEXT_BEGINNINGS` begin formats of text; some of the others could also begin a text file.
 TEXT_BEGINNINGS = (b"NIST_1A\n", b"#!AMR")
 BEGINNINGS = (
     *(
@@ -43,13 +43,13 @@ BEGINNINGS = (
 )
 RIFF_FAMILY = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 RIFF_KINDS, IFF_KINDS = (b"WAVE", b"AVI ", b"RMP3", b"QLCM"), (b"AIFF", b"AIFC", b"8SVX", b"16SV")
-# MP4 and its kin have brands; these are of still images.
+# MP4 and related formats have brands; these are the brands of still images.
 IMAGE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jpeg")
 TRANSPORT_PACKET, ADTS_HEADER = 188, 7
 
 
 def holds_sound(path: str) -> bool:
-    """Whether a file begins as a sound or a video does. Raises `OSError` where it cannot be read."""
+    """Whether a file begins like a sound or a video. Raises `OSError` if it cannot be read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return begins_as_sound(os.read(descriptor, HEAD_BYTES))
@@ -58,7 +58,7 @@ def holds_sound(path: str) -> bool:
 
 
 def begins_as_sound(head: bytes) -> bool:
-    """Whether these are the first bytes (4,096 or all that there are) of a sound or a video in some known format."""
+    """Whether ``head`` (4,096 bytes, or all that there are) begins a sound or a video in a known format."""
     if head.startswith(TEXT_BEGINNINGS):
         return True
     if not any(byte < 9 for byte in head[:64]):  # a text that begins "MAC addresses …"
@@ -86,7 +86,7 @@ def _is_mpeg_audio(head: bytes) -> bool:
 
 
 def _is_adts(head: bytes) -> bool:
-    """Two headers of AAC, the second where the first says that its frame ends."""
+    """Whether ``head`` begins with an AAC header whose frame is followed by another AAC header."""
     first = _adts_length(head, 0)
     return first > ADTS_HEADER and _adts_length(head, first) > ADTS_HEADER
 

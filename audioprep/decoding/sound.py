@@ -1,10 +1,7 @@
-"""Sound on its way from a decoder to the front end, and what can be wrong with it.
+"""Sound between a decoder and the front end: blocks of samples, their mix, levels and resampling, and all failures.
 
-What is known of one source, and what can be wrong with it: the short codes of failure rows, and their error.
-
-What a decoder gives: blocks of samples of a known rate and length, whoever decodes them.
-
-Channels → one, levels, and another sample rate: what happens to samples between a decoder and the front end.
+`REASONS` are the short codes of failure rows, and `DecodeError` carries one of them. A `Sound` gives blocks of samples
+of a known rate and length, whichever decoder makes them.
 """
 
 from __future__ import annotations
@@ -43,16 +40,16 @@ REASONS = {
     "internal_error": "an error that nobody foresaw; please report it with the message",
 }
 
-# These say nothing about the source: the next run takes them up by itself.
+# These reasons say nothing about the source, so the next run tries it again by itself.
 TRANSIENT = ("transient", "read_timeout")
 
 
 @dataclass
 class AudioInfo:
-    """What is known of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
+    """The known properties of a source: rate in Hz, length in seconds, ``peak`` the largest magnitude of its mono mix.
 
-    ``decoder``: what decoded it, with its version. ``clipped``: a channel stays at full scale for some samples in a
-    row (`audioprep.decoding.sound`).
+    ``decoder`` is the name and version of its decoder. ``clipped`` says that a channel stays at full scale for some
+    samples in a row (`CLIPPED_IN_A_ROW`).
     """
 
     source_bytes: int | None = None
@@ -67,9 +64,9 @@ class AudioInfo:
 
 
 class DecodeError(Exception):
-    """One source cannot be converted. ``reason`` is a key of `REASONS`, ``message`` one line that says what was found.
+    """A source cannot be converted. ``reason`` is a key of `REASONS`; ``message`` says in one line what was found.
 
-    ``info`` is what was known of the source by then.
+    ``info`` holds the properties of the source that were known by then.
     """
 
     def __init__(self, reason: str, message: str, info: AudioInfo | None = None) -> None:
@@ -82,9 +79,9 @@ class DecodeError(Exception):
 
 
 class CannotOpenError(DecodeError):
-    """Nobody has opened the source yet: another decoder may. What was opened and found damaged is a `DecodeError`.
+    """The decoder cannot open the source, but another one may. An opened source that is damaged is a `DecodeError`.
 
-    ``seconds`` is how long the sound is, where that is known; a decoder that finds less has not read all of it.
+    ``seconds`` is the length of the sound, if known; a decoder that finds less has not read all of it.
     """
 
     def __init__(self, reason: str, message: str, seconds: float | None = None) -> None:
@@ -93,25 +90,25 @@ class CannotOpenError(DecodeError):
 
 
 def one_line(text: str) -> str:
-    """``text`` with every run of white space as one space and what is no Unicode escaped: fit for a table's cell."""
+    """``text`` in one line for a table's cell: runs of white space become one space, invalid Unicode is escaped."""
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
-# Subtypes that libsndfile decodes to 16 bits anyway, and their largest value as int16; reading them so halves the bytes
-# that move.
+# Subtypes that libsndfile decodes to 16 bits anyway, and their largest value as int16. Reading int16 halves the bytes
+# that are moved.
 INT16_FULL_SCALE = {"PCM_16": 32767, "PCM_U8": 32512, "PCM_S8": 32512, "ULAW": 32124, "ALAW": 32256}
-# The largest step of 16 bits below 1.0; decoders of floating point reach or pass it where a sound is clipped.
+# The largest 16-bit value below 1.0; in clipped sounds, floating-point decoders reach or exceed it.
 FLOAT_FULL_SCALE = 1 - 2**-15
-# What libsndfile reports as the length where the header does not know it.
+# The length that libsndfile reports if the header does not state it.
 UNKNOWN_FRAMES = 2**63 - 1
 
 
 class Sound(Protocol):
-    """An opened sound: ``frames`` of ``channels`` at ``sample_rate`` Hz; ``kind`` names the format for messages,
-    ``decoder`` what decodes it, for the record.
+    """An open sound: ``frames`` of ``channels`` at ``sample_rate`` Hz. ``kind`` names the format in messages, and
+    ``decoder`` the decoder in the record.
 
-    Samples are whole or floating numbers; ``unit`` is the number that stands for 1.0, ``full_scale`` the magnitude from
-    which a sample may be clipped.
+    Samples are integers or floating-point numbers; ``unit`` is the number that stands for 1.0, and ``full_scale`` the
+    magnitude from which a sample may be clipped.
     """
 
     @property
@@ -130,10 +127,10 @@ class Sound(Protocol):
     def full_scale(self) -> float: ...
 
     def read(self, start: int, frames: int) -> np.ndarray:
-        """The next block (n, channels), int16 or float32; blocks are asked for in order, ``start`` is where one begins.
+        """The block (n, channels) from frame ``start`` on, int16 or float32; blocks must be asked for in order.
 
-        Fewer frames than asked for come only at the end, none where the sound ends before its header says so. Raises
-        `DecodeError` where the decoder stops.
+        There are fewer frames than asked for only at the end, and none if the sound ends before its header says so.
+        Raises `DecodeError` if the decoder stops.
         """
         ...
 
@@ -164,13 +161,13 @@ class DecodedSound:
 
 
 def _guesses_length(file: soundfile.SoundFile) -> bool:
-    """Whether libsndfile takes the length from the first frame's bit rate: MPEG of any kind but MP3 files, whose
-    frames `audioprep.decoding.mp3` has counted. Too short a guess would lose the end without a word."""
+    """Whether libsndfile guesses the length from the first frame's bit rate: MPEG of any kind except MP3 files, whose
+    frames `audioprep.decoding.mp3` has counted. Too short a guess would silently lose the end."""
     mpeg = str(file.subtype).startswith("MPEG_LAYER")
     return mpeg and (file.format, file.subtype) != ("MP3", "MPEG_LAYER_III")
 
 
-# A channel is clipped where this many samples in a row are at full scale; one alone may be a sound's true peak.
+# A channel is clipped if this many samples in a row are at full scale; one alone may be a sound's true peak.
 CLIPPED_IN_A_ROW = 3
 
 
@@ -179,7 +176,7 @@ def mix(block: np.ndarray) -> np.ndarray:
     if block.dtype == np.int16 and block.shape[1] == 2 and block.flags.c_contiguous:
         return _sum_of_pairs(block).astype(np.float32)
     samples = block.astype(np.float32, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and reported by the caller
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller finds and reports values that are not finite
         mono: np.ndarray = samples[:, 0] if samples.shape[1] == 1 else samples[:, 0] + samples[:, 1]
         for channel in range(2, samples.shape[1]):
             mono += samples[:, channel]
@@ -187,9 +184,9 @@ def mix(block: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_pairs(block: np.ndarray) -> np.ndarray:
-    """The sums of the two int16 in each row: int32 (n,). A pair is taken as one int32, whose halves are its samples.
+    """The sums of the two int16 in each row: int32 (n,). A pair is taken as one int32 whose halves are its samples.
 
-    Every operation runs over numbers that lie side by side, which the processor does many of at once.
+    All operations run over contiguous numbers, so that the processor can do many at once.
     """
     pairs = block.view(np.int32)[:, 0]
     total = pairs << 16
@@ -199,7 +196,7 @@ def _sum_of_pairs(block: np.ndarray) -> np.ndarray:
 
 
 class LevelMeter:
-    """Watches blocks go by: ``peak`` of the mono mix as a share of 1.0, and whether any channel is ``clipped``."""
+    """Watches all blocks: the ``peak`` of the mono mix (full scale is 1.0), and whether any channel is ``clipped``."""
 
     def __init__(self, full_scale: float, unit: float) -> None:
         self._full_scale, self._unit = full_scale, unit
@@ -207,7 +204,7 @@ class LevelMeter:
         self.clipped = False
 
     def finite(self, block: np.ndarray, mono: np.ndarray) -> bool:
-        """Note a ``block`` (n, channels) and its sum ``mono`` (n,). Returns whether all its samples are finite."""
+        """Take in a ``block`` (n, channels) and its sum ``mono`` (n,). Returns whether all its samples are finite."""
         highest, lowest = float(mono.max()), float(mono.min())
         if not (np.isfinite(highest) and np.isfinite(lowest)):
             return False
@@ -220,7 +217,7 @@ class LevelMeter:
 
 
 def _stays_at(block: np.ndarray, level: float) -> bool:
-    """Whether a channel of ``block`` (n, channels) has a magnitude of ``level`` or more for some samples in a row."""
+    """Whether a channel of ``block`` (n, channels) has magnitude ``level`` or more for `CLIPPED_IN_A_ROW` samples."""
     loud = (block >= level) | (block <= -level)
     for _ in range(CLIPPED_IN_A_ROW - 1):
         loud = loud[1:] & loud[:-1]
@@ -228,9 +225,9 @@ def _stays_at(block: np.ndarray, level: float) -> bool:
 
 
 def resampler(rate_in: int, rate_out: int, quality: str, one_block: bool) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """What resamples a mono block (n,) with soxr; the flag says that it is the last one.
+    """A function that resamples a mono block (n,) with soxr; its second argument says that the block is the last one.
 
-    Several blocks give the very samples of the whole.
+    Several blocks give exactly the samples of the whole.
     """
     if rate_in == rate_out:
         return lambda mono, last: mono

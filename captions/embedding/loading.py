@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.reading import named, steadily
+from m2dprep.artifacts.reading import named, with_retries
 from m2dprep.captions.embedding.model_files import EXPORTS, ModelFiles
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class ReadTensors:
 
         path = Path(filename)
         try:
-            content = steadily(path.read_bytes)
+            content = with_retries(path.read_bytes)
         except OSError as error:
             raise named(error, path) from error
         self._tensors = load(content)  # refuses files of another kind

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from m2dprep.artifacts.folders import is_no_data, make_folder, remove_folder, walk
+from m2dprep.artifacts.folders import holds_no_data, make_folder, remove_folder, walk
 
 
 @pytest.mark.parametrize(
     "name", ["@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", ".Trash-0", ".snapshot", "LOST+FOUND", ".git"]
 )
 def test_names_of_folders_without_data(name: str) -> None:
-    assert is_no_data(name)
+    assert holds_no_data(name)
 
 
 @pytest.mark.parametrize(
     "name", ["data", ".hidden", "git", "Recycle", "trash", "snapshot", "cache", "Y-abc", "recycled"]
 )
 def test_names_of_folders_that_may_hold_data(name: str) -> None:
-    assert not is_no_data(name)
+    assert not holds_no_data(name)
 
 
 def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import DEEPEST, read_settings, read_yaml
+from m2dprep.artifacts.settings import MAX_DEPTH, read_settings, read_yaml
 from m2dprep.workflows.engine.job_settings import read_job_settings
 from m2dprep.workflows.recipe.schema import read_recipe_file
 
@@ -21,9 +21,9 @@ BAD: list[tuple[str, str, str]] = [
     ("billions of entries by aliases", LAUGHS, r"line \d+: more than 100,000 entries"),
     ("an alias within what it stands for", "a: &a [1, *a]\n", "line 1: an alias stands for something that it is"),
     ("aliases nested deeply", DEEP_ALIASES, r"line \d+: nested more than 64 deep, what aliases stand for included"),
-    ("lists in lists", "a: 1\nb: " + "[" * 100_000, f"line 2: nested more than {DEEPEST} deep"),
-    ("mappings in mappings", "a: " + "{b: " * 5000, f"line 1: nested more than {DEEPEST} deep"),
-    ("blocks in blocks", "- " * 5000 + "x", f"line 1: nested more than {DEEPEST} deep"),
+    ("lists in lists", "a: 1\nb: " + "[" * 100_000, f"line 2: nested more than {MAX_DEPTH} deep"),
+    ("mappings in mappings", "a: " + "{b: " * 5000, f"line 1: nested more than {MAX_DEPTH} deep"),
+    ("blocks in blocks", "- " * 5000 + "x", f"line 1: nested more than {MAX_DEPTH} deep"),
     ("a number of many digits", "x: 1\na: " + "9" * 6000, r"line 2: a: '9+' is no value that there can be"),
     ("a number beyond 64 bits", "a: 1" + "0" * 40, "line 1: a: '10+' is a number beyond 64 bits"),
     ("the 30th of February", "\n\na: 2026-02-30\n", "line 3: a: '2026-02-30' is no value that there can be"),

@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_array_comes_back(lms: Path, dtype: str) -> None:
-    result = pack(lms, dtype=dtype, clips_a_shard=2)
+    result = pack(lms, dtype=dtype, clips_per_shard=2)
     assert (result.clips, result.failed, result.shards) == (5, 0, 3)
     assert result.summary().startswith("5 clips = 5 packed + 0 packed before + 0 failed")
     opened = PackedStore.open(lms, None)
@@ -65,7 +65,7 @@ def test_every_array_comes_back(lms: Path, dtype: str) -> None:
 
 
 def test_shards_are_plain_arrays_of_frames(lms: Path) -> None:
-    pack(lms, clips_a_shard=2)
+    pack(lms, clips_per_shard=2)
     shards = [np.load(lms / PACKED_FOLDER / f"shard-{number:05d}.npy") for number in range(3)]
     assert [(shard.shape, shard.dtype) for shard in shards] == [((n, 80), np.float16) for n in (40, 21, 8)]
     rows = read_parquet(lms / PACKED_FOLDER / INDEX, PACK_SCHEMA, "index").to_pylist()
@@ -89,7 +89,7 @@ def test_the_same_call_again_changes_nothing_and_other_settings_conflict(lms: Pa
 
 @pytest.mark.parametrize("killed_at", ["write_shard", "finish_pack"])
 def test_an_interrupted_pack_goes_on(lms: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
-    pack(lms, clips_a_shard=1, threads=1)
+    pack(lms, clips_per_shard=1, threads=1)
     undisturbed = content(lms)
     for path in (lms / PACKED_FOLDER).iterdir():
         path.unlink()
@@ -102,11 +102,11 @@ def test_an_interrupted_pack_goes_on(lms: Path, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(pack_module, killed_at, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pack(lms, clips_a_shard=1, threads=1)
+        pack(lms, clips_per_shard=1, threads=1)
     monkeypatch.undo()
     assert PackedStore.open(lms, None) is None
     (lms / PACKED_FOLDER / ".m2dprep-host-1-abc.tmp").touch()
-    assert pack(lms, clips_a_shard=1, threads=1).packed_before >= 2
+    assert pack(lms, clips_per_shard=1, threads=1).packed_before >= 2
     assert content(lms) == undisturbed
 
 
@@ -130,7 +130,7 @@ def test_failures_are_rows(lms: Path) -> None:
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_pack_that_alone_holds_clips_is_never_removed(lms: Path, finished: bool) -> None:
-    pack(lms, clips_a_shard=2)
+    pack(lms, clips_per_shard=2)
     if not finished:  # as a kill before the end leaves it, but for the index that the markers become
         (lms / PACKED_FOLDER / META).unlink()
         (lms / PACKED_FOLDER / INDEX).rename(lms / PACKED_FOLDER / "shard-00000.parquet")
@@ -264,13 +264,13 @@ def test_the_old_pack_is_there_until_the_new_one_is_whole(
 
     monkeypatch.setattr(pack_module, killed_at, interrupted)
     with pytest.raises(type(error)):
-        pack(lms, dtype="float32", clips_a_shard=1, threads=1, overwrite=True)
+        pack(lms, dtype="float32", clips_per_shard=1, threads=1, overwrite=True)
     monkeypatch.undo()
     assert before.items() <= content(lms).items()
     opened = PackedStore.open(lms, None)
     assert opened is not None
     assert opened[0].dtype == "float16"
-    again = pack(lms, dtype="float32", clips_a_shard=1, threads=1)  # goes on without being told to replace again
+    again = pack(lms, dtype="float32", clips_per_shard=1, threads=1)  # goes on without being told to replace again
     assert again.packed_before >= 2
     opened = PackedStore.open(lms, None)
     assert opened is not None
@@ -297,9 +297,9 @@ def test_an_array_that_the_machine_cannot_read_stops_the_run(lms: Path, monkeypa
 
     monkeypatch.setattr(packed_store, "read_lms", fail)
     with pytest.raises(OSError, match=r"deep/3\.npy"):
-        pack(lms, clips_a_shard=1, threads=1)
+        pack(lms, clips_per_shard=1, threads=1)
     monkeypatch.undo()
-    result = pack(lms, clips_a_shard=1, threads=1)
+    result = pack(lms, clips_per_shard=1, threads=1)
     assert result.failed == 0
     assert result.packed_before >= 3
 
@@ -309,21 +309,21 @@ def test_failures_of_a_run_that_was_stopped_are_tried_again(lms: Path, monkeypat
     (lms / "deep/0.npy").write_bytes(b"")
     monkeypatch.setattr(pack_module, "finish_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pack(lms, clips_a_shard=1)
+        pack(lms, clips_per_shard=1)
     monkeypatch.undo()
     (lms / "deep/0.npy").write_bytes(whole)
-    assert pack(lms, clips_a_shard=1).failed == 0
+    assert pack(lms, clips_per_shard=1).failed == 0
 
 
 def test_readers_never_mix_two_packs(lms: Path) -> None:
-    pack(lms, clips_a_shard=2)
+    pack(lms, clips_per_shard=2)
     opened = PackedStore.open(lms, None)
     assert opened is not None
     store = opened[0]
     first = store.array(0).copy()
     for number, frames in enumerate(reversed(FRAMES)):
         write_array(lms / "deep" / f"{number}.npy", np.ones((1, 80, frames), np.float32))
-    pack(lms, clips_a_shard=2, overwrite=True)
+    pack(lms, clips_per_shard=2, overwrite=True)
     assert np.array_equal(store.array(0), first)  # mapped before
     with pytest.raises(UserError, match=r"shard-00001\.npy"):
         store.array(2)
@@ -332,7 +332,7 @@ def test_readers_never_mix_two_packs(lms: Path) -> None:
 
 
 def test_another_shard_in_the_place_of_one_is_refused(lms: Path) -> None:
-    pack(lms, clips_a_shard=1)
+    pack(lms, clips_per_shard=1)
     opened = PackedStore.open(lms, None)
     assert opened is not None
     shard = lms / PACKED_FOLDER / "shard-00000.npy"

@@ -34,7 +34,7 @@ def lms(tmp_path: Path) -> Path:
         noise = np.random.default_rng(number).uniform(-0.5, 0.5, 9000 + 500 * number)
         soundfile.write(path, noise, 16000)
     run_melspec(tmp_path / "wavs", tmp_path / "data" / "x_lms", CONFIG, HERE)
-    pack(tmp_path / "data" / "x_lms", dtype="float32", clips_a_shard=3)
+    pack(tmp_path / "data" / "x_lms", dtype="float32", clips_per_shard=3)
     return tmp_path / "data" / "x_lms"
 
 
@@ -130,11 +130,11 @@ class TestAConversionOnTopOfAPack:
         options = MelspecOptions(workers=0, check_sources=True)
         assert run_melspec(tmp_path / "wavs", lms, CONFIG, options).done == 1
         with pytest.raises(FingerprintConflictError, match="contents: "):
-            pack(lms, dtype="float32", clips_a_shard=3)
+            pack(lms, dtype="float32", clips_per_shard=3)
 
     def test_both_at_once_are_refused(self, lms: Path, tmp_path: Path) -> None:
         with exclusive(LmsLayout(lms).melspec), pytest.raises(UserError, match="being written to by another run"):
-            pack(lms, dtype="float32", clips_a_shard=3)
+            pack(lms, dtype="float32", clips_per_shard=3)
 
     def test_starting_anew_removes_the_pack_of_other_values(self, lms: Path, tmp_path: Path) -> None:
         run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2dprep.artifacts.console import _Console, _Lasting, printable
+from m2dprep.artifacts.console import _Console, _SurvivingStream, printable
 
 MAIN = [sys.executable, "-m", "m2dprep"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_bars_may_move(tmp_path: Path) -> None:
 
     moves = ["\r 3/10 clips", "\n\n\x1b[A\x1b[A", "\r done\n"]
     with (tmp_path / "shown").open("wb") as file:
-        raw = _Lasting(file.fileno(), "wb", closefd=False)
+        raw = _SurvivingStream(file.fileno(), "wb", closefd=False)
         terminal = Terminal(io.BufferedWriter(raw), encoding="utf-8", newline="")
         for text in [*moves, "\x1b[A name"]:
             assert terminal.write(text) == len(text)

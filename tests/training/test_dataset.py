@@ -138,7 +138,7 @@ def test_float16_and_float32_in_one_batch(tmp_path: Path, data: TrainingData) ->
 def test_packed_and_single_files_give_the_same_batches(tmp_path: Path, make_data: MakeData) -> None:
     root = make_data(tmp_path / "data", clips=10)
     single = dataset(open_training_data(DataChoice(root), 80))[BatchKey(3, np.arange(10))]
-    pack(root / "made_lms", dtype="float32", clips_a_shard=4)
+    pack(root / "made_lms", dtype="float32", clips_per_shard=4)
     for path in (root / "made_lms").glob("clip*.npy"):
         path.unlink()
     opened = open_training_data(DataChoice(root), 80)

@@ -36,7 +36,7 @@ def arrays(data: Path) -> list[np.ndarray]:
 def test_every_layout_gives_the_same_arrays(data: Path, packed: tuple[str, ...], dtype: str) -> None:
     expected = arrays(data)
     for folder in packed:
-        pack(data / f"{folder}_lms", dtype=dtype, clips_a_shard=4)
+        pack(data / f"{folder}_lms", dtype=dtype, clips_per_shard=4)
         for path in (data / f"{folder}_lms" / "deep").iterdir():
             path.unlink()
     store = find_log_mels(data, NAMES)
