@@ -224,7 +224,7 @@ def in_small_parts() -> None:
     from m2dprep.workflows.melspec import results as record_buffer
 
     for module, name, value in (
-        (melspec, "LARGEST_SHARD", 3),
+        (melspec, "MAX_SHARD_SIZE", 3),
         (record_buffer, "PART_SECONDS", 0.0),
         (convert, "FILES_PER_SYNC", 2),
         (unpack, "ARRAYS_PER_SYNC", 4),

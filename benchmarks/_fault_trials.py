@@ -23,7 +23,7 @@ KILL, FAULT = "kill", "fault"
 # Of the kills, how many come at a random time instead of at a call.
 AT_RANDOM = 0.2
 # How many seconds a command may take of which the undisturbed one takes one; and at least.
-PATIENCE, LEAST_SECONDS = 60.0, 90.0
+PATIENCE, MIN_SECONDS = 60.0, 90.0
 # A path in a message, a file with its suffix, or what comes first in the line of an error of the system.
 NAMES_A_FILE = re.compile(
     r"\w/[\w.]|\w\.(npy|parquet|csv|jsonl?|yaml|wav|pth|txt)\b|error: (?!system:|\.m2dprep-)[\w.-]+: "
@@ -135,7 +135,7 @@ class Bench:
         return ended
 
     def _limit(self, stage: Stage) -> float:
-        return max(LEAST_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
+        return max(MIN_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
 
     def _judge(self, stage: Stage, kind: str, ended: Ended, outcome: Outcome) -> None:
         """Count how the disturbed command ended, and note what must not be."""

@@ -38,7 +38,7 @@ from m2dprep.audioprep.discover import Source, discover
 from m2dprep.workflows.engine.dask_workers import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT, DaskWorkers
 from m2dprep.workflows.engine.engine import Window, run_shards, split_into_shards
 from m2dprep.workflows.engine.on_worker import expectation
-from m2dprep.workflows.melspec.job import LARGEST_SHARD
+from m2dprep.workflows.melspec.job import MAX_SHARD_SIZE
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))
@@ -48,7 +48,7 @@ TLS_TASKS = int(os.environ.get("BENCH_TLS_TASKS", "400"))
 # What converting a clip takes (benchmarks/melspec_floor.py).
 CLIP_SECONDS = 0.0062
 # A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
-CLIPS_A_SHARD = 50
+CLIPS_PER_SHARD = 50
 
 
 @dataclass
@@ -140,7 +140,7 @@ def with_dask_tls(function: Any, shards: Sequence[Any]) -> Run:
 
 def compare(root: Path) -> None:
     make_clips(root / "wavs", CLIPS)
-    shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_A_SHARD)
+    shards = split_into_shards(discover(root / "wavs"), 1, CLIPS_PER_SHARD)
     config = ConvertConfig(PRESETS["16k"])
     engine, pool, dask, tls = [], [], [], []
     ways = ((engine, with_engine), (pool, with_pool), (dask, with_dask), (tls, with_dask_tls))
@@ -163,7 +163,7 @@ def compare(root: Path) -> None:
             ("engine, Dask with TLS", tls),
         )
     ]
-    print(f"{CLIPS} clips in shards of {CLIPS_A_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
+    print(f"{CLIPS} clips in shards of {CLIPS_PER_SHARD}, {WORKERS} workers, {ROUNDS} rounds\n")
     print(table(["", "clips/s", "CPU ms a clip", "seconds to the first rows"], rows))
     rates = median(one.rate / other.rate for one, other in zip(pool, engine, strict=True))
     cpus = median(one.cpu / other.cpu for one, other in zip(engine, pool, strict=True))
@@ -180,8 +180,8 @@ def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
 
 def tls_cost() -> None:
     """CPU time that tasks of a large conversion cost the engine by themselves, without and with TLS."""
-    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * LARGEST_SHARD)]
-    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * MAX_SHARD_SIZE)]
+    shards = split_into_shards(sources, WORKERS, MAX_SHARD_SIZE)
     found: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS):
         for tls, costs in found.items():
@@ -192,8 +192,8 @@ def tls_cost() -> None:
                 if number == len(shards) - 1:
                     costs.append((cpu_seconds() - before) / (number - TLS_TASKS // 10))
     plain, secured = (1000 * median(costs) for costs in (found[False], found[True]))
-    work = LARGEST_SHARD * CLIP_SECONDS
-    print(f"{len(shards)} tasks of {LARGEST_SHARD} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
+    work = MAX_SHARD_SIZE * CLIP_SECONDS
+    print(f"{len(shards)} tasks of {MAX_SHARD_SIZE} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
     print(f"CPU ms a task: {plain:.1f} without TLS, {secured:.1f} with TLS")
     print(f"of the {work:.2f} s of work in a task, TLS costs {(secured - plain) / 10 / work:.2f} %\n")
 
@@ -205,7 +205,7 @@ def resident() -> float:
 def plan(how: str, run: Callable[[Any, Sequence[Any]], Iterable[list[Any]]]) -> None:
     before = resident()
     sources = [Source(f"unbalanced/{number // 1000:04d}/Y{number:011d}.wav", "/wavs") for number in range(PLANNED)]
-    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    shards = split_into_shards(sources, WORKERS, MAX_SHARD_SIZE)
     listed = resident()
     started = time.perf_counter()
     rows, memory, peak = 0, [], 0.0

@@ -38,7 +38,7 @@ FOLDER = "M2DPREP_FAULTS_FOLDER"
 # No hub is asked for anything, and libraries that could start threads of their own do not.
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 # A trial of kills has so many on average: some are followed by another while the command goes on.
-KILLS_A_TRIAL = 1.4
+KILLS_PER_TRIAL = 1.4
 SAY_SECONDS = 30.0
 
 
@@ -155,7 +155,7 @@ class Campaign:
         deck = [stage for stage in self.stages for _ in range(stage.weight)]
         turn, place = divmod(number, len(deck))
         random.Random(f"{arguments.seed}-{turn}").shuffle(deck)
-        kills = arguments.kills / KILLS_A_TRIAL
+        kills = arguments.kills / KILLS_PER_TRIAL
         share = kills / max(kills + arguments.faults, 1)
         kind = KILL if random.Random(f"{arguments.seed}-{number}-kind").random() < share else FAULT
         return deck[place], kind

@@ -26,7 +26,7 @@ PYTHON = (3, 12)
 # pip takes each of these literally; wheels are tagged with the oldest glibc that they run on.
 PLATFORMS = ["manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014",
              "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1"]  # fmt: skip
-MOST_BYTES = 60 << 20
+MAX_BYTES = 60 << 20
 
 
 def canonical(name: str) -> str:
@@ -86,8 +86,8 @@ def collect(folder: Path) -> None:
     wheels = sorted(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels)
     print(f"{len(wheels)} wheels, {size / 2**20:.1f} MiB, in {folder}: {', '.join(map(name_of, wheels))}")
-    if size > MOST_BYTES:
-        raise SystemExit(f"that is more than the {MOST_BYTES >> 20} MiB that travel.")
+    if size > MAX_BYTES:
+        raise SystemExit(f"that is more than the {MAX_BYTES >> 20} MiB that travel.")
 
 
 def name_of(wheel: Path) -> str:

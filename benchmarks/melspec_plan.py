@@ -28,7 +28,7 @@ from m2dprep.workflows.melspec import results as record_buffer
 
 FILES = int(os.environ.get("BENCH_FILES", "200000"))
 CLIPS = int(os.environ.get("BENCH_ROWS", "2084320"))
-FILES_A_FOLDER = 1000
+FILES_PER_FOLDER = 1000
 N_MELS = 80
 # A window of shards is in flight, so rows come nearly in order.
 WINDOW = 3000
@@ -46,13 +46,13 @@ def measured(label: str, work: Callable[[], Any], rows: list[list[str]]) -> Any:
 
 
 def name_of(number: int) -> str:
-    return f"unbalanced_train_segments/{number // FILES_A_FOLDER:05d}/Y{number:011d}"
+    return f"unbalanced_train_segments/{number // FILES_PER_FOLDER:05d}/Y{number:011d}"
 
 
 def make_files(folder: Path, suffix: str) -> None:
     for number in range(FILES):
         path = folder / f"{name_of(number)}{suffix}"
-        if number % FILES_A_FOLDER == 0:
+        if number % FILES_PER_FOLDER == 0:
             path.parent.mkdir(parents=True)
         path.write_bytes(b"tiny")
 

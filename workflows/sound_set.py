@@ -171,7 +171,7 @@ ID_ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 TRAIN, HELD_OUT = "balanced_train_segments", "eval_segments"
 # Shares of the training clips: two sounds at once; a caption from a person-like source; four more captions.
 MIXED, CAPTIONED, ALT_CAPTIONED = 0.15, 0.7, 0.3
-CLIPS_A_SHARD = 16
+CLIPS_PER_SHARD = 16
 
 SENTENCES = (
     "{description}.",
@@ -232,7 +232,7 @@ def make_sound_set(
     write_clip = functools.partial(write_clips, audio=root / "audio")
     with Progress(len(clips), "synthesis") as progress:
         for done in run_shards(
-            write_clip, split_into_shards(clips, workers, CLIPS_A_SHARD), workers, lambda clip: clip
+            write_clip, split_into_shards(clips, workers, CLIPS_PER_SHARD), workers, lambda clip: clip
         ):
             progress.advance(len(done))
     training = [clip for clip in clips if clip.part == TRAIN]

@@ -22,7 +22,7 @@ from m2dprep.workflows.engine.engine import run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.engine.workers import Shared
 
-ARRAYS_A_SHARD = 512
+ARRAYS_PER_SHARD = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ def check_arrays(
     if not expected:
         result.absent = "no arrays listed or recorded"
         return result
-    shards = split_into_shards(expected, pool.size, ARRAYS_A_SHARD)
+    shards = split_into_shards(expected, pool.size, ARRAYS_PER_SHARD)
     seen = (Path(item.path) for item in expected if item.pack_row < 0)
     shared = Shared(tuple(itertools.islice(filter(os.path.lexists, seen), 1)))
     function = functools.partial(check_array_shard, packs=packs, quick=quick)
     with Progress(len(expected), "check", "arrays") as progress:
-        for rows in run_shards(function, shards, pool, _poisoned, shared):
+        for rows in run_shards(function, shards, pool, _on_worker_death, shared):
             problems = [(path, message) for path, message in rows if message]
             for path, message in problems:
                 result.problem(path, message)
@@ -67,7 +67,7 @@ def check_arrays(
     return result
 
 
-def _poisoned(item: ExpectedArray) -> tuple[str, str]:
+def _on_worker_death(item: ExpectedArray) -> tuple[str, str]:
     return item.path, "killed the process reading it"
 
 

@@ -107,7 +107,7 @@ def _short(value: object) -> str:
     return f"{value:.9g}" if isinstance(value, float) else "of other values" if isinstance(value, list) else repr(value)
 
 
-ROWS_A_BLOCK = 65536
+ROWS_PER_BLOCK = 65536
 
 
 def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) -> list[CheckResult]:
@@ -379,7 +379,7 @@ def _check_values(store: EmbeddingStore, result: CheckResult) -> None:
     if not store.is_proven:
         result.notes.append(f"{store.folder.name} has no digests (an earlier version made it)")
     if len(result.problems) > problems or store.meta.get("odd_rows") != 0:
-        for row, message in odd_rows(store.blocks(ROWS_A_BLOCK)):
+        for row, message in odd_rows(store.blocks(ROWS_PER_BLOCK)):
             result.problem(f"{store.folder.name} row {row}", message)
 
 

@@ -78,7 +78,7 @@ def kept_records(layout: LmsLayout, failures: Failures) -> list[dict[str, Any]]:
     return rows
 
 
-def say_kept(layout: LmsLayout, count: int) -> None:
+def report_kept(layout: LmsLayout, count: int) -> None:
     """A line on stderr for ``count`` arrays that were kept."""
     if count:
         print(

@@ -135,7 +135,7 @@ def is_converted(layout: LmsLayout) -> bool:
     return bool(record_parts(layout)) or layout.config.exists() or (layout.root / PACKED_FOLDER).is_dir()
 
 
-def where_to_convert(layout: LmsLayout, config: Mapping[str, Any], src: Path, overwrite: bool) -> LmsLayout:
+def conversion_layout(layout: LmsLayout, config: Mapping[str, Any], src: Path, overwrite: bool) -> LmsLayout:
     """``layout`` itself, or the place beside it: with ``overwrite`` where it holds a conversion, and without where a
     replacement by ``config`` was begun that the folder has not. Another one that was begun is spoken of on stderr."""
     new = beside(layout)
@@ -144,7 +144,7 @@ def where_to_convert(layout: LmsLayout, config: Mapping[str, Any], src: Path, ov
     if not new.root.is_dir():
         return layout
     old = frozen_config(layout)
-    if old is not None and old["config"] != dict(config) and goes_on(new, config, src):
+    if old is not None and old["config"] != dict(config) and is_resumable(new, config, src):
         print(f"m2dprep: going on with the conversion that is to replace {layout.root}.", file=sys.stderr)
         return new
     print(
@@ -155,7 +155,7 @@ def where_to_convert(layout: LmsLayout, config: Mapping[str, Any], src: Path, ov
     return layout
 
 
-def goes_on(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
+def is_resumable(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
     """Whether the conversion that was begun in ``new`` is one of ``src`` with ``config``."""
     try:
         begun = frozen_config(new)
@@ -164,9 +164,9 @@ def goes_on(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
     return begun is not None and begun["config"] == dict(config) and is_only_root(begun, src)
 
 
-def begin_anew(new: LmsLayout, config: Mapping[str, Any], src: Path) -> None:
+def begin_replacement(new: LmsLayout, config: Mapping[str, Any], src: Path) -> None:
     """Remove what was begun in ``new`` by another request."""
-    if not goes_on(new, config, src):
+    if not is_resumable(new, config, src):
         remove_folder(new.root)
     sweep_temporaries(new.temporaries)
     new.temporaries.mkdir(parents=True, exist_ok=True)

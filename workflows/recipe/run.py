@@ -33,7 +33,7 @@ from m2dprep.workflows.recipe.plan import (
     options_of,
 )
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
-from m2dprep.workflows.recipe.stage_process import HandedOn, run_stage
+from m2dprep.workflows.recipe.stage_process import SignalRelay, run_stage
 from m2dprep.workflows.recipe.state import (
     DONE,
     FAILED,
@@ -54,7 +54,7 @@ CHOSEN = {
     "train": ("epochs", "steps", "loss", "clips"),
     "zero-shot": ("accuracy", "clips", "failed"),
 }
-MOST = 4
+MAX_FIGURES = 4
 
 
 def read_figures(kind: str, result: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def read_figures(kind: str, result: Path) -> dict[str, Any]:
     numbers = {key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
     if kind in CHOSEN:
         return {key: numbers[key] for key in CHOSEN[kind] if key in numbers}
-    return dict(list(numbers.items())[:MOST])
+    return dict(list(numbers.items())[:MAX_FIGURES])
 
 
 def _count(value: Any) -> int:
@@ -127,7 +127,7 @@ class RecipeRun:
             raise UserError("\n  ".join(missing))
         wanted = self.choice.wanted(self.recipe)
         self.state.folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.state.folder), HandedOn() as signals:
+        with exclusive(self.state.folder), SignalRelay() as signals:
             self.state.stages = RecipeState.of(self.recipe).stages  # another run may have ended just now
             for stage in self.recipe.stages:
                 if stage.name in wanted:
@@ -138,14 +138,14 @@ class RecipeRun:
                     break
         self._raise_for_failures(signals.received)
 
-    def _stage(self, stage: Stage, signals: HandedOn) -> None:
+    def _stage(self, stage: Stage, signals: SignalRelay) -> None:
         bad = [outcome.stage for outcome in self.outcomes if outcome.status in (FAILED, STOPPED, BLOCKED)]
         if waits := [name for name in stage.needs if name in bad]:
             self._note(stage, BLOCKED, f"waits for {', '.join(waits)}")
             return
         decision = decide(self.recipe, self.state, stage, self.choice.again)
         if decision.action == SKIP:
-            self._versions.settle(stage)
+            self._versions.restore(stage)
             self._note(stage, "skipped", decision.reason)
             _say(f"── {stage.name}: {decision.reason}")
             return
@@ -155,11 +155,11 @@ class RecipeRun:
             code = self._replace(stage, decision, signals)
         self._finish(stage, decision, code, signals)
 
-    def _attempt(self, stage: Stage, decision: Decision, signals: HandedOn, *flags: str) -> int:
+    def _attempt(self, stage: Stage, decision: Decision, signals: SignalRelay, *flags: str) -> int:
         """Run the stage's command once; returns its exit code."""
         self._versions.need(stage)
         for path in stage.uses.writes:
-            self._versions.save_stranger(path)
+            self._versions.save_foreign(path)
         again = self.overwrite and stage.name in self.choice.again and stage.kind.replaces
         anew = again or self._is_in_the_way(stage) or self._has_other_sources(stage)
         extra = sorted({*flags, *(["--overwrite"] if anew else [])})
@@ -210,7 +210,7 @@ class RecipeRun:
         made = any(path in self.recipe.makers for path in (src, *src.parents))
         return made and not same(self.state.stages[stage.name]["inputs"].get(self.recipe.shown(src)), identity(src))
 
-    def _replace(self, stage: Stage, decision: Decision, signals: HandedOn) -> int:
+    def _replace(self, stage: Stage, decision: Decision, signals: SignalRelay) -> int:
         """Run a stage again that has found an output of other settings, if it may replace it; returns its exit code."""
         if self.state.stages[stage.name].get("redo") and not self.overwrite and set_aside(stage):
             _say(f"{stage.name}: what was encoded before is used where texts are the same.")
@@ -239,7 +239,7 @@ class RecipeRun:
         _say(f"{stage.name}: what this recipe made with other settings is replaced.")
         return "--overwrite"
 
-    def _finish(self, stage: Stage, decision: Decision, code: int, signals: HandedOn) -> None:
+    def _finish(self, stage: Stage, decision: Decision, code: int, signals: SignalRelay) -> None:
         status = DONE if code == 0 else STOPPED if signals.received or code in (INTERRUPTED, REQUEUE) else FAILED
         figures = read_figures(stage.kind.name, self.state.result(stage)) if code == 0 else {}
         changes: Mapping[str, Any] = {}

@@ -22,7 +22,7 @@ from m2dprep.artifacts.settings import read_yaml, scalar_value
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 MERGE_TAG = "tag:yaml.org,2002:merge"
-DEEPEST = 16
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def read_recipe_file(path: Path) -> Entry:
 
 
 def _entry(node: yaml.Node, file: Path, line: int, depth: int = 0) -> Entry:
-    if depth > DEEPEST:
-        raise UserError(f"{file}, line {line}: nested more than {DEEPEST} deep.")
+    if depth > MAX_DEPTH:
+        raise UserError(f"{file}, line {line}: nested more than {MAX_DEPTH} deep.")
     if isinstance(node, yaml.MappingNode):
         return Entry(_mapping(node, file, depth), file, line)
     if isinstance(node, yaml.SequenceNode):

@@ -81,7 +81,7 @@ def last_line(path: Path) -> str | None:
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
 # What reaches a stage instead of a signal: a closed terminal asks it to stop as a batch system would.
-HANDED_ON = {
+RELAYED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -89,7 +89,7 @@ HANDED_ON = {
 }
 
 
-class HandedOn:
+class SignalRelay:
     """While entered, stop signals end no process here, but are noted in ``received`` and handed on to the stage.
 
     What this process was started to ignore (nohup, jobs in the background) stays ignored.
@@ -100,25 +100,25 @@ class HandedOn:
         self._process: subprocess.Popen[bytes] | None = None
         self._previous: dict[signal.Signals, object] = {}
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _relay(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(HANDED_ON[signal.Signals(number)])
+            self._process.send_signal(RELAYED[signal.Signals(number)])
 
     @contextmanager
     def to(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
         """Hand on to ``process``, for the block; at once what came before there was one."""
         self._process = process
         if self.received is not None:
-            process.send_signal(HANDED_ON[signal.Signals[self.received]])
+            process.send_signal(RELAYED[signal.Signals[self.received]])
         try:
             yield
         finally:
             self._process = None
 
-    def __enter__(self) -> HandedOn:
-        watched = [number for number in HANDED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._hand_on) for number in watched}
+    def __enter__(self) -> SignalRelay:
+        watched = [number for number in RELAYED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._relay) for number in watched}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,7 +132,7 @@ def run_stage(
     folder: Path,
     log: Path,
     result: Path,
-    signals: HandedOn,
+    signals: SignalRelay,
     started: Callable[[int], object],
 ) -> int:
     """Run ``m2dprep <arguments>`` in ``folder``; returns its exit code, 128 + n where the signal n ended it.

@@ -42,7 +42,7 @@ from m2dprep.workflows.recipe.recipe import Recipe, Stage
 
 Identity = dict[str, Any]
 META = "meta.json"
-LARGEST_DIGEST = 2**30
+MAX_DIGESTED_BYTES = 2**30
 ENTRIES_LOOKED_AT = 4096
 
 
@@ -84,7 +84,7 @@ def refreshed(path: Path, known: Identity | None) -> Identity | None:
 
 def _file(path: Path) -> Identity:
     _, size, mtime_ns = _stat(path)
-    digest = {"sha256": file_digest(path)} if size <= LARGEST_DIGEST else {}
+    digest = {"sha256": file_digest(path)} if size <= MAX_DIGESTED_BYTES else {}
     return {"size": size, "mtime_ns": mtime_ns, **digest}
 
 

@@ -89,7 +89,7 @@ class Versions:
         """Whether what ``maker`` left is there, or kept."""
         return self._lies_there(path) == maker or same(self._kept(maker, path), self.of(maker, path))
 
-    def is_a_stranger(self, path: Path) -> bool:
+    def is_foreign(self, path: Path) -> bool:
         """Whether ``path`` is there and was written by something else since the stages had all ended."""
         return path.exists() and self._lies_there(path) is None and not self._unfinished(path)
 
@@ -103,7 +103,7 @@ class Versions:
         for path, maker in stage.versions.items():
             self.put(maker, path)
 
-    def settle(self, stage: Stage) -> None:
+    def restore(self, stage: Stage) -> None:
         """Put back what a stage that has nothing to do once left."""
         for path in stage.writes:
             if path in stage.versions or len(self._recipe.makers.get(path, ())) > 1:
@@ -119,12 +119,12 @@ class Versions:
             return
         if not self.is_at_hand(maker, path):
             raise UserError(f"{path} as {maker} left it is gone: `m2dprep run {self._recipe.file} --redo {maker}`.")
-        self.save_stranger(path)
+        self.save_foreign(path)
         put_back(self._state.version(self._recipe, maker, path), path)
 
-    def save_stranger(self, path: Path) -> None:
+    def save_foreign(self, path: Path) -> None:
         """Keep what something else has written to ``path``, which is about to be replaced."""
-        if self.is_a_stranger(path) and path.is_file() and self._recipe_began(path):
+        if self.is_foreign(path) and path.is_file() and self._recipe_began(path):
             kept = self._state.folder / "versions" / f"{FOUND}--{path.parent.name}--{path.name}"
             keep_version(path, kept)
             print(f"{path} was changed by something else than this recipe; that is kept in {kept}.", file=sys.stderr)

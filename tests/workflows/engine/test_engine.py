@@ -49,7 +49,7 @@ def whose_gpu(shard: Sequence[int]) -> list[str]:
 
 
 def unexpected(item: int) -> int:
-    raise AssertionError(f"{item} poisoned nobody")
+    raise AssertionError(f"{item} on_worker_death nobody")
 
 
 def test_in_this_process() -> None:
@@ -78,7 +78,7 @@ def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
 
 def test_every_local_worker_has_one_of_the_gpus_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
-    pool = WorkerPool(local=2, gpu_each=True)
+    pool = WorkerPool(local=2, gpu_per_worker=True)
 
     def shards() -> Iterator[list[int]]:
         """Until both have worked."""

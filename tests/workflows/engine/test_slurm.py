@@ -73,7 +73,7 @@ def whose(shard: Sequence[int]) -> list[tuple[int, str]]:
 
 
 def unexpected(item: int) -> tuple[int, str]:
-    raise AssertionError(f"{item} poisoned nobody")
+    raise AssertionError(f"{item} on_worker_death nobody")
 
 
 def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings: JobSettings) -> None:
@@ -102,7 +102,7 @@ def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings:
 def test_jobs_that_cannot_come_up_end_the_run(
     slurm: Slurm, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_jobs, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(slurm_jobs, "MAX_PAUSE", 0.2)
     broken = WorkerPool(slurm=replace(settings, prologue=("exit 3",)))
     with pytest.raises(ClusterLostError, match=r"SLURM jobs in a row ended before .*logs"):
         list(run_shards(whose, [[1]], broken, unexpected))
@@ -184,7 +184,7 @@ def test_embed_captions_with_a_job_cancelled_gives_the_bytes_of_one_process(
     embed_with_workers(captions, tmp_path / "here", request)
     jobs = tmp_path / "jobs"
     jobs.mkdir()
-    monkeypatch.setattr(embed_captions, "BLOCKS_A_SHARD", 1)
+    monkeypatch.setattr(embed_captions, "BLOCKS_PER_SHARD", 1)
     monkeypatch.setattr(embed_captions, "encode_shard", Noting(jobs))
     cancelled: list[str] = []
 

@@ -77,7 +77,7 @@ def in_fork(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    melspec.LARGEST_SHARD = 3
+    melspec.MAX_SHARD_SIZE = 3
     record_buffer.PART_SECONDS = 0.0  # a part for every shard
     for line in sys.stdin:
         print(json.dumps(in_fork(json.loads(line))), flush=True)

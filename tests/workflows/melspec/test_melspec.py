@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(src: Path, monkeypatc
 
     original = melspec.convert_shard
     monkeypatch.setattr(melspec, "convert_shard", fill_up)
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 1)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 1)
     with pytest.raises(OSError, match="No space left"):
         convert(src)
     monkeypatch.undo()

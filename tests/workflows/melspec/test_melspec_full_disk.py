@@ -53,7 +53,7 @@ def run(src: Path, dst: Path, *options: str, workers: int = 0) -> tuple[int, str
 def test_it_fills_up_in_the_middle(
     small_disk: Path, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 4)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 4)
     monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     dst = small_disk / "data" / "audioset_lms"
     filler = small_disk / "filler"

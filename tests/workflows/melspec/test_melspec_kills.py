@@ -167,7 +167,7 @@ def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeyp
     monkeypatch.setattr("m2dprep.audioprep.convert.sync_files", sync)
     monkeypatch.setattr("m2dprep.audioprep.convert.FILES_PER_SYNC", 2)
     monkeypatch.setattr(record_buffer, "append_records", append)
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 5)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 5)
     monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     options = MelspecOptions(workers=0)
     run_melspec(src, tmp_path / "data/audioset_lms", ConvertConfig(PRESETS["16k"], min_seconds=0.2), options)
@@ -210,7 +210,7 @@ def dying_shard(sources, *, dst, markers, **options):
 
 if __name__ == "__main__":
     src, data, workers, markers = sys.argv[1:]
-    melspec.LARGEST_SHARD = 2
+    melspec.MAX_SHARD_SIZE = 2
     record_buffer.PART_SECONDS = 0.05
     if markers:
         melspec.convert_shard = functools.partial(dying_shard, markers=Path(markers))

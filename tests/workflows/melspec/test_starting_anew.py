@@ -301,7 +301,7 @@ def test_it_goes_on_where_it_stopped(src: Path, dst: Path, monkeypatch: pytest.M
     real = melspec.convert_shard
     with monkeypatch.context() as patch:
         patch.setattr(melspec, "convert_shard", convert_two)
-        patch.setattr(melspec, "LARGEST_SHARD", 1)
+        patch.setattr(melspec, "MAX_SHARD_SIZE", 1)
         with pytest.raises(KeyboardInterrupt):
             run_melspec(src, dst, HALF, ANEW)
     assert problems(dst.parent) == []
