@@ -53,7 +53,7 @@ def slow(shard: Sequence[int]) -> list[int]:
 
 
 def unexpected(item: int) -> int:
-    raise AssertionError(f"{item} on_worker_death nobody")
+    raise AssertionError(f"{item} poisoned nobody")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def whose_gpu(shard: Sequence[int]) -> list[str]:
 
 
 def unexpected(item: int) -> int:
-    raise AssertionError(f"{item} on_worker_death nobody")
+    raise AssertionError(f"{item} poisoned nobody")
 
 
 def test_in_this_process() -> None:

@@ -30,7 +30,7 @@ FORBIDDEN_MODULE = "raise SystemExit('a module of the working folder was importe
 
 
 def unexpected(item: int) -> int:
-    raise AssertionError(f"{item} on_worker_death nobody")
+    raise AssertionError(f"{item} poisoned nobody")
 
 
 def double(shard: Sequence[int]) -> list[int]:

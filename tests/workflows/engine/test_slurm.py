@@ -73,7 +73,7 @@ def whose(shard: Sequence[int]) -> list[tuple[int, str]]:
 
 
 def unexpected(item: int) -> tuple[int, str]:
-    raise AssertionError(f"{item} on_worker_death nobody")
+    raise AssertionError(f"{item} poisoned nobody")
 
 
 def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings: JobSettings) -> None:
