@@ -1,8 +1,6 @@
-"""Running a recipe, stage after stage.
+"""Running a recipe: each stage in turn, as the command that one would type, unless it is done and unchanged.
 
-The few figures that say how a stage went, from the JSON that its command prints.
-
-Running a recipe: stage after stage, what is done and unchanged left out, each as the command one would type.
+A few figures of each stage come from the JSON that its command prints.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from m2dprep.workflows.recipe.state import (
 )
 from m2dprep.workflows.recipe.versions import Versions, bring_back, forget, reuse_flags, set_aside
 
-# Keys at the top of a result, by kind of stage; of other kinds the first numbers.
+# The keys of a result to show, by kind of stage. For other kinds, the first `MAX_FIGURES` numbers are shown.
 CHOSEN = {
     "stats": ("mean", "std", "count_files"),
     "embed-captions": ("rows", "dim"),
@@ -58,7 +56,7 @@ MAX_FIGURES = 4
 
 
 def read_figures(kind: str, result: Path) -> dict[str, Any]:
-    """Numbers by name, none where the result cannot be read; of ``check`` what was checked and what was found."""
+    """The figures of a result by name, none if it cannot be read. For ``check``: the items checked and the problems."""
     try:
         value = load_json(result)
     except (OSError, ValueError):
@@ -79,15 +77,15 @@ def _count(value: Any) -> int:
 
 BLOCKED = "blocked"
 CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
-# Work of more than this is not replaced for a changed setting unless one asks for it.
+# More work than this is not replaced because of a changed setting, unless the user asks for it.
 REPLACED_FREELY_SECONDS = 3600.0
-# Kinds that know by themselves whether what is there is theirs (exit code 5), so that they are first run without
-# --overwrite. The others replace what the recipe made before.
+# Kinds that recognise an output with other settings (exit code 5), so they first run without --overwrite. The other
+# kinds replace what the recipe made before.
 KNOW_THEIR_OUTPUT = {"sound-set", "melspec", "pack", "embed-captions", "train", "captions keywords"}
 
 
 class StageFailedError(UserError):
-    """A stage did not end well; the exit code is its own."""
+    """A stage failed; the exit code is that of the stage."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -96,7 +94,7 @@ class StageFailedError(UserError):
 
 @dataclass
 class Outcome:
-    """What became of a stage: ``status`` is done, skipped, failed, stopped, blocked or left out."""
+    """The outcome of a stage: ``status`` is done, skipped, failed, stopped, blocked or left out."""
 
     stage: str
     kind: str
@@ -111,7 +109,7 @@ class Outcome:
 
 
 class RecipeRun:
-    """One run of a recipe; ``outcomes`` fills up with every stage. ``overwrite`` replaces what is in the way."""
+    """One run of a recipe. Every stage adds to ``outcomes``. ``overwrite`` replaces outputs that are in the way."""
 
     def __init__(self, recipe: Recipe, choice: Choice, *, overwrite: bool = False) -> None:
         self.recipe, self.choice, self.overwrite = recipe, choice, overwrite
@@ -120,8 +118,11 @@ class RecipeRun:
         self._versions = Versions(recipe, self.state)
 
     def run(self) -> None:
-        """Run what is to be run. Raises `UserError` before anything runs where an input is missing or another run of
-        this recipe goes on, and `StageFailedError` with the code of the first stage that did not end well."""
+        """Run the planned stages.
+
+        Raises `UserError` before anything runs if an input is missing or this recipe is already running, and
+        `StageFailedError` with the exit code of the first stage that failed.
+        """
         plan = make_plan(self.recipe, self.state, self.choice)
         if missing := missing_inputs(self.recipe, plan):
             raise UserError("\n  ".join(missing))
@@ -156,7 +157,7 @@ class RecipeRun:
         self._finish(stage, decision, code, signals)
 
     def _attempt(self, stage: Stage, decision: Decision, signals: SignalRelay, *flags: str) -> int:
-        """Run the stage's command once; returns its exit code."""
+        """Run the stage's command once. Returns its exit code."""
         self._versions.need(stage)
         for path in stage.uses.writes:
             self._versions.save_foreign(path)
@@ -195,15 +196,17 @@ class RecipeRun:
         return code
 
     def _is_in_the_way(self, stage: Stage) -> bool:
-        """Whether a stage that does not look for itself would stumble over what this recipe made before."""
+        """Whether earlier output of this recipe is in the way of a stage that does not recognise it itself."""
         if not stage.kind.replaces or stage.kind.name in KNOW_THEIR_OUTPUT:
             return False
         began = stage.name in self.state.stages
         return any(path.exists() and (self.overwrite or began) for path in stage.uses.writes)
 
     def _has_other_sources(self, stage: Stage) -> bool:
-        """Whether the recordings of a conversion are made by a stage, and have changed: then arrays of recordings that
-        are gone must not stay, as they do where somebody's own recordings are moved away."""
+        """Whether a stage makes the recordings of this conversion, and they have changed.
+
+        Arrays of recordings that are gone must then go. If a user moves recordings of their own away, arrays stay.
+        """
         if stage.kind.name != "melspec" or stage.name not in self.state.stages:
             return False
         src = absolute(self.recipe.root, stage.values["src"][0])
@@ -211,7 +214,7 @@ class RecipeRun:
         return made and not same(self.state.stages[stage.name]["inputs"].get(self.recipe.shown(src)), identity(src))
 
     def _replace(self, stage: Stage, decision: Decision, signals: SignalRelay) -> int:
-        """Run a stage again that has found an output of other settings, if it may replace it; returns its exit code."""
+        """Rerun a stage that found an output with other settings, if it may replace it. Returns its exit code."""
         if self.state.stages[stage.name].get("redo") and not self.overwrite and set_aside(stage):
             _say(f"{stage.name}: what was encoded before is used where texts are the same.")
             code = self._attempt(stage, decision, signals)
@@ -222,7 +225,7 @@ class RecipeRun:
         return CONFLICT if flag is None else self._attempt(stage, decision, signals, flag)
 
     def _may_replace(self, stage: Stage) -> str | None:
-        """``--overwrite`` if the stage, which found an output of other settings, may replace it."""
+        """``--overwrite`` if the stage, which found an output with other settings, may replace it."""
         record = self.state.stages[stage.name]
         if not stage.kind.replaces:
             return None
