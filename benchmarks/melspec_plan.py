@@ -1,8 +1,8 @@
 """Claim: planning, recording, resuming and summing up all of AudioSet takes seconds to minutes, and less than 2 GB.
 
-Scans 200,000 real files; then goes through the records of 2,084,320 clips, made up but with all their columns: written
-in parts, merged, compared with the sources as a finished run's resume does, listed, and summed to statistics. The
-scan of the two million sources and arrays is left out of the resume, since it is what the first lines measure.
+Scans 200,000 real files. Then takes the records of 2,084,320 clips, made up but with all their columns: they are
+written in parts, merged, compared with the sources as on resuming a finished run, listed, and summed to statistics. The
+resume excludes the scan of the two million sources and arrays, which the first lines measure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WINDOW = 3000
 
 
 def measured(label: str, work: Callable[[], Any], rows: list[list[str]]) -> Any:
-    """Run ``work``; note its seconds and the process's peak memory meanwhile."""
+    """Run ``work``, and note its seconds and the process's peak memory during it."""
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
     result = work()
@@ -68,7 +68,7 @@ def record(number: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def parts() -> Iterator[list[dict[str, Any]]]:
-    """Parts of records as a run writes them: in the order in which shards were done."""
+    """Parts of records as a run writes them: in the order in which the shards finished."""
     rng = np.random.default_rng(0)
     order = np.argsort(np.arange(CLIPS) + rng.uniform(0, WINDOW, CLIPS))
     for start in range(0, CLIPS, record_buffer.PART_ROWS):

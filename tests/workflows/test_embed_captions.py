@@ -1,4 +1,4 @@
-"""Embedding through workers: the same bytes however many there are, and when one dies."""
+"""Embedding with workers gives the same bytes for any number of workers, and if one dies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def encode_after_a_death(shard: Any, marker: Path, **named: Any) -> Any:
-    """The first worker that gets here is killed with its shard half done."""
+    """Kill the first worker that gets here, with its shard half done."""
     if not marker.exists():
         marker.write_text(str(os.getpid()))
         encode_shard(shard[:1], **named)
@@ -68,7 +68,7 @@ def test_workers_change_no_byte_not_even_when_one_dies(
 
 
 class Dying:
-    """A shard function that travels to workers, of which the first one dies."""
+    """A shard function that is sent to workers, the first of which dies."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -99,7 +99,7 @@ def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys
         return iter([])
 
     monkeypatch.setattr(embed_captions, "run_shards", no_shards)
-    encoder.settle(1024)  # as an earlier run began
+    encoder.settle(1024)  # as in an earlier run
     assert list(run_on(encoder, half, pool)(iter([]), print)) == []
     sent, libraries = asked
     assert (sent.device, sent.precision, sent.batch_tokens) == ("cuda", "bf16", 1024)

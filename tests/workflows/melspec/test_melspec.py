@@ -1,4 +1,4 @@
-"""The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
+"""The melspec job: the same command resumes, and ends with the same bytes whatever happened before."""
 
 import functools
 import os
@@ -46,7 +46,7 @@ def convert(src: Path, **settings: object) -> MelspecReport:
 
 
 def snapshot(data: Path) -> dict[str, bytes]:
-    """Every byte under the data directory; of the records only the columns that do not depend on the source's date."""
+    """All bytes under the data directory; of the records, only columns that do not depend on the sources' dates."""
     files = {path.relative_to(data).as_posix(): path for path in data.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if path.name != "lock"}
 
@@ -294,7 +294,7 @@ def test_what_a_killed_forecast_left_is_swept(src: Path) -> None:
 
 
 def test_the_shard_function_travels_light() -> None:
-    """What workers import is asserted where it is imported; here: what is sent to them needs nothing more."""
+    """Other tests check the modules' own imports; this one checks that the pickled function needs nothing more."""
     function = functools.partial(melspec.convert_shard, src=Path("a"), dst=Path("b"), config=CONFIG)
     assert len(pickle.dumps(function)) < 2000
 

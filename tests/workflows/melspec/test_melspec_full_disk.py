@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle: a clear error, nothing partial, and the same command goes on where it stopped."""
+"""A disk that fills up during a run: a clear error, no partial file, and the same command resumes."""
 
 import subprocess
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_it_fills_up_in_the_middle(
         open_lms(path, n_mels=80)
     filler.unlink()
     dst_on_larger = tmp_path / "data" / "audioset_lms"
-    subprocess.run(["cp", "-r", small_disk / "data", tmp_path], check=True)  # as one does with a disk that is too small
+    subprocess.run(["cp", "-r", small_disk / "data", tmp_path], check=True)  # as one does if a disk is too small
     code, message = run(src, dst_on_larger, workers=workers)
     assert code == 0, message
     assert " = " in message

@@ -1,4 +1,4 @@
-"""``melspec --overwrite``: everything is converted anew, and nothing goes that could not be made again."""
+"""``melspec --overwrite``: everything is converted again, and nothing is lost that could not be remade."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def dst(src: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder but for those of a conversion that is to take its place."""
+    """Every file below a folder, except those of a conversion that will replace it."""
     anew = folder / "_melspec" / "anew"
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and anew not in path.parents}
 
@@ -169,7 +169,7 @@ def test_a_list_that_could_not_be_written_shows_at_once(src: Path, tmp_path: Pat
     assert len(read_file_list(Path(report.files_csv))) == CLIPS
 
 
-# A source that was converted before, and cannot be converted any more.
+# Sources that were converted before and cannot be converted any more.
 
 
 def test_its_array_and_record_stay_with_the_same_configuration(
@@ -208,7 +208,7 @@ def test_it_counts_as_failed_until_it_is_mended(src: Path, dst: Path) -> None:
 def test_its_array_comes_out_of_the_pack_where_it_lies_there_alone(src: Path, dst: Path) -> None:
     (dst / "1.npy").unlink()
     rot(src)
-    soundfile.write(src / "2.wav", np.zeros(4000), 16000)  # so that the pack is of other values, and goes
+    soundfile.write(src / "2.wav", np.zeros(4000), 16000)  # so that the pack has other values and is removed
     assert run_melspec(src, dst, CONFIG, ANEW).kept == 1
     assert not (dst / "_packed").exists()
     assert np.load(dst / "1.npy").dtype == np.float16
@@ -271,7 +271,7 @@ def test_its_array_stays_without_overwrite_too(src: Path, dst: Path, flag: str) 
     assert problems(dst.parent) == []
 
 
-# A replacement that is stopped.
+# Replacements that are interrupted.
 
 
 def test_a_full_disk_leaves_what_is_there(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Who waits for whom in a recipe, which version of a file a stage sees, and what files and folders are known by."""
+"""The order of a recipe's stages, the version of a file that each sees, and the identities of files and folders."""
 
 import os
 from pathlib import Path
