@@ -144,7 +144,7 @@ class DaskWorkers(Workers):
         self._abandoned: dict[str, set[str]] = {}
         self._looked_for_paused = time.monotonic()
         self._reads: dict[str, tuple[float, float]] = {}  # when each began, and when it was last reported
-        client.subscribe_topic(on_worker.READS_TOPIC, self._hear_of_reads)
+        client.subscribe_topic(on_worker.READS_TOPIC, self._note_slow_reads)
 
     def submit(self, function: bytes, shard: bytes, done: Callable[[Ticket], object]) -> Ticket:
         future = self.client.submit(
@@ -176,7 +176,7 @@ class DaskWorkers(Workers):
         done: on_worker.Done = pickle.loads(answer)  # noqa: S301 (of our own workers)
         return done
 
-    def _hear_of_reads(self, event: tuple[float, list[SlowRead]]) -> None:
+    def _note_slow_reads(self, event: tuple[float, list[SlowRead]]) -> None:
         """Note the slow reads that a worker reports."""
         for what, seconds in event[1]:
             self._reads[what] = time.monotonic() - seconds, time.monotonic()
@@ -253,7 +253,7 @@ class DaskWorkers(Workers):
             if busy:
                 self.client.restart_workers(busy, timeout=RECONNECT_SECONDS, raise_for_error=False)
 
-    def wait_for_first(self) -> None:
+    def wait_for_first_worker(self) -> None:
         """Wait until there is a worker, and report the wait every half minute."""
         while not self.threads():
             self.poll()
@@ -295,7 +295,7 @@ def remote_workers(address: str, shared: Shared, *, gpu_per_worker: bool = False
         _warn_if_open(address)
         with client, shared.expected() as expected, _scheduler_settings(client):
             workers = DaskWorkers(client, expected=expected, gpu_per_worker=gpu_per_worker)
-            workers.wait_for_first()
+            workers.wait_for_first_worker()
             workers.require_matching_workers()
             try:
                 yield workers

@@ -23,7 +23,7 @@ LOOK_SECONDS = 0.05
 # Failed starts in a row, per worker and at least, that are no accident.
 MAX_FAILED_STARTS_PER_WORKER, MAX_FAILED_STARTS = 2, 4
 WORDS_SHOWN = 6
-WAY_OUT = "--workers 0 does the work in this process."
+REMEDY = "--workers 0 does the work in this process."
 
 
 @contextmanager
@@ -63,7 +63,7 @@ class LocalWorkers(Workers):
         try:
             self._pool = ProcessPool(function, self._environments)
         except RuntimeError as error:  # no more threads
-            raise UserError(f"no workers can be started: {error}. {WAY_OUT}") from error
+            raise UserError(f"no workers can be started: {error}. {REMEDY}") from error
         while not self._pool.health.ever_ready:
             self.poll()
             time.sleep(LOOK_SECONDS)
@@ -91,7 +91,7 @@ class LocalWorkers(Workers):
             health = pool.health
             ready, failed, words = health.ready, health.failed_starts, health.last_words
         if health.unloadable:
-            raise UserError(f"workers cannot load what they are to do: {_last(health.unloadable)}\n{WAY_OUT}")
+            raise UserError(f"workers cannot load what they are to do: {_last(health.unloadable)}\n{REMEDY}")
         count = len(self._environments)
         if not ready and failed >= max(MAX_FAILED_STARTS, MAX_FAILED_STARTS_PER_WORKER * count):
             self._give_up(f"{failed} of them in a row died before they could work", words)
@@ -107,9 +107,9 @@ class LocalWorkers(Workers):
         if self._running.health.ever_ready:
             raise ClusterLostError(
                 f"the workers of this machine have gone, and {what}{_last(words)}\n"
-                f"What is done is recorded, and the same command goes on. {WAY_OUT}"
+                f"What is done is recorded, and the same command goes on. {REMEDY}"
             )
-        raise UserError(f"no worker can be started: {what}{_last(words)}\n{WAY_OUT}")
+        raise UserError(f"no worker can be started: {what}{_last(words)}\n{REMEDY}")
 
     def close(self) -> None:
         if self._pool is not None:

@@ -132,10 +132,10 @@ def expectation(
 def code_digest() -> str:
     """A digest of this installation's code: a version number alone would not tell two checkouts apart."""
     digest = hashlib.sha256()
-    house = Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     for package in PACKAGES:
-        for path in sorted((house / package).rglob("*.py")):
-            digest.update(path.relative_to(house).as_posix().encode() + b"\0" + path.read_bytes())
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -314,13 +314,13 @@ def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 def import_path() -> list[str]:
     """The import path of a worker: that of this process, with the working folder moved to the end."""
-    house = Path(m2dprep.__file__).resolve().parents[1]
+    root = Path(m2dprep.__file__).resolve().parents[1]
     here = Path.cwd()
     own: list[str] = []
     working: list[str] = []
     for entry in sys.path:
         folder = Path(entry or here)
-        (working if folder.absolute() == here and folder.resolve() != house else own).append(str(folder.absolute()))
+        (working if folder.absolute() == here and folder.resolve() != root else own).append(str(folder.absolute()))
     return [*own, *working]
 
 

@@ -148,7 +148,7 @@ def slurm_workers(settings: JobSettings, shared: Shared, *, dashboard: bool = Fa
         if dashboard:
             print_dashboard(client)
         workers.submit_jobs()
-        workers.wait_for_first()
+        workers.wait_for_first_worker()
         workers.require_matching_workers()
         try:
             yield workers

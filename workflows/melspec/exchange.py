@@ -92,7 +92,7 @@ def _kept(row: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
 
 # Renaming on a network file system spends its time waiting.
 THREADS = 16
-AT_ONCE = 4096
+BATCH_SIZE = 4096
 EARLIER = "earlier"
 
 
@@ -301,8 +301,8 @@ def _remove_pack(pack: Path) -> None:
 def _move_arrays(layout: LmsLayout, new: LmsLayout) -> None:
     names = new.array_files()
     with ThreadPoolExecutor(THREADS) as pool, Progress(len(names), "move", delay=DELAY_SECONDS) as progress:
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start : start + AT_ONCE]
+        for start in range(0, len(names), BATCH_SIZE):
+            part = names[start : start + BATCH_SIZE]
             list(pool.map(lambda name: _move(new.root / name, layout.root / name), part))
             progress.advance(len(part))
     for folder in sorted({Path(name).parent for name in names}):

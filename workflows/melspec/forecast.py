@@ -22,7 +22,7 @@ from m2dprep.audioprep.discover import Source
 
 SAMPLE = 64
 # Clips that are converted and removed at a time.
-SAMPLE_AT_ONCE = 8
+SAMPLE_BATCH = 8
 # A record with its moments, counted twice because records are copied when they are merged.
 RECORD_BYTES = 2 * 1400
 # The forecast converts the same files every time.
@@ -125,12 +125,12 @@ def _convert_sample(
     records: list[dict[str, Any]] = []
     seconds = 0.0
     try:
-        for start in range(0, len(sample), SAMPLE_AT_ONCE):
+        for start in range(0, len(sample), SAMPLE_BATCH):
             with _temporary_folder(place) as folder:
                 if start == 0:  # tables are made once per process
                     convert(sample[:1], dst=folder)
                 started = time.perf_counter()
-                records += convert(sample[start : start + SAMPLE_AT_ONCE], dst=folder)
+                records += convert(sample[start : start + SAMPLE_BATCH], dst=folder)
                 seconds += time.perf_counter() - started
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -61,8 +61,8 @@ from m2dprep.workflows.melspec.results import RecordBuffer, list_path, require_o
 # About 2.5 s of work: long enough to hide the cost of a task, short enough to lose little.
 MAX_SHARD_SIZE = 256
 # Fewer clips are converted in the time that a forecast takes.
-CLIPS_WORTH_A_FORECAST = 2048
-SOURCES_LOOKED_AT = 1000
+MIN_CLIPS_FOR_FORECAST = 2048
+MAX_PROBED_SOURCES = 1000
 # Longer than any healthy file takes, even over a slow network: a read that takes longer hangs.
 READ_TIMEOUT = 1800.0
 
@@ -157,12 +157,12 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     require_place(files_csv)
     require_own(layout, files_csv)
     with exclusive(layout.melspec):
-        options = _tidied(layout, files_csv, src, config, options)
+        options = _cleaned_up(layout, files_csv, src, config, options)
         if folding := probe_folding(layout.temporaries):
             sources = with_conflicts(sources, folding)
         into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
         plan = _plan(layout, into, sources, src, config, options, folding)
-        if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
+        if len(plan.pending) > MIN_CLIPS_FOR_FORECAST and not options.ignore_space:
             _forecast(layout, plan.pending, config, pool, convert).require_space(dst, stays=into != layout)
         begin = functools.partial(_begin, into, plan, config, src, replaces=into != layout)
         with run_permit(layout) as permit:
@@ -198,7 +198,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     )
 
 
-def _tidied(
+def _cleaned_up(
     layout: LmsLayout, files_csv: Path, src: Path, config: ConvertConfig, options: MelspecOptions
 ) -> MelspecOptions:
     """Remove the leftovers of killed runs, and finish a replacement that was interrupted.
@@ -375,7 +375,7 @@ def _convert(
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
     """What workers on other machines must see: the output, and the sources, represented by one existing source."""
-    paths = (src / source.relative for source in pending[:SOURCES_LOOKED_AT])
+    paths = (src / source.relative for source in pending[:MAX_PROBED_SOURCES])
     return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
 
 

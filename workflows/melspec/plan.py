@@ -30,7 +30,7 @@ from m2dprep.workflows.melspec.owners import Owners, folded, misnamed, resolve_c
 
 # Queries to a network file system spend their time waiting.
 THREADS = 16
-AT_ONCE = 4096
+BATCH_SIZE = 4096
 
 
 class RecordedFiles:
@@ -111,8 +111,8 @@ def _answers(indices: np.ndarray, question: Callable[[int], bool]) -> Iterator[t
         ThreadPoolExecutor(THREADS) as pool,
         Progress(len(indices), "compare sources", "files", delay=DELAY_SECONDS) as progress,
     ):
-        for start in range(0, len(indices), AT_ONCE):
-            chunk = indices[start : start + AT_ONCE].tolist()
+        for start in range(0, len(indices), BATCH_SIZE):
+            chunk = indices[start : start + BATCH_SIZE].tolist()
             yield from zip(chunk, pool.map(question, chunk), strict=True)
             progress.advance(len(chunk))
 

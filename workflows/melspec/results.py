@@ -108,9 +108,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     with writing_to(path):  # `captions training-list` may be changing it
         written = _written(layout)
         if path.exists() and path.name in written and file_digest(path) != written[path.name]:
-            _name_what_comes_back(
-                path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
-            )
+            _report_relisted(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
         write_file_list(path, listed)
         bound = {CONFIG: (frozen_config(layout) or {}).get("fingerprint")}
         write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
@@ -124,7 +122,7 @@ def _written(layout: LmsLayout) -> dict[str, Any]:
         return {}
 
 
-def _name_what_comes_back(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
+def _report_relisted(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
     try:
         known = pa.array([*read_file_list(path), *new], pa.string())
     except UserError:  # it is about to be written anew

@@ -188,7 +188,7 @@ def _outputs_gone(recipe: Recipe, state: RecipeState, stage: Stage) -> str | Non
         if len(makers) > 1 or path in stage.uses.changes:
             if versions.is_foreign(path) and makers[-1] == stage.name:
                 return f"{recipe.shown(path)} was changed since"
-            if not versions.is_at_hand(stage.name, path):
+            if not versions.is_available(stage.name, path):
                 return f"{recipe.shown(path)} as it left it is gone"
             continue
         current = refreshed(path, known)

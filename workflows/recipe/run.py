@@ -43,7 +43,7 @@ from m2dprep.workflows.recipe.state import (
     same,
     this_process,
 )
-from m2dprep.workflows.recipe.versions import Versions, bring_back, forget, reuse_flags, set_aside
+from m2dprep.workflows.recipe.versions import Versions, remove_old_store, restore_store, reuse_flags, set_store_aside
 
 # The keys of a result to show, by kind of stage. For other kinds, the first `MAX_FIGURES` numbers are shown.
 CHOSEN = {
@@ -78,10 +78,10 @@ def _count(value: Any) -> int:
 BLOCKED = "blocked"
 CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
 # More work than this is not replaced because of a changed setting, unless the user asks for it.
-REPLACED_FREELY_SECONDS = 3600.0
+MAX_REPLACED_SECONDS = 3600.0
 # Kinds that recognise an output with other settings (exit code 5), so they first run without --overwrite. The other
 # kinds replace what the recipe made before.
-KNOW_THEIR_OUTPUT = {"sound-set", "melspec", "pack", "embed-captions", "train", "captions keywords"}
+DETECT_OTHER_SETTINGS = {"sound-set", "melspec", "pack", "embed-captions", "train", "captions keywords"}
 
 
 class StageFailedError(UserError):
@@ -162,7 +162,7 @@ class RecipeRun:
         for path in stage.uses.writes:
             self._versions.save_foreign(path)
         again = self.overwrite and stage.name in self.choice.again and stage.kind.replaces
-        anew = again or self._is_in_the_way(stage) or self._has_other_sources(stage)
+        anew = again or self._has_old_output(stage) or self._has_other_sources(stage)
         extra = sorted({*flags, *(["--overwrite"] if anew else [])})
         extra += [] if extra else reuse_flags(stage)
         arguments = [*stage.kind.words, *extra, "--json", *stage.kind.arguments(stage.values)[len(stage.kind.words) :]]
@@ -195,9 +195,9 @@ class RecipeRun:
         self.state.put(stage.name, seconds=seconds, worked_seconds=round(worked + seconds, 1))
         return code
 
-    def _is_in_the_way(self, stage: Stage) -> bool:
+    def _has_old_output(self, stage: Stage) -> bool:
         """Whether earlier output of this recipe is in the way of a stage that does not recognise it itself."""
-        if not stage.kind.replaces or stage.kind.name in KNOW_THEIR_OUTPUT:
+        if not stage.kind.replaces or stage.kind.name in DETECT_OTHER_SETTINGS:
             return False
         began = stage.name in self.state.stages
         return any(path.exists() and (self.overwrite or began) for path in stage.uses.writes)
@@ -215,12 +215,12 @@ class RecipeRun:
 
     def _replace(self, stage: Stage, decision: Decision, signals: SignalRelay) -> int:
         """Rerun a stage that found an output with other settings, if it may replace it. Returns its exit code."""
-        if self.state.stages[stage.name].get("redo") and not self.overwrite and set_aside(stage):
+        if self.state.stages[stage.name].get("redo") and not self.overwrite and set_store_aside(stage):
             _say(f"{stage.name}: what was encoded before is used where texts are the same.")
             code = self._attempt(stage, decision, signals)
             if code != CONFLICT:
                 return code
-            bring_back(stage)
+            restore_store(stage)
         flag = self._may_replace(stage)
         return CONFLICT if flag is None else self._attempt(stage, decision, signals, flag)
 
@@ -232,7 +232,7 @@ class RecipeRun:
         if self.overwrite:
             return "--overwrite"
         worked = record.get("worked_seconds", 0.0)
-        if record.get("redo") is None or worked > REPLACED_FREELY_SECONDS:
+        if record.get("redo") is None or worked > MAX_REPLACED_SECONDS:
             hours = f", which took {duration(worked)}" if record.get("redo") else ""
             _say(
                 f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another "
@@ -251,7 +251,7 @@ class RecipeRun:
             for path in stage.writes:
                 if path in stage.versions or len(self.recipe.makers[path]) > 1:
                     self._versions.keep(stage.name, path)
-            forget(stage)
+            remove_old_store(stage)
             changes = {"outputs": outputs, "result": figures, "redo": None}
         self.state.put(stage.name, status=status, exit_code=code, ended=now(), **changes)
         seconds = self.state.stages[stage.name]["seconds"]

@@ -43,7 +43,7 @@ from m2dprep.workflows.recipe.recipe import Recipe, Stage
 Identity = dict[str, Any]
 META = "meta.json"
 MAX_DIGESTED_BYTES = 2**30
-ENTRIES_LOOKED_AT = 4096
+MAX_ENTRIES = 4096
 
 
 def identity(path: Path) -> Identity | None:
@@ -112,7 +112,7 @@ def _newest_checkpoint(run: Path) -> Path | None:
 def _folders(root: Path) -> Iterator[str]:
     """``path time`` of the folder and of the folders among the first entries of a walk; no file is read."""
     yield f". {root.stat().st_mtime_ns}"
-    for entry in islice(_walk(root), ENTRIES_LOOKED_AT):
+    for entry in islice(_walk(root), MAX_ENTRIES):
         if entry.is_dir():
             yield f"{os.path.relpath(entry.path, root)} {entry.stat().st_mtime_ns}"
 

@@ -27,7 +27,7 @@ from m2dprep.workflows.recipe.state import (
 )
 
 
-def old_store(stage: Stage) -> Path | None:
+def old_store_path(stage: Stage) -> Path | None:
     """The path at which a stage's store is set aside, existing or not.
 
     It is None for stages that reuse nothing, or that reuse a store named in the recipe.
@@ -38,9 +38,9 @@ def old_store(stage: Stage) -> Path | None:
     return out.with_name(f".{out.name}.before")  # not a store of the data directory, whose names are capemb_*
 
 
-def set_aside(stage: Stage) -> bool:
+def set_store_aside(stage: Stage) -> bool:
     """Move a finished store out of the way. Returns whether there was one."""
-    aside, out = old_store(stage), next(iter(stage.uses.writes), None)
+    aside, out = old_store_path(stage), next(iter(stage.uses.writes), None)
     if aside is None or out is None or not (out / META).is_file():
         return False
     shutil.rmtree(aside, ignore_errors=True)
@@ -48,22 +48,22 @@ def set_aside(stage: Stage) -> bool:
     return True
 
 
-def bring_back(stage: Stage) -> None:
-    """Undo `set_aside` if the new store could not be begun."""
-    aside = old_store(stage)
+def restore_store(stage: Stage) -> None:
+    """Undo `set_store_aside` if the new store could not be begun."""
+    aside = old_store_path(stage)
     if aside is not None and aside.is_dir() and not stage.uses.writes[0].exists():
         aside.rename(stage.uses.writes[0])
 
 
 def reuse_flags(stage: Stage) -> list[str]:
     """The option ``--reuse`` with the store that was set aside, if there is one."""
-    aside = old_store(stage)
+    aside = old_store_path(stage)
     return [f"--reuse={aside}"] if aside is not None and (aside / META).is_file() else []
 
 
-def forget(stage: Stage) -> None:
+def remove_old_store(stage: Stage) -> None:
     """Remove the store that was set aside."""
-    if (aside := old_store(stage)) is not None:
+    if (aside := old_store_path(stage)) is not None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -81,17 +81,17 @@ class Versions:
         """The identity of ``path`` after ``maker``, or before all stages if None; None if it is missing or unknown."""
         if maker is not None:
             return self._state.outputs(maker).get(self._recipe.shown(path))
-        if self._lies_there(path) in (None, BEFORE):
+        if self._current_version(path) in (None, BEFORE):
             return identity(path) if not self._unfinished(path) else self._kept(None, path)
         return self._kept(None, path)
 
-    def is_at_hand(self, maker: str, path: Path) -> bool:
+    def is_available(self, maker: str, path: Path) -> bool:
         """Whether ``maker``'s version is in place or kept."""
-        return self._lies_there(path) == maker or same(self._kept(maker, path), self.of(maker, path))
+        return self._current_version(path) == maker or same(self._kept(maker, path), self.of(maker, path))
 
     def is_foreign(self, path: Path) -> bool:
         """Whether ``path`` exists and was written by something else after all stages had ended."""
-        return path.exists() and self._lies_there(path) is None and not self._unfinished(path)
+        return path.exists() and self._current_version(path) is None and not self._unfinished(path)
 
     def keep(self, maker: str, path: Path) -> None:
         """Keep the version that ``maker`` has just written."""
@@ -111,13 +111,13 @@ class Versions:
 
     def put(self, maker: str | None, path: Path) -> None:
         """Put ``maker``'s version of ``path`` in its place. Raises `UserError` if it is not kept any more."""
-        there = self._lies_there(path)
+        there = self._current_version(path)
         if there == (BEFORE if maker is None else maker):
             return
         if maker is None:
-            self._put_before(path, there)
+            self._restore_original(path, there)
             return
-        if not self.is_at_hand(maker, path):
+        if not self.is_available(maker, path):
             raise UserError(f"{path} as {maker} left it is gone: `m2dprep run {self._recipe.file} --redo {maker}`.")
         self.save_foreign(path)
         put_back(self._state.version(self._recipe, maker, path), path)
@@ -129,7 +129,7 @@ class Versions:
             keep_version(path, kept)
             print(f"{path} was changed by something else than this recipe; that is kept in {kept}.", file=sys.stderr)
 
-    def _put_before(self, path: Path, there: str | None) -> None:
+    def _restore_original(self, path: Path, there: str | None) -> None:
         """Put ``path`` back as it was before all stages: a file of no stage stays; otherwise the kept file, or none."""
         kept = self._state.version(self._recipe, None, path)
         if there is None and not self._unfinished(path):
@@ -145,7 +145,7 @@ class Versions:
         known = None if maker is None else self._state.outputs(maker).get(self._recipe.shown(path))
         return refreshed(self._state.version(self._recipe, maker, path), known)
 
-    def _lies_there(self, path: Path) -> str | None:
+    def _current_version(self, path: Path) -> str | None:
         """The stage whose version is at ``path``, the last one if several left the same; None if it is no stage's."""
         if not path.exists():
             return None

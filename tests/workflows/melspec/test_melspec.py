@@ -277,7 +277,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(
     src: Path, monkeypatch: pytest.MonkeyPatch, free: tuple[int, int], message: str
 ) -> None:
     monkeypatch.setattr(forecast, "_free", lambda place: free)
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 10)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 10)
     with pytest.raises(UserError, match=message):
         convert(src)
     dst = src.parent / "data" / "audioset_lms"

@@ -78,7 +78,7 @@ def test_it_fills_up_in_the_middle(
 
 
 def test_what_cannot_fit_does_not_start(small_disk: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 10)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 10)
     dst = small_disk / "data" / "audioset_lms"
     code, message = run(src, dst)
     assert (code, "too small for 40 clips" in message) == (2, True)

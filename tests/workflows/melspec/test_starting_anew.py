@@ -99,7 +99,7 @@ def test_nothing_goes_without_workers(src: Path, dst: Path, monkeypatch: pytest.
 
 def test_nothing_goes_without_space(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(dst)
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 1)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 1)
     monkeypatch.setattr("m2dprep.workflows.melspec.forecast._free", lambda place: (-(10**9), 10**9))
     with pytest.raises(UserError, match=r"the file system is too small .* stays until the new one is whole"):
         run_melspec(src, dst, CONFIG, ANEW)
