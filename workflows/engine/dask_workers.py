@@ -182,7 +182,7 @@ class DaskWorkers(Workers):
             self._reads[what] = time.monotonic() - seconds, time.monotonic()
 
     def _slow_reads(self) -> list[SlowRead]:
-        """The reads that were reported lately: a worker repeats a report while the read goes on."""
+        """The reads that were reported lately: a worker repeats its report until the read ends."""
         now = time.monotonic()
         self._reads = {
             what: (begun, heard) for what, (begun, heard) in self._reads.items() if now - heard < 2 * SLOW_SECONDS

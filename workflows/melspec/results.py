@@ -118,14 +118,14 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
 def _written(layout: LmsLayout) -> dict[str, Any]:
     try:
         return read_object(layout.melspec / WRITTEN) or {}
-    except UserError:  # it is about to be written anew
+    except UserError:  # it is about to be written again
         return {}
 
 
 def _report_relisted(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
     try:
         known = pa.array([*read_file_list(path), *new], pa.string())
-    except UserError:  # it is about to be written anew
+    except UserError:  # it is about to be written again
         return
     back = pa.array(listed, pa.string())
     back = back.filter(pc.invert(pc.is_in(back, value_set=known)))

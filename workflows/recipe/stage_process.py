@@ -187,7 +187,7 @@ def _words(reader: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         elif ended:
             return
         else:
-            time.sleep(POLL_SECONDS)  # it closed stderr and goes on
+            time.sleep(POLL_SECONDS)  # it closed stderr and still runs
 
 
 def _show(words: bytes) -> None:
