@@ -63,7 +63,7 @@ def make_tables(folder: Path, scale: float = 1.0, seed: int = 0) -> None:
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column as a single array; what is compared with the package does not use the package."""
+    """A column as a single array, made without the package because the result is compared with the package's."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 

@@ -1,4 +1,4 @@
-"""What a stage has left, file by file: bytes, but values of checkpoints, and no times in training logs."""
+"""Snapshots of a stage's files: bytes, except values for checkpoints, and training logs without their times."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".m2dprep-*.tmp"
-# How often a pack has been replaced is in the names of its files and in its meta.json; both may differ.
+# The number of times that a pack was replaced is in its files' names and in its meta.json; both may differ.
 GENERATION, OF_GENERATION = re.compile(r"(?<=_packed/)g\d+-"), ("generation", "digest")
 Snapshot = dict[str, str]
 
 
 def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
-    """A digest of every file below ``folder`` but those that match ``ignored``; temporaries are among them."""
+    """A digest of every file below ``folder``, temporaries included, except files that match ``ignored``."""
     found: Snapshot = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -27,7 +27,7 @@ def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
 
 
 def digest(path: Path) -> str:
-    """Of the bytes, or of what counts where two equal runs may write other bytes."""
+    """A digest of the bytes, or of the relevant content if two equal runs may write different bytes."""
     if path.suffix == ".pth":
         return _checkpoint_digest(path)
     data = path.read_bytes()
@@ -39,7 +39,7 @@ def digest(path: Path) -> str:
 
 
 def differences(expected: Snapshot, found: Snapshot) -> list[str]:
-    """Files that are missing, other than expected, or too many; temporaries left behind are no difference."""
+    """Files that are missing, different or unexpected; temporaries left behind are not a difference."""
     names = {name for name in {*expected, *found} if not is_temporary(name)}
     return [
         f"{name} {'is missing' if name not in found else 'is new' if name not in expected else 'differs'}"
@@ -53,7 +53,7 @@ def is_temporary(name: str) -> bool:
 
 
 def leftovers(found: Snapshot) -> list[str]:
-    """Temporaries that nobody has swept."""
+    """Temporaries that were not removed."""
     return [name for name in found if is_temporary(name)]
 
 
@@ -69,9 +69,9 @@ def _without_times(log: bytes) -> bytes:
 
     try:
         lines = [json.loads(line) for line in log.splitlines()]
-    except ValueError:  # half a line, left by a kill
+    except ValueError:  # a kill left half a line
         return log
-    left_out = {*TIMING_FIGURES, "digest"}  # the digest is that of the times as well
+    left_out = {*TIMING_FIGURES, "digest"}  # the digest covers the times as well
     kept = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
     return json.dumps(kept).encode()
 

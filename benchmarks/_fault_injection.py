@@ -1,7 +1,7 @@
-"""One call of a process, chosen by kind and number, that kills it or fails: through a preloaded library, or in Python.
+"""Faults at one call of a process, chosen by kind and number, which kills the process or fails.
 
-`_faults.c` stands between a process and its C library, so that it sees the calls of NumPy, Arrow, PyTorch and
-safetensors as well. Without a C compiler Python's own calls are all that can be reached.
+`_faults.c` is preloaded between a process and its C library, so that it also sees the calls of NumPy, Arrow, PyTorch
+and safetensors. Without a C compiler, only Python's own calls can be reached.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ KINDS = (
 )  # fmt: skip
 NOTHING, FAIL, KILL_BEFORE, KILL_AFTER, KILL_WITHIN, UNREADABLE = range(6)
 KILLS = {"before": KILL_BEFORE, "after": KILL_AFTER, "within": KILL_WITHIN}
-# What fails when a disk is full: whatever takes space on it.
+# The calls that take space, and so fail if a disk is full.
 TAKES_SPACE = ("create", "write", "sync", "mkdir", "truncate", "link")
-# Errors of each kind of call that systems really give; EMFILE only where something is opened.
+# The errors that systems really give for each kind of call; EMFILE only if something is opened.
 ERRORS: Mapping[str, tuple[int, ...]] = {
     "open": (errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE),
     "create": (errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EIO),
@@ -60,7 +60,7 @@ class Control(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Injection:
-    """What happens at the ``at``-th call (1, 2, …) of ``kinds``; ``lasting`` errors go on from there."""
+    """The fault at the ``at``-th call (1, 2, …) of ``kinds``; ``lasting`` errors also hit all later calls."""
 
     action: int
     kinds: tuple[str, ...]
@@ -70,7 +70,7 @@ class Injection:
 
     @property
     def label(self) -> str:
-        """What it is, without where: to be counted."""
+        """The fault without its place, for counting."""
         if self.action == FAIL:
             return f"{errno.errorcode[self.error]} {'/'.join(self.kinds)}"
         return f"{'unreadable' if self.action == UNREADABLE else 'kill'} {'/'.join(self.kinds)}"
@@ -85,7 +85,7 @@ class Injection:
 
 
 def compile_library(folder: Path) -> Path | None:
-    """``_faults.c`` as a library in ``folder``; None without a C compiler, or where it cannot be compiled."""
+    """Compile ``_faults.c`` to a library in ``folder``; None without a C compiler, or if compiling fails."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None or not sys.platform.startswith("linux"):
         return None
@@ -105,25 +105,25 @@ class Injector:
 
     @property
     def native(self) -> bool:
-        """Whether the preloaded library is there."""
+        """Whether the library is preloaded."""
         return LIBRARY in os.environ
 
     @property
     def struck(self) -> int:
-        """How often the injection has happened."""
+        """How often the fault has happened."""
         return int(self.control.struck)
 
     @property
     def where(self) -> str:
-        """The file that it has happened to, relative to the folder; empty where nobody knows."""
+        """The file that the fault has hit, relative to the folder; empty if unknown."""
         return os.fsdecode(self.control.where).removeprefix(os.fsdecode(self.control.folder)).lstrip("/")
 
     def calls(self) -> dict[str, int]:
-        """Calls by kind since `prepare`."""
+        """The number of calls since `prepare`, by kind."""
         return dict(zip(KINDS, self.control.calls, strict=True))
 
     def prepare(self, injection: Injection | None) -> None:
-        """Count anew; ``injection`` is what the next process meets."""
+        """Reset the counts; ``injection`` is the fault for the next process."""
         control = self.control
         control.action = NOTHING if injection is None else injection.action
         control.matched = control.struck = 0
@@ -134,7 +134,7 @@ class Injector:
             control.at, control.error, control.lasting = injection.at, injection.error, injection.lasting
 
     def arm(self) -> None:
-        """In the process under test: begin."""
+        """Begin, in the process under test."""
         if self.native:
             ctypes.CDLL(os.environ[LIBRARY]).faults_control(ctypes.byref(self.control))
         else:
@@ -142,7 +142,7 @@ class Injector:
 
 
 class _PythonInjection:
-    """The same at Python's own calls: its audit events, and the functions of ``os`` that have none."""
+    """Faults at Python's own calls: its audit events, and the functions of ``os`` that have none."""
 
     EVENTS: Mapping[str, str] = {
         "open": "open", "os.rename": "rename", "os.remove": "unlink", "os.rmdir": "unlink", "os.link": "link",

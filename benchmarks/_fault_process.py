@@ -1,4 +1,4 @@
-"""Commands of m2dprep run in forks of one process that has imported everything, so that each may be killed for real."""
+"""Runs commands of m2dprep in forks of one process that has imported everything, so that each may really be killed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from typing import Any
 from _fault_injection import Injection, Injector
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-# How long what a command has started may outlive it.
+# How long the processes that a command has started may outlive it.
 ORPHAN_SECONDS = 30.0
 _LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: ``code`` is minus the signal that ended it, None where it hung and was killed for that."""
+    """How a command ended: ``code`` is minus the signal that ended it, or None if it hung and was therefore killed."""
 
     code: int | None
     out: str
@@ -45,12 +45,12 @@ class Ended:
 
 
 def adopt_orphans() -> None:
-    """Let what is left of the commands that this process starts become its children, so that it can wait for them."""
+    """Adopt the orphans of the commands that this process starts, so that it can wait for them."""
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Runner:
-    """Runs commands one after another in ``folder``, with what they say in ``words``; also on stderr, if ``loud``."""
+    """Runs commands one after another in ``folder``. Their output goes to ``words``, and to stderr if ``loud``."""
 
     def __init__(self, folder: Path, words: Path, injector: Injector) -> None:
         self.folder, self.injector = folder, injector
@@ -67,8 +67,11 @@ class Runner:
         whole_tree: bool = True,
         report: Callable[[], None] | None = None,
     ) -> Ended:
-        """Run ``m2dprep <arguments>``; ``kill_after`` so many seconds it is killed with all that it has started, or
-        alone. ``report`` is called in the process after it has ended well."""
+        """Run ``m2dprep <arguments>``.
+
+        After ``kill_after`` seconds it is killed, with all processes that it has started or alone. ``report`` is called
+        in the process after it has succeeded.
+        """
         self.injector.prepare(injection)
         started = time.monotonic()
         child = os.fork()
@@ -107,7 +110,7 @@ class Runner:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def _reap(self) -> bool:
-        """Wait for what the command has left running. Returns whether something had to be killed."""
+        """Wait for the processes that the command has left running. Returns whether any had to be killed."""
         end, outlived = time.monotonic() + ORPHAN_SECONDS, False
         while True:
             try:
@@ -122,7 +125,7 @@ class Runner:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """``m2dprep <arguments>`` in this process; returns the exit code that a process of its own would have."""
+    """Run ``m2dprep <arguments>`` in this process. Returns the exit code that a process of its own would have."""
     from m2dprep.cli.main import main
 
     sys.argv = ["m2dprep", *arguments]
@@ -140,7 +143,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def leave(code: int, report: Callable[[], None] | None = None) -> None:
-    """End this process as the interpreter would: threads are waited for, what was to be done at the end is done."""
+    """End this process as the interpreter would: wait for threads, and run the exit handlers."""
     try:
         if report is not None and code == 0:
             report()
@@ -156,7 +159,7 @@ def leave(code: int, report: Callable[[], None] | None = None) -> None:
 
 
 class ForkedStage:
-    """Of ``subprocess.Popen`` what a recipe's stages need: the command in a fork, which need not import anything."""
+    """The part of ``subprocess.Popen`` that a recipe's stages need, with the command in a fork that imports nothing."""
 
     def __init__(
         self,
@@ -220,7 +223,7 @@ def freeze() -> None:
 
 
 def _close_files_below(folder: Path) -> None:
-    """What a program that is started anew would not inherit: locks above all."""
+    """Close the files that a newly started program would not inherit: locks above all."""
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with contextlib.suppress(OSError):
             if int(entry) > 2 and os.readlink(f"/proc/self/fd/{entry}").startswith(f"{folder}/"):  # noqa: PTH115

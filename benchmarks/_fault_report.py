@@ -1,4 +1,4 @@
-"""What became of trials: a table by stage, one by call, and every problem with how to see it again."""
+"""The report of trials: a table by stage, a table by call, and every problem with the way to reproduce it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_stage(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> dict[str, 
 
 
 def by_call(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """A row a kind of call: how often a process was killed at it, and how often it failed, with which errors."""
+    """One row per kind of call: how often a process was killed at it, and how often it failed with which errors."""
     counts: dict[str, Counter[str]] = {}
     for what, call in (label.split(" ", 1) for outcome in outcomes for label in outcome.calls):
         counts.setdefault(call, Counter())[what] += 1
@@ -39,7 +39,7 @@ def by_call(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def as_dict(outcomes: Sequence[Outcome], stages: Sequence[Stage], notes: dict[str, Any]) -> dict[str, Any]:
-    """Everything for machines; of outcomes those that something was to be said of."""
+    """The report for machines; only outcomes with a remark are listed."""
     told = [vars(outcome) for outcome in outcomes if outcome.problems or outcome.notes]
     return {"machine": machine(), **notes, "stages": by_stage(outcomes, stages), "outcomes": told}
 

@@ -1,4 +1,4 @@
-"""The stages that are killed and disturbed, as data: what lies there before, the command, and what must be the same.
+"""The stages that are killed and disturbed, as data: the files before, the command, and the files to compare.
 
 Everything is tiny: ten sounds of a third of a second, a text encoder of one layer, a model of one block.
 """
@@ -39,7 +39,7 @@ EMBED = f"embed-captions {CAPTIONS} {STORE} --text-model encoder --device cpu --
 PACK = f"pack {LMS} --clips-per-shard 3"
 TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
 TRAIN += " --device cpu"
-# Times, places and processes; all else must be the same.
+# Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
 TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
@@ -54,10 +54,10 @@ def nothing(folder: Path) -> None:
 class Stage:
     """A command of m2dprep, run in a folder that holds the results of the stage ``after``.
 
-    ``setup`` are commands, and ``edit`` changes by hand, that come before it. ``again`` says whether the command may be
-    given again after it has ended well (others refuse to replace what is there). ``ignored`` are files that hold
-    times. ``reads_only`` stages show by what they print that nothing is missing. ``imports`` are modules that take
-    seconds to import. ``weight`` is the share of trials.
+    The commands of ``setup`` and the manual changes of ``edit`` come before it. ``again`` says whether the command may
+    be repeated after it has succeeded (other commands refuse to replace their output). ``ignored`` are files that hold
+    times. The output of a ``reads_only`` stage shows that nothing is missing. ``imports`` are modules that take seconds
+    to import. ``weight`` is the share of trials.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Stage:
 
 
 def make_world(folder: Path, *, encoder: bool) -> None:
-    """Sounds, tables as AudioSet's, a recipe, settings of a tiny model, and a text encoder with random weights."""
+    """Write sounds, tables like AudioSet's, a recipe, settings of a tiny model, and a random text encoder."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for number, clip in enumerate(CLIPS):
@@ -104,7 +104,7 @@ def make_world(folder: Path, *, encoder: bool) -> None:
 
 
 def make_encoder(folder: Path) -> None:
-    """A BERT of one layer that knows letters, as sentence-transformers saves it."""
+    """Save a BERT of one layer whose tokens are letters, in the form of sentence-transformers."""
     import torch
     from sentence_transformers import SentenceTransformer, models
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -132,7 +132,7 @@ def make_encoder(folder: Path) -> None:
 
 
 def _break_a_sound(folder: Path) -> None:
-    """One sound is cut short, and comes back whole with `_mend_the_sound`."""
+    """Truncate one sound; `_mend_the_sound` restores it."""
     path = folder / "wavs/train 1" / f"Y{CLIPS[3]}.wav"
     shutil.copy2(path, folder / "whole.wav")
     path.write_bytes(path.read_bytes()[:40])
@@ -148,7 +148,7 @@ def _leave_only_the_pack(folder: Path) -> None:
 
 
 def _new_sounds(folder: Path) -> None:
-    """Arrays are in the pack alone, and there are two more sounds."""
+    """Leave the arrays in the pack only, and add two sounds."""
     _leave_only_the_pack(folder)
     for number in range(2):
         shutil.copyfile(folder / "wavs/train 0" / f"Y{CLIPS[0]}.wav", folder / f"wavs/train 0/Ynew{number:08d}.wav")
@@ -222,14 +222,14 @@ STAGES = (
 
 
 def in_small_parts() -> None:
-    """Let ten clips be several shards and parts of records."""
+    """Make ten clips fill several shards and parts of records."""
     from m2dprep.audioprep import convert
     from m2dprep.audioprep import pack as unpack
     from m2dprep.workflows.melspec import job as melspec
     from m2dprep.workflows.melspec import results as record_buffer
 
     for module, name, value in (
-        (melspec, "LARGEST_SHARD", 3),
+        (melspec, "MAX_SHARD_SIZE", 3),
         (record_buffer, "PART_SECONDS", 0.0),
         (convert, "FILES_PER_SYNC", 2),
         (unpack, "ARRAYS_PER_SYNC", 4),

@@ -1,4 +1,4 @@
-"""One trial: a stage is killed or disturbed, the same command follows, and the result must be the undisturbed one."""
+"""One trial: a stage is killed or disturbed, and the same command must then give the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from _fault_process import Ended, Runner
 from _fault_stages import NEVER_COMPARED, STAGES, Stage, make_world
 
 KILL, FAULT = "kill", "fault"
-# Of the kills, how many come at a random time instead of at a call.
+# The share of kills that come at a random time and not at a call.
 AT_RANDOM = 0.2
-# How many seconds a command may take of which the undisturbed one takes one; and at least.
-PATIENCE, LEAST_SECONDS = 60.0, 90.0
-# A path in a message, a file with its suffix, or what comes first in the line of an error of the system.
+# The time limit of a command: a multiple of its undisturbed time, and at least this many seconds.
+PATIENCE, MIN_SECONDS = 60.0, 90.0
+# A path in a message, a file name with its suffix, or the first words of a system error.
 NAMES_A_FILE = re.compile(
     r"\w/[\w.]|\w\.(npy|parquet|csv|jsonl?|yaml|wav|pth|txt)\b|error: (?!system:|\.m2dprep-)[\w.-]+: "
 )
-# Of the faults: how many go on for every later call of the kind, and how many are a disk that is full from there.
+# The shares of faults that hit every later call of the kind, and that are a disk full from then on.
 LASTING, FULL_DISK = 0.3, 0.3
-# Of the kills at a call, how many are at one that reads.
+# The share of kills at a call that are at a reading call.
 AT_READING, READING = 0.2, ("read", "stat", "list", "mmap")
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A stage that nothing disturbs: where its input is kept, what it leaves and prints, its calls, its seconds."""
+    """An undisturbed stage: the place of its input, its files and output, its calls and its seconds."""
 
     before: Path
     files: Snapshot
@@ -47,7 +47,7 @@ class Undisturbed:
 
 @dataclass
 class Outcome:
-    """What became of one trial; ``problems`` are what must not be, by the name of its column."""
+    """The outcome of one trial; ``problems`` must be empty, and are keyed by the name of their column."""
 
     number: int
     stage: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Bench:
-    """A place of its own to try stages in: ``folder``/work, always under the same name, as paths are in some files."""
+    """A place to try stages in: ``folder``/work, always under the same name because some files hold paths."""
 
     def __init__(self, folder: Path, injector: Injector) -> None:
         self.work, self._kept = folder / "work", folder / "kept"
@@ -69,7 +69,7 @@ class Bench:
         self.undisturbed: dict[str, Undisturbed] = {}
 
     def prepare(self, stages: Sequence[Stage], after_each: Any = None) -> None:
-        """Run ``stages`` and what they come after, undisturbed. Raises `SystemExit` where one does not end well."""
+        """Run ``stages`` and the stages before them, undisturbed. Raises `SystemExit` if one fails."""
         needed = with_predecessors(stages)
         make_world(self._kept / "world", encoder=any(stage.imports for stage in needed))
         for stage in needed:
@@ -104,7 +104,7 @@ class Bench:
         return snapshot(self.work, (*NEVER_COMPARED, *stage.ignored))
 
     def try_out(self, number: int, stage: Stage, kind: str, seed: int) -> Outcome:
-        """Trial ``number`` of ``seed``: kills, of which several may follow each other, or one fault."""
+        """Run trial ``number`` of ``seed``: one or more kills in a row, or one fault."""
         chance = random.Random(f"{seed}-{number}")
         self._lay_out(self.undisturbed[stage.name].before)
         outcome = Outcome(number, stage.name, kind)
@@ -135,10 +135,10 @@ class Bench:
         return ended
 
     def _limit(self, stage: Stage) -> float:
-        return max(LEAST_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
+        return max(MIN_SECONDS, PATIENCE * self.undisturbed[stage.name].seconds)
 
     def _judge(self, stage: Stage, kind: str, ended: Ended, outcome: Outcome) -> None:
-        """Count how the disturbed command ended, and note what must not be."""
+        """Count how the disturbed command ended, and note its problems."""
         counts = outcome.counts
         struck = ended.is_killed or ended.struck > 0
         counts[kind] += struck
@@ -166,7 +166,7 @@ class Bench:
                 outcome.notes["no file named"] = _tail(ended.err)
 
     def _wrong(self, stage: Stage, ended: Ended) -> str:
-        """What a command that says it is complete lacks."""
+        """What is missing after a command that claims to be complete."""
         expected = self.undisturbed[stage.name].out
         if stage.reads_only and ended.out != expected:
             return f"it prints {ended.out[-300:]!r}, not {expected[-300:]!r}"
@@ -176,7 +176,7 @@ class Bench:
         return differences(self.undisturbed[stage.name].files, self._snapshot(stage))
 
     def _go_on(self, stage: Stage, outcome: Outcome) -> None:
-        """The same command again, undisturbed: it must end well, with the same files, and nothing left over."""
+        """Run the same command undisturbed: it must succeed, with the same files and no leftovers."""
         if not stage.again and not self._missing(stage):
             outcome.counts["resumed equal"] += 1
             return
@@ -192,7 +192,7 @@ class Bench:
 
 
 def with_predecessors(stages: Sequence[Stage]) -> list[Stage]:
-    """``stages`` with those that they come after, in the order of the table."""
+    """``stages`` and the stages before them, in the order of the table."""
     by_name, wanted = {stage.name: stage for stage in STAGES}, set()
     for stage in stages:
         name = stage.name
@@ -203,7 +203,7 @@ def with_predecessors(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def choose(chance: random.Random, kind: str, calls: dict[str, int]) -> Injection:
-    """A kill or an error at one call of those that a stage makes (``calls`` by kind); rare kinds are as likely."""
+    """Choose a kill or an error at one of a stage's calls (``calls`` by kind); every kind is equally likely."""
     made = [name for name, count in calls.items() if count]
     if kind == KILL:
         reading = chance.random() < AT_READING
@@ -221,7 +221,7 @@ def choose(chance: random.Random, kind: str, calls: dict[str, int]) -> Injection
 
 
 def _note_imports(work: Path) -> Any:
-    """After a command: write which modules it has imported, for others to have them already."""
+    """After a command, write down the modules that it has imported, so that later forks have them already."""
     before = set(sys.modules)
 
     def report() -> None:
@@ -232,6 +232,6 @@ def _note_imports(work: Path) -> Any:
 
 
 def _tail(err: str, lines: int = 12) -> str:
-    """The last lines of what a command said, without progress."""
+    """The last lines of a command's output, without progress."""
     kept = [line for line in err.splitlines() if line.strip()]
     return "\n".join(kept[-lines:])

@@ -1,6 +1,6 @@
-/* Preloaded before libc: the n-th call of a kind below a folder is counted, refused with an error, or the last of its
-   process. What to do is in a block of shared memory (struct control; _fault_injection.py has the same fields), so that
-   a process and its children count together, and counts outlive whoever is killed. */
+/* Preloaded before libc: counts calls of each kind below a folder, and makes the n-th one fail or kill its process. The
+   orders are in a block of shared memory (struct control; _fault_injection.py has the same fields), so that a process
+   and its children count together, and the counts outlive a killed process. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -22,15 +22,15 @@ enum kind { OPEN, CREATE, READ, WRITE, SYNC, RENAME, UNLINK, LINK, MKDIR, TRUNCA
 enum action { NOTHING, FAIL, KILL_BEFORE, KILL_AFTER, KILL_WITHIN, UNREADABLE };
 
 struct control {
-    int64_t action, kinds, error, lasting; /* kinds: a bit for each; lasting: every later call is refused as well */
-    int64_t at;                            /* the call, from 1, of all that are of these kinds */
+    int64_t action, kinds, error, lasting; /* kinds: one bit per kind; lasting: every later call fails as well */
+    int64_t at;                            /* the number of the call, from 1, among calls of these kinds */
     int64_t matched, struck;
     int64_t calls[KINDS];
-    char folder[1024], where[1024]; /* where: the file that was struck */
+    char folder[1024], where[1024]; /* where: the file that the fault hit */
 };
 
 static struct control *control;
-static __thread char named[1024]; /* the file of the call at hand */
+static __thread char named[1024]; /* the file of the current call */
 
 void faults_control(struct control *block) { control = block; }
 
@@ -65,12 +65,12 @@ static void die(void) {
     for (;;) pause();
 }
 
-/* Count a call. Returns the action if it is the one that is meant, after dying where it must not happen at all. */
+/* Count a call. Returns the action if this is the chosen call; KILL_BEFORE dies here. */
 static int strike(enum kind kind, int inside) {
     if (!inside) return NOTHING;
     __atomic_add_fetch(&control->calls[kind], 1, __ATOMIC_SEQ_CST);
     if (control->action == UNREADABLE && control->struck && strcmp(named, control->where) == 0) {
-        errno = EIO; /* however that file is read */
+        errno = EIO; /* for any way of reading the file */
         return kind == READ ? FAIL : kind == MMAP ? UNREADABLE : NOTHING;
     }
     if (control->action == NOTHING || !(control->kinds >> kind & 1)) return NOTHING;
@@ -212,7 +212,7 @@ ON_PATH(fstatat, STAT, directory, path, (int directory, const char *path, struct
 ON_PATH(fstatat64, STAT, directory, path, (int directory, const char *path, struct stat64 *found, int how),
         (directory, path, found, how))
 
-/* What a disk cannot read is SIGBUS for whoever touches it: as here, where pages lie beyond the end of their file. */
+/* Touching a page that the disk cannot read raises SIGBUS. Pages beyond the end of a file do the same here. */
 static void *unreadable(void *pages, size_t size, int protection) {
     int empty = memfd_create("unreadable", MFD_CLOEXEC);
     void *result = mmap(pages, size, protection, MAP_SHARED | MAP_FIXED, empty, 0);
@@ -233,7 +233,7 @@ static void *unreadable(void *pages, size_t size, int protection) {
 MAP(mmap, off_t)
 MAP(mmap64, off64_t)
 
-/* Only files are synced so; which one is not looked up. */
+/* Only files are synced this way; which file it is, is not looked up. */
 int msync(void *pages, size_t size, int flags) {
     REAL(msync);
     named[0] = 0;

@@ -1,4 +1,4 @@
-"""Runs the tests marked ``gpu`` and counts how they end; each ending is in the figures as soon as it is known."""
+"""Runs the tests marked ``gpu`` and counts how they end; the figures hold each result as soon as it is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from _machine import Figures
 from gpu_wheels import ROOT
 
-PER_TEST = 0.4  # of the part's time: what hangs must leave some for the others
+PER_TEST = 0.4  # of the part's time, so that a test that hangs leaves some for the others
 
 
 class Endings:
@@ -40,13 +40,13 @@ def main() -> None:
     parser.add_argument("--match", default="", help="only tests whose names have this, too")
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
-    # Only the files that hold such tests: others import what a GPU machine need not have.
+    # Only the files with such tests: others import packages that a GPU machine need not have.
     files = [str(path) for path in sorted((ROOT / "tests").glob("*/test_gpu.py"))]
     chosen = f"{options.device} and {options.match}" if options.match else options.device
     command = [*files, "-m", "gpu", "-k", chosen, "--timeout", str(max(10, round(PER_TEST * options.seconds)))]
     figures = Figures(options.json)
     code = int(pytest.main([*command, "-v", "--tb=short", "-p", "no:xdist"], plugins=[Endings(figures)]))
-    sys.exit(code or not figures.values["passed"])  # where all are skipped, nothing has been shown
+    sys.exit(code or not figures.values["passed"])  # if all tests are skipped, nothing has been shown
 
 
 if __name__ == "__main__":

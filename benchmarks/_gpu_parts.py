@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`: what each runs, on a GPU in full or as a quick rehearsal anywhere."""
+"""The parts of `gpu.py` and their scripts, each in full for a GPU and as a quick rehearsal for any machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Part:
-    """``share`` is that of the whole time. ``arguments`` (device, quick) → those of ``script``, a file beside this one
-    that writes its figures to the file given with ``--json`` as soon as it knows them."""
+    """One part, which takes ``share`` of the whole time.
+
+    ``script`` is a file beside this one. It writes its figures to the file given with ``--json`` as soon as it knows
+    them. ``arguments`` turns (device, quick) into its arguments.
+    """
 
     name: str
     share: float
@@ -20,14 +23,14 @@ class Part:
     arguments: Callable[[str, bool], list[str]]
 
     def command(self, device: str, quick: bool, figures: Path, limit: float) -> list[str]:
-        """What Python is to be given. ``limit`` is in seconds, for scripts that plan with it."""
+        """The arguments for Python. ``limit`` is in seconds, for scripts that plan with it."""
         script = str(FOLDER / self.script)
         given = [word.replace("LIMIT", f"{limit:.0f}") for word in self.arguments(device, quick)]
         return [script, *given, "--device", device, "--json", str(figures)]
 
 
 def words(line: str) -> list[str]:
-    """The arguments in a line as one types it."""
+    """The arguments in a command line."""
     return line.split()
 
 

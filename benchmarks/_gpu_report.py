@@ -1,4 +1,4 @@
-"""The results of `gpu.py` as Markdown: what was promised against what was measured, then every part by itself."""
+"""The results of `gpu.py` as Markdown: the promised and the measured figures, then every part by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of a part that is to be at least, or at most, a bound. ``unless`` another figure explains a miss."""
+    """A figure of a part with a lower or upper bound. ``unless`` names another figure that may explain a miss."""
 
     words: str
     part: str
@@ -24,7 +24,7 @@ class Target:
     form: str = "{:.2f}"
 
     def row(self, parts: Mapping[str, Figures]) -> list[str]:
-        """What it says in the table of targets; ``not measured`` where the part never came that far."""
+        """The row in the table of targets; ``not measured`` if the part never came that far."""
         figures = parts.get(self.part, {}).get("figures", {})
         value = at(figures, self.figure)
         sign = "≥" if self.at_least else "≤"
@@ -55,7 +55,7 @@ TARGETS = (
 
 
 def at(figures: Figures, path: str) -> float | None:
-    """The number that ``path`` leads to, as ``step.seconds``; None where it is missing."""
+    """The number at a ``path`` like ``step.seconds``; None if it is missing."""
     value: Any = figures
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -94,7 +94,7 @@ def _about(results: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(figures: Figures) -> str:
-    """A table of names and values; figures within figures have their group's name before theirs."""
+    """A table of names and values; the names of nested figures start with their group's name."""
     rows: list[list[str]] = []
 
     def add(prefix: str, values: Figures) -> None:

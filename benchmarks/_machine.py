@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, a table with ratios, figures for another program."""
+"""Helpers of the benchmarks: the machine's name, Markdown tables, and figures for another program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 
 def machine() -> str:
-    """Processor, cores that this process may use, memory, Python."""
+    """The processor, the cores that this process may use, the memory and the version of Python, in words."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -28,7 +28,7 @@ def machine() -> str:
 
 
 def restart_with(environment: Mapping[str, str]) -> None:
-    """Start the script again with these variables set, unless they are: some count only when a process begins."""
+    """Restart the script with these variables, unless they are set: some take effect only when a process begins."""
     if any(os.environ.get(name) != value for name, value in environment.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
 
@@ -44,7 +44,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Figures:
-    """Figures by name, which are in the JSON file ``path``, if there is one, as soon as they are known."""
+    """Figures by name, written to the JSON file ``path``, if given, as soon as they are known."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.values = path, dict[str, Any]()
@@ -56,7 +56,7 @@ class Figures:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace ``path`` at once, so that no reader, and no kill, finds half of it."""
+    """Replace ``path`` atomically, so that neither a reader nor a kill ever finds half of it."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

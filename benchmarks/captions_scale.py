@@ -1,9 +1,9 @@
 """Claim: captions of AudioSet's size are filled and added in seconds, and are those of a row-by-row version.
 
-Makes look-alikes of the tables (`_caption_tables`), runs `m2dprep captions fill --acalt4`, the same as two commands
-(`captions fill`, then `captions add`), which must give the same bytes, and a version with pandas, row by row, by the
-original's rules. Prints seconds, CPU seconds and peak memory of all, and every kind of difference between their rows;
-one without an explanation makes the script fail. ``--scale 0.01`` is for trying it out.
+Makes look-alikes of the tables (`_caption_tables`). Runs `m2dprep captions fill --acalt4`; the same as two commands
+(`captions fill`, then `captions add`), which must give the same bytes; and a version with pandas, row by row, by the
+original's rules. Prints the seconds, CPU seconds and peak memory of all three, and every kind of difference between
+their rows. An unexplained difference makes the script fail. ``--scale 0.01`` is for trying it out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXPLANATIONS = {
 
 
 class Cost(NamedTuple):
-    """Of one or several processes; peak memory of the largest."""
+    """The cost of one or several processes; the peak memory is that of the largest."""
 
     seconds: float
     cpu_seconds: float
@@ -74,8 +74,10 @@ def one_after_the_other(tables: Path, output: Path) -> Cost:
 
 
 def row_by_row(tables: Path, output: Path) -> None:
-    """The original's steps with pandas: a function a row, a dictionary of clips. It fails on unclosed wrappers; here
-    they stay as they are."""
+    """The original's steps with pandas: one function call per row, and a dictionary of clips.
+
+    The original fails on unclosed wrappers; here they stay as they are.
+    """
     names = {entry["id"]: entry["name"] for entry in json.loads((tables / "ontology.json").read_text())}
     lists = [pd.read_csv(tables / f"{split}_segments.csv", skiprows=2, sep=", ", engine="python") for split in SPLITS]
     clips = pd.concat(lists)[["# YTID", "positive_labels"]]
@@ -107,7 +109,7 @@ def row_by_row(tables: Path, output: Path) -> None:
 
 
 def differences(tables: Path, own: Path, other: Path) -> Counter[str]:
-    """How many captions differ, by reason, and are ``equal``. Raises `SystemExit` where clips are others."""
+    """How many captions differ, by reason, and how many are ``equal``. Raises `SystemExit` if the clips differ."""
     first, second = read_captions(own).to_pandas(), pd.read_parquet(other)
     if not first[["clip_id", "caption_index"]].equals(second[["clip_id", "caption_index"]].astype(KEY_TYPES)):
         raise SystemExit("the two versions have other rows")
@@ -149,7 +151,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # In a process of its own: what a process holds when it starts another counts as that one's peak memory.
+        # In a process of its own: the memory of a process counts as peak memory of a process that it starts.
         run(__file__, "--scale", str(arguments.scale), "--make", str(folder / "tables"))
         runs = []
         for _ in range(ROUNDS):

@@ -1,11 +1,11 @@
-"""Damage a data directory at random, one file at a time, and count what `m2dprep check` tells.
+"""Damage a data directory at random, one file at a time, and count how often `m2dprep check` reports it.
 
     python benchmarks/damage.py --damages 1000 --seed 0 --output benchmarks/results/damage.md
 
 The directory is made here: two conversions (one packed in float16, one in float32 whose files came out of the pack),
 statistics, captions, two embedding stores. A damage is a flipped bit, another byte, 128 or 4,096 bytes of zeros, a cut,
-appended bytes, or a file of the same kind in the place of another. What changes no byte is drawn again. "Told" is exit
-code 4, or 2 with the file's name. Every damaged file is put back before the next one.
+appended bytes, or a file of the same kind in the place of another. A damage that changes no byte is drawn again. "Told"
+means exit code 4, or 2 with the file's name. Every damaged file is restored before the next damage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
-# Kinds of files, each with what its names look like.
+# Kinds of files, each with the patterns of its names.
 KINDS = {
     "arrays, float32": "first_lms/*.npy",
     "arrays, from a pack in float16": "second_lms/*.npy",
@@ -59,7 +59,7 @@ DIM = 32
 
 
 def make_directory(root: Path, seed: int = 0) -> Path:
-    """A whole data directory of small files in ``root / "data"``."""
+    """Make a complete data directory of small files in ``root / "data"``."""
     rng = np.random.default_rng(seed)
     data = root / "data"
     for number, name in enumerate(("first", "second")):
@@ -99,7 +99,7 @@ def make_directory(root: Path, seed: int = 0) -> Path:
 
 
 def _make_siblings(folder: Path, data: Path) -> None:
-    """Files of kinds of which the directory has one, from another directory."""
+    """Files from another directory, of the kinds that the directory has only once."""
     folder.mkdir()
     rows = read_captions(data / "captions.parquet").to_pylist()
     for row in rows:
@@ -144,7 +144,7 @@ SWAPPED = "swapped"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `check` made of one damage: ``told``, ``unseen``, or ``traceback``."""
+    """The result of `check` for one damage: ``told``, ``unseen``, or ``traceback``."""
 
     kind: str
     damage: str
@@ -154,7 +154,7 @@ class Outcome:
 
 
 def run_damages(root: Path, damages: int, seed: int) -> Iterator[Outcome]:
-    """Damage the directory that `make_directory` made in ``root``, ``damages`` times, kinds and ways in turn."""
+    """Damage the directory that `make_directory` made in ``root``, ``damages`` times, through all kinds and ways."""
     data = root / "data"
     rng = np.random.default_rng(seed)
     files = {kind: sorted(data.glob(pattern)) for kind, pattern in KINDS.items()}
@@ -183,13 +183,13 @@ def _damaged(before: bytes, way: str, file: Path, alike: list[Path], siblings: P
             after = next(damage for damage in DAMAGES if damage.name == way).apply(before, rng)
         if after != before:
             return after
-        if way == SWAPPED:  # there is none that differs
+        if way == SWAPPED:  # no other file differs
             way = "bit"
     raise RuntimeError(f"{file} could not be damaged by {way}")
 
 
 def verdict(data: Path, file: Path) -> tuple[str, str]:
-    """What `m2dprep check` says of the directory."""
+    """The result of `m2dprep check` on the directory."""
     result = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return "traceback", repr(result.exception)
@@ -198,7 +198,7 @@ def verdict(data: Path, file: Path) -> tuple[str, str]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Counts for every kind of file, and then every damage that was not told."""
+    """The counts for every kind of file, then every damage that was not told."""
     lines = ["| file | damages | told | unseen | tracebacks |", "|---|---|---|---|---|"]
     for kind in (*KINDS, None):
         counts = Counter(outcome.verdict for outcome in outcomes if kind in (None, outcome.kind))

@@ -1,7 +1,7 @@
-"""Claim: the demo's zero-shot accuracy does not hang on its seed, and rises while the model learns.
+"""Claim: the demo's zero-shot accuracy does not depend on its seed, and rises while the model learns.
 
-Runs `m2dprep demo` in ``--output``, which goes on where it stopped, and then trains on its data with three seeds, each
-probed on the held-out clips while it learns. Prints the accuracy by epoch, and the seconds of each run.
+Runs `m2dprep demo` in ``--output``, which resumes if interrupted. Then trains on its data with three seeds, each probed
+on the held-out clips during training. Prints the accuracy by epoch, and the seconds of each run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def m2dprep(*words: str) -> None:
 
 
 def curve(root: Path, seed: int) -> tuple[dict[int, float], float]:
-    """Held-out accuracy by epoch of a run with this seed, and its seconds."""
+    """The held-out accuracy by epoch of a run with this seed, and the run's seconds."""
     run, held_out = root / f"run-seed-{seed}", root / "source" / "held_out.csv"
     started = time.perf_counter()
     m2dprep(

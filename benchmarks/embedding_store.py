@@ -1,9 +1,9 @@
-"""Claim: a store of embeddings opens in milliseconds and a few MB, where the original's pickled dictionary takes all.
+"""Claim: a store of embeddings opens in milliseconds and a few MB; the original's pickled dictionary is read whole.
 
-Writes random float16 embeddings of ``--rows`` captions, 768 numbers each, as a store through `EmbeddingStoreWriter` (in
-shards of 8192 whose rows lie all over the table, as encoding by length makes them) and as a dictionary with
-`numpy.save`, as the original does. Then opens both and reads random rows, each in a fresh process. At 2,084,320 rows it
-needs 7 GB of disk, and memory for the dictionary.
+Writes random float16 embeddings of ``--rows`` captions, 768 numbers each, in two forms: as a store through
+`EmbeddingStoreWriter`, in shards of 8192 rows from all over the table, as encoding by length gives; and as a dictionary
+with `numpy.save`, as the original does. Then opens both and reads random rows, each in a fresh process. With 2,084,320
+rows it needs 7 GB of disk, and memory for the dictionary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ READS = 10_000
 
 
 def resident_mib() -> float:
-    """Memory that this process holds now, pages of mapped files included."""
+    """The memory that this process holds now, including pages of mapped files."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -42,7 +42,7 @@ def peak_mib() -> float:
 
 
 def shard_of(number: int, count: int) -> np.ndarray:
-    """float16 (count, DIM) that depends on the shard's number."""
+    """Embeddings, float16 (count, DIM), that depend on the shard's number."""
     return np.random.default_rng(number).standard_normal((count, DIM), np.float32).astype(np.float16)
 
 

@@ -1,13 +1,12 @@
 """Claim: the engine costs at most 5 % more than a plain process pool, TLS at most 3 %, and memory does not grow.
 
-First the same shards of the same clips (10 s, 44.1 kHz, stereo) are converted in turns by two local workers of the
+First the same shards of the same clips (10 s, 44.1 kHz, stereo) are converted in turn by two local workers of the
 engine, by a `ProcessPoolExecutor` of two, and by the engine with two workers of a Dask cluster on this machine, without
-and with TLS, which is what SLURM jobs have. A rate is that between the first shard's rows and the last's, so that
-start-up, given apart, is in none; CPU time is that of all processes between the same two moments, scheduler and client
-included.
+TLS and with it, as SLURM jobs have it. Rates run from the first shard's rows to the last's, so they exclude start-up,
+which is given separately. CPU time is that of all processes between these two moments, including scheduler and client.
 
-Then a plan as large as AudioSet goes through the engine with a conversion that does nothing: tasks, seconds, and the
-memory of the one process that is client and scheduler, at 10 % of the plan and at its end.
+Then a plan as large as AudioSet goes through the engine with a conversion that does nothing. Prints tasks, seconds, and
+the memory of the one process that is client and scheduler, at 10 % of the plan and at its end.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ from m2dprep.audioprep.discover import Source, discover
 from m2dprep.workflows.engine.dask_workers import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT, DaskWorkers
 from m2dprep.workflows.engine.engine import Window, run_shards, split_into_shards
 from m2dprep.workflows.engine.on_worker import expectation
-from m2dprep.workflows.melspec.job import LARGEST_SHARD
+from m2dprep.workflows.melspec.job import MAX_SHARD_SIZE
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "1000"))
 PLANNED = int(os.environ.get("BENCH_PLANNED", "2084320"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORKERS = 2
 TLS_TASKS = int(os.environ.get("BENCH_TLS_TASKS", "400"))
-# What converting a clip takes (benchmarks/melspec_floor.py).
+# The time of converting a clip (benchmarks/melspec_floor.py).
 CLIP_SECONDS = 0.0062
-# A fifth of what a large conversion has: every shard costs the engine, so this is its harder case.
+# A fifth of a large conversion's shard size. Every shard costs the engine, so this is the harder case.
 CLIPS_PER_SHARD = 50
 
 
 @dataclass
 class Run:
-    """Seconds to the first rows; clips a second and CPU milliseconds a clip from there to the last."""
+    """Seconds to the first rows; from there to the last rows, clips per second and CPU milliseconds per clip."""
 
     start: float
     rate: float
@@ -61,7 +60,7 @@ class Run:
 
 
 def cpu_seconds() -> float:
-    """CPU time so far of this process and of those below it that live."""
+    """The CPU time so far of this process and its living descendants."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
@@ -73,7 +72,7 @@ def cpu_seconds() -> float:
 
 
 def timed(parts: Iterable[list[Any]], started: float, clips: int) -> Run:
-    """Follow ``parts`` of rows as they come."""
+    """Time ``parts`` of rows as they come."""
     first, first_cpu, before, seen, last, last_cpu = 0.0, 0.0, 0, 0, 0.0, 0.0
     for rows in parts:
         seen += len(rows)
@@ -105,7 +104,7 @@ def with_pool(function: Any, shards: Sequence[Any]) -> Run:
 
 
 def dask_rows(function: Any, shards: Sequence[Any], *, tls: bool) -> Iterator[list[Any]]:
-    """What SLURM jobs do, on this machine."""
+    """The set-up of SLURM jobs, on this machine."""
     import dask
     from distributed import Client, LocalCluster
     from distributed.security import Security
@@ -179,9 +178,9 @@ def do_nothing(shard: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def tls_cost() -> None:
-    """CPU time that tasks of a large conversion cost the engine by themselves, without and with TLS."""
-    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * LARGEST_SHARD)]
-    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    """The engine's own CPU time for the tasks of a large conversion, without and with TLS."""
+    sources = [Source(f"unbalanced/{number:07d}.wav", "/wavs") for number in range(TLS_TASKS * MAX_SHARD_SIZE)]
+    shards = split_into_shards(sources, WORKERS, MAX_SHARD_SIZE)
     found: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS):
         for tls, costs in found.items():
@@ -192,8 +191,8 @@ def tls_cost() -> None:
                 if number == len(shards) - 1:
                     costs.append((cpu_seconds() - before) / (number - TLS_TASKS // 10))
     plain, secured = (1000 * median(costs) for costs in (found[False], found[True]))
-    work = LARGEST_SHARD * CLIP_SECONDS
-    print(f"{len(shards)} tasks of {LARGEST_SHARD} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
+    work = MAX_SHARD_SIZE * CLIP_SECONDS
+    print(f"{len(shards)} tasks of {MAX_SHARD_SIZE} rows that do nothing, Dask, {ROUNDS} rounds in turns\n")
     print(f"CPU ms a task: {plain:.1f} without TLS, {secured:.1f} with TLS")
     print(f"of the {work:.2f} s of work in a task, TLS costs {(secured - plain) / 10 / work:.2f} %\n")
 
@@ -205,7 +204,7 @@ def resident() -> float:
 def plan(how: str, run: Callable[[Any, Sequence[Any]], Iterable[list[Any]]]) -> None:
     before = resident()
     sources = [Source(f"unbalanced/{number // 1000:04d}/Y{number:011d}.wav", "/wavs") for number in range(PLANNED)]
-    shards = split_into_shards(sources, WORKERS, LARGEST_SHARD)
+    shards = split_into_shards(sources, WORKERS, MAX_SHARD_SIZE)
     listed = resident()
     started = time.perf_counter()
     rows, memory, peak = 0, [], 0.0

@@ -1,13 +1,14 @@
-"""Claim: no stage loses a row, a file or a value to a kill or an error of the system, and none fails without a word.
+"""Claim: no stage loses a row, a file or a value to a kill or an error of the system, and none fails silently.
 
-Every stage is killed at calls of every kind and at random times, and meets full disks, errors of disks and networks,
-missing permissions, too many open files and pages that cannot be read, once or from then on. Then the same command must
-end well, and leave what an undisturbed run leaves, byte for byte (checkpoints: value for value). Columns: how often a
-stage was killed or disturbed; how the disturbed command ended; whether the same command then gave the same; and what
-must be 0: lost, traceback, died (of a signal), hung, exit 0 with something missing, processes that outlive the command.
+Every stage is killed at calls of every kind and at random times. It also meets full disks, errors of disks and
+networks, missing permissions, too many open files and unreadable pages, once or from then on. Then the same command
+must succeed and leave what an undisturbed run leaves, byte for byte (checkpoints: value for value). Columns: how often
+a stage was killed or disturbed; how the disturbed command ended; whether the same command then gave the same; and
+columns that must be 0: lost, traceback, died (of a signal), hung, exit 0 with something missing, processes that outlive
+the command.
 
-The commands run in forks of a process that has imported everything, so that a trial takes a fraction of a second.
-Exit code 1 if anything was not as it must be; ``--trial N`` shows trial N of a seed again.
+The commands run in forks of a process that has imported everything, so that a trial takes a fraction of a second. The
+exit code is 1 if there was any problem; ``--trial N`` repeats trial N of a seed.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from _fault_trials import FAULT, KILL, Bench, Outcome, with_predecessors
 from _machine import ONE_THREAD
 
 FOLDER = "M2DPREP_FAULTS_FOLDER"
-# No hub is asked for anything, and libraries that could start threads of their own do not.
+# No hub is contacted, and libraries start no threads of their own.
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-# A trial of kills has so many on average: some are followed by another while the command goes on.
-KILLS_A_TRIAL = 1.4
+# The average number of kills per trial: some kills are followed by another one while the command resumes.
+KILLS_PER_TRIAL = 1.4
 SAY_SECONDS = 30.0
 
 
@@ -56,7 +57,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def chosen_stages(words: str) -> list[Stage]:
-    """The stages to try. Raises `SystemExit` where there are none of that name."""
+    """The stages to try. Raises `SystemExit` if there is no stage of that name."""
     wanted = [word.strip() for word in words.split(",") if word.strip()]
     found = [s for s in STAGES if s.weight and (not wanted or any(word in s.name for word in wanted))]
     if not found:
@@ -65,7 +66,7 @@ def chosen_stages(words: str) -> list[Stage]:
 
 
 class Campaign:
-    """Trials on several benches at a time, until there are enough or the time is over."""
+    """Runs trials on several benches at a time, until there are enough or the time is over."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
@@ -77,7 +78,7 @@ class Campaign:
         self._done = {kind: context.Value("q", 0) for kind in (KILL, FAULT)}
 
     def run(self) -> list[Outcome]:
-        """Prepare one bench here, which shows what there is to import; fork the others; gather their outcomes."""
+        """Prepare one bench here, which shows the modules to import; fork the others; gather their outcomes."""
         first = self._bench(0)
         first.prepare(self.stages, lambda: import_noted(self.folder / "0" / "modules"))
         if self.arguments.trial is not None:
@@ -94,7 +95,7 @@ class Campaign:
         return [read for lane in lanes.values() for read in read_outcomes(self.folder / f"{lane}.jsonl")]
 
     def _wait(self, lanes: set[int]) -> None:
-        """Until the processes ``lanes`` have ended; says now and then how far they are."""
+        """Wait until the processes ``lanes`` have ended, and report their progress now and then."""
         started = said = time.monotonic()
         while lanes:
             time.sleep(0.2)
@@ -114,7 +115,7 @@ class Campaign:
         return Bench(folder, Injector(folder / "work"))
 
     def _lane(self, lane: int, first: Bench) -> None:
-        """A process of its own that tries out what it takes."""
+        """Run trials in a process of its own."""
         code = 1
         try:
             adopt_orphans()
@@ -136,7 +137,7 @@ class Campaign:
         os._exit(code)
 
     def _take(self) -> int | None:
-        """The number of the next trial, None where all is done. Kinds of which there are enough are passed over."""
+        """The number of the next trial, or None if all are done. Kinds with enough trials are skipped."""
         goals = {KILL: self.arguments.kills, FAULT: self.arguments.faults}
         with self._next.get_lock():
             while time.monotonic() < self.end:
@@ -150,12 +151,12 @@ class Campaign:
         return None
 
     def _trial(self, number: int) -> tuple[Stage, str]:
-        """Stage and kind of a trial: in every round each stage comes as often as it weighs, in another order."""
+        """The stage and kind of a trial. In every round each stage comes as often as its weight, in a new order."""
         arguments = self.arguments
         deck = [stage for stage in self.stages for _ in range(stage.weight)]
         turn, place = divmod(number, len(deck))
         random.Random(f"{arguments.seed}-{turn}").shuffle(deck)
-        kills = arguments.kills / KILLS_A_TRIAL
+        kills = arguments.kills / KILLS_PER_TRIAL
         share = kills / max(kills + arguments.faults, 1)
         kind = KILL if random.Random(f"{arguments.seed}-{number}-kind").random() < share else FAULT
         return deck[place], kind
@@ -170,14 +171,14 @@ def read_outcomes(path: Path) -> list[Outcome]:
 
 
 def import_noted(path: Path) -> None:
-    """Import what a command has imported, so that its forks need not."""
+    """Import the modules that a command has imported, so that its forks need not."""
     for name in path.read_text().split("\n") if path.exists() else ():
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
 
 def run_below(folder: Path) -> int:
-    """This script again with the library preloaded, and one thread a process, as forks need it."""
+    """Restart this script with the library preloaded and one thread per process, as forks need it."""
     library = compile_library(folder)
     preload = {}
     if library is None:

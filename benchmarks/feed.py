@@ -1,8 +1,8 @@
 """Claim: packed shards feed a training step on a GPU without making it wait.
 
-A data directory of packed log-mels of 10 s and captions with five embeddings each, in memory (tmpfs), is loaded by one
-process per core and by nothing else, then by a real `m2dprep train` of some steps. The log of that training says how
-many samples per second it took, and which share of the time it waited for data.
+A data directory of packed log-mels of 10 s, and captions with five embeddings each, lies in memory (tmpfs). It is
+loaded by one process per core and nothing else, then by a real `m2dprep train` of several steps. The log of that
+training says how many samples per second it took, and which share of the time it waited for data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP = 0.25  # of the lines of the log
 
 
 def make_data(root: Path, clips: int) -> None:
-    """A data directory whose log-mels are in a pack alone."""
+    """Make a data directory whose log-mels are only in a pack."""
     rng = np.random.default_rng(0)
     (root / "made_lms").mkdir(parents=True)
     sounds = rng.normal(-7, 4, (DIFFERENT, 1, 80, FRAMES)).astype(np.float16)
@@ -67,21 +67,21 @@ def make_data(root: Path, clips: int) -> None:
 
 
 def loading(root: Path, model: str, batch: int, workers: int, batches: int) -> float:
-    """Samples per second that ``workers`` processes load while nothing else is done with them."""
+    """The samples per second that ``workers`` processes load if nothing else is done with them."""
     chosen = preset(model)
     opened = open_training_data(DataChoice(root), chosen.model.input_size[0])
     order = TrainOrder(len(opened), batch, 0, total_steps=batches)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = make_loader(opened.dataset(chosen.model, chosen.train), order, workers, device)
     with Batches(loader) as loaded:
-        next(loaded)  # by then all processes are there
+        next(loaded)  # after this all processes are up
         started = time.perf_counter()
         count = sum(1 for _ in loaded)
     return count * batch / (time.perf_counter() - started)
 
 
 def training(root: Path, options: argparse.Namespace) -> dict[str, float]:
-    """What the log of a real run says, but for its beginning."""
+    """The figures in the log of a real run, without its beginning."""
     out = root / "run"
     clips_per_epoch = options.clips // options.batch
     epochs = options.epochs or -(-options.steps // clips_per_epoch)

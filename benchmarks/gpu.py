@@ -1,11 +1,11 @@
-"""Everything that m2dprep claims of a GPU, proved in one run of a few minutes: `make gpu`.
+"""Proves everything that m2dprep claims about GPUs in one run of a few minutes: `make gpu`.
 
 The parts run one after another, the most valuable first, each in processes of its own that are ended when its time is
-up. After every part the results so far are written, as JSON and as Markdown. A part that fails or hangs costs itself
-alone; the time that a part leaves over goes to those after it.
+up. After every part the results so far are written, as JSON and as Markdown. A part that fails or hangs costs only
+itself, and the time that a part does not use goes to those after it.
 
-It needs no installation of m2dprep and no network: it runs with the Python that has the CUDA build of torch. What that
-Python lacks is taken from the wheels that `make gpu-wheels` collected elsewhere, and put beside what is there.
+It needs no installation of m2dprep and no network: it runs with the Python that has the CUDA build of torch. Packages
+that this Python lacks come from the wheels that `make gpu-wheels` collected on another machine.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from _gpu_report import markdown
 from _machine import machine, write_whole
 from gpu_wheels import ROOT, WHEELS, install_missing
 
-GRACE_SECONDS = 5  # between asking a part to end and ending it
-SHOWN = 4000  # characters of what a part printed last
+GRACE_SECONDS = 5  # between asking a part to end and killing it
+SHOWN = 4000  # characters of a part's last output
 VERSIONS = ("torch", "torchaudio", "triton", "numpy", "scipy", "transformers", "sentence-transformers", "dask", "soxr")
 SOURCES = ("artifacts", "audioprep", "captions", "cli", "m2dclap", "workflows", "benchmarks")
 DEFAULT_OUT = ROOT / "benchmarks" / "results" / "gpu"
 
 
 def about_the_run(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on: device, driver, versions, commit."""
+    """The device, driver, versions and commit that the figures depend on."""
     versions = {}
     for name in VERSIONS:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -56,12 +56,12 @@ def about_the_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def asked_of_gpu(fields: str) -> str | None:
-    """Fields of the first GPU, as its driver's program names them."""
+    """Fields of the first GPU, under the names of the driver's program."""
     return first_line_of(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"])
 
 
 def first_line_of(command: list[str]) -> str | None:
-    """What a program says, None where it cannot be had."""
+    """The output of a program; None if it cannot be had."""
     try:
         finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -79,7 +79,7 @@ def digest_of_sources() -> str:
 
 
 def environment(site: Path) -> dict[str, str]:
-    """Of every part: the checkout and the wheels that were missing are importable, and nothing looks for a hub."""
+    """The environment of every part: the checkout and the missing wheels are importable, and no hub is contacted."""
     path = [str(ROOT), str(site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {
         **os.environ,
@@ -91,7 +91,7 @@ def environment(site: Path) -> dict[str, str]:
 
 
 def run_part(part: Part, options: argparse.Namespace, limit: float, site: Path, scratch: Path) -> dict[str, Any]:
-    """Run one part for ``limit`` seconds at most: how it ended, its figures so far, and the end of what it said."""
+    """Run one part for at most ``limit`` seconds. Returns how it ended, its figures so far, and its last output."""
     figures, log = scratch / f"{part.name}.json", scratch / f"{part.name}.log"
     command = part.command(options.device, options.quick, figures, limit)
     started = time.monotonic()
@@ -127,7 +127,7 @@ def run_part(part: Part, options: argparse.Namespace, limit: float, site: Path, 
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a part's process and all that it started, which must not disturb the next part."""
+    """End a part's process and all processes that it started, so that they do not disturb the next part."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

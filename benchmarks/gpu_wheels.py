@@ -1,8 +1,8 @@
-"""Collects the few wheels that a GPU machine without a network lacks, and installs them beside what it has.
+"""Collects the few wheels that a GPU machine without a network lacks, and installs them beside its own packages.
 
-Such a machine has its own Python and CUDA builds; `make gpu-wheels` is for a machine with a network. What m2dprep needs
-is read from the metadata of the installed packages, so a new dependency travels without being named here. Only the
-large packages that a GPU machine has anyway are named, and what they need themselves stays at home with them.
+Such a machine has its own Python and CUDA builds; `make gpu-wheels` is for a machine with a network. The dependencies
+of m2dprep are read from the metadata of the installed packages, so a new one need not be named here. Only the large
+packages that a GPU machine has anyway are named; they and their own dependencies are left out.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / ".gpu-wheels"
 CONSTRAINTS = ROOT / "constraints.txt"
-# What the GPU machine is known to have, with all that these need.
+# Packages that the GPU machine has, together with their dependencies.
 THERE = """click hypothesis pandas psutil pyarrow pytest pytest-timeout pytest-xdist pyyaml safetensors scipy
 sentence-transformers tensorboard torch torchaudio tqdm transformers""".split()  # noqa: SIM905
 PYTHON = (3, 12)
-# pip takes each of these literally; wheels are tagged with the oldest glibc that they run on.
+# pip matches each of these literally; a wheel's tag names the oldest glibc that it runs on.
 PLATFORMS = ["manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014",
              "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1"]  # fmt: skip
-MOST_BYTES = 60 << 20
+MAX_BYTES = 60 << 20
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a distribution's name."""
+    """The normalised name of a distribution."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def needed_by(names: Iterable[str]) -> set[str]:
-    """``names`` and all that they need, as far as it is installed here, without extras."""
+    """``names`` and their dependencies, as far as these are installed here, without extras."""
     from packaging.requirements import Requirement
 
     version = ".".join(map(str, PYTHON))
@@ -64,7 +64,7 @@ def to_carry() -> list[str]:
 
 
 def pinned(names: Iterable[str]) -> list[str]:
-    """Each of ``names`` with its version in constraints.txt. Raises `SystemExit` for one that is not pinned."""
+    """``names`` with their versions in constraints.txt. Raises `SystemExit` if one is not pinned."""
     lines = [line.split("#")[0].strip() for line in CONSTRAINTS.read_text().splitlines()]
     versions = {canonical(line.split("==")[0]): line for line in lines if "==" in line}
     if missing := [name for name in names if name not in versions]:
@@ -73,7 +73,7 @@ def pinned(names: Iterable[str]) -> list[str]:
 
 
 def collect(folder: Path) -> None:
-    """Download the wheels into ``folder``, in place of what was there. Raises `SystemExit` where they are too large."""
+    """Download the wheels into ``folder``, which is emptied first. Raises `SystemExit` if they are too large."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.whl"):
         old.unlink()
@@ -86,8 +86,8 @@ def collect(folder: Path) -> None:
     wheels = sorted(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels)
     print(f"{len(wheels)} wheels, {size / 2**20:.1f} MiB, in {folder}: {', '.join(map(name_of, wheels))}")
-    if size > MOST_BYTES:
-        raise SystemExit(f"that is more than the {MOST_BYTES >> 20} MiB that travel.")
+    if size > MAX_BYTES:
+        raise SystemExit(f"that is more than the {MAX_BYTES >> 20} MiB that travel.")
 
 
 def name_of(wheel: Path) -> str:
@@ -95,9 +95,9 @@ def name_of(wheel: Path) -> str:
 
 
 def install_missing(folder: Path, site: Path) -> list[str]:
-    """Unpack the wheels of ``folder`` whose package this Python lacks into ``site``; returns the names of these.
+    """Unpack the wheels in ``folder`` whose packages this Python lacks into ``site``. Returns the packages' names.
 
-    What is there stays as it is: ``site`` belongs on PYTHONPATH, and holds no package that is installed already.
+    Installed packages stay as they are: ``site`` belongs on PYTHONPATH and holds none of them.
     """
     names = []
     for wheel in sorted(folder.glob("*.whl")):

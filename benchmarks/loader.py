@@ -1,13 +1,14 @@
-"""Claim: packed shards feed training several times as fast as one `numpy.load` a sample, and one core is plenty.
+"""Claim: packed shards feed training several times as fast as one `numpy.load` per sample, and one core is plenty.
 
 Every way makes batches of crops (80 × 608) of the same clips in the same random order, all from the page cache:
 
-numpy.load      one `numpy.load` a sample and nothing else: what the plainest data path cannot go below
+numpy.load      one `numpy.load` per sample and nothing else: the lower bound of the plainest data path
 plain           a plain data path: `numpy.load`, a crop, normalisation, a caption, mask noise, `numpy.stack`
 npy, packed     `training.dataset.Clips` over .npy files, and over packed shards
-first reads     the same where every clip is read for the first time, and so compared with its digest
+first reads     the same if every clip is read for the first time, and so compared with its digest
 
-Prints samples a second and process of each, side by side in one process with one thread, and the ratio to numpy.load.
+Prints the samples per second and process of each, side by side in one process with one thread, and the ratio to
+numpy.load.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ STATS = Normalization(-7.1, 4.2)
 
 
 def make_clips(root: Path, dtype: str) -> list[str]:
-    """10 s clips; returns their names."""
+    """Write clips of 10 s. Returns their names."""
     rng = np.random.default_rng(0)
     (root / f"{dtype}_lms").mkdir()
     names = [f"{dtype}_lms/{number:05d}.npy" for number in range(CLIPS)]
@@ -58,7 +59,7 @@ def _in_no_pack() -> tuple[list[PackedStore], np.ndarray, np.ndarray]:
 
 
 def plain_batches(root: Path, names: list[str], model: ModelConfig, captions: np.ndarray) -> Iterator[object]:
-    """What a data set of a few lines does."""
+    """The work of a data set of a few lines."""
     rng = np.random.default_rng(0)
     order = rng.permutation(CLIPS)
     for start in range(0, CLIPS, BATCH):
@@ -74,7 +75,7 @@ def plain_batches(root: Path, names: list[str], model: ModelConfig, captions: np
 
 
 def rates(root: Path, dtype: str) -> dict[str, list[float]]:
-    """Samples a second of each way, alternating."""
+    """The samples per second of each way, alternating."""
     names, model = make_clips(root, dtype), ModelConfig()
     embeddings = np.random.default_rng(0).normal(size=(CLIPS * CAPTIONS, DIM)).astype(np.float16)
     ids = pa.array([str(number) for number in range(CLIPS) for _ in range(CAPTIONS)])

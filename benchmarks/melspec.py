@@ -1,11 +1,11 @@
-"""Claim: two workers convert nearly twice what one does, and several times what a tuned pool of librosa and torch does.
+"""Claim: two workers are nearly twice as fast as one, and several times as fast as a tuned pool of librosa and torch.
 
-Clips of 10 s, 44.1 kHz, stereo, 16 bit, through the command `m2dprep melspec` with 1 and with 2 workers, and through a
-pool of 2 processes that call ``librosa.load(sr=16000)`` and make a mel spectrogram with torch for every file, one
-thread a process, tables made once: by convolution, as the front end of the original does, and by STFT, as most would.
-They take turns. Steady rates are those between 10 % and 90 % of the arrays; start-up is the time from the command to
-the first array. What no converter can leave out (`melspec_floor`), in 1 and in 2 processes that do not know of each
-other, says what two cores of this machine are to one, and how many times the pool could be outdone at all.
+Clips of 10 s, 44.1 kHz, stereo, 16 bit go through the command `m2dprep melspec` with 1 and with 2 workers. They also go
+through a pool of 2 processes that call ``librosa.load(sr=16000)`` and make a mel spectrogram with torch for every file,
+with one thread per process and tables made once: by convolution, like the front end of the original, and by STFT, as
+most would. The ways take turns. Steady rates are those between 10 % and 90 % of the arrays; start-up is the time from
+the command to the first array. The work that no converter can avoid (`melspec_floor`), in 1 and in 2 independent
+processes, shows how two cores of this machine compare with one, and by how much the pool could be outdone at all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FLOOR_ONE, FLOOR_TWO = "the floor, 1 process", "the floor, 2 processes"
 
 @dataclass
 class Run:
-    """One run: clips a second in its middle, CPU milliseconds a clip, seconds to the first array, MiB of a worker."""
+    """One run: steady clips per second, CPU milliseconds per clip, seconds to the first array, MiB per worker."""
 
     rate: float
     cpu: float
@@ -55,15 +55,17 @@ class Run:
 
 
 def cpu_of_children() -> float:
-    """CPU seconds of the processes that this one has waited for."""
+    """The CPU seconds of the processes that this one has waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def watched(start: Callable[[], object], finished: Callable[[], bool], folder: Path, clips: int) -> Run:
-    """Run something that writes ``clips`` arrays to ``folder``. Their own times say how it went: nobody looks on but
-    to see, twice a second, how much memory there is in use."""
-    os.sync()  # what the one before left unwritten is not for this one to write
+    """Run something that writes ``clips`` arrays to ``folder``.
+
+    The arrays' modification times give the rates; meanwhile only the memory in use is measured, twice a second.
+    """
+    os.sync()  # so that this run does not write the data of the run before
     cpu_before, started = cpu_of_children(), time.time()
     start()
     memory = 0.0
@@ -84,7 +86,7 @@ def watched(start: Callable[[], object], finished: Callable[[], bool], folder: P
 
 
 def largest_worker() -> float:
-    """Resident memory in MiB of the largest process that was spawned below this one to work."""
+    """The resident memory, in MiB, of the largest worker process below this one."""
     largest = 0.0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -120,7 +122,7 @@ def tables() -> tuple[Any, Any, Any]:
 
 
 def librosa_and_torch(path: Path, dst: Path, by_convolution: bool) -> None:
-    """What a careful user writes: one load, one spectrum, one product with the filters, one save."""
+    """A careful user's code: one load, one spectrum, one product with the filters, one save."""
     import librosa
     import torch
     from torch.nn import functional as F
@@ -152,7 +154,7 @@ def run_pool(paths: list[Path], dst: Path, processes: int, by_convolution: bool)
 
 
 def floors(paths: list[Path], dst: Path, processes: int) -> Run:
-    """Plain processes that do what no converter can leave out, each over all ``paths``."""
+    """Run plain processes that do the unavoidable work, each over all ``paths``."""
     dst.mkdir(exist_ok=True)
     os.sync()
     workers = [
@@ -170,7 +172,7 @@ def floors(paths: list[Path], dst: Path, processes: int) -> Run:
 
 
 def run_floor(paths: list[Path], output: Path) -> None:
-    keep_freed_memory()  # as a worker of ours does
+    keep_freed_memory()  # like our own workers
     for path in paths:
         floor(path, output)
 

@@ -1,8 +1,8 @@
-"""Claim: converting a clip costs little more CPU than what no converter can leave out.
+"""Claim: converting a clip costs little more CPU than the work that no converter can avoid.
 
 The floor is, for every clip: read the file's bytes, add the channels, resample with soxr, take the FFT of all
-frames, write as many bytes as a log-mel has. No window, mel filters, logarithm, statistics, checks or safety.
-Prints CPU milliseconds a clip of both, alternating in one process with one thread, and their ratio.
+frames, write as many bytes as a log-mel has. It has no window, mel filters, logarithm, statistics, checks or safety.
+Prints the CPU milliseconds per clip of both, alternating in one process with one thread, and their ratio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADER_BYTES = 44
 
 
 def floor(path: Path, output: Path) -> None:
-    """The work that is left when everything that can be left out is."""
+    """The work that no converter can avoid."""
     stereo = np.frombuffer(path.read_bytes(), np.int16, offset=HEADER_BYTES).reshape(-1, 2).astype(np.float32)
     mono = stereo[:, 0] + stereo[:, 1]
     waveform = soxr.resample(mono, RATE, 16000, "HQ")
@@ -41,7 +41,7 @@ def floor(path: Path, output: Path) -> None:
 
 
 def cpu_milliseconds(work: Callable[[], object], outputs: Path, clips: int) -> float:
-    """CPU time of ``work`` a clip, kernel included. Its outputs are new files, as in a first run."""
+    """The CPU time of ``work`` per clip, kernel included. Its outputs are new files, as in a first run."""
     shutil.rmtree(outputs, ignore_errors=True)
     outputs.mkdir()
     os.sync()

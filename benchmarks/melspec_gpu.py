@@ -1,8 +1,8 @@
-"""Claim: one GPU converts several times what all cores of its machine do, or as much as these cores can decode for it.
+"""Claim: one GPU is several times as fast as all cores of its machine, or as fast as these cores can decode for it.
 
-Clips of 10 s, 44.1 kHz, stereo, 16 bit, in memory (tmpfs), through the command `m2dprep melspec`: with ``--device
-cuda``, and with one worker per core. What the same number of threads decode and do nothing else with says which part
-of the GPU's time is decoding. With ``--device cpu`` the GPU's code runs on the processor, if torchaudio is there.
+Clips of 10 s, 44.1 kHz, stereo, 16 bit, in memory (tmpfs), go through the command `m2dprep melspec` with ``--device
+cuda``, and with one worker per core. The rate at which as many threads merely decode shows how much of the GPU's time
+is decoding. With ``--device cpu`` the GPU's code runs on the processor, if torchaudio is installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIG = ConvertConfig(PRESETS["16k"], resampler=DEVICE_RESAMPLER)
 
 
 def decoding(paths: list[Path], threads: int) -> float:
-    """Clips per second that ``threads`` threads of one process decode."""
+    """The clips per second that ``threads`` threads of one process decode."""
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()
         for _ in pool.map(lambda path: decode(path, CONFIG, ffmpeg=False, resample=False), paths):
@@ -37,7 +37,7 @@ def decoding(paths: list[Path], threads: int) -> float:
 
 
 def device_code(src: Path, dst: Path, threads: int) -> float:
-    """Clips per second of the GPU's code on the processor. Raises `UserError` where torchaudio is not there."""
+    """The clips per second of the GPU's code on the processor. Raises `UserError` without torchaudio."""
     from m2dprep.audioprep.convert_gpu import DeviceConverter
 
     convert = DeviceConverter(src, CONFIG, device="cpu", threads=threads)

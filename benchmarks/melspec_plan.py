@@ -1,8 +1,8 @@
 """Claim: planning, recording, resuming and summing up all of AudioSet takes seconds to minutes, and less than 2 GB.
 
-Scans 200,000 real files; then goes through the records of 2,084,320 clips, made up but with all their columns: written
-in parts, merged, compared with the sources as a finished run's resume does, listed, and summed to statistics. The
-scan of the two million sources and arrays is left out of the resume, since it is what the first lines measure.
+Scans 200,000 real files. Then takes the records of 2,084,320 clips, made up but with all their columns: they are
+written in parts, merged, compared with the sources as on resuming a finished run, listed, and summed to statistics. The
+resume excludes the scan of the two million sources and arrays, which the first lines measure.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from m2dprep.workflows.melspec import results as record_buffer
 
 FILES = int(os.environ.get("BENCH_FILES", "200000"))
 CLIPS = int(os.environ.get("BENCH_ROWS", "2084320"))
-FILES_A_FOLDER = 1000
+FILES_PER_FOLDER = 1000
 N_MELS = 80
 # A window of shards is in flight, so rows come nearly in order.
 WINDOW = 3000
 
 
 def measured(label: str, work: Callable[[], Any], rows: list[list[str]]) -> Any:
-    """Run ``work``; note its seconds and the process's peak memory meanwhile."""
+    """Run ``work``, and note its seconds and the process's peak memory during it."""
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
     result = work()
@@ -46,13 +46,13 @@ def measured(label: str, work: Callable[[], Any], rows: list[list[str]]) -> Any:
 
 
 def name_of(number: int) -> str:
-    return f"unbalanced_train_segments/{number // FILES_A_FOLDER:05d}/Y{number:011d}"
+    return f"unbalanced_train_segments/{number // FILES_PER_FOLDER:05d}/Y{number:011d}"
 
 
 def make_files(folder: Path, suffix: str) -> None:
     for number in range(FILES):
         path = folder / f"{name_of(number)}{suffix}"
-        if number % FILES_A_FOLDER == 0:
+        if number % FILES_PER_FOLDER == 0:
             path.parent.mkdir(parents=True)
         path.write_bytes(b"tiny")
 
@@ -68,7 +68,7 @@ def record(number: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def parts() -> Iterator[list[dict[str, Any]]]:
-    """Parts of records as a run writes them: in the order in which shards were done."""
+    """Parts of records as a run writes them: in the order in which the shards finished."""
     rng = np.random.default_rng(0)
     order = np.argsort(np.arange(CLIPS) + rng.uniform(0, WINDOW, CLIPS))
     for start in range(0, CLIPS, record_buffer.PART_ROWS):

@@ -1,12 +1,12 @@
 """Claim: a training step costs no more than a plain eager one of the same maths, and on a GPU half as much or less.
 
-The plain step has the same model and weights, but attention with an explicit softmax, an AdamW and an average of the
-target that go parameter by parameter, the gradient's norm likewise, and reads the loss after every step. Both run on
-the same device, batch and arithmetic, alternating in one process; the losses of both are compared.
+The plain step has the same model and weights. Its attention has an explicit softmax; its AdamW, its average of the
+target and its gradient norm go parameter by parameter; and it reads the loss after every step. Both use the same
+device, batch and arithmetic, and alternate in one process; their losses are compared.
 
-Prints samples a second, the ratio, and utilisation: model FLOP/s against the fastest matrix product measured here.
-With ``--also-compiled`` the step with compiled blocks is measured as well, with ``--largest`` the largest batch that
-fits; on a GPU also how often a step makes the host wait.
+Prints samples per second, the ratio, and the utilisation: model FLOP/s relative to the fastest matrix product measured
+here. ``--also-compiled`` also measures the step with compiled blocks, and ``--largest`` finds the largest batch that
+fits. On a GPU it also prints how often a step makes the host wait.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WARM_UP = 2
 
 
 class SoftmaxAttention(Attention):
-    """The same attention in steps."""
+    """The same attention, step by step."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, N, D = x.shape
@@ -57,7 +57,7 @@ class SoftmaxAttention(Attention):
 
 
 class PlainStep:
-    """A training step as it is written without thinking about speed."""
+    """A training step written without regard to speed."""
 
     def __init__(self, model: M2DCLAP, config: TrainConfig, schedule: Schedule) -> None:
         for block in [*model.blocks, *model.target_blocks, *model.decoder_blocks]:
@@ -101,7 +101,7 @@ def make_batch(model: ModelConfig, clips: int, device: torch.device) -> Batch:
 
 
 def seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Of one step, over several without waiting in between; on a CPU those of one thread, whatever else is running."""
+    """The seconds of one step, from several without waiting in between; on a CPU, the CPU seconds of one thread."""
     clock = time.perf_counter if device.type == "cuda" else time.thread_time
     started = clock()
     for _ in range(steps):
@@ -112,7 +112,7 @@ def seconds(step: Callable[[], object], steps: int, device: torch.device) -> flo
 
 
 def make_trainer(model: M2DCLAP, config: TrainConfig, schedule: Schedule) -> Trainer:
-    """What `m2dprep train` takes its steps with, for one process."""
+    """The trainer of `m2dprep train`, for one process."""
     device = model.cls_token.device
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
     objective = MaskedClap(model, STATS)
@@ -136,7 +136,7 @@ def host_waits(step: Callable[[], object], device: torch.device, steps: int = 3)
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """GPU memory in use at most since the last call."""
+    """The peak GPU memory since the last call."""
     if device.type != "cuda":
         return None
     peak = torch.cuda.max_memory_allocated(device) / 2**30
@@ -145,7 +145,7 @@ def peak_gib(device: torch.device) -> float | None:
 
 
 def beside_plain(arguments: argparse.Namespace, device: torch.device, config: TrainConfig) -> dict[str, Any]:
-    """Our step and the plain one in turns: seconds of each, the ratio of the pairs, both losses."""
+    """Our step and the plain one in turn: the seconds of each, the ratio of the pairs, both losses."""
     model = replace(preset(arguments.model).model, off_emb_dim=TEXT_DIM)
     schedule = Schedule(config, 1000)
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def beside_plain(arguments: argparse.Namespace, device: torch.device, config: Tr
 def alone(
     arguments: argparse.Namespace, device: torch.device, config: TrainConfig, *, compiled: bool
 ) -> dict[str, Any]:
-    """Our step by itself. Raises `torch.OutOfMemoryError` where the batch does not fit."""
+    """Our step by itself. Raises `torch.OutOfMemoryError` if the batch does not fit."""
     model = replace(preset(arguments.model).model, off_emb_dim=TEXT_DIM)
     torch.manual_seed(0)
     ours = M2DCLAP(model).to(device).train()
@@ -197,7 +197,7 @@ def alone(
 
 
 def largest(arguments: argparse.Namespace, device: torch.device, config: TrainConfig) -> dict[str, Any]:
-    """The largest batch that fits, of those that are twice, three times, four times … as large."""
+    """The largest batch that fits, of those twice, three times, four times … as large."""
     found: dict[str, Any] = {}
     for times in (2, 4, 6, 8, 12, 16):
         try:

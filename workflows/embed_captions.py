@@ -1,4 +1,4 @@
-"""The embed-captions job: in this process, or blocks of captions through workers, of which each has the encoder."""
+"""The embed-captions job: encodes captions in this process, or in blocks with workers that each load the encoder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from m2dprep.workflows.engine.on_worker import ENCODER_LIBRARIES
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.engine.workers import Shared
 
-# A task of some blocks: while one is computed, the worker tokenizes the next.
-BLOCKS_A_SHARD = 4
+# A task has several blocks, so that the worker tokenizes one while it computes another.
+BLOCKS_PER_SHARD = 4
 
 Numbered = tuple[int, list[str]]
 
@@ -37,11 +37,11 @@ def embed_with_workers(
     overwrite: bool = False,
     reuse: Path | None = None,
 ) -> tuple[Embedded, TextEncoder]:
-    """`captions.embedding.embed.embed_captions`, whose blocks the workers of ``pool`` encode as ``request`` says.
+    """Run `captions.embedding.embed.embed_captions`, with the workers of ``pool`` encoding its blocks.
 
-    This process alone writes the store, and checks it with an encoder of its own. How many workers there are, and which
-    finishes first, changes no byte. Also returns the encoder. Raises as `embed_captions` does, and where workers make
-    embeddings of another encoder than this process.
+    Only this process writes the store, and it checks the store with its own encoder. The number of workers and the
+    order in which they finish change no byte. Also returns the encoder. Raises what `embed_captions` raises, and
+    `UserError` if a worker's encoder differs from this process's.
     """
     require_captions(captions)  # before the seconds that an encoder takes
     pool = WorkerPool.of(pool)
@@ -60,10 +60,10 @@ def embed_with_workers(
 
 
 def load_for_client(request: EncoderRequest, pool: WorkerPool) -> TextEncoder:
-    """The encoder of this process: on the CPU where GPUs are the workers' alone, whose batches then are large ones.
+    """The encoder of this process. If only the workers have GPUs, it runs on the CPU and merely checks some rows.
 
-    It only checks some rows then, in bf16 unless a precision was asked for: the workers' follows it. Raises
-    `UserError` as `EncoderRequest.load` does.
+    Its precision is then bf16 unless ``request`` names one, and its batches are those for GPUs. Workers follow both.
+    Raises `UserError` as `EncoderRequest.load` does.
     """
     if not (pool.elsewhere and request.device.startswith("cuda")) or torch.cuda.is_available():
         return request.load()
@@ -79,14 +79,14 @@ def load_for_client(request: EncoderRequest, pool: WorkerPool) -> TextEncoder:
 
 
 def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> BlockRunner:
-    """Encodes blocks with the workers of ``pool``, yielding each as it comes."""
+    """A runner that encodes blocks with the workers of ``pool`` and yields each block as it finishes."""
     found = encoder.files
     name = found.name if found.revision else str(found.folder.resolve())
     shared = Shared((found.folder.resolve(),) if found.revision is None else (), libraries=ENCODER_LIBRARIES)
 
     def run(blocks: Iterator[Block], advance: Advance) -> Iterator[tuple[Block, EncodedBlock]]:
         waiting: dict[int, Block] = {}
-        # Every worker computes in the precision and the batches of this process, whatever its device would choose.
+        # Every worker uses the precision and the batch size of this process, whatever its device would choose.
         same = replace(
             request,
             name_or_path=name,
@@ -98,11 +98,11 @@ def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> B
 
         def shards() -> Iterator[list[Numbered]]:
             numbered = enumerate(blocks)
-            while part := list(itertools.islice(numbered, BLOCKS_A_SHARD)):
+            while part := list(itertools.islice(numbered, BLOCKS_PER_SHARD)):
                 waiting.update(part)
                 yield [(number, block.texts) for number, block in part]
 
-        for rows in run_shards(function, shards(), pool, _poisoned, shared):
+        for rows in run_shards(function, shards(), pool, _on_worker_death, shared):
             for number, encoded in rows:
                 block = waiting.pop(number)
                 advance(len(block.texts))
@@ -114,9 +114,9 @@ def run_on(encoder: TextEncoder, request: EncoderRequest, pool: WorkerPool) -> B
 def encode_shard(
     shard: Sequence[Numbered], request: EncoderRequest, expected: dict[str, object]
 ) -> list[tuple[int, EncodedBlock]]:
-    """The embeddings of numbered blocks of texts, with the encoder that this process keeps.
+    """Encode numbered blocks of texts with the encoder that this process keeps.
 
-    Raises `UserError` where it is another encoder than ``expected``: its files differ from those of the client.
+    Raises `UserError` if that encoder is not the ``expected`` one: its files differ from those of the client.
     """
     encoder = _encoder(request)
     if encoder.describe() != expected:
@@ -130,7 +130,7 @@ def _encoder(request: EncoderRequest) -> TextEncoder:
     return request.load()
 
 
-def _poisoned(block: Numbered) -> tuple[int, EncodedBlock]:
+def _on_worker_death(block: Numbered) -> tuple[int, EncodedBlock]:
     raise UserError(
         f"workers died while encoding a block of {len(block[1]):,} texts that starts with {block[1][0][:80]!r}, more "
         "than once; is there memory enough for the model? The same command goes on."
@@ -138,13 +138,13 @@ def _poisoned(block: Numbered) -> tuple[int, EncodedBlock]:
 
 
 def choose_pool(pool: WorkerPool | None, device: str) -> WorkerPool:
-    """``pool``, with a GPU for each worker where they compute on GPUs; None is what suits this machine.
+    """``pool``, with one GPU per worker if ``device`` is a GPU.
 
-    That is one local worker a GPU where there are several, and otherwise this process.
+    None chooses for this machine: one local worker per GPU if there are several GPUs, otherwise this process.
     """
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if pool is None:
-        return WorkerPool(local=gpus, gpu_each=True) if gpus > 1 else WorkerPool(local=0)
+        return WorkerPool(local=gpus, gpu_per_worker=True) if gpus > 1 else WorkerPool(local=0)
     if pool.here:
         return pool
     if pool.elsewhere:

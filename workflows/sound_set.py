@@ -1,8 +1,7 @@
-"""A small AudioSet-like set made with code.
+"""A small synthetic set in the form of AudioSet: recordings, segment CSVs, an ontology and caption tables.
 
-Sounds of AudioSet classes that can be synthesised honestly: each is what its ontology entry describes.
-
-A small AudioSet-like set made with code: recordings, segment CSVs, ontology, and caption tables.
+Only AudioSet classes that can be synthesised honestly are used: each sound is what its ontology entry describes. The
+docstrings of the synthesis functions become the descriptions in the ontology.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Synthesis = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class SoundClass:
-    """One class: its AudioSet machine id and name, the synthesis, and words that a person would describe it with."""
+    """One class: its AudioSet machine id and name, its synthesis, and descriptions that a person would give."""
 
     mid: str
     name: str
@@ -42,7 +41,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _noise(rng: np.random.Generator, time: np.ndarray, exponent: float) -> np.ndarray:
-    """Noise whose power falls with frequency to the power of ``exponent``, unit variance."""
+    """Noise of unit variance whose power is proportional to frequency to the power of minus ``exponent``."""
     spectrum = np.fft.rfft(rng.standard_normal(len(time)))
     frequency = np.fft.rfftfreq(len(time), time[1] - time[0])
     spectrum *= np.maximum(frequency, 20.0) ** (-exponent / 2)
@@ -150,10 +149,10 @@ CLASSES = (
 def synthesise_clip(
     sound: SoundClass, rng: np.random.Generator, sample_rate: int, channels: int, seconds: float
 ) -> np.ndarray:
-    """A recording of ``sound``: float32 (samples, channels) within ±1, with background noise and a level of its own.
+    """A recording of ``sound``: float32 (samples, channels) within ±1, with background noise and a random level.
 
-    Two channels carry the sound at different levels with independent noise. Partials above Nyquist never occur: every
-    synthesis stays below 7 kHz but for noise and clicks, which end at Nyquist by construction.
+    Two channels carry the sound at different levels with independent noise. There are no partials above Nyquist: every
+    synthesis stays below 7 kHz, except for noise and clicks, which end at Nyquist by construction.
     """
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     signal = sound.synthesise(rng, time)
@@ -169,9 +168,9 @@ SECONDS = 10.0
 SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 ID_ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 TRAIN, HELD_OUT = "balanced_train_segments", "eval_segments"
-# Shares of the training clips: two sounds at once; a caption from a person-like source; four more captions.
+# Shares of the training clips that have two sounds, a caption from Auto-ACD, and four captions from ACalt4.
 MIXED, CAPTIONED, ALT_CAPTIONED = 0.15, 0.7, 0.3
-CLIPS_A_SHARD = 16
+CLIPS_PER_SHARD = 16
 
 SENTENCES = (
     "{description}.",
@@ -190,7 +189,7 @@ ALTERNATIVES = (
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording to be made: its YouTube-like id, part, classes, and what it is stored as."""
+    """One recording to be made: its YouTube-like id, its part, its classes and its storage format."""
 
     clip_id: str
     part: str
@@ -207,7 +206,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class SoundSet:
-    """What was made: ``training + held_out`` recordings of ``classes``."""
+    """A finished set: ``training + held_out`` recordings of ``classes`` classes in ``folder``."""
 
     folder: str
     classes: int
@@ -218,10 +217,10 @@ class SoundSet:
 def make_sound_set(
     root: Path, *, train_per_class: int, held_out_per_class: int, seed: int, workers: int, overwrite: bool = False
 ) -> SoundSet:
-    """Write ``root/audio/<part>/Y<id>.wav`` and the tables that AudioSet, Auto-ACD and ACalt4 would come with.
+    """Write ``root/audio/<part>/Y<id>.wav`` and tables in the form of AudioSet, Auto-ACD and ACalt4.
 
     Held-out clips are in ``eval_segments`` and in ``held_out.csv`` (file_name, label). Equal arguments give equal
-    bytes. Raises `FingerprintConflictError` where ``root`` holds a set of other numbers or another seed, unless
+    bytes. Raises `FingerprintConflictError` if ``root`` holds a set with other numbers or another seed, unless
     ``overwrite`` removes it.
     """
     _begin(root, {"training_a_class": train_per_class, "held_out_a_class": held_out_per_class, "seed": seed}, overwrite)
@@ -232,7 +231,7 @@ def make_sound_set(
     write_clip = functools.partial(write_clips, audio=root / "audio")
     with Progress(len(clips), "synthesis") as progress:
         for done in run_shards(
-            write_clip, split_into_shards(clips, workers, CLIPS_A_SHARD), workers, lambda clip: clip
+            write_clip, split_into_shards(clips, workers, CLIPS_PER_SHARD), workers, lambda clip: clip
         ):
             progress.advance(len(done))
     training = [clip for clip in clips if clip.part == TRAIN]
@@ -247,7 +246,7 @@ def make_sound_set(
 
 
 def _begin(root: Path, numbers: dict[str, int], overwrite: bool) -> None:
-    """Note what the set is made of, or compare with what is noted."""
+    """Write down the set's numbers, or compare them with those written down."""
     note = root / "sound_set.json"
     if overwrite:
         note.unlink(missing_ok=True)
@@ -281,7 +280,7 @@ def _plan(rng: np.random.Generator, train_per_class: int, held_out_per_class: in
 
 
 def write_clips(clips: Sequence[Clip], audio: Path) -> list[Clip]:
-    """Synthesise and write a shard of clips below ``audio``; whole files that are there already are kept."""
+    """Synthesise and write a shard of clips below ``audio``; existing files are complete and are kept."""
     for clip in clips:
         path = audio / clip.file_name
         if path.exists():
@@ -296,7 +295,7 @@ def write_clips(clips: Sequence[Clip], audio: Path) -> list[Clip]:
 
 
 def _write_segments(path: Path, clips: Sequence[Clip]) -> None:
-    """A segment CSV in AudioSet's own form: three comment lines, comma and space, the mids in one quoted field."""
+    """Write a segment CSV in AudioSet's own form: three comment lines, comma and space, the mids in a quoted field."""
     mids = {index: sound.mid for index, sound in enumerate(CLASSES)}
     lines = [
         "# Segments csv of a synthetic set in the form of AudioSet",
@@ -340,7 +339,7 @@ def _sentence(templates: Sequence[str], clip: Clip, rng: np.random.Generator) ->
 
 
 def _write_auto_acd(path: Path, clips: Sequence[Clip], rng: np.random.Generator) -> None:
-    """Captions for some clips only, with what the real table holds: both id forms, wrapped captions, unknown ids."""
+    """Write captions for some clips, with traits of the real table: both id forms, wrapped captions, unknown ids."""
     rows = []
     for clip in clips:
         if rng.uniform() >= CAPTIONED:

@@ -1,4 +1,4 @@
-"""Training as a SLURM job of several processes: its script, which queues itself again, and its submission."""
+"""Training as a SLURM job of several processes: the script, which requeues itself, and its submission."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 from m2dprep.artifacts.errors import UserError
 from m2dprep.workflows.engine.job_settings import JobSettings, directive_path, wall_seconds
 
-# Seconds before the end of the wall time at which training is told to save. SLURM may say it a minute early.
-LEAST_NOTICE, NOTICE_SHARE, LARGEST_NOTICE = 60.0, 0.1, 600.0
+# Training is told to save this long before the end of the wall time: seconds, share of the wall time, seconds. SLURM
+# may send the signal up to a minute early.
+MIN_NOTICE, NOTICE_SHARE, MAX_NOTICE = 60.0, 0.1, 600.0
 
-# USR1 reaches every process of the step. Only training may act on it: what starts it ignores it, and training that has
-# not yet come so far as to listen is told again.
+# USR1 reaches every process of the step, and only training may act on it. The processes that start training ignore the
+# signal, and the script repeats it until training has begun to listen.
 SCRIPT = """\
 #!/usr/bin/env bash
 {directives}
@@ -48,8 +49,11 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Launch:
-    """A training job: ``nodes`` machines with ``gpus_per_node`` processes each, one without GPUs; ``settings`` ask for
-    the rest. ``arguments`` are those of ``m2dprep train``, ``out`` the folder of the run."""
+    """A training job on ``nodes`` machines with ``gpus_per_node`` processes each, or one process each without GPUs.
+
+    ``settings`` hold everything else that SLURM is asked for. ``arguments`` are those of ``m2dprep train``, and ``out``
+    is the folder of the run.
+    """
 
     nodes: int
     gpus_per_node: int
@@ -58,7 +62,7 @@ class Launch:
     out: Path
 
     def script(self) -> str:
-        """What sbatch gets. It runs in the folder that the command was given in."""
+        """The script for sbatch. It runs in the folder in which the command was given."""
         settings = self.settings
         python = settings.python or sys.executable
         torchrun = [python, "-m", "torch.distributed.run", "--nnodes", str(self.nodes)]
@@ -72,7 +76,7 @@ class Launch:
                 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
                 "port=$((20000 + SLURM_JOB_ID % 20000))\n"
             )
-        # Since 22.05 srun does not take the cores of the job by itself.
+        # Since SLURM 22.05 srun does not take over the job's cores by itself.
         exports = [f"export OMP_NUM_THREADS={self._threads()}", "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
         if settings.cores is None:
             exports.pop()
@@ -107,18 +111,18 @@ class Launch:
         return [*lines, "--requeue", f"--signal=B:USR1@{self._notice()}", *settings.directives]
 
     def _notice(self) -> int:
-        """Seconds before the end at which training is told to stop."""
+        """How many seconds before the end of the wall time training is told to stop."""
         if self.settings.walltime is None:
             raise UserError("training jobs need a wall time: give it in the file of --cluster-config (walltime: ...).")
         wall = wall_seconds(self.settings.walltime)
-        return int(min(max(LEAST_NOTICE, NOTICE_SHARE * wall), LARGEST_NOTICE, wall / 2))
+        return int(min(max(MIN_NOTICE, NOTICE_SHARE * wall), MAX_NOTICE, wall / 2))
 
     def _threads(self) -> int:
-        """Threads of a process: on GPUs one, elsewhere all cores."""
+        """Threads per process: one with GPUs, otherwise all cores of the job."""
         return 1 if self.gpus_per_node else self.settings.cores or 1
 
     def submit(self) -> Launched:
-        """Hand the job to SLURM. Raises `UserError` where it is refused."""
+        """Submit the job to SLURM. Raises `UserError` if SLURM refuses it."""
         script = self.script()
         self.out.mkdir(parents=True, exist_ok=True)
         if self.settings.log_directory:
@@ -136,7 +140,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Launched:
-    """A job in the queue of SLURM that trains the run in ``out``."""
+    """A job in SLURM's queue that trains the run in ``out``."""
 
     job: str
     out: str

@@ -1,6 +1,6 @@
-"""benchmarks/faults.py: light stages survive a handful of kills and faults, and it sees a command that does not.
+"""benchmarks/faults.py: light stages survive a few kills and faults, and a command that does not is noticed.
 
-What runs under the preloaded library, or in Python where there is no compiler, are processes of their own.
+The programs under the preloaded library, or in Python if there is no compiler, run as processes of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 )
 HOW = [pytest.param(True, id="library", marks=needs_compiler), pytest.param(False, id="python")]
 
-# A command that takes a file for done because it is there, and passes over errors; the bench must say so.
+# A command that takes an existing file for a finished one and ignores errors; the benchmark must notice it.
 CARELESS = """
 import json, sys
 from pathlib import Path
@@ -52,7 +52,7 @@ _fault_trials.AT_RANDOM = 0
 print(json.dumps([bench.try_out(number, stage, KIND, 0).problems for number in range(2)]))
 """
 
-# Writes a file in ways of Python, NumPy and the system, and prints what was refused.
+# A program that writes files with Python, NumPy and system calls, and prints which were refused.
 WRITER = """
 import errno, json, os, sys
 from pathlib import Path
@@ -89,7 +89,7 @@ print(json.dumps(ended))
 
 
 def compile_into(folder: Path) -> dict[str, str]:
-    """The environment of a process under the library."""
+    """The environment of a process with the library preloaded."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         from _fault_injection import LIBRARY, compile_library
@@ -101,7 +101,7 @@ def compile_into(folder: Path) -> dict[str, str]:
 
 
 def run(program: str, folder: Path, native: bool, **values: str) -> Any:
-    """What ``program`` prints, as JSON, with ``values`` for its names."""
+    """The JSON that ``program`` prints, with ``values`` for its names."""
     place = folder / "place"
     place.mkdir()
     source = "".join(f"{name} = {value}\n" for name, value in values.items())
@@ -115,7 +115,7 @@ def run(program: str, folder: Path, native: bool, **values: str) -> Any:
 
 @pytest.mark.parametrize("native", HOW)
 def test_calls_are_refused_or_the_last(tmp_path: Path, native: bool) -> None:
-    """An error once, from then on, and kills; each where it was asked for, and counted."""
+    """Errors happen once or from then on, and kills happen, each at the chosen call, and all are counted."""
     injections = """[
         (FAIL, ("write",), 2, errno.ENOSPC),
         (FAIL, ("rename", "mkdir"), 2, errno.EACCES, True),

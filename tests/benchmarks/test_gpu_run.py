@@ -1,4 +1,4 @@
-"""`make gpu`, rehearsed on a processor: every part runs and says what it measured; what fails or hangs costs itself."""
+"""`make gpu`, rehearsed on a processor: every part runs and reports; a part that fails or hangs costs only itself."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_part_on_a_processor(tmp_path: Path, part: str, figures: list[str]) ->
 
 
 def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each in turn: one that never ends and whose child outlives SIGTERM, one that fails, one that is well."""
+    """The parts: one never ends and has a child that outlives SIGTERM, one fails, one succeeds."""
     import gpu
     from _gpu_parts import Part
 
@@ -88,7 +88,7 @@ def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatc
 
 
 def test_the_tests_marked_gpu_are_counted(tmp_path: Path) -> None:
-    """Those of the front end, which are quick; where nothing but skips is seen, nothing has been shown."""
+    """The quick tests of the front end run; if all tests are skipped, nothing has been shown."""
     script = BENCHMARKS / "_gpu_parity.py"
     command = [sys.executable, str(script), "--seconds", "100", "--json", str(tmp_path / "parity.json"), "--device"]
     quick = "test_the_originals_encoding"
@@ -141,7 +141,7 @@ def test_only_what_is_missing_is_brought_along(tmp_path: Path) -> None:
 
 
 def test_what_travels_is_what_the_dependencies_need() -> None:
-    """The large packages of a GPU machine, and what they need, stay at home; every other one is pinned."""
+    """The large packages of a GPU machine and their dependencies are left out; every other package is pinned."""
     from gpu_wheels import pinned, to_carry
 
     names = to_carry()

@@ -1,4 +1,4 @@
-"""Commands called as a shell would call them, and how a refusal looks."""
+"""Helpers that call commands as a shell would, and that check refusals."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def run(*words: object) -> Result:
 
 
 def refused(result: Result, exit_code: int, *words: str) -> None:
-    """One line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
+    """Check for one line on stderr with these words, this exit code, nothing on stdout, and no traceback."""
     assert result.exit_code == exit_code, result.output
     assert result.stdout == ""
     for word in words:

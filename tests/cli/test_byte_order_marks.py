@@ -1,4 +1,4 @@
-"""A byte order mark, as Windows programs write it, is no part of any text that we read."""
+"""A byte order mark, as Windows programs write it, is not part of any text that we read."""
 
 from __future__ import annotations
 

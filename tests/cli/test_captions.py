@@ -292,7 +292,7 @@ def test_check(tables: Path) -> None:
 
 
 def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is another test's matter: here sentences are made by a function."""
+    """A function makes the sentences here; another test covers the model."""
     from m2dprep.captions.keywords import KeywordModel
 
     monkeypatch.setattr(KeywordModel, "__init__", lambda self, name, device: None)
@@ -347,7 +347,7 @@ def test_a_caption_is_shown_for_its_clip_only(tmp_path: Path) -> None:
 
 
 def test_exclusions_of_every_command_say_what_they_did(tables: Path) -> None:
-    """The issue's own case: WavCaps' blacklist, and arrays in its parts' folders."""
+    """The typical case: WavCaps' blacklist, and arrays in the folders of its parts."""
     (tables / "black.json").write_text('{"FreeSound": ["117790"]}')
     (tables / "none.tsv").write_text("file_name\tx\nnobody.wav\t1\nsomebody.wav\t2\n")
     parts = [f"w_lms/{part}/117790.npy" for part in ("FreeSound", "SoundBible")]
@@ -378,7 +378,7 @@ def test_exclusions_of_every_command_say_what_they_did(tables: Path) -> None:
 def test_a_command_that_was_killed_after_its_last_rename_is_done_when_it_is_given_again(
     tables: Path, tmp_path: Path
 ) -> None:
-    """It cannot know whether it has ended, and is right if the table is what it would make."""
+    """The command cannot know whether it had finished; it succeeds if the table equals its own result."""
     assert fill(tables).exit_code == 0
     (tmp_path / "mine.csv").write_text("id,caption\n" + "".join(f"{row[0]},It rains.\n" for row in FILLED[:2]))
     (tmp_path / "new.csv").write_text("id,caption\nelsewhere,It pours.\nelsewhere,It pours.\n")

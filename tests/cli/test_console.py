@@ -1,4 +1,4 @@
-"""The console of commands: any locale, streams that are closed or whose reader goes, names that steer terminals."""
+"""The console of commands: any locale, closed streams, readers that go away, names with control characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from m2dprep.artifacts.console import _Console, _SurvivingStream, printable
 
 MAIN = [sys.executable, "-m", "m2dprep"]
 ROOT = Path(__file__).resolve().parents[2]
-# Python's own ways out of a locale that is not UTF-8 are closed.
+# Python's own remedies for a locale that is not UTF-8 are switched off.
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ODD_STREAMS = {"PYTHONIOENCODING": "ascii"}
 TITLE = "\x1b]0;owned\x07"

@@ -64,13 +64,14 @@ def test_embed_captions(captions: Path) -> None:
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    """They stand in the command too, since its help must not import the library."""
+    """The command repeats them, because its help must not import the library."""
     from m2dprep.captions.embedding.embed import DTYPES, embed_captions
     from m2dprep.captions.embedding.encoder import DEFAULT_MODEL, EncoderRequest
     from m2dprep.captions.embedding.text_model import EncoderSettings
     from m2dprep.cli.embeddings import encode as command
 
-    context = command.make_context("embed-captions", ["captions.parquet", "out"])
+    names = ["-h", "--help"]  # as under m2dprep; a command keeps the help names of its first context
+    context = command.make_context("embed-captions", ["captions.parquet", "out"], help_option_names=names)
     options = context.params
     assert options["text_model"] == DEFAULT_MODEL
     assert options["dtype"] == DTYPES[0] == embed_captions.__kwdefaults__["dtype"]

@@ -1,4 +1,4 @@
-"""``m2dprep zero-shot``: what it prints and exits with."""
+"""``m2dprep zero-shot``: its output and its exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``m2dprep pack``: what it prints and exits with."""
+"""``m2dprep pack``: its output and its exit codes."""
 
 from __future__ import annotations
 

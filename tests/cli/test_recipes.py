@@ -1,4 +1,4 @@
-"""Recipes as the command line knows them: every option of every command, the written ones that ship, and bad ones."""
+"""Recipes on the command line: every option of every command, the recipes that ship, and bad ones."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def test_options_that_decide_nothing_are_options() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_a_stage_types_is_what_the_command_reads(name: str, tmp_path: Path) -> None:
-    """Every option of a command with some value, through a recipe's text and Click's own parser."""
+    """Every option of a command passes, with some value, through a recipe's text and Click's own parser."""
     kind = KINDS[name]
     samples = {option.key: _sample(option.key, option.choices, option.is_flag) for option in kind.options}
     lines = [f"    {key}: {json.dumps(value)}" for key, value in samples.items()]
@@ -211,7 +211,7 @@ def test_the_demo_as_a_recipe_types_what_the_demo_types(tmp_path: Path) -> None:
 
 
 def _meaning(line: list[str]) -> tuple[str, dict[str, object]]:
-    """A command line as its command understands it, without what does not change the result."""
+    """A command line as its command parses it, without settings that do not change the result."""
     command: click.Command = m2dprep
     words = []
     while isinstance(command, click.Group):

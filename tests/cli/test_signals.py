@@ -1,4 +1,4 @@
-"""A signal ends a command with a line and an exit code; what it has done by then is recorded."""
+"""A signal ends a command with a line and an exit code; the work done by then is recorded."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def test_melspec_records_what_is_done(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests may themselves be run in the background, where shells let processes ignore Ctrl-C.
+        # Tests may run in the background, and shells make background processes ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60

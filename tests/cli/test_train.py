@@ -1,4 +1,4 @@
-"""``m2dprep train``: what it prints, writes and exits with."""
+"""``m2dprep train``: its output, its files and its exit codes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_missing_data_directory(tmp_path: Path) -> None:
 
 
 def test_defaults_that_the_command_repeats_are_a_runs() -> None:
-    """The command's options say their defaults without importing what they are for."""
+    """The command repeats the defaults, because its help must not import the modules that use them."""
     defaults = {parameter.name: parameter.default for parameter in train.params}
     run = RunOptions(str(defaults["size"]))
     for owner, names in (

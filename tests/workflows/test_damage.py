@@ -1,4 +1,4 @@
-"""Damage at random: whatever happens to the bytes of any file in a data directory, `check` tells, with its table."""
+"""Random damage: whatever happens to the bytes of any file in a data directory, `check` reports it."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The demo from end to end on four clips a class, through the real commands and the real text encoder."""
+"""The demo from end to end on four clips per class, with the real commands and the real text encoder."""
 
 import json
 from pathlib import Path
@@ -47,9 +47,9 @@ def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path, capfd: pyt
 
 
 def _the_recipe_gives_the_same(folder: Path, demo: dict[str, object]) -> None:
-    """The demo as a recipe, with the numbers of this test: the same arrays, embeddings, weights and confusions.
+    """The demo as a recipe, with the sizes of this test, gives the same arrays, embeddings, weights and confusions.
 
-    Its recordings are there already, since making them takes longest; the stage that makes them finds that out.
+    Its recordings exist already, because making them takes longest; the stage for them notices that.
     """
     recipe = folder / "recipe" / "demo.yaml"
     recipe.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Embedding through workers: the same bytes however many there are, and when one dies."""
+"""Embedding with workers gives the same bytes for any number of workers, and if one dies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def encode_after_a_death(shard: Any, marker: Path, **named: Any) -> Any:
-    """The first worker that gets here is killed with its shard half done."""
+    """Kill the first worker that gets here, with its shard half done."""
     if not marker.exists():
         marker.write_text(str(os.getpid()))
         encode_shard(shard[:1], **named)
@@ -68,7 +68,7 @@ def test_workers_change_no_byte_not_even_when_one_dies(
 
 
 class Dying:
-    """A shard function that travels to workers, of which the first one dies."""
+    """A shard function that is sent to workers, the first of which dies."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -84,7 +84,7 @@ def test_a_worker_with_another_encoder_is_refused(captions: Path, tmp_path: Path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    pool, request = WorkerPool(scheduler="tcp://elsewhere:1", gpu_each=True), replace(REQUEST, device="cuda")
+    pool, request = WorkerPool(scheduler="tcp://elsewhere:1", gpu_per_worker=True), replace(REQUEST, device="cuda")
     with pytest.raises(UserError, match="no CUDA GPU"):
         load_for_client(request, WorkerPool(local=2))
     half = replace(request, precision="auto", batch_tokens=None)
@@ -94,12 +94,12 @@ def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys
     assert (encoder.device.type, encoder.batches_for, encoder.batch_tokens) == ("cpu", "cuda", 32768)
     asked: list[Any] = []
 
-    def no_shards(function: Any, shards: Any, pool: Any, poisoned: Any, shared: Any) -> Iterator[Any]:
+    def no_shards(function: Any, shards: Any, pool: Any, on_worker_death: Any, shared: Any) -> Iterator[Any]:
         asked.extend((function.keywords["request"], shared.libraries))
         return iter([])
 
     monkeypatch.setattr(embed_captions, "run_shards", no_shards)
-    encoder.settle(1024)  # as an earlier run began
+    encoder.settle(1024)  # as in an earlier run
     assert list(run_on(encoder, half, pool)(iter([]), print)) == []
     sent, libraries = asked
     assert (sent.device, sent.precision, sent.batch_tokens) == ("cuda", "bf16", 1024)
@@ -108,6 +108,6 @@ def test_gpus_that_only_the_workers_have(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_workers_with_other_libraries_are_unfit() -> None:
     expected = on_worker.expectation(libraries=on_worker.ENCODER_LIBRARIES)
-    assert on_worker.fault(expected) == ""
+    assert on_worker.check_environment(expected) == ""
     other = tuple((name, "0.1" if name == "torch" else found) for name, found in expected.versions)
-    assert "its torch is" in on_worker.fault(replace(expected, versions=other))
+    assert "its torch is" in on_worker.check_environment(replace(expected, versions=other))

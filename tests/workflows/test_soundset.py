@@ -1,4 +1,4 @@
-"""The demo's set: deterministic, honest in its formats, and with the traps that the real tables hold."""
+"""The demo's set: deterministic, correct in its formats, and with the traps of the real tables."""
 
 import csv
 import json

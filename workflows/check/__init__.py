@@ -1,1 +1,1 @@
-"""Proof that what lies in a data directory fits together."""
+"""Checks that the files of a data directory are sound and belong together."""

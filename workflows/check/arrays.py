@@ -1,4 +1,4 @@
-"""The check of log-mel arrays and packs: their form, and their values against the moments that records promise."""
+"""The check of log-mel arrays and packs: their form, and their values against the records' digests and moments."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from m2dprep.workflows.engine.engine import run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.engine.workers import Shared
 
-ARRAYS_A_SHARD = 512
+ARRAYS_PER_SHARD = 512
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedArray:
-    """What a list, a record and a pack promise of one array. Without a record only the form can be checked.
+    """What a list, a record and a pack promise about one array. Without a record only its form can be checked.
 
-    ``pack`` names the folder whose pack holds it in row ``pack_row``; then the file itself may be gone.
-    ``packed_as_now`` says that the pack was made of what the record speaks of.
+    ``pack`` names the folder whose pack holds the array in row ``pack_row``; the file itself may then be missing.
+    ``packed_as_now`` says that the pack was made from the arrays that the current records describe.
     """
 
     path: str
@@ -43,20 +43,20 @@ class ExpectedArray:
 def check_arrays(
     expected: Sequence[ExpectedArray], packs: Mapping[str, PackedStore], pool: WorkerPool, quick: bool
 ) -> CheckResult:
-    """Every array has the promised shape and dtype and, unless ``quick``, the bytes that its digest proves.
+    """Check that every array has the promised shape and dtype and, unless ``quick``, matches its digest.
 
-    Arrays that a pack holds are checked in both places; they may be missing as files.
+    Arrays in a pack are checked in both places; they may be missing as files.
     """
     result = CheckResult("arrays", checked=len(expected))
     if not expected:
         result.absent = "no arrays listed or recorded"
         return result
-    shards = split_into_shards(expected, pool.size, ARRAYS_A_SHARD)
+    shards = split_into_shards(expected, pool.size, ARRAYS_PER_SHARD)
     seen = (Path(item.path) for item in expected if item.pack_row < 0)
     shared = Shared(tuple(itertools.islice(filter(os.path.lexists, seen), 1)))
     function = functools.partial(check_array_shard, packs=packs, quick=quick)
     with Progress(len(expected), "check", "arrays") as progress:
-        for rows in run_shards(function, shards, pool, _poisoned, shared):
+        for rows in run_shards(function, shards, pool, _on_worker_death, shared):
             problems = [(path, message) for path, message in rows if message]
             for path, message in problems:
                 result.problem(path, message)
@@ -67,14 +67,14 @@ def check_arrays(
     return result
 
 
-def _poisoned(item: ExpectedArray) -> tuple[str, str]:
+def _on_worker_death(item: ExpectedArray) -> tuple[str, str]:
     return item.path, "killed the process reading it"
 
 
 def check_array_shard(
     shard: Sequence[ExpectedArray], packs: Mapping[str, PackedStore], quick: bool
 ) -> list[tuple[str, str]]:
-    """For every array its path and what is wrong with it, or an empty string."""
+    """Every array's path, with what is wrong with it or an empty string."""
     return [(item.path, _watched_problem_of(item, packs, quick)) for item in shard]
 
 
@@ -95,7 +95,7 @@ def _problem_of(item: ExpectedArray, packs: Mapping[str, PackedStore], quick: bo
         return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except Exception as error:  # one array that nobody foresaw must not hide what is wrong with the others
+    except Exception as error:  # an unforeseen error of one array must not hide those of the others
         return f"cannot be checked: {type(error).__name__}: {error}"
     return problem
 
@@ -105,7 +105,7 @@ def _file_problem(item: ExpectedArray) -> str:
 
 
 def _quick_file_problem(item: ExpectedArray) -> str:
-    """What the header and the size of a file say."""
+    """The problem that the header and the size of a file reveal, or an empty string."""
     form = lms_form(Path(item.path), n_mels=item.promise.n_mels)
     promise = item.promise
     if promise.frames is not None and form.shape[2] != promise.frames:
@@ -125,7 +125,7 @@ def _pack_problem(item: ExpectedArray, pack: PackedStore, quick: bool) -> str:
         problem = f"has {frames} frames, its record promises {promise.frames}"
     elif not quick:
         array = pack.read(item.pack_row)[None]
-        # The digest of a clip in a pack that was made of these very records is proof; others are compared by moments.
+        # The digest of a clip proves its values if the pack was made from these very records; others need the moments.
         if pack.digests is None or not item.packed_as_now:
             problem = moments_fault(array, promise, pack.dtype == promise.dtype)
     return f"in {pack.folder.name}: {problem}" if problem else ""

@@ -1,4 +1,4 @@
-"""The check of what lies beside the arrays: lists, tables and JSON files prove their bytes and belong to each other."""
+"""The check of lists, tables and JSON files: their digests match their bytes, and they belong to one conversion."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from m2dprep.artifacts.tables import list_digest_path, verify_export, verify_fil
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.melspec.results import CONFIG, WRITTEN
 
-# A file, and what compares it with its digest: False where it has none.
+# A file, and the function that compares it with its digest and returns False if it has none.
 Proof = tuple[Path, Callable[[Path], bool]]
 
 
 def check_files(layout: DataLayout, quick: bool) -> CheckResult:
-    """Every list, table and JSON file has the bytes that its digest proves; ``quick`` reads no tables."""
+    """Check that every list, table and JSON file matches its digest; ``quick`` reads no tables."""
     result = CheckResult("files")
     without: list[str] = []
     for path, proof in _proofs(layout, quick):
@@ -73,7 +73,7 @@ def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
 def _pack_index(pack: Path) -> list[Path]:
     try:
         meta = read_pack_meta(pack)
-    except UserError:  # found above
+    except UserError:  # it has been reported
         return []
     return [] if meta is None else [index_path(pack, meta.get("generation", 1))]
 
@@ -89,7 +89,7 @@ def _has_its_list(path: Path) -> bool:
 
 
 def _require_of_one_conversion(layout: LmsLayout) -> None:
-    """Raise `UserError` where records or the digests of lists were written beside another configuration."""
+    """Raise `UserError` if records or the digests of lists were written beside another configuration."""
     frozen = read_config(layout)
     if frozen is None:
         return

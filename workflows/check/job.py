@@ -1,9 +1,4 @@
-"""Proof that what lies in a data directory fits together.
-
-The check of ``norm_stats.json`` against the records that it was, or could have been, merged from.
-
-Proof that what lies in a data directory fits together: lists, arrays, records, statistics, captions, embeddings.
-"""
+"""The checks of a data directory: lists, arrays, records, statistics, captions and embeddings belong together."""
 
 from __future__ import annotations
 
@@ -44,14 +39,14 @@ from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.melspec.exchange import EARLIER
 from m2dprep.workflows.melspec.overwrite import beside
 
-# Relative. The order in which records are merged moves the last digits; arrays from a pack in float16 are rounded.
+# Relative errors. The order in which records are merged changes the last digits; arrays in a float16 pack are rounded.
 ERROR_OF = {"records": 1e-9, "arrays": 1e-3}
 COUNTS = ("count_values", "count_files", "excluded_files")
 VALUES = ("mean", "std", "bin_mean", "bin_std")
 
 
 def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
-    """Raise `UserError` where ``stats`` are those of a folder of which no list names a file, but of others."""
+    """Raise `UserError` if ``stats`` belong to one folder while the lists name files of other folders only."""
     folders = sorted({name.partition("/")[0] for name in listed})
     folder = stats.get("folder")
     here = [path.name for path in layout.lms_folders()]
@@ -63,10 +58,10 @@ def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequ
 
 
 def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: CheckResult) -> None:
-    """Raise `UserError` unless ``stats`` are those of the records of a folder in the data directory."""
+    """Raise `UserError` unless the records of a folder in the data directory give ``stats``."""
     error = ERROR_OF.get(str(stats.get("source")))
     folders = [folder for folder in layout.lms_folders() if stats.get("folder") in (None, folder.name)]
-    folders = folders or layout.lms_folders()  # that folder may have been renamed: then the values are those of another
+    folders = folders or layout.lms_folders()  # the folder may have been renamed
     if error is None or not folders:
         result.notes.append(f"{layout.norm_stats.name} does not say what it was computed from, so it was not compared")
         return
@@ -107,13 +102,13 @@ def _short(value: object) -> str:
     return f"{value:.9g}" if isinstance(value, float) else "of other values" if isinstance(value, list) else repr(value)
 
 
-ROWS_A_BLOCK = 65536
+ROWS_PER_BLOCK = 65536
 
 
 def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) -> list[CheckResult]:
     """Check the data directory ``data``; ``quick`` opens every array but does not read its values.
 
-    Raises `UserError` where ``data`` is no folder or holds nothing that could be checked.
+    Raises `UserError` if ``data`` is not a folder or holds nothing to check.
     """
     pool = WorkerPool.of(workers)
     folder = require_folder(data, "the data directory to check")
@@ -142,9 +137,9 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
 
 
 def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
-    """Take file lists of ``data``, by their names or paths, as they are now. Returns a line about each.
+    """Accept file lists of ``data``, by name or path, in their present form. Returns a line about each.
 
-    Raises `UserError`, before any is taken, where one is none of the data directory's lists.
+    Raises `UserError`, before any list is accepted, if one is not a list of the data directory.
     """
     layout = DataLayout(require_folder(data, "the data directory to check"))
     lists = {path.name: path for path in layout.file_lists()}
@@ -160,7 +155,7 @@ def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
 
 
 def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
-    """Every list is readable, not empty, without repeats, evaluation clips, or paths that lead out of the directory."""
+    """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside."""
     result = CheckResult("file lists")
     names: set[str] = set()
     for path in layout.file_lists():
@@ -186,9 +181,9 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
 def check_conversions(
     layout: DataLayout, listed: Sequence[str]
 ) -> tuple[CheckResult, list[ExpectedArray], dict[str, PackedStore]]:
-    """Records and arrays agree, and every listed file of a converted folder has a good record.
+    """Check that records and arrays agree, and that every listed file of a converted folder has a good record.
 
-    Also returns what is to be expected of every recorded, listed or packed array, and the packs by folder name.
+    Also returns what to expect of every recorded, listed or packed array, and the packs by folder name.
     """
     packs: dict[str, PackedStore] = {}
     result = CheckResult("conversions")
@@ -210,7 +205,7 @@ def check_conversions(
 
 
 def _note_earlier(layout: LmsLayout, promises: Promises, result: CheckResult) -> None:
-    """Say what is there of earlier conversions."""
+    """Note the remains of earlier conversions, and an unfinished replacement."""
     if promises.kept:
         result.notes.append(
             f"{promises.kept:,} arrays of {layout.folder} are of an earlier conversion, as their sources could not be "
@@ -228,7 +223,7 @@ def _note_earlier(layout: LmsLayout, promises: Promises, result: CheckResult) ->
 def _find_packed(
     layout: LmsLayout, expected: dict[str, ExpectedArray], promises: Promises | None, result: CheckResult
 ) -> dict[str, PackedStore]:
-    """A folder's pack by its name, if it has one; what it holds is noted in ``expected``."""
+    """A folder's pack by the folder's name, if it has one. The arrays in it are noted in ``expected``."""
     frozen = read_config(layout)
     opened = PackedStore.open(layout.root, frozen["fingerprint"] if frozen else None)
     if opened is None:
@@ -254,7 +249,7 @@ def _find_packed(
 
 
 def _expected_of(layout: LmsLayout, result: CheckResult, expected: dict[str, ExpectedArray]) -> Promises:
-    """Note in ``expected`` what a folder's records promise, by path in the data directory, and what disagrees."""
+    """Note in ``expected`` what a folder's records promise, by path in the data directory, and report conflicts."""
     frozen = read_config(layout)
     if frozen is None:
         raise UserError(f"{layout.config} is missing, so nothing says how the arrays were made.")
@@ -275,8 +270,10 @@ def _expected_of(layout: LmsLayout, result: CheckResult, expected: dict[str, Exp
 
 
 def check_statistics(layout: DataLayout, listed: Sequence[str], quick: bool) -> CheckResult:
-    """``norm_stats.json`` is finite, of a configuration that is here, of the folder of ``listed`` files and,
-    unless ``quick``, what its records give."""
+    """Check that ``norm_stats.json`` is finite and belongs to the configuration and folder of ``listed`` files.
+
+    Unless ``quick``, it is also compared with the records.
+    """
     result = CheckResult("statistics")
     path = layout.norm_stats
     if not path.exists():
@@ -301,7 +298,7 @@ def check_statistics(layout: DataLayout, listed: Sequence[str], quick: bool) -> 
 
 
 def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
-    """``captions.parquet`` has its schema, no empty caption, and no (clip, index) twice."""
+    """Check that ``captions.parquet`` has its schema, no empty caption, and no (clip, index) twice."""
     result = CheckResult("captions")
     if not layout.captions.exists():
         result.absent = f"no {layout.captions.name}"
@@ -323,14 +320,14 @@ def check_captions(layout: DataLayout) -> tuple[CheckResult, pa.Table | None]:
 
 
 def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[str]]:
-    """The listed files by how their folder was converted: two conversions of a clip are never trained on together."""
+    """The listed files grouped by the conversion of their folder: two conversions are never trained on together."""
     parts: dict[str, list[str]] = {}
     conversions: dict[str, str] = {}
     for name in listed:
         folder = name.partition("/")[0]
         if folder not in conversions:
             conversions[folder] = ""
-            with suppress(UserError):  # which has been reported
+            with suppress(UserError):  # it has been reported
                 config = read_config(LmsLayout(layout.root / folder))
                 conversions[folder] = str(config["fingerprint"]) if config else ""
         parts.setdefault(conversions[folder], []).append(name)
@@ -338,7 +335,7 @@ def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[st
 
 
 def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
-    """Every listed clip has a caption."""
+    """Check that every listed clip has a caption."""
     result = CheckResult("every clip captioned")
     if captions is None or not listed:
         result.absent = "no captions or no file list"
@@ -350,10 +347,10 @@ def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) 
 def check_embeddings(
     layout: DataLayout, listed: Sequence[Sequence[str]], captions: pa.Table | None, quick: bool
 ) -> CheckResult:
-    """Every store is whole, row-aligned with the captions, and knows every listed clip; ``quick`` reads no values.
+    """Check that every store is complete, is row-aligned with the captions, and has every listed clip.
 
-    The digests of a store prove its embeddings, and ``meta.json`` says whether they are finite and not zero; those of
-    earlier versions are looked at.
+    ``quick`` reads no values. A store's digests prove its embeddings, and its ``meta.json`` says whether they are
+    finite and not zero. For stores of earlier versions, the embeddings themselves are examined.
     """
     result = CheckResult("embeddings")
     for folder in layout.embedding_stores():
@@ -379,7 +376,7 @@ def _check_values(store: EmbeddingStore, result: CheckResult) -> None:
     if not store.is_proven:
         result.notes.append(f"{store.folder.name} has no digests (an earlier version made it)")
     if len(result.problems) > problems or store.meta.get("odd_rows") != 0:
-        for row, message in odd_rows(store.blocks(ROWS_A_BLOCK)):
+        for row, message in odd_rows(store.blocks(ROWS_PER_BLOCK)):
             result.problem(f"{store.folder.name} row {row}", message)
 
 

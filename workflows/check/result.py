@@ -1,4 +1,4 @@
-"""What a check found: results, problems, and the summary of them for a person."""
+"""The results of checks: problems, notes, and a summary for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that does not fit: in which check, on what, and how."""
+    """One problem: the check that found it, the item, and what is wrong."""
 
     check: str
     item: str
@@ -20,9 +20,10 @@ class Problem:
 
 @dataclass
 class CheckResult:
-    """One check: how many things it looked at and which did not fit.
+    """One check: how many items it checked, and its problems.
 
-    ``absent`` says what there was none of, ``notes`` what could not be proven, or was not looked at.
+    ``absent`` says what was missing if there was nothing to check. ``notes`` say what could not be proven or was not
+    checked.
     """
 
     check: str
@@ -45,7 +46,7 @@ class CheckResult:
 class Collecting:
     """Turns an error inside the block into a problem of the check, so that one bad file does not hide the rest.
 
-    Also one that nobody foresaw: damaged files of earlier versions, which have no digests, may raise anything.
+    This includes unforeseen errors: damaged files of earlier versions, which have no digests, may raise anything.
     """
 
     def __init__(self, result: CheckResult, item: str) -> None:

@@ -1,1 +1,1 @@
-"""Shards through workers: processes here, a Dask cluster, or SLURM jobs."""
+"""Runs shards of work with local processes, a Dask cluster or SLURM jobs."""

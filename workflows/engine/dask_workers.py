@@ -1,8 +1,6 @@
-"""Workers of a Dask cluster, and how Dask is set up for the engine.
+"""Workers of a Dask cluster that somebody else started, and Dask's settings for the engine.
 
-How Dask is set up for the engine, wherever its scheduler and workers are.
-
-Workers that a Dask client reaches; here those of a cluster that somebody else started.
+The settings hold wherever the scheduler and its workers are. `slurm_jobs` starts a cluster of its own on top of this.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ from m2dprep.workflows.engine.workers import (
     Workers,
 )
 
-# Glibc gives large freed blocks back to the system by default, and Dask makes it give back small ones as well; a worker
-# that handles one clip after another then pays page faults for the same memory again and again.
+# By default glibc returns large freed blocks to the system, and Dask makes it return small ones as well. A worker that
+# handles one clip after another would then pay page faults for the same memory again and again.
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     "MALLOC_MMAP_THRESHOLD_": str(MAPPED_BYTES),
@@ -41,9 +39,9 @@ WORKER_ENVIRONMENT = {
 }
 # How often a shard may lose its worker before it is halved.
 DEATHS_ALLOWED = 1
-# One task a worker at a time: a worker that dies takes nothing with it but the shard that it was working on.
+# One task per worker at a time: a worker that dies loses only the shard that it was working on.
 SATURATION = 1.0
-# What Dask looks at all the time in every process, some of it every 10 ms, and nobody reads: 8 % of two cores.
+# Dask's monitoring in every process, some of it every 10 ms, which nobody reads. It costs 8 % of two cores.
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.monitor-interval": "1s",
@@ -54,14 +52,14 @@ QUIET = {
 }
 
 
-# What anybody's own settings of Dask must not do to our workers and schedulers: stop the work without a word.
+# A user's own Dask settings must not stop our workers and schedulers silently.
 STEADY = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.lifetime.restart": False,
-    "distributed.comm.timeouts.tcp": "30s",  # after which a client whose machine has gone is given up
+    "distributed.comm.timeouts.tcp": "30s",  # after this a client whose machine has gone is given up
     "distributed.worker.http.routes": [],
     "distributed.nanny.environ": {},
 }
@@ -70,7 +68,7 @@ SCHEDULER = {
     "distributed.scheduler.worker-saturation": SATURATION,
     "distributed.scheduler.idle-timeout": None,
     "distributed.scheduler.no-workers-timeout": None,
-    # A node that is cut off: its tasks are done by others after so long.
+    # If a node is cut off, other workers take over its tasks after this time.
     "distributed.scheduler.worker-ttl": "2 minutes",
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.retry.count": 0,
@@ -79,8 +77,10 @@ SCHEDULER = {
 
 
 def worker_exports() -> dict[str, str]:
-    """The environment of workers that start elsewhere: `WORKER_ENVIRONMENT`, and `QUIET` and `STEADY` as Dask reads
-    them. No module of the working folder may stand in the place of one of Python's."""
+    """The environment of workers on other machines: `WORKER_ENVIRONMENT`, and `QUIET` and `STEADY` as Dask reads them.
+
+    A module in the working folder must not shadow one of Python's.
+    """
     settings = {**QUIET, **STEADY}
     names = {key: "DASK_" + key.replace(".", "__").replace("-", "_").upper() for key in settings}
     own = {names[key]: str(value) for key, value in settings.items()}
@@ -88,12 +88,12 @@ def worker_exports() -> dict[str, str]:
 
 
 def import_dask() -> Any:
-    """The package dask. Raises `UserError` where somebody's settings keep it from being imported."""
+    """The package dask. Raises `UserError` if the user's settings keep it from being imported."""
     try:
         import dask
     except ImportError:
         raise
-    except Exception as error:  # it reads all its YAML files when it is imported
+    except Exception as error:  # Dask reads all its YAML files when it is imported
         raise UserError(
             f"Dask cannot be used, mostly because of its settings in ~/.config/dask or DASK_CONFIG: {error}"
         ) from error
@@ -102,7 +102,7 @@ def import_dask() -> Any:
 
 @contextmanager
 def quiet_event_loop() -> Iterator[None]:
-    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; what matters reaches futures."""
+    """Keep asyncio from printing tracebacks of Dask's own tasks when a worker dies; futures carry the errors."""
     loggers = [logging.getLogger(name) for name in ("asyncio", "distributed.client")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -115,36 +115,36 @@ def quiet_event_loop() -> Iterator[None]:
 
 
 RECONNECT_SECONDS = 30.0
-# Of the scheduler's attributes while a run lasts; the last two would stop it without a word.
+# The scheduler's attributes during a run. Other values of the last two would stop it silently.
 OWN_SETTINGS = {
     "WORKER_SATURATION": SATURATION,
     "allowed_failures": DEATHS_ALLOWED,
     "idle_timeout": None,
     "no_workers_timeout": None,
 }
-# A worker that has not been heard of for so long does not answer either.
+# A worker that has been silent for this long will not answer a request either.
 SILENT_SECONDS = 10.0
-# A finished shard's rows are here within milliseconds, or they are lost.
+# The rows of a finished shard arrive within milliseconds, or they are lost.
 RESULT_SECONDS = 15.0
 
 
 class DaskWorkers(Workers):
     """The workers of a Dask cluster and the ``client`` that reaches them.
 
-    ``expected`` is what each must be like. ``resources`` is what a task needs of its worker.
+    Each worker must match ``expected``. ``resources`` is what a task needs from its worker.
     """
 
     remote = True
 
-    def __init__(self, client: Any, *, expected: on_worker.Expected, gpu_each: bool = False) -> None:
+    def __init__(self, client: Any, *, expected: on_worker.Expected, gpu_per_worker: bool = False) -> None:
         super().__init__()
         self.client = client
         self.expected = expected
-        self.resources = GPU if gpu_each else None
+        self.resources = GPU if gpu_per_worker else None
         self._abandoned: dict[str, set[str]] = {}
         self._looked_for_paused = time.monotonic()
-        self._reads: dict[str, tuple[float, float]] = {}  # when it began, and when it was last heard of
-        client.subscribe_topic(on_worker.READS_TOPIC, self._hear_of_reads)
+        self._reads: dict[str, tuple[float, float]] = {}  # when each began, and when it was last reported
+        client.subscribe_topic(on_worker.READS_TOPIC, self._note_slow_reads)
 
     def submit(self, function: bytes, shard: bytes, done: Callable[[Ticket], object]) -> Ticket:
         future = self.client.submit(
@@ -153,36 +153,36 @@ class DaskWorkers(Workers):
         future.add_done_callback(done)
         return future
 
-    def answer(self, ticket: Ticket) -> on_worker.Done | on_worker.Unfit | None:
-        """As its base says.
+    def answer(self, ticket: Ticket) -> on_worker.Done | on_worker.WorkerMismatch | None:
+        """See `Workers.answer`.
 
-        Dask computes lost results again, but a client that asks in the wrong moment waits for ever. A shard function
-        may be called twice, so such a shard is simply submitted anew.
+        Dask recomputes lost results, but a client that asks at the wrong moment waits for ever. A shard function may be
+        called twice, so such a shard is simply submitted again.
         """
         from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         try:
-            answer: bytes | on_worker.Unfit = ticket.result(timeout=RESULT_SECONDS)
+            answer: bytes | on_worker.WorkerMismatch = ticket.result(timeout=RESULT_SECONDS)
         except KilledWorker as error:
             raise WorkerKilledError from error
         except (TimeoutError, CancelledError):
-            if ticket.status == "error":  # the shard function's own, or it came while we waited
+            if ticket.status == "error":  # the shard function's own error, or one that came while we waited
                 ticket.result()
             ticket.cancel()
             return None
-        if isinstance(answer, on_worker.Unfit):
+        if isinstance(answer, on_worker.WorkerMismatch):
             return answer
         done: on_worker.Done = pickle.loads(answer)  # noqa: S301 (of our own workers)
         return done
 
-    def _hear_of_reads(self, event: tuple[float, list[SlowRead]]) -> None:
-        """Slow reads that a worker speaks of."""
+    def _note_slow_reads(self, event: tuple[float, list[SlowRead]]) -> None:
+        """Note the slow reads that a worker reports."""
         for what, seconds in event[1]:
             self._reads[what] = time.monotonic() - seconds, time.monotonic()
 
     def _slow_reads(self) -> list[SlowRead]:
-        """Those that were spoken of lately: a worker repeats what goes on."""
+        """The reads that were reported lately: a worker repeats its report until the read ends."""
         now = time.monotonic()
         self._reads = {
             what: (begun, heard) for what, (begun, heard) in self._reads.items() if now - heard < 2 * SLOW_SECONDS
@@ -198,8 +198,8 @@ class DaskWorkers(Workers):
         except OSError:  # the scheduler is going away; the client finds out by itself
             return 0
 
-    def tend(self) -> None:
-        """What has to be looked at every second or so. Raises `ClusterLostError` where the scheduler has gone."""
+    def poll(self) -> None:
+        """Do the regular checks. Raises `ClusterLostError` if the scheduler has gone."""
         if self.client.status in ("closed", "closing"):
             raise ClusterLostError(
                 "the Dask scheduler has gone; what is done is recorded, and the same command goes on with another one."
@@ -212,7 +212,7 @@ class DaskWorkers(Workers):
             self._note_paused()
 
     def _note_paused(self) -> None:
-        """Say which workers take no work because Dask has paused them."""
+        """Report the workers that take no work because Dask has paused them."""
         with suppress(Exception):  # the scheduler may have gone meanwhile
             there = self.client.scheduler_info(n_workers=-1)["workers"]
             paused = [address for address, worker in there.items() if worker.get("status") == "paused"]
@@ -223,14 +223,14 @@ class DaskWorkers(Workers):
                     "paused",
                 )
 
-    def leave_out(self, unfit: on_worker.Unfit) -> None:
+    def retire(self, mismatch: on_worker.WorkerMismatch) -> None:
         """Close a worker that cannot do the work, and say so."""
-        print(f"m2dprep: a worker is left out, {unfit.reason}", file=sys.stderr, flush=True)
+        print(f"m2dprep: a worker is left out, {mismatch.reason}", file=sys.stderr, flush=True)
         with suppress(Exception):  # it may have gone meanwhile
-            self.client.retire_workers([unfit.address], close_workers=True, remove=True)
+            self.client.retire_workers([mismatch.address], close_workers=True, remove=True)
 
     def abandon(self, futures: Collection[Any]) -> None:
-        """Nobody waits for ``futures`` any more. What already runs cannot be stopped; `stop_leftovers` does."""
+        """Drop ``futures``. Those that already run cannot be cancelled; `stop_abandoned` ends them after the run."""
         keys = {future.key for future in futures}
         with suppress(Exception):
             for address, tasks in self.client.processing().items():
@@ -239,8 +239,8 @@ class DaskWorkers(Workers):
         for future in futures:
             future.cancel()
 
-    def stop_leftovers(self) -> None:
-        """Restart the workers that still do what was abandoned: nothing may write files once the run has ended."""
+    def stop_abandoned(self) -> None:
+        """Restart the workers that still run abandoned tasks: nothing may write files once the run has ended."""
         if not self._abandoned or self.client.status != "running":
             return
         with suppress(Exception):  # they may have gone, and a host that is cut off ends its workers itself
@@ -253,15 +253,15 @@ class DaskWorkers(Workers):
             if busy:
                 self.client.restart_workers(busy, timeout=RECONNECT_SECONDS, raise_for_error=False)
 
-    def wait_for_first(self) -> None:
-        """Wait until there is a worker, saying so every half minute."""
+    def wait_for_first_worker(self) -> None:
+        """Wait until there is a worker, and report the wait every half minute."""
         while not self.threads():
-            self.tend()
+            self.poll()
             time.sleep(0.2)
 
-    def require_fit(self) -> None:
-        """Raise `UserError`, naming the host, where a worker that is there cannot do the work."""
-        answers = self.client.run(on_worker.fault, self.expected, on_error="return")
+    def require_matching_workers(self) -> None:
+        """Raise `UserError`, naming the host, if a worker that is present does not match this process."""
+        answers = self.client.run(on_worker.check_environment, self.expected, on_error="return")
         for address, answer in answers.items():
             if isinstance(answer, Exception):
                 raise UserError(
@@ -279,10 +279,10 @@ class DaskWorkers(Workers):
 
 
 @contextmanager
-def remote_workers(address: str, shared: Shared, *, gpu_each: bool = False) -> Iterator[DaskWorkers]:
+def remote_workers(address: str, shared: Shared, *, gpu_per_worker: bool = False) -> Iterator[DaskWorkers]:
     """The workers of the scheduler at ``address``, each checked before it gets work.
 
-    Raises `UserError` where the scheduler cannot be reached, or a worker that is there now cannot do the work.
+    Raises `UserError` if the scheduler cannot be reached, or if a worker that is present cannot do the work.
     """
     dask = import_dask()
     from distributed import Client
@@ -292,19 +292,19 @@ def remote_workers(address: str, shared: Shared, *, gpu_each: bool = False) -> I
             client = Client(address, timeout=RECONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError, TypeError, RuntimeError) as error:
             raise UserError(f"the Dask scheduler at {address} cannot be reached: {error}") from error
-        _say_if_open(address)
+        _warn_if_open(address)
         with client, shared.expected() as expected, _scheduler_settings(client):
-            workers = DaskWorkers(client, expected=expected, gpu_each=gpu_each)
-            workers.wait_for_first()
-            workers.require_fit()
+            workers = DaskWorkers(client, expected=expected, gpu_per_worker=gpu_per_worker)
+            workers.wait_for_first_worker()
+            workers.require_matching_workers()
             try:
                 yield workers
             finally:
-                workers.stop_leftovers()
+                workers.stop_abandoned()
 
 
-def _say_if_open(address: str) -> None:
-    """A line where whoever reaches the scheduler may run code in it."""
+def _warn_if_open(address: str) -> None:
+    """Warn on stderr if anybody who reaches the scheduler may run code in it."""
     if not address.startswith(("tls://", "wss://")):
         print(
             f"m2dprep: {address} is open: whoever can reach it can read along, and run code as the user of its "
@@ -314,8 +314,8 @@ def _say_if_open(address: str) -> None:
         )
 
 
-def say_dashboard(client: Any) -> None:
-    """The address of Dask's dashboard on stderr, and who can see it."""
+def print_dashboard(client: Any) -> None:
+    """Print the address of Dask's dashboard to stderr, and who can see it."""
     if importlib.util.find_spec("bokeh") is None:
         print("m2dprep: no dashboard, which needs the package bokeh.", file=sys.stderr, flush=True)
         return
@@ -328,9 +328,9 @@ def say_dashboard(client: Any) -> None:
 
 @contextmanager
 def _scheduler_settings(client: Any) -> Iterator[None]:
-    """The scheduler's settings that the engine needs, for the block."""
+    """Give the scheduler the settings that the engine needs, for the block."""
 
-    # A function within a function travels as code: the scheduler need not have m2dprep.
+    # A nested function travels as code, so the scheduler need not have m2dprep.
     def exchange(settings: dict[str, Any], dask_scheduler: Any = None) -> dict[str, Any]:
         before = {name: getattr(dask_scheduler, name) for name in settings if hasattr(dask_scheduler, name)}
         for name in before:
@@ -347,5 +347,5 @@ def _scheduler_settings(client: Any) -> Iterator[None]:
 
 
 def running_tasks(dask_worker: Any) -> list[str]:
-    """The keys of what the threads of a worker are busy with, cancelled or not."""
+    """The keys of the tasks that a worker's threads are running, cancelled or not."""
     return [task.key for task in dask_worker.state.executing]

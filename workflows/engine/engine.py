@@ -1,13 +1,9 @@
-"""The engine: shards in, rows out, through workers, with a bounded window in flight.
-
-The window of shards in flight: submits, halves what kills its worker, repeats what got lost or takes too long.
-
-The engine: shards in, rows out, through worker processes here or elsewhere, with a bounded window in flight.
+"""The engine: shards of items in, rows out, through worker processes, with a bounded number of shards in flight.
 
 The shard function is plain Python: it takes a list of items and returns a list of rows. Local runs and clusters call
-the same one, which may see a shard twice, at the same time too. A shard whose worker dies again and again is halved
-until the one item that kills it is left alone. Near the end, shards that take far longer than others run once more
-elsewhere; the first result counts.
+the same function. It may see a shard twice, even at the same time. A shard that keeps losing its worker is halved until
+only the item that kills the worker is left. Near the end of a run, shards that take much longer than the others run
+again elsewhere, and the first result counts.
 """
 
 from __future__ import annotations
@@ -33,16 +29,16 @@ Shard = Sequence[Any]
 Rows = list[Any]
 
 TASKS_PER_WORKER_IN_FLIGHT = 3
-TEND_SECONDS = 1.0
-# A shard counts as straggling when it takes that many times as long as most, and at least so many seconds.
+POLL_SECONDS = 1.0
+# A shard is a straggler once it has run for this multiple of the median time, and at least this many seconds.
 STRAGGLER_RATIO, STRAGGLER_SECONDS = 3.0, 10.0
-LARGEST_COPIES = 3
+MAX_COPIES = 3
 RECENT_SHARDS = 200
 
 
 @dataclass
 class _Task:
-    """A shard in flight, the tickets of those that compute it, and when the last of them was submitted."""
+    """A shard in flight, the ticket of each of its copies, and when the last copy was submitted."""
 
     shard: Shard
     tickets: set[Ticket] = field(default_factory=set)
@@ -52,8 +48,8 @@ class _Task:
 class Window:
     """Runs a pickled ``function`` on ``shards``, a bounded number of them at a time.
 
-    The bound is some tasks for each of ``size`` workers or of those that are there, whichever are more; with ``alone``
-    it is 1.
+    The bound is `TASKS_PER_WORKER_IN_FLIGHT` times ``size`` or times the number of workers present, whichever is more.
+    With ``alone`` the bound is 1.
     """
 
     def __init__(
@@ -72,27 +68,27 @@ class Window:
         self._seconds: deque[float] = deque(maxlen=RECENT_SHARDS)
         self._exhausted = False
         self._idle_since: float | None = None
-        self._tended = 0.0
+        self._polled = 0.0
         self._threads = 0
 
     def run(self) -> Iterator[tuple[Shard, Rows | None]]:
-        """Shards with their rows as they come; None for single items that lost their workers."""
+        """Yield shards with their rows as they finish; the rows are None for a single item that lost its workers."""
         while True:
-            self._tend()
+            self._poll()
             try:
                 self._fill()
                 if not self._tasks:
                     return
                 outcomes = self._next_outcomes()
             except Exception:
-                self._workers.tend()  # a client that has lost its scheduler fails in many ways; this says it better
+                self._workers.poll()  # a client without its scheduler fails in many ways; this error is clearer
                 raise
             yield from outcomes
 
     def _next_outcomes(self) -> list[tuple[Shard, Rows | None]]:
-        """What has come to an end within a second, if anything."""
+        """The outcome of the next task to finish within a second, if any."""
         try:
-            ticket = self._done.get(timeout=TEND_SECONDS)
+            ticket = self._done.get(timeout=POLL_SECONDS)
         except queue.Empty:
             return []
         task = self._tasks.pop(ticket, None)
@@ -115,7 +111,7 @@ class Window:
         self._tasks[ticket] = task
 
     def _finished(self, task: _Task, ticket: Ticket) -> list[tuple[Shard, Rows | None]]:
-        """What becomes of a task, one of whose tickets has come to an end."""
+        """Handle the end of one of a task's tickets. Returns the task's outcome once it is known."""
         try:
             answer = self._workers.answer(ticket)
         except WorkerKilledError:
@@ -127,34 +123,35 @@ class Window:
             self._submit(_Task(task.shard[:middle]))
             self._submit(_Task(task.shard[middle:]))
             return []
-        if isinstance(answer, on_worker.Unfit):
-            self._workers.leave_out(answer)
-        if answer is None or isinstance(answer, on_worker.Unfit):
+        if isinstance(answer, on_worker.WorkerMismatch):
+            self._workers.retire(answer)
+        if answer is None or isinstance(answer, on_worker.WorkerMismatch):
             if not task.tickets:
                 self._submit(task)
             return []
         self._seconds.append(answer.seconds)
-        if task.tickets:  # copies that nobody waits for any more
+        if task.tickets:  # the other copies are no longer needed
             for copy in task.tickets:
                 self._tasks.pop(copy, None)
             self._workers.abandon(task.tickets)
         return [(task.shard, answer.rows)]
 
-    def _tend(self) -> None:
-        """Every second: the workers' own affairs, how many there are, and stragglers."""
+    def _poll(self) -> None:
+        """Once a second, poll the workers, count them and look for stragglers."""
         now = time.monotonic()
-        if now - self._tended < TEND_SECONDS:
+        if now - self._polled < POLL_SECONDS:
             return
-        self._tended = now
-        self._workers.tend()
+        self._polled = now
+        self._workers.poll()
         self._threads = self._workers.threads()
         if self._workers.remote and self._seconds:
             self._repeat_stragglers(now)
 
     def _repeat_stragglers(self, now: float) -> None:
-        """Submit once more what has been running for long while others have nothing left to do.
+        """Resubmit shards that have been running for long while other workers are idle.
 
-        When fewer tasks than threads are left, all of them run; since when is known, though not since when each does.
+        If fewer tasks than threads are left, all of them are running. The start of that state is known, but not the
+        start of each task.
         """
         if len(self._tasks) >= self._threads:
             self._idle_since = None
@@ -164,7 +161,7 @@ class Window:
         tasks = {id(task): task for task in self._tasks.values()}.values()
         for task in tasks:
             waited = now - max(self._idle_since, task.submitted)
-            if waited > patience and len(task.tickets) < LARGEST_COPIES:
+            if waited > patience and len(task.tickets) < MAX_COPIES:
                 self._submit(task)
 
 
@@ -174,7 +171,7 @@ ShardFunction = Callable[[Sequence[Item]], list[Row]]
 
 
 def split_into_shards(items: Sequence[Item], workers: int, largest: int) -> list[list[Item]]:
-    """Consecutive shards of at most ``largest`` items, small enough that every worker gets several of them."""
+    """Split ``items`` into consecutive shards of at most ``largest`` items, several for every worker if possible."""
     size = max(1, min(largest, -(-len(items) // max(1, workers * 4))))
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
@@ -183,16 +180,16 @@ def run_shards(
     function: ShardFunction,
     shards: Iterable[Sequence[Item]],
     pool: WorkerPool | int,
-    poisoned: Callable[[Item], Row],
+    on_worker_death: Callable[[Item], Row],
     shared: Shared | None = None,
 ) -> Iterator[list[Row]]:
     """Yield the rows of every shard, in order of completion.
 
-    ``pool`` says where the workers come from; a number means local processes, and 0 runs ``function`` in this process,
-    for debugging. ``poisoned`` makes the row of an item that keeps killing its worker. ``shared`` is what workers on
-    other machines must see; those that do not are left out.
-    An exception that ``function`` raises ends the run and is raised here. Raises `UserError` where there are no workers
-    to be had, and `ClusterLostError` where they go away for good.
+    ``pool`` says where the workers come from. A number means that many local processes; 0 runs ``function`` in this
+    process, for debugging. ``on_worker_death`` makes the row of an item that keeps killing its worker. ``shared`` names
+    the files that workers on other machines must see; workers that do not see them are retired.
+    An exception that ``function`` raises ends the run and is raised here. Raises `UserError` if no worker can be had,
+    and `ClusterLostError` if the workers go away for good.
     """
     pool = WorkerPool.of(pool)
     if pool.here:
@@ -202,7 +199,7 @@ def run_shards(
     pickled = cloudpickle.dumps(function)
     with pool.connect(shared or Shared()) as workers:
         workers.prepare(pickled)
-        yield from _run_on(workers, pickled, iter(shards), pool.promised, poisoned)
+        yield from _run_on(workers, pickled, iter(shards), pool.promised, on_worker_death)
 
 
 def _run_on(
@@ -210,12 +207,12 @@ def _run_on(
     function: bytes,
     shards: Iterator[Sequence[Item]],
     size: int,
-    poisoned: Callable[[Item], Row],
+    on_worker_death: Callable[[Item], Row],
 ) -> Iterator[list[Row]]:
-    """Every shard's rows: those that keep losing their worker are halved, single items that do are tried alone last.
+    """Yield the rows of every shard. Single items that lost their workers are tried alone at the end.
 
-    Dask blames a death on all that the worker held, finished rows included; only an item that kills workers with
-    nothing else around is poisoned.
+    Dask blames a death on every task that the worker held, including finished ones. Only an item that kills a worker
+    while nothing else runs is given up.
     """
     suspects: list[Item] = []
     for shard, rows in Window(workers, function, shards, size).run():
@@ -223,6 +220,6 @@ def _run_on(
             yield rows
         else:
             suspects += shard
-    for suspect in suspects:
-        for _, rows in Window(workers, function, iter([[suspect]]), 1, alone=True).run():
-            yield [poisoned(suspect)] if rows is None else rows
+    for item in suspects:
+        for _, rows in Window(workers, function, iter([[item]]), 1, alone=True).run():
+            yield [on_worker_death(item)] if rows is None else rows

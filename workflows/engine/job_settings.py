@@ -1,4 +1,4 @@
-"""What a SLURM job of workers asks for: read from a YAML file, and written as the job's script by dask-jobqueue."""
+"""The settings of a SLURM job of workers, read from a YAML file and turned into dask-jobqueue's job script."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import read_yaml
 from m2dprep.workflows.engine.dask_workers import import_dask, worker_exports
 
-# Seconds after which a worker without its scheduler ends, and with it its job.
+# Seconds after which a worker without its scheduler ends, and its job with it.
 DEATH_TIMEOUT = 60
-# Of the wall time: before its end, workers take no new work, each at its own moment.
-LEAST_MARGIN, MARGIN_SHARE, LARGEST_MARGIN = 20.0, 0.1, 600.0
-# From 1 to a million, in figures.
+# Before the end of the wall time workers take no new work, each from its own moment on: seconds, share, seconds.
+MIN_MARGIN, MARGIN_SHARE, MAX_MARGIN = 20.0, 0.1, 600.0
+# A whole number from 1 to a million.
 COUNT = re.compile(r"0*[1-9][0-9]{0,5}|1000000")
 MEMORY = re.compile(r"[0-9]{1,9}(\.[0-9]+)? ?([KMGT]i?)?B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What a job asks of SLURM; what is None comes from Dask's own configuration (``jobqueue.slurm``), if there.
+    """What a job asks of SLURM. A setting that is None comes from Dask's own configuration (``jobqueue.slurm``).
 
-    A job has ``cores`` single-threaded workers; with ``gpu`` one worker and one GPU. ``prologue`` are lines of shell
-    before the workers start, ``directives`` further options of sbatch, such as ``--qos=long``. The certificates of a
-    run lie in ``private_directory``.
+    A job has ``cores`` single-threaded workers; with ``gpu`` it has one worker and one GPU. ``prologue`` holds lines of
+    shell that run before the workers start, and ``directives`` further options of sbatch, such as ``--qos=long``. The
+    certificates of a run lie in ``private_directory``.
     """
 
     jobs: int = 1
@@ -70,7 +70,7 @@ class JobSettings:
 
     @property
     def logs(self) -> Path | None:
-        """Where the jobs' output goes; None leaves it to SLURM."""
+        """The folder for the jobs' output; None leaves it to SLURM."""
         jobqueue()
         import dask
 
@@ -78,11 +78,13 @@ class JobSettings:
         return None if folder is None else Path(folder).absolute()
 
     def for_jobqueue(self, worker_options: Sequence[str] = ()) -> dict[str, Any]:
-        """The arguments of dask-jobqueue's job, quoted for its script. Raises `UserError` where one is missing or
-        cannot be. The workers are given ``worker_options`` as well."""
+        """The arguments of dask-jobqueue's job, quoted for its script; the workers also get ``worker_options``.
+
+        Raises `UserError` if an argument is missing or not valid.
+        """
         exports = [f"export {name}={shlex.quote(value)}" for name, value in worker_exports().items()]
         walltime = str(self.walltime or self._required("walltime"))
-        margin = min(max(LEAST_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), LARGEST_MARGIN)
+        margin = min(max(MIN_MARGIN, MARGIN_SHARE * wall_seconds(walltime)), MAX_MARGIN)
         lifetime = max(1.0, wall_seconds(walltime) - margin)
         extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *worker_options]
         extra += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{margin / 2:.0f}s"]
@@ -114,7 +116,7 @@ class JobSettings:
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _memory(self) -> str:
-        """Of a job. Raises `UserError` where it is no amount of bytes."""
+        """The memory of a job. Raises `UserError` if it is not a number of bytes."""
         from dask.utils import parse_bytes
 
         memory = str(self._required("memory"))
@@ -133,9 +135,9 @@ class JobSettings:
 
 
 def directive_path(path: Path) -> str:
-    """``path`` as it is written into a line of ``#SBATCH``, where SLURM would replace what follows a percent sign.
+    """``path`` quoted for a line of ``#SBATCH``, with percent signs doubled because SLURM expands them.
 
-    Raises `UserError` for a path with a line break: its rest would be a command.
+    Raises `UserError` for a path with a line break: the rest of it would be a command.
     """
     text = str(path)
     if not text.isprintable():
@@ -150,7 +152,7 @@ def _configured_prologue() -> list[str]:
 
 
 def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
-    """The settings in a YAML file; ``jobs`` and ``gpu`` win over it. Raises `UserError` for what cannot be read."""
+    """The settings in a YAML file, which ``jobs`` and ``gpu`` override. Raises `UserError` if it is not valid."""
     values: dict[str, Any] = {}
     places: dict[str, int] = {}
     if path is not None:
@@ -182,7 +184,7 @@ def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool =
 
 
 def _read(place: str, name: str, value: Any, kind: str) -> Any:
-    """A setting's text as its type."""
+    """A setting's text converted to its type."""
     if kind.startswith("tuple"):
         lines = value if isinstance(value, list) else str(value).splitlines()
         return tuple(str(line) for line in lines)
@@ -202,7 +204,7 @@ def _read(place: str, name: str, value: Any, kind: str) -> Any:
 
 
 def wall_seconds(text: str) -> float:
-    """Seconds of a wall time as SLURM writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `UserError`."""
+    """Seconds of a wall time in SLURM's forms: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `UserError`."""
     days, dash, rest = text.rpartition("-")
     try:
         parts = [int(part) for part in rest.split(":")]
@@ -221,7 +223,7 @@ def wall_seconds(text: str) -> float:
 
 
 def job_script(settings: JobSettings) -> str:
-    """The script of a job; SLURM need not be there, and nothing is written."""
+    """The script of a job. SLURM need not be installed, and nothing is written."""
     private = "<private folder of the run>"
     options = [*("--tls-ca-file", private), *("--tls-cert", private), *("--tls-key", private)]
     arguments = settings.for_jobqueue(options)
@@ -231,14 +233,14 @@ def job_script(settings: JobSettings) -> str:
 
 
 def without_log_directory() -> Any:
-    """For a block, dask-jobqueue neither makes a folder for logs nor writes its name unquoted: we do that."""
+    """For the block, keep dask-jobqueue from making a log folder and writing its name unquoted: we do both."""
     import dask
 
     return dask.config.set({"jobqueue.slurm.log-directory": None})
 
 
 def jobqueue() -> Any:
-    """The module dask_jobqueue. Raises `UserError` where it is not installed, or Dask's settings are broken."""
+    """The module dask_jobqueue. Raises `UserError` if it is not installed, or if Dask's settings are broken."""
     import_dask()
     try:
         import dask_jobqueue

@@ -1,4 +1,7 @@
-"""Workers on this machine: single-threaded processes, kept at their number. Where none comes up, an error says why."""
+"""Workers on this machine: a fixed number of single-threaded processes, each replaced if it dies.
+
+If none comes up, an error says why.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,28 @@ from m2dprep.workflows.engine.dask_workers import WORKER_ENVIRONMENT
 from m2dprep.workflows.engine.process_pool import KilledError, ProcessPool
 from m2dprep.workflows.engine.workers import ClusterLostError, Ticket, WorkerKilledError, Workers
 
-# Without a worker for so long, there will be none.
+# If no worker is up after this time, none will be.
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.05
-# Starts in a row that lead to nothing, for each worker and at least: then it is no accident.
-VAIN_STARTS_EACH, VAIN_STARTS = 2, 4
+# Failed starts in a row, per worker and at least, that are no accident.
+MAX_FAILED_STARTS_PER_WORKER, MAX_FAILED_STARTS = 2, 4
 WORDS_SHOWN = 6
-WAY_OUT = "--workers 0 does the work in this process."
+REMEDY = "--workers 0 does the work in this process."
 
 
 @contextmanager
-def local_workers(count: int, *, gpu_each: bool = False) -> Iterator[LocalWorkers]:
-    """``count`` local single-threaded processes; with ``gpu_each`` the n-th sees the n-th GPU alone."""
-    workers = LocalWorkers(_environments(count, gpu_each))
+def local_workers(count: int, *, gpu_per_worker: bool = False) -> Iterator[LocalWorkers]:
+    """``count`` local single-threaded processes. With ``gpu_per_worker`` the n-th process sees only the n-th GPU."""
+    workers = LocalWorkers(_environments(count, gpu_per_worker))
     try:
         yield workers
     finally:
         workers.close()
 
 
-def _environments(count: int, gpu_each: bool) -> list[dict[str, str]]:
-    """The variables of each worker. Raises `UserError` where there are fewer GPUs than workers."""
-    if not gpu_each:
+def _environments(count: int, gpu_per_worker: bool) -> list[dict[str, str]]:
+    """The environment variables of each worker. Raises `UserError` if there are fewer GPUs than workers."""
+    if not gpu_per_worker:
         return [WORKER_ENVIRONMENT] * count
     visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     devices = visible or [str(number) for number in range(count)]
@@ -60,9 +63,9 @@ class LocalWorkers(Workers):
         try:
             self._pool = ProcessPool(function, self._environments)
         except RuntimeError as error:  # no more threads
-            raise UserError(f"no workers can be started: {error}. {WAY_OUT}") from error
+            raise UserError(f"no workers can be started: {error}. {REMEDY}") from error
         while not self._pool.health.ever_ready:
-            self.tend()
+            self.poll()
             time.sleep(LOOK_SECONDS)
 
     def submit(self, function: bytes, shard: bytes, done: Callable[[Ticket], object]) -> Ticket:
@@ -80,33 +83,33 @@ class LocalWorkers(Workers):
     def threads(self) -> int:
         return self._running.health.ready
 
-    def tend(self) -> None:
-        """Say what is waited for. Raises `UserError` where workers cannot be started, or not any more."""
+    def poll(self) -> None:
+        """Report what the run is waiting for. Raises `UserError` if workers cannot be started, or no longer can."""
         pool = self._running
         self.note_reads(pool.reads())
         with pool.lock:
             health = pool.health
-            ready, vain, words = health.ready, health.vain, health.last_words
+            ready, failed, words = health.ready, health.failed_starts, health.last_words
         if health.unloadable:
-            raise UserError(f"workers cannot load what they are to do: {_last(health.unloadable)}\n{WAY_OUT}")
+            raise UserError(f"workers cannot load what they are to do: {_last(health.unloadable)}\n{REMEDY}")
         count = len(self._environments)
-        if not ready and vain >= max(VAIN_STARTS, VAIN_STARTS_EACH * count):
-            self._give_up(f"{vain} of them in a row died before they could work", words)
+        if not ready and failed >= max(MAX_FAILED_STARTS, MAX_FAILED_STARTS_PER_WORKER * count):
+            self._give_up(f"{failed} of them in a row died before they could work", words)
         if not health.ever_up and time.monotonic() - self._started > START_SECONDS:
             self._give_up(f"none came up within {START_SECONDS:.0f} s", words)
         if not health.ever_ready:
             waiting = "they load what they need" if health.ever_up else "none has come up"
             self.note(f"still waiting for workers: {waiting}{_last(words)}", "start")
-        elif vain > VAIN_STARTS:
+        elif failed > MAX_FAILED_STARTS:
             self.note(f"{ready} of {count} workers are there; others cannot be started: {_last(words)}", "vain")
 
     def _give_up(self, what: str, words: str) -> None:
         if self._running.health.ever_ready:
             raise ClusterLostError(
                 f"the workers of this machine have gone, and {what}{_last(words)}\n"
-                f"What is done is recorded, and the same command goes on. {WAY_OUT}"
+                f"What is done is recorded, and the same command goes on. {REMEDY}"
             )
-        raise UserError(f"no worker can be started: {what}{_last(words)}\n{WAY_OUT}")
+        raise UserError(f"no worker can be started: {what}{_last(words)}\n{REMEDY}")
 
     def close(self) -> None:
         if self._pool is not None:
@@ -120,7 +123,7 @@ class LocalWorkers(Workers):
 
 
 def _last(words: str) -> str:
-    """The end of what a worker said, indented below the line that it belongs to."""
+    """The end of a worker's output, indented below the line that it belongs to."""
     lines = words.splitlines()
     shown = lines if len(lines) <= WORDS_SHOWN else [lines[0], "…", *lines[2 - WORDS_SHOWN :]]
     return "".join([":", *(f"\n    {line}" for line in shown)]) if shown else "."

@@ -1,14 +1,10 @@
-"""What runs in a worker.
+"""The code that runs in a worker: the check of its environment, the shard function, and the program of a local worker.
 
-What runs in a worker: the shard function, once it is sure that this process is like the one that asked for it.
+Workers on other machines may have another version, other libraries or another view of the file system. Their results
+would differ, or they would report failures of sound files. Such workers refuse the work, and the engine retires them.
 
-Workers that were started elsewhere may have another version, other libraries or another view of the file system; their
-results would differ, or be failures of files that are well. They refuse, and the engine leaves them out.
-
-The program of a local worker: shards come in through a socket that only its parent has, rows go out.
-
-It ends at once when that socket closes, whatever it is doing: nothing outlives the command, also where it was killed.
-Nothing but the standard library is imported before the parent knows that the process is up.
+A local worker receives shards and returns rows through a socket that only its parent has. It ends as soon as that
+socket closes, whatever it is doing, so nothing outlives the command, even if the command is killed.
 """
 
 from __future__ import annotations
@@ -36,11 +32,11 @@ from m2dprep.artifacts.process import keep_freed_memory
 from m2dprep.artifacts.reading import SlowRead, watch_reads
 
 PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "evaluation", "training", "workflows")
-# What the bytes of a result depend on.
+# The bytes of every result depend on these libraries.
 LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
-# Besides, what embeddings depend on.
+# Embeddings also depend on these.
 ENCODER_LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")
-# Where workers that Dask started say which reads take long.
+# Dask's workers report slow reads under this topic.
 READS_TOPIC = "m2dprep-slow-reads"
 # Network file systems show a new file late.
 PATIENCE_SECONDS = 20.0
@@ -48,7 +44,7 @@ PATIENCE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Expected:
-    """What a worker must be like: the same code and libraries, ``paths`` to be seen, and a ``probe`` file's content."""
+    """What a worker must match: code, library versions, ``paths`` that it must see, and the content of a ``probe``."""
 
     code: str
     versions: tuple[tuple[str, str], ...]
@@ -59,36 +55,36 @@ class Expected:
 
 @dataclass(frozen=True)
 class Done:
-    """The rows of a shard, and the seconds that they took."""
+    """The rows of a shard, and the seconds that computing them took."""
 
     rows: list[Any]
     seconds: float
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """Instead of rows: the worker at ``address`` cannot do the work, and why."""
+class WorkerMismatch:
+    """An answer in place of rows: the worker at ``address`` does not match the client, for this ``reason``."""
 
     address: str
     reason: str
 
 
-def call(function: bytes, shard: bytes, expected: Expected | None) -> bytes | Unfit:
-    """A pickled `Done`, or why this worker cannot do it.
+def call(function: bytes, shard: bytes, expected: Expected | None) -> bytes | WorkerMismatch:
+    """Compute a pickled `Done`, or return the reason why this worker cannot.
 
-    Pickled by ourselves: Dask would look for futures of its own in every item of a shard, and measure every row.
+    We pickle here, because Dask would look for its own futures in every item of a shard, and measure every row.
     """
-    if expected is not None and (reason := fault(expected)):
+    if expected is not None and (reason := check_environment(expected)):
         from distributed import get_worker
 
-        return Unfit(get_worker().address, reason)
+        return WorkerMismatch(get_worker().address, reason)
     _tell_slow_reads()
     done = timed(_function(function), pickle.loads(shard))  # noqa: S301 (of the client, as everything that a worker does)
     return pickle.dumps(done, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def timed(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> Done:
-    """The rows of ``function`` for ``items``, and how long it took."""
+    """Call ``function`` on ``items`` and measure the time."""
     started = time.monotonic()
     rows = function(items)
     return Done(rows, time.monotonic() - started)
@@ -96,7 +92,7 @@ def timed(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) 
 
 @lru_cache(maxsize=1)
 def _tell_slow_reads() -> None:
-    """From now on the client hears of it when a read of this worker takes long."""
+    """From now on, report this worker's slow reads to the client."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -109,14 +105,14 @@ def _tell_slow_reads() -> None:
 
 @lru_cache(maxsize=2)
 def _function(pickled: bytes) -> Callable[[Sequence[Any]], list[Any]]:
-    """The function of a run, unpickled once a process."""
+    """The function of a run, unpickled once per process."""
     function: Callable[[Sequence[Any]], list[Any]] = pickle.loads(pickled)  # noqa: S301
     return function
 
 
 @lru_cache(maxsize=4)
-def fault(expected: Expected) -> str:
-    """What is wrong with this process, starting with its host's name; empty where it is as ``expected``."""
+def check_environment(expected: Expected) -> str:
+    """How this process differs from ``expected``, after its host's name; an empty string if it matches."""
     found = _other_software(expected) or _unseen(expected)
     if not found:
         keep_freed_memory()
@@ -126,7 +122,7 @@ def fault(expected: Expected) -> str:
 def expectation(
     paths: Sequence[Path] = (), probe: Path | None = None, content: str = "", libraries: Sequence[str] = ()
 ) -> Expected:
-    """What this process is like, its ``libraries`` too, and what else is to be seen. Paths become absolute."""
+    """What a worker must match: this process's code and ``libraries``, and the files to see. Paths become absolute."""
     seen = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 (links are not followed)
     where = os.path.abspath(probe) if probe else ""  # noqa: PTH100
     return Expected(code_digest(), _versions((*LIBRARIES, *libraries)), seen, where, content)
@@ -134,12 +130,12 @@ def expectation(
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """A digest of this installation's own code: the version number alone misses another checkout."""
+    """A digest of this installation's code: a version number alone would not tell two checkouts apart."""
     digest = hashlib.sha256()
-    house = Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     for package in PACKAGES:
-        for path in sorted((house / package).rglob("*.py")):
-            digest.update(path.relative_to(house).as_posix().encode() + b"\0" + path.read_bytes())
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -147,7 +143,7 @@ def _versions(libraries: Sequence[str]) -> tuple[tuple[str, str], ...]:
     found = [("python", platform.python_version())]
     for name in libraries:
         try:
-            found.append((name, version(name).partition("+")[0]))  # a torch for a GPU and one for CPUs are one version
+            found.append((name, version(name).partition("+")[0]))  # torch for GPUs and torch for CPUs are one version
         except PackageNotFoundError:
             found.append((name, "missing"))
     return tuple(found)
@@ -166,7 +162,7 @@ def _other_software(expected: Expected) -> str:
 
 
 def _unseen(expected: Expected) -> str:
-    """Which path is not there, or not the same."""
+    """Which path this process does not see, or sees with other content; an empty string if none."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     missing = "at first"
     while missing and time.monotonic() < deadline:
@@ -190,8 +186,8 @@ def _other_probe(expected: Expected) -> str:
     return f"its {folder} is another folder than this command's"
 
 
-# What a worker says: ("up",), ("loaded",) or ("unloadable", error, where), ("done", Done, stuck) or ("raised", error),
-# and at any time ("reading", slow reads).
+# Messages of a local worker: ("up",); ("loaded",) or ("unloadable", error, where); per shard ("done", Done, stuck) or
+# ("raised", error); and at any time ("reading", slow reads).
 
 
 class Parent:
@@ -204,7 +200,7 @@ class Parent:
         self.work: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def say(self, *message: Any) -> None:
-        """Send a message; where nobody listens any more, the process ends."""
+        """Send a message. If nobody listens any more, the process ends."""
         packed = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         try:
             with self._lock:
@@ -213,7 +209,7 @@ class Parent:
             end()
 
     def listen(self) -> None:
-        """Take in what the parent sends, until it is gone."""
+        """Queue what the parent sends, and end the process once the parent is gone."""
         try:
             while True:
                 self.work.put(self._connection.recv_bytes())
@@ -222,7 +218,7 @@ class Parent:
 
 
 def end() -> None:
-    """End this process and what it has started, whatever its threads are doing."""
+    """End this process and all processes that it has started, whatever its threads are doing."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
@@ -238,7 +234,7 @@ def main(descriptor: int) -> None:
 
 
 def _serve(parent: Parent) -> None:
-    """Load the function, which comes first, and answer to shards."""
+    """Load the function, which is the first message, then answer shards."""
     from m2dprep.artifacts.reading import watch_reads
 
     def tell(slow: list[tuple[str, float]]) -> None:
@@ -256,7 +252,7 @@ def _serve(parent: Parent) -> None:
 
 
 def _answer(parent: Parent, function: Callable[[Sequence[Any]], list[Any]], shard: bytes) -> None:
-    """Send the rows of a shard, or what the function raised, with where that was."""
+    """Send the rows of a shard, or the function's exception with its traceback."""
     from m2dprep.artifacts.reading import reads_given_up
 
     try:
@@ -269,7 +265,7 @@ def _answer(parent: Parent, function: Callable[[Sequence[Any]], list[Any]], shar
 
 
 def _portable(error: Exception, note: str) -> Exception:
-    """``error`` as another process can read it, with a ``note``."""
+    """``error`` in a form that another process can unpickle, with a ``note``."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:

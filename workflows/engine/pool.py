@@ -1,4 +1,4 @@
-"""Where the workers of a run come from: this process, this machine, a Dask cluster that is there, or SLURM jobs."""
+"""Where the workers of a run come from: this process, this machine, an existing Dask cluster, or SLURM jobs."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from m2dprep.workflows.engine.local_workers import local_workers
 from m2dprep.workflows.engine.slurm_jobs import slurm_workers
 from m2dprep.workflows.engine.workers import Shared, Workers
 
-# What a cluster whose size is not known yet is planned for.
+# The size to plan for if a cluster's own size is unknown.
 UNKNOWN_WORKERS = 64
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """How to get workers. At most one of ``scheduler``, ``scheduler_file`` and ``slurm`` is set; else they are local.
+    """How to get workers: locally unless one of ``scheduler``, ``scheduler_file`` and ``slurm`` is set.
 
-    ``local`` processes; 0 works in the calling one, for debugging. ``scheduler`` is the address of a Dask scheduler
-    that runs, ``scheduler_file`` what it wrote there. ``gpu_each`` wants one GPU for every worker. ``dashboard`` shows
-    that of Dask to users of this machine.
+    ``local`` is the number of local processes; 0 works in the calling process, for debugging. ``scheduler`` is the
+    address of a running Dask scheduler, and ``scheduler_file`` a file that it wrote. ``gpu_per_worker`` gives every
+    worker a GPU of its own. ``dashboard`` shows Dask's dashboard to the users of this machine.
     """
 
     local: int = 1
     scheduler: str | None = None
     scheduler_file: Path | None = None
     slurm: JobSettings | None = None
-    gpu_each: bool = False
+    gpu_per_worker: bool = False
     dashboard: bool = False
 
     @classmethod
     def of(cls, pool: WorkerPool | int) -> WorkerPool:
-        """A number means that many local processes."""
+        """The pool itself; a number means that many local processes."""
         return pool if isinstance(pool, WorkerPool) else cls(local=pool)
 
     @property
@@ -60,30 +60,30 @@ class WorkerPool:
 
     @property
     def promised(self) -> int:
-        """How many workers will be there; of a cluster that somebody else keeps, 1."""
+        """How many workers are sure to be there: 1 for a cluster that somebody else runs."""
         return 1 if self.scheduler or self.scheduler_file else self.size
 
     def with_gpus(self) -> WorkerPool:
-        """The same, with one GPU for every worker."""
+        """The same pool, with one GPU per worker."""
         slurm = None if self.slurm is None else replace(self.slurm, gpu=True)
-        return replace(self, gpu_each=True, slurm=slurm)
+        return replace(self, gpu_per_worker=True, slurm=slurm)
 
     def job_script(self) -> str:
-        """The script of a batch job. Raises `UserError` where there are no batch jobs."""
+        """The script of a batch job. Raises `UserError` if the pool has no batch jobs."""
         if self.slurm is None:
             raise UserError("only --cluster slurm has a job script to print.")
         return job_script(self.slurm)
 
     @contextmanager
     def connect(self, shared: Shared) -> Iterator[Workers]:
-        """The workers, for the block. Raises `UserError` where there are none or they do not see what is ``shared``."""
+        """The workers, for the block. Raises `UserError` if there are none or they do not see the ``shared`` files."""
         found: AbstractContextManager[Workers]
         if self.slurm is not None:
             found = slurm_workers(self.slurm, shared, dashboard=self.dashboard)
         elif self.scheduler or self.scheduler_file:
-            found = remote_workers(self._address(), shared, gpu_each=self.gpu_each)
+            found = remote_workers(self._address(), shared, gpu_per_worker=self.gpu_per_worker)
         else:
-            found = local_workers(self.local, gpu_each=self.gpu_each)
+            found = local_workers(self.local, gpu_per_worker=self.gpu_per_worker)
         with found as workers:
             yield workers
 

@@ -1,8 +1,8 @@
 """Worker processes of this machine, each reached through a socket pair that no other process has.
 
-No ports, no semaphores, no configuration of anybody's: what another user of the machine could enter, and most of what
-could keep a worker from starting, is not there. A process that dies is replaced; its shard is done once more, and
-counts as deadly when that one dies as well.
+The pool needs no ports, no semaphores and no configuration, so other users cannot reach it and little can keep a worker
+from starting. A process that dies is replaced. Its shard is done again, and counts as deadly if the new process dies
+as well.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from m2dprep.artifacts.reading import SlowRead
 # How often a shard may lose its worker before it counts as deadly.
 DEATHS_ALLOWED = 1
 LAST_LINES = 20
-# Between two starts of a worker that does not come up.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+# Seconds between two starts of a worker that does not come up.
+FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 DESCRIPTORS_WANTED = 1 << 16
-# A process that has been killed is gone at once, unless it hangs in the kernel; nobody waits for that.
+# A killed process ends at once unless it hangs in the kernel; the pool does not wait for that.
 OWN_END_SECONDS, END_SECONDS = 0.5, 2.0
-# No module of the working folder may stand in the place of one of Python's.
+# A module in the working folder must not shadow one of Python's.
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", **({"PYTHONUTF8": "1"} if sys.flags.utf8_mode else {})}
 PROGRAM = """\
 import json, sys
@@ -54,7 +54,7 @@ class KilledError(Exception):
 
 @dataclass
 class Task:
-    """A pickled shard that waits or is being worked on, and how many workers it has lost."""
+    """A pickled shard that is waiting or running, and the number of workers that it has lost."""
 
     shard: bytes
     result: Future[Any] = field(default_factory=Future)
@@ -63,18 +63,18 @@ class Task:
 
 @dataclass
 class Health:
-    """How the workers of a pool are doing; kept under a lock by their threads."""
+    """The state of a pool's workers; their threads update it under a lock."""
 
     ever_up: bool = False
     ever_ready: bool = False
     ready: int = 0  # processes that have loaded the function
-    vain: int = 0  # starts in a row that have led to nothing
+    failed_starts: int = 0  # in a row
     last_words: str = ""
     unloadable: str = ""  # why the function cannot be loaded
 
 
 class ProcessPool:
-    """Worker processes for one pickled ``function``, each with variables of its own on top of this process's."""
+    """Worker processes for one pickled ``function``, each with its own variables in addition to this process's."""
 
     def __init__(self, function: bytes, environments: Sequence[Mapping[str, str]]) -> None:
         raise_descriptor_limit()
@@ -88,16 +88,16 @@ class ProcessPool:
             slot.start()
 
     def submit(self, shard: bytes) -> Future[Any]:
-        """The future answer (`workflows.engine.on_worker.Done`) to a pickled ``shard``.
+        """A future of the answer (`workflows.engine.on_worker.Done`) to a pickled ``shard``.
 
-        It raises what the function raises, and `KilledError`.
+        The future raises the function's own exception, or `KilledError`.
         """
         task = Task(shard)
         self.tasks.put(task)
         return task.result
 
     def reads(self) -> list[SlowRead]:
-        """What workers have been reading for long, the longest first."""
+        """The slow reads of all workers, slowest first."""
         found = [read for slot in self._slots for read in slot.reads()]
         return sorted(found, key=lambda read: -read[1])
 
@@ -113,7 +113,7 @@ class ProcessPool:
 
 
 class _Slot(threading.Thread):
-    """The place of one worker: starts it, hands it one task after the other, starts another one when it dies."""
+    """The thread of one worker: it starts the worker, hands it one task after another, and replaces it if it dies."""
 
     def __init__(self, pool: ProcessPool, number: int, variables: Mapping[str, str]) -> None:
         super().__init__(name=f"m2dprep-worker-{number}", daemon=True)
@@ -130,10 +130,10 @@ class _Slot(threading.Thread):
         while not self._pool.closing.is_set():
             try:
                 self._ensure_started()
-            except _VainStartError as error:
-                self._note_vain(str(error))
+            except _FailedStartError as error:
+                self._note_failed_start(str(error))
                 self._pool.closing.wait(pause)
-                pause = min(LONGEST_PAUSE, 2 * pause)
+                pause = min(MAX_PAUSE, 2 * pause)
                 continue
             pause = FIRST_PAUSE
             task = task or self._pool.tasks.get()
@@ -147,19 +147,19 @@ class _Slot(threading.Thread):
             kill_group(process)
 
     def reads(self) -> list[SlowRead]:
-        """What the worker last said that it reads, unless an answer came since."""
+        """The slow reads that the worker last reported, unless an answer has come since."""
         since, slow = self._slow
         return [(what, seconds + time.monotonic() - since) for what, seconds in slow]
 
     def _ensure_started(self) -> None:
-        """A worker that has the function. Raises `_VainStartError` where it is not to be had."""
+        """Start a worker that has loaded the function. Raises `_FailedStartError` if that fails."""
         if self._process is not None:
             return
         self._lines.clear()
         try:
             self._process, self._connection = start_worker(self._variables)
         except (OSError, subprocess.SubprocessError) as error:
-            raise _VainStartError(f"no process can be started: {error}") from error
+            raise _FailedStartError(f"no process can be started: {error}") from error
         if self._pool.closing.is_set():
             self.kill()
         health = self._pool.health
@@ -169,18 +169,18 @@ class _Slot(threading.Thread):
             self._connection.send_bytes(self._pool.function)
             kind, *details = self._next_message()
         except (EOFError, OSError) as error:
-            raise self._vain() from error
+            raise self._failed_start() from error
         if kind == "unloadable":
             health.unloadable = "\n".join(details)
             self._end()
-            raise _VainStartError(details[0])
+            raise _FailedStartError(details[0])
         with self._pool.lock:
-            health.vain, health.ever_ready = 0, True
+            health.failed_starts, health.ever_ready = 0, True
             health.ready += 1
         self._ready = True
 
     def _work_on(self, task: Task) -> Task | None:
-        """Let the worker do ``task``. Returns it where it is to be done again."""
+        """Let the worker do ``task``. Returns the task if it must be done again."""
         assert self._connection is not None
         try:
             self._connection.send_bytes(task.shard)
@@ -196,7 +196,7 @@ class _Slot(threading.Thread):
                 return task
             task.result.set_exception(KilledError())
             return None
-        if any(stuck):  # a thread of it hangs in a read; another worker takes its place
+        if any(stuck):  # one of its threads hangs in a read; another worker takes its place
             self._end()
         if kind == "raised":
             task.result.set_exception(answer)
@@ -205,9 +205,9 @@ class _Slot(threading.Thread):
         return None
 
     def _next_message(self) -> tuple[Any, ...]:
-        """The worker's next message but for slow reads, which are noted; what it prints goes on to stderr.
+        """The worker's next message other than slow reads, which are noted. Its output is passed on to stderr.
 
-        Raises `EOFError` and `OSError` where the worker is gone.
+        Raises `EOFError` or `OSError` if the worker is gone.
         """
         process, connection = self._process, self._connection
         assert process is not None
@@ -226,7 +226,7 @@ class _Slot(threading.Thread):
                     sources.remove(process.stdout)
 
     def _pass_on(self, descriptor: int) -> bool:
-        """Keep what the worker prints; once it is ready, print it. Returns whether more may come."""
+        """Keep the worker's output, and print it once the worker is ready. Returns whether more may come."""
         printed = os.read(descriptor, 1 << 16)
         text = printed.decode(errors="replace")
         self._lines.extend(line for line in text.splitlines() if line.strip())
@@ -235,19 +235,19 @@ class _Slot(threading.Thread):
             sys.stderr.flush()
         return bool(printed)
 
-    def _vain(self) -> _VainStartError:
-        """Why the worker has died before it could do anything; it is cleared away."""
+    def _failed_start(self) -> _FailedStartError:
+        """Clear away a worker that died before it could work. Returns the error that says why."""
         code = self._end()
         how = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        return _VainStartError("\n".join([f"a worker {how} before it could work", *self._lines]))
+        return _FailedStartError("\n".join([f"a worker {how} before it could work", *self._lines]))
 
-    def _note_vain(self, words: str) -> None:
+    def _note_failed_start(self, words: str) -> None:
         with self._pool.lock:
-            self._pool.health.vain += 1
+            self._pool.health.failed_starts += 1
             self._pool.health.last_words = words
 
     def _end(self) -> int | None:
-        """Kill the worker and forget it. Returns its exit code, None where it hangs in the kernel."""
+        """Kill the worker and forget it. Returns its exit code, or None if it hangs in the kernel."""
         process, connection = self._process, self._connection
         self._process = self._connection = None
         self._slow = (0.0, [])
@@ -259,9 +259,9 @@ class _Slot(threading.Thread):
         return None if process is None else self._reap(process)
 
     def _reap(self, process: subprocess.Popen[bytes]) -> int | None:
-        """The exit code of a worker that has ended or is to end, and its last lines."""
+        """End a worker, keep its last lines and return its exit code, or None if it hangs in the kernel."""
         code: int | None = None
-        wait_for_end(process, OWN_END_SECONDS)  # mostly its socket was closed because it ends
+        wait_for_end(process, OWN_END_SECONDS)  # its socket is usually closed because it is ending
         kill_group(process)
         with suppress(subprocess.TimeoutExpired):
             code = process.wait(END_SECONDS)
@@ -273,12 +273,12 @@ class _Slot(threading.Thread):
         return code
 
 
-class _VainStartError(Exception):
-    """A worker could not be started, or died before it had anything to do; the message says what it said."""
+class _FailedStartError(Exception):
+    """A worker could not be started, or died before its first task. The message holds its output."""
 
 
 def start_worker(variables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], Connection]:
-    """A new process of `workflows.engine.on_worker` and the connection to it. Raises `OSError` where it cannot be."""
+    """Start `workflows.engine.on_worker` and connect to it. Raises `OSError` if no process can be started."""
     ours, theirs = socket.socketpair()
     try:
         with theirs:
@@ -298,13 +298,13 @@ def start_worker(variables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes],
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a worker, which nobody has waited for yet, and what it has started."""
+    """Kill a worker that has not been waited for yet, and all processes that it has started."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until a process has ended, ``seconds`` at most; its number and its exit code remain."""
+    """Wait at most ``seconds`` for a process to end, without reaping it: its id and exit code remain."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -313,19 +313,19 @@ def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def import_path() -> list[str]:
-    """Where a worker imports from: as this process, but last of all from the working folder."""
-    house = Path(m2dprep.__file__).resolve().parents[1]
+    """The import path of a worker: that of this process, with the working folder moved to the end."""
+    root = Path(m2dprep.__file__).resolve().parents[1]
     here = Path.cwd()
     own: list[str] = []
     working: list[str] = []
     for entry in sys.path:
         folder = Path(entry or here)
-        (working if folder.absolute() == here and folder.resolve() != house else own).append(str(folder.absolute()))
+        (working if folder.absolute() == here and folder.resolve() != root else own).append(str(folder.absolute()))
     return [*own, *working]
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and those that it starts, open as many files as it may."""
+    """Raise the limit of open files, for this process and its children, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,12 +1,10 @@
-"""Workers in SLURM jobs, and the certificates that keep everybody else out.
+"""Workers in SLURM jobs, and the certificates that keep other users away from them.
 
-Certificates of one run: whoever has none of them can neither reach its scheduler nor its workers.
+dask-jobqueue writes and submits the jobs' scripts. Jobs end with their wall time, by preemption or with their node. A
+job that ends is replaced, so that the number asked for stays up.
 
-They are made for the run, lie in files that only this user can read, and go when it ends.
-
-Workers in SLURM jobs, as many of them as were asked for: a job that ended is replaced.
-
-Jobs end by their wall time, by preemption, with their node. dask-jobqueue writes and submits their scripts.
+The certificates are made for one run. They lie in files that only this user can read, and are removed when the run
+ends. Nobody can reach the scheduler or its workers without them.
 """
 
 from __future__ import annotations
@@ -35,15 +33,15 @@ from m2dprep.workflows.engine.dask_workers import (
     STEADY,
     DaskWorkers,
     import_dask,
+    print_dashboard,
     quiet_event_loop,
-    say_dashboard,
 )
 from m2dprep.workflows.engine.job_settings import JobSettings, jobqueue, without_log_directory
 from m2dprep.workflows.engine.workers import ClusterLostError, Shared
 
 NAME = re.compile(r"run-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]+")
-# What a killed run on another machine has left goes after so long.
-LARGEST_AGE_SECONDS = 60 * 86400.0
+# Leftovers of a killed run on another machine are removed at this age.
+MAX_AGE_SECONDS = 60 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Certificates:
     key: Path
 
     def worker_options(self) -> list[str]:
-        """What ``dask worker`` has to be told."""
+        """The options for ``dask worker``."""
         return [
             *("--tls-ca-file", str(self.certificate)),
             *("--tls-cert", str(self.certificate)),
@@ -65,9 +63,9 @@ class Certificates:
 
 @contextmanager
 def certificates(folder: Path | None) -> Iterator[Certificates]:
-    """New certificates, in a private folder below ``folder``, which every node has to see; by default in the home.
+    """New certificates in a private folder below ``folder``, which every node must see; by default in the home folder.
 
-    Raises `UserError` where they cannot be made or written.
+    Raises `UserError` if they cannot be made or written.
     """
     from distributed.security import Security
 
@@ -102,7 +100,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what killed runs have left."""
+    """Remove the leftovers of killed runs."""
     for folder in base.iterdir():
         named = NAME.fullmatch(folder.name)
         if named is None:
@@ -110,27 +108,27 @@ def _sweep(base: Path) -> None:
         if named["host"] == socket.gethostname():
             gone = not Path("/proc", named["pid"]).exists()
         else:
-            gone = time.time() - folder.stat().st_mtime > LARGEST_AGE_SECONDS
+            gone = time.time() - folder.stat().st_mtime > MAX_AGE_SECONDS
         if gone:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 LOOK_SECONDS = 10.0
-# Jobs in a row that end before any of their workers came up.
-VAIN_JOBS = 5
-LONGEST_PAUSE = 300.0
+# Jobs in a row that may end before any of their workers comes up.
+MAX_FAILED_JOBS = 5
+MAX_PAUSE = 300.0
 
 
-# Dask's own dashboard, which shows what goes on to whoever can reach it: users of this machine.
+# The address of Dask's dashboard; all users of this machine can open it.
 DASHBOARD = "127.0.0.1:8787"
 
 
 @contextmanager
 def slurm_workers(settings: JobSettings, shared: Shared, *, dashboard: bool = False) -> Iterator[SlurmWorkers]:
-    """Workers in SLURM jobs; the jobs end with the block. The scheduler is in this process.
+    """Workers in SLURM jobs, which end with the block. The scheduler is in this process.
 
-    Whoever has no certificate of this run reaches neither it nor the workers. Raises `UserError` where jobs cannot be
-    submitted or their workers cannot do the work.
+    Nobody without a certificate of this run reaches the scheduler or the workers. Raises `UserError` if jobs cannot be
+    submitted, or if their workers cannot do the work.
     """
     dask = import_dask()
     from distributed import Client
@@ -146,26 +144,26 @@ def slurm_workers(settings: JobSettings, shared: Shared, *, dashboard: bool = Fa
         _cluster(settings, own, dashboard) as cluster,
         Client(cluster, security=own.security, set_as_default=False) as client,
     ):
-        workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_each=settings.gpu)
+        workers = SlurmWorkers(cluster, settings, client, expected=expected, gpu_per_worker=settings.gpu)
         if dashboard:
-            say_dashboard(client)
+            print_dashboard(client)
         workers.submit_jobs()
-        workers.wait_for_first()
-        workers.require_fit()
+        workers.wait_for_first_worker()
+        workers.require_matching_workers()
         try:
             yield workers
         finally:
-            workers.stop_leftovers()
+            workers.stop_abandoned()
 
 
 def _cluster(settings: JobSettings, own: Certificates, dashboard: bool) -> Any:
-    """The scheduler, in this process, and what submits jobs to SLURM. Raises `UserError` where it cannot be."""
+    """The cluster object: a scheduler in this process that submits jobs. Raises `UserError` if it cannot start."""
     import dask
 
     cluster_class = jobqueue().SLURMCluster
 
     class WithOwnCertificates(cluster_class):  # type: ignore[misc, valid-type]
-        """Jobs are told where their certificates are by us: dask-jobqueue would not quote the names."""
+        """A cluster that leaves the certificates' paths to us: dask-jobqueue would not quote them."""
 
         def _get_worker_security(self, security: Any) -> None:
             return None
@@ -176,7 +174,7 @@ def _cluster(settings: JobSettings, own: Certificates, dashboard: bool) -> Any:
         if settings.logs is not None:
             settings.logs.mkdir(parents=True, exist_ok=True)
         with without_log_directory(), warnings.catch_warnings():
-            # The dashboard takes another port, and its address is printed.
+            # If the port is taken, the dashboard takes another one, and its address is printed.
             warnings.filterwarnings("ignore", message="Port .* already in use")
             return WithOwnCertificates(
                 name="m2dprep",
@@ -191,19 +189,18 @@ def _cluster(settings: JobSettings, own: Certificates, dashboard: bool) -> Any:
 
 
 class SlurmWorkers(DaskWorkers):
-    """Keeps as many jobs in SLURM as ``settings`` ask for."""
+    """Workers of as many SLURM jobs as ``settings`` ask for; a job that ends is replaced."""
 
     def __init__(self, cluster: Any, settings: JobSettings, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
         self._cluster, self._settings = cluster, settings
         self._looked = time.monotonic()
-        self._vain = 0
+        self._failed_jobs = 0
         self._resume_at = 0.0
         self._came_up: set[str] = set()
 
     def submit_jobs(self) -> None:
-        """Submit what is missing. Raises `UserError` with what sbatch says where it refuses."""
-
+        """Submit the missing jobs. Raises `UserError` with sbatch's message if it refuses."""
         cluster = self._cluster
         while len(cluster.worker_spec) < self._settings.jobs:
             cluster.worker_spec.update(cluster.new_worker_spec())
@@ -219,7 +216,7 @@ class SlurmWorkers(DaskWorkers):
             raise UserError(f"a job could not be submitted to SLURM: {' '.join(str(error).split())}") from error
 
     def _forget_unsubmitted(self) -> None:
-        """Leave nothing behind that could not be submitted: closing the cluster would stumble over it."""
+        """Remove jobs that could not be submitted: they would make closing the cluster fail."""
         from distributed.core import Status
 
         for name, job in list(self._cluster.workers.items()):
@@ -228,9 +225,9 @@ class SlurmWorkers(DaskWorkers):
                 self._cluster.workers.pop(name)
                 self._cluster.worker_spec.pop(name, None)
 
-    def tend(self) -> None:
-        """Replace jobs that have ended. Raises `ClusterLostError` where one after the other ends without any worker."""
-        super().tend()
+    def poll(self) -> None:
+        """Replace jobs that have ended. Raises `ClusterLostError` if several in a row end without any worker."""
+        super().poll()
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
@@ -241,14 +238,14 @@ class SlurmWorkers(DaskWorkers):
         ended = [name for name, job in list(self._cluster.workers.items()) if str(job.job_id) not in queued]
         missing = len(self._cluster.worker_spec) - len(self._cluster.workers)
         for name in ended:
-            self._vain = 0 if name in self._came_up else self._vain + 1
-        if self._vain >= VAIN_JOBS and not self.threads():
+            self._failed_jobs = 0 if name in self._came_up else self._failed_jobs + 1
+        if self._failed_jobs >= MAX_FAILED_JOBS and not self.threads():
             raise ClusterLostError(
-                f"{self._vain} SLURM jobs in a row ended before their workers came up; see their logs "
+                f"{self._failed_jobs} SLURM jobs in a row ended before their workers came up; see their logs "
                 f"({self._settings.log_directory or 'slurm-*.out, or log_directory of --cluster-config'})."
             )
-        if self._vain and ended:
-            self._resume_at = time.monotonic() + min(LONGEST_PAUSE, LOOK_SECONDS * 2**self._vain)
+        if self._failed_jobs and ended:
+            self._resume_at = time.monotonic() + min(MAX_PAUSE, LOOK_SECONDS * 2**self._failed_jobs)
         for name in ended:
             self._cluster.workers.pop(name, None)
             self._cluster.worker_spec.pop(name, None)
@@ -257,29 +254,29 @@ class SlurmWorkers(DaskWorkers):
             self._submit_again()
 
     def _submit_again(self) -> None:
-        """Replace jobs; as long as others work, SLURM may refuse for now (a limit, a controller that restarts)."""
+        """Replace jobs. While others work, SLURM may refuse for the moment (a limit, a controller that restarts)."""
         try:
             self.submit_jobs()
         except UserError as error:
             if not self.threads():
                 raise
             self.note(str(error))
-            self._resume_at = time.monotonic() + LONGEST_PAUSE
+            self._resume_at = time.monotonic() + MAX_PAUSE
 
-    def leave_out(self, unfit: Any) -> None:
-        """As its base; the job counts as one in vain."""
-        super().leave_out(unfit)
-        self._vain += 1
+    def retire(self, mismatch: Any) -> None:
+        """Retire the worker, and count its job as failed."""
+        super().retire(mismatch)
+        self._failed_jobs += 1
 
     def _note_came_up(self) -> None:
-        """Which jobs have had workers: a worker has its job's name, with a number behind it where there are several."""
+        """Note the jobs that have had workers. A worker has its job's name, plus a number if the job has several."""
         for worker in self.client.scheduler_info(n_workers=-1)["workers"].values():
             name = str(worker["name"])
             self._came_up |= {name, name.rpartition("-")[0]}
 
 
 def queued_jobs() -> set[str] | None:
-    """Ids of this user's jobs that wait or run; None where SLURM does not answer just now."""
+    """The ids of this user's waiting and running jobs; None if SLURM does not answer."""
     command = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

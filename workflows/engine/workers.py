@@ -1,4 +1,4 @@
-"""What the engine wants of workers, wherever they are, and what those elsewhere must see."""
+"""The interface between the engine and its workers, and the files that workers on other machines must see."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from m2dprep.workflows.engine import on_worker
 NOTE_SECONDS = 30.0
 GPU = {"GPU": 1}
 
-# What `Workers.submit` returns: a future of Dask, or one of `concurrent.futures`.
+# `Workers.submit` returns one of these: a future of Dask or of `concurrent.futures`.
 Ticket = Any
 
 
 class ClusterLostError(UserError):
-    """The cluster went away in the middle; the same command goes on. Batch systems may start it again."""
+    """The cluster went away during the run. The same command resumes it, so a batch system may start it again."""
 
     exit_code = 75
 
@@ -36,9 +36,9 @@ class WorkerKilledError(Exception):
 
 @dataclass(frozen=True)
 class Shared:
-    """What every worker must see: ``paths`` that exist, and ``folder``, where a file is written for it to read.
+    """What every worker must see: existing ``paths``, and a ``folder`` in which a probe file is written for it to read.
 
-    ``libraries`` are those that it must have in the version of this process, besides those that audio needs.
+    A worker must have ``libraries`` in the versions of this process, besides the libraries that audio needs.
     """
 
     paths: tuple[Path, ...] = ()
@@ -47,7 +47,7 @@ class Shared:
 
     @contextmanager
     def expected(self) -> Iterator[on_worker.Expected]:
-        """What to hold workers against; the file in ``folder`` is there until the block ends."""
+        """What each worker is compared with. The probe file in ``folder`` exists until the block ends."""
         if self.folder is None:
             yield on_worker.expectation(self.paths, libraries=self.libraries)
             return
@@ -60,7 +60,7 @@ class Shared:
 
 
 class Workers(ABC):
-    """Worker processes that compute pickled shards. ``remote`` ones may be slower than others, or vanish silently."""
+    """Worker processes that compute pickled shards. ``remote`` workers may be slow, or vanish silently."""
 
     remote = False
 
@@ -68,17 +68,17 @@ class Workers(ABC):
         self._noted: dict[str, float] = {}
 
     def prepare(self, function: bytes) -> None:  # noqa: B027  (a cluster's workers need not be told)
-        """Be told the pickled function of all shards to come. Raises `UserError` where no worker can take it."""
+        """Take the pickled function of all later shards. Raises `UserError` if no worker can load it."""
 
     @abstractmethod
     def submit(self, function: bytes, shard: bytes, done: Callable[[Ticket], object]) -> Ticket:
-        """Have a worker compute a shard; ``done`` is called, in whatever thread, when there is an answer."""
+        """Have a worker compute a shard. ``done`` is called, in any thread, when there is an answer."""
 
     @abstractmethod
-    def answer(self, ticket: Ticket) -> on_worker.Done | on_worker.Unfit | None:
-        """What came of a shard that is done; None where its rows were lost.
+    def answer(self, ticket: Ticket) -> on_worker.Done | on_worker.WorkerMismatch | None:
+        """The answer for a finished shard; None if its rows were lost.
 
-        Raises what the function raised, and `WorkerKilledError`.
+        Raises the function's own exception, and `WorkerKilledError`.
         """
 
     @abstractmethod
@@ -86,24 +86,24 @@ class Workers(ABC):
         """How many shards can be computed at a time, as far as is known."""
 
     @abstractmethod
-    def tend(self) -> None:
-        """What has to be looked at every second or so. Raises `ClusterLostError` where the workers have gone."""
+    def poll(self) -> None:
+        """Do the regular checks, about once a second. Raises `ClusterLostError` if the workers have gone."""
 
-    def leave_out(self, unfit: on_worker.Unfit) -> None:
-        """Do without a worker that cannot do the work."""
-        raise AssertionError(f"{unfit.address} is like this process")
+    def retire(self, mismatch: on_worker.WorkerMismatch) -> None:
+        """Stop using a worker that does not match this process."""
+        raise AssertionError(f"{mismatch.address} is like this process")
 
     def abandon(self, tickets: Collection[Ticket]) -> None:
-        """Nobody waits for ``tickets`` any more."""
+        """Drop ``tickets``: their results are no longer needed."""
         raise AssertionError(f"{len(tickets)} shards were submitted twice")
 
     def note(self, message: str, kind: str = "") -> None:
-        """Say ``message`` on stderr, one of its ``kind`` at most every half minute."""
+        """Print ``message`` to stderr, at most one message of its ``kind`` per half minute."""
         if time.monotonic() - self._noted.get(kind, -NOTE_SECONDS) >= NOTE_SECONDS:
             self._noted[kind] = time.monotonic()
             print(f"m2dprep: {message}", file=sys.stderr, flush=True)
 
     def note_reads(self, slow: Sequence[SlowRead]) -> None:
-        """Say what has been read for long, if anything."""
+        """Print the slow reads, if there are any."""
         if slow:
             self.note(f"still reading {reads_in_words(slow)}", "reads")

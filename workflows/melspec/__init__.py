@@ -1,1 +1,1 @@
-"""The conversion of a folder of sounds, from its plan to the list of its arrays."""
+"""The conversion of a folder of sounds to log-mels, from the plan to the list of arrays."""

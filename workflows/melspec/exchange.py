@@ -1,14 +1,10 @@
-"""A new conversion in the place of an earlier one, of which nothing good is lost.
+"""The exchange: a complete new conversion takes the place of an earlier one, and no good array is lost.
 
-Arrays that stay because their sources could not be converted again: a good one is never replaced by none.
-
-A conversion takes the place of an earlier one: first it is whole and loses nothing, then it is moved in.
-
-1. Sources that have failed now and were good before: with the same configuration their earlier arrays and records stay
-   (`KEPT`); with another one they are set aside, ``_melspec/earlier-<fingerprint>/``, a folder of log-mels by itself.
+1. Sources may have been good before and fail now. With the same configuration their earlier arrays and records stay
+   (`KEPT`); with another one they are set aside in ``_melspec/earlier-<fingerprint>/``, a log-mel folder of its own.
 2. ``exchange.json`` is written. From here on the new conversion counts, and readers are refused until it is in place.
-3. Arrays are moved to their places, then records and configuration; each step may be done again after a kill.
-4. The folder of the new conversion and ``exchange.json`` go.
+3. Arrays are moved to their places, then records and configuration. Each step may be repeated after a kill.
+4. The folder of the new conversion and ``exchange.json`` are removed.
 """
 
 from __future__ import annotations
@@ -62,12 +58,12 @@ from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.promise import Promises
 from m2dprep.workflows.melspec.overwrite import beside
 
-# By source: the reason and the message of a failure.
+# The reason and the message of a failure, by source.
 Failures = Mapping[str, tuple[str, str]]
 
 
 def kept_records(layout: LmsLayout, failures: Failures) -> list[dict[str, Any]]:
-    """The good records of sources that failed now, with a reason and a message that say so; none of other sources."""
+    """The earlier good records of the sources in ``failures``, with a reason and a message that say so."""
     if not failures:
         return []
     wanted = pa.array(list(failures), pa.string())
@@ -78,8 +74,8 @@ def kept_records(layout: LmsLayout, failures: Failures) -> list[dict[str, Any]]:
     return rows
 
 
-def say_kept(layout: LmsLayout, count: int) -> None:
-    """A line on stderr for ``count`` arrays that were kept."""
+def report_kept(layout: LmsLayout, count: int) -> None:
+    """Report on stderr that ``count`` arrays were kept."""
     if count:
         print(
             f"m2dprep: {count:,} sources that had been converted before could not be converted again; their earlier "
@@ -94,16 +90,15 @@ def _kept(row: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
     return {**row, "reason": why, "message": told}
 
 
-# Renaming on a network file system waits more than it computes.
+# Renaming on a network file system spends its time waiting.
 THREADS = 16
-AT_ONCE = 4096
+BATCH_SIZE = 4096
 EARLIER = "earlier"
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """Whose earlier arrays were kept, by the reason why they could not be converted again, and how many were set aside
-    in the folder ``aside``."""
+    """How many earlier arrays were kept, by the reason of the new failure, and how many were set aside in ``aside``."""
 
     kept: Counter[str] = field(default_factory=Counter)
     set_aside: int = 0
@@ -119,10 +114,10 @@ class Exchanged:
 
 
 def take_place(layout: LmsLayout, inputs: int, limit: FailureLimit | None) -> Exchanged:
-    """Put the finished conversion that lies `beside` that of ``layout`` in its place; `close_exchange` ends it.
+    """Move the finished conversion `beside` ``layout`` into its place; `close_exchange` must follow.
 
-    Raises `TooManyFailuresError` where more arrays than ``limit`` allows of ``inputs`` would be lost to another
-    configuration, and `UserError` where something stands in the way: then the earlier conversion is as it was.
+    Raises `TooManyFailuresError` if a new configuration would lose more arrays than ``limit`` allows of ``inputs``, and
+    `UserError` if something stands in the way. The earlier conversion is then unchanged.
     """
     new = beside(layout)
     old, now = _fingerprint(layout), _fingerprint(new)
@@ -148,7 +143,7 @@ def take_place(layout: LmsLayout, inputs: int, limit: FailureLimit | None) -> Ex
 
 
 def finish_exchange(layout: LmsLayout) -> bool:
-    """Finish moving in where that was stopped; `close_exchange` ends it. Returns whether there was anything to do."""
+    """Finish an interrupted exchange; `close_exchange` must follow. Returns whether there was anything to do."""
     if not (layout.melspec / EXCHANGE).exists():
         return False
     _move_in(layout)
@@ -156,7 +151,7 @@ def finish_exchange(layout: LmsLayout) -> bool:
 
 
 def close_exchange(layout: LmsLayout) -> None:
-    """The new conversion is in its place, its list too: readers are let in."""
+    """Admit readers again, once the new conversion and its list are in place."""
     remove_folder(beside(layout).root)
     (layout.melspec / EXCHANGE).unlink(missing_ok=True)
     sync_folder(layout.melspec)
@@ -171,7 +166,7 @@ def _fingerprint(layout: LmsLayout) -> str | None:
 
 
 def _lost_arrays(layout: LmsLayout, new: LmsLayout) -> Failures:
-    """The failures of sources whose output no source has now, and of which there may be an earlier one."""
+    """The failures of sources whose output was not made by any source, and of which an earlier array may exist."""
     records = read_records(new, ["source", "file_name", "status", "reason", "message"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].combine_chunks()
     failed = records.filter(pc.equal(records["status"], FAILED))
@@ -179,15 +174,15 @@ def _lost_arrays(layout: LmsLayout, new: LmsLayout) -> Failures:
     try:
         if not record_parts(layout) or not read_records(layout, ["source"]).num_rows:
             return {}
-    except UserError:  # damaged: nothing says which arrays were good; they stay where no new one takes their place
+    except UserError:  # damaged: nothing says which arrays were good; those without a new one stay
         return {}
     return {row["source"]: (str(row["reason"]), str(row["message"])) for row in failed.to_pylist()}
 
 
 def _with_arrays(layout: LmsLayout, to: LmsLayout, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of ``rows`` whose arrays are there. Those that a pack alone holds are given back from it, below ``to``.
+    """Those of ``rows`` whose arrays exist. Arrays that exist only in a pack are unpacked below ``to``.
 
-    Raises `UserError` where the pack as a whole cannot be read.
+    Raises `UserError` if the pack as a whole cannot be read.
     """
     gone = {row["file_name"] for row in rows if not inside(layout.root, row["file_name"]).exists()}
     opened = PackedStore.open(layout.root, None) if gone else None
@@ -196,7 +191,7 @@ def _with_arrays(layout: LmsLayout, to: LmsLayout, rows: list[dict[str, Any]]) -
         store, names = opened
         for number, name in enumerate(names.to_pylist()):
             if name in gone:
-                with suppress(UserError):  # damaged there, so there is nothing that could be kept
+                with suppress(UserError):  # damaged there, so nothing can be kept
                     values = store.read(number)[None]
                     path = inside(to.root, name)
                     make_folder(path.parent)
@@ -206,9 +201,9 @@ def _with_arrays(layout: LmsLayout, to: LmsLayout, rows: list[dict[str, Any]]) -
 
 
 def _prepare_aside(layout: LmsLayout, new: LmsLayout, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make the folder for what is set aside, with all but the arrays that lie in ``layout`` as files.
+    """Make the folder for the arrays to be set aside, complete but for those that lie in ``layout`` as files.
 
-    Returns those of ``rows`` whose arrays are there.
+    Returns those of ``rows`` whose arrays exist.
     """
     aside = LmsLayout(new.melspec / EARLIER)
     remove_folder(aside.root)
@@ -242,7 +237,7 @@ def _too_many(layout: LmsLayout, new: LmsLayout, lost: int, inputs: int, limit: 
 
 
 def _require_way(layout: LmsLayout, new: LmsLayout) -> None:
-    """Make the folders that the new arrays need. Raises `UserError` where something else stands there."""
+    """Make the folders for the new arrays. Raises `UserError` if something else has the name of a folder or array."""
     names = new.array_files()
     for folder in sorted({Path(name).parent for name in names}):
         try:
@@ -257,7 +252,7 @@ def _require_way(layout: LmsLayout, new: LmsLayout) -> None:
 
 
 def _is_packed_as_now(layout: LmsLayout, new: LmsLayout) -> bool:
-    """Whether the pack holds the very values of the new conversion, so that it may stay."""
+    """Whether the pack holds exactly the values of the new conversion, so that it may stay."""
     try:
         meta = read_pack_meta(layout.root / PACKED_FOLDER)
         if meta is None:
@@ -270,7 +265,7 @@ def _is_packed_as_now(layout: LmsLayout, new: LmsLayout) -> bool:
 
 
 def _move_in(layout: LmsLayout) -> None:
-    """What is done once it is decided; again, and with the same end, where a run was stopped in it."""
+    """Carry out the exchange once it is decided. An interrupted run may repeat it with the same result."""
     how = read_object(layout.melspec / EXCHANGE) or {}
     new = beside(layout)
     if how["aside"] is not None:
@@ -306,8 +301,8 @@ def _remove_pack(pack: Path) -> None:
 def _move_arrays(layout: LmsLayout, new: LmsLayout) -> None:
     names = new.array_files()
     with ThreadPoolExecutor(THREADS) as pool, Progress(len(names), "move", delay=DELAY_SECONDS) as progress:
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start : start + AT_ONCE]
+        for start in range(0, len(names), BATCH_SIZE):
+            part = names[start : start + BATCH_SIZE]
             list(pool.map(lambda name: _move(new.root / name, layout.root / name), part))
             progress.advance(len(part))
     for folder in sorted({Path(name).parent for name in names}):
@@ -315,7 +310,7 @@ def _move_arrays(layout: LmsLayout, new: LmsLayout) -> None:
 
 
 def _move(old: Path, place: Path) -> None:
-    """Rename a file to ``place``; to another file system it is copied, whole or not at all."""
+    """Rename a file to ``place``. To another file system it is copied, completely or not at all."""
     with suppress(FileExistsError):
         make_folder(place.parent)
     try:
@@ -328,7 +323,7 @@ def _move(old: Path, place: Path) -> None:
 
 
 def _move_records(layout: LmsLayout, new: LmsLayout) -> None:
-    """The new records in place of the old ones; digests of unpacked files stay for the arrays that were kept."""
+    """Replace the old records with the new ones. Digests of unpacked files stay for the arrays that were kept."""
     parts = record_parts(layout)
     if found := record_parts(new):
         (records,) = found

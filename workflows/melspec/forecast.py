@@ -1,4 +1,4 @@
-"""What a conversion will cost, by a sample: hours, bytes and inodes, against what the file system has free."""
+"""The forecast of a conversion from a sample: hours, bytes and inodes, compared with what the file system has free."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.discover import Source
 
 SAMPLE = 64
-# Converted at a time, and removed again.
-SAMPLE_AT_ONCE = 8
-# A record with its moments, and once more while the records are merged.
+# Clips that are converted and removed at a time.
+SAMPLE_BATCH = 8
+# A record with its moments, counted twice because records are copied when they are merged.
 RECORD_BYTES = 2 * 1400
 # The forecast converts the same files every time.
 SAMPLE_SEED = 0
@@ -38,7 +38,7 @@ class ConvertSample(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``clips`` conversions need. Inodes are None where the file system does not count them."""
+    """What converting ``clips`` clips takes. Free inodes are None if the file system does not count them."""
 
     clips: int
     sampled: int
@@ -52,7 +52,7 @@ class Forecast:
 
     @property
     def shortage(self) -> str | None:
-        """What there is too little of, None where it fits."""
+        """The resource that is too small, in words; None if everything fits."""
         if self.bytes_needed > self.bytes_free:
             return f"{size(self.bytes_needed)} are needed and {size(self.bytes_free)} are free"
         if self.inodes_free is not None and self.inodes_needed > self.inodes_free:
@@ -60,7 +60,7 @@ class Forecast:
         return None
 
     def require_space(self, dst: Path, *, stays: bool = False) -> None:
-        """Raise `UserError` where it does not fit; ``stays``: beside an earlier conversion, until this one is whole."""
+        """Raise `UserError` if it does not fit. ``stays``: an earlier conversion stays until this one is complete."""
         if self.shortage is not None:
             room = " The earlier conversion stays until the new one is whole; remove it if it is not wanted."
             raise UserError(
@@ -73,7 +73,7 @@ class Forecast:
         return {**asdict(self), "shortage": self.shortage}
 
     def summary(self) -> str:
-        """Some lines for people."""
+        """The forecast as a few lines of text."""
         inodes = "unlimited" if self.inodes_free is None else f"{self.inodes_free:,} free"
         return (
             f"{self.clips:,} clips to convert, judged by {self.sampled} of them ({self.failed_in_sample} failed)\n"
@@ -91,10 +91,10 @@ def forecast(
     workers: int,
     convert: ConvertSample,
 ) -> Forecast:
-    """Convert a sample of ``pending`` to a temporary folder beside ``dst``, which is removed again.
+    """Convert a sample of ``pending`` to a temporary folder beside ``dst`` and extrapolate; the folder is removed.
 
-    ``convert`` takes sources and a folder and returns their records; the rate of this one process is taken ``workers``
-    times.
+    ``convert`` takes sources and a folder and returns their records. The rate of this process is multiplied by
+    ``workers``.
     """
     sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
     temporaries = LmsLayout(dst).temporaries
@@ -121,16 +121,16 @@ def forecast(
 def _convert_sample(
     sample: Sequence[Source], dst: Path, place: Path, convert: ConvertSample
 ) -> tuple[list[dict[str, Any]], float]:
-    """The records of ``sample`` and the seconds that converting it took; a few arrays at a time lie in ``place``."""
+    """Convert ``sample``, with a few arrays in ``place`` at a time. Returns the records and the seconds."""
     records: list[dict[str, Any]] = []
     seconds = 0.0
     try:
-        for start in range(0, len(sample), SAMPLE_AT_ONCE):
+        for start in range(0, len(sample), SAMPLE_BATCH):
             with _temporary_folder(place) as folder:
-                if start == 0:  # tables are made once a process
+                if start == 0:  # tables are made once per process
                     convert(sample[:1], dst=folder)
                 started = time.perf_counter()
-                records += convert(sample[start : start + SAMPLE_AT_ONCE], dst=folder)
+                records += convert(sample[start : start + SAMPLE_BATCH], dst=folder)
                 seconds += time.perf_counter() - started
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -141,7 +141,7 @@ def _convert_sample(
 
 @contextmanager
 def _temporary_folder(place: Path) -> Iterator[Path]:
-    """A folder in ``place`` that goes with all that is in it, however deep."""
+    """A folder in ``place``, which is removed after the block with everything in it."""
     folder = Path(tempfile.mkdtemp(prefix=FORECAST_PREFIX, dir=place))
     try:
         yield folder
@@ -150,13 +150,13 @@ def _temporary_folder(place: Path) -> Iterator[Path]:
 
 
 def sweep_forecasts(layout: LmsLayout) -> None:
-    """Remove what a forecast that was killed left among the temporaries."""
+    """Remove the leftovers of killed forecasts among the temporaries."""
     for folder in layout.temporaries.glob(f"{FORECAST_PREFIX}*"):
         remove_folder(folder)
 
 
 def _needs(records: Sequence[dict[str, Any]], config: ConvertConfig, block: int) -> tuple[float, float]:
-    """Bytes on disk and inodes that a clip takes on average."""
+    """The average number of bytes on disk and of inodes per clip."""
     item_bytes = 2 if config.dtype == "float16" else 4
     total, files = 0, 0
     for record in records:
@@ -169,13 +169,13 @@ def _needs(records: Sequence[dict[str, Any]], config: ConvertConfig, block: int)
 
 
 def _free(place: Path) -> tuple[int, int | None]:
-    """Bytes and inodes that are free for this user."""
+    """The bytes and inodes that are free for this user; None if the file system does not count inodes."""
     system = os.statvfs(place)
     return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else None
 
 
 def nearest_folder(path: Path) -> Path:
-    """``path`` or the first of its parents that is there."""
+    """``path`` or the nearest of its parents that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""The melspec job: list the sources, leave out what the records say is done, convert the rest, write the file list."""
+"""The melspec job: list the sources, skip those that are done, convert the rest, and write the list of arrays."""
 
 from __future__ import annotations
 
@@ -40,38 +40,39 @@ from m2dprep.workflows.melspec.exchange import (
     close_exchange,
     finish_exchange,
     kept_records,
-    say_kept,
+    report_kept,
     take_place,
 )
 from m2dprep.workflows.melspec.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
 from m2dprep.workflows.melspec.overwrite import (
-    begin_anew,
-    goes_on,
+    begin_replacement,
+    conversion_layout,
     is_only_root,
+    is_resumable,
     known_roots,
     require_replaceable,
     require_replacement,
     roots_with,
     run_permit,
-    where_to_convert,
 )
 from m2dprep.workflows.melspec.plan import Plan, find_sources, make_plan, require_unpacked
 from m2dprep.workflows.melspec.results import RecordBuffer, list_path, require_own, require_place, write_list
 
-# About 2.5 s of work: long enough for a task to cost nothing, short enough to lose little.
-LARGEST_SHARD = 256
-# Fewer are converted in the time that a forecast takes.
-CLIPS_WORTH_A_FORECAST = 2048
-SOURCES_LOOKED_AT = 1000
-# Longer than any healthy file takes, also over a slow network: what reads for longer hangs.
+# About 2.5 s of work: long enough to hide the cost of a task, short enough to lose little.
+MAX_SHARD_SIZE = 256
+# Fewer clips are converted in the time that a forecast takes.
+MIN_CLIPS_FOR_FORECAST = 2048
+MAX_PROBED_SOURCES = 1000
+# Longer than any healthy file takes, even over a slow network: a read that takes longer hangs.
 READ_TIMEOUT = 1800.0
 
 
 @dataclass(frozen=True)
 class MelspecReport:
-    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` says what else lies in SRC.
+    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` counts the other files in SRC.
 
-    Of those that failed, ``kept`` have their arrays of an earlier conversion, and those of ``set_aside`` lie elsewhere.
+    Of the failed sources, ``kept`` still have their arrays of an earlier conversion in place, and ``set_aside`` have
+    them in a folder of their own.
     """
 
     inputs: int
@@ -91,30 +92,35 @@ class MelspecReport:
         return {**vars(self), "passed_over": self.passed_over.to_dict()}
 
     def summary(self) -> str:
-        """``inputs = done + skipped + failed`` in one line, with the commonest reasons and what was passed over."""
+        """``inputs = done + skipped + failed`` in one line, with the commonest reasons and the files passed over."""
         line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
         reasons = f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
         return line + reasons + (f"; {self.passed_over}" if str(self.passed_over) else "")
 
     def require(self, limit: FailureLimit) -> None:
-        """Raise `TooManyFailuresError` where more failed than ``limit`` allows."""
+        """Raise `TooManyFailuresError` if more sources failed than ``limit`` allows."""
         limit.require(self.failed, self.inputs, f"the rows with status failed in {self.records}/records-*.parquet")
 
 
 @dataclass(frozen=True)
 class MelspecOptions:
-    """How to go about a conversion; nothing here changes a byte of its arrays.
+    """How to carry out a conversion; nothing here changes a byte of its arrays.
 
-    ``workers`` says where they come from; a number means local processes, 0 works in this one. ``retry_failed``
-    converts again what failed before. ``check_sources`` also converts again what has another size or modification time
-    than recorded; where the sources lie in another folder than the one recorded, sizes are compared anyway. ``files``
-    is a CSV file whose column ``source`` names the sources, instead of a scan. ``ffmpeg`` says whether that program
-    decodes what libsndfile cannot open: True requires it, None takes it where it is installed, False does without.
-    ``name`` is that in ``files_<name>.csv``. ``device`` other than ``cpu`` computes there, in one process with as many
-    decoding threads as there are ``workers``; it belongs to a configuration with `DEVICE_RESAMPLER`. ``ignore_space``
-    starts even if the file system looks too small. ``read_timeout``: the seconds that a source may take to be read;
-    then it is a failure row, which the next run tries again. 0: for ever. ``max_failures``: where ``overwrite`` changes
-    the configuration and more sources fail that were converted before, the earlier conversion stays as it is.
+    - ``workers``: where workers come from. A number means local processes; 0 works in this process.
+    - ``retry_failed``: also convert sources that failed before.
+    - ``check_sources``: also convert sources whose size or modification time differs from the record. Sizes are
+      compared anyway if the sources lie in another folder than the one recorded.
+    - ``files``: a CSV file whose column ``source`` names the sources, in place of a scan.
+    - ``ffmpeg``: whether ffmpeg decodes files that libsndfile cannot open. True requires it, None uses it if it is
+      installed, False does without.
+    - ``name``: the name in ``files_<name>.csv``.
+    - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
+      belongs to a configuration with `DEVICE_RESAMPLER`.
+    - ``ignore_space``: start even if the file system looks too small.
+    - ``read_timeout``: the seconds that reading a source may take; 0 means no limit. A source that takes longer becomes
+      a failure row, which the next run tries again.
+    - ``max_failures``: with ``overwrite`` and a new configuration, how many sources that were converted before may
+      fail; if more do, the earlier conversion stays as it is.
     """
 
     workers: WorkerPool | int = 1
@@ -132,14 +138,14 @@ class MelspecOptions:
 
 
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
-    """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call again goes on.
+    """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call resumes.
 
-    A source counts as done when its record says so and its array is there. Rows of earlier failures whose source is
-    no longer there are dropped; arrays stay. A source that was converted before and fails now keeps its array. With
-    ``overwrite`` all sources are converted anew, beside what is there, which stays until the new conversion is whole.
-    Raises `FingerprintConflictError` where ``dst`` was begun with another configuration, `UserError` for requests
-    that cannot be carried out, `TooManyFailuresError` where ``overwrite`` would lose too much, and `OSError` where
-    ``dst`` cannot be written to.
+    A source is done if its record says so and its array exists. Rows of earlier failures are dropped if their source no
+    longer exists; arrays stay. A source that was converted before and fails now keeps its array. With ``overwrite`` all
+    sources are converted again, beside the earlier conversion, which stays until the new one is complete.
+    Raises `FingerprintConflictError` if ``dst`` was begun with another configuration, `UserError` for requests that
+    cannot be carried out, `TooManyFailuresError` if ``overwrite`` would lose too many arrays, and `OSError` if ``dst``
+    cannot be written to.
     """
     started = time.monotonic()
     passed_over = PassedOver()
@@ -151,31 +157,30 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     require_place(files_csv)
     require_own(layout, files_csv)
     with exclusive(layout.melspec):
-        options = _tidied(layout, files_csv, src, config, options)
+        options = _cleaned_up(layout, files_csv, src, config, options)
         if folding := probe_folding(layout.temporaries):
             sources = with_conflicts(sources, folding)
-        into = where_to_convert(layout, config.to_dict(), src, options.overwrite)
+        into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
         plan = _plan(layout, into, sources, src, config, options, folding)
-        if len(plan.pending) > CLIPS_WORTH_A_FORECAST and not options.ignore_space:
+        if len(plan.pending) > MIN_CLIPS_FOR_FORECAST and not options.ignore_space:
             _forecast(layout, plan.pending, config, pool, convert).require_space(dst, stays=into != layout)
         begin = functools.partial(_begin, into, plan, config, src, replaces=into != layout)
         with run_permit(layout) as permit:
-            # Workers elsewhere may stand in another folder.
+            # Workers on other machines may have another working folder.
             function = functools.partial(convert, dst=into.root.absolute() if pool.elsewhere else into.root)
             if options.device == "cpu":
                 function = functools.partial(function, permit=permit)
             reasons = _convert(into, src, function, plan.pending, pool, begin)
-        # A list may name a part of the sources: what failed outside of it is none of its business.
-        # What failed in another folder is none either.
+        # A list may name only part of the sources. Failures outside of it, or in another folder, keep their rows.
         alone = not options.files and is_only_root(frozen_config(into), src)
         compact_records(into, {source.relative for source in sources} if alone else None)
         exchanged = take_place(layout, len(sources), options.max_failures) if into != layout else Exchanged()
         listed = write_list(layout, files_csv, plan.pending if into == layout else sources)
         if into != layout:
             close_exchange(layout)
-        sweep_temporaries(layout.temporaries, shared=True)  # of workers that were killed; others may still be at work
+        sweep_temporaries(layout.temporaries, shared=True)  # of killed workers; others may still be at work
     failed = plan.failed + reasons - exchanged.kept + Counter({KEPT: exchanged.kept.total()})
-    say_kept(layout, failed[KEPT])
+    report_kept(layout, failed[KEPT])
     exchanged.say()
     return MelspecReport(
         inputs=len(sources),
@@ -193,12 +198,12 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     )
 
 
-def _tidied(
+def _cleaned_up(
     layout: LmsLayout, files_csv: Path, src: Path, config: ConvertConfig, options: MelspecOptions
 ) -> MelspecOptions:
-    """Remove what killed runs left, and finish the replacement that one was stopped in.
+    """Remove the leftovers of killed runs, and finish a replacement that was interrupted.
 
-    Returns what is still asked for: with ``overwrite`` nothing more than that replacement, if it is of this request.
+    Returns the options for the rest of the work: without ``overwrite`` if the finished replacement was this request.
     """
     for folder in (layout.temporaries, layout.melspec):
         sweep_temporaries(folder)
@@ -208,18 +213,18 @@ def _tidied(
         return options
     write_list(layout, files_csv, [])
     close_exchange(layout)
-    return replace(options, overwrite=options.overwrite and not goes_on(layout, config.to_dict(), src))
+    return replace(options, overwrite=options.overwrite and not is_resumable(layout, config.to_dict(), src))
 
 
 def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> Forecast:
-    """What `run_melspec` with the same arguments would cost; nothing stays of it.
+    """Estimate what `run_melspec` would cost with the same arguments, and leave nothing behind.
 
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
     sources = _sources(src, dst, config, options)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
-    into = where_to_convert(layout, config.to_dict(), src, options.overwrite)
+    into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
     return _forecast(layout, _plan(layout, into, sources, src, config, options).pending, config, pool, convert)
 
 
@@ -232,13 +237,13 @@ def _plan(
     options: MelspecOptions,
     folding: NameFolding = EXACT,
 ) -> Plan:
-    """What is to be done in ``into``; nothing is written.
+    """Plan the work in ``into``, without writing anything.
 
-    Raises `FingerprintConflictError` and `UserError` as `run_melspec`.
+    Raises `FingerprintConflictError` and `UserError` as `run_melspec` does.
     """
     if into != layout:
         require_replaceable(layout, sources)
-        if not goes_on(into, config.to_dict(), src):
+        if not is_resumable(into, config.to_dict(), src):
             return Plan(sources, 0, Counter())
         return make_plan(
             into, sources, retry_failed=True, check_sources=options.check_sources, same_root=True, folding=folding
@@ -276,13 +281,13 @@ def _forecast(
 
 
 def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, replaces: bool) -> None:
-    """What comes before the first clip, once there are workers: freeze the configuration; where the conversion
-    ``replaces`` another one, forget what was begun for that with another configuration.
+    """Freeze the configuration, once there are workers and before the first clip is converted.
 
-    Sources that lose their arrays lose them before anything is written to those.
+    If the conversion ``replaces`` another one, remove what was begun for it with another configuration. Sources that
+    lose their arrays lose them before anything is written to those arrays.
     """
     if replaces:
-        begin_anew(layout, config.to_dict(), src)
+        begin_replacement(layout, config.to_dict(), src)
     append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
     frozen = frozen_config(layout)
     roots = roots_with(frozen, src, plan)
@@ -292,7 +297,7 @@ def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, r
 
 
 def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
-    """What converts a shard, and by which workers. Raises `UserError` where a device is missing."""
+    """The function that converts a shard, and the pool that runs it. Raises `UserError` if a device is missing."""
     pool = WorkerPool.of(options.workers)
     if options.device == "cpu":
         root = src.absolute() if pool.elsewhere else src
@@ -322,7 +327,7 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
 def _sources(
     src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions, passed_over: PassedOver | None = None
 ) -> list[Source]:
-    """The sources of a run. Raises `UserError` before anything is written where it cannot be carried out."""
+    """The sources of a run. Raises `UserError` if the run cannot be carried out, before anything is written."""
     if options.ffmpeg:
         require_ffmpeg()
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
@@ -339,25 +344,25 @@ def _convert(
     pool: WorkerPool,
     begin: Callable[[], None],
 ) -> Counter[str]:
-    """Convert ``pending``, writing records as they come. Returns the failures counted by reason.
+    """Convert ``pending`` and write records as they come. Returns the failures counted by reason.
 
-    ``begin`` is called once there are workers, before the first of them gets something to do.
+    ``begin`` is called once there are workers, before the first one gets a task.
     """
     reasons: Counter[str] = Counter()
     if not pending:
         begin()
         return reasons
-    poisoned = functools.partial(_give_up, layout)
+    on_worker_death = functools.partial(_give_up, layout)
     keep = {source.relative for source in pending if source.keeps}
     kept: dict[str, tuple[str, str]] = {}
 
     def shards() -> Iterator[list[Source]]:
         begin()
-        yield from split_into_shards(pending, pool.size, LARGEST_SHARD)
+        yield from split_into_shards(pending, pool.size, MAX_SHARD_SIZE)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
         shared = _shared(layout, src, pending) if pool.elsewhere else None
-        for rows in run_shards(function, shards(), pool, poisoned, shared):
+        for rows in run_shards(function, shards(), pool, on_worker_death, shared):
             failures = [row for row in rows if row["status"] == FAILED]
             kept |= {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
             records.add(row for row in rows if row["source"] not in kept)
@@ -369,13 +374,13 @@ def _convert(
 
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
-    """What workers elsewhere must see: the sources, of which one stands for all, and the output."""
-    paths = (src / source.relative for source in pending[:SOURCES_LOOKED_AT])
+    """What workers on other machines must see: the output, and the sources, represented by one existing source."""
+    paths = (src / source.relative for source in pending[:MAX_PROBED_SOURCES])
     return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
 
 
 def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
-    """The row of a source that kills its worker; an array of an earlier version of it goes, unless it is to stay."""
+    """The row of a source that kills its worker. An array of an earlier version is removed unless it must be kept."""
     record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
     if not source.keeps:
         (layout.root / record["file_name"]).unlink(missing_ok=True)

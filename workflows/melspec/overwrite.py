@@ -1,15 +1,11 @@
-"""What may be replaced, and by which run.
+"""Rules for replacing arrays: which run may write, which source folders are known, and how ``--overwrite`` begins.
 
-Who may write to a folder of arrays: the run that was begun last. Workers ask before each file gets its name.
-
-A worker elsewhere may go on for a while when its command has been killed, and a newer run may have begun by then.
-
-The folders that a conversion's sources came from: another one is said, and replaces nothing unasked.
-
-What ``melspec --overwrite`` does to an earlier conversion: nothing, until the new one is whole.
-
-The new conversion is made in the bookkeeping folder of the old one (`beside`), as any other is, and goes on as any
-other does. Then it takes the old one's place (`workflows.melspec.exchange`).
+- Only the run that began last may write to a folder of arrays. A remote worker may outlive its killed command until a
+  newer run has begun, so workers ask for permission before each file gets its name.
+- Sources from another folder than before are reported, and replace nothing unless ``--replace`` is given.
+- ``melspec --overwrite`` leaves an earlier conversion alone until the new one is complete. The new conversion is made
+  in the bookkeeping folder of the old one (`beside`) and resumes like any other. Then it takes the old one's place
+  (`workflows.melspec.exchange`).
 """
 
 from __future__ import annotations
@@ -44,13 +40,13 @@ class SupersededError(UserError):
 
 @dataclass(frozen=True)
 class RunPermit:
-    """Called before something is written for the run that wrote ``token`` to the file ``path``."""
+    """Permission to write, checked before each write for the run that wrote ``token`` to the file ``path``."""
 
     path: str
     token: bytes
 
     def __call__(self) -> None:
-        """Raise `SupersededError` where that run is no longer the one at work."""
+        """Raise `SupersededError` if that run is no longer the current one."""
         found = b""
         with suppress(FileNotFoundError):
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,7 +60,7 @@ class RunPermit:
 
 @contextmanager
 def run_permit(layout: LmsLayout) -> Iterator[RunPermit]:
-    """The permit of a run, for the block; the caller holds the lock of ``layout``. Earlier ones are void."""
+    """The permit of a run, for the block. Earlier permits become void. The caller holds the lock of ``layout``."""
     path = Path(os.path.abspath(layout.melspec / "run"))  # noqa: PTH100
     token = secrets.token_hex(16).encode()
     write_bytes(path, token, durable=False)  # of no use after a power cut
@@ -79,7 +75,7 @@ EARLIER_ROOT = "source_root"  # what earlier versions wrote
 
 
 def known_roots(frozen: Mapping[str, Any] | None) -> list[str]:
-    """The folders that ``config.json`` names; none where nothing was converted yet."""
+    """The source folders that ``config.json`` names; none if nothing was converted yet."""
     if frozen is None:
         return []
     roots = frozen.get(ROOTS) or [frozen.get(EARLIER_ROOT)]
@@ -87,15 +83,17 @@ def known_roots(frozen: Mapping[str, Any] | None) -> list[str]:
 
 
 def is_only_root(frozen: Mapping[str, Any] | None, src: Path) -> bool:
-    """Whether all that was converted came from ``src``."""
+    """Whether everything was converted from ``src``."""
     return frozen is None or known_roots(frozen) == [str(src.resolve())]
 
 
 def require_replacement(
     layout: LmsLayout, frozen: Mapping[str, Any] | None, src: Path, plan: Plan, allowed: bool
 ) -> None:
-    """Say on stderr that ``src`` is another folder than before. Raises `UserError` where arrays of other files with the
-    same names would be replaced and that is not ``allowed``."""
+    """Report on stderr if ``src`` is another folder than before.
+
+    Raises `UserError` if arrays of other files with the same names would be replaced and that is not ``allowed``.
+    """
     if is_only_root(frozen, src):
         return
     roots = known_roots(frozen)
@@ -116,7 +114,7 @@ def require_replacement(
 
 
 def roots_with(frozen: Mapping[str, Any] | None, src: Path, plan: Plan) -> list[str]:
-    """The roots once ``src`` was converted. One that is gone, and whose files ``src`` has, has moved there."""
+    """The roots after ``src`` is converted. A root that is gone, and whose files ``src`` has, was moved there."""
     root = str(src.resolve())
     kept = [other for other in known_roots(frozen) if other == root or not plan.done or Path(other).is_dir()]
     return kept if root in kept else [*kept, root]
@@ -126,25 +124,29 @@ ANEW = "anew"
 
 
 def beside(layout: LmsLayout) -> LmsLayout:
-    """Where the conversion is made that will take the place of that in ``layout``; on the same file system."""
+    """The place, on the same file system, for the conversion that will replace the one in ``layout``."""
     return LmsLayout(layout.melspec / ANEW)
 
 
 def is_converted(layout: LmsLayout) -> bool:
-    """Whether there is anything of an earlier conversion that must not be lost."""
+    """Whether ``layout`` holds anything of an earlier conversion that must not be lost."""
     return bool(record_parts(layout)) or layout.config.exists() or (layout.root / PACKED_FOLDER).is_dir()
 
 
-def where_to_convert(layout: LmsLayout, config: Mapping[str, Any], src: Path, overwrite: bool) -> LmsLayout:
-    """``layout`` itself, or the place beside it: with ``overwrite`` where it holds a conversion, and without where a
-    replacement by ``config`` was begun that the folder has not. Another one that was begun is spoken of on stderr."""
+def conversion_layout(layout: LmsLayout, config: Mapping[str, Any], src: Path, overwrite: bool) -> LmsLayout:
+    """The layout to convert into: ``layout`` itself, or the place `beside` it.
+
+    The place beside it is used with ``overwrite`` if ``layout`` holds a conversion. Without ``overwrite`` it is used if
+    a replacement with ``config`` was begun there and ``layout`` has another configuration. Any other unfinished
+    replacement is reported on stderr.
+    """
     new = beside(layout)
     if overwrite:
         return new if is_converted(layout) else layout
     if not new.root.is_dir():
         return layout
     old = frozen_config(layout)
-    if old is not None and old["config"] != dict(config) and goes_on(new, config, src):
+    if old is not None and old["config"] != dict(config) and is_resumable(new, config, src):
         print(f"m2dprep: going on with the conversion that is to replace {layout.root}.", file=sys.stderr)
         return new
     print(
@@ -155,8 +157,8 @@ def where_to_convert(layout: LmsLayout, config: Mapping[str, Any], src: Path, ov
     return layout
 
 
-def goes_on(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
-    """Whether the conversion that was begun in ``new`` is one of ``src`` with ``config``."""
+def is_resumable(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
+    """Whether the conversion begun in ``new`` converts ``src`` with ``config``."""
     try:
         begun = frozen_config(new)
     except UserError:  # damaged: it begins again
@@ -164,18 +166,18 @@ def goes_on(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
     return begun is not None and begun["config"] == dict(config) and is_only_root(begun, src)
 
 
-def begin_anew(new: LmsLayout, config: Mapping[str, Any], src: Path) -> None:
-    """Remove what was begun in ``new`` by another request."""
-    if not goes_on(new, config, src):
+def begin_replacement(new: LmsLayout, config: Mapping[str, Any], src: Path) -> None:
+    """Prepare ``new``, and remove a conversion that another request began there."""
+    if not is_resumable(new, config, src):
         remove_folder(new.root)
     sweep_temporaries(new.temporaries)
     new.temporaries.mkdir(parents=True, exist_ok=True)
 
 
 def require_replaceable(layout: LmsLayout, sources: Iterable[Source]) -> None:
-    """Raise `UserError` where there are arrays whose sources are not among ``sources``: they would drop out.
+    """Raise `UserError` if there are arrays whose sources are not among ``sources``: they would be lost.
 
-    Records and a pack that cannot be read say nothing; then a line on stderr does.
+    If the records or the pack cannot be read, a line on stderr says so instead.
     """
     outputs = pa.array([output_name(source.relative) for source in sources], pa.string())
     names = _known_arrays(layout)
@@ -189,7 +191,7 @@ def require_replaceable(layout: LmsLayout, sources: Iterable[Source]) -> None:
 
 
 def _known_arrays(layout: LmsLayout) -> pa.Array:
-    """The names in good records and in the pack, each once."""
+    """The distinct array names in the good records and in the pack."""
     found = [pa.array([], pa.string())]
     try:
         if record_parts(layout):

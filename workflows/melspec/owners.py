@@ -1,4 +1,4 @@
-"""Whose array is it: sources that share an output with what the records call converted (``c.wav``, then ``c.flac``)."""
+"""Conflicts about arrays: which source owns an output that several would write (``c.wav``, then ``c.flac``)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from m2dprep.audioprep.discover import Source, output_name
 
 
 class Owners:
-    """The good records by their arrays: for every array the source that it was made from.
+    """The good records by array: for every array, the source that it was made from.
 
-    An array that several good records claim has no owner: its values are those of one of them, and nobody knows which.
+    An array that several good records claim has no owner: it holds the values of one of them, and nobody knows which.
     """
 
     def __init__(self, records: pa.Table, good: np.ndarray, folding: NameFolding = EXACT) -> None:
-        """``good`` (n,) bool says which ``records`` are; of their columns source and file_name are looked at.
+        """``good`` (n,) bool marks the good ``records``, which need the columns source and file_name.
 
-        ``folding`` says which names the file system of the arrays does not tell apart.
+        ``folding`` maps names to one if the arrays' file system does not tell them apart.
         """
         self._rows = np.flatnonzero(good)
         self._sources = records["source"]
-        # Two million names are a hundred megabytes: they are copied where some are left out, and looked up when needed.
+        # Two million names take a hundred megabytes, so they are copied only if some are left out.
         self._folding = folding
         names = folded(records["file_name"], folding)
         self._arrays = names if good.all() else names.take(pa.array(self._rows))
@@ -38,7 +38,7 @@ class Owners:
             self._shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
 
     def without_owner(self, file_names: pa.ChunkedArray) -> np.ndarray:
-        """Which of ``file_names`` several good records claim (n,) bool."""
+        """Which of ``file_names`` are claimed by several good records, (n,) bool."""
         if not len(self._shared):
             return np.zeros(len(file_names), bool)
         names = folded(file_names, self._folding)
@@ -46,7 +46,7 @@ class Owners:
         return found
 
     def claims(self, sources: Sequence[Source]) -> list[list[str]]:
-        """For each of ``sources`` the good records' sources whose array its output is."""
+        """For each of ``sources``, the sources of the good records that claim its output."""
         if not sources:
             return []
         outputs = pa.array([self._folding(output_name(source.relative)) for source in sources], pa.string())
@@ -69,25 +69,27 @@ class Owners:
 
 
 def folded(names: pa.ChunkedArray | pa.Array, folding: NameFolding) -> pa.Array:
-    """The same text for all of ``names`` that mean one file; without ``folding`` the names themselves."""
+    """``names`` with those that mean one file made equal; without ``folding``, the names themselves."""
     if folding:
         return pa.array([folding(name) for name in names.to_pylist()], pa.string())
     return names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
 
 
 def misnamed(records: pa.Table, good: np.ndarray, root: str) -> list[Source]:
-    """Good sources that the records spell as no scan or list does (``./a.wav``), as earlier versions took them from
-    lists: their arrays are those of the sources with the plain names."""
+    """Good sources in a spelling that earlier versions took from lists (``./a.wav``), and that no scan or list has now.
+
+    Their arrays belong to the sources with the plain names.
+    """
     odd = pc.match_substring_regex(records["source"], r"(^|/)\./|//|/\.$").to_numpy()
     names = records["source"].take(pa.array(np.flatnonzero(odd & good))).to_pylist()
     return [Source(name, root, "not_found", f"its name is {Path(name).as_posix()!r} now") for name in names]
 
 
-def settle(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], list[Source]]:
-    """``pending`` with every conflict about an array decided, and the sources that lose theirs to one of them.
+def resolve_conflicts(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], list[Source]]:
+    """Resolve every conflict about an array. Returns ``pending``, and the sources that lose their array to one of them.
 
-    An owner that is still there keeps its array, and others that need its name are conflicts, whichever comes first by
-    name. One that has gone loses it, as do all who claim an array without an owner.
+    An owner that still exists keeps its array, and other sources with the same output become conflicts, whatever the
+    order of their names. An owner that no longer exists loses its array, as do all claimants of an array without owner.
     """
     settled: list[Source] = []
     superseded: dict[str, Source] = {}
@@ -103,7 +105,7 @@ def settle(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], lis
 
 
 def _for_owner(source: Source, owner: str) -> Source:
-    """``source`` where ``owner`` keeps the array: the owner itself is converted, another one is a conflict."""
+    """``source``, if ``owner`` keeps the array: the owner itself is converted, any other source is a conflict."""
     if source.relative == owner:
         return source._replace(reason="", message="") if source.reason == "name_conflict" else source
     return source if source.reason else source._replace(reason="name_conflict", message=_same_output(owner))

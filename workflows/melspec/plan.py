@@ -1,8 +1,6 @@
-"""What a conversion has to do: new sources, changed ones, and those that failed before.
+"""The plan of a conversion: the sources that a scan or a list finds, less those that are done.
 
-Which sources are other files than those that the records speak of: by size, then by time, then by content.
-
-What a conversion has to do: the sources, by a scan or by a list, less what the records say is done.
+A source is compared with its record by size, then by modification time, then by content.
 """
 
 from __future__ import annotations
@@ -28,15 +26,15 @@ from m2dprep.artifacts.tables import SOURCE_COLUMNS, read_names
 from m2dprep.audioprep.decoding.content import digest_of
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
-from m2dprep.workflows.melspec.owners import Owners, folded, misnamed, settle
+from m2dprep.workflows.melspec.owners import Owners, folded, misnamed, resolve_conflicts
 
-# Asking a network file system waits more than it computes.
+# Queries to a network file system spend their time waiting.
 THREADS = 16
-AT_ONCE = 4096
+BATCH_SIZE = 4096
 
 
 class RecordedFiles:
-    """What records say of the files that were converted, row by row: size, time and sampled digest."""
+    """The converted files as the records describe them, one per row: size, time and sampled digest."""
 
     def __init__(self, records: pa.Table) -> None:
         self._sizes = records["source_bytes"].fill_null(-1).to_numpy()
@@ -44,10 +42,11 @@ class RecordedFiles:
         self._digests = records["source_digest"]
 
     def is_another(self, source: Source, row: int, *, by_time: bool) -> bool | None:
-        """Whether ``source`` is another file than that of ``row``; None where it cannot be looked at.
+        """Whether ``source`` is another file than that of ``row``; None if it cannot be read.
 
-        Another size is another file, the same size and time the same one. Where only times differ, ``by_time`` takes
-        it for another one, as it was changed in its place; else the content decides, as copies may have other times.
+        A different size means another file, and the same size and time the same file. If only the time differs, it is
+        another file with ``by_time``, because it was changed in place; otherwise the content decides, because copies
+        may have other times.
         """
         try:
             status = source.path.stat()
@@ -68,8 +67,8 @@ def changed_in_place(
 ) -> np.ndarray:
     """Which of the ``good`` and ``failed`` sources (n,) have another size or time than recorded.
 
-    Good ones that cannot be looked at have changed; failed ones have not. A failed one whose size was never known has
-    changed if it is there.
+    Of the sources that cannot be read, good ones count as changed and failed ones do not. A failed source whose size
+    was never recorded counts as changed if it exists.
     """
 
     def changed(index: int) -> bool:
@@ -84,9 +83,10 @@ def changed_in_place(
 def other_files(
     sources: Sequence[Source], good: np.ndarray, failed: np.ndarray, row_of: np.ndarray, recorded: RecordedFiles
 ) -> np.ndarray:
-    """Which of the ``good`` and ``failed`` sources (n,) of another folder are not those that were converted.
+    """Which of the ``good`` and ``failed`` sources (n,) of another folder are not the files that were converted.
 
-    Good ones that cannot be looked at are others; failed ones, and those whose size was never known, are not.
+    Of the sources that cannot be read, good ones count as other files and failed ones do not. Nor do failed sources
+    whose size was never recorded.
     """
 
     def another(index: int) -> bool:
@@ -106,13 +106,13 @@ def _mask(sources: Sequence[Source], indices: np.ndarray, question: Callable[[in
 
 
 def _answers(indices: np.ndarray, question: Callable[[int], bool]) -> Iterator[tuple[int, bool]]:
-    """The question's answers for the sources at ``indices``, asked by some threads."""
+    """The answers for the sources at ``indices``, asked for by several threads."""
     with (
         ThreadPoolExecutor(THREADS) as pool,
         Progress(len(indices), "compare sources", "files", delay=DELAY_SECONDS) as progress,
     ):
-        for start in range(0, len(indices), AT_ONCE):
-            chunk = indices[start : start + AT_ONCE].tolist()
+        for start in range(0, len(indices), BATCH_SIZE):
+            chunk = indices[start : start + BATCH_SIZE].tolist()
             yield from zip(chunk, pool.map(question, chunk), strict=True)
             progress.advance(len(chunk))
 
@@ -122,10 +122,10 @@ PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "sour
 
 @dataclass(frozen=True)
 class Plan:
-    """The sources still to convert, and how many of the others are done or failed before, by reason.
+    """The sources still to convert, the number that are done, and the earlier failures by reason.
 
-    ``superseded`` are sources with good records that lose their arrays to pending ones; the reasons are in them.
-    ``replaced`` are sources with good records whose arrays would be replaced by those of other files of another folder.
+    ``superseded`` are sources with good records that lose their arrays to pending ones; each holds its reason.
+    ``replaced`` are sources with good records whose arrays files of another folder would replace.
     """
 
     pending: list[Source]
@@ -139,10 +139,9 @@ def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOv
     """All sources that a scan of ``src`` finds, or those that the CSV file ``files`` lists (column source, or else
     file_name or path).
 
-    What a scan sees and does not take is counted in ``passed_over``. What is named and not there becomes a failure row
-    when it is converted. Raises `UserError` where ``src`` is no
-    folder, the list cannot be read, a path leads out of ``src``, there are no sources at all, or one of the two folders
-    has a name that configuration and lists cannot hold.
+    Files that a scan skips are counted in ``passed_over``. A listed source that does not exist becomes a failure row
+    when it is converted. Raises `UserError` if ``src`` is not a folder, the list cannot be read, a path leads out of
+    ``src``, there are no sources, or the name of one of the two folders is not UTF-8.
     """
     for path in (src.resolve(), dst.absolute()):
         _require_text(path)
@@ -180,13 +179,13 @@ def make_plan(
 ) -> Plan:
     """Compare ``sources`` with the records of ``layout``.
 
-    A source is done where its latest record says so and its array is there. Failed ones are left alone unless
-    ``retry_failed``, or the machine was to blame (`TRANSIENT`); so are those that kept an earlier array, which count as
-    failed (`KEPT`). A source to be converted whose array is there and good ``keeps`` it should it fail.
-    ``check_sources`` compares sizes and modification times
-    with those recorded, also of failed ones. Where the records speak of another folder (not ``same_root``), a file of
-    the same name may be a copy or another sound: sizes, times and contents tell. Where a source's output is the array
-    of another one that is still there, it becomes a conflict (`melspec_owners.settle`).
+    A source is done if its latest record says so and its array exists. Failed sources are skipped unless
+    ``retry_failed`` is set or the machine was to blame (`TRANSIENT`). The same holds for sources that kept an earlier
+    array, which count as failed (`KEPT`). A pending source whose array exists and is good ``keeps`` it if it fails.
+    ``check_sources`` compares sizes and modification times with those recorded, including those of failed sources. If
+    the records are about another folder (not ``same_root``), a file of the same name may be a copy or another sound:
+    size, time and content decide. If a source's output is the array of another source that still exists, it becomes a
+    conflict (`workflows.melspec.owners.resolve_conflicts`).
     """
     if not record_parts(layout):
         return Plan(sources, 0, Counter())
@@ -216,7 +215,7 @@ def make_plan(
     left_alone = np.zeros(len(sources), bool) if retry_failed else failed
     reasons = Counter(each or "unknown" for each in reason[left_alone].tolist())
     rows = np.flatnonzero(~(good | left_alone)).tolist()
-    pending, superseded = settle([sources[index] for index in rows], owners)
+    pending, superseded = resolve_conflicts([sources[index] for index in rows], owners)
     pending = [
         source._replace(keeps=True) if there[row] and not source.reason else source
         for row, source in zip(rows, pending, strict=True)
@@ -228,7 +227,7 @@ def make_plan(
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of few different strings as objects, each string once in memory."""
+    """A column of few different strings as an array of objects, with each string in memory once."""
     encoded = column.combine_chunks().dictionary_encode()
     texts = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
     codes: np.ndarray = encoded.indices.fill_null(len(texts) - 1).to_numpy()
@@ -237,7 +236,7 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _present(root: Path, file_names: pa.ChunkedArray, folding: NameFolding) -> np.ndarray:
-    """Which of ``file_names`` are files under ``root`` or in its pack: one scan instead of a question for each."""
+    """Which of ``file_names`` are files under ``root`` or in its pack, found by one scan."""
     found = pa.array(arrays_below(root), pa.string())
     if (packed := packed_names(root)) is not None:
         found = pa.concat_arrays([found, packed])
@@ -247,13 +246,13 @@ def _present(root: Path, file_names: pa.ChunkedArray, folding: NameFolding) -> n
 
 
 def packed_names(root: Path) -> pa.Array | None:
-    """The file names in the finished pack of ``root``, None where there is none."""
+    """The file names in the finished pack of ``root``; None if there is no such pack."""
     opened = PackedStore.open(root, None)
     return None if opened is None else opened[1]
 
 
 def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
-    """Raise `UserError` where a pack holds arrays that shall be made anew: it would go on giving the old values."""
+    """Raise `UserError` if a pack holds arrays that are about to be converted again: it would keep the old values."""
     packed = packed_names(layout.root) if pending else None
     if packed is None:
         return

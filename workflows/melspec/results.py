@@ -1,8 +1,6 @@
-"""What a conversion leaves behind: its records, as they come, and the list of its arrays.
+"""The tables that a conversion writes: records, in parts every few seconds, and the list of arrays that training reads.
 
-Rows of a conversion on their way to the disk: a part of the records every few seconds.
-
-The list of a conversion's arrays, ``files_<name>.csv``, which training reads.
+The list is ``files_<name>.csv``.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ PART_SECONDS = 20.0
 
 
 class RecordBuffer:
-    """Collects rows and writes them as a new part every few seconds, and when it is left, however it is left.
+    """Collects rows and writes them as a new part every few seconds, and whenever the block ends, even by an error.
 
     ``given_up`` counts the good records that could only be written as failures.
     """
@@ -58,21 +56,21 @@ class RecordBuffer:
         self._flush()
 
 
-# Digests of the lists as they were written, by name: who finds another one knows that somebody has changed it.
+# The digests of the lists as they were written, by name. A different digest means that somebody has changed the list.
 WRITTEN = "lists.json"
-# Its key for the fingerprint of the configuration that it was written beside.
+# The key, in that file, of the fingerprint of the configuration beside it.
 CONFIG = "config"
 
 
 def list_path(layout: LmsLayout, name: str | None) -> Path:
-    """Where the list lies. Raises `UserError` where ``name`` is none for ``files_<name>.csv``."""
+    """The path of the list. Raises `UserError` if ``name`` cannot stand in ``files_<name>.csv``."""
     if name is not None and (not name or "/" in name or name in (".", "..")):
         raise UserError(f"--name {name}: a name for files_<name>.csv, neither empty nor a path.")
     return layout.data / f"files_{name}.csv" if name else layout.files_csv
 
 
 def require_place(path: Path) -> None:
-    """Raise `UserError` where the list could not be written at the end, hours from now."""
+    """Raise `UserError` now if the list could not be written at the end, hours later."""
     probe = temporary_path(path.parent)
     try:
         probe.touch()
@@ -82,12 +80,12 @@ def require_place(path: Path) -> None:
 
 
 def require_own(layout: LmsLayout, path: Path) -> None:
-    """Raise `UserError` where the list names arrays of another folder of the data directory: it would lose them."""
+    """Raise `UserError` if the list names arrays of another folder of the data directory, which it would lose."""
     if not path.exists() or (path.name in (written := _written(layout)) and file_digest(path) == written[path.name]):
         return
     try:
         names = pa.array(read_file_list(path, unchecked=True), pa.string())
-    except UserError:  # it is about to be written anew
+    except UserError:  # the list is about to be written again
         return
     others = names.filter(pc.invert(pc.starts_with(names, f"{layout.folder}/")))
     for folder in pc.unique(pc.list_element(pc.split_pattern(others, "/", max_splits=1), 0)).to_pylist():
@@ -98,10 +96,10 @@ def require_own(layout: LmsLayout, path: Path) -> None:
 
 
 def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
-    """Write every array made so far, relative to the data directory, without evaluation clips; returns their number.
+    """Write every array made so far, relative to the data directory, without evaluation clips. Returns their number.
 
-    Says on stderr which come back that somebody (`captions training-list`) has taken out since the list was written;
-    ``pending`` were not in it before. Raises `UserError` where another folder has written it meanwhile.
+    Reports on stderr the arrays that come back after something (`captions training-list`) had taken them out of the
+    list; ``pending`` arrays were not in it before. Raises `UserError` if another folder has written the list meanwhile.
     """
     require_own(layout, path)
     records = read_records(layout, ["file_name", "status"])
@@ -110,9 +108,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     with writing_to(path):  # `captions training-list` may be changing it
         written = _written(layout)
         if path.exists() and path.name in written and file_digest(path) != written[path.name]:
-            _name_what_comes_back(
-                path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending]
-            )
+            _report_relisted(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
         write_file_list(path, listed)
         bound = {CONFIG: (frozen_config(layout) or {}).get("fingerprint")}
         write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})
@@ -122,14 +118,14 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
 def _written(layout: LmsLayout) -> dict[str, Any]:
     try:
         return read_object(layout.melspec / WRITTEN) or {}
-    except UserError:  # it is about to be written anew
+    except UserError:  # it is about to be written again
         return {}
 
 
-def _name_what_comes_back(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
+def _report_relisted(path: Path, listed: Sequence[str], new: Sequence[str]) -> None:
     try:
         known = pa.array([*read_file_list(path), *new], pa.string())
-    except UserError:  # it is about to be written anew
+    except UserError:  # it is about to be written again
         return
     back = pa.array(listed, pa.string())
     back = back.filter(pc.invert(pc.is_in(back, value_set=known)))

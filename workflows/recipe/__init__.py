@@ -1,1 +1,1 @@
-"""Several stages in one file, run in order, and again where something has changed."""
+"""Recipes: several stages in one file, run in order, and run again if something has changed."""

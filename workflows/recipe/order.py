@@ -1,12 +1,8 @@
-"""The order of a recipe's stages, worked out from the files that they read and write.
+"""The order of a recipe's stages, worked out from the files that they read, write and change.
 
-Who waits for whom: worked out from what stages read, write and change, and from their order in the recipe.
-
-A file that one stage writes is there for every stage that reads it, wherever these are written. Where several stages
-write a file one after another (captions that are filled, then added to), each takes the version of the one above it,
-and so does a stage that reads it in between.
-
-Which files a stage reads, writes and changes: worked out from its settings, before it runs.
+A stage's files follow from its settings, before it runs. A stage that reads a file waits for the stage that writes it,
+wherever the two stand in the recipe. If several stages write a file one after another (captions that are filled, then
+added to), each takes the version of the stage above it, and so does a stage between them that reads the file.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from m2dprep.workflows.recipe.schema import Entry, Values
 
 @dataclass
 class Order:
-    """What the stages use, collected in the order of the recipe."""
+    """The files that the stages use, collected in the order of the recipe."""
 
     names: list[str] = field(default_factory=list)
     reads: dict[str, list[Path]] = field(default_factory=dict)
@@ -41,7 +37,7 @@ class Order:
         after: Sequence[str],
         where: Entry,
     ) -> None:
-        """Note a stage. Raises `UserError` where one above it writes the same path."""
+        """Add a stage. Raises `UserError` if a stage above it writes the same path."""
         for path in writes:
             if others := self.makers.get(path):
                 raise where.error(f"{name} and {others[0]} both write {path}.")
@@ -51,7 +47,7 @@ class Order:
         self.reads[name], self.changes[name], self.after[name], self.where[name] = reads, changes, after, where
 
     def maker_for(self, name: str, path: Path) -> str | None:
-        """The stage whose version of ``path`` the stage ``name`` sees; None where it is there without any stage."""
+        """The stage whose version of ``path`` the stage ``name`` sees; None if the path needs no stage."""
         others = [other for other in self.makers.get(path, ()) if other != name]
         place = self.names.index(name)
         above = [other for other in others if self.names.index(other) < place]
@@ -63,7 +59,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Found:
-    """``sequence``: the stages as they run; ``needs``: whom each waits for; ``versions``: as `Stage.versions`."""
+    """``sequence``: the stages as they run. ``needs``: the stages that each waits for. ``versions``: see `Stage`."""
 
     sequence: list[str]
     needs: dict[str, set[str]]
@@ -71,7 +67,7 @@ class Found:
 
 
 def find_order(order: Order) -> Found:
-    """Order the stages, as near to the recipe's order as can be. Raises `UserError` where they wait for each other."""
+    """Order the stages, as close to the recipe's order as possible. Raises `UserError` if they wait for each other."""
     needs: dict[str, set[str]] = {name: set(order.after[name]) for name in order.names}
     versions: dict[str, dict[Path, str | None]] = {name: {} for name in order.names}
     waits: dict[str, set[str]] = {name: set() for name in order.names}
@@ -84,7 +80,7 @@ def find_order(order: Order) -> Found:
                 versions[name][path] = maker = order.maker_for(name, path)
                 waits_for_reader = _next_changer(order, maker, path)
                 if waits_for_reader not in (None, name):
-                    waits[str(waits_for_reader)].add(name)  # it would take the version away
+                    waits[str(waits_for_reader)].add(name)  # it would overwrite the version
     sequence: list[str] = []
     while len(sequence) < len(order.names):
         ready = [
@@ -103,14 +99,14 @@ def _is_versioned(order: Order, path: Path) -> bool:
 
 
 def _next_changer(order: Order, maker: str | None, path: Path) -> str | None:
-    """The stage that writes ``path`` after ``maker``; the first one after None."""
+    """The stage that writes ``path`` next after ``maker``; the first one if ``maker`` is None."""
     makers = order.makers[path]
     following = makers if maker is None else makers[makers.index(maker) + 1 :]
     return next(iter(following), None)
 
 
 READ, WRITE, CHANGE, HOW_TO, NOTHING = "read", "write", "change", "how", "nothing"
-# What every path option of every command is to it. Options that are not here are taken for something that is read.
+# The role of every path option of every command. Options that are not here count as read.
 ROLES: dict[str, dict[str, str]] = {
     "sound-set": {"out": WRITE},
     "melspec": {"src": READ, "dst": WRITE, "files": READ},
@@ -140,16 +136,19 @@ ROLES: dict[str, dict[str, str]] = {
     "zero-shot": {"checkpoint": READ, "clips_csv": READ, "root": NOTHING, "classes": READ},
     "check": {"data": NOTHING},
 }  # fmt: skip
-# Where a cluster's settings are: they decide how, not what.
+# Files with a cluster's settings: they decide how a stage runs, but not what it makes.
 HOW = {"scheduler_file", "cluster_config"}
-# Models are named or lie in a folder; a folder is read.
+# A model is a name or a folder; a folder is read.
 MODEL_KEYS = ("text_model", "probe_text_model", "keyword_model")
 
 
 @dataclass(frozen=True)
 class Uses:
-    """Absolute paths. ``changes`` are read and written in place; ``below`` is whatever stages make in these folders;
-    ``how`` has to be there, but decides nothing about the result."""
+    """The absolute paths that a stage uses.
+
+    ``changes`` are read and written in place. ``below`` are folders whose contents, made by other stages, are read.
+    ``how`` files must exist, but do not affect the result.
+    """
 
     reads: list[Path] = field(default_factory=list)
     writes: list[Path] = field(default_factory=list)
@@ -159,7 +158,7 @@ class Uses:
 
 
 def uses(kind: str, values: Values, root: Path, path_keys: Collection[str]) -> Uses:
-    """What a stage of ``kind`` with these settings uses, relative paths from ``root`` on; but see `reads_of_data`."""
+    """The paths that a stage of ``kind`` uses, starting from ``root``; but see `reads_of_data`."""
     found = Uses()
     for key in path_keys:
         paths = [absolute(root, text) for text in values.get(key, ())]
@@ -175,7 +174,7 @@ def uses(kind: str, values: Values, root: Path, path_keys: Collection[str]) -> U
 
 
 def absolute(root: Path, text: str) -> Path:
-    """``text`` as an absolute path without ``..``; links are not followed."""
+    """``text`` as an absolute path without ``..``, without following links."""
     return Path(os.path.abspath(root / text))  # noqa: PTH100
 
 
@@ -228,9 +227,9 @@ _MORE: dict[str, Callable[[Values, Path, Uses], None]] = {
 
 
 def reads_of_data(kind: str, values: Values, root: Path, makers: Mapping[Path, str]) -> list[Path]:
-    """What ``train`` and ``check`` take from their data directory: what is there, and what other stages make there.
+    """The paths that ``train`` and ``check`` read in their data directory: existing ones, and those of other stages.
 
-    ``makers`` are the kinds of the stages that make a path.
+    ``makers`` maps a path to the kind of the stage that makes it.
     """
     if kind not in ("train", "check"):
         return []
@@ -252,11 +251,11 @@ def reads_of_data(kind: str, values: Values, root: Path, makers: Mapping[Path, s
             absolute(root, text) for key in ("files", "valid_files", "noise_files") for text in values.get(key, ())
         }
         named = {data / f"{path.stem.removeprefix('files_')}_lms" for path in lists}
-        if named <= folders:  # lists of another name may be of any folder
+        if named <= folders:  # lists with other names may belong to any folder
             folders = named
             packs = {pack for pack in packs if pack.parent in named}
     if values.get("embeddings") or values.get("m2d_embeddings"):
-        stores = set()  # those that are named are read, no others
+        stores = set()  # only the named ones are read
     return sorted(lists | stores | folders | packs | {layout.norm_stats})
 
 

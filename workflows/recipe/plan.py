@@ -1,4 +1,4 @@
-"""What a recipe would do now, and why: every stage is done and unchanged, or runs, or is done again."""
+"""The plan of a recipe, with reasons: which stages are skipped because nothing changed, and which run or run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, Identity, Reci
 from m2dprep.workflows.recipe.versions import Versions
 
 SKIP, RUN, REDO, LEFT_OUT = "skip", "run", "redo", "left out"
-# Options that say how a stage works and not what it makes; beside those of clusters.
+# Options that say how a stage works and not what it makes, besides those of clusters.
 HOW = {"workers", "loader_workers", "threads", "max_failures", "ignore_space"}
 HOW_OF = {
     "embed-captions": {"device", "batch_tokens"},
@@ -27,7 +27,7 @@ SHOWN_CHANGES = 4
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done with a stage, and why."""
+    """The action for a stage, and the reason."""
 
     stage: str
     kind: str
@@ -40,15 +40,18 @@ class Decision:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which stages are wanted: from one on (it and what waits for it), up to one (it and what it needs); and which
-    are to run although nothing changed."""
+    """The stages that the user wants.
+
+    ``first`` stands for itself and all stages that wait for it, ``last`` for itself and all stages that it needs, and
+    ``again`` for stages that run even if nothing has changed.
+    """
 
     first: str | None = None
     last: str | None = None
     again: tuple[str, ...] = ()
 
     def wanted(self, recipe: Recipe) -> set[str]:
-        """The names. Raises `UserError` where a stage is not known."""
+        """The names of these stages. Raises `UserError` if a stage is not known."""
         names = {stage.name for stage in recipe.stages}
         for name in self.again:
             recipe.stage(name)
@@ -60,7 +63,7 @@ class Choice:
 
 
 def options_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
-    """The settings that decide what a stage makes; paths as they are shown, so that ways to write them are one."""
+    """The settings that decide what a stage makes. Paths have one form, however the recipe writes them."""
     how = HOW | HOW_OF.get(stage.kind.name, set()) | {o.key for o in stage.kind.options if o.of_cluster}
     paths = {option.key for option in stage.kind.options if option.is_path}
     return {
@@ -71,7 +74,7 @@ def options_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
 
 
 def inputs_of(recipe: Recipe, state: RecipeState, stage: Stage) -> dict[str, Identity | None]:
-    """What a stage reads, as it is now, by path; of a file that several stages write, the version that it sees."""
+    """The present identities of a stage's inputs, by path. Of a file that several stages write, its version counts."""
     versions = Versions(recipe, state)
     known: dict[str, Identity | None] = state.stages.get(stage.name, {}).get("inputs", {})
     found: dict[str, Identity | None] = {}
@@ -85,7 +88,7 @@ def inputs_of(recipe: Recipe, state: RecipeState, stage: Stage) -> dict[str, Ide
 
 
 def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[str] = ()) -> Decision:
-    """What is to be done with a stage whose needs are met, from its record and what lies on disk now."""
+    """The action for a stage whose needs are met, from its record and the present files."""
     record = state.stages.get(stage.name)
     if record is None:
         return _decision(stage, RUN, "not done yet")
@@ -104,7 +107,7 @@ def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[s
 
 
 def make_plan(recipe: Recipe, state: RecipeState, choice: Choice) -> list[Decision]:
-    """What a run would do, without running anything: what waits for a stage that runs is taken to change with it."""
+    """The actions of a run, without running anything. Stages that wait for a running stage count as changed with it."""
     wanted = choice.wanted(recipe)
     plan: list[Decision] = []
     running: set[str] = set()
@@ -125,8 +128,10 @@ def make_plan(recipe: Recipe, state: RecipeState, choice: Choice) -> list[Decisi
 
 
 def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
-    """A line, with the recipe's, for everything that a stage to be run reads, that is not there and that no stage
-    to be run makes."""
+    """A message, with the line of the recipe, for every missing input of a stage that will run.
+
+    Inputs that another stage of the run makes are not missing.
+    """
     lines = []
     runs = {decision.stage for decision in plan if decision.action in (RUN, REDO)}
     for stage in recipe.stages:
@@ -140,7 +145,7 @@ def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
 
 
 def _changes(recipe: Recipe, state: RecipeState, stage: Stage, record: dict[str, Any]) -> list[str]:
-    """What is otherwise than when the stage was begun: settings by name, inputs by path."""
+    """What has changed since the stage was begun: settings by name, inputs by path."""
     old, new = record["options"], options_of(recipe, stage)
     lines = [
         f"{key}: {_shown(old.get(key))} → {_shown(new.get(key))}"
@@ -172,16 +177,18 @@ def _unfinished(record: dict[str, Any]) -> str:
 
 
 def _outputs_gone(recipe: Recipe, state: RecipeState, stage: Stage) -> str | None:
-    """What has become of a file that the stage left, if it is not there as it was; of those that others change after
-    it, whether its version is kept."""
+    """The problem with a missing or changed output of the stage, in words; None if there is none.
+
+    If other stages change an output later, this stage's version must be in place or kept.
+    """
     versions = Versions(recipe, state)
     for path in stage.writes:
         known = state.outputs(stage.name).get(recipe.shown(path))
         makers = recipe.makers[path]
         if len(makers) > 1 or path in stage.uses.changes:
-            if versions.is_a_stranger(path) and makers[-1] == stage.name:
+            if versions.is_foreign(path) and makers[-1] == stage.name:
                 return f"{recipe.shown(path)} was changed since"
-            if not versions.is_at_hand(stage.name, path):
+            if not versions.is_available(stage.name, path):
                 return f"{recipe.shown(path)} as it left it is gone"
             continue
         current = refreshed(path, known)
@@ -191,7 +198,7 @@ def _outputs_gone(recipe: Recipe, state: RecipeState, stage: Stage) -> str | Non
 
 
 def local_time(utc: str) -> str:
-    """A time of a state file as a clock here shows it, to the minute."""
+    """A time of a state file in local time, to the minute."""
     return f"{datetime.fromisoformat(utc).astimezone():%Y-%m-%d %H:%M}"
 
 

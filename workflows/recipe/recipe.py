@@ -1,4 +1,4 @@
-"""A recipe: stages with their settings, in the order in which the files that they read and write let them run."""
+"""A recipe: stages and their settings, in an order that follows from the files that they read and write."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from m2dprep.workflows.recipe.order import Order, Uses, absolute, find_order, re
 from m2dprep.workflows.recipe.schema import Entry, StageKind, Values, did_you_mean, expand, normal, read_recipe_file
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
-# What the top of a recipe may hold: settings for every stage that knows them, beside the stages.
+# Keys at the top of a recipe, beside the stages, that are settings for every stage that has them.
 SHARED = ("data", "seed", "workers")
 TOP = (*SHARED, "cluster", "stages")
-# Settings that say where workers are, other than on this machine.
+# Settings that place workers on other machines.
 WHERE = {"cluster", "scheduler", "scheduler_file"}
 # Kinds whose workers are not one per core, but processes with a text encoder each.
 OTHER_WORKERS = {"embed-captions"}
@@ -23,10 +23,10 @@ OTHER_WORKERS = {"embed-captions"}
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. ``reads`` is all that it reads, ``needs`` the stages that it waits for.
+    """One stage. ``reads`` are all paths that it reads, and ``needs`` the stages that it waits for.
 
-    ``versions`` says, of every file that several stages write one after another, whose version this one sees; None is
-    the file as it was before all of them.
+    Several stages may write a file one after another. For each such file, ``versions`` names the stage whose version
+    this stage sees; None means the file as it was before all of them.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Stage:
 
     @property
     def file_name(self) -> str:
-        """The name for its files: log and result."""
+        """The stage's name in the names of its log and its result."""
         return self.name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that has been read; ``stages`` are in the order in which they run."""
+    """A recipe that has been read. ``stages`` are in the order in which they run."""
 
     file: Path
     data: Path
@@ -59,15 +59,15 @@ class Recipe:
 
     @property
     def root(self) -> Path:
-        """The folder that relative paths are relative to: the recipe's own."""
+        """The recipe's folder, which relative paths start from."""
         return self.file.parent
 
     def shown(self, path: Path) -> str:
-        """``path`` relative to the recipe's folder where it lies in it."""
+        """``path``, relative to the recipe's folder if it lies in it."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name. Raises `UserError`, naming the nearest, where there is none."""
+        """The stage of that name. Raises `UserError`, with the nearest name, if there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -75,7 +75,7 @@ class Recipe:
         raise UserError(f"{self.file} has no stage {name!r}{did_you_mean(name, names)}")
 
     def needed_by(self, name: str) -> set[str]:
-        """The stages that a stage waits for, directly or not, and itself."""
+        """The stage itself and all stages that it waits for, directly or not."""
         found = {self.stage(name).name}
         for stage in reversed(self.stages):
             if stage.name in found:
@@ -83,7 +83,7 @@ class Recipe:
         return found
 
     def waiting_for(self, name: str) -> set[str]:
-        """The stages that wait for a stage, directly or not, and itself."""
+        """The stage itself and all stages that wait for it, directly or not."""
         found = {self.stage(name).name}
         for stage in self.stages:
             if found & set(stage.needs):
@@ -93,7 +93,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class _Written:
-    """A stage as it is written down, before it is known what the others make."""
+    """A stage as the file has it, before the outputs of the other stages are known."""
 
     name: str
     kind: StageKind
@@ -106,10 +106,10 @@ class _Written:
 def read_recipe(
     path: Path, kinds: Mapping[str, StageKind], variables: Mapping[str, Callable[[], str]] | None = None
 ) -> Recipe:
-    """The recipe in the YAML file ``path``; ``variables`` are known to it besides ``data`` and the environment.
+    """Read the recipe in the YAML file ``path``, which may use ``variables`` besides ``data`` and the environment.
 
-    Raises `UserError`, naming file and line, where a key is unknown, a value is of another type, or stages write the
-    same file or wait for each other.
+    Raises `UserError`, naming file and line, if a key is unknown, a value has the wrong type, or stages write the same
+    file or wait for each other.
     """
     path = absolute(Path.cwd(), str(path))
     top = read_recipe_file(path)
@@ -139,7 +139,7 @@ def _known(entry: Entry, what: str, keys: Iterable[str]) -> dict[str, Entry]:
 
 
 def _cluster(entry: Entry, kinds: Mapping[str, StageKind]) -> dict[str, Entry]:
-    """The settings under ``cluster``, which every stage takes that knows them."""
+    """The settings under ``cluster``, for every stage that has them."""
     known = {option.key for kind in kinds.values() for option in kind.options if option.of_cluster}
     entries = {normal(key): value for key, value in entry.mapping("cluster").items()}
     for key, value in entries.items():
@@ -149,7 +149,7 @@ def _cluster(entry: Entry, kinds: Mapping[str, StageKind]) -> dict[str, Entry]:
 
 
 def _require_known_somewhere(shared: Mapping[str, Entry], kinds: Mapping[str, StageKind]) -> None:
-    """Check the types of what is set for all stages, also where no stage of this recipe takes it."""
+    """Check the types of the settings for all stages, including settings that no stage of this recipe has."""
     for key, entry in shared.items():
         options = [option for kind in kinds.values() if (option := kind.option(key)) is not None]
         if options and entry.value is not None:
@@ -170,10 +170,10 @@ def _written(
 
 
 def _with_shared(entries: dict[str, Entry], shared: Mapping[str, Entry], kind: StageKind) -> dict[str, Entry]:
-    """``entries`` and what is set for all stages, where they do not say it themselves.
+    """``entries`` completed with the settings for all stages.
 
-    A stage with its own ``workers``, or its own place for them, does not go to the cluster of all; and on a cluster the
-    ``workers`` of all, processes of this machine, mean nothing.
+    A stage with its own ``workers``, or its own place for them, does not use the common cluster. On a cluster, the
+    common ``workers`` do not apply, because they are processes of this machine.
     """
     own = {option.key: entry for key, entry in entries.items() if (option := kind.option(key)) is not None}
     options = {key: option for key in shared if (option := kind.option(key)) is not None and option.key not in own}
@@ -208,7 +208,7 @@ def _after(entry: Entry | None) -> tuple[str, ...]:
 
 
 def _ordered(path: Path, data: Path, written: list[_Written]) -> Recipe:
-    """The stages with what they read, whom they wait for, and in their order."""
+    """The recipe with its stages in order, each with the files that it reads and the stages that it waits for."""
     files: dict[str, str] = {}
     for stage in written:
         if (other := files.setdefault(stage.name.replace(" ", "-"), stage.name)) != stage.name:

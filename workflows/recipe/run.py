@@ -1,8 +1,6 @@
-"""Running a recipe, stage after stage.
+"""Running a recipe: each stage in turn, as the command that one would type, unless it is done and unchanged.
 
-The few figures that say how a stage went, from the JSON that its command prints.
-
-Running a recipe: stage after stage, what is done and unchanged left out, each as the command one would type.
+A few figures of each stage come from the JSON that its command prints.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from m2dprep.workflows.recipe.plan import (
     options_of,
 )
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
-from m2dprep.workflows.recipe.stage_process import HandedOn, run_stage
+from m2dprep.workflows.recipe.stage_process import SignalRelay, run_stage
 from m2dprep.workflows.recipe.state import (
     DONE,
     FAILED,
@@ -45,20 +43,20 @@ from m2dprep.workflows.recipe.state import (
     same,
     this_process,
 )
-from m2dprep.workflows.recipe.versions import Versions, bring_back, forget, reuse_flags, set_aside
+from m2dprep.workflows.recipe.versions import Versions, remove_old_store, restore_store, reuse_flags, set_store_aside
 
-# Keys at the top of a result, by kind of stage; of other kinds the first numbers.
+# The keys of a result to show, by kind of stage. For other kinds, the first `MAX_FIGURES` numbers are shown.
 CHOSEN = {
     "stats": ("mean", "std", "count_files"),
     "embed-captions": ("rows", "dim"),
     "train": ("epochs", "steps", "loss", "clips"),
     "zero-shot": ("accuracy", "clips", "failed"),
 }
-MOST = 4
+MAX_FIGURES = 4
 
 
 def read_figures(kind: str, result: Path) -> dict[str, Any]:
-    """Numbers by name, none where the result cannot be read; of ``check`` what was checked and what was found."""
+    """The figures of a result by name, none if it cannot be read. For ``check``: the items checked and the problems."""
     try:
         value = load_json(result)
     except (OSError, ValueError):
@@ -70,7 +68,7 @@ def read_figures(kind: str, result: Path) -> dict[str, Any]:
     numbers = {key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
     if kind in CHOSEN:
         return {key: numbers[key] for key in CHOSEN[kind] if key in numbers}
-    return dict(list(numbers.items())[:MOST])
+    return dict(list(numbers.items())[:MAX_FIGURES])
 
 
 def _count(value: Any) -> int:
@@ -79,17 +77,17 @@ def _count(value: Any) -> int:
 
 BLOCKED = "blocked"
 CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
-# Work of more than this is not replaced for a changed setting unless one asks for it.
-REPLACED_FREELY_SECONDS = 3600.0
-# Kinds that know by themselves whether what is there is theirs (exit code 5), so that they are first run without
-# --overwrite. The others replace what the recipe made before.
-KNOW_THEIR_OUTPUT = {
+# More work than this is not replaced because of a changed setting, unless the user asks for it.
+MAX_REPLACED_SECONDS = 3600.0
+# Kinds that recognise an output with other settings (exit code 5), so they first run without --overwrite. The other
+# kinds replace what the recipe made before.
+DETECT_OTHER_SETTINGS = {
     *("sound-set", "melspec", "pack", "embed-captions", "embeddings import", "train", "captions keywords"),
 }
 
 
 class StageFailedError(UserError):
-    """A stage did not end well; the exit code is its own."""
+    """A stage failed; the exit code is that of the stage."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -98,7 +96,7 @@ class StageFailedError(UserError):
 
 @dataclass
 class Outcome:
-    """What became of a stage: ``status`` is done, skipped, failed, stopped, blocked or left out."""
+    """The outcome of a stage: ``status`` is done, skipped, failed, stopped, blocked or left out."""
 
     stage: str
     kind: str
@@ -113,7 +111,7 @@ class Outcome:
 
 
 class RecipeRun:
-    """One run of a recipe; ``outcomes`` fills up with every stage. ``overwrite`` replaces what is in the way."""
+    """One run of a recipe. Every stage adds to ``outcomes``. ``overwrite`` replaces outputs that are in the way."""
 
     def __init__(self, recipe: Recipe, choice: Choice, *, overwrite: bool = False) -> None:
         self.recipe, self.choice, self.overwrite = recipe, choice, overwrite
@@ -122,14 +120,17 @@ class RecipeRun:
         self._versions = Versions(recipe, self.state)
 
     def run(self) -> None:
-        """Run what is to be run. Raises `UserError` before anything runs where an input is missing or another run of
-        this recipe goes on, and `StageFailedError` with the code of the first stage that did not end well."""
+        """Run the planned stages.
+
+        Raises `UserError` before anything runs if an input is missing or this recipe is already running, and
+        `StageFailedError` with the exit code of the first stage that failed.
+        """
         plan = make_plan(self.recipe, self.state, self.choice)
         if missing := missing_inputs(self.recipe, plan):
             raise UserError("\n  ".join(missing))
         wanted = self.choice.wanted(self.recipe)
         self.state.folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.state.folder), HandedOn() as signals:
+        with exclusive(self.state.folder), SignalRelay() as signals:
             self.state.stages = RecipeState.of(self.recipe).stages  # another run may have ended just now
             for stage in self.recipe.stages:
                 if stage.name in wanted:
@@ -140,14 +141,14 @@ class RecipeRun:
                     break
         self._raise_for_failures(signals.received)
 
-    def _stage(self, stage: Stage, signals: HandedOn) -> None:
+    def _stage(self, stage: Stage, signals: SignalRelay) -> None:
         bad = [outcome.stage for outcome in self.outcomes if outcome.status in (FAILED, STOPPED, BLOCKED)]
         if waits := [name for name in stage.needs if name in bad]:
             self._note(stage, BLOCKED, f"waits for {', '.join(waits)}")
             return
         decision = decide(self.recipe, self.state, stage, self.choice.again)
         if decision.action == SKIP:
-            self._versions.settle(stage)
+            self._versions.restore(stage)
             self._note(stage, "skipped", decision.reason)
             _say(f"── {stage.name}: {decision.reason}")
             return
@@ -157,13 +158,13 @@ class RecipeRun:
             code = self._replace(stage, decision, signals)
         self._finish(stage, decision, code, signals)
 
-    def _attempt(self, stage: Stage, decision: Decision, signals: HandedOn, *flags: str) -> int:
-        """Run the stage's command once; returns its exit code."""
+    def _attempt(self, stage: Stage, decision: Decision, signals: SignalRelay, *flags: str) -> int:
+        """Run the stage's command once. Returns its exit code."""
         self._versions.need(stage)
         for path in stage.uses.writes:
-            self._versions.save_stranger(path)
+            self._versions.save_foreign(path)
         again = self.overwrite and stage.name in self.choice.again and stage.kind.replaces
-        anew = again or self._is_in_the_way(stage) or self._has_other_sources(stage)
+        anew = again or self._has_old_output(stage) or self._has_other_sources(stage)
         extra = sorted({*flags, *(["--overwrite"] if anew else [])})
         extra += [] if extra else reuse_flags(stage)
         arguments = [*stage.kind.words, *extra, "--json", *stage.kind.arguments(stage.values)[len(stage.kind.words) :]]
@@ -196,42 +197,44 @@ class RecipeRun:
         self.state.put(stage.name, seconds=seconds, worked_seconds=round(worked + seconds, 1))
         return code
 
-    def _is_in_the_way(self, stage: Stage) -> bool:
-        """Whether a stage that does not look for itself would stumble over what this recipe made before."""
-        if not stage.kind.replaces or stage.kind.name in KNOW_THEIR_OUTPUT:
+    def _has_old_output(self, stage: Stage) -> bool:
+        """Whether earlier output of this recipe is in the way of a stage that does not recognise it itself."""
+        if not stage.kind.replaces or stage.kind.name in DETECT_OTHER_SETTINGS:
             return False
         began = stage.name in self.state.stages
         return any(path.exists() and (self.overwrite or began) for path in stage.uses.writes)
 
     def _has_other_sources(self, stage: Stage) -> bool:
-        """Whether the recordings of a conversion are made by a stage, and have changed: then arrays of recordings that
-        are gone must not stay, as they do where somebody's own recordings are moved away."""
+        """Whether a stage makes the recordings of this conversion, and they have changed.
+
+        Arrays of recordings that are gone must then go. If a user moves recordings of their own away, arrays stay.
+        """
         if stage.kind.name != "melspec" or stage.name not in self.state.stages:
             return False
         src = absolute(self.recipe.root, stage.values["src"][0])
         made = any(path in self.recipe.makers for path in (src, *src.parents))
         return made and not same(self.state.stages[stage.name]["inputs"].get(self.recipe.shown(src)), identity(src))
 
-    def _replace(self, stage: Stage, decision: Decision, signals: HandedOn) -> int:
-        """Run a stage again that has found an output of other settings, if it may replace it; returns its exit code."""
-        if self.state.stages[stage.name].get("redo") and not self.overwrite and set_aside(stage):
+    def _replace(self, stage: Stage, decision: Decision, signals: SignalRelay) -> int:
+        """Rerun a stage that found an output with other settings, if it may replace it. Returns its exit code."""
+        if self.state.stages[stage.name].get("redo") and not self.overwrite and set_store_aside(stage):
             _say(f"{stage.name}: what was encoded before is used where texts are the same.")
             code = self._attempt(stage, decision, signals)
             if code != CONFLICT:
                 return code
-            bring_back(stage)
+            restore_store(stage)
         flag = self._may_replace(stage)
         return CONFLICT if flag is None else self._attempt(stage, decision, signals, flag)
 
     def _may_replace(self, stage: Stage) -> str | None:
-        """``--overwrite`` if the stage, which found an output of other settings, may replace it."""
+        """``--overwrite`` if the stage, which found an output with other settings, may replace it."""
         record = self.state.stages[stage.name]
         if not stage.kind.replaces:
             return None
         if self.overwrite:
             return "--overwrite"
         worked = record.get("worked_seconds", 0.0)
-        if record.get("redo") is None or worked > REPLACED_FREELY_SECONDS:
+        if record.get("redo") is None or worked > MAX_REPLACED_SECONDS:
             hours = f", which took {duration(worked)}" if record.get("redo") else ""
             _say(
                 f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another "
@@ -241,7 +244,7 @@ class RecipeRun:
         _say(f"{stage.name}: what this recipe made with other settings is replaced.")
         return "--overwrite"
 
-    def _finish(self, stage: Stage, decision: Decision, code: int, signals: HandedOn) -> None:
+    def _finish(self, stage: Stage, decision: Decision, code: int, signals: SignalRelay) -> None:
         status = DONE if code == 0 else STOPPED if signals.received or code in (INTERRUPTED, REQUEUE) else FAILED
         figures = read_figures(stage.kind.name, self.state.result(stage)) if code == 0 else {}
         changes: Mapping[str, Any] = {}
@@ -250,7 +253,7 @@ class RecipeRun:
             for path in stage.writes:
                 if path in stage.versions or len(self.recipe.makers[path]) > 1:
                     self._versions.keep(stage.name, path)
-            forget(stage)
+            remove_old_store(stage)
             changes = {"outputs": outputs, "result": figures, "redo": None}
         self.state.put(stage.name, status=status, exit_code=code, ended=now(), **changes)
         seconds = self.state.stages[stage.name]["seconds"]

@@ -1,8 +1,6 @@
-"""What a recipe file may say.
+"""The content of a recipe file: strict YAML whose values know their line, ``${variables}``, and the kinds of stages.
 
-A recipe file as values that know their line: strict YAML, and ``${variables}`` in its texts.
-
-What a stage of a recipe may be and which options it takes; the command line hands its own commands in this form.
+The command line describes its own commands as `StageKind` and `Option`.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from m2dprep.artifacts.settings import read_yaml, scalar_value
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 MERGE_TAG = "tag:yaml.org,2002:merge"
-DEEPEST = 16
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and where it is written. ``value`` is a scalar, a list of entries, or a dictionary of them by key.
+    """A value and its place in the file. ``value`` is a scalar, a list of entries, or a dictionary of entries.
 
-    ``written`` is a number as it stands there: YAML takes 12:00:00 for 43200.
+    ``written`` is the text of a number as it stands in the file: YAML reads 12:00:00 as 43200.
     """
 
     value: Any
@@ -38,11 +36,11 @@ class Entry:
     written: str | None = None
 
     def error(self, message: str) -> UserError:
-        """A `UserError` that names file and line."""
+        """A `UserError` that names the file and the line."""
         return UserError(f"{self.file}, line {self.line}: {message}")
 
     def mapping(self, what: str) -> dict[str, Entry]:
-        """The entries of a mapping, none for null. Raises `UserError` where it is something else."""
+        """The entries of a mapping, none for null. Raises `UserError` for any other value."""
         if self.value is None:
             return {}
         if not isinstance(self.value, dict):
@@ -50,14 +48,14 @@ class Entry:
         return self.value
 
     def text(self, what: str) -> str:
-        """A text. Raises `UserError` where it is something else."""
+        """The value as a text. Raises `UserError` if it is not one."""
         if not isinstance(self.value, str):
             raise self.error(f"{what} must be a text, not {self.kind}.")
         return self.value
 
     @property
     def kind(self) -> str:
-        """What the value is, in words for messages."""
+        """The type of the value, in words for messages."""
         if isinstance(self.value, dict):
             return "keys with values"
         if isinstance(self.value, list):
@@ -68,14 +66,14 @@ class Entry:
 
 
 def read_recipe_file(path: Path) -> Entry:
-    """The YAML file ``path``. Raises `UserError`, naming the line, where it is not sound YAML or sets a key twice."""
+    """Read the YAML file ``path``. Raises `UserError`, naming the line, if it is not valid YAML or sets a key twice."""
     node = read_yaml(path, "a recipe; `m2dprep init` writes one").node
     return Entry(None, path, 1) if node is None else _entry(node, path, node.start_mark.line + 1)
 
 
 def _entry(node: yaml.Node, file: Path, line: int, depth: int = 0) -> Entry:
-    if depth > DEEPEST:
-        raise UserError(f"{file}, line {line}: nested more than {DEEPEST} deep.")
+    if depth > MAX_DEPTH:
+        raise UserError(f"{file}, line {line}: nested more than {MAX_DEPTH} deep.")
     if isinstance(node, yaml.MappingNode):
         return Entry(_mapping(node, file, depth), file, line)
     if isinstance(node, yaml.SequenceNode):
@@ -87,7 +85,7 @@ def _entry(node: yaml.Node, file: Path, line: int, depth: int = 0) -> Entry:
 
 
 def _mapping(node: yaml.MappingNode, file: Path, depth: int) -> dict[str, Entry]:
-    """A mapping's entries, each at the line of its key; what ``<<`` merges in is overridden by its own keys."""
+    """A mapping's entries, each with the line of its key. The mapping's own keys override those merged with ``<<``."""
     merged: dict[str, Entry] = {}
     own: dict[str, Entry] = {}
     for key, value in node.value:
@@ -104,9 +102,9 @@ def _mapping(node: yaml.MappingNode, file: Path, depth: int) -> dict[str, Entry]
 
 
 def expand(entry: Entry, variables: Mapping[str, Callable[[], str]]) -> Entry:
-    """``entry`` with ``${NAME}`` and ``${NAME:-otherwise}`` in its texts replaced, and a leading ``~``.
+    """``entry`` with ``${NAME}``, ``${NAME:-otherwise}`` and a leading ``~`` in its texts replaced.
 
-    A name is one of ``variables``, or of the environment. Raises `UserError` where it is neither.
+    A name is looked up in ``variables``, then in the environment. Raises `UserError` if it is in neither.
     """
 
     def value_of(match: re.Match[str]) -> str:
@@ -136,11 +134,11 @@ Values = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Option:
-    """An option or argument of a command. ``flag`` is None for an argument; ``off`` switches a flag off, if it can;
-    ``of_cluster`` options say where workers come from. ``default`` is as one would write it, ``worked_out`` describes
-    one that depends on other things.
+    """An option or argument of a command.
 
-    ``convert`` raises `ValueError` with a message for a text that is no such value.
+    ``flag`` is None for an argument. ``off`` is the form that switches a flag off, if there is one. ``of_cluster``
+    options say where workers come from. ``default`` is the text of a fixed default, and ``worked_out`` describes one
+    that depends on other things. ``convert`` raises `ValueError` with a message for a text that is not valid.
     """
 
     key: str
@@ -159,7 +157,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def texts(self, entry: Entry) -> list[str]:
-        """The values of ``entry`` as texts. Raises `UserError`, naming file and line, where one is of another type."""
+        """The values of ``entry`` as texts. Raises `UserError`, naming file and line, if one has the wrong type."""
         if isinstance(entry.value, dict):
             raise entry.error(f"{self.key} must be {self._wanted}, not keys with values.")
         if isinstance(entry.value, list) and not self.multiple:
@@ -193,8 +191,11 @@ class Option:
 
 @dataclass(frozen=True)
 class StageKind:
-    """A command that a recipe may run. ``words`` are what one types after ``m2dprep``; ``not_here`` are options that
-    recipes do not take, with the reason."""
+    """A command that a recipe may run.
+
+    ``words`` follow ``m2dprep`` on the command line. ``not_here`` are the options that recipes do not take, with the
+    reason.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -203,21 +204,23 @@ class StageKind:
     not_here: dict[str, str] = field(default_factory=dict)
 
     def option(self, key: str) -> Option | None:
-        """The option that ``key`` means, under any of its names; dashes count as underscores."""
+        """The option with the name or alias ``key``; dashes count as underscores."""
         key = normal(key)
         return next((option for option in self.options if key == option.key or key in option.aliases), None)
 
     @property
     def replaces(self) -> bool:
-        """Whether ``--overwrite`` makes it start anew."""
+        """Whether the command can start over with ``--overwrite``."""
         return "overwrite" in self.not_here
 
     def keys(self) -> list[str]:
         return [option.key for option in self.options]
 
     def values(self, entries: dict[str, Entry], where: Entry) -> Values:
-        """The settings of a stage. Raises `UserError` for a key that the command does not have, naming the nearest
-        that it has, for a value of another type, and for what is missing. Null is the command's own default."""
+        """The settings of a stage. Null means the command's own default.
+
+        Raises `UserError` for an unknown key (with the nearest known one), a value of the wrong type, and missing keys.
+        """
         values: Values = {}
         for key, entry in entries.items():
             option = self.option(key)
@@ -238,7 +241,7 @@ class StageKind:
         return f"{self.name} has no {key!r}{did_you_mean(normal(key), self.keys())}"
 
     def arguments(self, values: Values) -> list[str]:
-        """The command line of ``values`` without the program's name, options first."""
+        """The command line for ``values`` without the program's name; options come first."""
         line = list(self.words)
         for option in self.options:
             for text in values.get(option.key, ()) if option.flag else ():
@@ -255,6 +258,6 @@ def normal(key: str) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str] | Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest of the ``known`` words."""
+    """The text ``; did you mean 'x'?`` with the nearest of the ``known`` words."""
     nearest = difflib.get_close_matches(word, list(known), 1, cutoff=0.0)
     return f"; did you mean {nearest[0]!r}?" if nearest else "."

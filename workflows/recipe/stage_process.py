@@ -1,8 +1,6 @@
-"""One stage as a process of its own, and its log.
+"""One stage as a process of its own: output to the screen and a log, its result in a file, signals relayed.
 
-The log of a stage: its lines, and of a progress bar that is drawn over and over one state every half minute.
-
-One stage as a process of its own: its words on the screen and in a log, its result in a file, signals handed on.
+The log holds the stage's lines. Of a progress bar, which is redrawn all the time, it holds one state per half minute.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ LAST_BYTES = 8192
 
 
 class StageLog:
-    """Appends a stage's words to a file, after a line with the time and the command."""
+    """Appends a stage's output to a file, after a line with the time and the command."""
 
     def __init__(self, path: Path, arguments: Sequence[str]) -> None:
         self._file = path.open("ab")
@@ -41,7 +39,7 @@ class StageLog:
         self._bar_written = time.monotonic()
 
     def write(self, words: bytes) -> None:
-        """Add words, which may end anywhere in a line."""
+        """Add output, which may end anywhere in a line."""
         *lines, self._open_line = (self._open_line + words).split(b"\n")
         for line in lines:
             self._line(line)
@@ -50,7 +48,7 @@ class StageLog:
             self._open_line = b""
 
     def _line(self, line: bytes) -> None:
-        """Write what is to be seen of a line in the end: the last of all states that were drawn over each other."""
+        """Write a line as it finally looks: the last of the states that were drawn over each other."""
         states = [state for state in line.split(b"\r") if state.strip()]
         self._file.write((states[-1] if states else b"") + b"\n")
         self._file.flush()
@@ -68,7 +66,7 @@ class StageLog:
 
 
 def last_line(path: Path) -> str | None:
-    """The last line of a log that says something; None where there is none yet."""
+    """The last line of output in a log; None if there is none yet."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LAST_BYTES))
@@ -80,8 +78,8 @@ def last_line(path: Path) -> str | None:
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
-# What reaches a stage instead of a signal: a closed terminal asks it to stop as a batch system would.
-HANDED_ON = {
+# The signal that a stage gets for each signal here: a closed terminal asks it to stop as a batch system would.
+RELAYED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -89,10 +87,10 @@ HANDED_ON = {
 }
 
 
-class HandedOn:
-    """While entered, stop signals end no process here, but are noted in ``received`` and handed on to the stage.
+class SignalRelay:
+    """Inside the block, stop signals do not end this process; they are noted in ``received`` and passed to the stage.
 
-    What this process was started to ignore (nohup, jobs in the background) stays ignored.
+    Signals that this process was started to ignore (nohup, background jobs) stay ignored.
     """
 
     def __init__(self) -> None:
@@ -100,25 +98,25 @@ class HandedOn:
         self._process: subprocess.Popen[bytes] | None = None
         self._previous: dict[signal.Signals, object] = {}
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _relay(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(HANDED_ON[signal.Signals(number)])
+            self._process.send_signal(RELAYED[signal.Signals(number)])
 
     @contextmanager
     def to(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Hand on to ``process``, for the block; at once what came before there was one."""
+        """Pass signals to ``process``, for the block; one that came earlier is sent at once."""
         self._process = process
         if self.received is not None:
-            process.send_signal(HANDED_ON[signal.Signals[self.received]])
+            process.send_signal(RELAYED[signal.Signals[self.received]])
         try:
             yield
         finally:
             self._process = None
 
-    def __enter__(self) -> HandedOn:
-        watched = [number for number in HANDED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._hand_on) for number in watched}
+    def __enter__(self) -> SignalRelay:
+        watched = [number for number in RELAYED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._relay) for number in watched}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,14 +130,14 @@ def run_stage(
     folder: Path,
     log: Path,
     result: Path,
-    signals: HandedOn,
+    signals: SignalRelay,
     started: Callable[[int], object],
 ) -> int:
-    """Run ``m2dprep <arguments>`` in ``folder``; returns its exit code, 128 + n where the signal n ended it.
+    """Run ``m2dprep <arguments>`` in ``folder``. Returns its exit code, or 128 + n if signal n ended it.
 
-    What it says on stderr goes to ours and to ``log``; on a terminal it sees one, so that bars are drawn. Its stdout
-    becomes the file ``result``. It is a session of its own: a Ctrl-C reaches it once, through ``signals``; and if this
-    process is killed, it is told to stop. ``started`` is called with its process id.
+    Its stderr goes to ours and to ``log``; if ours is a terminal, so is its own, and bars are drawn. Its stdout becomes
+    the file ``result``. It has a session of its own, so Ctrl-C reaches it once, through ``signals``. If this process is
+    killed, the stage is told to stop. ``started`` is called with the stage's process id.
     """
     parent = os.getpid()
     reader, writer = _terminal() if sys.stderr.isatty() else os.pipe()
@@ -170,7 +168,7 @@ def run_stage(
 
 
 def _words(reader: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """What the process says, as it comes; until it has ended, even where a child of it still holds the line."""
+    """Yield the output of a process until it ends, even if one of its children still holds the other end open."""
     while True:
         ended = process.poll() is not None
         ready, _, _ = select.select([reader], [], [], 0 if ended else POLL_SECONDS)
@@ -180,7 +178,7 @@ def _words(reader: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
             continue
         try:
             words = os.read(reader, 65536)
-        except OSError as error:  # a terminal whose other side is closed
+        except OSError as error:  # the other side of the terminal is closed
             if error.errno != errno.EIO:
                 raise
             words = b""
@@ -189,7 +187,7 @@ def _words(reader: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         elif ended:
             return
         else:
-            time.sleep(POLL_SECONDS)  # it closed stderr and goes on
+            time.sleep(POLL_SECONDS)  # it closed stderr and still runs
 
 
 def _show(words: bytes) -> None:
@@ -203,7 +201,7 @@ def _show(words: bytes) -> None:
 
 
 def _terminal() -> tuple[int, int]:
-    """A terminal (our side, its side) as wide as ours that changes no byte."""
+    """A pseudo-terminal (our side, its side) as wide as ours that changes no byte."""
     ours, its = pty.openpty()
     modes = termios.tcgetattr(its)
     modes[1] &= ~termios.OPOST
@@ -217,7 +215,7 @@ def _terminal() -> tuple[int, int]:
 
 
 def _stop_with(parent: int) -> None:
-    """In the new process: be told to stop when ``parent`` dies, however it dies (Linux)."""
+    """In the new process: ask the kernel for SIGTERM when ``parent`` dies, however it dies (Linux)."""
     prctl = getattr(_LIBC, "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,21 +1,21 @@
-"""How far a recipe has come, and what its files are at the moment.
+"""The state of a recipe: which stages are done, and the identities of the files that they read and wrote.
 
-What a file or folder is at the moment, cheaply: a millionfold folder is known by what describes it, never by a walk.
+Identities are cheap: a folder of millions of files is identified by the files that describe it, never by a full walk.
 
-| what | is known by |
+| path | identity |
 |---|---|
-| a file | size and modification time; where these differ, SHA-256 of up to 1 GiB decides |
+| a file | size and modification time; if these differ, the SHA-256 of a file of up to 1 GiB decides |
 | log-mels | the fingerprint in ``_melspec/config.json``; names, sizes and times of the record files |
 | a pack, an embedding store | its ``meta.json``, which is written last |
 | a training run | the fingerprint in its ``config.json``; name, size and time of its newest checkpoint |
-| any other folder | the times of it and its sub-folders, among the first 4,096 entries |
+| any other folder | the modification times of it and its sub-folders, among the first 4,096 entries |
 
-How far a recipe has come: ``state.json`` beside the data, logs and results of its stages, and versions of files.
+The state lies beside the data:
 
-DATA/_recipe/<recipe>/state.json          one record a stage, written whole at every change
-DATA/_recipe/<recipe>/<stage>.log         its words, of all attempts
+DATA/_recipe/<recipe>/state.json          one record per stage; the file is replaced at every change
+DATA/_recipe/<recipe>/<stage>.log         the stage's output, of all attempts
 DATA/_recipe/<recipe>/<stage>.json        its result, as the command prints it with --json
-DATA/_recipe/<recipe>/versions/           what each stage left of a file that several write (hard links)
+DATA/_recipe/<recipe>/versions/           each stage's version of a file that several stages write (hard links)
 DATA/_recipe/<recipe>/lock                held while the recipe runs
 """
 
@@ -42,12 +42,12 @@ from m2dprep.workflows.recipe.recipe import Recipe, Stage
 
 Identity = dict[str, Any]
 META = "meta.json"
-LARGEST_DIGEST = 2**30
-ENTRIES_LOOKED_AT = 4096
+MAX_DIGESTED_BYTES = 2**30
+MAX_ENTRIES = 4096
 
 
 def identity(path: Path) -> Identity | None:
-    """JSON values that change with what lies at ``path``; None where nothing does."""
+    """JSON values that change with the content of ``path``; None if nothing is there."""
     if path.is_file():
         return _file(path)
     if not path.is_dir():
@@ -63,7 +63,7 @@ def identity(path: Path) -> Identity | None:
 
 
 def same(old: Identity | None, new: Identity | None) -> bool:
-    """Whether two identities are of the same content; a file that was only touched or written again is the same."""
+    """Whether two identities mean the same content. A file that was only touched, or rewritten equally, is the same."""
     if old is None or new is None:
         return old is new
     if "meta" in old and "meta" in new:
@@ -74,7 +74,7 @@ def same(old: Identity | None, new: Identity | None) -> bool:
 
 
 def refreshed(path: Path, known: Identity | None) -> Identity | None:
-    """`identity`, but a file whose size and time are those of ``known`` is not read again."""
+    """`identity`, except that a file with the size and time of ``known`` is not read again."""
     before = (known or {}).get("meta", known)
     file = path / META if known is not None and "meta" in known else path
     if before and "mtime_ns" in before and file.is_file() and _stat(file)[1:] == [before["size"], before["mtime_ns"]]:
@@ -84,7 +84,7 @@ def refreshed(path: Path, known: Identity | None) -> Identity | None:
 
 def _file(path: Path) -> Identity:
     _, size, mtime_ns = _stat(path)
-    digest = {"sha256": file_digest(path)} if size <= LARGEST_DIGEST else {}
+    digest = {"sha256": file_digest(path)} if size <= MAX_DIGESTED_BYTES else {}
     return {"size": size, "mtime_ns": mtime_ns, **digest}
 
 
@@ -110,9 +110,9 @@ def _newest_checkpoint(run: Path) -> Path | None:
 
 
 def _folders(root: Path) -> Iterator[str]:
-    """``path time`` of the folder and of those below it that are among the first entries of a walk; reads no file."""
+    """``path time`` of the folder and of the folders among the first entries of a walk; no file is read."""
     yield f". {root.stat().st_mtime_ns}"
-    for entry in islice(_walk(root), ENTRIES_LOOKED_AT):
+    for entry in islice(_walk(root), MAX_ENTRIES):
         if entry.is_dir():
             yield f"{os.path.relpath(entry.path, root)} {entry.stat().st_mtime_ns}"
 
@@ -136,13 +136,13 @@ Record = dict[str, Any]
 
 
 def now() -> str:
-    """The time as it stands in state files: UTC, whole seconds."""
+    """The present time in the form of state files: UTC, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass
 class RecipeState:
-    """The records of a recipe's stages by name, and where its files lie."""
+    """The records of a recipe's stages by name, and the folder of its files."""
 
     folder: Path
     recipe: Path
@@ -150,7 +150,7 @@ class RecipeState:
 
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeState:
-        """The state of a recipe, empty where it never ran. Raises `UserError` where it cannot be read."""
+        """The state of a recipe, empty if it never ran. Raises `UserError` if it cannot be read."""
         folder = recipe.data / FOLDER / recipe.file.stem
         return cls(folder, recipe.file, read_state(folder).get("stages", {}))
 
@@ -161,7 +161,7 @@ class RecipeState:
         return self.folder / f"{stage.file_name}.json"
 
     def version(self, recipe: Recipe, stage: str | None, path: Path) -> Path:
-        """Where the version of ``path`` is kept that ``stage`` left; None: what was there before all stages."""
+        """Where ``stage``'s version of ``path`` is kept; None means the version before all stages."""
         before = "before" if stage is None else f"after-{recipe.stage(stage).file_name}"
         return self.folder / "versions" / f"{before}--{path.parent.name}--{path.name}"
 
@@ -172,13 +172,13 @@ class RecipeState:
         write_object(self.folder / "state.json", {"format": FORMAT, "recipe": str(self.recipe), "stages": self.stages})
 
     def outputs(self, name: str) -> dict[str, Identity | None]:
-        """What a stage left when it last ended well, by path."""
+        """The identities of a stage's outputs when it last succeeded, by path."""
         found: dict[str, Identity | None] = self.stages.get(name, {}).get("outputs", {})
         return found
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of ``folder/state.json``, empty where there is none. Raises `UserError` where it cannot be read."""
+    """The content of ``folder/state.json``, empty if there is none. Raises `UserError` if it cannot be read."""
     path = folder / "state.json"
     try:
         value = read_object(path)
@@ -194,7 +194,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def this_process(pid: int) -> Mapping[str, Any]:
-    """What a record says about the process that works on a stage."""
+    """The part of a record that names the process working on a stage."""
     return {"pid": pid, "host": platform.node()}
 
 
@@ -211,15 +211,18 @@ def is_locked(folder: Path) -> bool:
 
 
 def keep_version(path: Path, kept: Path) -> None:
-    """Keep ``path`` as it is now at ``kept``: a hard link where the file system can, as files are replaced whole."""
+    """Keep the present version of ``path`` at ``kept``, by a hard link if possible.
+
+    A link is safe because files are always replaced as a whole.
+    """
     kept.parent.mkdir(parents=True, exist_ok=True)
     _link(path, kept)
 
 
 def put_back(kept: Path, path: Path) -> None:
-    """Make ``path`` the version at ``kept`` again, atomically."""
+    """Atomically restore ``path`` to the version at ``kept``."""
     _link(kept, path)
-    if list_digest_path(path).exists():  # a list's, of the version that has gone
+    if list_digest_path(path).exists():  # it belongs to the version that was replaced
         write_list_digest(path)
 
 

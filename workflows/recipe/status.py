@@ -1,8 +1,6 @@
-"""Plans, outcomes and states of recipes, for people and machines.
+"""The status of recipes, for people and machines: every stage with its state, its times and its next action.
 
-How far recipes have come, for people and machines: every stage with its state, times, and what it would do next.
-
-Plans, outcomes and states of recipes as tables for a terminal.
+Plans, outcomes and states are also laid out as tables for a terminal.
 """
 
 from __future__ import annotations
@@ -22,15 +20,15 @@ from m2dprep.workflows.recipe.run import Outcome
 from m2dprep.workflows.recipe.stage_process import last_line
 from m2dprep.workflows.recipe.state import DONE, FOLDER, RUNNING, RecipeState, is_locked, read_state
 
-# A running stage says something at least every half minute.
+# A stage that prints nothing for this long is not running: stages print something at least every half minute.
 SILENT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """``state``: done, outdated (something has changed since), running, failed, stopped, killed, or remaining.
+    """The status of a stage: done, outdated (something has changed since), running, failed, stopped, killed, remaining.
 
-    ``next`` is what a run would do and why, None where it would do nothing.
+    ``next`` is the action of a run and its reason; None if a run would do nothing.
     """
 
     stage: str
@@ -48,7 +46,7 @@ class StageStatus:
 
 
 def recipe_status(recipe: Recipe) -> list[StageStatus]:
-    """The state of every stage of a recipe."""
+    """The status of every stage of a recipe."""
     state = RecipeState.of(recipe)
     plan = {decision.stage: decision for decision in make_plan(recipe, state, Choice())}
     found = []
@@ -61,7 +59,7 @@ def recipe_status(recipe: Recipe) -> list[StageStatus]:
 
 
 def folder_status(folder: Path) -> list[StageStatus]:
-    """The state of every stage that a state folder knows, where the recipe itself is not at hand."""
+    """The status of every stage in a state folder, for use if the recipe itself is not at hand."""
     return [
         _stage(name, record["kind"], record, folder, folder / f"{name.replace(' ', '-')}.log", None)
         for name, record in read_state(folder)["stages"].items()
@@ -105,8 +103,10 @@ def _stage(
 
 
 def _is_alive(record: dict[str, Any], folder: Path, log: Path) -> bool:
-    """Whether the run that works on a stage is there: it holds the lock, or, on another machine whose lock cannot be
-    seen from here, has said something lately."""
+    """Whether the run that works on a stage is alive.
+
+    It holds the lock. A lock on another machine may be invisible here; then a recent line in the log counts.
+    """
     if is_locked(folder):
         return True
     if record.get("host") == platform.node():
@@ -115,14 +115,14 @@ def _is_alive(record: dict[str, Any], folder: Path, log: Path) -> bool:
 
 
 def plan_table(recipe: Recipe, plan: list[Decision]) -> str:
-    """A line a stage: what would be done, why, and for whom it waits."""
+    """One line per stage: the action, the reason, and the stages that it waits for."""
     waits = {stage.name: ", ".join(stage.needs) for stage in recipe.stages}
     rows = [[decision.stage, decision.action, decision.reason, waits[decision.stage]] for decision in plan]
     return table([["stage", "", "why", "waits for"], *rows])
 
 
 def outcome_table(outcomes: list[Outcome]) -> str:
-    """A line a stage: what became of it, how long it took, and its figures or the reason."""
+    """One line per stage: the outcome, the time, and the figures or the reason."""
     rows = [["stage", "", "time", ""]]
     for outcome in outcomes:
         words = figures(outcome.figures) if outcome.status in ("done", "skipped") else outcome.reason
@@ -132,7 +132,7 @@ def outcome_table(outcomes: list[Outcome]) -> str:
 
 
 def status_table(stages: list[StageStatus]) -> str:
-    """A line a stage: its state, how long it took, and its figures or what comes next."""
+    """One line per stage: the state, the time, and the figures or the next action."""
     rows = [["stage", "state", "time", ""]]
     for stage in stages:
         words = (
@@ -143,12 +143,12 @@ def status_table(stages: list[StageStatus]) -> str:
 
 
 def figures(values: dict[str, Any]) -> str:
-    """``accuracy 0.96, clips 100``."""
+    """Figures as a text like ``accuracy 0.96, clips 100``."""
     return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in values.items())
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns two spaces apart."""
+    """``rows`` as text, with columns two spaces apart."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

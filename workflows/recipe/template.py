@@ -1,4 +1,4 @@
-"""Recipes to begin with: AudioSet with every option of every stage in comments, and the demo."""
+"""Recipes to start from: one for AudioSet, with every option of every stage in comments, and one for the demo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z0-9])")
 
 @dataclass(frozen=True)
 class Draft:
-    """A stage as it is written down; an ``optional`` one as a comment."""
+    """A stage of a template; an ``optional`` one is written as a comment."""
 
     name: str
     kind: str
@@ -136,7 +136,7 @@ def demo_recipe() -> str:
 
 
 def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -> str:
-    """The text of a recipe for AudioSet, every option of its stages in comments, made of the stages' own options."""
+    """The text of a recipe for AudioSet, with every option of its stages in comments."""
     return HEAD.format(name=name) + "\n".join(_stage(draft, kinds[draft.kind]) for draft in AUDIOSET)
 
 
@@ -179,9 +179,9 @@ def _line(text: str, comment: str) -> str:
 
 
 def scalar(text: str) -> str:
-    """``text`` as YAML, quoted where it would be read as something else."""
+    """``text`` as YAML, quoted if it would be read as something else."""
     try:
         plain = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date that there cannot be
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as an impossible date
         return json.dumps(text, ensure_ascii=False)
     return text if str(plain) == text or isinstance(plain, int | float) else json.dumps(text, ensure_ascii=False)

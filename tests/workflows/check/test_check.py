@@ -1,4 +1,4 @@
-"""`check` finds every way in which a data directory can fail to fit together, and nothing in one that fits."""
+"""`check` finds every way in which the files of a data directory can disagree, and no problem in a sound one."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def states(data: Path) -> dict[str, str]:
 
 
 def test_a_name_that_two_listed_files_share_is_no_caption_of_theirs(data: Path) -> None:
-    """A table's clip `plain` may be that of either folder; `dog/plain` is that of one."""
+    """A table's clip `plain` may belong to either folder; `dog/plain` belongs to one."""
     lms = data / "audioset_lms"
     for folder in ("dog", "cat"):
         (lms / folder).mkdir()
@@ -102,7 +102,7 @@ def test_a_name_that_two_listed_files_share_is_no_caption_of_theirs(data: Path) 
 
 
 def test_two_conversions_of_a_clip_share_its_caption(data: Path) -> None:
-    """They are never trained on together, so neither takes it from the other."""
+    """The two conversions are never trained on together, so neither takes the caption from the other."""
     shutil.copytree(data / "audioset_lms", data / "wide_lms")
     config = json.loads((data / "wide_lms/_melspec/config.json").read_text())
     (data / "wide_lms/_melspec/config.json").write_text(json.dumps({**config, "fingerprint": "other"}))

@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers as programs of their own, as one starts them by hand; for tests of clusters."""
+"""A Dask scheduler and workers as separate programs, as one starts them by hand; for tests of clusters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DaskProcesses:
     def worker(
         self, *arguments: str, prefix: Sequence[str] = (), root: Path = ROOT, count: int = 1
     ) -> subprocess.Popen[bytes]:
-        """Start ``count`` single-threaded workers under one nanny process; ``root`` is where they import from."""
+        """Start ``count`` single-threaded workers, which import from ``root``, under one nanny process."""
         options = ["--nthreads", "1", "--nworkers", str(count), "--no-dashboard", "--death-timeout", "20", *arguments]
         options += ["--local-directory", str(self.folder / "scratch")]
         environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (root, ROOT)))}

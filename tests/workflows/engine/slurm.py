@@ -1,4 +1,4 @@
-"""A SLURM of one node in a folder: munged, slurmctld and slurmd of its own, on free ports."""
+"""A SLURM of one node in a folder, with its own munged, slurmctld and slurmd on free ports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubsc
 
 
 def why_not() -> str:
-    """Why SLURM cannot be brought up here; empty where it can."""
+    """Why SLURM cannot be started here; empty if it can."""
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         return f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)"
     return "" if os.geteuid() == 0 else "bringing up SLURM needs root"
@@ -77,7 +77,7 @@ class Slurm:
                 megabytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20,
             )
         )
-        # Two devices that are none: GPUs are counted and handed out, and nobody finds them.
+        # Two fake devices: GPUs are counted and allocated, but do not exist.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         places = {"key-file": "key", "socket": "socket", "pid-file": "munged.pid", "log-file": "log", "seed-file": "s"}
         self._run("munged", *(f"--{option}={self.folder / 'munge' / name}" for option, name in places.items()))
@@ -108,11 +108,11 @@ class Slurm:
         return self._run("squeue", "--noheader", "--states", "all", "--jobs", job, "--format", "%T").strip()
 
     def signal_script(self, job: str, name: str) -> None:
-        """Signal the script of a job and nothing else of it, as ``--signal=B:…`` does before the wall time."""
+        """Signal only the script of a job, as ``--signal=B:…`` does before the wall time."""
         self._run("scancel", "--batch", "--signal", name, job)
 
     def start_soon(self, job: str) -> None:
-        """Let a job that was queued again start in 3 s, not 2 minutes; at once, its node would refuse it."""
+        """Let a requeued job start after 3 s, not 2 minutes. If it started at once, its node would refuse it."""
         self._run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
     def _run(self, *command: str, check: bool = True) -> str:
@@ -122,7 +122,7 @@ class Slurm:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A Dask cluster that was started by hand: its workers are checked, killed, too slow, restarted; its scheduler dies."""
+"""A Dask cluster started by hand: its workers are checked, killed, too slow or restarted; its scheduler dies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def die_on(shard: Sequence[int], deadly: int) -> list[int]:
 
 
 def hang_once(shard: Sequence[int], folder: Path) -> list[int]:
-    """The first to do item 5 hangs, and would leave a file."""
+    """The first worker to compute item 5 hangs, and would later leave a file."""
     with (folder / f"{shard[0]}.done").open("a") as file:
         file.write("x")
     if 5 in shard:
@@ -88,7 +88,7 @@ def test_what_hangs_near_the_end_is_done_elsewhere_and_does_not_outlive_the_run(
 
 
 def other_checkout(folder: Path) -> Path:
-    """The same package with one line more."""
+    """A copy of the package with one more line."""
     shutil.copytree(ROOT / "m2dprep", folder / "m2dprep", ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "m2dprep" / "artifacts" / "errors.py").open("a") as file:
         file.write("# another version\n")
@@ -103,7 +103,7 @@ def test_workers_of_another_version_are_refused_at_the_start_and_left_out_later(
     late: list[subprocess.Popen[bytes]] = []
 
     def shards() -> Iterator[list[int]]:
-        """Until the late worker has been closed."""
+        """Compute until the late worker has been closed."""
         for item in itertools.count():
             if item == 2:
                 late.append(cluster.worker(root=other))

@@ -1,4 +1,4 @@
-"""The engine: every row comes back once, killed workers cost nothing but their shard, errors end the run."""
+"""The engine: every row comes back once, killed workers cost only their shard, errors end the run."""
 
 import functools
 import os
@@ -78,10 +78,10 @@ def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
 
 def test_every_local_worker_has_one_of_the_gpus_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
-    pool = WorkerPool(local=2, gpu_each=True)
+    pool = WorkerPool(local=2, gpu_per_worker=True)
 
     def shards() -> Iterator[list[int]]:
-        """Until both have worked."""
+        """Compute until both workers have worked."""
         for item in range(1000):
             if seen == {"5", "3"}:
                 return

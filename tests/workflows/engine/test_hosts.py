@@ -1,4 +1,4 @@
-"""Scheduler and workers on hosts of their own, made of network namespaces; one of them is cut off in the middle."""
+"""Scheduler and workers on separate hosts, made of network namespaces; one is cut off during the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIPS = 400
 
 
 class Hosts:
-    """A host with the scheduler and one for each worker, each of these connected to the first alone."""
+    """One host for the scheduler and one per worker, each connected only to the scheduler's."""
 
     def __init__(self, workers: int) -> None:
         self.names = [f"m2dprep-{os.getpid()}-{number}" for number in range(workers + 1)]
@@ -62,7 +62,7 @@ class Hosts:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
     def on(self, number: int) -> list[str]:
-        """What makes a command run on that host; 0 is the scheduler's."""
+        """The command prefix that runs a command on that host; 0 is the scheduler's."""
         return ["ip", "netns", "exec", self.names[number]]
 
 

@@ -36,7 +36,7 @@ def test_wall_times_that_are_none(text: str) -> None:
 
 
 def test_values_stay_what_they_are_in_the_file(tmp_path: Path) -> None:
-    """YAML would make 43200 of an unquoted 12:00:00, which SLURM takes for minutes."""
+    """YAML would read an unquoted 12:00:00 as 43200, which SLURM takes for minutes."""
     path = settings_file(tmp_path, "walltime: 12:00:00\ncores: 8\nmemory: 16GB\njobs: 3\nprologue: |\n  a\n  b\n")
     settings = read_job_settings(path)
     assert (settings.walltime, settings.cores, settings.jobs, settings.prologue) == ("12:00:00", 8, 3, ("a", "b"))
@@ -141,7 +141,7 @@ def test_a_line_break_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_settings_of_dask_that_cannot_be_read(tmp_path: Path) -> None:
-    """They only matter where Dask does the work, and then are an error with the file's name."""
+    """Broken settings matter only if Dask does the work; then they are an error with the file's name."""
     home = tmp_path / "home" / ".config" / "dask"
     home.mkdir(parents=True)
     (home / "broken.yaml").write_text("distributed: [never closed\n  x: {")

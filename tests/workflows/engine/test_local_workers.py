@@ -1,4 +1,4 @@
-"""Local workers: nothing of the machine's or the user's settings keeps them from working in silence; nobody gets in."""
+"""Local workers: no setting of the machine or the user stops them silently, and no other user can reach them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def melspec(src: Path, dst: Path, prefix: Sequence[str] = (), **settings: Any) -
 
 
 def limited(words: str) -> list[str]:
-    """What runs a command under ``ulimit``."""
+    """The command prefix that runs a command under ``ulimit``."""
     return ["bash", "-c", f'ulimit {words}; exec "$@"', "bash"]
 
 
@@ -118,7 +118,7 @@ def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 class Deadly:
-    """A function that kills whoever reads it."""
+    """A function that kills the process that unpickles it."""
 
     def __init__(self, marker: Path | None = None) -> None:
         self.marker = marker
@@ -161,14 +161,14 @@ def test_a_function_that_cannot_be_loaded_is_an_error() -> None:
 
 
 def forbid_others(shard: Sequence[int], marker: Path) -> list[int]:
-    """From the first shard on no other worker comes up, and this one goes."""
+    """After the first shard this worker dies, and no other one comes up."""
     marker.unlink(missing_ok=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return list(shard)
 
 
 class Once(Deadly):
-    """Can be read as long as a marker is there."""
+    """A function that can be unpickled only while a marker exists."""
 
     def __reduce__(self) -> Any:
         return load_once, (self.marker,)
@@ -187,7 +187,7 @@ def test_workers_that_go_for_good_in_the_middle_end_the_run_with_75(tmp_path: Pa
 
 
 def test_nobody_else_can_reach_a_local_run(tmp_path: Path) -> None:
-    """No process of it has a port; the socket pairs have no name."""
+    """No process of the run has a port, and the socket pairs have no name."""
     parts = run_shards(slow, [[item] for item in range(6)], 2, unexpected)
     next(parts)
     here = psutil.Process()
@@ -206,7 +206,7 @@ from tests.workflows.engine.test_local_workers import unexpected
 from m2dprep.workflows.engine.engine import run_shards
 
 def hang(shard):
-    program = subprocess.Popen(["sleep", "300"])  # as ffmpeg is
+    program = subprocess.Popen(["sleep", "300"])  # like ffmpeg
     for process in (os.getpid(), program.pid):
         open(sys_argv[0] + f"/{process}", "w").close()
     time.sleep(300)
@@ -234,7 +234,7 @@ original = os.open
 
 def open_(path, *arguments, **options):
     if str(path).endswith("3.wav"):
-        os.read(os.pipe()[0], 1)  # a mount that is dead
+        os.read(os.pipe()[0], 1)  # like a dead mount
     return original(path, *arguments, **options)
 
 os.open = open_
@@ -271,7 +271,7 @@ def read_slowly(shard: Sequence[int]) -> list[int]:
     import m2dprep.artifacts.reading
 
     m2dprep.artifacts.reading.SLOW_SECONDS = m2dprep.artifacts.reading.LOOK_SECONDS = 0.2
-    time.sleep(1.2)  # until the watch looks again
+    time.sleep(1.2)  # until the watch checks again
     with m2dprep.artifacts.reading.reading("/mnt/dead/a\x1b.wav"):
         time.sleep(3)
     return list(shard)

@@ -1,4 +1,4 @@
-"""A real SLURM of one node: workers as its jobs, cancelled and replaced; the client killed and started again."""
+"""A real SLURM of one node: workers in jobs are cancelled and replaced; the client is killed and restarted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def settings(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> J
 
 
 def whose(shard: Sequence[int]) -> list[tuple[int, str]]:
-    """Each item with the job that did it."""
+    """Each item with the job that computed it."""
     time.sleep(0.05)
     return [(item, os.environ["SLURM_JOB_ID"]) for item in shard]
 
@@ -81,7 +81,7 @@ def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings:
     cancelled: list[str] = []
 
     def shards() -> Iterator[list[int]]:
-        """Until three jobs have worked."""
+        """Compute until three jobs have worked."""
         for item in itertools.count():
             if len(set(seen)) == 2 and not cancelled:
                 cancelled.append(seen[-1])
@@ -102,7 +102,7 @@ def test_a_cancelled_job_is_replaced_and_nothing_is_lost(slurm: Slurm, settings:
 def test_jobs_that_cannot_come_up_end_the_run(
     slurm: Slurm, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_jobs, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(slurm_jobs, "MAX_PAUSE", 0.2)
     broken = WorkerPool(slurm=replace(settings, prologue=("exit 3",)))
     with pytest.raises(ClusterLostError, match=r"SLURM jobs in a row ended before .*logs"):
         list(run_shards(whose, [[1]], broken, unexpected))
@@ -159,7 +159,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
 
 
 class Noting:
-    """`encode_shard`, slowly; leaves a file with the name of its job, and begins when two jobs are there."""
+    """A slow `encode_shard` that leaves a file with the name of its job, and begins when two jobs are up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -184,7 +184,7 @@ def test_embed_captions_with_a_job_cancelled_gives_the_bytes_of_one_process(
     embed_with_workers(captions, tmp_path / "here", request)
     jobs = tmp_path / "jobs"
     jobs.mkdir()
-    monkeypatch.setattr(embed_captions, "BLOCKS_A_SHARD", 1)
+    monkeypatch.setattr(embed_captions, "BLOCKS_PER_SHARD", 1)
     monkeypatch.setattr(embed_captions, "encode_shard", Noting(jobs))
     cancelled: list[str] = []
 
@@ -253,7 +253,7 @@ def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
 def test_nobody_without_a_certificate_of_the_run_gets_in(
     slurm: Slurm, settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the scheduler nor a worker nor its nanny; and the certificates are this user's alone, and go."""
+    """Strangers reach neither scheduler, workers nor nannies; certificates are private to the user and are removed."""
     from distributed.security import Security
 
     private = tmp_path / "private place"
@@ -271,7 +271,7 @@ def test_nobody_without_a_certificate_of_the_run_gets_in(
         if found.status == "LISTEN"
     }
     stranger = Security.temporary().get_connection_args("client")["ssl_context"]
-    doors = {door for door in doors if is_open(*door[1:])}  # a worker of an earlier run may have been seen as it ended
+    doors = {door for door in doors if is_open(*door[1:])}  # a worker of an earlier run may have been ending
     assert len(doors) >= 5, "those of the scheduler, of workers and of their nannies"
     for process, host, port in doors:
         assert refuses(stranger, host, port)
@@ -311,17 +311,17 @@ def is_open(host: str, port: int) -> bool:
 
 
 def refuses(stranger: ssl.SSLContext, host: str, port: int) -> bool:
-    """Whether a port does not talk to somebody with certificates of his own."""
+    """Whether a port refuses a client with other certificates."""
     with socket.create_connection((host, port), 5) as raw:
         try:
             with stranger.wrap_socket(raw) as connection:
-                return connection.recv(1) == b""  # the newest TLS says so late
+                return connection.recv(1) == b""  # TLS 1.3 refuses late
         except (ssl.SSLError, OSError):
             return True
 
 
 def ask(host: str, port: int, page: str) -> bytes:
-    """What a port says to a browser."""
+    """The answer of a port to a browser."""
     with socket.create_connection((host, port), 5) as connection:
         connection.sendall(f"GET {page} HTTP/1.0\r\n\r\n".encode())
         try:

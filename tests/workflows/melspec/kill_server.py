@@ -1,6 +1,6 @@
 """Runs the melspec job again and again in forks of one warm process, each killed just before its n-th step on disk.
 
-A program for test_melspec_kills.py: one JSON request a line on stdin, one line back that says how the fork ended.
+A program for test_melspec_kills.py: it reads one JSON request per line on stdin, and answers how the fork ended.
 """
 
 import json
@@ -24,7 +24,7 @@ STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"
 
 
 class Countdown:
-    """Counts steps that change something under a folder, and kills the process just before step ``last``."""
+    """Counts the steps that change anything under a folder, and kills the process just before step ``last``."""
 
     def __init__(self, folder: str, last: int) -> None:
         self.folder, self.last, self.steps = folder, last, 0
@@ -47,7 +47,7 @@ class Countdown:
 
 
 def run(request: dict[str, Any]) -> int:
-    """The job in this process; returns the number of its steps."""
+    """Run the job in this process. Returns the number of its steps."""
     countdown = Countdown(request["data"], request["kill_before"])
     sys.addaudithook(countdown.audit)
     os.fsync = countdown.counted(os.fsync)
@@ -77,7 +77,7 @@ def in_fork(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    melspec.LARGEST_SHARD = 3
-    record_buffer.PART_SECONDS = 0.0  # a part for every shard
+    melspec.MAX_SHARD_SIZE = 3
+    record_buffer.PART_SECONDS = 0.0  # one part per shard
     for line in sys.stdin:
         print(json.dumps(in_fork(json.loads(line))), flush=True)

@@ -1,4 +1,4 @@
-"""The melspec job: the same command goes on where it stopped, to the same bytes whatever happened before."""
+"""The melspec job: the same command resumes, and ends with the same bytes whatever happened before."""
 
 import functools
 import os
@@ -46,7 +46,7 @@ def convert(src: Path, **settings: object) -> MelspecReport:
 
 
 def snapshot(data: Path) -> dict[str, bytes]:
-    """Every byte under the data directory; of the records only the columns that do not depend on the source's date."""
+    """All bytes under the data directory; of the records, only columns that do not depend on the sources' dates."""
     files = {path.relative_to(data).as_posix(): path for path in data.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if path.name != "lock"}
 
@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(src: Path, monkeypatc
 
     original = melspec.convert_shard
     monkeypatch.setattr(melspec, "convert_shard", fill_up)
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 1)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 1)
     with pytest.raises(OSError, match="No space left"):
         convert(src)
     monkeypatch.undo()
@@ -277,7 +277,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(
     src: Path, monkeypatch: pytest.MonkeyPatch, free: tuple[int, int], message: str
 ) -> None:
     monkeypatch.setattr(forecast, "_free", lambda place: free)
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 10)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 10)
     with pytest.raises(UserError, match=message):
         convert(src)
     dst = src.parent / "data" / "audioset_lms"
@@ -294,7 +294,7 @@ def test_what_a_killed_forecast_left_is_swept(src: Path) -> None:
 
 
 def test_the_shard_function_travels_light() -> None:
-    """What workers import is asserted where it is imported; here: what is sent to them needs nothing more."""
+    """Other tests check the modules' own imports; this one checks that the pickled function needs nothing more."""
     function = functools.partial(melspec.convert_shard, src=Path("a"), dst=Path("b"), config=CONFIG)
     assert len(pickle.dumps(function)) < 2000
 

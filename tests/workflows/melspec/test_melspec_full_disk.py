@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle: a clear error, nothing partial, and the same command goes on where it stopped."""
+"""A disk that fills up during a run: a clear error, no partial file, and the same command resumes."""
 
 import subprocess
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def run(src: Path, dst: Path, *options: str, workers: int = 0) -> tuple[int, str
 def test_it_fills_up_in_the_middle(
     small_disk: Path, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 4)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 4)
     monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     dst = small_disk / "data" / "audioset_lms"
     filler = small_disk / "filler"
@@ -68,7 +68,7 @@ def test_it_fills_up_in_the_middle(
         open_lms(path, n_mels=80)
     filler.unlink()
     dst_on_larger = tmp_path / "data" / "audioset_lms"
-    subprocess.run(["cp", "-r", small_disk / "data", tmp_path], check=True)  # as one does with a disk that is too small
+    subprocess.run(["cp", "-r", small_disk / "data", tmp_path], check=True)  # as one does if a disk is too small
     code, message = run(src, dst_on_larger, workers=workers)
     assert code == 0, message
     assert " = " in message
@@ -78,7 +78,7 @@ def test_it_fills_up_in_the_middle(
 
 
 def test_what_cannot_fit_does_not_start(small_disk: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 10)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 10)
     dst = small_disk / "data" / "audioset_lms"
     code, message = run(src, dst)
     assert (code, "too small for 40 clips" in message) == (2, True)

@@ -39,7 +39,7 @@ def write_wav(path: Path, seed: int, seconds: float = 0.3) -> None:
 
 
 def snapshot(data: Path) -> dict[str, bytes | None]:
-    """Every file with its bytes and every folder; the lock is a file that nobody removes."""
+    """Every file with its bytes, and every folder, except the lock, which is never removed."""
     return {
         path.relative_to(data).as_posix(): path.read_bytes() if path.is_file() else None
         for path in data.rglob("*")
@@ -49,7 +49,7 @@ def snapshot(data: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of runs sync every file that they write."""
+    """A folder in memory if possible: hundreds of runs sync every file that they write."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 200 << 20:
         yield tmp_path
@@ -116,7 +116,7 @@ def test_kills_before_steps_chosen_at_random(tmp_path: Path, src: Path, serve: K
 
 
 def test_kills_before_each_of_the_last_steps(tmp_path: Path, src: Path, serve: KillServer) -> None:
-    """Merging the records and writing the list: every step once, each followed by a whole run."""
+    """A kill at every step of merging the records and writing the list, each followed by a complete run."""
     data, saved = tmp_path / "data", tmp_path / "saved"
     steps = serve(src, saved)["steps"]
     expected = snapshot(saved)
@@ -152,7 +152,7 @@ def test_retrying_failures_survives_kills(tmp_path: Path, src: Path, serve: Kill
 
 
 def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut loses what was not synced: no record of it may be on disk before."""
+    """A power cut loses unsynced arrays: no record of them may be on disk before they are synced."""
     synced: set[Path] = set()
     original_append = record_buffer.append_records
 
@@ -167,7 +167,7 @@ def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeyp
     monkeypatch.setattr("m2dprep.audioprep.convert.sync_files", sync)
     monkeypatch.setattr("m2dprep.audioprep.convert.FILES_PER_SYNC", 2)
     monkeypatch.setattr(record_buffer, "append_records", append)
-    monkeypatch.setattr(melspec, "LARGEST_SHARD", 5)
+    monkeypatch.setattr(melspec, "MAX_SHARD_SIZE", 5)
     monkeypatch.setattr(record_buffer, "PART_SECONDS", 0.0)
     options = MelspecOptions(workers=0)
     run_melspec(src, tmp_path / "data/audioset_lms", ConvertConfig(PRESETS["16k"], min_seconds=0.2), options)
@@ -210,7 +210,7 @@ def dying_shard(sources, *, dst, markers, **options):
 
 if __name__ == "__main__":
     src, data, workers, markers = sys.argv[1:]
-    melspec.LARGEST_SHARD = 2
+    melspec.MAX_SHARD_SIZE = 2
     record_buffer.PART_SECONDS = 0.05
     if markers:
         melspec.convert_shard = functools.partial(dying_shard, markers=Path(markers))
@@ -221,7 +221,7 @@ if __name__ == "__main__":
 
 
 def start(script: Path, src: Path, data: Path, workers: int, markers: Path | str = "") -> subprocess.Popen[bytes]:
-    """The job in its own process group."""
+    """Start the job in its own process group."""
     command = [sys.executable, str(script), str(src), str(data), str(workers), str(markers)]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
 
@@ -241,7 +241,7 @@ def test_workers_killed_while_they_write(tmp_path: Path, src: Path, script: Path
 
 
 def kill_after_progress(process: subprocess.Popen[bytes], data: Path, arrays: int, delay: float) -> bool:
-    """Kill the group a moment after ``arrays`` more files are there. Returns whether it was still running."""
+    """Kill the group a moment after ``arrays`` more files exist. Returns whether it was still running."""
     enough = len(list(data.rglob("*.npy"))) + arrays
     while len(list(data.rglob("*.npy"))) < enough and process.poll() is None:
         time.sleep(0.002)
@@ -271,7 +271,7 @@ def test_the_process_group_killed_after_random_times(tmp_path: Path, script: Pat
 
 @pytest.mark.parametrize("half", [False, True], ids=["the same configuration", "another configuration"])
 def test_replacing_a_conversion_survives_kills(tmp_path: Path, src: Path, serve: KillServer, half: bool) -> None:
-    """A source that was good has rotted meanwhile. What moves the new arrays in is killed before every step."""
+    """A good source has become bad meanwhile. The exchange is killed before each of its steps."""
     data, saved, undisturbed = tmp_path / "data", tmp_path / "saved", tmp_path / "undisturbed"
     serve(src, saved)
     (src / "train 1" / "clip 4.wav").write_bytes(b"RIFF")

@@ -1,4 +1,4 @@
-"""Sources that share an output (``c.wav``, ``c.flac``): one array, one good record, statistics of what lies there."""
+"""Sources that share an output (``c.wav``, ``c.flac``): one array, one good record, statistics of that array."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def convert(src: Path, *names: str, **settings: bool) -> MelspecReport:
 
 
 def rows(src: Path) -> dict[str, str]:
-    """What every record says: ``ok``, or the reason of a failure."""
+    """The state of every record: ``ok``, or the reason of a failure."""
     table = read_records(layout_of(src), ["source", "status", "reason"]).to_pylist()
     return {row["source"]: row["reason"] or row["status"] for row in table}
 
 
 def require_consistent(src: Path, files: int) -> None:
-    """Every array once in the list and in the statistics, which are those of the arrays."""
+    """Check that the list and the statistics have every array once, and that the statistics are those of the arrays."""
     layout = layout_of(src)
     listed = read_file_list(layout.files_csv)
     assert len(listed) == len(set(listed)) == files
@@ -121,7 +121,7 @@ def test_a_conflict_whose_owner_went_is_converted_when_retried(src: Path) -> Non
 
 @pytest.mark.parametrize("gone", ["c0.wav", "c0.flac", ""])
 def test_two_good_records_for_one_array_are_settled(src: Path, gone: str) -> None:
-    """What earlier versions left: nobody knows whose values the array has."""
+    """The leftovers of earlier versions: nobody knows whose values the array has."""
     convert(src)
     write_sound(src / "c0.flac", 0.3)
     good = {row["source"]: row for row in read_records(layout_of(src)).to_pylist()}["c0.wav"]
@@ -156,7 +156,7 @@ def test_failed_sources_that_changed_are_converted_again_when_asked_for(src: Pat
 
 
 def test_records_of_odd_names_are_forgotten(src: Path) -> None:
-    """What earlier versions took from lists as it was spelled."""
+    """Earlier versions took sources from lists in any spelling."""
     convert(src, "c0.wav", "c1.wav")
     good = {row["source"]: row for row in read_records(layout_of(src)).to_pylist()}
     odd = [{**good[name], "source": f"./{name}", "file_name": f"./{good[name]['file_name']}"} for name in good]
@@ -196,7 +196,7 @@ def test_names_that_the_output_takes_for_one_are_a_conflict_and_the_owner_keeps_
     assert (together.failed, together.reasons) == (1, {"name_conflict": 1})
     (first,) = [source for source in (name, other) if rows(src)[source] == "ok"]
     assert convert(src).done == 0
-    # One that was converted alone keeps its array when the other one comes, whichever sorts first.
+    # A source that was converted alone keeps its array when the other one is added, whichever sorts first.
     shutil.rmtree(layout_of(src).data)
     (src / first).unlink()
     assert convert(src).failed == 0

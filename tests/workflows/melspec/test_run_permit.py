@@ -1,4 +1,4 @@
-"""Only the run that was begun last writes arrays: workers of a killed one change nothing in what a newer one makes."""
+"""Only the run that began last writes arrays: workers of a killed run change nothing that a newer run makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``melspec --overwrite``: everything is converted anew, and nothing goes that could not be made again."""
+"""``melspec --overwrite``: everything is converted again, and nothing is lost that could not be remade."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def dst(src: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder but for those of a conversion that is to take its place."""
+    """Every file below a folder, except those of a conversion that will replace it."""
     anew = folder / "_melspec" / "anew"
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and anew not in path.parents}
 
@@ -99,7 +99,7 @@ def test_nothing_goes_without_workers(src: Path, dst: Path, monkeypatch: pytest.
 
 def test_nothing_goes_without_space(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(dst)
-    monkeypatch.setattr(melspec, "CLIPS_WORTH_A_FORECAST", 1)
+    monkeypatch.setattr(melspec, "MIN_CLIPS_FOR_FORECAST", 1)
     monkeypatch.setattr("m2dprep.workflows.melspec.forecast._free", lambda place: (-(10**9), 10**9))
     with pytest.raises(UserError, match=r"the file system is too small .* stays until the new one is whole"):
         run_melspec(src, dst, CONFIG, ANEW)
@@ -169,7 +169,7 @@ def test_a_list_that_could_not_be_written_shows_at_once(src: Path, tmp_path: Pat
     assert len(read_file_list(Path(report.files_csv))) == CLIPS
 
 
-# A source that was converted before, and cannot be converted any more.
+# Sources that were converted before and cannot be converted any more.
 
 
 def test_its_array_and_record_stay_with_the_same_configuration(
@@ -208,7 +208,7 @@ def test_it_counts_as_failed_until_it_is_mended(src: Path, dst: Path) -> None:
 def test_its_array_comes_out_of_the_pack_where_it_lies_there_alone(src: Path, dst: Path) -> None:
     (dst / "1.npy").unlink()
     rot(src)
-    soundfile.write(src / "2.wav", np.zeros(4000), 16000)  # so that the pack is of other values, and goes
+    soundfile.write(src / "2.wav", np.zeros(4000), 16000)  # so that the pack has other values and is removed
     assert run_melspec(src, dst, CONFIG, ANEW).kept == 1
     assert not (dst / "_packed").exists()
     assert np.load(dst / "1.npy").dtype == np.float16
@@ -271,7 +271,7 @@ def test_its_array_stays_without_overwrite_too(src: Path, dst: Path, flag: str) 
     assert problems(dst.parent) == []
 
 
-# A replacement that is stopped.
+# Replacements that are interrupted.
 
 
 def test_a_full_disk_leaves_what_is_there(src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_it_goes_on_where_it_stopped(src: Path, dst: Path, monkeypatch: pytest.M
     real = melspec.convert_shard
     with monkeypatch.context() as patch:
         patch.setattr(melspec, "convert_shard", convert_two)
-        patch.setattr(melspec, "LARGEST_SHARD", 1)
+        patch.setattr(melspec, "MAX_SHARD_SIZE", 1)
         with pytest.raises(KeyboardInterrupt):
             run_melspec(src, dst, HALF, ANEW)
     assert problems(dst.parent) == []

@@ -1,4 +1,4 @@
-"""Two folders of sources for one output: a moved one goes on, another one adds to it, and replaces nothing unasked."""
+"""Two source folders for one output: a moved folder resumes; another folder adds arrays and replaces none unasked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_wav(path: Path, seed: int, seconds: float = 1.0) -> None:
 
 @pytest.fixture
 def first(tmp_path: Path) -> Path:
-    """A folder of three sounds and something that is none."""
+    """A folder of three sounds and one file that is not a sound."""
     for number in range(3):
         write_wav(tmp_path / "first" / f"{number:03}.wav", number)
     (tmp_path / "first" / "bad.wav").write_text("no sound")
@@ -89,7 +89,7 @@ def test_a_folder_with_other_names_adds_to_the_output_and_loses_no_row(first: Pa
         assert (report.done, report.failed) == (0, 1)
         failed = [row["source"] for row in read_records(layout).to_pylist() if row["status"] == FAILED]
         assert failed == ["bad too.wav", "bad.wav"]
-    write_wav(first / "100.wav", 7)  # the first folder gets a name that the second one had before
+    write_wav(first / "100.wav", 7)  # the first folder gets a file name that the second one already has
     with pytest.raises(UserError, match=r"100.wav.*--replace"):
         convert(first)
 
@@ -109,7 +109,7 @@ def test_the_same_files_in_another_folder_are_done(first: Path, how: str, capsys
     assert (report.done, report.skipped, report.failed) == (0, 3, 1)
     assert arrays(first.parent) == before
     assert "3 of the files" in capsys.readouterr().err
-    if not first.is_dir():  # it has moved for good: that is said once
+    if not first.is_dir():  # it has moved for good, which is reported once
         assert convert(there).skipped == 3
         assert capsys.readouterr().err == ""
 
@@ -140,7 +140,7 @@ def test_a_list_that_another_folder_wrote_is_not_replaced(first: Path) -> None:
         run_melspec(first.parent / "second", other, CONFIG, options)
     assert (first.parent / "files_x.csv").read_bytes() == before
     assert not list(other.glob("*.npy"))
-    (first.parent / "x_lms").rename(first.parent / "gone")  # a list of nothing that is there is nobody's
+    (first.parent / "x_lms").rename(first.parent / "gone")  # a list that names no existing folder belongs to nobody
     assert run_melspec(first.parent / "second", other, CONFIG, options).listed == 1
 
 

@@ -1,4 +1,4 @@
-"""Who waits for whom in a recipe, which version of a file a stage sees, and what files and folders are known by."""
+"""The order of a recipe's stages, the version of a file that each sees, and the identities of files and folders."""
 
 import os
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_files_are_known_by_content_and_folders_by_what_describes_them(folder: P
 
 
 def test_a_folder_of_millions_is_not_walked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_identity, "ENTRIES_LOOKED_AT", 10)
+    monkeypatch.setattr(recipe_identity, "MAX_ENTRIES", 10)
     entered: list[str] = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: (entered.append(str(path)), scandir(path))[1])

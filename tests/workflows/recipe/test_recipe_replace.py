@@ -1,4 +1,4 @@
-"""What a recipe does when a stage finds an output of other settings or captions, with commands that only pretend."""
+"""A recipe whose stage finds an output with other settings or captions; the commands are fakes."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Calls = list[list[str]]
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The command lines of stages, whose pretended encoder compares captions and settings as the real one does."""
+    """The command lines of stages, with a fake encoder that compares captions and settings like the real one."""
     made: Calls = []
     store = tmp_path / "data" / "capemb_x"
 
@@ -54,7 +54,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture
 def run(tmp_path: Path, calls: Calls) -> Callable[..., list[str]]:
-    """Runs the recipe; returns the flags of every call that it makes."""
+    """Run the recipe. Returns the flags of every call that it makes."""
 
     def run_it(*, overwrite: bool = False, again: tuple[str, ...] = ()) -> list[str]:
         calls.clear()

@@ -1,4 +1,4 @@
-"""Recipes that run: what is skipped, what is done again and why, kills, signals, failures, files changed in place.
+"""Recipes that run: which stages are skipped or repeated and why, kills, signals, failures, files changed in place.
 
 Real commands on ten short recordings, without a text model or training, so that a run takes seconds.
 """
@@ -47,7 +47,7 @@ ALL = ["melspec", "stats", "fill", "acalt4", "list", "lint"]
 
 
 def make_sources(folder: Path) -> None:
-    """Recordings, tables as AudioSet's, and the recipe."""
+    """Recordings, tables like AudioSet's, and the recipe."""
     rng = np.random.default_rng(0)
     (folder / "wavs").mkdir(parents=True)
     for clip in CLIPS:
@@ -68,7 +68,7 @@ def make_sources(folder: Path) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all that the recipe needs, in which nothing has run."""
+    """A folder with everything that the recipe needs, in which nothing has run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_sources(tmp_path)
@@ -88,7 +88,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def after_a_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it elsewhere: paths in recipes and states are relative to the recipe."""
+    """A copy of it in another place: paths in recipes and states are relative to the recipe."""
     folder = tmp_path / "copied"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
@@ -101,7 +101,7 @@ def run(*arguments: str) -> Result:
 
 
 def ran(*arguments: str, code: int = 0) -> dict[str, str]:
-    """What became of every stage in a run."""
+    """The outcome of every stage in a run."""
     result = run("--json", *arguments)
     assert result.exit_code == code, result.output
     return {stage["stage"]: stage["status"] for stage in json.loads(result.stdout)["stages"]}
@@ -126,7 +126,7 @@ def change(old: str, new: str) -> None:
 
 
 def done(*names: str) -> dict[str, str]:
-    """Those stages done, all others skipped."""
+    """The outcome with these stages done and all others skipped."""
     return {name: "done" if name in names else "skipped" for name in ALL}
 
 
@@ -156,7 +156,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again_with_what_depend
     assert ran() == done()
     assert {stage["state"] for stage in states().values()} == {"done"}
 
-    change("output: ${data}", "debias: true\n    output: ${data}")  # no caption speaks of a man
+    change("output: ${data}", "debias: true\n    output: ${data}")  # no caption mentions a man
     assert plan()["fill"] == ("redo", "debias: the default → true")
     assert plan()["acalt4"] == ("redo", "after fill, unless that leaves all as it was")
     assert states()["fill"]["state"] == "outdated"
@@ -168,7 +168,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again_with_what_depend
     captions = read_captions(Path("data/captions.parquet"))["caption"].to_pylist()
     assert captions[:6] == ["This is Dog.", "a bark", "barking", "dog heard", "woof", "This is Dog."]
 
-    change("workers: 0", "workers: 1")  # how, not what
+    change("workers: 0", "workers: 1")  # it changes how the stage works, not what it makes
     assert ran() == done()
     for path in (Path("segments.csv"), Path("wavs") / f"{CLIPS[0]}.wav"):
         os.utime(path)
@@ -277,7 +277,7 @@ def start(here: Path) -> subprocess.Popen[bytes]:
 
 
 def listen_to_sigint() -> None:
-    """Whoever runs tests in the background of a shell runs them deaf to it, and what they start too."""
+    """Tests in the background of a shell ignore SIGINT, and so would the processes that they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -359,7 +359,7 @@ def test_on_a_terminal_bars_are_drawn_and_the_log_stays_short(after_a_run: Path)
     while True:
         try:
             words = os.read(ours, 4096)
-        except OSError:  # the other side is closed
+        except OSError:  # the other side of the terminal is closed
             break
         seen += words
     os.close(ours)
