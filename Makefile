@@ -11,7 +11,7 @@ GPU_PYTHON ?= python3
 MINUTES ?= 8
 OUT ?= benchmarks/results/gpu
 
-.PHONY: help install demo test lint bench gpu gpu-wheels clean
+.PHONY: help install demo check test lint bench gpu gpu-wheels clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,7 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## every stage on a small synthetic AudioSet-like set, in $(DEMO_DIR)
 	$(BIN)/m2dprep demo --output $(DEMO_DIR) $(DEMO_FLAGS)
 
-test: lint  ## lint and the test suite, in parallel
+check: lint  ## lint, types and the quick tests, while you work
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS)
+
+test: lint  ## lint and the whole test suite, in parallel
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 lint: install  ## ruff and mypy

@@ -20,6 +20,13 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 MakeData = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait longest, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: ("test_slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
+
+
 TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}
 
 

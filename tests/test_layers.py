@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def name_of(path: Path) -> str:
     """``artifacts/clips/clip_id.py`` → ``artifacts.clips.clip_id``; a package is its folder."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -106,7 +112,7 @@ def test_what_these_tests_look_for_is_found() -> None:
 
 @pytest.mark.parametrize("path", [path for path in modules() if path.name == "__init__.py"], ids=name_of)
 def test_packages_hold_a_docstring_alone(path: Path) -> None:
-    assert len(ast.parse(path.read_text()).body) == 1
+    assert len(parsed(path).body) == 1
 
 
 def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
@@ -122,7 +128,7 @@ def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_go_down_only(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    for name in imported(ast.parse(path.read_text())):
+    for name in imported(parsed(path)):
         other = name.split(".")[0]
         if other in FLOORS and other != package:
             assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
@@ -132,7 +138,7 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_our_own_modules_are_imported_by_their_full_names() -> None:
     """``import cli`` would import a user's cli.py, or another distribution's."""
     for path in [*modules(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & set(FLOORS), f"{path}: {names}"
@@ -158,7 +164,7 @@ def test_modules_fit_a_reader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     names = {name.split(".")[0] for name in imported(top)}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path

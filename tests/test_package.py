@@ -14,6 +14,8 @@ import soundfile
 
 import m2dprep
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("artifacts", "audioprep", "captions", "m2dclap", "evaluation", "training", "workflows", "cli")
 # Files that other people's folders hold, and the names of other distributions.

@@ -28,6 +28,8 @@ from m2dprep.audioprep.logmel_gpu import DeviceLogMel, full_float32, load_torcha
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.devices import DEVICES
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
 CONFIG = ConvertConfig(PRESETS["16k"])
 DEVICE_CONFIG = ConvertConfig(PRESETS["16k"], resampler=DEVICE_RESAMPLER)

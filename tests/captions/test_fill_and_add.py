@@ -30,6 +30,8 @@ from m2dprep.captions.sources.exclusion import ExclusionList
 from m2dprep.captions.sources.readers import CAPTION_ROWS
 from m2dprep.captions.training_list import write_training_list
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:
     return pa.Table.from_pylist([{"id": clip, "caption": text} for clip, text in pairs], schema=CAPTION_ROWS)

@@ -17,6 +17,8 @@ import soundfile
 
 from m2dprep.artifacts.console import _Console, _SurvivingStream, printable
 
+pytestmark = pytest.mark.slow
+
 MAIN = [sys.executable, "-m", "m2dprep"]
 ROOT = Path(__file__).resolve().parents[2]
 # Python's own remedies for a locale that is not UTF-8 are switched off.

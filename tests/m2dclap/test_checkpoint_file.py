@@ -22,6 +22,8 @@ from m2dprep.training.objectives import MaskedClap
 from m2dprep.training.state import TrainState
 from tests.tiny import TINY, state_of
 
+pytestmark = pytest.mark.slow
+
 DAMAGES = 100
 ARGS = {"model": "m2d_clap_vit_tiny", "model_config": TINY.to_dict(), "blr": 3e-4, "text_model": {"model": "made-up"}}
 

@@ -11,6 +11,8 @@ from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import PRESETS
 
+pytestmark = pytest.mark.slow
+
 
 def learned_parameters(config: ModelConfig) -> int:
     """The number of learned parameters in encoder, predictor and projections, counted by hand; the target has none."""

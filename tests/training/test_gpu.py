@@ -33,6 +33,8 @@ from tests.tiny import TINY
 from tests.training.test_golden import FILES, STEPS, Golden, without_key_biases
 from tests.training.two_processes import OPTIONS, TRAIN
 
+pytestmark = pytest.mark.slow
+
 MakeData = Callable[..., Path]
 # Maximum relative differences of losses to the original's on a CPU, and minimum cosine of all gradients.
 TOLERANCE = {"none": (1e-4, 0.9999), "bf16": (2e-2, 0.99)}

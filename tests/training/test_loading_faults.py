@@ -31,6 +31,8 @@ from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.train import train
 from tests.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 MakeData = Callable[..., Path]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])

@@ -32,6 +32,8 @@ from m2dprep.training.state import TrainState
 from m2dprep.training.train import train
 from tests.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(
     epochs=3,

@@ -34,6 +34,8 @@ from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.train import TrainResult, make_state, train
 from tests.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 MakeData = Callable[..., Path]
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 OPTIONS = RunOptions("tiny", log_every=3, save=SavePlan(keep=0), validation=ValidationOptions(features_every=2))

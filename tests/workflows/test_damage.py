@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from m2dprep.cli.main import m2dprep
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/damage.py"
 
 

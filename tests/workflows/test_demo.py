@@ -14,6 +14,8 @@ from m2dprep.workflows.demo import artifact_tree, curve, human_size
 from m2dprep.workflows.recipe.template import demo_recipe
 from m2dprep.workflows.sound_set import CLASSES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(400)
 def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

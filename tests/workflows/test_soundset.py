@@ -11,6 +11,8 @@ import soundfile
 
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, SoundClass, make_sound_set, synthesise_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sound_set(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import m2dprep
 from m2dprep.artifacts.process import keep_freed_memory
 from m2dprep.artifacts.reading import SlowRead, watch_reads
 
@@ -153,7 +154,8 @@ def _other_software(expected: Expected) -> str:
     if sys.getfilesystemencoding() != "utf-8":
         return f"its names of files are {sys.getfilesystemencoding()}; start it in a UTF-8 locale, or with PYTHONUTF8=1"
     if code_digest() != expected.code:
-        return f"its m2dprep in {Path(__file__).resolve().parents[2]} is another version than the one of this command"
+        home = Path(m2dprep.__file__).resolve().parents[1]
+        return f"its m2dprep in {home} is another version than the one of this command"
     libraries = [name for name, _ in expected.versions[1:]]  # after Python
     for (name, here), (_, there) in zip(_versions(libraries), expected.versions, strict=True):
         if here != there:

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from m2dprep.artifacts.embeddings.m2d_dictionary import read_dictionary, read_items, write_dictionary
 from m2dprep.artifacts.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def npy(pickled: bytes) -> bytes:
     """A ``.npy`` file of one Python object, as ``np.save`` lays it out, around any pickle."""

@@ -23,6 +23,8 @@ from m2dprep.audioprep.decoding.ffmpeg import Speakers, fault_in
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from tests.audioprep.decoding.made_sounds import NOISE, by_ffmpeg, coded, id3
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0, max_seconds=20.0)
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="the programs ffmpeg and ffprobe are not installed"

@@ -44,6 +44,8 @@ from tests.audioprep.decoding.made_sounds import (
     with_second_data_chunk,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.5, max_seconds=20.0)
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="the programs ffmpeg and ffprobe are not installed"

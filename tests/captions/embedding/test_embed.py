@@ -29,6 +29,8 @@ from m2dprep.captions.embedding.inspect import nearest
 if TYPE_CHECKING:
     from m2dprep.captions.embedding.encoder import TextEncoder
 
+pytestmark = pytest.mark.slow
+
 DIM = 6
 
 

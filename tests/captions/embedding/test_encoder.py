@@ -20,6 +20,8 @@ from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.captions.embedding.loading import positions
 from m2dprep.captions.embedding.model_files import ModelFiles, find_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "A dog barks.",
     "",

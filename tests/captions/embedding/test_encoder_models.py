@@ -29,6 +29,8 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.encoder import load_encoder
 from m2dprep.captions.embedding.sample_check import MIN_COSINE, cosines_of
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
 TEXTS = ["w1 w2 w3", "", "w4", "w5 w6 w7 w8 w9 w10 w11", "w1 w2 w3", "🐕 unknown w12", "w1 " * 40]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -17,6 +17,8 @@ from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.captions.embedding.sample_check import cosines_of
 from tests.captions.embedding.test_encoder_models import bert, decoder, mpnet, tokenizer_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["w1 w2 w3", "w4", "  w5 w6  ", "W7 w8", "w9 unknown w10 w11 w12", "w1 " * 40]
 LIBRARY = "sentence_transformers.models"
 

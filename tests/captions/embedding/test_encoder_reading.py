@@ -21,6 +21,8 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.captions.embedding.loading import TOKENIZER_FILES, ReadTensors
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["A dog barks.", "Rain falls on a tin roof, and then a car passes."]
 
 

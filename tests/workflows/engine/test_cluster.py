@@ -22,6 +22,8 @@ from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.engine.workers import ClusterLostError, Shared
 from tests.workflows.engine.dask_processes import ROOT, DaskProcesses, dask_processes, kill_group, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def double(shard: Sequence[int]) -> list[int]:
     return [2 * item for item in shard]

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from m2dprep.workflows.engine.engine import run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
 
+pytestmark = pytest.mark.slow
+
 
 @given(st.integers(0, 500), st.integers(0, 9), st.integers(1, 64))
 def test_shards_hold_every_item_once_in_order(count: int, workers: int, largest: int) -> None:

@@ -19,6 +19,8 @@ from m2dprep.artifacts.log_mels.array import open_lms
 from m2dprep.artifacts.log_mels.records import read_records
 from tests.workflows.engine.dask_processes import ENVIRONMENT, ROOT, DaskProcesses, wait_until
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 400
 
 

@@ -25,6 +25,8 @@ from m2dprep.workflows.engine.workers import ClusterLostError
 from tests.workflows.engine.dask_processes import ENVIRONMENT, ROOT, wait_until
 from tests.workflows.engine.slurm import alive
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 8
 FORBIDDEN_MODULE = "raise SystemExit('a module of the working folder was imported')"
 

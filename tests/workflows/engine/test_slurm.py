@@ -40,7 +40,7 @@ from m2dprep.workflows.engine.workers import ClusterLostError
 from tests.workflows.engine.dask_processes import ENVIRONMENT, ROOT, kill_group, wait_until
 from tests.workflows.engine.slurm import Slurm, why_not
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 CLIPS = 600
 EPOCHS = 10
 

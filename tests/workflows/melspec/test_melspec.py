@@ -23,6 +23,8 @@ from m2dprep.workflows.melspec import forecast
 from m2dprep.workflows.melspec import job as melspec
 from m2dprep.workflows.melspec.job import MelspecOptions, MelspecReport, forecast_melspec, run_melspec
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=1.0)
 HERE = MelspecOptions(workers=0)
 

@@ -16,6 +16,8 @@ from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.melspec import job as melspec
 from m2dprep.workflows.melspec import results as record_buffer
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 40
 ARRAY_BYTES = 128 + 4 * 80 * 611
 

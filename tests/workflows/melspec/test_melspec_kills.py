@@ -27,6 +27,8 @@ from m2dprep.workflows.melspec import job as melspec
 from m2dprep.workflows.melspec import results as record_buffer
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 EXACT_KILLS = 60
 CLIPS = 14

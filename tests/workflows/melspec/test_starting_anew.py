@@ -23,6 +23,8 @@ from m2dprep.workflows.melspec import exchange
 from m2dprep.workflows.melspec import job as melspec
 from m2dprep.workflows.melspec.job import MelspecOptions, forecast_melspec, run_melspec
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 HALF = ConvertConfig(PRESETS["16k"], min_seconds=0.2, dtype="float16")
 ANEW = MelspecOptions(workers=0, overwrite=True)

@@ -26,6 +26,8 @@ from m2dprep.artifacts.json_files import write_object
 from m2dprep.artifacts.tables import read_captions, read_file_list
 from m2dprep.cli.main import m2dprep
 
+pytestmark = pytest.mark.slow
+
 CLIPS = [f"clip{number:07d}" for number in range(10)]
 RECIPE = """
 data: data
