@@ -97,10 +97,8 @@ def _training(context: click.Context, command: tuple[str, ...]) -> tuple[Path, P
     from m2dprep.cli.train import read_request, train
 
     if not command or command[0] != "train":
-        given = f", not {command[0]!r}" if command else ""
-        raise click.UsageError(
-            f"what to submit is needed, which begins with train{given}: train DATA -o RUN …", context
-        )
+        found = f"{command[0]!r} cannot be submitted" if command else "nothing to submit"
+        raise click.UsageError(f"{found}; end the command with a training: train DATA -o RUN …", context)
     own = {name for parameter in context.command.params for name in parameter.opts}
     try:
         inner = train.make_context("train", list(command[1:]), parent=context.parent)

@@ -144,7 +144,7 @@ def test_mixed_front_ends_are_refused(data: Path) -> None:
         (lambda data: write_json(data / "norm_stats.json", {"mean": 1}), "no mean and std"),
         (lambda data: write_json(data / "norm_stats.json", {"mean": 1, "std": 0}), "cannot normalise"),
         (lambda data: (data / "files_made.csv").unlink(), "m2dprep melspec"),
-        (lambda data: (data / "files_made.csv").write_text("path\na.npy\n"), "file_name"),
+        (lambda data: (data / "files_made.csv").write_text("sound\na.npy\n"), "file_name"),
         (lambda data: (data / "files_made.csv").write_text("file_name\n"), "lists no files"),
         (lambda data: (data / "files_made.csv").write_text("file_name\n../x/clip0000-0.npy\n"), "leads out of"),
         (lambda data: write_file_list(data / "files_made.csv", ["made_lms/other.npy"]), "clip ids like"),
