@@ -65,13 +65,13 @@ def _json(data: bytes) -> dict[str, Any]:
 
 
 def _without_times(log: bytes) -> bytes:
-    from m2dprep.training.speed import TIMING_FIGURES
+    from m2dprep.training.speed import TIMING_METRICS
 
     try:
         lines = [json.loads(line) for line in log.splitlines()]
     except ValueError:  # a kill left half a line
         return log
-    left_out = {*TIMING_FIGURES, "digest"}  # the digest covers the times as well
+    left_out = {*TIMING_METRICS, "digest"}  # the digest covers the times as well
     kept = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
     return json.dumps(kept).encode()
 

@@ -184,7 +184,7 @@ class ForkedStage:
         os.dup2(stderr, 2)
         _close_files_below(Path.cwd())
         preexec_fn()
-        leave(run_command(list(arguments)[list(arguments).index("m2dprep.cli.main") + 1 :]))
+        leave(run_command(list(arguments)[list(arguments).index("m2dprep") + 1 :]))
 
     def poll(self) -> int | None:
         if self.returncode is None:

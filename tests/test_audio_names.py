@@ -49,6 +49,7 @@ def test_one_suffix_is_dropped_and_nothing_else(name: str, stem: str) -> None:
     assert output_name(name) == f"{stem}.npy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", sorted(AUDIO_SUFFIXES))
 def test_every_suffix_means_the_same_to_all(suffix: str, tmp_path: Path) -> None:
     for name in (f"part/rain.01.{suffix}", f"part/rain.01.{suffix.upper()}"):

@@ -185,3 +185,30 @@ def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None
             if other in arrows and other not in seen:
                 waiting.append(other)
     assert len(seen) > len(WORKER_MODULES)
+
+
+def names_in(path: Path) -> set[str]:
+    """Every name that a module binds at any depth."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_what_benchmarks_and_tests_import_is_there() -> None:
+    """Also inside functions, which a type checker does not read there."""
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("m2dprep."):
+                continue
+            home = ROOT / Path(*(node.module or "").split(".")[1:])
+            for alias in node.names:
+                if home.is_dir():
+                    assert (home / f"{alias.name}.py").exists() or (home / alias.name).is_dir(), f"{path}: {alias.name}"
+                else:
+                    assert alias.name in names_in(home.with_suffix(".py")), f"{path}: {node.module}.{alias.name}"

@@ -89,6 +89,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=6))
 def test_what_the_csv_module_writes_is_read_back(

@@ -17,12 +17,14 @@ JSON = st.recursive(
 CONFIGURATIONS = st.dictionaries(st.text(max_size=5), JSON, max_size=5)
 
 
+@pytest.mark.slow
 @given(CONFIGURATIONS)
 def test_key_order_is_irrelevant(configuration: dict) -> None:
     assert fingerprint(configuration) == fingerprint(dict(reversed(configuration.items())))
     assert differing_keys(configuration, configuration) == []
 
 
+@pytest.mark.slow
 @given(CONFIGURATIONS, st.text(max_size=5), st.integers())
 def test_a_changed_value_is_seen_and_named(configuration: dict, key: str, value: int) -> None:
     changed = {**configuration, key: [value, "changed"]}

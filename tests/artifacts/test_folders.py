@@ -42,6 +42,7 @@ def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkey
         list(walk(tmp_path))
 
 
+@pytest.mark.slow
 def test_folders_are_made_at_any_depth_and_again(tmp_path: Path) -> None:
     for folder in (tmp_path / ("d/" * 1500), tmp_path / "a" / "b", tmp_path / "a"):
         make_folder(folder)

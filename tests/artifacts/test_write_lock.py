@@ -48,6 +48,7 @@ def test_no_change_is_lost(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["count"]
 
 
+@pytest.mark.slow
 def test_who_waits_too_long_is_told_what_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.parquet"
     with (

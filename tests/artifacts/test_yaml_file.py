@@ -44,6 +44,7 @@ READERS: dict[str, Any] = {
 NO_VALUES = ("a number of many digits", "a number beyond 64 bits", "the 30th of February", "the 25th hour", "a tag")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text", "message"), BAD, ids=[name for name, _, _ in BAD])
 @pytest.mark.parametrize("reader", list(READERS))
 def test_every_file_of_settings_is_refused_by_name_and_line(

@@ -103,6 +103,7 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
 
 
+@pytest.mark.slow
 def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

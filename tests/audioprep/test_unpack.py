@@ -136,6 +136,7 @@ class TestAConversionOnTopOfAPack:
         with exclusive(LmsLayout(lms).melspec), pytest.raises(UserError, match="being written to by another run"):
             pack(lms, dtype="float32", clips_per_shard=3)
 
+    @pytest.mark.slow
     def test_starting_anew_removes_the_pack_of_other_values(self, lms: Path, tmp_path: Path) -> None:
         run_melspec(tmp_path / "wavs", lms, CONFIG, MelspecOptions(workers=0, overwrite=True))
         assert (lms / "_packed").exists(), "it holds the very values of the new arrays"
@@ -163,6 +164,7 @@ class TestAFolderWhosePackAloneIsLeft:
         shutil.rmtree(packed / "_melspec")
         assert norm_stats(packed, recompute=True).mean == recomputed.mean
 
+    @pytest.mark.slow
     def test_what_comes_out_of_it_is_checked(self, packed: Path) -> None:
         unpack(packed)
         assert array_problems(packed) == []

@@ -113,6 +113,7 @@ def run(program: str, folder: Path, native: bool, **values: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", HOW)
 def test_calls_are_refused_or_the_last(tmp_path: Path, native: bool) -> None:
     """Errors happen once or from then on, and kills happen, each at the chosen call, and all are counted."""
@@ -136,6 +137,7 @@ def test_calls_are_refused_or_the_last(tmp_path: Path, native: bool) -> None:
     ]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_kills_within_and_after_a_call(tmp_path: Path) -> None:
     injections = '[(KILL_AFTER, ("rename",), 1), (KILL_WITHIN, ("write",), 1), (KILL_AFTER, ("mkdir",), 1)]'
@@ -143,6 +145,7 @@ def test_kills_within_and_after_a_call(tmp_path: Path) -> None:
     assert [[code, left] for code, _, left, _ in ended[1:]] == [[-9, ["b"]], [-9, ["a"]], [-9, ["b", "c"]]]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("kind", "injection", "problems"),
@@ -157,6 +160,7 @@ def test_a_careless_command_is_found_out(tmp_path: Path, kind: str, injection: s
         assert "out.txt differs" in found["lost"]
 
 
+@pytest.mark.slow
 def test_light_stages_survive(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "faults.py", "--stages", "captions fill,stats", "--seed", "1", "--json"]
     command += ["--kills", "6", "--faults", "6", "--minutes", "3", "--jobs", "1"]

@@ -145,6 +145,7 @@ def test_the_decoder_is_asked_for_before_anything_is_written(
     assert not dst.exists()
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bytes(src: Path, dst: Path, tmp_path: Path) -> None:
     melspec(src, dst)
     run("melspec", src, tmp_path / "two" / "set_lms", "--workers", "2")

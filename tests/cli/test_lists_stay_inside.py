@@ -49,6 +49,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEADING_OUT)
 def test_lists(data: Path, name: str) -> None:
     write_file_list(data / "files_x.csv", ["x_lms/0.npy", "x_lms/1.npy", name])
@@ -75,6 +76,7 @@ def test_training_through_a_pack_of_the_folder_above(make_data, tmp_path: Path) 
             open_training_data(choice, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEADING_OUT)
 def test_records(data: Path, name: str) -> None:
     path = LmsLayout(data / "x_lms").melspec / "records-000000.parquet"

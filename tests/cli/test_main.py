@@ -126,6 +126,7 @@ BAD_REQUESTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "message"), BAD_REQUESTS, ids=[line for line, _ in BAD_REQUESTS])
 def test_bad_requests_exit_2_with_a_line_and_leave_nothing_behind(here: Path, line: str, message: str) -> None:
     before = {path.relative_to(here) for path in here.rglob("*")}

@@ -159,6 +159,7 @@ def test_a_word_like_no_command_gets_none() -> None:
     refused(run("qqqq"), 2, "No such command 'qqqq'.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "offered"),
     [

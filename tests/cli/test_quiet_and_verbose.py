@@ -49,6 +49,7 @@ LINES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_quiet_command_says_its_result_only(here: Path) -> None:
     loud = [CliRunner().invoke(m2dprep, line.split()) for line in LINES]
     said = sum(bool(result.stderr) for result in loud)
@@ -83,6 +84,7 @@ def test_quiet_and_verbose_exclude_each_other(here: Path) -> None:
         refused(run(*words), 2, "--quiet and --verbose exclude each other")
 
 
+@pytest.mark.slow
 def test_processes_of_a_quiet_command_say_nothing_either(here: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "m2dprep", "melspec", "wavs", "x_lms", "--workers", "1", "-q"],
@@ -91,6 +93,7 @@ def test_processes_of_a_quiet_command_say_nothing_either(here: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "files_x.csv\n", "")
 
 
+@pytest.mark.slow
 def test_a_quiet_recipe_keeps_the_words_of_its_stages_in_their_logs(here: Path) -> None:
     (here / "r.yaml").write_text(
         "data: d\nworkers: 0\nstages:\n  melspec: {src: wavs, dst: d/x_lms}\n  stats: {lms: d/x_lms}\n"
@@ -109,6 +112,7 @@ def test_a_quiet_recipe_keeps_the_words_of_its_stages_in_their_logs(here: Path) 
     assert "melspec took" in again.stderr or "run took" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_verbose_command_says_its_settings_and_what_it_took(here: Path) -> None:
     result = run("melspec", "wavs", "x_lms", "--workers", "0", "--dtype", "float16", "-v", "--json")
     assert json.loads(result.stdout)["done"] == 2, "the result stays clean"

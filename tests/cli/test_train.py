@@ -34,6 +34,7 @@ def test_help_offers_every_model() -> None:
     assert "train" in COMMANDS
 
 
+@pytest.mark.slow
 def test_a_run_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
     command = (
         data,

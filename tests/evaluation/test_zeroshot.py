@@ -92,6 +92,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, make_log_mel: Callable[..
     return folder / "clips.csv"
 
 
+@pytest.mark.slow
 def test_a_trained_model_names_what_it_hears(run: Path, held_out: Path, encoders: list[FakeEncoder]) -> None:
     result = zero_shot(run, ClipSet.read(held_out))
     assert result.accuracy is not None
@@ -106,6 +107,7 @@ def test_a_trained_model_names_what_it_hears(run: Path, held_out: Path, encoders
     assert sum(map(sum, value["confusion"]["counts"])) == 20
 
 
+@pytest.mark.slow
 def test_captions_dealt_to_the_wrong_clips_teach_nothing(
     data: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_folder_name_follows_the_originals_rule() -> None:
     )
 
 
+@pytest.mark.slow
 def test_state_survives_the_disk(tmp_path: Path) -> None:
     state = state_of(MODEL)
     state.objective.model(torch.randn(2, 1, 80, 48), torch.randn(2, 8)).loss.backward()
@@ -89,6 +90,7 @@ def test_restoring_anything_else_is_refused(save: Callable[..., Path], weights: 
             state.restore(save(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["top level", "model", "fine-tuned", "backbone", "namespace", "extra keys"])
 def test_forms_of_foreign_checkpoints(form: str, save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
     expected = encodes(save({"model": weights}, name="plain.pth"))
@@ -223,6 +225,7 @@ def test_any_bytes_that_are_no_checkpoint_are_refused_in_a_line(tmp_path: Path, 
 OURS = {"model_config": MODEL.to_dict(), "front_end": asdict(FRONT_ENDS["16k"]), "text_model": {"model": "a"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [

@@ -27,6 +27,7 @@ from tests.training import two_processes
 from tests.training.two_processes import OPTIONS, TRAIN
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     data = make_data(tmp_path / "data", clips=15, frames=60)
     script = Path(two_processes.__file__)

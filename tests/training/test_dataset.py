@@ -87,6 +87,7 @@ def test_numbers_are_uniform_and_independent() -> None:
     assert uniform_to_index(np.array([0.0, 0.999999999, 0.5]), np.array([3, 3, 2])).tolist() == [0, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_change_nothing(data: TrainingData, context: str) -> None:
     def batches(workers: int) -> list[Batch]:

@@ -37,6 +37,7 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     """They get pickled memory maps, without the ids that only this process needs."""
     opened = open_training_data(DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), 80)

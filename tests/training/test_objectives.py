@@ -102,6 +102,7 @@ def lines_of(root: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMING_METRICS} for line in read_log(root / "log.jsonl")]
 
 
+@pytest.mark.slow
 def test_another_objective_trains_and_logs_its_own_losses(tmp_path: Path) -> None:
     state = go_on(tmp_path)
     lines = lines_of(tmp_path)

@@ -175,6 +175,7 @@ def test_the_table_of_wrong_values_has_every_key() -> None:
     assert keys == set(WRONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", WRONG)
 def test_a_wrong_value_is_refused_with_key_file_and_line(tmp_path: Path, key: str) -> None:
     path = tmp_path / "settings.yaml"

@@ -118,6 +118,7 @@ def test_model_flops_are_those_that_a_profiler_counts() -> None:
     assert matrix_peak(CPU, "none") > 1e8
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_and_drawn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:

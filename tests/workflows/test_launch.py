@@ -55,6 +55,7 @@ def test_the_script_asks_for_everything_and_runs_the_same_command(folder: Path) 
 CONFIGURED = ("--cluster-config", "slurm.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -30,6 +30,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["a", "b.wav", "..", ".", "", "/"])).map("/".join))
 def test_paths_are_taken_apart_as_pathlib_does(path: str) -> None:
     expected = PurePosixPath(path)

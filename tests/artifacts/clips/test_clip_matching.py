@@ -144,6 +144,7 @@ FILES = st.tuples(st.sampled_from(["k/", "l/"]), FOLDERS, STEMS).map(lambda part
 CLIPS = st.tuples(st.sampled_from(["", "k/"]), FOLDERS, STEMS).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(FILES, unique=True, max_size=8), st.lists(CLIPS, unique=True, max_size=8))
 def test_any_names_as_the_rule_reads(files: list[str], clips: list[str]) -> None:
@@ -152,6 +153,7 @@ def test_any_names_as_the_rule_reads(files: list[str], clips: list[str]) -> None
     assert match_files(files, clips).clip.tolist() == one_at_a_time(files, clips)
 
 
+@pytest.mark.slow
 @given(st.lists(FILES, unique=True, min_size=1, max_size=8), st.lists(CLIPS, unique=True, max_size=8))
 def test_no_clip_is_that_of_two_files_and_order_does_not_matter(files: list[str], clips: list[str]) -> None:
     found = match_files(files, clips).clip

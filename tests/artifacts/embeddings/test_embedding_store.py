@@ -143,6 +143,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_in_mid_shard(tmp_path: Path) -> None:
     (tmp_path / "tests_store.py").write_bytes(Path(__file__).read_bytes())
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(tmp_path)]

@@ -44,6 +44,7 @@ def page_starts(data: bytes) -> list[int]:
     return starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subtype", "rate", "channels"), CASES)
 def test_whole_files_and_what_follows_them(tmp_path: Path, subtype: str, rate: int, channels: int) -> None:
     data = encoded(subtype, rate, channels)

@@ -36,6 +36,7 @@ def test_what_libsndfile_writes(kind: str, tmp_path: Path) -> None:
     assert holds_sound(str(tmp_path / "clip"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["mp4", "matroska", "webm", "adts", "mp2", "mp3", "mpegts", "mpeg", "avi", "flv", "asf", "wv", "tta", "caf", "mov"],

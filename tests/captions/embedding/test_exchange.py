@@ -95,6 +95,7 @@ def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert export_dictionary(tmp_path / "store", tmp_path / "x.npy", overwrite=True).clips == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.lists(st.sampled_from("abcdé"), min_size=1, max_size=12))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, clips: list[str]) -> None:

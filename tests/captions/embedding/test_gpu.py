@@ -53,6 +53,7 @@ def texts() -> list[str]:
     return [*made, "a" * 600]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_embedding_is_that_of_float32_on_a_processor(

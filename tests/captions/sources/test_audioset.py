@@ -176,6 +176,7 @@ LINES = st.lists(
 ).map("\n".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.one_of(LINES.map(str.encode), st.binary(max_size=60)))
 def test_any_bytes_give_segments_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

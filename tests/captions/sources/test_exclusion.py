@@ -102,6 +102,7 @@ def by_fill(folder: Path, out: ExclusionList) -> list[str]:
 COMMANDS = {"training-list": by_training_list, "merge": by_merge, "add": by_add, "fill": by_fill}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_form_with_every_command(tmp_path: Path, form: str, command: str) -> None:

@@ -235,6 +235,7 @@ FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "check", "message"), FAULTS, ids=lambda value: value if isinstance(value, str) else ""
 )
