@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -134,9 +134,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
     backgrounds, more = _backgrounds(layout.root, choice.backgrounds, n_mels)
     used = training.log_mels.file_names.to_pylist()
-    drawn = np.array([weights[name] for name in used]) if choice.weighted else None
-    if drawn is not None and not drawn.any():
-        raise UserError("the weights of all clips that can be used are 0.")
+    drawn = _weights_of(used, weights) if choice.weighted else None
     return TrainingData(
         choice=replace(choice, root=choice.root.resolve()),
         training=training,
@@ -165,6 +163,14 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             *pairs.lines([*listed, *held_names], captions.clip_ids),
         ],
     )
+
+
+def _weights_of(names: list[str], weights: Mapping[str, float]) -> np.ndarray:
+    """The weights (N,) of the clips that can be used. Raises `UserError` if all of them are 0."""
+    drawn = np.array([weights[name] for name in names])
+    if not drawn.any():
+        raise UserError("the weights of all clips that can be used are 0.")
+    return drawn
 
 
 def _names_fingerprint(log_mels: LogMels | None) -> str | None:
