@@ -133,16 +133,17 @@ def choose_columns(clips_csv: Path, file_column: str | None = None, label_column
     """
     require_file(clips_csv, "the table of clips")
     found = read_header(clips_csv, "the table of clips")
-    files = _column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
-    labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
+    files = find_column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
+    labels = find_column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
     if (file_column is None and files != CLIP_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
         print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
     return files, labels
 
 
-def _column(
+def find_column(
     clips_csv: Path, found: Sequence[str], what: str, option: str, given: str | None, usual: Sequence[str]
 ) -> str:
+    """The column that is ``given``, or the only one of the ``usual`` names. Raises `UserError` if there is none."""
     if given is not None:
         candidates = [name for name in found if name == given]
         missing = f"no column {given!r}"
