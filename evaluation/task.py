@@ -22,16 +22,18 @@ metadata: {…}                  # how `evaluate prepare` makes metadata.csv
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.settings import Range, Setting, read_settings, typed
 from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE, LABEL_FIELD, check_template
 
-METRICS = ("accuracy", "mAP")
+METRICS = ("accuracy", "mAP", "t2a_R@1")
 PROTOCOLS = ("zero-shot", "linear", "retrieval")
 LAYOUTS = ("splits", "folds", "captions")
 SPLITS = ("train", "valid", "test")
@@ -113,6 +115,27 @@ class Task:
 
 
 SECONDS = Range(0, 3600, above=True)
+TASKS = Path(__file__).parent / "tasks"
+
+
+def known_tasks() -> dict[str, Path]:
+    """The YAML files of the tasks that come with the package, by name."""
+    return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
+
+
+def find_task(text: str) -> Path:
+    """The YAML file of a task: one that comes with the package, by its name, or the path of one's own.
+
+    Raises `UserError`, suggesting a name, if there is none.
+    """
+    known = known_tasks()
+    if text in known:
+        return known[text]
+    if text.lower().endswith((".yaml", ".yml")) or "/" in text:
+        return require_file(Path(text), "a task")
+    near = difflib.get_close_matches(text.lower(), known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+    raise UserError(f"there is no task {text!r}; {hint} A task of your own is a YAML file.")
 
 
 def read_task(path: Path) -> Task:
