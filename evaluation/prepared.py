@@ -2,7 +2,8 @@
 
 ```
 DIR/
-  metadata.csv     file_name, label and split or fold; for retrieval file_name, caption and split
+  metadata.csv     file_name, label and split or fold, and group (the recording), which may be missing;
+                   for retrieval file_name, caption and split
   task.yaml        the task (`evaluation.task`)
   prepared.json    {"root": folder of the audio files}; without it they are below DIR
   labels.csv       label, name: words for labels that are no words, such as AudioSet's mids; it may be missing
@@ -58,8 +59,8 @@ class EvaluationSet:
 
     ``labels`` are as the table has them: of a task with several labels per clip, joined by commas. ``captions`` are
     those of each clip, for retrieval. ``splits`` are train, valid and test, all test if the table has no such column.
-    ``folds`` are the table's, or empty. ``ignored`` counts rows without a split. ``labels_listed`` are the classes of a
-    list of them.
+    ``folds`` are the table's, or empty; ``groups`` are the recordings that clips are from, if the table has a column
+    group. ``ignored`` counts rows without a split. ``listed_classes`` are those of a list of them, or none.
     """
 
     task: Task
@@ -69,6 +70,7 @@ class EvaluationSet:
     labels: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     folds: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     ignored: int = 0
     listed_classes: tuple[str, ...] = ()
@@ -191,7 +193,8 @@ def _read_labels(table: Path, task: Task, root: Path, columns: Columns) -> Evalu
     fold = _optional(table, header, columns.fold, "fold", "--fold-column") if split is None else None
     if task.layout == "folds" and fold is None and columns.split is None:
         raise UserError(f"{table} has no column fold, which the task {task.name} needs; --fold-column names another.")
-    wanted = [name for name in (files, label, split, fold) if name is not None]
+    group = "group" if "group" in header else None
+    wanted = list(dict.fromkeys(name for name in (files, label, split, fold, group) if name is not None))
     values = read_csv_columns(table, wanted, "the table of clips")
     for number, (name, kind) in enumerate(zip(values[files], values[label], strict=True), 2):
         if not name or not kind:
@@ -203,7 +206,8 @@ def _read_labels(table: Path, task: Task, root: Path, columns: Columns) -> Evalu
     _require_once(table, files, [values[files][row] for row in keep])
     return EvaluationSet(
         task, table, root, [values[files][row] for row in keep], [values[label][row] for row in keep],
-        [splits[row] for row in keep], folds, ignored=len(splits) - len(keep),
+        [splits[row] for row in keep], folds, [values[group][row] for row in keep] if group else [],
+        ignored=len(splits) - len(keep),
     )  # fmt: skip
 
 

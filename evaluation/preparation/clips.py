@@ -25,6 +25,7 @@ class Clip:
     label: str = ""
     split: str = ""
     fold: str = ""
+    group: str = ""
     captions: tuple[str, ...] = ()
 
 
@@ -132,7 +133,7 @@ def _clip(source: Source, row: Fields, name: str, splits: Splits | None) -> Clip
     label = " ".join(source.label(row).split())
     if not label:
         raise RowError(NO_LABEL, "the row has no label", name)
-    return Clip(name, label, split, fold)
+    return Clip(name, label, split, fold, "" if source.group is None else source.group(row))
 
 
 def _audio_file(source: Source, row: Fields, download: Download, keys: dict[str, str] | None) -> tuple[str, str]:

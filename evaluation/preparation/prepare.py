@@ -23,6 +23,8 @@ from m2dprep.evaluation.task import SPLITS, Task
 
 LEFT_OUT, EXTRA = "left_out.csv", "extra.csv"
 FORMAT = 1
+# Columns of the table of clips that not every task has.
+OPTIONAL = ("split", "fold", "group")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _table(task: Task, found: Collected, rule: Rule) -> tuple[list[str], list[li
     """The header and the rows of metadata.csv: a row per clip, or per caption."""
     clips = found.clips.values()
     what = "caption" if any(source.captions for source in rule.sources) else "label"
-    extra = [name for name in ("split", "fold") if any(getattr(source, name) is not None for source in rule.sources)]
+    used = [[name for name in OPTIONAL if getattr(source, name) is not None] for source in rule.sources]
+    extra = [name for name in OPTIONAL if any(name in names for names in used)]
     rows = [
         [clip.file_name, text, *(getattr(clip, name) for name in extra)]
         for clip in clips

@@ -13,6 +13,7 @@ metadata:
   label: "{category}"                # several labels per clip are joined by commas
   captions: ["{caption_1}", …]       # for retrieval, instead of a label
   fold: "{fold}"
+  group: "{src_file}"                # the recording that a clip is from
   split: "{split}"                   # or a table of values, lists of names, or a table of names (`Split`)
   fields: {part: train}              # further fields with these values
   replace: {":": _}                  # also tried in names of files
@@ -105,6 +106,7 @@ class Source:
     label: Template | None = None
     captions: tuple[Template, ...] = ()
     fold: Template | None = None
+    group: Template | None = None
     split: Split | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     replace: Mapping[str, str] = field(default_factory=dict)
@@ -113,7 +115,7 @@ class Source:
     def templates(self) -> Iterator[Template]:
         """Everything that is made from the fields of a row."""
         yield from (*self.file, *self.captions)
-        yield from (one for one in (self.label, self.fold) if one is not None)
+        yield from (one for one in (self.label, self.fold, self.group) if one is not None)
         if self.find is not None:
             yield self.find.key
         if self.split is not None:
@@ -191,6 +193,7 @@ def _source(given: Mapping[str, Any], where: str) -> Source:
         label=_template(given["label"], f"{where}.label") if "label" in given else None,
         captions=_templates(given.get("captions", []), f"{where}.captions"),
         fold=_template(given["fold"], f"{where}.fold") if "fold" in given else None,
+        group=_template(given["group"], f"{where}.group") if "group" in given else None,
         split=_split(given["split"], f"{where}.split") if "split" in given else None,
         fields=_texts(given.get("fields", {}), f"{where}.fields"),
         replace=_texts(given.get("replace", {}), f"{where}.replace"),

@@ -26,12 +26,12 @@ class Expected(NamedTuple):
 
 EXPECTED = {
     "esc50": Expected(
-        ["audio/1-1-A-0.wav|dog|1", "audio/2-2-A-9.WAV|crow|2"],
+        ["audio/1-1-A-0.wav|dog|1|1", "audio/2-2-A-9.WAV|crow|2|2"],
         [("missing", "audio/3-3-B-0.wav")],
         ["audio/9-9-A-9.wav"],
     ),
     "us8k": Expected(
-        ["audio/fold10/7-0-0.wav|dog_bark|10", "audio/fold2/8-0-0.wav|car_horn|2"],
+        ["audio/fold10/7-0-0.wav|dog_bark|10|7", "audio/fold2/8-0-0.wav|car_horn|2|8"],
         [("repeated", "audio/fold10/7-0-0.wav")],
     ),
     "cremad": Expected(
@@ -229,7 +229,7 @@ def test_the_message_names_files(tmp_path: Path) -> None:
 
 def test_a_folder_around_two_copies_is_ambiguous(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write(tmp_path / "x" / name / "meta" / "esc50.csv", "filename,fold,category\n1.wav,1,dog\n")
+        write(tmp_path / "x" / name / "meta" / "esc50.csv", "filename,fold,category,src_file\n1.wav,1,dog,1\n")
     refused(run("evaluate", "prepare", "esc50", tmp_path / "x", "-o", tmp_path / "set"), 2, "several copies", "a, b")
 
 
@@ -238,10 +238,10 @@ def test_a_folder_around_two_copies_is_ambiguous(tmp_path: Path) -> None:
     [
         ("filename,fold\n1.wav,1\n", ("category", "fold")),
         ("filename;fold;category\n1.wav;1;dog\n", ("filename",)),
-        ("filename,fold,category\n", ("no rows",)),
-        ("filename,fold,category\n../secret.wav,1,dog\n", ("outside", "secret")),
-        ("filename,fold,category\n1.wav,1,dog,more\n", ("line 2",)),
-        ('filename,fold,category\n1.wav,1,"dog\n', ("line 2",)),
+        ("filename,fold,category,src_file\n", ("no rows",)),
+        ("filename,fold,category,src_file\n../secret.wav,1,dog,1\n", ("outside", "secret")),
+        ("filename,fold,category,src_file\n1.wav,1,dog,1,more\n", ("line 2",)),
+        ('filename,fold,category,src_file\n1.wav,1,"dog\n', ("line 2",)),
         ("", ("empty",)),
     ],
 )
@@ -253,7 +253,7 @@ def test_tables_that_are_not_what_they_should_be(table: str, words: tuple[str, .
 
 def test_nothing_outside_the_download_is_taken_by_a_table(tmp_path: Path) -> None:
     touch(tmp_path, "secret.wav", "x/audio/1.wav")
-    text = "filename,fold,category\n1.wav,1,dog\n../../secret.wav,1,dog\n/etc/passwd,1,dog\n"
+    text = "filename,fold,category,src_file\n1.wav,1,dog,1\n../../secret.wav,1,dog,1\n/etc/passwd,1,dog,1\n"
     write(tmp_path / "x" / "meta" / "esc50.csv", text)
     done = run("evaluate", "prepare", "esc50", tmp_path / "x", "-o", tmp_path / "set")
     assert done.exit_code == 3
@@ -278,7 +278,7 @@ def test_the_same_command_again_gives_the_same_bytes_and_others_need_a_word(tmp_
 
 def test_rows_that_contradict_each_other(tmp_path: Path) -> None:
     touch(tmp_path / "x", "audio/1.wav")
-    write(tmp_path / "x" / "meta" / "esc50.csv", "filename,fold,category\n1.wav,1,dog\n1.WAV,2,cat\n")
+    write(tmp_path / "x" / "meta" / "esc50.csv", "filename,fold,category,src_file\n1.wav,1,dog,1\n1.WAV,2,cat,1\n")
     run("evaluate", "prepare", "esc50", tmp_path / "x", "-o", tmp_path / "set")
     assert [row[1] for row in rows(tmp_path / "set" / "metadata.csv")] == ["dog"]
     assert "dog, fold 1, and here as cat, fold 2" in rows(tmp_path / "set" / "left_out.csv")[0][3]
