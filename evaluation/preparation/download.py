@@ -138,7 +138,8 @@ class Download:
 
     def suits(self, rule: Rule) -> bool | None:
         """Whether this looks like the download that the rule is for; None if only fetched lists could tell."""
-        own = [source for source in rule.sources if not set(source.places) & set(rule.fetched)]
+        fetched = set(rule.fetched)
+        own = [one for one in rule.sources if not fetched & set(one.places) or self._tables & set(one.places)]
         there = [self.has(source) for source in own]
         if not own:
             return None if self.files else False
