@@ -16,6 +16,7 @@ from m2dprep.cli.options import (
     max_failures_option,
     output_option,
     overwrite_option,
+    seed_option,
     titled,
 )
 
@@ -86,6 +87,91 @@ def prepare(
     prepared.require(limit)
 
 
+@click.command("report", cls=TableCommand)
+@click.argument("result", type=PATH)
+@titled(
+    "The clips",
+    click.option(
+        "--clips",
+        type=PATH,
+        default=None,
+        show_default="no players, no published figures of a task of your own",
+        help="The prepared folder, or the table, that the result is of.",
+    ),
+    click.option("--root", type=PATH, default=None, show_default="that of --clips", help="Look for the clips here."),
+    click.option(
+        "--predictions",
+        type=PATH,
+        default=None,
+        show_default="RESULT's name with .predictions.csv, if it exists",
+        help="Read how clips came out from this CSV, if the result does not say.",
+    ),
+)
+@titled(
+    OUTPUT,
+    output_option(required=True, help="Write the report to this file: a page (.html) or Markdown (.md)."),
+    click.option("--embed", is_flag=True, help="Put small clips into the page, instead of linking to them."),
+)
+def report(
+    result: Path, clips: Path | None, root: Path | None, predictions: Path | None, output: Path, embed: bool
+) -> None:
+    """Write RESULT, the JSON of a protocol, as a page or as Markdown: classes, confusions, worst clips, conditions.
+
+    The page needs nothing else: no scripts, nothing from the network. Players link to the clips.
+
+    \b
+    Examples:
+      m2dprep evaluate report esc50.json --clips tasks/esc50 -o esc50.html
+      m2dprep evaluate report esc50.json -o esc50.md
+    """
+    from m2dprep.evaluation.reports.single import write_report
+
+    require_document(output)
+    write_report(result, output, clips=clips, root=root, predictions=predictions, embed=embed)
+    click.echo(f"{output}: {result}", err=True)
+
+
+@click.command("compare", cls=TableCommand)
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=PATH)
+@titled(
+    "The bootstrap",
+    click.option("--draws", type=click.IntRange(100, 1_000_000), default=5000, help="Draw the clips this often."),
+    seed_option,
+)
+@titled(
+    OUTPUT,
+    output_option(default=None, help="Also write a page (.html) or Markdown (.md)."),
+    json_option,
+)
+def compare(runs: tuple[Path, ...], draws: int, seed: int, output: Path | None, as_json: bool) -> None:
+    """Put runs side by side: differences to the first, with 95 % intervals from a paired bootstrap over clips.
+
+    RUN is the JSON of a protocol, or a report of `evaluate all`, of which tasks that both have are compared.
+
+    \b
+    Examples:
+      m2dprep evaluate compare base.json large.json
+      m2dprep evaluate compare reports/base reports/large -o side_by_side.html
+    """
+    from m2dprep.artifacts.files import write_text
+    from m2dprep.evaluation.reports import side_by_side
+    from m2dprep.evaluation.reports.compare import render
+
+    if output is not None:
+        require_document(output)
+    found = side_by_side.side_by_side(runs, draws=draws, seed=seed)
+    if output is not None:
+        writer = side_by_side.page if output.suffix.lower() == ".html" else side_by_side.markdown
+        write_text(output, writer(found))
+    click.echo(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False) if as_json else render(found))
+
+
+def require_document(path: Path) -> None:
+    """Refuse a name that says neither page nor Markdown."""
+    if path.suffix.lower() not in (".html", ".md"):
+        raise click.BadParameter(f"{path} must end with .html or .md.", param_hint="--output")
+
+
 @click.group(cls=M2dprepGroup)
 def evaluate() -> None:
     """Judge a model by the tasks and protocols of papers."""
@@ -93,3 +179,5 @@ def evaluate() -> None:
 
 evaluate.add_command(list_tasks)
 evaluate.add_command(prepare)
+evaluate.add_command(report)
+evaluate.add_command(compare)

@@ -15,7 +15,7 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.result import Result
-from m2dprep.evaluation.reports.figures import shown
+from m2dprep.evaluation.reports.figures import shown, signed
 from m2dprep.evaluation.reports.outcomes import Outcome, Reported
 
 DRAWS = 5000
@@ -217,9 +217,7 @@ def render(comparisons: Sequence[Comparison]) -> str:
         result = one.first.result
         lines = [f"{result.task or 'task'}, {result.protocol}: {one.first.name} → {one.second.name}"]
         for row in one.differences:
-            sign = "+" if row.difference >= 0 else "−"
-            change = f"{sign}{shown(abs(row.difference), row.metric)}"
-            low, high = (f"{'−' if value < 0 else '+'}{shown(abs(value), row.metric)}" for value in (row.low, row.high))
+            change, low, high = (signed(value, row.metric) for value in (row.difference, row.low, row.high))
             lines.append(
                 f"  {row.metric:<10} {shown(row.first, row.metric):>7} → {shown(row.second, row.metric):>7}  {change} "
                 f"[{low}, {high}] over {row.n:,} {row.over}: {row.verdict}"

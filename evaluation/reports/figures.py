@@ -25,6 +25,11 @@ def shown(value: float | None, metric: str) -> str:
     return f"{100 * value:.2f}" if is_share(metric) else f"{value:.2f}"
 
 
+def signed(value: float, metric: str) -> str:
+    """A difference with its sign."""
+    return f"{'−' if value < 0 else '+'}{shown(abs(value), metric)}"
+
+
 def score_text(result: Result) -> str:
     """The score with its interval over seeds."""
     text = shown(result.score, result.metric)

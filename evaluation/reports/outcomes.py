@@ -1,9 +1,8 @@
 """How each clip of a result came out: from the result's own details, or from the CSV of predictions beside it.
 
-``details["clips"]`` of a result holds columns of equal length: ``file_name``, and of classification ``label``,
-``predicted``, ``right`` (1, 0, or the share of seeds that were right) and ``margin`` (how much nearer the clip was to
-its own class than to the best other one); of retrieval ``t2a`` (the ranks of its captions, a list) and ``a2t`` (the
-best rank of a caption).
+Details hold, per clip, ``files`` and, of classification, the class numbers ``labels`` and ``predicted``, and perhaps
+``correct_share`` (over seeds) and ``margins`` (the cosine to the clip's own caption less that to the nearest one); of
+retrieval, per caption, ``owner`` (the number of its clip) and ``t2a_ranks``, and per clip ``a2t_best_ranks``.
 """
 
 from __future__ import annotations
@@ -62,27 +61,39 @@ def read_reported(path: Path, predictions: Path | None = None) -> Reported:
 
 
 def outcomes_of(result: Result) -> tuple[Outcome, ...]:
-    """The outcomes in the result's details; empty if it has none."""
-    columns = result.details.get("clips")
-    if not isinstance(columns, Mapping) or "file_name" not in columns:
+    """The outcomes in the result's details; empty if it has none. Raises `UserError` if they do not fit together."""
+    details = result.details
+    names = details.get("files")
+    if not isinstance(names, list):
         return ()
-    names: Sequence[str] = columns["file_name"]
-    get = {
-        key: columns.get(key) or [None] * len(names) for key in ("label", "predicted", "right", "margin", "t2a", "a2t")
-    }
-    if any(len(values) != len(names) for values in get.values()):
-        raise UserError("the result's list of clips has columns of unequal length; it is damaged.")
+    try:
+        if "t2a_ranks" in details:
+            return _ranked(names, details["owner"], details["t2a_ranks"], details["a2t_best_ranks"])
+        if "predicted" in details and "labels" in details:
+            return _classified(names, details)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError("the result's list of clips is damaged: its columns do not fit together.") from error
+    return ()
+
+
+def _ranked(
+    names: Sequence[str], owner: Sequence[int], ranks: Sequence[int], best: Sequence[int]
+) -> tuple[Outcome, ...]:
+    of_clip: list[list[int]] = [[] for _ in names]
+    for clip, rank in zip(owner, ranks, strict=True):
+        of_clip[clip].append(int(rank))
     return tuple(
-        Outcome(
-            str(name),
-            str(get["label"][row] or ""),
-            str(get["predicted"][row] or ""),
-            float(get["right"][row] or 0.0),
-            None if get["margin"][row] is None else float(get["margin"][row]),
-            tuple(get["t2a"][row] or ()),
-            int(get["a2t"][row] or 0),
-        )
-        for row, name in enumerate(names)
+        Outcome(str(name), t2a=tuple(own), a2t=int(one)) for name, own, one in zip(names, of_clip, best, strict=True)
+    )
+
+
+def _classified(names: Sequence[str], details: Mapping[str, Any]) -> tuple[Outcome, ...]:
+    classes, labels, predicted = details["classes"], details["labels"], details["predicted"]
+    right = details.get("correct_share") or [float(a == b) for a, b in zip(labels, predicted, strict=True)]
+    margins = details.get("margins") or [None] * len(names)
+    return tuple(
+        Outcome(str(name), str(classes[label]), str(classes[guess]), float(share), margin)
+        for name, label, guess, share, margin in zip(names, labels, predicted, right, margins, strict=True)
     )
 
 
@@ -113,19 +124,3 @@ def _margin(values: Mapping[str, Sequence[str]], row: int) -> float | None:
         return float(values["cosine_of_label"][row]) - float(values["cosine"][row])
     except (KeyError, ValueError):
         return None
-
-
-def columns_of(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
-    """What ``details["clips"]`` holds, without columns that are empty."""
-    columns: dict[str, list[Any]] = {
-        "file_name": [one.file_name for one in outcomes],
-        "label": [one.label for one in outcomes],
-        "predicted": [one.predicted for one in outcomes],
-        "right": [one.right for one in outcomes],
-        "margin": [one.margin for one in outcomes],
-        "t2a": [list(one.t2a) for one in outcomes],
-        "a2t": [one.a2t for one in outcomes],
-    }
-    ranked = any(columns["a2t"])
-    left_out = {"label", "predicted", "right", "margin"} if ranked else {"t2a", "a2t"}
-    return {name: values for name, values in columns.items() if name not in left_out}

@@ -30,9 +30,9 @@ class Fake:
         self.asked.append((clips.task.name, protocol))
         if clips.task.name == self.failing:
             raise self.error()
-        names = {"file_name": clips.files, "label": clips.labels or [""] * len(clips.files)}
+        columns = {"labels": [0] * len(clips.files), "predicted": [1] * len(clips.files), "classes": ["a", "b"]}
         return Result(protocol, clips.task.name, clips.task.metric, 0.5, n={"clips": len(clips.files)}).about(
-            details={"clips": {**names, "predicted": ["?"] * len(clips.files), "right": [0] * len(clips.files)}}
+            details={"files": clips.files, **columns}
         )
 
 

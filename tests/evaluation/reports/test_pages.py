@@ -18,7 +18,6 @@ from m2dprep.evaluation.reports.markup import Markup, tag
 from m2dprep.evaluation.reports.outcomes import (
     Outcome,
     Reported,
-    columns_of,
     outcomes_of,
     read_predictions,
     read_reported,
@@ -147,9 +146,10 @@ def test_retrieval_has_all_its_figures() -> None:
 
 
 def test_outcomes_in_a_result_and_beside_it(tmp_path: Path) -> None:
-    outcomes = (Outcome("a.wav", "dog", "cat", 0.5, -0.25), Outcome("b.wav", "cat", "cat", 1.0))
-    found = result().about(details={"clips": columns_of(outcomes)})
-    found.write(tmp_path / "a.json")
+    outcomes = (Outcome("a.wav", "dog", "cat", 0.5, -0.25), Outcome("b.wav", "cat", "cat", 1.0, 0.0))
+    columns = {"files": ["a.wav", "b.wav"], "labels": [1, 0], "predicted": [0, 0]}
+    more = {"classes": ["cat", "dog"], "correct_share": [0.5, 1.0], "margins": [-0.25, 0.0]}
+    result().about(details=columns | more).write(tmp_path / "a.json")
     assert read_reported(tmp_path / "a.json").outcomes == outcomes
     result().write(tmp_path / "b.json")
     assert read_reported(tmp_path / "b.json").outcomes == ()
@@ -159,9 +159,15 @@ def test_outcomes_in_a_result_and_beside_it(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("file_name,label\na,b\n")
     with pytest.raises(UserError, match="no column predicted, correct"):
         read_predictions(tmp_path / "c.csv")
-    broken = result().about(details={"clips": {"file_name": ["a"], "right": [1, 0]}})
-    with pytest.raises(UserError, match="unequal length"):
-        outcomes_of(broken)
+    for broken in (columns | {"labels": [1]}, columns | {"labels": [7, 0]}, columns | {"predicted": ["x", 0]}):
+        with pytest.raises(UserError, match="do not fit together"):
+            outcomes_of(result().about(details=broken))
+
+
+def test_ranks_belong_to_the_clips_of_their_captions() -> None:
+    details = {"files": ["a.wav", "b.wav"], "owner": [0, 1, 0], "t2a_ranks": [4, 2, 1], "a2t_best_ranks": [1, 3]}
+    found = outcomes_of(Result("retrieval", "clotho", "t2a_R@1", 0.3, details=details))
+    assert found == (Outcome("a.wav", t2a=(4, 1), a2t=1), Outcome("b.wav", t2a=(2,), a2t=3))
 
 
 def test_markup_is_escaped_once() -> None:
