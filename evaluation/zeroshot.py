@@ -121,7 +121,7 @@ def zero_shot(
         trust_remote_code=trust_remote_code,
     )
     name = str(encoder.describe()["model"])
-    model = checkpoint.load_model(pick_device(device))
+    model = checkpoint.load_audio_model(pick_device(device))
     directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
     if bad := [label for label, row in zip(clip_set.classes, np.isfinite(directions), strict=True) if not row.all()]:
         raise UserError(f"{name} makes embeddings that are not finite of {len(bad)} classes ({bad[0]} first).")
