@@ -112,6 +112,25 @@ class Task:
         return value
 
 
+# The tasks that come with m2dprep, one file each.
+TASK_FILES = Path(__file__).parent / "task_files"
+
+
+def task_names() -> list[str]:
+    """The names of the tasks that come with m2dprep."""
+    return sorted(path.stem for path in TASK_FILES.glob("*.yaml"))
+
+
+def find_task(name_or_path: str) -> Task:
+    """A task by the path of its file, or by its name if it comes with m2dprep. Raises `UserError` if there is none."""
+    if name_or_path in (names := task_names()):
+        return read_task(TASK_FILES / f"{name_or_path}.yaml")
+    if not name_or_path.endswith((".yaml", ".yml")) and not Path(name_or_path).exists():
+        known = f"known are {', '.join(names)}" if names else "none comes with this version"
+        raise UserError(f"{name_or_path!r} is no task ({known}); a task of your own is a YAML file.")
+    return read_task(Path(name_or_path))
+
+
 SECONDS = Range(0, 3600, above=True)
 
 
