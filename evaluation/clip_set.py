@@ -109,7 +109,7 @@ class ClipSet:
         if broken is not None:
             raise UserError(f"{clips_csv}, {broken}: a line break in a file name or label; is it a lost quote's?")
         labels = {label for _, label in rows}
-        classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
+        classes = sorted(labels) if classes_file is None else read_classes(classes_file)
         if unknown := sorted(labels - set(classes)):
             raise UserError(f"{clips_csv} has labels that {classes_file} does not list: {', '.join(unknown[:5])}.")
         if len(classes) < 2:
@@ -158,7 +158,7 @@ def find_column(
     )
 
 
-def _read_classes(path: Path) -> list[str]:
+def read_classes(path: Path) -> list[str]:
     """The lines of a text file without blank ones, sorted. Raises `UserError` if one occurs twice."""
     require_file(path, "the list of classes")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +23,14 @@ from m2dprep.evaluation.protocols.retrieval import retrieval
 from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
 from m2dprep.evaluation.reading import Crop
 
-Where = Literal["evar", "start"]
-
 
 @dataclass(frozen=True)
 class RunOptions:
-    """``features`` is the folder in which embeddings are kept, or None. ``crops``: where longer clips are cut: training
-    clips at random and others at their start as EVAR does, or all at their ``start``."""
+    """``features`` is the folder in which embeddings are kept, or None; ``overwrite`` computes them anew."""
 
     features: Path | None = None
     overwrite: bool = False
     quiet: bool = False
-    crops: Where = "evar"
 
 
 def run_zero_shot(
@@ -93,13 +89,17 @@ def run_linear(
     clips: EvaluationSet,
     settings: LinearSettings | None = None,
     options: RunOptions | None = None,
-    part: str = STACKED,
+    part: str | None = None,
+    cut_at_start: bool = False,
 ) -> Result:
-    """Linear evaluation on a ``part`` of the embeddings: stacked as in EVAR, flat, or clap.
+    """Linear evaluation on a ``part`` of the embeddings: stacked as in EVAR (of models that have it), flat, or clap.
 
-    Raises `UserError` if the table has neither folds nor a training split, or the model has no such part.
+    Longer training clips are cut at random as in EVAR, unless they are ``cut_at_start`` as those of the test.
+    Raises `UserError` if the table has neither folds nor a training split, or the model has no such
+    part.
     """
     settings, options = settings or LinearSettings(), options or RunOptions()
+    part = part or next(iter(encoder.parts))
     classes, targets = clips.classes, clips.targets()
     used = ["all"] if clips.folds else [split for split in ("train", "valid", "test") if len(clips.rows(split))]
     if not clips.folds and "train" not in used:
@@ -110,7 +110,7 @@ def run_linear(
     rows, parts, made = [], [], []
     for split in used:
         own = np.arange(len(clips.files)) if split == "all" else clips.rows(split)
-        at_random = split in ("train", "valid") and options.crops == "evar"
+        at_random = split in ("train", "valid") and not cut_at_start
         crop = Crop(
             clips.task.unit_seconds, "random" if at_random else "start", sixteen_bit=settings.strict_evar,
             seed=settings.seeds[0] if at_random else 0,
@@ -135,23 +135,23 @@ def run_linear(
     details = {"files": tested}
     if targets.ndim == 1:
         details["labels"] = [int(targets[kept[row]]) for row in result.details["test_rows"]]
-    kinds = {"features": part, "unit_seconds": clips.task.unit_seconds, "crops": options.crops}
+    kinds = {"features": part, "unit_seconds": clips.task.unit_seconds, "cut_at_start": cut_at_start}
     return _about(
-        result.about(details=details, deviations=_reading_deviations(clips, made, settings, options, part)),
+        result.about(details=details, deviations=_reading_deviations(clips, made, settings, cut_at_start, part)),
         encoder, clips, made, ("train", "valid", "test"), kinds,
     )  # fmt: skip
 
 
 def _reading_deviations(
-    clips: EvaluationSet, made: Sequence[Features], settings: LinearSettings, options: RunOptions, part: str
+    clips: EvaluationSet, made: Sequence[Features], settings: LinearSettings, cut_at_start: bool, part: str
 ) -> tuple[str, ...]:
     longer = sum(one.longer for one in made)
-    at_random = not clips.folds and options.crops == "evar"
+    at_random = not clips.folds and not cut_at_start
     stored = any(name.endswith(".npy") for name in clips.files)
     return tuple(
         sentence
         for applies, sentence in (
-            (part != STACKED, f"Features are {part}; EVAR's are {STACKED}."),
+            (part != STACKED, f"Features are {part}; EVAR's of M2D are {STACKED}."),
             (not settings.strict_evar and not stored, "Sounds are not passed through 16-bit files."),
             (stored, "Clips are log-mel files, which are cut and padded in frames."),
             (
@@ -208,6 +208,16 @@ def run_label_free(folder: Path, part: str | None = None) -> Result:
     return result.about(digests=identity, settings=settings, model=model, versions=software_versions())
 
 
+def run_any(
+    protocol: str, encoder: ClipEncoder, clips: EvaluationSet, features: Path, settings: LinearSettings
+) -> Result:
+    """The result of the protocol of this name; embeddings are kept below ``features``, by task."""
+    options = RunOptions(features / clips.task.name)
+    if protocol == "linear":
+        return run_linear(encoder, clips, settings, options)
+    return (run_retrieval if protocol == "retrieval" else run_zero_shot)(encoder, clips, options)
+
+
 class _Nothing:
     def __enter__(self) -> None: ...
 
@@ -249,4 +259,14 @@ def _about(
     )
 
 
-__all__ = ["CLAP", "FLAT", "STACKED", "RunOptions", "run_label_free", "run_linear", "run_retrieval", "run_zero_shot"]
+__all__ = [
+    "CLAP",
+    "FLAT",
+    "STACKED",
+    "RunOptions",
+    "run_any",
+    "run_label_free",
+    "run_linear",
+    "run_retrieval",
+    "run_zero_shot",
+]

@@ -73,6 +73,10 @@ class PaperScore:
     metric: str | None = None
     note: str = ""
 
+    def __str__(self) -> str:
+        """``M2D-CLAP 2024 73.4 ± 0.2``."""
+        return f"{self.model} {self.score:g}" + ("" if self.interval is None else f" ± {self.interval:g}")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -106,6 +110,10 @@ class Task:
         if self.multi_label != (self.metric == "mAP"):
             raise UserError("a task with several labels per clip (multi_label) is scored by mAP, others by accuracy.")
 
+    def published(self, protocol: str, metric: str) -> list[PaperScore]:
+        """What others have reached by this protocol and metric."""
+        return [one for one in self.papers if one.protocol == protocol and (one.metric or self.metric) == metric]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
         value = asdict(self)
@@ -123,7 +131,7 @@ def known_tasks() -> dict[str, Path]:
     return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
 
 
-def find_task(text: str) -> Path:
+def task_file(text: str) -> Path:
     """The YAML file of a task: one that comes with the package, by its name, or the path of one's own.
 
     Raises `UserError`, suggesting a name, if there is none.
@@ -136,6 +144,11 @@ def find_task(text: str) -> Path:
     near = difflib.get_close_matches(text.lower(), known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
     raise UserError(f"there is no task {text!r}; {hint} A task of your own is a YAML file.")
+
+
+def find_task(text: str) -> Task:
+    """The task by its name or by the path of its file. Raises `UserError` if there is none."""
+    return read_task(task_file(text))
 
 
 def read_task(path: Path) -> Task:

@@ -162,7 +162,7 @@ def test_modules_fit_a_reader(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text)), "its first line says which idea it has"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "cli").rglob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
     tree = parsed(path)
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])

@@ -50,6 +50,14 @@ class LinearSettings:
             raise UserError(f"seeds {', '.join(map(str, self.seeds)) or 'of none'}: give at least one, and none twice.")
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds in ``42,43,44``. Raises `UserError` for anything but whole numbers."""
+    try:
+        return tuple(int(one) for one in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds {text!r} is not a list of whole numbers such as 42,43,44.") from error
+
+
 class Fold(NamedTuple):
     """The rows of one run; ``valid`` is None if some of the training rows have to be held out."""
 

@@ -12,19 +12,19 @@ from urllib.parse import quote
 
 from m2dprep.artifacts.console import is_verbose
 from m2dprep.artifacts.digests import digest_of, file_digest, fingerprint
-from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.artifacts.errors import FailureLimit, UserError, first_line
 from m2dprep.artifacts.files import write_json, write_text
 from m2dprep.artifacts.folders import make_folder, walk
 from m2dprep.evaluation.preparation.prepare import prepare
 from m2dprep.evaluation.preparation.recognise import recognised
 from m2dprep.evaluation.prepared import METADATA, PREPARED, TASK, EvaluationSet, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result
-from m2dprep.evaluation.reports.figures import aligned, counts_text, papers_for, score_text
+from m2dprep.evaluation.reports.figures import aligned, papers_for, score_text
 from m2dprep.evaluation.reports.markdown import markdown, markdown_table
 from m2dprep.evaluation.reports.markup import Markup, table, tag
 from m2dprep.evaluation.reports.outcomes import Reported, outcomes_of
 from m2dprep.evaluation.reports.page import Players, document, page
-from m2dprep.evaluation.task import Task, find_task, known_tasks, read_task
+from m2dprep.evaluation.task import Task, known_tasks, read_task, task_file
 
 RESULTS, PREPARED_SETS = "results", "prepared"
 REPORT = "report"
@@ -45,6 +45,7 @@ class Campaign:
     protocols: Sequence[str]
     lists: Path | None = None
     only: Sequence[str] = ()
+    limit: FailureLimit = field(default_factory=FailureLimit)
 
 
 @dataclass
@@ -112,6 +113,9 @@ def _run_set(stem: str, folder: Path, campaign: Campaign, said: Callable[[str], 
                 line.result = campaign.runner(clips, protocol, campaign.report).about(digests={RUN: key})
                 line.result.write(path)
                 _write_pages(line.result, task, clips, path)
+            failed = len(line.result.failures)
+            if campaign.limit.exceeded(failed, failed + tested(line.result)):
+                line.problem = f"{failed:,} clips could not be read"
             said(f"{task.name}, {protocol}: {score_text(line.result)}{' (finished before)' if line.skipped else ''}")
         except Exception as error:
             if is_verbose():
@@ -157,7 +161,7 @@ def _sets(campaign: Campaign) -> Iterator[tuple[str, Path | None, str]]:
     for name, folder in recognised(campaign.root, wanted, campaign.lists):
         target = campaign.report / PREPARED_SETS / name
         try:
-            file = find_task(name)
+            file = task_file(name)
             prepare(read_task(file), file, folder, target, lists=campaign.lists, overwrite=True)
             yield name, target, ""
         except UserError as error:
@@ -222,20 +226,33 @@ def summary(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the table, with a column per published model."""
     found = [[] if line.result is None else papers_for(line.result, line.about) for line in lines]
     models = list(dict.fromkeys(paper.model for papers in found for paper in papers))
-    header = ["task", "protocol", "metric", "score", "measured on", *models]
+    header = ["task", "protocol", "metric", "score", "clips", *models, "problem"]
     rows = []
     for line, papers in zip(lines, found, strict=True):
-        of = {
-            paper.model: f"{paper.score:g}" + (f" ± {paper.interval:g}" if paper.interval else "") for paper in papers
-        }
+        of = {paper.model: str(paper).removeprefix(paper.model).strip() for paper in papers}
         if line.result is None:
-            rows.append([line.task, line.protocol, "", "failed", line.problem, *("" for _ in models)])
+            rows.append([line.task, line.protocol, "", "failed", "", *("" for _ in models), line.problem])
             continue
         rows.append(
-            [line.task, line.protocol, line.result.metric, score_text(line.result), counts_text(line.result)]
+            [line.task, line.protocol, line.result.metric, score_text(line.result), _clips(line)]
             + [of.get(model, "") for model in models]
+            + [line.problem]
         )
+    if not any(line.problem for line in lines):
+        return header[:-1], [row[:-1] for row in rows]
     return header, rows
+
+
+def _clips(line: Line) -> str:
+    """How many clips the score is of, and how many the task has."""
+    assert line.result is not None
+    found, expected = tested(line.result), line.expected.get("all", line.expected.get("test"))
+    return f"{found:,}" if expected in (None, found) else f"{found:,} of {expected:,}"
+
+
+def tested(result: Result) -> int:
+    """The clips that the score is of."""
+    return result.n.get("clips", result.n.get("test", 0))
 
 
 def render(lines: Sequence[Line]) -> str:

@@ -36,21 +36,9 @@ def score_text(result: Result) -> str:
     return text if result.interval is None else f"{text} ± {shown(result.interval, result.metric)}"
 
 
-def paper_text(paper: PaperScore) -> str:
-    """``M2D-CLAP 2024 73.4 ± 0.2``; per cent, as in the paper."""
-    interval = "" if paper.interval is None else f" ± {paper.interval:g}"
-    return f"{paper.model} {paper.score:g}{interval}"
-
-
 def papers_for(result: Result, task: Task | None) -> list[PaperScore]:
     """The published figures of the same protocol and metric."""
-    if task is None:
-        return []
-    return [
-        paper
-        for paper in task.papers
-        if paper.protocol == result.protocol and (paper.metric or task.metric) == result.metric
-    ]
+    return [] if task is None else task.published(result.protocol, result.metric)
 
 
 def all_figures(result: Result) -> list[tuple[str, float | None]]:

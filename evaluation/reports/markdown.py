@@ -9,7 +9,6 @@ from m2dprep.evaluation.reports.figures import (
     commonest_confusions,
     counts_text,
     facts_of,
-    paper_text,
     papers_for,
     per_class,
     score_text,
@@ -43,7 +42,7 @@ def markdown(reported: Reported, task: Task | None = None) -> str:
         f"**{text_cell(result.metric)} {score_text(result)}** ({text_cell(counts_text(result))})",
     ]
     if papers := papers_for(result, task):
-        parts.append(markdown_table(["published, %", "of what"], [(paper_text(one), one.note) for one in papers]))
+        parts.append(markdown_table(["published, %", "of what"], [(str(one), one.note) for one in papers]))
     figures = all_figures(result)
     if len(figures) > 1:
         parts.append(markdown_table(["metric", "value"], [(name, shown(value, name)) for name, value in figures]))

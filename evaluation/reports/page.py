@@ -20,7 +20,6 @@ from m2dprep.evaluation.reports.figures import (
     all_figures,
     commonest_confusions,
     facts_of,
-    paper_text,
     papers_for,
     per_class,
     score_text,
@@ -98,7 +97,7 @@ def _papers(result: Result, task: Task | None) -> Markup:
     papers = papers_for(result, task)
     if not papers:
         return Markup("")
-    rows: list[list[object]] = [[paper_text(paper), paper.note] for paper in papers]
+    rows: list[list[object]] = [[str(paper), paper.note] for paper in papers]
     return _section("Published", table([f"{result.metric}, %", "of what"], rows))
 
 

@@ -85,12 +85,12 @@ def test_who_takes_what() -> None:
             taken.setdefault(flag, set()).add(name)
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
-        "demo",
+        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval",
     }  # fmt: skip
     assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--output"] == {
         "stats", "unpack", "captions fill", "captions merge", "captions check", "captions training-list", "train",
-        "plot", "demo",
+        "plot", "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate label-free",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from m2dprep.cli.evaluate import zero_shot
+from m2dprep.cli.evaluation.protocols import zero_shot
 from m2dprep.cli.main import COMMANDS, m2dprep
 from m2dprep.cli.train import train
 from m2dprep.cli.train_options import MODELS

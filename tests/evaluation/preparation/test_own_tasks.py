@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from m2dprep.evaluation.preparation.rule import read_rule
-from m2dprep.evaluation.task import find_task, known_tasks, read_task
+from m2dprep.evaluation.task import known_tasks, read_task, task_file
 from tests.cli.invocation import refused, run
 from tests.evaluation.preparation.made_downloads import touch, write
 
@@ -178,7 +178,7 @@ def test_a_task_without_a_rule(tmp_path: Path, download: Path) -> None:
 
 
 def test_names_of_tasks(tmp_path: Path, download: Path) -> None:
-    assert find_task("esc50").name == "esc50.yaml"
+    assert task_file("esc50").name == "esc50.yaml"
     refused(run("evaluate", "prepare", "esc5", download, "-o", tmp_path / "s"), 2, "did you mean esc50")
     refused(run("evaluate", "prepare", "x/y.yaml", download, "-o", tmp_path / "s"), 2, "no such file")
     refused(run("evaluate", "prepare", "esc50", tmp_path / "no", "-o", tmp_path / "s"), 2, "no such folder")

@@ -10,7 +10,6 @@ import click
 from m2dprep.cli.options import (
     OUTPUT,
     PATH,
-    M2dprepGroup,
     TableCommand,
     json_option,
     max_failures_option,
@@ -78,10 +77,10 @@ def prepare(
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.evaluation.preparation.prepare import prepare as prepare_task
     from m2dprep.evaluation.preparation.prepare import render
-    from m2dprep.evaluation.task import find_task, read_task
+    from m2dprep.evaluation.task import read_task, task_file
 
     limit = FailureLimit.parse(max_failures)
-    file = find_task(task)
+    file = task_file(task)
     prepared = prepare_task(read_task(file), file, download, output, lists=lists, overwrite=overwrite)
     click.echo(json.dumps(prepared.to_dict(), indent=2, ensure_ascii=False) if as_json else render(prepared))
     prepared.require(limit)
@@ -170,14 +169,3 @@ def require_document(path: Path) -> None:
     """Refuse a name that says neither page nor Markdown."""
     if path.suffix.lower() not in (".html", ".md"):
         raise click.BadParameter(f"{path} must end with .html or .md.", param_hint="--output")
-
-
-@click.group(cls=M2dprepGroup)
-def evaluate() -> None:
-    """Judge a model by the tasks and protocols of papers."""
-
-
-evaluate.add_command(list_tasks)
-evaluate.add_command(prepare)
-evaluate.add_command(report)
-evaluate.add_command(compare)
