@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.encoders import ClipEncoder
     from m2dprep.evaluation.prepared import EvaluationSet
     from m2dprep.evaluation.protocols.result import Result
+    from m2dprep.evaluation.task import Task
 
 CLIPS = "The clips"
 root_option = click.option(
@@ -228,14 +229,16 @@ def make_encoder(
     )
 
 
-def show(result: Result, output: Path | None, as_json: bool, max_failures: str, inputs: int) -> None:
+def show(
+    result: Result, output: Path | None, as_json: bool, max_failures: str, inputs: int, task: Task | None = None
+) -> None:
     """Write a result to its file, print it, and raise an error if too many clips failed."""
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.evaluation.summary import summary
 
     if output is not None:
         result.write(output)
-    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result))
+    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result, task))
     FailureLimit.parse(max_failures).require(len(result.failures), inputs, "the failures listed with the result")
 
 
@@ -266,4 +269,4 @@ def run_command(
     clips = read_clips(clips_at, **options, **reading)
     folder = kept or (clips_at / "features" if clips_at.is_dir() else None)
     result = run(make_encoder(weights, **model), clips, RunOptions(folder, overwrite))
-    show(result, output, as_json, limit, len(clips.files))
+    show(result, output, as_json, limit, len(clips.files), clips.task)
