@@ -211,8 +211,8 @@ def run_label_free(folder: Path, part: str | None = None) -> Result:
 def run_any(
     protocol: str, encoder: ClipEncoder, clips: EvaluationSet, features: Path, settings: LinearSettings
 ) -> Result:
-    """The result of the protocol of this name; embeddings are kept below ``features``, by task."""
-    options = RunOptions(features / clips.task.name)
+    """The result of the protocol of this name; embeddings are kept below ``features``, which tasks may share."""
+    options = RunOptions(features)
     if protocol == "linear":
         return run_linear(encoder, clips, settings, options)
     return (run_retrieval if protocol == "retrieval" else run_zero_shot)(encoder, clips, options)

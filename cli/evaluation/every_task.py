@@ -19,6 +19,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     REPEATED,
+    Number,
     TableCommand,
     json_option,
     max_failures_option,
@@ -57,6 +58,9 @@ PROTOCOLS = ("zero-shot", "linear", "retrieval")
 @titled(
     "The linear protocol",
     click.option("--seeds", default="42,43,44", help="Repeat with each of these seeds, separated by commas."),
+    click.option(
+        "--lr", type=Number(min=0, min_open=True), default=3e-5, help="Train the heads with this learning rate."
+    ),
     click.option("--strict-evar", is_flag=True, help="Reproduce EVAR where it is wrong (see `evaluate linear`)."),
 )
 @clap_option
@@ -70,6 +74,7 @@ def evaluate_all(
     tasks: tuple[str, ...],
     lists: Path | None,
     seeds: str,
+    lr: float,
     strict_evar: bool,
     max_failures: str,
     output: Path,
@@ -90,19 +95,21 @@ def evaluate_all(
     from m2dprep.artifacts.errors import FailureLimit, TooManyFailuresError
     from m2dprep.artifacts.layout import require_folder
     from m2dprep.evaluation.protocols.linear import LinearSettings, parse_seeds
+    from m2dprep.evaluation.protocols.linear_head import HeadSettings
     from m2dprep.evaluation.reports.campaign import Campaign, render, run_campaign
     from m2dprep.evaluation.run import run_any
 
     weights, place = model_and_clips(checkpoint, root, model["clap_model"])
     require_folder(place, "the folder of tasks")
     limit = FailureLimit.parse(max_failures)
-    linear = LinearSettings(seeds=parse_seeds(seeds), strict_evar=strict_evar, device=model["device"])
+    linear = LinearSettings(HeadSettings(lr=lr), parse_seeds(seeds), strict_evar, model["device"])
     encoder = make_encoder(weights, **{key: model[key] for key in MODEL_KEYS})
     about = {
         "model": encoder.name,
         "weights": encoder.digest,
         "text_model": model["text_model"],
         "seeds": list(linear.seeds),
+        "lr": lr,
         "strict_evar": strict_evar,
     }
 
