@@ -1,4 +1,4 @@
-"""Features are computed once per model and clips, continue after a kill with the same bytes, and lose nothing silently."""
+"""Features are computed once per model and clips, go on after a kill with the same bytes, and lose nothing silently."""
 
 from __future__ import annotations
 
