@@ -94,8 +94,8 @@ def main() -> None:
         }
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}, torch threads {torch.get_num_threads()}")
     print(f"{options.clips} clips of {SECONDS:g} s, {options.depth} blocks of the base size\n")
-    print(table(["", "s", "processor s", "clips/s"],
-                [[name, f"{s:.2f}", f"{p:.2f}", f"{options.clips / s:.1f}"] for name, (s, p) in rows.items()]))  # fmt: skip
+    shown = [[name, f"{s:.2f}", f"{p:.2f}", f"{options.clips / s:.1f}"] for name, (s, p) in rows.items()]
+    print(table(["", "s", "processor s", "clips/s"], shown))
     wall, processor = (rows["features"][n] / rows["bare forward passes"][n] for n in (0, 1))
     print(f"\nratio {wall:.2f}, of processor time {processor:.2f}")
 
