@@ -110,10 +110,9 @@ def run_linear(
     rows, parts, made = [], [], []
     for split in used:
         own = np.arange(len(clips.files)) if split == "all" else clips.rows(split)
-        at_random = split in ("train", "valid") and not cut_at_start
+        at_random = split in ("train", "valid") and not cut_at_start and clips.task.unit_seconds is not None
         crop = Crop(
             clips.task.unit_seconds, "random" if at_random else "start", sixteen_bit=settings.strict_evar,
-            seed=settings.seeds[0] if at_random else 0,
         )  # fmt: skip
         found = _features(encoder, clips, own, crop, split, options)
         rows.append(own[found.whole])
