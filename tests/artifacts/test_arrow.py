@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 from m2dprep.artifacts.process import keep_pandas_out
@@ -17,5 +19,6 @@ assert pyarrow.Table.from_pandas(table.to_pandas()).equals(table)
 """
 
 
+@pytest.mark.slow
 def test_pandas_is_imported_only_when_something_is_converted() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)

@@ -100,6 +100,7 @@ def test_what_the_csv_module_writes_is_read_back(
     assert read(tmp_path_factory.getbasetemp(), file.getvalue()) == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     st.one_of(st.text('ab,"\n\r ', max_size=40).map(str.encode), st.binary(max_size=40)),

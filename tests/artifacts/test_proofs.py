@@ -45,6 +45,7 @@ def test_any_object_can_be_proven(tmp_path: Path, value: dict[str, str]) -> None
     assert is_proven(tmp_path / "x.json")
 
 
+@pytest.mark.slow
 def test_every_bit_of_json_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_object(path, VALUE)
@@ -88,6 +89,7 @@ def test_parquet_is_read_alike_by_everybody(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_every_byte_of_parquet_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, TABLE.slice(0, 20))

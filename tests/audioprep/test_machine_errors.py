@@ -60,6 +60,7 @@ def test_an_error_of_a_moment_costs_nothing(
     assert [row["status"] for row in rows] == ["ok"] * CLIPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", MACHINE, ids=errno.errorcode.get)
 def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, number: int

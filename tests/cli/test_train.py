@@ -64,6 +64,7 @@ def test_a_run_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
     assert (json.loads(quiet.stdout), quiet.stderr) == (value, "")
 
 
+@pytest.mark.slow
 def test_other_settings_exit_with_5_until_overwritten(data: Path, tmp_path: Path) -> None:
     command = (data, "--model", "tiny", "--batch-size", 4, "--output", tmp_path / "run")
     assert run(*command, "--epochs", 1).exit_code == 0
@@ -73,6 +74,7 @@ def test_other_settings_exit_with_5_until_overwritten(data: Path, tmp_path: Path
     assert run(*command, "--epochs", 2, "--overwrite").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

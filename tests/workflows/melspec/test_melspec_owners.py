@@ -85,6 +85,7 @@ def test_a_source_that_replaces_another_and_fails_leaves_nothing_of_it(src: Path
     require_consistent(src, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [(), ("c0.flac",)], ids=["scan", "list"])
 def test_who_was_converted_keeps_its_array_whatever_comes_first_by_name(src: Path, names: tuple[str, ...]) -> None:
     convert(src)
@@ -119,6 +120,7 @@ def test_a_conflict_whose_owner_went_is_converted_when_retried(src: Path) -> Non
     require_consistent(src, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["c0.wav", "c0.flac", ""])
 def test_two_good_records_for_one_array_are_settled(src: Path, gone: str) -> None:
     """The leftovers of earlier versions: nobody knows whose values the array has."""
@@ -178,6 +180,7 @@ def test_a_pack_is_in_the_way_of_what_would_be_written_alone(src: Path) -> None:
     assert rows(src)["c0.wav"] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "folding"),
     [
