@@ -62,11 +62,13 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     if path is None:
         return
     from m2dprep.artifacts.settings import read_settings, typed
+    from m2dprep.artifacts.tables import verify_export
     from m2dprep.training.config import MODEL_KEYS, SETTING_KINDS, TRAIN_KEYS
 
     options = {option.name: option for option in context.command.params if option.name not in FLAGS_ONLY}
     known = (set(map(str, options)) - set(ALIASES.values())) | set(ALIASES) | MODEL_KEYS | TRAIN_KEYS
     settings = read_settings(path, known)
+    verify_export(path)  # a run's train.yaml
     values = {}
     for key, (value, place) in settings.items():
         name = ALIASES.get(key, key)

@@ -14,8 +14,8 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
@@ -250,7 +250,8 @@ def _open_run(
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
     run = RunFolder.open(out, name, settings, notes)
-    write_text(run.recipe, recipe)
+    with proven_file(run.recipe) as file:
+        file.write(recipe.encode())
     write_skipped(run.skipped, data.skipped)
     return run
 

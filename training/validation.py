@@ -154,7 +154,7 @@ class ZeroShotProbe:
             model.cls_token.device.type,
         )
         self._texts = class_embeddings(encoder, self._clips.classes, template)
-        self._reader = ClipReader(data.front_end)
+        self._reader = ClipReader(data.front_end, self._clips.clips)
 
     def metrics(self, model: M2DCLAP, data: TrainingData) -> Metrics:
         """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""
