@@ -7,6 +7,7 @@ those that only type checkers see.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,8 @@ FLOORS = {
 BY_COMMANDS_ONLY = {"workflows": {"m2dclap", "evaluation", "training"}}
 # What an audio worker may import from outside the standard library.
 WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "audioprep.config"]
+# Declarations of settings, from which commands make their flags. They import only the standard library.
+DECLARATIONS = ["training.config", "m2dclap.config"]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
 MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400
@@ -202,24 +205,37 @@ def test_modules_fit_a_reader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    names = {name.split(".")[0] for name in imported(parsed(path).statements_at_top)}
+    others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(tuple(DECLARATIONS))]
+    names = {name.split(".")[0] for name in others}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
 
-def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
-    """At the top of anything that they import, however far away."""
+def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """Modules, and everything that they or those of ours that they import import, however far away."""
     seen: set[str] = set()
-    waiting = list(WORKER_MODULES)
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
         seen.add(name)
         path = ROOT / Path(*name.split("."))
         source = parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
         for other in imported(source.statements_at_top):
-            assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
-            if other in arrows and other not in seen:
+            yield name, other
+            if other in arrows:
                 waiting.append(other)
-    assert len(seen) > len(WORKER_MODULES)
+    assert len(seen) > len(names)
+
+
+def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
+    for name, other in imported_at_the_top(WORKER_MODULES, arrows):
+        assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
+
+
+def test_declarations_of_settings_import_only_the_standard_library(arrows: dict[str, set[str]]) -> None:
+    for name, other in imported_at_the_top(DECLARATIONS, arrows):
+        assert other.split(".")[0] in {*sys.stdlib_module_names, *FLOORS}, f"{name} imports {other}"
 
 
 def test_what_benchmarks_and_tests_import_is_there() -> None:
