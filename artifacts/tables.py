@@ -24,7 +24,7 @@ import xxhash
 
 from m2dprep.artifacts.digests import BLOCK_BYTES, KIND, plain_digest
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.files import atomic_file, write_bytes, write_text
+from m2dprep.artifacts.files import Opened, atomic_file, write_bytes, write_text
 from m2dprep.artifacts.layout import STAY_INSIDE, leads_out, require_file
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at, read_file
 from m2dprep.artifacts.text_files import read_csv_table, read_header, require_utf8
@@ -67,12 +67,12 @@ class _Hashing:
 
 
 @contextmanager
-def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+def parquet_writer(path: Path, schema: pa.Schema, opens: Opened = atomic_file, **settings: Any) -> Iterator[Any]:
     """A writer of ``path``, which appears whole and with its digest if the block ends without an error."""
     metadata: Mapping[bytes, bytes] = {**(schema.metadata or {}), PROOF: KIND.encode()}
-    with atomic_file(path) as file:
+    with opens(path) as file:
         hashing = _Hashing(file)
-        with pq.ParquetWriter(hashing, schema.with_metadata(metadata), write_page_checksum=True, **options) as writer:
+        with pq.ParquetWriter(hashing, schema.with_metadata(metadata), write_page_checksum=True, **settings) as writer:
             yield writer
         _insert_proof(file, hashing.state.digest())
 

@@ -46,8 +46,6 @@ FILES_PER_SYNC = 64
 PAUSES = (0.1, 0.4, 1.5)
 # Reasons that may also come from reading a file incompletely.
 DAMAGED = ("truncated", "malformed", "not_audio", "no_samples")
-# Reasons that may be gone a moment later.
-DOUBTFUL = (*DAMAGED, "permission")
 READ_BYTES = 1 << 20
 # After so many transient failures in a row, the run stops: nothing can be read at all.
 TRANSIENT_IN_A_ROW = 20
@@ -204,7 +202,7 @@ def read_with_retries(path: Path, read: Callable[[], T]) -> T:
             return read()
         except DecodeError as error:
             info, failure = error.info, _machine_failure(path, error)
-            if failure is None and (doubted or error.reason not in DOUBTFUL):
+            if failure is None and (doubted or error.reason not in (*DAMAGED, "permission")):
                 raise
             if failure is None:
                 doubted = True

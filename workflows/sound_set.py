@@ -229,14 +229,11 @@ def make_sound_set(
     """
     numbers = {"training_a_class": train_per_class, "held_out_a_class": held_out_per_class, "seed": seed}
     finished = _take_place(root) and _numbers_in(root) == numbers
-    if not overwrite or finished or not any((root / name).exists() for name in (NOTE, AUDIO)):
-        _begin(root, numbers)
-        clips = _fill(root, numbers, workers)
-    else:
-        if _numbers_in(root / ANEW) != numbers:
-            remove_folder(root / ANEW)
-        _begin(root / ANEW, numbers)
-        clips = _fill(root / ANEW, numbers, workers)
+    beside = overwrite and not finished and any((root / name).exists() for name in (NOTE, AUDIO))
+    if beside and _numbers_in(root / ANEW) != numbers:
+        remove_folder(root / ANEW)
+    clips = _fill(root / ANEW if beside else root, numbers, workers)
+    if beside:
         _move(root / ANEW, root / WHOLE)
         sync_folder(root)
         _take_place(root)
@@ -246,6 +243,7 @@ def make_sound_set(
 
 def _fill(root: Path, numbers: dict[str, int], workers: int) -> list[Clip]:
     """Write what is missing of the set with these ``numbers`` to ``root``. Returns its clips."""
+    _begin(root, numbers)
     rng = np.random.default_rng(numbers["seed"])
     clips = _plan(rng, numbers["training_a_class"], numbers["held_out_a_class"])
     for part in (TRAIN, HELD_OUT):
@@ -259,7 +257,7 @@ def _fill(root: Path, numbers: dict[str, int], workers: int) -> list[Clip]:
     training = [clip for clip in clips if clip.part == TRAIN]
     _write_segments(root / f"{TRAIN}.csv", training)
     _write_segments(root / f"{HELD_OUT}.csv", [clip for clip in clips if clip.part == HELD_OUT])
-    _write_ontology(root / "ontology.json")
+    write_json(root / "ontology.json", [_ontology_entry(sound) for sound in CLASSES])
     _write_auto_acd(root / "auto_acd_train.csv", training, rng)
     _write_acalt4(root / "acalt4.csv", training, rng)
     held_out = [(f"audio/{clip.file_name}", CLASSES[clip.labels[0]].name) for clip in clips if clip.part == HELD_OUT]
@@ -362,20 +360,9 @@ def _write_segments(path: Path, clips: Sequence[Clip]) -> None:
         file.write("\n".join([*lines, ""]).encode())
 
 
-def _write_ontology(path: Path) -> None:
-    write_json(path, [_ontology_entry(sound) for sound in CLASSES])
-
-
 def _ontology_entry(sound: SoundClass) -> dict[str, object]:
-    return {
-        "id": sound.mid,
-        "name": sound.name,
-        "description": (sound.synthesise.__doc__ or "").strip(),
-        "citation_uri": "",
-        "positive_examples": [],
-        "child_ids": [],
-        "restrictions": [],
-    }
+    empty: dict[str, object] = {"citation_uri": "", "positive_examples": [], "child_ids": [], "restrictions": []}
+    return {"id": sound.mid, "name": sound.name, "description": (sound.synthesise.__doc__ or "").strip(), **empty}
 
 
 def _sentence(templates: Sequence[str], clip: Clip, rng: np.random.Generator) -> str:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +21,7 @@ import numpy as np
 
 from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler, shown
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.files import atomic_file
+from m2dprep.artifacts.files import Opened, atomic_file
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.npy_files import MAX_HEADER_BYTES
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at
@@ -98,7 +97,7 @@ def _get(slot: int) -> bytes:
 def write_dictionary(
     path: Path,
     embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
-    opened: Callable[[Path], AbstractContextManager[IO[bytes]]] = atomic_file,
+    opened: Opened = atomic_file,
 ) -> int:
     """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads.
 

@@ -198,7 +198,7 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
     group = max(1, ROW_GROUP_BYTES // (dim * value.bit_width // 8))
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        parquet_writer(file, schema, compression="zstd", use_dictionary=["source"]) as writer,
+        parquet_writer(file, schema, proven_file, compression="zstd", use_dictionary=["source"]) as writer,
         Progress(rows, "exporting", "embeddings") as progress,
     ):
         for start, block in store.blocks(group):
