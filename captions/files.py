@@ -1,4 +1,4 @@
-"""The caption commands as functions on files, merging of captions tables, and the captions of one clip.
+"""The caption commands as functions on files, and the captions of one clip.
 
 Tables are read, ``captions.parquet`` is written atomically, and lists of rows are written beside it.
 """
@@ -6,9 +6,8 @@ Tables are read, ``captions.parquet`` is written atomically, and lists of rows a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,73 +17,28 @@ import pyarrow.csv
 
 from m2dprep.artifacts.clips.matching import match_names
 from m2dprep.artifacts.clips.readings import last_parts, paths
-from m2dprep.artifacts.columns import codes, first_occurrences, one_array, position_in_group, runs
+from m2dprep.artifacts.columns import one_array, runs
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.files import atomic_file, sweep_temporaries
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.locks import writing_to
-from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions
+from m2dprep.artifacts.tables import read_captions
 from m2dprep.artifacts.text_files import listing
-from m2dprep.captions.assembly import Assembly, CaptionsFile, Coverage, Merged, count_sources, write_assembly
-from m2dprep.captions.build import DEFAULTS, AddOptions, FillOptions, SourceIsThereError, add, add_to, fill
-from m2dprep.captions.clean import Cleaned, clean
-from m2dprep.captions.matching import CleanRows
+from m2dprep.captions.assembly import Assembly, Coverage, Merged, count_sources, write_assembly
+from m2dprep.captions.build import (
+    DEFAULTS,
+    AddOptions,
+    FillOptions,
+    MergedSets,
+    SourceIsThereError,
+    add,
+    fill,
+    merge_sets,
+)
+from m2dprep.captions.matching import Rules, Source, clean_source
 from m2dprep.captions.sources.audioset import read_label_names, read_segments
-from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
+from m2dprep.captions.sources.exclusion import ExclusionList
 from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
-
-
-@dataclass(frozen=True)
-class MergedSets:
-    """One table merged from several: ``read = captions + repeated + excluded_captions``.
-
-    ``changed`` says whether it was written.
-    """
-
-    assembly: Assembly
-    read: int
-    repeated: int
-    excluded_captions: int
-    by_source: dict[str, int]
-    clips: int
-    excluded: tuple[ExclusionCounts, ...]
-    changed: bool = True
-
-
-def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()) -> MergedSets:
-    """Merge tables of `CAPTIONS_SCHEMA`: clips in the order of their first appearance, a clip's captions together.
-
-    Within a clip, captions are in the order of the tables and their rows, numbered from 0. A caption that the same
-    source repeats for the same clip is kept once. ``split`` and ``labels`` are those of each row.
-    """
-    table = pa.concat_tables(tables)
-    encoded = one_array(table["clip_id"]).dictionary_encode()
-    clip = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    keep_clip, excluded = keep_clips(encoded.dictionary, exclude)
-    text, source = codes(table["caption"]), codes(table["source"])
-    first = np.zeros(table.num_rows, bool)
-    order = np.lexsort((np.arange(len(clip)), text, source, clip))
-    keys = np.stack([clip, source, text])[:, order]
-    first[order] = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)]) if len(clip) else False
-    allowed = keep_clip[clip]
-    rows = np.flatnonzero(first & allowed)
-    rows = rows[np.argsort(clip[rows], kind="stable")]
-    index = position_in_group(clip[rows]).astype(np.int32)
-    at = CAPTIONS_SCHEMA.get_field_index("caption_index")
-
-    def make(start: int, stop: int) -> pa.Table:
-        taken = table.take(pa.array(rows[start:stop]))
-        return taken.set_column(at, CAPTIONS_SCHEMA.field(at), pa.array(index[start:stop]))
-
-    return MergedSets(
-        assembly=Assembly(len(rows), make),
-        read=table.num_rows,
-        repeated=int((~first & allowed).sum()),
-        excluded_captions=int((~allowed).sum()),
-        by_source=count_sources(pa.table({"source": table["source"].take(pa.array(rows))})),
-        clips=int(first_occurrences(clip[rows]).sum()),
-        excluded=tuple(excluded),
-    )
 
 
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
@@ -129,10 +83,10 @@ def fill_file(
     """
     names = read_label_names(labels)
     with ThreadPoolExecutor() as pool:  # the tables are large
-        reading = None if auto_acd is None else _start_reading(pool, auto_acd, options)
+        first = None if auto_acd is None else pool.submit(_read_auto_acd, auto_acd, options.rules)
         more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
-        merged = fill(clips, None if reading is None else reading(), options, None if more is None else more.result())
+        merged = fill(clips, first and first.result(), options, more and more.result())
     require_no_folder(output)
     with writing_to(output):
         if overwrite or not output.exists():
@@ -148,24 +102,8 @@ def fill_file(
     return merged.coverage
 
 
-def _start_reading(pool: Executor, auto_acd: Path, options: FillOptions) -> Callable[[], pa.Table | CleanRows]:
-    """Read Auto-ACD and then clean its captions; the function returned waits for the rows, not for the cleaning."""
-    if options.rules == "m2d_compat":
-        return pool.submit(read_auto_acd, auto_acd).result
-    uncleaned: list[pa.ChunkedArray] = []  # freed as soon as they are clean
-
-    def read() -> pa.ChunkedArray:
-        rows = read_auto_acd(auto_acd)
-        uncleaned.append(rows["caption"])
-        return rows["id"]
-
-    def clean_them() -> Cleaned:
-        reading.result()
-        return clean(uncleaned.pop())
-
-    reading = pool.submit(read)
-    cleaning = pool.submit(clean_them)
-    return lambda: CleanRows(reading.result(), cleaning.result)
+def _read_auto_acd(path: Path, rules: Rules) -> Source:
+    return clean_source(AUTO_ACD, read_auto_acd(path), rules)
 
 
 def _require_filled(output: Path, expected: pa.Table, sources: Sequence[str]) -> None:
@@ -239,8 +177,7 @@ def require_filled(captions: Path) -> Path:
 
 def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> Merged:
     """A table with ``rows`` added. Write it under the file's lock, before the file changes."""
-    read = CaptionsFile(captions)
-    return add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
+    return add(read_captions(captions), rows, source, options=options)
 
 
 def merge_files(

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.columns import one_array, take
+from m2dprep.artifacts.columns import joined, one_array, take
 from m2dprep.artifacts.digests import CAPTION_DIGEST_BYTES, differing_keys
 from m2dprep.artifacts.embeddings.store import EmbeddingStore, settings_in
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
@@ -62,7 +62,7 @@ class EmbedPlan:
     """
 
     def __init__(self, captions: pa.ChunkedArray, digests: pa.ChunkedArray) -> None:
-        self._captions = captions
+        self._captions = joined(captions)
         by_text, starts = _grouped(one_array(digests))
         # Lengths in bytes of UTF-8 are close to numbers of tokens, and known without a tokenizer.
         lengths = pc.binary_length(captions).to_numpy().astype(np.int32)[by_text[starts[:-1]]]
@@ -103,7 +103,7 @@ class EmbedPlan:
             start = stop
             if len(members):
                 rows, which = self.rows_of(members)
-                texts = take(self._captions, self._rows[self._starts[members]].astype(np.int64))
+                texts = self._captions.take(pa.array(self._rows[self._starts[members]]))
                 yield Block(texts.to_pylist(), rows, which)
 
 
