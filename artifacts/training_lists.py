@@ -14,18 +14,7 @@ from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import DataLayout
 from m2dprep.artifacts.tables import plain_digest
 
-LISTED, TRAINED = "files_", "train_"
 ORIGIN_SUFFIX = ".json"
-
-
-def training_list_of(files: Path) -> Path:
-    """The training list that is read in place of the list ``files``, existing or not."""
-    return files.with_name(TRAINED + files.name.removeprefix(LISTED))
-
-
-def training_lists(layout: DataLayout) -> dict[Path, Path]:
-    """The existing training lists of a data directory, by the list that each is read in place of."""
-    return {files: path for files in layout.file_lists() if (path := training_list_of(files)).exists()}
 
 
 def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
@@ -33,7 +22,7 @@ def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
 
     Raises `UserError` if a training list is out of date.
     """
-    made = training_lists(layout)
+    made = layout.training_lists()
     for files, path in made.items():
         require_current(path, files)
     notes = [f"{path.name} is read in place of {files.name}" for files, path in made.items()]

@@ -9,9 +9,20 @@ from pathlib import Path
 import click
 
 from m2dprep.cli.caption_sets import overwrite_table_option, say_unchanged
-from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_option, text_model_option, titled
+from m2dprep.cli.options import (
+    OUTPUT,
+    OUTPUT_PATH,
+    PATH,
+    TableCommand,
+    json_option,
+    output_option,
+    text_model_option,
+    titled,
+)
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @titled(
@@ -36,7 +47,10 @@ from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_
 @titled(
     OUTPUT,
     click.option(
-        "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+        "--findings",
+        type=OUTPUT_PATH,
+        default=None,
+        help="Write every finding to this CSV file: row, clip, rule, text.",
     ),
     click.option(
         "--drop",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, TableCommand, json_option, output_option, titled
+from m2dprep.cli.options import OUTPUT, PATH, PLACE, M2dprepCommand, TableCommand, json_option, output_option, titled
 from m2dprep.cli.train_options import (
     SETTINGS,
     data_options,
@@ -21,10 +21,15 @@ from m2dprep.cli.train_options import (
     save_options,
     validation_options,
 )
+from m2dprep.workflows.recipe.data_directory import for_training
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.m2dclap.config import ModelConfig
     from m2dprep.training.config import DataChoice, Preset, RunOptions, TrainConfig
+
+# Options that do not decide what is trained.
+HOW = ("device", "compile", "save_every", "save_steps", "save_minutes", "keep", "log_every", "wandb", "loader_workers")
 
 
 class TrainRequest(NamedTuple):
@@ -36,8 +41,9 @@ class TrainRequest(NamedTuple):
     options: RunOptions
 
 
+@stage(how=HOW, reads=for_training, shows=("epochs", "steps", "loss", "clips"))
 @click.command(cls=TableCommand)
-@click.argument("data", type=PATH)
+@click.argument("data", type=PLACE)
 @general_options
 @data_options
 @model_options

@@ -11,7 +11,9 @@ import click
 from m2dprep.artifacts.errors import UserError
 from m2dprep.cli.options import (
     LOCATION,
+    MODEL_NAME,
     PATH,
+    PLACE,
     REPEATED,
     Number,
     device_option,
@@ -318,7 +320,7 @@ validation_options = titled(
     ),
     click.option(
         "--probe-root",
-        type=PATH,
+        type=PLACE,
         default=None,
         show_default="the CSV's folder",
         help="Look for the files of --probe-clips relative to this folder.",
@@ -331,6 +333,7 @@ validation_options = titled(
     ),
     click.option(
         "--probe-text-model",
+        type=MODEL_NAME,
         default=None,
         show_default="the one of the embeddings",
         help="Encode the captions of the probe with this text encoder: a name on the Hugging Face hub, or a folder.",

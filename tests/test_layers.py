@@ -30,6 +30,8 @@ BY_COMMANDS_ONLY = {"workflows": {"m2dclap", "evaluation", "training"}}
 # What an audio worker may import from outside the standard library.
 WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "audioprep.config"]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
+# What commands say of themselves for recipes: light enough to be imported with every command.
+DECLARATIONS = ["workflows.recipe.declare", "workflows.recipe.data_directory"]
 MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400
 
@@ -166,8 +168,21 @@ def test_modules_fit_a_reader(path: Path) -> None:
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
     tree = parsed(path)
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    names = {name.split(".")[0] for name in imported(top)}
+    names = {name.split(".")[0] for name in imported(top) if not name.startswith(tuple(DECLARATIONS))}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
+
+
+def test_declarations_of_commands_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
+    top = (ast.Import, ast.ImportFrom)
+    for name in DECLARATIONS:
+        waiting, seen = [name], set()
+        while waiting:
+            module = waiting.pop()
+            seen.add(module)
+            tree = parsed(ROOT / f"{module.replace('.', '/')}.py")
+            names = set(imported(ast.Module([node for node in tree.body if isinstance(node, top)], [])))
+            assert not {found.split(".")[0] for found in names} & {*HEAVY, "numpy", "yaml"}, module
+            waiting += (names & arrows.keys()) - seen
 
 
 def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
