@@ -31,7 +31,7 @@ def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
 
 def write_origin(path: Path, files: Path) -> None:
     """Note beside the training list ``path`` that it was made from the list ``files`` as it is now."""
-    origin = {"list": files.name, "digest": plain_digest(files)}
+    origin = {"list": files.name, "list_digest": plain_digest(files)}
     try:
         there = read_object(_origin(path))
     except UserError:  # damaged; it is about to be replaced
@@ -44,7 +44,7 @@ def require_current(path: Path, files: Path) -> None:
     """Raise `UserError` if the training list ``path`` was made from ``files`` as it was before; a list that somebody
     else wrote does not say."""
     origin = read_object(_origin(path))
-    if origin is not None and origin.get("digest") != plain_digest(files):
+    if origin is not None and origin.get("list_digest") != plain_digest(files):
         raise UserError(
             f"{path} was made from an earlier {files.name}, so it lacks what is new there: make it anew with "
             f"`m2dprep captions training-list {files} CAPTIONS --overwrite`, or choose lists with --files."
