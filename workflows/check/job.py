@@ -34,7 +34,7 @@ from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.promise import NO_PROMISE, Promises
 from m2dprep.audioprep.stats import norm_stats
 from m2dprep.workflows.check.arrays import ExpectedArray, check_arrays
-from m2dprep.workflows.check.files import check_files
+from m2dprep.workflows.check.files import check_files, require_of_listed
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.check.runs import ProofsOfRun, check_runs, is_run
 from m2dprep.workflows.engine.pool import WorkerPool
@@ -45,18 +45,6 @@ from m2dprep.workflows.melspec.overwrite import beside
 ERROR_OF = {"records": 1e-9, "arrays": 1e-3}
 COUNTS = ("count_values", "count_files", "excluded_files")
 VALUES = ("mean", "std", "bin_mean", "bin_std")
-
-
-def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
-    """Raise `UserError` if ``stats`` belong to one folder while the lists name files of other folders only."""
-    folders = sorted({name.partition("/")[0] for name in listed})
-    folder = stats.get("folder")
-    here = [path.name for path in layout.lms_folders()]
-    if folders and folder in here and folder not in folders:
-        raise UserError(
-            f"is that of {folder}, and the lists name files of {', '.join(folders)} only: one folder's values would "
-            f"be normalised with another's. `m2dprep stats {layout.root / folders[0]}` computes it anew."
-        )
 
 
 def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: CheckResult) -> None:
