@@ -30,7 +30,8 @@ from typing import Any
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.settings import Range, Setting, read_settings, typed
+from m2dprep.artifacts.settings import Range, typed
+from m2dprep.artifacts.yaml_files import Setting, read_settings
 from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE, LABEL_FIELD, check_template
 
 METRICS = ("accuracy", "mAP", "t2a_R@1")

@@ -13,6 +13,7 @@ from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
     PATH,
+    PLACE,
     Function,
     Number,
     device_option,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 CLIPS = "The clips"
 root_option = click.option(
     "--root",
-    type=PATH,
+    type=PLACE,
     default=None,
     show_default="the CSV's folder",
     help="Look for the files relative to this folder.",

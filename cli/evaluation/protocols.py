@@ -36,8 +36,14 @@ from m2dprep.cli.options import (
     output_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage(
+    how=("device", "batch_size", "max_failures"),
+    reads=lambda given: given.made_below("root"),
+    shows=("accuracy", "clips", "failed"),
+)
 @click.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)

@@ -29,12 +29,14 @@ from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.log_mels.pack import PackedStore, read_pack_meta
 from m2dprep.artifacts.log_mels.records import KEPT, read_config, require_parts
 from m2dprep.artifacts.tables import accept_file_list, read_captions, read_file_list
+from m2dprep.artifacts.training_lists import require_current
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.promise import NO_PROMISE, Promises
-from m2dprep.audioprep.stats import NormStats, norm_stats
+from m2dprep.audioprep.stats import norm_stats
 from m2dprep.workflows.check.arrays import ExpectedArray, check_arrays
-from m2dprep.workflows.check.files import check_files
+from m2dprep.workflows.check.files import check_files, require_of_listed
 from m2dprep.workflows.check.result import CheckResult, Collecting
+from m2dprep.workflows.check.runs import ProofsOfRun, check_runs, is_run
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.melspec.exchange import EARLIER
 from m2dprep.workflows.melspec.overwrite import beside
@@ -43,18 +45,6 @@ from m2dprep.workflows.melspec.overwrite import beside
 ERROR_OF = {"records": 1e-9, "arrays": 1e-3}
 COUNTS = ("count_values", "count_files", "excluded_files")
 VALUES = ("mean", "std", "bin_mean", "bin_std")
-
-
-def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
-    """Raise `UserError` if ``stats`` belong to one folder while the lists name files of other folders only."""
-    folders = sorted({name.partition("/")[0] for name in listed})
-    folder = stats.get("folder")
-    here = [path.name for path in layout.lms_folders()]
-    if folders and folder in here and folder not in folders:
-        raise UserError(
-            f"is that of {folder}, and the lists name files of {', '.join(folders)} only: one folder's values would "
-            f"be normalised with another's. `m2dprep stats {layout.root / folders[0]}` computes it anew."
-        )
 
 
 def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: CheckResult) -> None:
@@ -74,7 +64,7 @@ def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: Che
                 f"{listed.name}, for which {layout.norm_stats.name} was computed, is gone: not compared"
             )
             return
-        found = _merged(folder, listed)
+        found = norm_stats(folder, files=listed)
         wrong = [key for key in (*COUNTS, *VALUES) if not _is_close(stats.get(key), getattr(found, key), error)]
         if not wrong:
             return
@@ -84,10 +74,6 @@ def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: Che
     gone = stats.get("folder") not in (None, *(folder.name for folder in folders))
     of = f"is that of {stats.get('folder')}, which is not here: " if gone else ""
     raise UserError(f"{of}{'; '.join(differing)}. `m2dprep stats` computes it anew.")
-
-
-def _merged(folder: Path, files: Path | None) -> NormStats:
-    return norm_stats(folder, files=files)
 
 
 def _is_close(stored: object, found: object, error: float) -> bool:
@@ -105,10 +91,13 @@ def _short(value: object) -> str:
 ROWS_PER_BLOCK = 65536
 
 
-def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) -> list[CheckResult]:
-    """Check the data directory ``data``; ``quick`` opens every array but does not read its values.
+def run_checks(
+    data: Path, *, workers: WorkerPool | int, quick: bool = False, proofs_of_run: ProofsOfRun | None = None
+) -> list[CheckResult]:
+    """Check the data directory ``data`` and the training runs in it, or the run that it is.
 
-    Raises `UserError` if ``data`` is not a folder or holds nothing to check.
+    ``quick`` opens every array but does not read its values; without ``proofs_of_run``, runs are not looked at. Raises
+    `UserError` if ``data`` is not a folder or holds nothing to check.
     """
     pool = WorkerPool.of(workers)
     folder = require_folder(data, "the data directory to check")
@@ -117,8 +106,11 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         raise UserError(
             f"{data} is a folder of log-mels; check the data directory that it lies in: {LmsLayout(data).data}"
         )
-    if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
-        raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
+    runs = check_runs(layout.root, proofs_of_run, quick) if proofs_of_run else []
+    if runs and is_run(layout.root):
+        return runs
+    if not (runs or layout.holds_anything()):
+        raise UserError(f"{data} holds no file list, no log-mels, no captions, no embeddings and no training runs.")
     files = check_files(layout, quick)
     lists, listed = check_file_lists(layout)
     conversions, expected, packs = check_conversions(layout, listed)
@@ -133,6 +125,7 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         captions_result,
         check_captioned(_trained_together(layout, listed), captions),
         check_embeddings(layout, _trained_together(layout, listed), captions, quick),
+        *runs,
     ]
 
 
@@ -142,7 +135,7 @@ def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
     Raises `UserError`, before any list is accepted, if one is not a list of the data directory.
     """
     layout = DataLayout(require_folder(data, "the data directory to check"))
-    lists = {path.name: path for path in layout.file_lists()}
+    lists = {path.name: path for path in [*layout.file_lists(), *layout.training_lists().values()]}
     for name in names:
         given = Path(name)
         if given.name not in lists or (len(given.parts) > 1 and given.resolve() != lists[given.name].resolve()):
@@ -158,7 +151,11 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside."""
     result = CheckResult("file lists")
     names: set[str] = set()
-    for path in layout.file_lists():
+    made = layout.training_lists()
+    for files, path in made.items():
+        with Collecting(result, path.name):
+            require_current(path, files)
+    for path in [*layout.file_lists(), *made.values()]:
         with Collecting(result, path.name):
             file_names = read_file_list(path, unchecked=True)
             result.checked += len(file_names)
