@@ -131,7 +131,7 @@ def find_task(name_or_path: str) -> Task:
     return read_task(Path(name_or_path))
 
 
-SECONDS = Range(0, 3600, above=True)
+SECONDS = Range(0.01, 3600)
 
 
 def read_task(path: Path) -> Task:
