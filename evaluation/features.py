@@ -35,7 +35,7 @@ from m2dprep.evaluation.encoders import ClipEncoder, split_parts
 from m2dprep.evaluation.reading import Clip, ClipLoader, Crop
 
 # Clips of one window: they are read together and divided into batches.
-WINDOW = 64
+WINDOW = 128
 # Windows that are read ahead of the model.
 AHEAD = 2
 MOST_THREADS = 16

@@ -172,7 +172,7 @@ class TowerInside:
 
         self._owner, self._batch_size, self._device = checkpoint.path, batch_size, device
         weights = {k: v for k, v in checkpoint.text_weights.items() if not k.endswith("position_ids")}
-        files = require_no_code(find_model(model or str(trained_with(checkpoint).get("model", LETTERS["B"].model))))
+        files = require_no_code(find_model(model or _tokenizer_of(checkpoint)))
         try:
             config: Any = AutoConfig.from_pretrained(files.folder)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(files.folder)
@@ -214,6 +214,12 @@ class TowerInside:
             inputs = {key: tokens[key].to(self._device) for key in ("input_ids", "attention_mask")}
             found.append(self._model(**inputs).last_hidden_state[:, 0].float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> str:
+    """Where the tokenizer of a tower inside a checkpoint is: with the model that the tower began as."""
+    trained = trained_with(checkpoint, replaced=True)
+    return place_by_digest(trained, checkpoint.path) or str(trained.get("model") or LETTERS["B"].model)
 
 
 def _fitted(config: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -36,7 +36,7 @@ ONE_NAME = [
     (r"Compute in this many processes", {"--workers"}),
     (r"Load data in this many processes", {"--loader-workers"}),
     (r"model of this size", {"--model"}),
-    (r"\bseed\b", {"--seed"}),
+    (r"seed", {"--seed", "--seeds"}),
     (r"result as JSON", {"--json"}),
     (r"Compute on this device", {"--device"}),
     (r"no more inputs than this fail", {"--max-failures"}),
