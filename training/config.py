@@ -192,6 +192,12 @@ class ValidationOptions:
 
     valid_every: CountOrNever = option(1, "Validate on --valid-files every N epochs. 0 never does.")
     features_every: CountOrNever = option(10, "Measure the rank of the features every N epochs. 0 never does.")
+    probe: Path | None = option(
+        None,
+        "Measure the model between epochs on this task, a folder of `m2dprep evaluate prepare`: zero-shot, or by "
+        "retrieval if it has captions.",
+        later=True,
+    )
     probe_clips: Path | None = option(
         None,
         "Classify the clips of this CSV file zero-shot between epochs. The columns file_name and label are read, or "
@@ -200,7 +206,7 @@ class ValidationOptions:
     probe_root: Path | None = option(
         None, "Look for the files of --probe-clips relative to this folder.", shown="the CSV's folder", role="place"
     )
-    probe_every: CountOrNever = option(5, "Classify --probe-clips every N epochs. 0 never does.")
+    probe_every: CountOrNever = option(5, "Measure --probe and --probe-clips every N epochs. 0 never does.")
     probe_text_model: str | None = option(
         None,
         "Encode the captions of the probe with this text encoder: a name on the Hugging Face hub, or a folder.",

@@ -1,12 +1,13 @@
-"""Measures a model between epochs without changing the run: validation loss, rank of features, zero-shot accuracy.
+"""Measures a model between epochs without changing the run: validation loss, rank of features, and probes.
 
 Effective rank and cumulative explained variance show whether the features use the space that they have.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from torch import nn
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.captions.embedding.encoder import TextEncoder
 from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
+from m2dprep.evaluation.probe import TaskProbe
 from m2dprep.evaluation.zeroshot import class_embeddings, classify, load_text_encoder, tally
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
+from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import TrainingData
@@ -78,17 +82,18 @@ class Validation:
         self._objective, measured = objective, objective.measured()
         self._held_out = data.held_out_dataset(model, config)
         self._feature_clips = self._held_out or data.dataset(model, config)
-        self._probe = None
-        if options.probe_clips is not None:
+        self._probes: list[ZeroShotProbe | TaskProbe] = []
+        if options.probe_clips is not None or options.probe is not None:
             if measured is None:
-                raise UserError(f"the objective {config.objective} trains no model that --probe-clips could measure.")
-            self._probe = ZeroShotProbe(options, data, measured)
+                option = "--probe-clips" if options.probe is None else "--probe"
+                raise UserError(f"the objective {config.objective} trains no model that {option} could measure.")
+            self._probes = _probes(options, data, measured)
 
     def due(self, epoch: int) -> bool:
         """Whether anything is to be measured after ``epoch`` epochs."""
         options = self._options
         valid = self._held_out is not None and _is_due(epoch, options.valid_every)
-        probe = self._probe is not None and _is_due(epoch, options.probe_every)
+        probe = bool(self._probes) and _is_due(epoch, options.probe_every)
         features = self._objective.measured() is not None and _is_due(epoch, options.features_every)
         return valid or probe or features
 
@@ -100,8 +105,9 @@ class Validation:
                 metrics |= validation_losses(self._objective, self._held_out, self._config.amp)
             if model is not None and _is_due(epoch, options.features_every):
                 metrics |= feature_metrics(model, self._feature_clips, self._data, self._config.seed)
-            if model is not None and self._probe is not None and _is_due(epoch, options.probe_every):
-                metrics |= self._probe.metrics(model, self._data)
+            if model is not None and _is_due(epoch, options.probe_every):
+                for probe in self._probes:
+                    metrics |= probe.metrics(model, self._data.stats)
         return metrics
 
 
@@ -149,26 +155,36 @@ def feature_metrics(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int)
     return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
 
 
+def _probes(options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> list[ZeroShotProbe | TaskProbe]:
+    """The probes that the options ask for, with one text encoder, which is loaded once their clips are found."""
+
+    @functools.cache
+    def encoder() -> TextEncoder:
+        device = model.cls_token.device.type
+        dim = model.config.off_emb_dim
+        return load_text_encoder(data.text_model or {}, dim, options.probe_text_model, "the data", device)
+
+    found: list[ZeroShotProbe | TaskProbe] = []
+    if options.probe_clips is not None:
+        found.append(ZeroShotProbe(options, data, encoder))
+    if options.probe is not None:
+        found.append(TaskProbe(options.probe, data.front_end, lambda texts: encoder().encode(texts)))
+    return found
+
+
 class ZeroShotProbe:
     """Zero-shot classification of a fixed table of clips, with the text encoder of the training captions."""
 
-    def __init__(self, options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> None:
+    def __init__(self, options: ValidationOptions, data: TrainingData, encoder: Callable[[], TextEncoder]) -> None:
         assert options.probe_clips is not None
         self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
         template = check_template(options.probe_template)
-        encoder = load_text_encoder(
-            data.text_model or {},
-            model.config.off_emb_dim,
-            options.probe_text_model,
-            "the data",
-            model.cls_token.device.type,
-        )
-        self._texts = class_embeddings(encoder, self._clips.classes, template)
+        self._texts = class_embeddings(encoder(), self._clips.classes, template)
         self._reader = ClipReader(data.front_end, self._clips.clips)
 
-    def metrics(self, model: M2DCLAP, data: TrainingData) -> Metrics:
+    def metrics(self, model: M2DCLAP, stats: Normalization) -> Metrics:
         """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""
-        encoder = AudioEncoder(model, data.stats)
+        encoder = AudioEncoder(model, stats)
         predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
         confusion, failures = tally(self._clips, predictions)
         classified = sum(map(sum, confusion))

@@ -162,7 +162,7 @@ WRONG_BY_KEYS: dict[str, list[str]] = {
     "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
     "model device amp objective": ["1", "true", "[tiny]", "nothing"],
     "data output init wandb": ["1", "true", "[a]", "{a: b}"],
-    "probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
+    "probe probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
     "files valid_files noise_files embeddings m2d_embeddings": ["1", "[1]", "{a: b}"],
 }
 WRONG = {key: values for keys, values in WRONG_BY_KEYS.items() for key in keys.split()}

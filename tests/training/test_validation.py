@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,92 @@ def test_model_flops_are_those_that_a_profiler_counts() -> None:
     assert matrix_peak(CPU, "none") > 1e8
 
 
+def task(folder: Path, data: Path, text: str, rows: list[list[str]]) -> Path:
+    """A prepared folder whose clips are log-mels of the data directory."""
+    folder.mkdir()
+    (folder / "task.yaml").write_text(text)
+    write_csv(folder / "metadata.csv", rows[0], rows[1:])
+    (folder / "prepared.json").write_text(json.dumps({"root": str(data)}))
+    return folder
+
+
+LABELS = "name: kinds\nprotocols: [zero-shot, linear]\ncaption: {template: '{label} here'}\n"
+CAPTIONS = "name: said\nprotocols: [retrieval]\nmetric: t2a_R@1\nlayout: captions\n"
+
+
+def probed(data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a probe measures of two states of a model, the second with other weights."""
+    opened = open_training_data(DataChoice(data), 80)
+    objective = make_state(TINY, TRAIN, opened, CPU).objective
+    options = ValidationOptions(features_every=0, probe_every=3, probe=folder)
+    validation = Validation(options, opened, TRAIN, objective, TINY)
+    assert [epoch for epoch in range(1, 7) if validation.due(epoch)] == [3, 6]
+    first = validation.metrics(3)
+    assert objective.training
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return dict(first), dict(validation.metrics(6))
+
+
+def test_a_prepared_task_is_classified_between_epochs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
+) -> None:
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    names = read_file_list(data / "held_out.csv")
+    rows = [[name, f"kind {name[-5]}", "test"] for name in [*names, "gone-0.npy"]]
+    folder = task(tmp_path / "kinds", data, LABELS, [["file_name", "label", "split"], *rows])
+    first, second = probed(data, folder)
+    assert set(first) == {"probe_accuracy", "probe_failed"}
+    assert first["probe_failed"] == 1
+    assert 0 <= first["probe_accuracy"] <= 1
+    assert first["probe_accuracy"] * 7 == pytest.approx(round(first["probe_accuracy"] * 7))
+    assert set(second) == set(first)
+
+
+def test_a_prepared_task_with_captions_is_searched_between_epochs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
+) -> None:
+    encoded: list[str] = []
+
+    class Counting(FakeEncoder):
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            encoded.extend(texts)
+            return super().encode(texts)
+
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: Counting(class_directions))
+    rows = [
+        [name, f"kind {name[-5]} {word}", "test"] for name in read_file_list(data / "held_out.csv") for word in "ab"
+    ]
+    folder = task(tmp_path / "said", data, CAPTIONS, [["file_name", "caption", "split"], *rows])
+    first, second = probed(data, folder)
+    assert set(first) == {"probe_t2a_r1", "probe_t2a_map10", "probe_a2t_r1", "probe_failed"}
+    assert all(0 <= value <= 1 for name, value in first.items() if name != "probe_failed")
+    assert first != second, "it is the model of that epoch that is measured"
+    assert len(encoded) == len(set(encoded)), "every caption is encoded once"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nprotocols: [linear]\n", "neither zero-shot nor retrieval"),
+        (LABELS.replace("{label} here", "kind 1 {label}") + "classes: x\n", "classes"),
+        (LABELS, "have one caption"),
+    ],
+)
+def test_tasks_that_are_no_probe(
+    text: str, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
+) -> None:
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    rows = [
+        [name, label] for name, label in zip(read_file_list(data / "held_out.csv"), ("kind 1", "kind_1"), strict=False)
+    ]
+    with pytest.raises(UserError, match=message):
+        probed(data, task(tmp_path / "x", data, text, [["file_name", "label"], *rows]))
+    with pytest.raises(UserError, match="no prepared task"):
+        probed(data, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_is_watched_and_drawn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
@@ -134,6 +221,9 @@ def test_a_run_is_watched_and_drawn(
         probe_clips=tmp_path / "probe.csv",
         probe_root=data,
         probe_template="{label} here",
+        probe=task(
+            tmp_path / "kinds", data, LABELS, [["file_name", "label"], *([name, f"kind {name[-5]}"] for name in names)]
+        ),
     )
     choice = DataChoice(data, held_out=(data / "held_out.csv",))
     config = replace(TRAIN, epochs=20, batch_size=10, blr=0.05)
@@ -142,6 +232,7 @@ def test_a_run_is_watched_and_drawn(
     assert [epoch for epoch, line in lines.items() if "valid_loss" in line] == list(range(2, 21, 2))
     assert [epoch for epoch, line in lines.items() if "zero_shot_accuracy" in line] == [20]
     assert lines[20]["zero_shot_failed"] == 1
+    assert lines[20]["probe_accuracy"] == pytest.approx(lines[20]["zero_shot_accuracy"])
     assert lines[20]["zero_shot_accuracy"] >= 0.5
     assert lines[20]["valid_loss"] < lines[2]["valid_loss"]
     assert 1 <= lines[20]["rank_me"] <= 23
