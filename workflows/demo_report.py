@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN
 
+# Training clips of each class for the linear protocol: as many as there are held-out ones, so that the demo stays short.
+PER_CLASS = 10
 # A rate at which a head on a few hundred clips is done within EVAR's 200 epochs.
 LEARNING_RATE = "0.003"
 LABELS = """name: {name}
@@ -78,12 +81,12 @@ def evaluate_demo(
 def _write_tables(folder: Path, source: Path, seed: int) -> None:
     """Tables of the sounds with one label, of the descriptions of one held-out sound of each class, and controls."""
     names = {sound.mid: sound.name for sound in CLASSES}
-    clips = [
-        (f"audio/{part}/Y{clip_id}.wav", names[mids], "train" if part == TRAIN else "test")
-        for part in (TRAIN, HELD_OUT)
-        for clip_id, mids in _segments(source / f"{part}.csv")
-        if mids in names
-    ]
+    clips, training = [], Counter[str]()
+    for part in (TRAIN, HELD_OUT):
+        for clip_id, mids in _segments(source / f"{part}.csv"):
+            training[mids] += part == TRAIN
+            if mids in names and (part != TRAIN or training[mids] <= PER_CLASS):
+                clips.append((f"audio/{part}/Y{clip_id}.wav", names[mids], "train" if part == TRAIN else "test"))
     write_csv(folder / "sounds.csv", ("file", "label", "split"), clips)
     rng = np.random.default_rng(seed)
     shuffled = {
