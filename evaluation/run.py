@@ -207,6 +207,16 @@ def run_label_free(folder: Path, part: str | None = None) -> Result:
     return result.about(digests=identity, settings=settings, model=model, versions=software_versions())
 
 
+def run_any(
+    protocol: str, encoder: ClipEncoder, clips: EvaluationSet, features: Path, settings: LinearSettings
+) -> Result:
+    """The result of the protocol of this name; embeddings are kept below ``features``, which tasks may share."""
+    options = RunOptions(features)
+    if protocol == "linear":
+        return run_linear(encoder, clips, settings, options)
+    return (run_retrieval if protocol == "retrieval" else run_zero_shot)(encoder, clips, options)
+
+
 class _Nothing:
     def __enter__(self) -> None: ...
 
@@ -248,4 +258,14 @@ def _about(
     )
 
 
-__all__ = ["CLAP", "FLAT", "STACKED", "RunOptions", "run_label_free", "run_linear", "run_retrieval", "run_zero_shot"]
+__all__ = [
+    "CLAP",
+    "FLAT",
+    "STACKED",
+    "RunOptions",
+    "run_any",
+    "run_label_free",
+    "run_linear",
+    "run_retrieval",
+    "run_zero_shot",
+]

@@ -76,6 +76,7 @@ def zero_shot(
             for number, (label, row) in enumerate(zip(classes, counts, strict=True))
         ],
         "confusion": counts.tolist(),
+        "margins": (own[:, 0] - cosines.max(axis=1)).tolist() if len(right) else [],
     }
     if folds:
         of = np.array(folds)

@@ -13,7 +13,7 @@ import pytest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.metrics import average_precision
 from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
-from m2dprep.evaluation.tasks import CaptionRule
+from m2dprep.evaluation.task import CaptionRule
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "evar_zeroshot.json").read_text())
 TASKS = GOLDEN["tasks"]

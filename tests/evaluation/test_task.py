@@ -12,7 +12,7 @@ import yaml
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.prepared import Columns, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
-from m2dprep.evaluation.tasks import CaptionRule, PaperScore, Task, read_task
+from m2dprep.evaluation.task import CaptionRule, PaperScore, Task, read_task
 
 CREMAD = """
 name: cremad
