@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from m2dprep.captions.sources.kinds import KINDS
 from m2dprep.cli.options import OUTPUT, OUTPUT_PATH, PATH, REPEATED, TableCommand, json_option, output_option, titled
 from m2dprep.workflows.recipe.declare import stage
 
@@ -18,20 +19,9 @@ if TYPE_CHECKING:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# Options of `captions add`, one for each kind of source: those of m2dprep.captions.sources.readers.READERS, with their
-# help.
-SOURCES = {
-    "acalt4": "Read ACalt4's table: youtube_id,caption1,…,caption4.",
-    "auto-acd": "Read Auto-ACD's train.csv: youtube_id,caption.",
-    "audiocaps": "Read AudioCaps' train.csv, val.csv or test.csv.",
-    "clotho": "Read Clotho's captions: file_name,caption_1,…,caption_5.",
-    "wavcaps": "Read a JSON file of WavCaps (FreeSound, BBC, SoundBible, AudioSet_SL).",
-    "laion": "Read a folder with a JSON file per clip, as LAION has it.",
-    "csv": "Read any CSV table of an id and one or more captions.",
-    "jsonl": "Read any file of JSON lines with an id and captions.",
-    "parquet": "Read any Parquet file of an id and captions.",
-}
-NEED_A_NAME = ("csv", "jsonl", "parquet")
+# Options of `captions add`, one for each kind of source, with their help.
+SOURCES = {name.replace("_", "-"): kind.help for name, kind in KINDS.items()}
+NEED_A_NAME = tuple(name for name, kind in KINDS.items() if kind.any_name)
 
 unmatched_option = click.option(
     "--unmatched", type=OUTPUT_PATH, default=None, help="Write the captions whose id has no clip to this CSV file."

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from m2dprep.artifacts.clips.clip_id import file_stem, youtube_id
 from m2dprep.artifacts.errors import UserError
@@ -67,13 +65,13 @@ def _wavcaps_part(path: Path, pairs: Pairs) -> str:
     )
 
 
-def read_laion(folder: Path, keys: Sequence[str] = ()) -> Pairs:
-    """LAION's form, one ``<clip>.json`` per clip in any sub-folders: the texts under ``keys`` (default ``text``).
+def read_laion(folder: Path, caption_columns: Sequence[str] = ()) -> Pairs:
+    """LAION's form, one ``<clip>.json`` per clip in any sub-folders: the texts under the keys ``caption_columns``.
 
-    A value is a text or a list of texts; other keys of LAION's are ``text_augment_t5`` and ``text_augment_all``. Ids
-    are the files' paths in ``folder`` without ``.json``.
+    The default is ``text``; other keys of LAION's are ``text_augment_t5`` and ``text_augment_all``. A value is a text
+    or a list of texts. Ids are the files' paths in ``folder`` without ``.json``.
     """
-    keys = tuple(keys) or LAION_KEYS
+    keys = tuple(caption_columns) or LAION_KEYS
     require_folder(folder, "LAION's JSON files, one a clip")
     pairs: Pairs = []
     files = sorted(folder / prefix / entry.name for prefix, entry, _ in walk(folder) if _is_json(entry))
@@ -95,29 +93,20 @@ def _is_json(entry: os.DirEntry[str]) -> bool:
     return name.endswith(".json") and not name.startswith(APPLE_DOUBLE_PREFIX) and Path(entry.path).is_file()
 
 
-def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:
-    """JSON lines: the texts under ``caption_keys`` of every object, with the id under ``id_key``."""
+def read_jsonl(path: Path, id_column: str, caption_columns: Sequence[str]) -> Pairs:
+    """JSON lines: the texts under ``caption_columns`` of every object, with the id under ``id_column``."""
     pairs: Pairs = []
     for number, line in enumerate(decode(path, read_bytes(path, "JSON lines of captions")).split("\n"), 1):
         if not line.strip():
             continue
         entry = parse_json(line, f"{path}:{number}", "JSON lines of captions")
-        if missing := _missing(entry, [id_key, *caption_keys]):
+        if missing := _missing(entry, [id_column, *caption_columns]):
             raise UserError(f"{path}:{number} has no {', '.join(missing)}; it has {_keys(entry)}.")
-        name = _id(entry[id_key], f"{path}:{number}: {id_key!r}")
-        pairs += [(name, text) for key in caption_keys for text in _texts(entry[key], f"{path}:{number}: {key!r}")]
+        name = _id(entry[id_column], f"{path}:{number}: {id_column!r}")
+        pairs += [(name, text) for key in caption_columns for text in _texts(entry[key], f"{path}:{number}: {key!r}")]
     if not pairs:
         raise UserError(f"{path} holds no captions.")
     return pairs
-
-
-def pairs_table(pairs: Iterable[tuple[str, str]], schema: pa.Schema) -> pa.Table:
-    """The pairs as a table of two columns of text."""
-    ids, texts = [], []
-    for name, text in pairs:
-        ids.append(name)
-        texts.append(text)
-    return pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(texts, pa.string())], schema=schema)
 
 
 def _json(path: Path, purpose: str) -> Any:

@@ -8,8 +8,9 @@ shape of the whole id, never by a first letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from m2dprep.artifacts.columns import chunks, text_bytes
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.text_files import read_bytes, read_csv_table, read_header, require_utf8
-from m2dprep.captions.sources.json_readers import pairs_table, read_jsonl, read_laion, read_wavcaps
+from m2dprep.captions.sources.json_readers import Pairs
+from m2dprep.captions.sources.kinds import CAPTION_COLUMNS, ID_COLUMN, KINDS
 
 AUTO_ACD, ACALT4, LABEL = "auto_acd", "acalt4", "label"
+FOR_AUDIOSET = tuple(name for name, kind in KINDS.items() if kind.of_audioset)
 ACALT4_COLUMNS = ("caption1", "caption2", "caption3", "caption4")
 CAPTION_ROWS = pa.schema(
     [pa.field("id", pa.string(), nullable=False), pa.field("caption", pa.string(), nullable=False)]
@@ -50,19 +53,30 @@ class ReadOptions:
 
 
 def read_source(kind: str, paths: Sequence[Path], options: ReadOptions | None = None) -> pa.Table:
-    """Read files of one ``kind`` (`READERS`), one after another, as `CAPTION_ROWS`.
+    """Read files of one ``kind`` (`captions.sources.kinds.KINDS`), one after another, as `CAPTION_ROWS`.
 
     Raises `UserError` if a file cannot be read, or an option does not suit the kind or a file.
     """
-    options = options or ReadOptions()
-    if (options.id_column and kind not in WITH_ID_COLUMN) or (
-        options.caption_columns and kind not in WITH_CAPTION_COLUMNS
-    ):
-        raise UserError(f"{kind} has columns of its own: --id-column and --caption-column do not go with it.")
+    given, options = KINDS[kind], options or ReadOptions()
+    chosen = {name: value for name in (ID_COLUMN, CAPTION_COLUMNS) if (value := getattr(options, name))}
+    if unsuited := [name for name in chosen if name not in given.options]:
+        flags = " and ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name in unsuited)
+        raise UserError(f"{kind} has columns of its own: {flags} cannot be given with it.")
+    if given.required and len(chosen) < len(given.options):
+        raise UserError(f"{paths[0]}: name its columns with --id-column and --caption-column.")
     if repeated := {str(path) for path in paths if list(paths).count(path) > 1}:
         raise UserError(f"{', '.join(sorted(repeated))}: given more than once.")
-    rows = pa.concat_tables([READERS[kind](path, options) for path in paths])
+    module, _, name = given.reader.partition(".")
+    reader = getattr(import_module(f"m2dprep.captions.sources.{module}"), name)
+    rows = pa.concat_tables([_as_rows(reader(path, **chosen)) for path in paths])
     return rows if options.id_pattern is None else _by_pattern(rows, options.id_pattern)
+
+
+def _as_rows(read: pa.Table | Pairs) -> pa.Table:
+    if isinstance(read, pa.Table):
+        return read
+    ids, captions = zip(*read, strict=True)
+    return pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(captions, pa.string())], schema=CAPTION_ROWS)
 
 
 def _by_pattern(rows: pa.Table, pattern: str) -> pa.Table:
@@ -234,27 +248,3 @@ def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     if len(broken):
         raise UserError(f"{path}: the id {broken[0].as_py()[:60]!r} holds a line break; is it a lost quote's?")
     return ids
-
-
-def _named(path: Path, options: ReadOptions) -> tuple[str, tuple[str, ...]]:
-    """The columns of a form without default columns. Raises `UserError` if they are not named."""
-    if not options.id_column or not options.caption_columns:
-        raise UserError(f"{path}: name its columns with --id-column and --caption-column.")
-    return options.id_column, options.caption_columns
-
-
-READERS: dict[str, Callable[[Path, ReadOptions], pa.Table]] = {
-    AUTO_ACD: lambda path, _: read_auto_acd(path),
-    ACALT4: lambda path, _: read_acalt4(path),
-    "audiocaps": lambda path, _: read_audiocaps(path),
-    "clotho": lambda path, _: read_clotho(path),
-    "wavcaps": lambda path, _: pairs_table(read_wavcaps(path), CAPTION_ROWS),
-    "laion": lambda path, options: pairs_table(read_laion(path, options.caption_columns), CAPTION_ROWS),
-    "csv": lambda path, options: read_caption_csv(path, options.id_column, options.caption_columns),
-    "jsonl": lambda path, options: pairs_table(read_jsonl(path, *_named(path, options)), CAPTION_ROWS),
-    "parquet": lambda path, options: read_caption_parquet(path, *_named(path, options)),
-}
-WITH_ID_COLUMN = ("csv", "jsonl", "parquet")
-WITH_CAPTION_COLUMNS = (*WITH_ID_COLUMN, "laion")
-# Captions for clips of AudioSet: they need a table that has these clips. The other sources bring their own clips.
-FOR_AUDIOSET = (AUTO_ACD, ACALT4)
