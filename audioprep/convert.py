@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,17 +70,17 @@ def convert_shard(
     dst: Path,
     config: ConvertConfig,
     *,
-    ffmpeg: bool = True,
+    ffmpeg: bool | None = None,
     read_timeout: float = 0.0,
     permit: Permit = always,
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
     A source that fails becomes a row, as does one that cannot be read within ``read_timeout`` seconds, if that is not
-    0. ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. ``permit`` is called before
-    anything changes in ``dst``, and raises an error if nothing may change. When the rows are returned, their files are
-    safe on disk. Raises `OSError` if ``dst`` cannot be written to, and `UserError` if ``src`` as a whole has gone or
-    nothing can be read any more, because every further source would fail as well.
+    0. ``ffmpeg`` is that of `decode`. ``permit`` is called before anything changes in ``dst``, and raises an error if
+    nothing may change. When the rows are returned, their files are safe on disk. Raises `OSError` if ``dst`` cannot be
+    written to, and `UserError` if ``src`` as a whole has gone or nothing can be read any more, because every further
+    source would fail as well.
     """
 
     def convert(source: Source, claim: Claim) -> Record:
@@ -135,7 +136,7 @@ def _synced(rows: Iterable[Record], dst: Path) -> list[Record]:
 
 
 def _convert_source(
-    source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool, claim: Claim, permit: Permit
+    source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool | None, claim: Claim, permit: Permit
 ) -> Record:
     if source.reason:
         return failure_record(source, source.reason, source.message)
@@ -162,7 +163,7 @@ def convert_file(
     config: ConvertConfig,
     *,
     durable: bool = True,
-    ffmpeg: bool = True,
+    ffmpeg: bool | None = None,
     claim: Claim = no_claim,
     permit: Permit = always,
     keeps: bool = False,
@@ -288,7 +289,9 @@ def store(
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
+def log_mel_of_file(
+    path: Path, config: ConvertConfig, *, ffmpeg: bool | None = None
+) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, the file's info, and whether it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
@@ -339,6 +342,7 @@ def software_versions() -> dict[str, str]:
         "libsndfile": soundfile.__libsndfile_version__,
         "soxr": soxr.__version__,
         "libsoxr": soxr.__libsoxr_version__,
+        "av": version("av"),
     }
 
 

@@ -110,7 +110,7 @@ class DeviceConverter:
         *,
         device: str,
         threads: int,
-        ffmpeg: bool = True,
+        ffmpeg: bool | None = None,
         read_timeout: float = 0.0,
     ) -> None:
         """Raises `UserError` if ``device`` or torchaudio is not available."""

@@ -15,7 +15,8 @@ import numpy as np
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.decoding.containers import plain_pcm
 from m2dprep.audioprep.decoding.content import Content, is_plainly_no_sound, sampled_digest
-from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, with_advice
+from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, has_ffmpeg, with_advice
+from m2dprep.audioprep.decoding.libraries import library_sound
 from m2dprep.audioprep.decoding.mp3 import listening
 from m2dprep.audioprep.decoding.opening import Source, checked_source, libsndfile_sound
 from m2dprep.audioprep.decoding.sound import (
@@ -41,12 +42,13 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def decode(
-    path: Path, config: ConvertConfig, *, ffmpeg: bool = True, resample: bool = True
+    path: Path, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. Without ``resample`` the
-    waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
+    ``ffmpeg`` says what decodes files that libsndfile cannot open: FFmpeg's libraries and, if they cannot open it
+    either, the program, if it is installed (None); the program alone (True); or nothing (False). Without ``resample``
+    the waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
     `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and `OSError` if the machine
     runs out of memory or descriptors.
     """
@@ -58,9 +60,9 @@ def decode(
             try:
                 waveform = _decode_open(content, info, config, resample)
             except CannotOpenError as refusal:
-                if not ffmpeg:
-                    raise with_advice(refusal, "--decoder auto would try ffmpeg") from refusal
-                waveform = _through_ffmpeg(content, refusal, info, config, resample)
+                if ffmpeg is False:
+                    raise with_advice(refusal, "--decoder auto would try FFmpeg") from refusal
+                waveform = _through_ffmpeg(content, refusal, info, config, resample, program=ffmpeg)
             info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # the pages are in memory now
             return waveform, info
         finally:
@@ -137,11 +139,27 @@ def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample
 
 
 def _through_ffmpeg(
-    content: Content, refusal: CannotOpenError, info: AudioInfo, config: ConvertConfig, resample: bool
+    content: Content,
+    refusal: CannotOpenError,
+    info: AudioInfo,
+    config: ConvertConfig,
+    resample: bool,
+    program: bool | None,
 ) -> np.ndarray:
-    """Decode a file with ffmpeg that libsndfile could not open. Raises ``refusal`` if ffmpeg cannot open it either."""
+    """Decode a file with FFmpeg that libsndfile could not open: with its libraries, or else with the ``program``.
+
+    Raises ``refusal``, with what they said, if they cannot open it either.
+    """
     if is_plainly_no_sound(content.head):
         raise refusal
+    if not program:
+        try:
+            with library_sound(content, refusal, config.max_seconds) as sound:
+                return _checked_waveform(sound, info, config, resample)
+        except CannotOpenError as error:
+            if not has_ffmpeg():
+                raise
+            refusal = error
     with ffmpeg_sound(content, refusal, config.max_seconds) as sound:
         return _checked_waveform(sound, info, config, resample)
 

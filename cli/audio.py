@@ -73,8 +73,9 @@ if TYPE_CHECKING:
         "--decoder",
         type=click.Choice(["auto", "ffmpeg", "soundfile"]),
         default="auto",
-        help="Choose what reads the files that libsndfile cannot open (m4a, webm, wma, …): auto takes ffmpeg "
-        "if it is installed, ffmpeg requires it, and soundfile never uses it.",
+        help="Choose what reads the files that libsndfile cannot open (m4a, webm, mp4, wma, …): auto takes FFmpeg's "
+        "libraries, and the program ffmpeg for what they cannot open; ffmpeg takes the program alone; soundfile reads "
+        "none of them.",
     ),
     click.option(
         "--read-timeout",

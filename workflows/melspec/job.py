@@ -111,8 +111,8 @@ class MelspecOptions:
     - ``check_sources``: also convert sources whose size or modification time differs from the record. Sizes are
       compared anyway if the sources lie in another folder than the one recorded.
     - ``files``: a CSV file whose column ``source`` names the sources, in place of a scan.
-    - ``ffmpeg``: whether ffmpeg decodes files that libsndfile cannot open. True requires it, None uses it if it is
-      installed, False does without.
+    - ``ffmpeg``: what decodes files that libsndfile cannot open. None takes FFmpeg's libraries, and then the program
+      if it is installed; True requires the program and takes it alone; False takes nothing.
     - ``name``: the name in ``files_<name>.csv``.
     - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
       belongs to a configuration with `DEVICE_RESAMPLER`.
@@ -305,7 +305,7 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
             convert_shard,
             src=root,
             config=config,
-            ffmpeg=options.ffmpeg is not False,
+            ffmpeg=options.ffmpeg,
             read_timeout=options.read_timeout,
         )
         return convert, pool
@@ -318,7 +318,7 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
         config,
         device=options.device,
         threads=pool.size,
-        ffmpeg=options.ffmpeg is not False,
+        ffmpeg=options.ffmpeg,
         read_timeout=options.read_timeout,
     )
     return converter, WorkerPool(local=0)
