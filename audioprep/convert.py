@@ -26,11 +26,11 @@ from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.array import FAILED, OK, write_lms
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.decode import MACHINE_ERRORS, decode
+from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
-from m2dprep.audioprep.discover import Source, modification_time_ns, output_name
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.source import MACHINE_ERRORS, Input, Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
@@ -46,7 +46,6 @@ FILES_PER_SYNC = 64
 PAUSES = (0.1, 0.4, 1.5)
 # Reasons that may also come from reading a file incompletely.
 DAMAGED = ("truncated", "malformed", "not_audio", "no_samples")
-READ_BYTES = 1 << 20
 # After so many transient failures in a row, the run stops: nothing can be read at all.
 TRANSIENT_IN_A_ROW = 20
 # Errors that the name of an output can cause; every other error of writing concerns the whole run.
@@ -140,58 +139,55 @@ def _convert_source(
 ) -> Record:
     if source.reason:
         return failure_record(source, source.reason, source.message)
-    record = convert_file(
-        source.relative,
-        src,
-        dst,
-        config,
-        durable=False,
-        ffmpeg=ffmpeg,
-        claim=claim,
-        permit=permit,
-        keeps=source.keeps,
-    )
+    record = _convert(source, src, dst, config, durable=False, ffmpeg=ffmpeg, claim=claim, permit=permit)
     if record["reason"] in ("not_found", "io_error", "transient") and not src.is_dir():
         raise UserError(f"{src}: the folder has gone while its files were being converted.")
     return record
 
 
 def convert_file(
-    relative: str,
+    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool | None = None
+) -> Record:
+    """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
+
+    A source that fails leaves no output, and the output of an earlier version is removed too. ``durable`` syncs the
+    file to disk. ``ffmpeg`` is that of `decode`. Raises `OSError` if ``dst`` cannot be written to.
+    """
+    return _convert(Source(relative, str(src)), src, dst, config, durable=durable, ffmpeg=ffmpeg)
+
+
+def _convert(
+    source: Source,
     src: Path,
     dst: Path,
     config: ConvertConfig,
     *,
-    durable: bool = True,
-    ffmpeg: bool | None = None,
+    durable: bool,
+    ffmpeg: bool | None,
     claim: Claim = no_claim,
     permit: Permit = always,
-    keeps: bool = False,
 ) -> Record:
-    """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
+    """Convert one source. If it fails, its output is removed unless it ``keeps`` it.
 
-    A source that fails leaves no output. The output of an earlier version is removed too, unless ``keeps`` says that it
-    exists and is good. ``durable`` syncs the file to disk. ``claim`` is called once the source has been read, and
-    ``permit`` before anything changes in ``dst``. Raises `OSError` if ``dst`` cannot be written to, and the errors of
-    ``claim`` and ``permit``.
+    ``claim`` is called once the source has been read, and ``permit`` before anything changes in ``dst``. Raises
+    `OSError` if ``dst`` cannot be written to, and the errors of ``claim`` and ``permit``.
     """
-
-    path = src / relative
+    where = source.input(src)
 
     def allowed() -> None:
         claim()
         permit()
 
     def convert() -> Record:
-        log_mel, info, padded = read_with_retries(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
+        log_mel, info, padded = read_with_retries(where, lambda: log_mel_of_file(where, config, ffmpeg=ffmpeg))
         claim()
-        return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
+        return store(source, log_mel, info, padded, dst, durable=durable, permit=permit)
 
-    return row_of(relative, dst, convert, allowed, keeps=keeps)
+    return row_of(source, dst, convert, allowed)
 
 
-def read_with_retries(path: Path, read: Callable[[], T]) -> T:
-    """The result of ``read`` on ``path``. Errors of the machine are retried, and become a `DecodeError` in the end.
+def read_with_retries(where: Input, read: Callable[[], T]) -> T:
+    """The result of ``read`` on ``where``. Errors of the machine are retried, and become a `DecodeError` in the end.
 
     Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well.
     """
@@ -200,7 +196,7 @@ def read_with_retries(path: Path, read: Callable[[], T]) -> T:
         try:
             return read()
         except DecodeError as error:
-            info, failure = error.info, _machine_failure(path, error)
+            info, failure = error.info, _machine_failure(where, error)
             if failure is None and (doubted or error.reason not in DAMAGED):
                 raise
             if failure is None:
@@ -217,24 +213,20 @@ def read_with_retries(path: Path, read: Callable[[], T]) -> T:
     raise DecodeError("transient", f"{failure}; tried {len(PAUSES) + 1} times, and again by the next run", info)
 
 
-def _machine_failure(path: Path, error: DecodeError) -> str | None:
+def _machine_failure(where: Input, error: DecodeError) -> str | None:
     """The machine's failure behind ``error``; None if the file itself is to blame."""
     if error.reason == "io_error":
         return error.message
     if error.reason in DAMAGED:
         try:
-            with path.open("rb") as file:
-                while file.read(READ_BYTES):
-                    pass
+            where.read_through()
         except OSError as system:
             return str(system.strerror)
     return None
 
 
-def row_of(
-    relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always, *, keeps: bool = False
-) -> Record:
-    """The result of ``convert``, or the record of its failure. A failure removes the output unless ``keeps`` is set.
+def row_of(source: Source, dst: Path, convert: Callable[[], Record], allowed: Permit = always) -> Record:
+    """The result of ``convert``, or the record of its failure, which removes the output unless ``source`` keeps it.
 
     ``allowed`` is called before an output is removed. Raises `OSError` and `UserError` of ``convert``.
     """
@@ -247,14 +239,14 @@ def row_of(
     except Exception as error:  # one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
     allowed()
-    if not keeps:
-        _remove(dst / output_name(relative))
-    record = _record(relative, FAILED, failure.info or AudioInfo())
+    if not source.keeps:
+        _remove(dst / source.output)
+    record = _record(source, FAILED, failure.info or AudioInfo())
     return {**record, "reason": failure.reason, "message": failure.message}
 
 
 def store(
-    relative: str,
+    source: Source,
     log_mel: np.ndarray,
     info: AudioInfo,
     padded: bool,
@@ -263,20 +255,20 @@ def store(
     durable: bool,
     permit: Permit = always,
 ) -> Record:
-    """Write the log-mel of ``relative`` (1, n_mels, T) and return its record.
+    """Write the log-mel of ``source`` (1, n_mels, T) and return its record.
 
     ``permit`` is called just before the file gets its name. Raises `DecodeError` if that name is at fault, and
     `OSError` if ``dst`` cannot be written to.
     """
     moments = Moments.from_values(log_mel)
     try:
-        digest = _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable, permit)
+        digest = _write(dst / source.output, log_mel, LmsLayout(dst), durable, permit)
     except OSError as error:
         if error.errno in NAME_ERRORS:
             raise DecodeError(*NAME_ERRORS[error.errno], info) from error
         raise
     return {
-        **_record(relative, OK, info),
+        **_record(source, OK, info),
         "frames": log_mel.shape[2],
         "padded": padded,
         "silent": info.peak is not None and info.peak <= SILENT_PEAK,
@@ -290,14 +282,14 @@ def store(
 
 
 def log_mel_of_file(
-    path: Path, config: ConvertConfig, *, ffmpeg: bool | None = None
+    where: Path | Input, config: ConvertConfig, *, ffmpeg: bool | None = None
 ) -> tuple[np.ndarray, AudioInfo, bool]:
-    """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, the file's info, and whether it is padded.
+    """The log-mel (1, n_mels, T) of a file or a member as ``config`` stores it, its info, and whether it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
     be converted.
     """
-    waveform, info = decode(path, config, ffmpeg=ffmpeg)
+    waveform, info = decode(where, config, ffmpeg=ffmpeg)
     padded = len(waveform) < config.min_samples
     if padded:
         waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
@@ -327,9 +319,8 @@ def failure_record(source: Source, reason: str, message: str, *, look: bool = Tr
     info = AudioInfo()
     if look and not source.reason:
         with suppress(OSError):
-            status = source.path.stat()
-            info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
-    return {**_record(source.relative, FAILED, info), "reason": reason, "message": one_line(message)}
+            info.source_bytes, info.source_mtime_ns = source.size_and_time()
+    return {**_record(source, FAILED, info), "reason": reason, "message": one_line(message)}
 
 
 def software_versions() -> dict[str, str]:
@@ -346,11 +337,11 @@ def software_versions() -> dict[str, str]:
     }
 
 
-def _record(relative: str, status: str, info: AudioInfo) -> Record:
+def _record(source: Source, status: str, info: AudioInfo) -> Record:
     return {
-        "file_name": output_name(relative),
-        "source": relative,
-        "clip_id": clip_id(relative),
+        "file_name": source.output,
+        "source": source.relative,
+        "clip_id": clip_id(source.array or source.relative),
         "status": status,
         "reason": None,
         "message": None,

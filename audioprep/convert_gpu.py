@@ -24,8 +24,8 @@ from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.convert import Record, as_stored, failure_record, read_with_retries, row_of, store
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
-from m2dprep.audioprep.discover import Source
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
+from m2dprep.audioprep.source import Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 
@@ -170,7 +170,7 @@ class DeviceConverter:
             found.waveform = waveform
             return {}
 
-        found.record = row_of(source.relative, dst, read, keeps=source.keeps) or None
+        found.record = row_of(source, dst, read) or None
         backlog.add(len(found.waveform))
         if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
@@ -180,8 +180,8 @@ class DeviceConverter:
         """A source's waveform and info; None if it was not read in time and its thread was abandoned."""
 
         def work(source: Source, claim: Claim) -> tuple[np.ndarray, AudioInfo]:
-            path = source.path
-            return read_with_retries(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
+            where = source.input(self._src)
+            return read_with_retries(where, lambda: decode(where, self._config, ffmpeg=self._ffmpeg, resample=False))
 
         if not self._read_timeout:
             with reading(source.path):
@@ -211,9 +211,9 @@ class DeviceConverter:
                     item.info,
                 )
             values = as_stored(log_mel, item.info, self._config)
-            return store(item.source.relative, values, item.info, padded, dst, durable=False)
+            return store(item.source, values, item.info, padded, dst, durable=False)
 
-        item.record = row_of(item.source.relative, dst, write, keeps=item.source.keeps)
+        item.record = row_of(item.source, dst, write)
         item.waveform = np.empty(0, np.float32)  # a slice would keep the samples
 
 

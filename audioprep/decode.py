@@ -5,9 +5,6 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +26,7 @@ from m2dprep.audioprep.decoding.sound import (
     mix,
     resampler,
 )
-from m2dprep.audioprep.discover import modification_time_ns
+from m2dprep.audioprep.source import Input, from_os_error
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -37,14 +34,12 @@ MAX_CHANNELS = 8
 MAX_RECORDED_RATE = 2**31 - 1
 # Samples of all channels per block: 10 s of 48 kHz stereo is one block, and an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
-# Errors that say nothing about one file: every further file would fail as well.
-MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def decode(
-    path: Path, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
+    where: Path | Input, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
 ) -> tuple[np.ndarray, AudioInfo]:
-    """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
+    """Decode a source to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
     ``ffmpeg`` says what decodes files that libsndfile cannot open: FFmpeg's libraries and, if they cannot open it
     either, the program, if it is installed (None); the program alone (True); or nothing (False). Without ``resample``
@@ -54,58 +49,21 @@ def decode(
     """
     info = AudioInfo()
     try:
-        descriptor = _open(path, info)
+        content = (where if isinstance(where, Input) else Input(where)).open(info)
         try:
-            content = _content(descriptor)
             try:
                 waveform = _decode_open(content, info, config, resample)
             except CannotOpenError as refusal:
                 if ffmpeg is False:
                     raise with_advice(refusal, "--decoder auto would try FFmpeg") from refusal
                 waveform = _through_ffmpeg(content, refusal, info, config, resample, program=ffmpeg)
-            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # the pages are in memory now
+            info.source_digest = sampled_digest(content)  # the pages are in memory now
             return waveform, info
         finally:
-            os.close(descriptor)
+            content.close()
     except DecodeError as error:
         error.info = info
         raise
-
-
-def _open(path: Path, info: AudioInfo) -> int:
-    """A file descriptor of a regular, readable, non-empty file; its size and time are stored in ``info``."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise DecodeError("is_directory", "it is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
-        info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
-        if status.st_size == 0:
-            raise DecodeError("empty_file", "the file has 0 bytes")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _from_os_error(error, path) from error
-
-
-def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
-    """The failure of one file that ``error`` means. Raises ``error`` itself if all files would fail with it."""
-    if error.errno in MACHINE_ERRORS:
-        raise error
-    if error.errno in (errno.ENOENT, errno.ELOOP) and path is not None and path.is_symlink():
-        return DecodeError("broken_link", f"it leads to {os.fspath(path.readlink())!r}")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return DecodeError("not_found", "there is no such file (any more)")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return DecodeError("permission", f"reading it is not allowed: {error.strerror}")
-    return DecodeError("io_error", f"the system could not read it: {error.strerror or error}")
-
-
-def _content(descriptor: int) -> Content:
-    try:
-        return Content(descriptor)
-    except OSError as error:
-        raise _from_os_error(error, None) from error
 
 
 def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
@@ -121,7 +79,7 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
         with libsndfile_sound(source) as sound:
             return _checked_waveform(sound, info, config, resample)
     except OSError as error:
-        raise _from_os_error(error, None) from error
+        raise from_os_error(error, None) from error
 
 
 def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:

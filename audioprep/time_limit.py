@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from m2dprep.artifacts.reading import give_up, reading
-from m2dprep.audioprep.discover import Source
+from m2dprep.audioprep.source import Source
 
 LOOK_SECONDS = 1.0
 T = TypeVar("T")

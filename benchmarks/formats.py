@@ -23,7 +23,8 @@ from melspec_floor import cpu_milliseconds
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.decode import decode
-from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import Source
 from m2dprep.workflows.engine.dask_workers import WORKER_ENVIRONMENT
 
 CLIPS, ROUNDS, SECONDS = 12, 5, 10

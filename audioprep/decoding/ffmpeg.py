@@ -189,7 +189,7 @@ def _last_packet_ends(content: Content) -> float:
 
 def _url(content: Content) -> str:
     """The open file's URL for these programs: it has no name in which they could see a suffix or options."""
-    return f"file:/dev/fd/{content.descriptor}"
+    return f"file:/dev/fd/{content.file()}"
 
 
 def _run(
@@ -204,7 +204,7 @@ def _run(
             stderr=subprocess.PIPE,
             timeout=TIMEOUT_SECONDS,
             check=False,
-            pass_fds=(content.descriptor,),
+            pass_fds=(content.file(),),
         )
     except subprocess.TimeoutExpired as error:
         raise DecodeError("malformed", f"{program} did not finish within {TIMEOUT_SECONDS} s") from error

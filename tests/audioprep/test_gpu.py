@@ -22,9 +22,10 @@ from m2dprep.audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard, log_mel_of_file
 from m2dprep.audioprep.convert_gpu import DeviceConverter
 from m2dprep.audioprep.decoding.sound import AudioInfo, resampler
-from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
+from m2dprep.audioprep.source import Source
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.devices import DEVICES
 

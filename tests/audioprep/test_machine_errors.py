@@ -15,10 +15,11 @@ import pytest
 import soundfile
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.audioprep import convert, decode
+from m2dprep.audioprep import convert, source
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import Input
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
@@ -55,7 +56,7 @@ class Failing:
 def test_an_error_of_a_moment_costs_nothing(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    monkeypatch.setattr(decode.os, call, Failing(getattr(os, call), number, 2))
+    monkeypatch.setattr(source.os, call, Failing(getattr(os, call), number, 2))
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
     assert [row["status"] for row in rows] == ["ok"] * CLIPS
 
@@ -65,7 +66,7 @@ def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(decode.os, "open", Failing(os.open, number, 1000))
+        patch.setattr(source.os, "open", Failing(os.open, number, 1000))
         report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
     assert (report.done, report.failed, report.reasons) == (CLIPS - 1, 1, {"transient": 1})
     report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
@@ -78,11 +79,11 @@ def test_what_a_decoder_takes_for_the_end_of_a_file_is_looked_at_again(
     """libsndfile makes a short read of an error, and a damaged file of that."""
     original, failed = convert.log_mel_of_file, []
 
-    def damaged_once(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "2.flac" and not failed:
-            failed.append(path)
+    def damaged_once(where: Input, *arguments: Any, **options: Any) -> Any:
+        if where.path.name == "2.flac" and not failed:
+            failed.append(where)
             raise convert.DecodeError("truncated", "half of it")
-        return original(path, *arguments, **options)
+        return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", damaged_once)
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
@@ -109,11 +110,11 @@ def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
 ) -> None:
     original, back, woken = convert.log_mel_of_file, threading.Event(), threading.Event()
 
-    def hang(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "2.flac":
+    def hang(where: Input, *arguments: Any, **options: Any) -> Any:
+        if where.path.name == "2.flac":
             back.wait(60)
             woken.set()
-        return original(path, *arguments, **options)
+        return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", hang)
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)

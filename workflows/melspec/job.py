@@ -31,7 +31,9 @@ from m2dprep.artifacts.reading import reading, slow_reads_said
 from m2dprep.audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard, failure_record, software_versions
 from m2dprep.audioprep.decoding.ffmpeg import require_ffmpeg
-from m2dprep.audioprep.discover import PassedOver, Source, with_conflicts
+from m2dprep.audioprep.discover import PassedOver, with_conflicts
+from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.source import Source, in_reading_order
 from m2dprep.workflows.engine.engine import ShardFunction, run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.engine.workers import Shared
@@ -55,7 +57,7 @@ from m2dprep.workflows.melspec.overwrite import (
     roots_with,
     run_permit,
 )
-from m2dprep.workflows.melspec.plan import Plan, find_sources, make_plan, require_unpacked
+from m2dprep.workflows.melspec.plan import Plan, find_sources, folder_and_archive, make_plan, require_unpacked
 from m2dprep.workflows.melspec.results import RecordBuffer, list_path, require_own, require_place, write_list
 
 # About 2.5 s of work: long enough to hide the cost of a task, short enough to lose little.
@@ -114,6 +116,7 @@ class MelspecOptions:
     - ``ffmpeg``: what decodes files that libsndfile cannot open. None takes FFmpeg's libraries, and then the program
       if it is installed; True requires the program and takes it alone; False takes nothing.
     - ``name``: the name in ``files_<name>.csv``.
+    - ``archives``: how members of archives are named.
     - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
       belongs to a configuration with `DEVICE_RESAMPLER`.
     - ``ignore_space``: start even if the file system looks too small.
@@ -131,6 +134,7 @@ class MelspecOptions:
     files: Path | None = None
     ffmpeg: bool | None = None
     name: str | None = None
+    archives: ArchiveOptions = field(default_factory=ArchiveOptions)
     device: str = "cpu"
     ignore_space: bool = False
     read_timeout: float = READ_TIMEOUT
@@ -140,6 +144,7 @@ class MelspecOptions:
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call resumes.
 
+    ``src`` may also be an archive; its members are then called as they would be in a scan of its folder.
     A source is done if its record says so and its array exists. Rows of earlier failures are dropped if their source no
     longer exists; arrays stay. A source that was converted before and fails now keeps its array. With ``overwrite`` all
     sources are converted again, beside the earlier conversion, which stays until the new one is complete.
@@ -149,7 +154,8 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     """
     started = time.monotonic()
     passed_over = PassedOver()
-    sources = _sources(src, dst, config, options, passed_over)
+    src, only = folder_and_archive(src)
+    sources = _sources(src, dst, config, options, passed_over, only)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     files_csv = list_path(layout, options.name)
@@ -172,7 +178,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
                 function = functools.partial(function, permit=permit)
             reasons = _convert(into, src, function, plan.pending, pool, begin)
         # A list may name only part of the sources. Failures outside of it, or in another folder, keep their rows.
-        alone = not options.files and is_only_root(frozen_config(into), src)
+        alone = not options.files and not only and is_only_root(frozen_config(into), src)
         compact_records(into, {source.relative for source in sources} if alone else None)
         exchanged = take_place(layout, len(sources), options.max_failures) if into != layout else Exchanged()
         listed = write_list(layout, files_csv, plan.pending if into == layout else sources)
@@ -221,7 +227,8 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
 
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
-    sources = _sources(src, dst, config, options)
+    src, only = folder_and_archive(src)
+    sources = _sources(src, dst, config, options, only=only)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
@@ -325,7 +332,12 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
 
 
 def _sources(
-    src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions, passed_over: PassedOver | None = None
+    src: Path,
+    dst: Path,
+    config: ConvertConfig,
+    options: MelspecOptions,
+    passed_over: PassedOver | None = None,
+    only: str | None = None,
 ) -> list[Source]:
     """The sources of a run. Raises `UserError` if the run cannot be carried out, before anything is written."""
     if options.ffmpeg:
@@ -333,7 +345,7 @@ def _sources(
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
     with slow_reads_said(), reading(f"the list of files in {src}"):
-        return find_sources(src, dst, options.files, passed_over)
+        return find_sources(src, dst, options.files, passed_over, options.archives, only)
 
 
 def _convert(
@@ -358,7 +370,7 @@ def _convert(
 
     def shards() -> Iterator[list[Source]]:
         begin()
-        yield from split_into_shards(pending, pool.size, MAX_SHARD_SIZE)
+        yield from split_into_shards(in_reading_order(pending), pool.size, MAX_SHARD_SIZE)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
         shared = _shared(layout, src, pending) if pool.elsewhere else None
@@ -375,7 +387,7 @@ def _convert(
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
     """What workers on other machines must see: the output, and the sources, represented by one existing source."""
-    paths = (src / source.relative for source in pending[:MAX_PROBED_SOURCES])
+    paths = (source.input(src).file for source in pending[:MAX_PROBED_SOURCES])
     return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
 
 
