@@ -6,7 +6,7 @@ import errno
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,12 +25,13 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.array import FAILED, OK, write_lms
 from m2dprep.artifacts.reading import reading
+from m2dprep.audioprep.ahead import Opened, ReadAhead, Writers, in_order
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.moments import Moments
-from m2dprep.audioprep.source import MACHINE_ERRORS, Input, Source
+from m2dprep.audioprep.source import MACHINE_ERRORS, Opener, Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
@@ -75,27 +76,40 @@ def convert_shard(
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails becomes a row, as does one that cannot be read within ``read_timeout`` seconds, if that is not
-    0. ``ffmpeg`` is that of `decode`. ``permit`` is called before anything changes in ``dst``, and raises an error if
-    nothing may change. When the rows are returned, their files are safe on disk. Raises `OSError` if ``dst`` cannot be
-    written to, and `UserError` if ``src`` as a whole has gone or nothing can be read any more, because every further
+    A source that fails becomes a row, as does one whose reading gives nothing for ``read_timeout`` seconds, if that is
+    not 0. ``ffmpeg`` is that of `decode`. ``permit`` is called before anything changes in ``dst``, and raises an error
+    if nothing may change. When the rows are returned, their files are safe on disk. Raises `OSError` if ``dst`` cannot
+    be written to, and `UserError` if ``src`` as a whole has gone or nothing can be read any more, because every further
     source would fail as well.
     """
 
-    def convert(source: Source, claim: Claim) -> Record:
-        return _convert_source(source, src, dst, config, ffmpeg, claim, permit)
+    ahead, writers = ReadAhead(sources, src), Writers()
+
+    def convert(source: Source, claim: Claim) -> Record | Future[Record]:
+        if source.reason:
+            return failure_record(source, source.reason, source.message)
+        where = ahead.opened(source)
+        made = _convert(source, where, dst, config, ffmpeg=ffmpeg, claim=claim, permit=permit, writers=writers)
+        failed = isinstance(made, dict) and made["reason"] in ("not_found", "io_error", "transient")
+        if failed and not src.is_dir():
+            raise UserError(f"{src}: the folder has gone while its files were being converted.")
+        return made
 
     def late(source: Source) -> Record:
-        return failure_record(source, "read_timeout", f"it could not be read within {read_timeout:g} s", look=False)
+        return failure_record(source, "read_timeout", f"reading it gave nothing for {read_timeout:g} s", look=False)
 
-    if read_timeout:
-        rows = limited(convert, sources, read_timeout, late)
-    else:
-        rows = (_unlimited(convert, source) for source in sources)
-    return _synced(_stop_if_unreadable(rows), dst)
+    try:
+        if read_timeout:
+            rows = limited(convert, sources, read_timeout, late)
+        else:
+            rows = (_unlimited(convert, source) for source in sources)
+        return _synced(_stop_if_unreadable(in_order(rows)), dst)
+    finally:
+        ahead.close()
+        writers.close()
 
 
-def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Record:
+def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
     with reading(source.path):
         return convert(source, no_claim)
 
@@ -134,17 +148,6 @@ def _synced(rows: Iterable[Record], dst: Path) -> list[Record]:
     return records
 
 
-def _convert_source(
-    source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool | None, claim: Claim, permit: Permit
-) -> Record:
-    if source.reason:
-        return failure_record(source, source.reason, source.message)
-    record = _convert(source, src, dst, config, durable=False, ffmpeg=ffmpeg, claim=claim, permit=permit)
-    if record["reason"] in ("not_found", "io_error", "transient") and not src.is_dir():
-        raise UserError(f"{src}: the folder has gone while its files were being converted.")
-    return record
-
-
 def convert_file(
     relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool | None = None
 ) -> Record:
@@ -153,40 +156,47 @@ def convert_file(
     A source that fails leaves no output, and the output of an earlier version is removed too. ``durable`` syncs the
     file to disk. ``ffmpeg`` is that of `decode`. Raises `OSError` if ``dst`` cannot be written to.
     """
-    return _convert(Source(relative, str(src)), src, dst, config, durable=durable, ffmpeg=ffmpeg)
+    source = Source(relative, str(src))
+    record: Record = _convert(source, Opened(source.input(src), None), dst, config, durable=durable, ffmpeg=ffmpeg)
+    return record
 
 
 def _convert(
     source: Source,
-    src: Path,
+    where: Opened,
     dst: Path,
     config: ConvertConfig,
     *,
-    durable: bool,
     ffmpeg: bool | None,
+    durable: bool = False,
     claim: Claim = no_claim,
     permit: Permit = always,
-) -> Record:
+    writers: Writers | None = None,
+) -> Any:
     """Convert one source. If it fails, its output is removed unless it ``keeps`` it.
 
-    ``claim`` is called once the source has been read, and ``permit`` before anything changes in ``dst``. Raises
-    `OSError` if ``dst`` cannot be written to, and the errors of ``claim`` and ``permit``.
+    Returns the record, or its future if one of ``writers`` writes the array. ``claim`` is called once the source has
+    been read, and ``permit`` before anything changes in ``dst``. Raises `OSError` if ``dst`` cannot be written to, and
+    the errors of ``claim`` and ``permit``.
     """
-    where = source.input(src)
 
     def allowed() -> None:
         claim()
         permit()
 
-    def convert() -> Record:
+    def convert() -> Any:
         log_mel, info, padded = read_with_retries(where, lambda: log_mel_of_file(where, config, ffmpeg=ffmpeg))
         claim()
-        return store(source, log_mel, info, padded, dst, durable=durable, permit=permit)
+
+        def write() -> Record:
+            return store(source, log_mel, info, padded, dst, durable=durable, permit=permit)
+
+        return write() if writers is None else writers.call(lambda: row_of(source, dst, write, permit))
 
     return row_of(source, dst, convert, allowed)
 
 
-def read_with_retries(where: Input, read: Callable[[], T]) -> T:
+def read_with_retries(where: Opener, read: Callable[[], T]) -> T:
     """The result of ``read`` on ``where``. Errors of the machine are retried, and become a `DecodeError` in the end.
 
     Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well.
@@ -213,7 +223,7 @@ def read_with_retries(where: Input, read: Callable[[], T]) -> T:
     raise DecodeError("transient", f"{failure}; tried {len(PAUSES) + 1} times, and again by the next run", info)
 
 
-def _machine_failure(where: Input, error: DecodeError) -> str | None:
+def _machine_failure(where: Opener, error: DecodeError) -> str | None:
     """The machine's failure behind ``error``; None if the file itself is to blame."""
     if error.reason == "io_error":
         return error.message
@@ -282,7 +292,7 @@ def store(
 
 
 def log_mel_of_file(
-    where: Path | Input, config: ConvertConfig, *, ffmpeg: bool | None = None
+    where: Path | Opener, config: ConvertConfig, *, ffmpeg: bool | None = None
 ) -> tuple[np.ndarray, AudioInfo, bool]:
     """The log-mel (1, n_mels, T) of a file or a member as ``config`` stores it, its info, and whether it is padded.
 

@@ -163,7 +163,7 @@ class DeviceConverter:
         def read() -> Record:
             decoded = self._in_time(source)
             if decoded is None:
-                message = f"it could not be read within {self._read_timeout:g} s"
+                message = f"reading it gave nothing for {self._read_timeout:g} s"
                 return failure_record(source, "read_timeout", message, look=False)
             waveform, found.info = decoded
             require_resampling(found.info, self._config)

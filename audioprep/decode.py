@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.decoding.containers import plain_pcm
 from m2dprep.audioprep.decoding.content import Content, is_plainly_no_sound, sampled_digest
@@ -26,7 +27,7 @@ from m2dprep.audioprep.decoding.sound import (
     mix,
     resampler,
 )
-from m2dprep.audioprep.source import Input, from_os_error
+from m2dprep.audioprep.source import Input, Opener, from_os_error
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -37,7 +38,7 @@ SAMPLES_PER_BLOCK = 1 << 20
 
 
 def decode(
-    where: Path | Input, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
+    where: Path | Opener, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a source to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
@@ -49,7 +50,7 @@ def decode(
     """
     info = AudioInfo()
     try:
-        content = (where if isinstance(where, Input) else Input(where)).open(info)
+        content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
             try:
                 waveform = _decode_open(content, info, config, resample)
@@ -151,6 +152,7 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     parts, decoded = [], 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
         # After a short block, libsndfile reads on from an arbitrary place, so nothing after it can be trusted.
+        progress()
         short = len(block) < min(block_frames, sound.frames - decoded)
         decoded += len(block)
         mono = mix(block)

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from m2dprep.artifacts.clips.clip_id import without_suffix
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
@@ -21,6 +21,17 @@ MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1
 # Errors that say nothing about one file: every further file would fail as well.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 READ_BYTES = 1 << 20
+
+
+class Opener(Protocol):
+    """What is read: `Input`, or one that was opened ahead."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def open(self, info: AudioInfo) -> Content: ...
+
+    def read_through(self) -> None: ...
 
 
 class Input(NamedTuple):

@@ -95,8 +95,9 @@ if TYPE_CHECKING:
         "--read-timeout",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        default=1800.0,
-        help="Give up a file that takes longer to read. It counts as a failure, and the next run tries it again. "
+        default=120.0,
+        help="Give up a file whose reading gives nothing for so long. It counts as a failure, and the next run tries "
+        "it again. "
         "0 waits forever.",
     ),
 )

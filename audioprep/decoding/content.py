@@ -14,6 +14,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from m2dprep.artifacts.reading import progress
+
 # Bytes that a search reads at once, so that an hour of sound needs no more memory than ten seconds.
 BLOCK_BYTES = 1 << 18
 # Enough for all chunks before the samples of most files, and one page of the page cache.
@@ -38,6 +40,7 @@ class Content:
         if offset + length <= len(self.head):
             return self.head[offset : offset + length]
         wanted = max(0, min(length, self.size - offset))
+        progress()
         data = os.pread(self.descriptor, wanted, self.start + offset)
         while 0 < len(data) < wanted:
             more = os.pread(self.descriptor, wanted - len(data), self.start + offset + len(data))

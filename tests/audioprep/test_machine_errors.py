@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep import convert, source
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
@@ -102,6 +103,21 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
     monkeypatch.setattr(convert, "log_mel_of_file", refuse)
     with pytest.raises(UserError, match=r"3 files in a row could not be read.*not enough memory.*machine's fault"):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+
+
+@pytest.mark.slow
+def test_a_slow_read_that_goes_on_is_not_given_up(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = convert.log_mel_of_file
+
+    def trickle(where: Input, *arguments: Any, **options: Any) -> Any:
+        for _ in range(30 * (where.path.name == "2.flac")):
+            time.sleep(0.2)
+            progress()
+        return original(where, *arguments, **options)
+
+    monkeypatch.setattr(convert, "log_mel_of_file", trickle)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)
+    assert [row["reason"] for row in rows] == [None] * CLIPS
 
 
 @pytest.mark.slow

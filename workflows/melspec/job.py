@@ -65,8 +65,8 @@ MAX_SHARD_SIZE = 256
 # Fewer clips are converted in the time that a forecast takes.
 MIN_CLIPS_FOR_FORECAST = 2048
 MAX_PROBED_SOURCES = 1000
-# Longer than any healthy file takes, even over a slow network: a read that takes longer hangs.
-READ_TIMEOUT = 1800.0
+# Longer than a healthy file gives nothing, even over a slow network: such a read hangs.
+READ_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class MelspecOptions:
     - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
       belongs to a configuration with `DEVICE_RESAMPLER`.
     - ``ignore_space``: start even if the file system looks too small.
-    - ``read_timeout``: the seconds that reading a source may take; 0 means no limit. A source that takes longer becomes
+    - ``read_timeout``: the seconds for which reading a source may give nothing; 0 means no limit. Such a source becomes
       a failure row, which the next run tries again.
     - ``max_failures``: with ``overwrite`` and a new configuration, how many sources that were converted before may
       fail; if more do, the earlier conversion stays as it is.
