@@ -27,8 +27,9 @@ FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
 WRITES_AT_ONCE = 8
 # An operation that takes longer than this on average is left to threads.
 SLOW_SECONDS = 0.002
-# How much the latest operation counts in the average.
-LATEST = 0.2
+# How much the latest operation counts in the average, and up to which time: one alone, during which the system was
+# busy elsewhere, must not make a file system a slow one.
+LATEST, MOST_NOTED_SECONDS = 0.2, 4 * SLOW_SECONDS
 
 
 class _Pace:
@@ -38,7 +39,7 @@ class _Pace:
         self.seconds = 0.0
 
     def note(self, seconds: float) -> None:
-        self.seconds += LATEST * (seconds - self.seconds)
+        self.seconds += LATEST * (min(seconds, MOST_NOTED_SECONDS) - self.seconds)
 
     @property
     def is_slow(self) -> bool:

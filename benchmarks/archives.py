@@ -47,9 +47,7 @@ def pack(path: Path, kind: str, members: Members) -> None:
         names, contents = zip(*members, strict=True)
         pq.write_table(pa.table({"video_id": names, "audio": contents}), path, row_group_size=100, compression="none")
     else:
-        with tarfile.open(
-            path, "w:gz" if kind == "tar.gz" else "w", **{"compresslevel": 1} if "gz" in kind else {}
-        ) as out:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as out:
             for name, data in members:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
