@@ -26,6 +26,11 @@ def list_tasks(as_json: bool) -> None:
     """List the tasks that come with the package: protocols, metric, clips, classes, licence and address.
 
     A task of your own is a YAML file of the same form; `evaluate prepare` and the protocols take its path.
+
+    \b
+    Examples:
+      m2dprep evaluate list
+      m2dprep evaluate list --json > tasks.json
     """
     from m2dprep.evaluation.preparation.listing import render, task_facts
 
