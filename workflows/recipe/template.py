@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import yaml
 
@@ -13,20 +12,13 @@ from m2dprep.workflows.recipe.commands import Option, StageKind
 
 COMMENT_COLUMN = 44
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z0-9])")
+# A stage: the line with its name, and the lines with its settings.
+STAGE = re.compile(r"^  ([\w-]+):\n((?:    .*\n)*)", re.MULTILINE)
+SETTING = re.compile(r"^    (\w+):", re.MULTILINE)
+# Options that a recipe sets for all its stages.
+OF_ALL_STAGES = {"seed", "data"}
 
-
-@dataclass(frozen=True)
-class Draft:
-    """A stage of a template; an ``optional`` one is written as a comment."""
-
-    name: str
-    kind: str
-    settings: Mapping[str, str | list[str]]
-    after: str | None = None
-    optional: bool = False
-
-
-HEAD = """\
+AUDIOSET = """\
 # From AudioSet, Auto-ACD and ACalt4 to a trained model: fill in the paths, then
 #   m2dprep run {name} --dry-run     what would be done, and why
 #   m2dprep run {name}               do it; the same command goes on after an interruption
@@ -44,52 +36,50 @@ seed: 0                                     # of every stage that has one
 #   jobs: 8
 
 stages:
-"""
+  melspec:
+    src: /path/to/audioset/wavs
+    dst: ${{data}}/audioset_lms
 
-AUDIOSET = (
-    Draft("melspec", "melspec", {"src": "/path/to/audioset/wavs", "dst": "${data}/audioset_lms"}),
-    Draft("stats", "stats", {"lms": "${data}/audioset_lms"}),
-    Draft("pack", "pack", {"lms": "${data}/audioset_lms"}, optional=True),
-    Draft(
-        "fill",
-        "captions fill",
-        {
-            "segments": [
-                "/path/to/audioset/balanced_train_segments.csv",
-                "/path/to/audioset/unbalanced_train_segments.csv",
-            ],
-            "ontology": "/path/to/audioset/ontology.json",
-            "auto_acd": "/path/to/auto_acd/train.csv",
-            "acalt4": ["/path/to/ACalt4.csv"],
-            "output": "${data}/captions.parquet",
-        },
-    ),
-    Draft(
-        "lint",
-        "captions check",
-        {"captions": "${data}/captions.parquet", "findings": "${data}/caption_findings.csv"},
-        optional=True,
-    ),
-    Draft(
-        "training-list",
-        "captions training-list",
-        {"files_csv": "${data}/files_audioset.csv", "captions": "${data}/captions.parquet"},
-        optional=True,
-    ),
-    Draft(
-        "embed-captions",
-        "embed-captions",
-        {"captions": "${data}/captions.parquet", "out": "${data}/capemb_gte-base"},
-    ),
-    Draft("check", "check", {}),
-    Draft("train", "train", {"output": "runs/base"}, after="check"),
-    Draft(
-        "zero-shot",
-        "zero-shot",
-        {"checkpoint": "runs/base", "clips_csv": "/path/to/clips.csv"},
-        optional=True,
-    ),
-)
+  stats:
+    lms: ${{data}}/audioset_lms
+
+#   pack:                                   # few large files, which training reads faster
+#     lms: ${{data}}/audioset_lms
+
+  fill:
+    stage: captions fill
+    segments:
+      - /path/to/audioset/balanced_train_segments.csv
+      - /path/to/audioset/unbalanced_train_segments.csv
+    ontology: /path/to/audioset/ontology.json
+    auto_acd: /path/to/auto_acd/train.csv
+    acalt4:
+      - /path/to/ACalt4.csv
+    output: ${{data}}/captions.parquet
+
+#   lint:                                   # to drop what it finds, let fill write to another file
+#     stage: captions check
+#     captions: ${{data}}/captions.parquet
+
+#   training-list:                          # trained on instead: the list without AudioSet's eval clips
+#     stage: captions training-list
+#     files_csv: ${{data}}/files_audioset.csv
+#     captions: ${{data}}/captions.parquet
+
+  embed-captions:
+    captions: ${{data}}/captions.parquet
+    out: ${{data}}/capemb_gte-base
+
+  check:
+
+  train:
+    after: check
+    output: runs/base
+
+#   zero-shot:
+#     checkpoint: runs/base
+#     clips_csv: /path/to/clips.csv
+"""
 
 DEMO = """\
 # The demo as a recipe: a small synthetic AudioSet-like set, every stage, a model, and its zero-shot accuracy. The
@@ -142,29 +132,18 @@ def demo_recipe() -> str:
 
 def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -> str:
     """The text of a recipe for AudioSet, with every option of its stages in comments."""
-    return HEAD.format(name=name) + "\n".join(_stage(draft, kinds[draft.kind]) for draft in AUDIOSET)
 
+    def with_all_options(match: re.Match[str]) -> str:
+        stage, settings = match.groups()
+        kind = kinds[next(iter(re.findall(r"^    stage: (.*)", settings, re.MULTILINE)), stage)]
+        known = {*SETTING.findall(settings), *OF_ALL_STAGES}
+        rest = [option for option in kind.options if option.key not in known and not option.of_cluster]
+        first = _line(f"  {stage}:", kind.command.get_short_help_str(200))
+        return "\n".join(
+            [first + "\n" + settings.rstrip(), *(_line(f"    # {_default(o)}", _help(o)) for o in rest), ""]
+        )
 
-def _stage(draft: Draft, kind: StageKind) -> str:
-    lines = [_line(f"  {draft.name}:", kind.command.get_short_help_str(200))]
-    if draft.name != kind.name:
-        lines.append(f"    stage: {kind.name}")
-    if draft.after:
-        lines.append(f"    after: {draft.after}")
-    lines += [line for key, value in draft.settings.items() for line in _setting(kind, key, value)]
-    if not draft.optional:
-        common = {"seed", "data"}
-        rest = [o for o in kind.options if o.key not in {*draft.settings, *common} and not o.of_cluster]
-        return "\n".join([*lines, *(_line(f"    # {_default(option)}", _help(option)) for option in rest), ""])
-    return "\n".join([*(f"# {line}" for line in lines), ""])
-
-
-def _setting(kind: StageKind, key: str, value: str | list[str]) -> list[str]:
-    option = kind.option(key)
-    assert option is not None, f"{kind.name} has no {key}"
-    if isinstance(value, str):
-        return [f"    {key}: {scalar(value)}"]
-    return [f"    {key}:", *(f"      - {scalar(item)}" for item in value)]
+    return STAGE.sub(with_all_options, AUDIOSET.format(name=name))
 
 
 def _default(option: Option) -> str:
