@@ -87,7 +87,7 @@ def test_from_recordings_to_a_training_list(project: Project) -> None:
     with Path("acalt4.csv").open("a") as table:
         table.write(f"{CLIPS[1]},b,c,d,e\n")
     project.change("src: wavs", "src: wavs, dtype: float16")
-    assert project.done() == ["melspec", "stats", "add", "lint"]
+    assert project.done() == ["melspec", "stats", "add", "lint", "list"]
     assert np.load(f"data/audioset_lms/{CLIPS[0]}.npy").dtype == np.float16
 
     ours = outputs(project)
