@@ -1,10 +1,11 @@
-"""Recipes to start from: one for AudioSet, with every option of every stage in comments, and one for the demo."""
+"""Recipes to start from: AudioSet's (``start.yaml``), whose stages get every option in comments, and the demo's."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 
 import yaml
 
@@ -18,116 +19,10 @@ SETTING = re.compile(r"^    (\w+):", re.MULTILINE)
 # Options that a recipe sets for all its stages.
 OF_ALL_STAGES = {"seed", "data"}
 
-AUDIOSET = """\
-# From AudioSet, Auto-ACD and ACalt4 to a trained model: fill in the paths, then
-#   m2dprep run {name} --dry-run     what would be done, and why
-#   m2dprep run {name}               do it; the same command goes on after an interruption
-#   m2dprep status {name}            how far it has come
-# Paths are relative to this file. ${{NAME}} is ${{data}} or a variable of the environment; ${{NAME:-otherwise}} may be
-# missing. A line in comments shows an option with its default. Stages run in the order that their files ask for; a
-# stage's name is free where stage: says what it is.
-
-data: data                                  # the data directory
-seed: 0                                     # of every stage that has one
-# workers: 16                               # of the stages that convert and check; by default all cores
-# cluster:                                  # where the workers of these stages are, if not on this machine
-#   cluster: slurm
-#   cluster_config: slurm.yaml              # queue, walltime, memory, cores, …
-#   jobs: 8
-
-stages:
-  melspec:
-    src: /path/to/audioset/wavs
-    dst: ${{data}}/audioset_lms
-
-  stats:
-    lms: ${{data}}/audioset_lms
-
-#   pack:                                   # few large files, which training reads faster
-#     lms: ${{data}}/audioset_lms
-
-  fill:
-    stage: captions fill
-    segments:
-      - /path/to/audioset/balanced_train_segments.csv
-      - /path/to/audioset/unbalanced_train_segments.csv
-    ontology: /path/to/audioset/ontology.json
-    auto_acd: /path/to/auto_acd/train.csv
-    acalt4:
-      - /path/to/ACalt4.csv
-    output: ${{data}}/captions.parquet
-
-#   lint:                                   # to drop what it finds, let fill write to another file
-#     stage: captions check
-#     captions: ${{data}}/captions.parquet
-
-#   training-list:                          # trained on instead: the list without AudioSet's eval clips
-#     stage: captions training-list
-#     files_csv: ${{data}}/files_audioset.csv
-#     captions: ${{data}}/captions.parquet
-
-  embed-captions:
-    captions: ${{data}}/captions.parquet
-    out: ${{data}}/capemb_gte-base
-
-  check:
-
-  train:
-    after: check
-    output: runs/base
-
-#   zero-shot:
-#     checkpoint: runs/base
-#     clips_csv: /path/to/clips.csv
-"""
-
-DEMO = """\
-# The demo as a recipe: a small synthetic AudioSet-like set, every stage, a model, and its zero-shot accuracy. The
-# commands are those of `m2dprep demo`, so with the same seed the accuracy is the same.
-#   m2dprep run demo.yaml
-
-data: demo/data
-seed: 0
-
-stages:
-  sound-set:
-    out: demo/source
-    clips: 40
-    held_out: 10
-  melspec:
-    src: demo/source/audio
-    dst: ${data}/audioset_lms
-  stats:
-    lms: ${data}/audioset_lms
-  fill:
-    stage: captions fill
-    segments:
-      - demo/source/balanced_train_segments.csv
-      - demo/source/eval_segments.csv
-    ontology: demo/source/ontology.json
-    auto_acd: demo/source/auto_acd_train.csv
-    acalt4: demo/source/acalt4.csv
-    output: ${data}/captions.parquet
-  embed-captions:
-    captions: ${data}/captions.parquet
-    out: ${data}/capemb_minilm
-    text_model: ${bundled_text_model}       # the small encoder of the extra demo
-    device: cpu
-  check:
-  train:
-    after: check
-    model: tiny
-    output: demo/run
-  zero-shot:
-    checkpoint: demo/run
-    clips_csv: demo/source/held_out.csv
-    text_model: ${bundled_text_model}
-"""
-
 
 def demo_recipe() -> str:
     """The text of the demo's recipe."""
-    return DEMO
+    return _text("demo.yaml")
 
 
 def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -> str:
@@ -143,7 +38,11 @@ def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -
             [first + "\n" + settings.rstrip(), *(_line(f"    # {_default(o)}", _help(o)) for o in rest), ""]
         )
 
-    return STAGE.sub(with_all_options, AUDIOSET.format(name=name))
+    return STAGE.sub(with_all_options, _text("start.yaml").replace("recipe.yaml", name))
+
+
+def _text(name: str) -> str:
+    return files("m2dprep.workflows.recipe").joinpath(name).read_text(encoding="utf-8")
 
 
 def _default(option: Option) -> str:
