@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,28 @@ from m2dprep.audioprep.source import Input, Source
 
 FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
 WRITES_AT_ONCE = 8
-# An operation that takes longer than this on average is left to threads.
-SLOW_SECONDS = 0.002
+# An operation that waits for longer than this on average is left to threads.
+SLOW_SECONDS = 0.005
 # How much the latest operation counts in the average, and up to which time: one alone, during which the system was
 # busy elsewhere, must not make a file system a slow one.
 LATEST, MOST_NOTED_SECONDS = 0.2, 4 * SLOW_SECONDS
 
 
 class _Pace:
-    """The average time that operations of one kind have taken lately in this process."""
+    """The average time for which operations of one kind have waited lately in this process."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def note(self, seconds: float) -> None:
-        self.seconds += LATEST * (min(seconds, MOST_NOTED_SECONDS) - self.seconds)
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note for how long the block waits: the time that it takes, less that of the processor."""
+        started = time.perf_counter() - time.thread_time()
+        try:
+            yield
+        finally:
+            waited = time.perf_counter() - time.thread_time() - started
+            self.seconds += LATEST * (min(waited, MOST_NOTED_SECONDS) - self.seconds)
 
     @property
     def is_slow(self) -> bool:
@@ -59,11 +66,8 @@ class Opened:
     def open(self, info: AudioInfo) -> Content:
         begun, self._begun = self._begun, None
         if begun is None:
-            started = time.perf_counter()
-            try:
+            with OPENING.watched():
                 return self._where.open(info)
-            finally:
-                OPENING.note(time.perf_counter() - started)
         try:
             content, found = begun.result()
         except DecodeError as error:
@@ -117,14 +121,12 @@ class ReadAhead:
 def _open_and_read(where: Input) -> tuple[Content, AudioInfo]:
     """The opened source; the system reads its bytes from now on."""
     info = AudioInfo()
-    started = time.perf_counter()
     try:
-        content = where.open(info)
+        with OPENING.watched():
+            content = where.open(info)
     except DecodeError as error:
         error.info = error.info or info
         raise
-    finally:
-        OPENING.note(time.perf_counter() - started)
     with suppress(OSError):  # some file systems do not take advice
         length = min(content.size, BYTES_AHEAD // FILES_AHEAD)
         os.posix_fadvise(content.descriptor, content.start, length, os.POSIX_FADV_WILLNEED)
@@ -147,11 +149,8 @@ class Writers:
         """The result of ``write``, or a future of it."""
 
         def timed() -> Any:
-            started = time.perf_counter()
-            try:
+            with WRITING.watched():
                 return write()
-            finally:
-                WRITING.note(time.perf_counter() - started)
 
         if not WRITING.is_slow:
             return timed()

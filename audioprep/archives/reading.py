@@ -185,6 +185,7 @@ class _Unpacked:
         self._raw, self._file = raw, gzip.GzipFile(fileobj=raw)
         self._blocks: deque[bytes] = deque()
         self._first = self._end = 0  # the stretch that the kept blocks cover
+        self._fault: Exception | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         if size > MAX_UNPACKED_BYTES:
@@ -197,16 +198,34 @@ class _Unpacked:
         for block in self._blocks:
             parts.append(block[max(0, offset - position) : max(0, offset + size - position)])
             position += len(block)
-        try:
-            while self._end < offset + size and (block := self._file.read1(BLOCK_BYTES)):
-                parts.append(block[max(0, offset - self._end) : offset + size - self._end])
-                self._keep(block)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DecodeError("truncated", f"the archive ends or is damaged before its end: {error}") from error
+        while self._end < offset + size and (block := self._block()):
+            parts.append(block[max(0, offset - self._end) : offset + size - self._end])
+            self._keep(block)
         data = b"".join(parts)
         if len(data) < size:
-            raise DecodeError("truncated", "the archive ends within it")
+            why = (
+                f"the archive cannot be unpacked further: {self._fault}"
+                if self._fault
+                else "the archive ends within it"
+            )
+            raise DecodeError("truncated", why)
         return data
+
+    def _block(self) -> bytes:
+        """The next bytes, `BLOCK_BYTES` of them except at the end; what comes before damage is not lost."""
+        parts: list[bytes] = []
+        count = 0
+        while count < BLOCK_BYTES and self._fault is None:
+            try:
+                part = self._file.read1(BLOCK_BYTES - count)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                self._fault = error
+                break
+            if not part:
+                break
+            parts.append(part)
+            count += len(part)
+        return b"".join(parts)
 
     def _keep(self, block: bytes) -> None:
         self._blocks.append(block)

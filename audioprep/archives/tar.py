@@ -12,6 +12,7 @@ from typing import IO
 from m2dprep.audioprep.archives.place import GZIPPED, PLAIN, TAR_GZ, IsSource, Listing, Place, last_of_each_name, named
 
 HEAD_BYTES = 4096
+REST_BYTES = 1 << 20
 # What reading a damaged or cut archive raises.
 FAULTS = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 KINDS = (
@@ -31,10 +32,13 @@ def list_tar(path: Path, archive: str, kind: str, time_ns: int, size: int, is_so
     how = GZIPPED if kind == TAR_GZ else PLAIN
     with path.open("rb") as raw, _unpacked(raw, kind) as file:
         try:
-            for info in _headers(file):
+            end = 0
+            for info, following in _headers(file):
+                end = following
                 _add(listing, file, info, Place(archive, how, info.offset_data, info.size, time_ns), is_source)
                 if how == PLAIN and info.isreg() and info.offset_data + info.size > size:
                     raise tarfile.ReadError("unexpected end of data")
+            _require_end(file, end)
         except FAULTS as error:
             reason = "truncated" if "end of" in str(error) or isinstance(error, EOFError) else "malformed"
             listing.fault = (reason, f"the archive cannot be read to its end, and what follows is unknown: {error}")
@@ -52,11 +56,28 @@ def _unpacked(raw: IO[bytes], kind: str) -> IO[bytes]:
     return gzip.GzipFile(fileobj=raw) if kind == TAR_GZ else raw  # type: ignore[return-value]
 
 
-def _headers(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+def _headers(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Every header, and where the next one must be."""
     archive = tarfile.TarFile(fileobj=file, mode="r", errors="surrogateescape")
     while (info := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # 70,000 of them would take 100 MB
-        yield info
+        yield info, archive.offset
+
+
+def _require_end(file: IO[bytes], end: int) -> None:
+    """Raise `tarfile.ReadError` unless the archive's end mark is at ``end`` and nothing follows.
+
+    `tarfile` takes a damaged header, or none at all, for the end.
+    """
+    file.seek(end)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data: there is no end mark")
+    if mark.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {end} is damaged")
+    while block := file.read(REST_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"after its end, at byte {end}, more follows, such as another archive")
 
 
 def _add(listing: Listing, file: IO[bytes], info: tarfile.TarInfo, place: Place, is_source: IsSource) -> None:

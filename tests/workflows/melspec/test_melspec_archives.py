@@ -19,8 +19,12 @@ import pytest
 
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.records import read_records
+from m2dprep.audioprep.archives import reading
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.decoding.sound import AudioInfo
+from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.source import in_reading_order
 from m2dprep.workflows.melspec.job import MelspecOptions, MelspecReport, run_melspec
 from tests.audioprep.decoding.made_sounds import NOISE, coded, mp3
 
@@ -299,6 +303,38 @@ def test_a_truncated_archive_gives_the_members_that_are_there(
     mended = convert(tmp_path / "src", tmp_path / "x_lms", check_sources=True)
     assert (mended.done + mended.skipped, mended.failed) == (12, 0)
     assert arrays(tmp_path / "x_lms") == arrays(as_files)
+
+
+def test_a_tar_that_was_cut_between_two_members_is_not_taken_for_a_whole_one(tmp_path: Path, clips: Clips) -> None:
+    archive = made(tmp_path / "src", "tar", clips)
+    with tarfile.open(archive) as opened:
+        at = opened.getmembers()[5].offset
+    data = archive.read_bytes()
+    # The cut; a damaged header; and another archive behind this one.
+    damaged = [(data[:at], 5), (data[: at + 200], 5), (data[:at] + b"x" * 512 + data[at + 512 :], 5), (data + data, 12)]
+    for number, (content, whole) in enumerate(damaged):
+        archive.write_bytes(content)
+        report = convert(tmp_path / "src", tmp_path / f"x{number}_lms")
+        assert (report.done, report.failed) == (whole, 1), number
+        ((name, (reason, message)),) = failures(tmp_path / f"x{number}_lms").items()
+        assert (name, reason in ("truncated", "malformed")) == ("a.tar", True)
+        assert "what follows is unknown" in message
+
+
+def test_a_compressed_tar_is_unpacked_once_even_if_threads_are_out_of_order(
+    tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, "tar.gz", clips)
+    sources = in_reading_order(discover(tmp_path))
+    begun: list[int] = []
+    original = reading._Unpacked._begin
+    monkeypatch.setattr(reading._Unpacked, "_begin", lambda self: (begun.append(1), original(self))[1])
+    mixed = [sources[number] for number in (3, 1, 0, 2, 7, 5, 4, 6, 11, 10, 9, 8)]
+    for source in mixed:
+        content = source.input().open(AudioInfo())
+        assert content.at(0, content.size) == clips[source.relative.partition("::")[2]]
+        content.close()
+    assert len(begun) == 1
 
 
 def test_archives_that_are_none(tmp_path: Path, clips: Clips) -> None:
