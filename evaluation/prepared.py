@@ -199,6 +199,8 @@ def _read_labels(table: Path, task: Task, root: Path, columns: Columns) -> Evalu
     for number, (name, kind) in enumerate(zip(values[files], values[label], strict=True), 2):
         if not name or not kind:
             raise UserError(f"{table}, row {number}: {files} or {label} is empty.")
+        if "\n" in name or "\n" in kind:
+            raise UserError(f"{table}, row {number}: a line break in {files} or {label}; is it a lost quote's?")
     if fold is not None and "" in values[fold]:
         raise UserError(f"{table}, row {values[fold].index('') + 2}: {fold} is empty.")
     splits, keep = _splits(table, values[split] if split else None, len(values[files]))

@@ -21,7 +21,8 @@ from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Input
 from m2dprep.evaluation.clip_set import Unreadable
 
-MAX_SECONDS = 4 * 3600.0
+# One frame of a log-mel, and four hours.
+MIN_SECONDS, MAX_SECONDS = 0.01, 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Crop:
     where: Literal["start", "random"] = "start"
     seed: int = 42
     sixteen_bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
+            raise UserError(f"clips of {self.seconds:g} s; a length is {MIN_SECONDS:g} to {MAX_SECONDS:,g} s.")
 
     def samples(self, rate: int) -> int | None:
         """The length in samples, rounded down as in EVAR."""

@@ -123,7 +123,7 @@ class Task:
         return value
 
 
-SECONDS = Range(0, 3600, above=True)
+SECONDS = Range(0.01, 3600)
 TASKS = Path(__file__).parent / "tasks"
 
 

@@ -66,7 +66,7 @@ PROTOCOLS = ("zero-shot", "linear", "retrieval")
 @clap_option
 @text_options
 @place_options
-@titled(OUTPUT, output_option(required=True, help="Write the report and all results into this folder."), json_option)
+@titled(OUTPUT, output_option(required=True, help="Write the report and all results to this folder."), json_option)
 def evaluate_all(
     checkpoint: Path,
     root: Path | None,

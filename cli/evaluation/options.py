@@ -117,7 +117,7 @@ def clip_options(function: Function) -> Function:
         ),
         click.option(
             "--unit-seconds",
-            type=Number(min=0, min_open=True),
+            type=Number(min=0.01, max=3600),
             default=None,
             show_default="the task's, else whole clips",
             help="Cut or pad clips to this many seconds.",

@@ -54,7 +54,7 @@ def list_tasks(as_json: bool) -> None:
 )
 @titled(
     OUTPUT,
-    output_option(required=True, help="Write metadata.csv and what belongs to it into this folder."),
+    output_option(required=True, help="Write metadata.csv and the files that belong to it to this folder."),
     overwrite_option,
     json_option,
 )
@@ -100,9 +100,15 @@ def prepare(
         type=PATH,
         default=None,
         show_default="no players, no published figures of a task of your own",
-        help="The prepared folder, or the table, that the result is of.",
+        help="Look for the clips in this prepared folder or table, which the result is of.",
     ),
-    click.option("--root", type=PATH, default=None, show_default="that of --clips", help="Look for the clips here."),
+    click.option(
+        "--root",
+        type=PATH,
+        default=None,
+        show_default="that of --clips",
+        help="Look for the files relative to this folder.",
+    ),
     click.option(
         "--predictions",
         type=PATH,
@@ -115,9 +121,16 @@ def prepare(
     OUTPUT,
     output_option(required=True, help="Write the report to this file: a page (.html) or Markdown (.md)."),
     click.option("--embed", is_flag=True, help="Put small clips into the page, instead of linking to them."),
+    json_option,
 )
 def report(
-    result: Path, clips: Path | None, root: Path | None, predictions: Path | None, output: Path, embed: bool
+    result: Path,
+    clips: Path | None,
+    root: Path | None,
+    predictions: Path | None,
+    output: Path,
+    embed: bool,
+    as_json: bool,
 ) -> None:
     """Write RESULT, the JSON of a protocol, as a page or as Markdown: classes, confusions, worst clips, conditions.
 
@@ -131,8 +144,8 @@ def report(
     from m2dprep.evaluation.reports.single import write_report
 
     require_document(output)
-    write_report(result, output, clips=clips, root=root, predictions=predictions, embed=embed)
-    click.echo(f"{output}: {result}", err=True)
+    told = write_report(result, output, clips=clips, root=root, predictions=predictions, embed=embed)
+    click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else f"{output}: {told['score']}")
 
 
 @click.command("compare", cls=TableCommand)
@@ -144,7 +157,7 @@ def report(
 )
 @titled(
     OUTPUT,
-    output_option(default=None, help="Also write a page (.html) or Markdown (.md)."),
+    output_option(default=None, help="Write the comparison to this file, too: a page (.html) or Markdown (.md)."),
     json_option,
 )
 def compare(runs: tuple[Path, ...], draws: int, seed: int, output: Path | None, as_json: bool) -> None:

@@ -74,15 +74,12 @@ def per_class(result: Result) -> list[tuple[str, int, float | None]]:
 
 def commonest_confusions(result: Result, most: int = 20) -> list[tuple[int, str, str]]:
     """(clips, class, predicted class), the commonest first."""
-    classes, counts = result.details.get("classes"), result.details.get("confusion")
-    if not isinstance(classes, list) or not isinstance(counts, list):
-        return []
-    wrong = [
-        (int(count), str(classes[true]), str(classes[predicted]))
-        for true, row in enumerate(counts)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    ]
+    classes = result.details.get("classes", [])
+    listed = result.details.get("commonest_confusions")
+    if listed is None:
+        counts = result.details.get("confusion") or []
+        listed = [(true, guess, n) for true, row in enumerate(counts) for guess, n in enumerate(row)]
+    wrong = [(int(n), str(classes[true]), str(classes[guess])) for true, guess, n in listed if n and true != guess]
     return sorted(wrong, key=lambda row: (-row[0], row[1], row[2]))[:most]
 
 

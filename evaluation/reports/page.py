@@ -123,12 +123,12 @@ def _classes(result: Result) -> Markup:
 
 
 def _confusion(result: Result) -> Markup:
-    classes, counts = result.details.get("classes"), result.details.get("confusion")
-    if not isinstance(classes, list) or not isinstance(counts, list):
+    classes, counts = result.details.get("classes", []), result.details.get("confusion")
+    if counts is None and "commonest_confusions" not in result.details:
         return Markup("")
     listed: list[list[object]] = [[f"{n:,}", label, other] for n, label, other in commonest_confusions(result)]
     common = table(["clips", "class", "taken for"], listed) if listed else tag("p", "There are none.")
-    if len(classes) > MAX_MATRIX:
+    if counts is None or len(classes) > MAX_MATRIX:
         return _section("Commonest confusions", common)
     head = tag("tr", tag("th", "class \\ taken for"), *(tag("th", n, title=label) for n, label in enumerate(classes)))
     rows = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.layout import require_folder
 from m2dprep.evaluation.prepared import TASK, read_evaluation_set
+from m2dprep.evaluation.reports.figures import score_text
 from m2dprep.evaluation.reports.markdown import markdown
 from m2dprep.evaluation.reports.outcomes import read_reported
 from m2dprep.evaluation.reports.page import Players, page
@@ -23,8 +25,10 @@ def write_report(
     root: Path | None = None,
     predictions: Path | None = None,
     embed: bool = False,
-) -> None:
-    """Write the result as a page (``.html``) or as Markdown; ``clips`` is the prepared folder or table that it is of.
+) -> dict[str, Any]:
+    """Write the result as a page (``.html``) or as Markdown, and return what it is of as plain values.
+
+    ``clips`` is the prepared folder or table of the result.
 
     Raises `UserError` if the result is none, or ``clips`` is another task.
     """
@@ -37,6 +41,9 @@ def write_report(
     make_folder(output.absolute().parent)
     is_page = output.suffix.lower() == ".html"
     write_text(output, page(reported, task, Players(root, output, embed)) if is_page else markdown(reported, task))
+    of = reported.result
+    score = f"{of.protocol} {of.task}: {of.metric} {score_text(of)}"
+    return {"output": str(output), "protocol": of.protocol, "task": of.task, "score": score}
 
 
 def _task(name: str, clips: Path | None) -> Task | None:

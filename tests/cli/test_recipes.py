@@ -38,6 +38,20 @@ NO_STAGES = {
     "init",
     "plot",
     "submit",
+    *(
+        f"evaluate {name}"
+        for name in (
+            "zero-shot",
+            "linear",
+            "retrieval",
+            "label-free",
+            "list",
+            "prepare",
+            "all",
+            "report",
+            "compare",
+        )
+    ),
     "captions show",
     "embeddings inspect",
     "embeddings check",

@@ -116,6 +116,15 @@ def test_first_of_equal_classes_wins_and_top_five_counts_ties_in_the_same_order(
     assert many.details["top5"] == pytest.approx(5 / 7)
 
 
+def test_many_classes_have_their_commonest_confusions_alone() -> None:
+    targets = np.repeat(np.arange(400), 2)
+    cosines = np.eye(400, dtype=np.float32)[targets]
+    cosines[6:8] = np.eye(400, dtype=np.float32)[5]
+    details = zero_shot(cosines, targets, [str(one) for one in range(400)]).details
+    assert "confusion" not in details
+    assert details["commonest_confusions"] == [[3, 5, 2]]
+
+
 def test_prompts_are_averaged_by_direction() -> None:
     audio = np.eye(2, dtype=np.float32)
     text = np.array([[[9, 0], [0, 1]], [[0, 0.1], [0, 5]]], np.float32)
