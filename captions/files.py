@@ -30,7 +30,6 @@ from m2dprep.captions.build import (
     AddOptions,
     FillOptions,
     MergedSets,
-    SourceIsThereError,
     add,
     fill,
     merge_sets,
@@ -38,7 +37,7 @@ from m2dprep.captions.build import (
 from m2dprep.captions.matching import Rules, Source, clean_source
 from m2dprep.captions.sources.audioset import read_label_names, read_segments
 from m2dprep.captions.sources.exclusion import ExclusionList
-from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
+from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, read_auto_acd, read_source
 
 
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
@@ -75,109 +74,52 @@ def fill_file(
 ) -> Coverage:
     """Make ``output`` from segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.build.fill`.
 
-    If ``output`` already holds these captions, it stays as it is, with what `add_file` has added since. If it lacks
-    only those of ACalt4, they are added.
+    If ``output`` already holds these captions, it stays as it is (`write_result`).
 
     Raises `UserError` if an input cannot be read, and `FingerprintConflictError` if ``output`` holds other captions and
     ``overwrite`` is not set.
     """
+    require_new_file(output, [*segments, labels, *acalt4, *([] if auto_acd is None else [auto_acd])])
     names = read_label_names(labels)
     with ThreadPoolExecutor() as pool:  # the tables are large
         first = None if auto_acd is None else pool.submit(_read_auto_acd, auto_acd, options.rules)
         more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
         merged = fill(clips, first and first.result(), options, more and more.result())
-    require_no_folder(output)
-    with writing_to(output):
-        if overwrite or not output.exists():
-            write_captions(output, merged.assembly)
-        else:
-            lacks_acalt4 = more is not None and ACALT4 not in count_sources(read_captions(output, ["source"]))
-            sources = [AUTO_ACD, LABEL, *([] if more is None or lacks_acalt4 else [ACALT4])]
-            _require_filled(output, merged.captions, sources)
-            if more is not None and lacks_acalt4:
-                added = _added(output, more.result(), ACALT4, AddOptions(debias=options.debias))
-                write_captions(output, added.assembly)
+    changed = write_result(output, merged.assembly, overwrite=overwrite)
     write_unmatched(unmatched, merged)
-    return merged.coverage
+    return dataclasses.replace(merged.coverage, changed=changed)
 
 
 def _read_auto_acd(path: Path, rules: Rules) -> Source:
     return clean_source(AUTO_ACD, read_auto_acd(path), rules)
 
 
-def _require_filled(output: Path, expected: pa.Table, sources: Sequence[str]) -> None:
-    """Raise `FingerprintConflictError` unless the captions from ``sources`` are the same in both tables."""
-    there = read_captions(output)
-    columns = [name for name in expected.column_names if name != "caption_index"]
-    own, wanted = (
-        table.filter(pc.is_in(table["source"], pa.array(sources))).select(columns) for table in (there, expected)
-    )
-    if not own.equals(wanted):
-        counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
-        raise FingerprintConflictError(
-            f"{output} holds other captions than these inputs give ({counts or 'none'}). "
-            "Choose another output, or --overwrite to replace all of it."
-        )
-
-
 def add_file(
-    captions: Path,
+    captions: Path | None,
     rows: pa.Table,
     source: str,
+    output: Path,
     *,
-    create: bool = False,
-    replace: bool = False,
     options: AddOptions | None = None,
     unmatched: Path | None = None,
+    overwrite: bool = False,
 ) -> Coverage:
-    """Add the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) as ``source`` to ``captions``, in place.
+    """Write ``output``: ``captions`` and the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) of ``source``.
 
-    With ``create``, the rows make a new file if there is none yet. The file stays as it is if it already holds what the
-    same call would give. Raises `UserError` as `captions.build.add` does, and if the file is missing without
-    ``create``; the file is then unchanged.
+    Without ``captions``, the rows alone make the table. If ``output`` already holds the result, it stays as it is.
+    Raises `UserError` as `captions.build.add` does, and as `write_result` does.
     """
-    options = options or AddOptions(replace=replace)
-    require_no_folder(captions)
-    if not create:
-        require_filled(captions)
-    with writing_to(captions):
-        if captions.exists() or not create:
-            merged, is_there = _added_or_there(require_filled(captions), rows, source, options)
-        else:
-            is_there = False
-            merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
-        if not is_there:
-            write_captions(captions, merged.assembly)
+    options = options or AddOptions()
+    require_new_file(output, [] if captions is None else [captions])
+    if captions is None:
+        merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
+    else:
+        require_file(captions, "the table of captions; `m2dprep captions fill` makes it")
+        merged = add(read_captions(captions), rows, source, options=options)
+    changed = write_result(output, merged.assembly, overwrite=overwrite)
     write_unmatched(unmatched, merged)
-    return dataclasses.replace(merged.coverage, changed=not is_there)
-
-
-def _added_or_there(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> tuple[Merged, bool]:
-    """A table with ``rows`` added, and whether ``captions`` is that table already.
-
-    It is if replacing the captions of ``source`` by these changes nothing. Raises `UserError` if ``captions`` has other
-    captions of ``source`` and ``replace`` is not set.
-    """
-    try:
-        return _added(captions, rows, source, options), False
-    except SourceIsThereError:
-        merged = _added(captions, rows, source, dataclasses.replace(options, replace=True))
-        if not merged.captions.equals(read_captions(captions)):
-            raise
-        return merged, True
-
-
-def require_filled(captions: Path) -> Path:
-    """``captions`` if it exists, else a `UserError` that names the command that makes it."""
-    if not captions.exists():
-        raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
-    return captions
-
-
-def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> Merged:
-    """A table with ``rows`` added. Write it under the file's lock, before the file changes."""
-    return add(read_captions(captions), rows, source, options=options)
+    return dataclasses.replace(merged.coverage, changed=changed)
 
 
 def merge_files(
@@ -187,20 +129,39 @@ def merge_files(
 
     Raises `UserError` if a file cannot be read, `FingerprintConflictError` if ``output`` holds something else.
     """
-    require_no_folder(output)
+    require_new_file(output, sets)
     for path in sets:
         require_file(path, "the table of captions")
+    merged = merge_sets([read_captions(path) for path in sets], exclude)
+    return dataclasses.replace(merged, changed=write_result(output, merged.assembly, overwrite=overwrite))
+
+
+def require_new_file(output: Path, inputs: Sequence[Path]) -> None:
+    """Raise `UserError` if ``output`` is a folder, or one of the ``inputs``, which captions commands never change."""
+    require_no_folder(output)
+    for path in inputs:
+        if output.resolve() == path.resolve() or (output.exists() and path.exists() and output.samefile(path)):
+            other = output.with_name(f"{output.stem}_new{output.suffix}")
+            raise UserError(f"{output} is an input, and inputs are never changed: write to another file, as -o {other}")
+
+
+def write_result(output: Path, assembly: Assembly, *, overwrite: bool) -> bool:
+    """Write a table, unless ``output`` already holds it. Returns whether it was written.
+
+    Raises `FingerprintConflictError` if ``output`` holds something else and ``overwrite`` is not set.
+    """
     with writing_to(output):
-        merged = merge_sets([read_captions(path) for path in sets], exclude)
         if output.exists() and not overwrite:
-            if not merged.assembly.table().equals(read_captions(output)):
-                raise FingerprintConflictError(
-                    f"{output} is there already, with other captions than these give. Choose another output, or "
-                    "--overwrite."
-                )
-            return dataclasses.replace(merged, changed=False)
-        write_captions(output, merged.assembly)
-    return merged
+            there = read_captions(output)
+            if assembly.table().equals(there):
+                return False
+            counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
+            raise FingerprintConflictError(
+                f"{output} is there already, with other captions than these inputs give ({counts or 'none'}). Choose "
+                "another --output, or --overwrite to replace all of it."
+            )
+        write_captions(output, assembly)
+    return True
 
 
 def write_captions(path: Path, assembly: Assembly) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,11 @@ from m2dprep.artifacts.console import DELAY_SECONDS, Progress
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.assembly import Assembly
 from m2dprep.captions.clean import unwrap
 from m2dprep.captions.embedding.model_files import unloadable
-from m2dprep.captions.files import write_captions, write_csv
+from m2dprep.captions.files import require_new_file, write_csv, write_result
 
 RULES = (
     "empty",
@@ -300,7 +298,7 @@ UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
 class Checked:
     """The findings of every rule in `check_file`, the captions that have one, and the captions dropped.
 
-    ``left`` counts the findings in captions that were not dropped.
+    ``left`` counts the findings in captions that were not dropped. ``changed`` says whether a table was written.
     """
 
     captions: int
@@ -308,6 +306,7 @@ class Checked:
     with_findings: int
     dropped: int
     left: int
+    changed: bool = True
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -323,26 +322,16 @@ def check_file(
     max_tokens: int | None = None,
     dropped: Sequence[str] = (),
     output: Path | None = None,
+    overwrite: bool = False,
 ) -> Checked:
-    """Check ``captions``, list the findings in the CSV file ``findings``, and drop captions if asked.
+    """Check ``captions``, list the findings in the CSV file ``findings``; write ``output`` without ``dropped`` ones.
 
     Empty ``rules`` means all of them; ``dropped`` rules are checked too. Without ``model`` no tokens are counted.
     Raises `UserError` if a rule is unknown, the model has no tokenizer, or no caption would be left.
     """
     require_file(captions, "the table of captions")
-    with writing_to(output or captions) if dropped else nullcontext():
-        return _check_file(captions, rules, findings, model, max_tokens, dropped, output)
-
-
-def _check_file(
-    captions: Path,
-    rules: Sequence[str],
-    findings: Path | None,
-    model: str | None,
-    max_tokens: int | None,
-    dropped: Sequence[str],
-    output: Path | None,
-) -> Checked:
+    if output is not None:
+        require_new_file(output, [captions])
     table = read_captions(captions)
     limit = None if model is None else token_limit(model, max_tokens)
     chosen = [*rules, *dropped] if rules else RULES
@@ -350,14 +339,16 @@ def _check_file(
         found = find(table, [*chosen, *dropped], limit, progress.advance)
     if findings is not None:
         write_csv(findings, found)
-    kept, left = table, found
+    kept, left, changed = table, found, False
     if dropped:
         kept = drop(table, found, dropped)
         if not kept.num_rows:
             raise UserError(f"{captions}: every caption would be dropped.")
         bad = pc.unique(found["row"].filter(pc.is_in(found["rule"], value_set=pa.array(list(dropped), pa.string()))))
         left = found.filter(pc.invert(pc.is_in(found["row"], value_set=bad)))
-        write_captions(output or captions, Assembly(kept.num_rows, lambda start, stop: kept.slice(start, stop - start)))
+    if output is not None:
+        whole = Assembly(kept.num_rows, lambda start, stop: kept.slice(start, stop - start))
+        changed = write_result(output, whole, overwrite=overwrite)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(found["rule"]).to_pylist()}
     return Checked(
         captions=table.num_rows,
@@ -365,6 +356,7 @@ def _check_file(
         with_findings=len(pc.unique(found["row"])),
         dropped=table.num_rows - kept.num_rows,
         left=left.num_rows,
+        changed=changed,
     )
 
 

@@ -79,7 +79,7 @@ def test_evaluation_clips_leave_the_training_list(tmp_path: Path) -> None:
     assert read_file_list(output) == ["lms/b.npy"]
     assert (counts.files, counts.kept, counts.of_eval_segments) == (4, 1, 2)
     assert [(list_counts.removed, list_counts.names_without_clip) for list_counts in counts.excluded] == [(1, 1)]
-    assert write_training_list(files, captions, output, exclude, keep_eval=True).kept == 2
+    assert write_training_list(files, captions, output, exclude, keep_eval=True, overwrite=True).kept == 2
     with pytest.raises(UserError, match="no file is left"):
         write_training_list(files, captions, output, [ExclusionList("list", ("b", "c"))])
 

@@ -15,6 +15,7 @@ from m2dprep.artifacts.log_mels.pack import UNPACKED, index_path, read_pack_meta
 from m2dprep.artifacts.log_mels.record_file import PURPOSE, RecordFile
 from m2dprep.artifacts.log_mels.records import read_config, record_parts
 from m2dprep.artifacts.tables import list_digest_path, verify_export, verify_file_list, verify_parquet
+from m2dprep.artifacts.training_lists import training_lists
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.melspec.results import CONFIG, WRITTEN
 
@@ -48,7 +49,7 @@ def check_files(layout: DataLayout, quick: bool) -> CheckResult:
 
 
 def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
-    for path in layout.file_lists():
+    for path in [*layout.file_lists(), *training_lists(layout).values()]:
         yield path, verify_file_list
     for path in sorted(layout.root.glob(list_digest_path(Path("files_*.csv")).name)):
         yield path, _has_its_list
