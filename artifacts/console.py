@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Errors of writing to a reader that has gone: a pipe without a reader, a terminal that hung up.
 READER_GONE = (errno.EPIPE, errno.EIO)
@@ -189,18 +190,19 @@ class Progress:
         self._initial, self._delay = initial, delay
         self._started = time.monotonic()
         self._last_line = self._started
-        self._bar = (
-            tqdm(
-                total=total,
-                initial=initial,
-                desc=description,
-                unit=f" {unit}",
-                smoothing=0.1,
-                dynamic_ncols=True,
-                delay=delay,
-            )
-            if sys.stderr.isatty()
-            else None
+        self._bar = self._make_bar() if sys.stderr.isatty() else None
+
+    def _make_bar(self) -> tqdm:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self.total,
+            initial=self._initial,
+            desc=self.description,
+            unit=f" {self.unit}",
+            smoothing=0.1,
+            dynamic_ncols=True,
+            delay=self._delay,
         )
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str = "") -> None:

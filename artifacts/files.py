@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +54,10 @@ def atomic_file(path: Path, *, temporary_folder: Path | None = None, durable: bo
         raise
     if durable:
         sync_folder(path.parent)
+
+
+# Opens a file for writing, as `atomic_file` does.
+Opened = Callable[[Path], AbstractContextManager[IO[bytes]]]
 
 
 def sync_folder(folder: Path) -> None:

@@ -83,6 +83,10 @@ class DataLayout:
     def file_lists(self) -> list[Path]:
         return sorted(self.root.glob("files_*.csv"))
 
+    def holds_anything(self) -> bool:
+        """Whether there are lists, log-mels, captions or embeddings."""
+        return bool(self.file_lists() or self.lms_folders() or self.captions.exists() or self.embedding_stores())
+
     def embedding_stores(self) -> list[Path]:
         """Folders named ``capemb_*``, finished or not, sorted by name."""
         return sorted(path for path in self.root.glob("capemb_*") if path.is_dir())

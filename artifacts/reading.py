@@ -24,10 +24,18 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 
-# Errors that may pass: too many open files, no memory, a disk or a server that does not answer.
-PASSING = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+# Errors that may pass: too many open files, no memory, a disk, a server or a network that does not answer.
+OF_THE_MACHINE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY}
 )
+OF_THE_NETWORK = frozenset(
+    {
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOLCK, errno.ENOLINK, errno.ECOMM, errno.EPROTO),
+        *(errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ESHUTDOWN),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
+    }
+)
+PASSING = OF_THE_MACHINE | OF_THE_NETWORK
 WAITS_SECONDS = (0.05, 0.25, 1.0)
 # Errors of the path itself. All others, including refused permission, concern the machine or the user.
 OF_THE_PATH = frozenset(

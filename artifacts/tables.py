@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import xxhash
 
 from m2dprep.artifacts.digests import BLOCK_BYTES, KIND, plain_digest
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.files import atomic_file, write_text
+from m2dprep.artifacts.files import Opened, atomic_file, write_bytes, write_text
 from m2dprep.artifacts.layout import STAY_INSIDE, leads_out, require_file
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at, read_file
 from m2dprep.artifacts.text_files import read_csv_table, read_header, require_utf8
@@ -66,12 +67,12 @@ class _Hashing:
 
 
 @contextmanager
-def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+def parquet_writer(path: Path, schema: pa.Schema, opens: Opened = atomic_file, **settings: Any) -> Iterator[Any]:
     """A writer of ``path``, which appears whole and with its digest if the block ends without an error."""
     metadata: Mapping[bytes, bytes] = {**(schema.metadata or {}), PROOF: KIND.encode()}
-    with atomic_file(path) as file:
+    with opens(path) as file:
         hashing = _Hashing(file)
-        with pq.ParquetWriter(hashing, schema.with_metadata(metadata), write_page_checksum=True, **options) as writer:
+        with pq.ParquetWriter(hashing, schema.with_metadata(metadata), write_page_checksum=True, **settings) as writer:
             yield writer
         _insert_proof(file, hashing.state.digest())
 
@@ -163,6 +164,7 @@ FILE_COLUMNS = ("file_name", "source", "path")
 SOURCE_COLUMNS = ("source", "file_name", "path")
 # The file beside a file list that holds its digest: one line that `xxhsum --check` understands.
 LIST_DIGEST_SUFFIX = ".xxh3"
+DIGEST_IN_LINE = re.compile(rb"XXH3_[0-9a-f]{16}")
 
 
 def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
@@ -282,22 +284,36 @@ def write_file_list(path: Path, file_names: Sequence[str]) -> None:
 
 def write_proven_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a CSV file as `write_csv` does, and its digest beside it."""
-    forget_digest(path)
-    write_csv(path, header, rows)
-    write_list_digest(path)
+    with proven_file(path) as file:
+        _write_rows(file, header, rows)
 
 
-def forget_digest(path: Path) -> None:
-    """Remove the digest beside a file that is about to be written.
+@contextmanager
+def proven_file(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_file` for a file whose digest lies beside it; at any moment, a digest there proves the file.
 
-    A process that is killed in between then leaves a file without a digest, not with a wrong one.
+    Nothing changes before the new file is complete. Then both digests lie there until it has taken its place.
     """
-    list_digest_path(path).unlink(missing_ok=True)
+    beside = list_digest_path(path)
+    try:
+        with atomic_file(path) as file:
+            yield file
+            file.flush()
+            new = os.fsencode(_digest_line(path, plain_digest(Path(file.name))))
+            old = read_file(beside).tobytes() if beside.exists() and path.exists() else b""
+            both = old + new
+            if old or not path.exists():  # a file without a digest stays one for now
+                write_bytes(beside, both)
+        write_bytes(beside, new)
+    except BaseException:
+        if not path.exists():
+            beside.unlink(missing_ok=True)
+        raise
 
 
-def write_list_digest(path: Path, digest: str | None = None) -> None:
-    """Write the ``digest`` of a file, such as a file list, beside it; None computes it from the file."""
-    write_text(list_digest_path(path), _digest_line(path, digest))
+def write_list_digest(path: Path) -> None:
+    """Write the digest of a file, such as a file list, beside it."""
+    write_text(list_digest_path(path), _digest_line(path, plain_digest(path)))
 
 
 def list_digest_path(path: Path) -> Path:
@@ -334,7 +350,11 @@ def verify_export(path: Path) -> bool:
 def is_as_written(path: Path) -> bool | None:
     """Whether a file has the digest that lies beside it; None if there is no digest."""
     beside = list_digest_path(path)
-    return read_file(beside).tobytes() == os.fsencode(_digest_line(path)) if beside.exists() else None
+    if not beside.exists():
+        return None
+    known = read_file(beside).tobytes().split(os.fsencode(f"  {path.name}\n"))
+    whole = known.pop() == b"" and all(map(DIGEST_IN_LINE.fullmatch, known))
+    return whole and f"XXH3_{plain_digest(path)}".encode() in known  # two, if a writer was killed
 
 
 def accept_file_list(path: Path) -> int:
@@ -349,22 +369,26 @@ def accept_file_list(path: Path) -> int:
     return len(names)
 
 
-def _digest_line(path: Path, digest: str | None = None) -> str:
-    return f"XXH3_{digest or plain_digest(path)}  {path.name}\n"
+def _digest_line(path: Path, digest: str) -> str:
+    return f"XXH3_{digest}  {path.name}\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a UTF-8 CSV file atomically, with quotes only around values that need them."""
     with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        lines = csv.writer(text, lineterminator="\n")
-        # Python up to 3.12 does not quote a carriage return, which every reader takes for the end of a line.
-        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        lines.writerow(header)
-        for row in rows:
-            (quoted if any("\r" in value for value in row) else lines).writerow(row)
-        text.flush()
-        text.detach()
+        _write_rows(file, header, rows)
+
+
+def _write_rows(file: IO[bytes], header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    # Python up to 3.12 does not quote a carriage return, which every reader takes for the end of a line.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    lines.writerow(header)
+    for row in rows:
+        (quoted if any("\r" in value for value in row) else lines).writerow(row)
+    text.flush()
+    text.detach()
 
 
 def read_csv_columns(path: Path, columns: Sequence[str], purpose: str) -> dict[str, list[str]]:

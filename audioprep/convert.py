@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -192,7 +193,8 @@ def convert_file(
 def read_with_retries(path: Path, read: Callable[[], T]) -> T:
     """The result of ``read`` on ``path``. Errors of the machine are retried, and become a `DecodeError` in the end.
 
-    Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well.
+    Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well. So is
+    one that may not be read, which is tried as often as a machine's error if its permissions say otherwise.
     """
     doubted = False
     for pause in (*PAUSES, None):
@@ -200,7 +202,7 @@ def read_with_retries(path: Path, read: Callable[[], T]) -> T:
             return read()
         except DecodeError as error:
             info, failure = error.info, _machine_failure(path, error)
-            if failure is None and (doubted or error.reason not in DAMAGED):
+            if failure is None and (doubted or error.reason not in (*DAMAGED, "permission")):
                 raise
             if failure is None:
                 doubted = True
@@ -219,6 +221,8 @@ def read_with_retries(path: Path, read: Callable[[], T]) -> T:
 def _machine_failure(path: Path, error: DecodeError) -> str | None:
     """The machine's failure behind ``error``; None if the file itself is to blame."""
     if error.reason == "io_error":
+        return error.message
+    if error.reason == "permission" and os.access(path, os.R_OK):
         return error.message
     if error.reason in DAMAGED:
         try:

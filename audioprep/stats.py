@@ -18,7 +18,7 @@ from m2dprep.artifacts.layout import LmsLayout, is_evaluation_clip, require_lms_
 from m2dprep.artifacts.log_mels.array import OK, read_lms
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import iter_records, read_config, read_records, record_parts, verify_records
-from m2dprep.artifacts.tables import read_file_list
+from m2dprep.artifacts.tables import read_file_list, verify_file_list
 from m2dprep.audioprep.moments import Moments
 from m2dprep.audioprep.promise import Promise, Promises, fault_of
 
@@ -87,7 +87,11 @@ def write_norm_stats(path: Path, stats: NormStats) -> None:
 
 
 def _listed(layout: LmsLayout, files: Path) -> set[str]:
-    """The arrays of the folder that a file list names, relative to the folder."""
+    """The arrays of the folder that a file list names, relative to the folder.
+
+    Raises `UserError` if the list is not as it was written.
+    """
+    verify_file_list(files)
     prefix = layout.folder + "/"
     listed = {name.removeprefix(prefix) for name in read_file_list(files) if name.startswith(prefix)}
     if not listed:

@@ -3,9 +3,10 @@
     python benchmarks/damage.py --damages 1000 --seed 0 --output benchmarks/results/damage.md
 
 The directory is made here: two conversions (one packed in float16, one in float32 whose files came out of the pack),
-statistics, captions, two embedding stores. A damage is a flipped bit, another byte, 128 or 4,096 bytes of zeros, a cut,
-appended bytes, or a file of the same kind in the place of another. A damage that changes no byte is drawn again. "Told"
-means exit code 4, or 2 with the file's name. Every damaged file is restored before the next damage.
+statistics, captions, two embedding stores and what is exported of them, two runs of training. A damage is a flipped
+bit, another byte, 128 or 4,096 bytes of zeros, a cut, appended bytes, or a file of the same kind in the place of
+another. A damage that changes no byte is drawn again. "Told" means exit code 4, or 2 with the file's name.
+Every damaged file is restored before the next damage.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_capti
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.pack import pack, unpack
 from m2dprep.audioprep.stats import norm_stats, write_norm_stats
+from m2dprep.captions.embedding.export import export_dictionary, export_parquet
 from m2dprep.cli.main import m2dprep
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
+from m2dprep.training.train import train
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 # Kinds of files, each with the patterns of its names.
@@ -53,6 +58,16 @@ KINDS = {
     "embeddings.npy": "capemb_*/embeddings.npy",
     "embedding index.parquet": "capemb_*/index.parquet",
     "embedding meta.json": "capemb_*/meta.json",
+    "exported dictionaries": "exported_*.npy",
+    "exported *.npy.xxh3": "exported_*.npy.xxh3",
+    "exported tables": "exported_*.parquet",
+    "checkpoints": "runs/*/m2d_clap_vit_*/checkpoint-*.pth",
+    "config.json of runs": "runs/*/config.json",
+    "train.yaml of runs": "runs/*/train.yaml",
+    "train.yaml.xxh3": "runs/*/train.yaml.xxh3",
+    "log.jsonl of runs": "runs/*/log.jsonl",
+    "skipped.csv of runs": "runs/*/skipped.csv",
+    "skipped.csv.xxh3": "runs/*/skipped.csv.xxh3",
 }
 CLIPS = 12
 DIM = 32
@@ -94,8 +109,29 @@ def make_directory(root: Path, seed: int = 0) -> Path:
             places = np.arange(index.num_rows)
             writer.write_shard(places, rng.standard_normal((len(places), DIM)), places)
             writer.finish({})
+        export_dictionary(data / f"capemb_{name}", data / f"exported_{name}.npy")
+        export_parquet(data / f"capemb_{name}", data / f"exported_{name}.parquet")
     _make_siblings(root / "siblings", data)
+    for seed, size in enumerate((32, 48)):
+        _train(data, data / "runs" / f"of_{size}", size, seed)
     return data
+
+
+def _train(data: Path, run: Path, size: int, seed: int) -> None:
+    """A finished run with two checkpoints of a very small model."""
+    model = ModelConfig(
+        input_size=(80, 48),
+        embed_dim=size,
+        depth=1,
+        num_heads=2,
+        decoder_embed_dim=size // 2,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        off_emb_dim=DIM,
+    )
+    config = TrainConfig(epochs=2, batch_size=6, warmup_epochs=1, seed=seed)
+    choice = DataChoice(data, file_lists=(data / "files_first.csv",), stores=(data / "capemb_one",))
+    train(choice, run, model, config, RunOptions("tiny", log_every=1))
 
 
 def _make_siblings(folder: Path, data: Path) -> None:

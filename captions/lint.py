@@ -8,7 +8,7 @@
 | ``probability`` | numbers such as 0.93 or 93% beside words of confidence, or after a label's name |
 | ``refusal`` | refusals, apologies and remarks of a language model |
 | ``url`` | addresses of web pages and mail |
-| ``non_english`` | mostly letters of other scripts, or function words of other languages and none of English |
+| ``non_english`` | mostly letters of other scripts, or another language by three or more words (py3langid) |
 | ``duplicate`` | the exact text of an earlier caption of the clip |
 | ``near_duplicate`` | the words of an earlier caption of the clip, apart from case, punctuation, order and articles |
 | ``too_long`` | more tokens than the encoder takes (only with a tokenizer) |
@@ -21,8 +21,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,72 +75,10 @@ PATTERNS = {
 OPEN_WRAPPER = (
     r"(?i)^[^.!?]*\b(?:caption|description)\b[^.!?]*\b(?:could|can|may|might|would) be\s*[:\"“]|\bcould be\s*:\s*[\"“]"
 )
-OTHER_LANGUAGES = frozenset(
-    {
-        "der",
-        "die",
-        "das",
-        "und",
-        "ein",
-        "eine",
-        "ist",
-        "mit",
-        "auf",
-        "nicht",
-        "im",
-        "von",
-        "el",
-        "los",
-        "las",
-        "una",
-        "es",
-    }
-    | {"con", "por", "y", "del", "que", "le", "les", "des", "est", "dans", "avec", "et", "une", "du", "il", "lo", "gli"}
-    | {
-        "di",
-        "che",
-        "è",
-        "sono",
-        "o",
-        "os",
-        "um",
-        "uma",
-        "em",
-        "não",
-        "é",
-        "het",
-        "een",
-        "en",
-        "att",
-        "på",
-        "som",
-        "och",
-    }
-)
-ENGLISH = frozenset(
-    {
-        "the",
-        "a",
-        "an",
-        "and",
-        "of",
-        "in",
-        "is",
-        "are",
-        "to",
-        "with",
-        "on",
-        "as",
-        "by",
-        "at",
-        "from",
-        "for",
-        "it",
-        "while",
-    }
-    | {"someone", "sound", "sounds", "into", "over", "followed"}
-)
-MIN_WORDS, FOREIGN_WORDS, OTHER_SCRIPT_SHARE = 4, 2, 0.3
+# Words that hardly any other language has: a caption with one of them is English.
+ENGLISH = re.compile(r"(?i)\b(?:the|and|with|while|are|from|sounds?)\b")
+# Fewer words, such as "Ho ho ho" or "Pizzicato strings", say too little about their language.
+MIN_DIFFERENT_WORDS, MIN_PROBABILITY, OTHER_SCRIPT_SHARE = 3, 0.5, 0.3
 ARTICLES = frozenset({"a", "an", "the"})
 WORD = re.compile(r"[^\W_]+(?:'\w+)?")
 TokenLimit = tuple[Callable[[Sequence[str]], list[int]], int]
@@ -228,20 +167,27 @@ def _non_english(captions: pa.Table) -> np.ndarray:
     texts = one_array(captions["caption"])
     content, offsets = text_bytes(texts)
     suspects = rows_at(offsets, np.flatnonzero(content >= 0x80)) if len(content) else np.zeros(len(texts), bool)
-    english = "|".join(sorted(ENGLISH))
-    suspects |= ~_matches(captions, rf"(?i)\b(?:{english})\b")
+    suspects |= ~_matches(captions, ENGLISH.pattern)
     return _among(captions, suspects, is_other_language)
 
 
 def is_other_language(text: str) -> bool:
-    """Whether a text is mostly in another script, or has function words of other languages and none of English."""
+    """Whether a text is mostly in another script, or three or more words of it are more likely not English."""
     letters = [character for character in text if character.isalpha()]
     other = sum(ord(character) > 0x24F for character in letters)
     if letters and other / len(letters) > OTHER_SCRIPT_SHARE:
         return True
-    words = [word.casefold() for word in WORD.findall(text)]
-    foreign = sum(word in OTHER_LANGUAGES and word not in ENGLISH for word in words)
-    return len(words) >= MIN_WORDS and foreign >= FOREIGN_WORDS and not ENGLISH.intersection(words)
+    if ENGLISH.search(text) or len({word.casefold() for word in WORD.findall(text)}) < MIN_DIFFERENT_WORDS:
+        return False
+    language, probability = _identifier().classify(text)
+    return bool(language != "en" and probability >= MIN_PROBABILITY)
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes a second, and only this rule needs it
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _duplicate(captions: pa.Table) -> np.ndarray:

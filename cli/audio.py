@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
     PATH,
+    Function,
     TableCommand,
     json_option,
     max_failures_option,
@@ -24,6 +26,16 @@ from m2dprep.cli.options import (
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
+
+
+def threads_option(default: int, what: str) -> Callable[[Function], Function]:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=default, help=f"Write this many {what} at the same time."
+    )
+
+
+def dtype_option(default: str, told: str) -> Callable[[Function], Function]:
+    return click.option("--dtype", type=click.Choice(["float32", "float16"]), default=default, help=told)
 
 
 @click.command(cls=TableCommand)
@@ -98,12 +110,7 @@ if TYPE_CHECKING:
 @pool_options
 @titled(
     OUTPUT,
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16"]),
-        default="float32",
-        help="Store the arrays in this type.",
-    ),
+    dtype_option("float32", "Store the arrays in this type."),
     click.option(
         "--name",
         default=None,
@@ -217,12 +224,7 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
 @click.argument("lms", type=PATH)
 @titled(
     LOCATION,
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=8,
-        help="Write this many arrays at the same time.",
-    ),
+    threads_option(8, "arrays"),
 )
 @titled(
     OUTPUT,
@@ -250,20 +252,13 @@ def unpack(lms: Path, output: Path | None, threads: int, as_json: bool) -> None:
 @click.argument("lms", type=PATH)
 @titled(
     LOCATION,
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=2,
-        help="Write this many shards at the same time.",
-    ),
+    threads_option(2, "shards"),
 )
 @titled(
     OUTPUT,
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16"]),
-        default="float16",
-        help="Store the packed values in this type. float16 moves log-mels by 0.004 at most; float32 keeps every bit.",
+    dtype_option(
+        "float16",
+        "Store the packed values in this type. float16 moves log-mels by 0.004 at most; float32 keeps every bit.",
     ),
     click.option(
         "--clips-per-shard", type=click.IntRange(min=1), default=6400, help="Put this many clips into a file."

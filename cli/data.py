@@ -8,6 +8,7 @@ The command sound-set.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
 
 
+def _proofs_of_run(run: Path, quick: bool) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    from m2dprep.training.log import proofs_of_run  # imports torch, which directories without runs do not need
+
+    return proofs_of_run(run, quick)
+
+
 @click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
 @titled(
@@ -51,16 +58,18 @@ if TYPE_CHECKING:
 @pool_options
 @titled(OUTPUT, json_option)
 def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as_json: bool) -> None:
-    """Prove that what lies in DATA fits together; exit with 4 and the list of problems if it does not.
+    """Prove that what lies in DATA, or in the run of a training, fits together; exit with 4 and the problems if not.
 
     Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
-    must be those of the records), captions, and embedding stores (aligned row by row with the captions).
+    must be those of the records), captions, embedding stores (aligned row by row with the captions), exports, and
+    training runs in DATA (checkpoints, logs, settings).
 
     \b
     Examples:
       m2dprep check data
       m2dprep check data --quick --json > problems.json
       m2dprep check data --accept files_audioset.csv
+      m2dprep check runs/base
     """
     from m2dprep.artifacts.errors import CheckFailedError
     from m2dprep.workflows.check.job import accept_lists, run_checks
@@ -68,7 +77,7 @@ def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as
 
     for line in accept_lists(data, accept):
         click.echo(line, err=True)
-    results = run_checks(data, workers=pool, quick=quick)
+    results = run_checks(data, workers=pool, proofs_of_run=_proofs_of_run, quick=quick)
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import filled
 from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, TableCommand, json_option, output_option, titled
-from m2dprep.cli.train_options import (
-    SETTINGS,
-    data_options,
-    general_options,
-    located,
-    model_options,
-    optimiser_options,
-    run_options,
-    save_options,
-    validation_options,
-)
-
-if TYPE_CHECKING:
-    from m2dprep.m2dclap.config import ModelConfig
-    from m2dprep.training.config import DataChoice, Preset, RunOptions, TrainConfig
+from m2dprep.cli.train_options import general_options, located, setting_flags
+from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.training.config import SETTINGS, DataChoice, RunOptions, TrainConfig, preset
 
 
 class TrainRequest(NamedTuple):
@@ -39,12 +28,7 @@ class TrainRequest(NamedTuple):
 @click.command(cls=TableCommand)
 @click.argument("data", type=PATH)
 @general_options
-@data_options
-@model_options
-@optimiser_options
-@run_options
-@save_options
-@validation_options
+@setting_flags()
 @click.pass_context
 def train(context: click.Context, data: Path, output: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train M2D-CLAP on the data directory DATA. The same command continues from the newest checkpoint.
@@ -98,54 +82,20 @@ def plot(run: Path, output: Path | None, as_json: bool) -> None:
 
 def read_request(context: click.Context, data: Path, options: dict[str, Any]) -> TrainRequest:
     """What ``options``, and the settings file of ``context``, ask for. Raises `UserError` where they do not fit."""
-    from m2dprep.training.config import DataChoice, preset
-
-    chosen = preset(options["size"])
-    names = set(chosen.model.to_dict()) | set(chosen.train.to_dict())
-    changes = {**context.meta.get(SETTINGS, {}), **{key: value for key, value in options.items() if key in names}}
+    values = {**(context.default_map or {}), **options, "data": data}
+    given = {key: value for key, value in values.items() if value is not None}
+    chosen = preset(options["model"])
+    changes = {
+        one.field: given[key]
+        for key, one in SETTINGS.items()
+        if one.owner in (ModelConfig, TrainConfig) and key in given
+    }
     try:
         model, config = chosen.with_changes(changes)
+        choice = filled(DataChoice, given, weighted=config.weighted)
+        run = filled(RunOptions, {"save_every": chosen.save_every, **given}, overwrite=options["overwrite"])
     except UserError as error:
         raise located(error, context) from error
-    if bool(config.noise_ratio) != bool(options["noise_files"]):
+    if bool(config.noise_ratio) != bool(choice.backgrounds):
         raise click.UsageError("--noise-ratio and --noise-files go together: how much to mix in, and of what.")
-    choice = DataChoice(
-        data,
-        options["files"],
-        options["embeddings"],
-        options["m2d_embeddings"],
-        held_out=options["valid_files"],
-        backgrounds=options["noise_files"],
-        weighted=config.weighted,
-    )
-    return TrainRequest(choice, model, config, _run_options(options, chosen))
-
-
-def _run_options(options: dict[str, Any], chosen: Preset) -> RunOptions:
-    from m2dprep.training.config import RunOptions, SavePlan, ValidationOptions
-
-    return RunOptions(
-        size=options["size"],
-        init=options["init"],
-        device=options["device"],
-        loader_workers=options["loader_workers"],
-        compile=options["compile_blocks"],
-        save=SavePlan(
-            options["save_every"] or chosen.save_every,
-            options["save_steps"],
-            options["save_minutes"],
-            options["keep"],
-        ),
-        log_every=options["log_every"],
-        validation=ValidationOptions(
-            valid_every=options["valid_every"],
-            features_every=options["features_every"],
-            probe_every=options["probe_every"],
-            probe_clips=options["probe_clips"],
-            probe_root=options["probe_root"],
-            probe_text_model=options["probe_text_model"],
-            probe_template=options["probe_template"],
-        ),
-        wandb=options["wandb"],
-        overwrite=options["overwrite"],
-    )
+    return TrainRequest(choice, model, config, run)

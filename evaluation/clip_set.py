@@ -16,10 +16,11 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import inside, require_file, require_folder
 from m2dprep.artifacts.log_mels.array import read_lms
+from m2dprep.artifacts.log_mels.first_reads import recorded_digests
 from m2dprep.artifacts.tables import FILE_COLUMNS, choose_column, read_csv_columns
 from m2dprep.artifacts.text_files import read_header
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.convert import log_mel_of_file
+from m2dprep.audioprep.convert import log_mel_of_file, read_with_retries
 from m2dprep.audioprep.decoding.sound import DecodeError
 
 
@@ -34,19 +35,24 @@ class Unreadable:
 class ClipReader:
     """Reads clips as log-mels (1, n_mels, T) of one front end; picklable, and safe to share between threads.
 
-    Short sounds are not padded, since the encoder takes any length.
+    Short sounds are not padded, since the encoder takes any length. Those of ``clips`` that a conversion has recorded
+    are compared with their digests. Raises `UserError` if its records cannot be read.
     """
 
-    def __init__(self, front_end: LogMelConfig) -> None:
+    def __init__(self, front_end: LogMelConfig, clips: Sequence[LabelledClip]) -> None:
         self._config = ConvertConfig(front_end, min_seconds=0.0)
+        self._digests = recorded_digests(clip.path for clip in clips if is_array(clip.path))
 
     def __call__(self, path: Path) -> np.ndarray | Unreadable:
         """The log-mel of ``path`` as float32, or the reason why it cannot be read."""
         try:
-            if path.suffix.lower() == ".npy":
-                log_mel = np.asarray(read_lms(path, n_mels=self._config.log_mel.n_mels).array, np.float32)
+            if is_array(path):
+                found = read_lms(path, n_mels=self._config.log_mel.n_mels)
+                if path in self._digests and int(found.digest, 16) not in self._digests[path]:
+                    return Unreadable("damaged", "it is damaged, or was replaced: its digest is not that of its record")
+                log_mel = np.asarray(found.array, np.float32)
             else:
-                log_mel = log_mel_of_file(path, self._config)[0]
+                log_mel = read_with_retries(path, lambda: log_mel_of_file(path, self._config))[0]
         except DecodeError as error:
             return Unreadable(error.reason, error.message)
         except UserError as error:
@@ -54,6 +60,10 @@ class ClipReader:
         if not np.isfinite(log_mel).all():
             return Unreadable("nonfinite", "not all its values are finite numbers")
         return log_mel
+
+
+def is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"
 
 
 # Other names for the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.

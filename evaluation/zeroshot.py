@@ -129,7 +129,7 @@ def zero_shot(
         clip_set.clips,
         directions,
         AudioEncoder(model, checkpoint.norm_stats, batch_size),
-        ClipReader(checkpoint.front_end),
+        ClipReader(checkpoint.front_end, clip_set.clips),
     )
     confusion, failures = tally(clip_set, predictions)
     return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)

@@ -29,6 +29,7 @@ from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
+from m2dprep.m2dclap.proof import DamagedError, proven_place
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -43,10 +44,6 @@ WRONG_FILES = (
     (b"<html", "a web page; fetch the file itself"),
 )
 TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
-
-
-class DamagedError(UserError):
-    """A file whose content is no longer what was written."""
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -100,12 +97,14 @@ def read_file(path: Path) -> dict[str, Any]:
     return dict(value)
 
 
-def require_whole(path: Path) -> None:
-    """Compare every member of a zip with its checksum. Raises `DamagedError`, naming the first that differs.
+def require_whole(path: Path) -> bool:
+    """Compare a zip with our digest and return True; without one, compare every member with its checksum.
 
-    If no member has a checksum, the file was written with PyTorch's checksums turned off; then there is nothing to
-    compare.
+    Raises `DamagedError`, naming the first member that differs. If no member has a checksum, the file was written with
+    PyTorch's checksums turned off; then there is nothing to compare.
     """
+    if proven_place(path) is not None:
+        return True
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -114,7 +113,7 @@ def require_whole(path: Path) -> None:
             f"{path} is not a checkpoint that can be read: it is cut off or damaged ({first_line(error)})."
         ) from error
     if not any(member.CRC for member in members):
-        return
+        return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -128,6 +127,7 @@ def require_whole(path: Path) -> None:
         raise named(error, path) from error
     finally:
         os.close(descriptor)
+    return False
 
 
 def _is_whole(descriptor: int, member: zipfile.ZipInfo) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import Range, check
+from m2dprep.artifacts.settings import Range, check, option, recorded
 
 Length = Annotated[int, Range(1, 65536)]
 Blocks = Annotated[int, Range(1, 1024)]
@@ -24,23 +24,29 @@ def plain_values(values: dict[str, Any]) -> dict[str, Any]:
 class ModelConfig:
     """An M2D-CLAP model. The defaults are the paper's base model (M2D-CLAP 2024).
 
-    ``input_size`` and ``patch_size`` are (mel bins, frames); ``off_emb_dim`` is the length of the stored text
-    embeddings; ``loss_m2d`` and ``loss_clap`` weigh the two losses.
+    ``input_size`` and ``patch_size`` are (mel bins, frames). ``off_emb_dim`` is the length of the stored text
+    embeddings, which users cannot choose.
     """
 
-    input_size: tuple[Length, Length] = (80, 608)
-    patch_size: tuple[Length, Length] = (16, 16)
-    embed_dim: Length = 768
-    depth: Blocks = 12
-    num_heads: Length = 12
-    decoder_embed_dim: Length = 512
-    decoder_depth: Blocks = 8
-    decoder_num_heads: Length = 16
+    GROUP: ClassVar[str] = "Model and losses"
+
+    input_size: tuple[Length, Length] = option(
+        (80, 608), "Train on crops of this many mel bins and frames; 100 frames are a second."
+    )
+    patch_size: tuple[Length, Length] = option((16, 16), "Cut crops into patches of this many mel bins and frames.")
+    embed_dim: Length = option(768, "Width of the encoder.", flag=False)
+    depth: Blocks = option(12, "Blocks of the encoder.", flag=False)
+    num_heads: Length = option(12, "Attention heads in each block of the encoder.", flag=False)
+    decoder_embed_dim: Length = option(512, "Width of the decoder.", flag=False)
+    decoder_depth: Blocks = option(8, "Blocks of the decoder.", flag=False)
+    decoder_num_heads: Length = option(16, "Attention heads in each block of the decoder.", flag=False)
     off_emb_dim: Length = 768
-    mask_ratio: Share = 0.7
-    loss_m2d: Weight = 1.0
-    loss_clap: Weight = 0.01
-    layer_norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-6
+    mask_ratio: Share = option(0.7, "Hide this share of the patches from the encoder.")
+    loss_m2d: Weight = option(1.0, "Give the loss of masked patches this weight.")
+    loss_clap: Weight = option(0.01, "Give the loss of captions this weight.")
+    layer_norm_eps: Annotated[float, Range(0, 1, above=True)] = option(
+        1e-6, "Keeps the variance in layer norms above 0.", flag=False
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -73,7 +79,7 @@ class ModelConfig:
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:
-        return plain_values(asdict(self))
+        return plain_values(recorded(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

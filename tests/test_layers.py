@@ -7,7 +7,9 @@ those that only type checkers see.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +31,8 @@ FLOORS = {
 BY_COMMANDS_ONLY = {"workflows": {"m2dclap", "evaluation", "training"}}
 # What an audio worker may import from outside the standard library.
 WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "audioprep.config"]
+# Declarations of settings, from which commands make their flags. They import only the standard library.
+DECLARATIONS = ["training.config", "m2dclap.config"]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
 MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400
@@ -44,9 +48,50 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What these tests ask of a file. Trees of a whole house are slow to keep and to walk, so each is walked once."""
+
+    lines: int
+    docstring: str | None
+    statements: int
+    statements_at_top: ast.Module
+    imports: frozenset[str]
+    own_imports: tuple[tuple[str, str], ...]
+    """(module, name) of every ``from m2dprep.… import …``."""
+    roots: frozenset[str]
+    """The first parts of the names that are imported, as they are written."""
+    names: frozenset[str]
+    """Every name that the module binds at any depth."""
+
+
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def parsed(path: Path) -> Source:
+    text = path.read_text()
+    tree = ast.parse(text)
+    own, roots, names = [], set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            written = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            roots |= {name.split(".")[0] for name in written}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m2dprep."):
+                own += [(node.module or "", alias.name) for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    return Source(
+        lines=len(text.splitlines()),
+        docstring=ast.get_docstring(tree),
+        statements=len(tree.body),
+        statements_at_top=top,
+        imports=frozenset(imported(tree)),
+        own_imports=tuple(own),
+        roots=frozenset(roots),
+        names=frozenset(names),
+    )
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -64,8 +109,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def arrows() -> dict[str, set[str]]:
     """Of every module the modules of ours that it imports. Packages hold a docstring and nothing to import."""
-    texts = {name_of(path): path.read_text() for path in modules() if path.name != "__init__.py"}
-    return {name: set(imported(ast.parse(text))) & set(texts) for name, text in texts.items()}
+    paths = {name_of(path): path for path in modules() if path.name != "__init__.py"}
+    return {name: set(parsed(path).imports & set(paths)) for name, path in paths.items()}
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
@@ -112,7 +157,7 @@ def test_what_these_tests_look_for_is_found() -> None:
 
 @pytest.mark.parametrize("path", [path for path in modules() if path.name == "__init__.py"], ids=name_of)
 def test_packages_hold_a_docstring_alone(path: Path) -> None:
-    assert len(parsed(path).body) == 1
+    assert parsed(path).statements == 1
 
 
 def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
@@ -128,7 +173,7 @@ def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_go_down_only(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    for name in imported(parsed(path)):
+    for name in parsed(path).imports:
         other = name.split(".")[0]
         if other in FLOORS and other != package:
             assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
@@ -138,10 +183,7 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_our_own_modules_are_imported_by_their_full_names() -> None:
     """``import cli`` would import a user's cli.py, or another distribution's."""
     for path in [*modules(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
-        for node in ast.walk(parsed(path)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & set(FLOORS), f"{path}: {names}"
+        assert not parsed(path).roots & set(FLOORS), path
 
 
 def test_no_module_and_no_room_takes_part_in_a_circle(arrows: dict[str, set[str]]) -> None:
@@ -157,58 +199,51 @@ def test_no_room_is_crowded() -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_modules_fit_a_reader(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= LINES_PER_MODULE
-    assert ast.get_docstring(ast.parse(text)), "its first line says which idea it has"
+    assert parsed(path).lines <= LINES_PER_MODULE
+    assert parsed(path).docstring, "its first line says which idea it has"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    tree = parsed(path)
-    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    names = {name.split(".")[0] for name in imported(top)}
+    others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(tuple(DECLARATIONS))]
+    names = {name.split(".")[0] for name in others}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
 
-def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
-    """At the top of anything that they import, however far away."""
+def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """Modules, and everything that they or those of ours that they import import, however far away."""
     seen: set[str] = set()
-    waiting = list(WORKER_MODULES)
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
         seen.add(name)
         path = ROOT / Path(*name.split("."))
-        tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
-        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        for other in imported(top):
-            assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
-            if other in arrows and other not in seen:
+        source = parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+        for other in imported(source.statements_at_top):
+            yield name, other
+            if other in arrows:
                 waiting.append(other)
-    assert len(seen) > len(WORKER_MODULES)
+    assert len(seen) > len(names)
 
 
-def names_in(path: Path) -> set[str]:
-    """Every name that a module binds at any depth."""
-    found = set()
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-    return found
+def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
+    for name, other in imported_at_the_top(WORKER_MODULES, arrows):
+        assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
+
+
+def test_declarations_of_settings_import_only_the_standard_library(arrows: dict[str, set[str]]) -> None:
+    for name, other in imported_at_the_top(DECLARATIONS, arrows):
+        assert other.split(".")[0] in {*sys.stdlib_module_names, *FLOORS}, f"{name} imports {other}"
 
 
 def test_what_benchmarks_and_tests_import_is_there() -> None:
     """Also inside functions, which a type checker does not read there."""
     for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
-        for node in ast.walk(parsed(path)):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("m2dprep."):
-                continue
-            home = ROOT / Path(*(node.module or "").split(".")[1:])
-            for alias in node.names:
-                if home.is_dir():
-                    assert (home / f"{alias.name}.py").exists() or (home / alias.name).is_dir(), f"{path}: {alias.name}"
-                else:
-                    assert alias.name in names_in(home.with_suffix(".py")), f"{path}: {node.module}.{alias.name}"
+        for module, name in parsed(path).own_imports:
+            home = ROOT / Path(*module.split(".")[1:])
+            if home.is_dir():
+                assert (home / f"{name}.py").exists() or (home / name).is_dir(), f"{path}: {name}"
+            else:
+                assert name in parsed(home.with_suffix(".py")).names, f"{path}: {module}.{name}"

@@ -1,26 +1,49 @@
-"""The settings of a training run: how to train, what to train on and how to run; the named sizes; and the YAML file.
+"""Every setting of a training run, declared once; the named sizes; and the YAML file that holds a run's settings.
 
-The YAML file holds a run's resolved settings, and ``m2dprep train --config`` reads it back.
+A field made by `option` is a flag of ``m2dprep train`` and a key of its settings files and of ``train.yaml``, and it is
+checked by its annotation wherever it comes from. Fields of `ModelConfig` and `TrainConfig` decide the result, so a run
+can only go on with the same ones; those of `RunOptions` may change, except ``model`` and ``init``. `DataChoice` is
+compared by what it finds. The flags are made in `cli.train_options`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import yaml
+from typing import Annotated, Any, ClassVar
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import Range, check, kinds_of, typed
-from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE
+from m2dprep.artifacts.settings import (
+    Declared,
+    OneOf,
+    Range,
+    check,
+    declared,
+    kinds_of,
+    option,
+    recorded,
+    typed,
+    values_of,
+)
 from m2dprep.m2dclap.config import ModelConfig, Share, plain_values
 
-AMP_CHOICES = ("auto", "none", "bf16", "fp16")
+# What is trained for, by the names that users choose from: what makes the `Objective` (module:name; it imports torch)
+# from a `ModelConfig`, a `TrainConfig` and the statistics of the data.
+OBJECTIVES = {"masked-clap": "m2dprep.training.objectives:MaskedClap.make"}
+SIZES = ("tiny", "small", "base", "large")
+# Titles of the groups of settings, in the order of help and of a run's train.yaml.
+DATA, MODEL, OPTIMISATION, LOCATION = "Data", ModelConfig.GROUP, "Optimisation", "Where it runs"
+SAVING, VALIDATION = "Saving and logging", "Validation"
+GROUPS = (DATA, MODEL, OPTIMISATION, LOCATION, SAVING, VALIDATION)
+LIST_COLUMNS = "The column file_name is read, or else source or path; names are relative to DATA."
+THE_MODELS = "the model's"
 
 Clips = Annotated[int, Range(2, 2**20)]
 Beta = Annotated[float, Range(0, 1, below=True)]
+# What is counted in epochs, steps and files: no run comes near the limit.
+Count = Annotated[int, Range(1, 1_000_000_000)]
+CountOrNever = Annotated[int, Range(0, 1_000_000_000)]
 
 
 @dataclass(frozen=True)
@@ -30,30 +53,51 @@ class TrainConfig:
     It holds only settings that change the result: not the number of processes or workers, nor how often to log or save.
     """
 
-    epochs: Annotated[int, Range(1, 1_000_000)] = 300
-    batch_size: Clips = 512
-    """Clips per step, over all processes and accumulated parts, so the number of processes changes nothing."""
-    accumulate: Annotated[int, Range(1, 2**20)] = 1
-    """The number of parts of a step's batch, computed in turn; captions are contrasted within a part."""
-    blr: Annotated[float, Range(0, 1e3, above=True)] = 3e-4
-    """Base learning rate; the peak is ``blr * batch_size / 256``."""
-    min_lr: Annotated[float, Range(0, 1e3)] = 0.0
-    warmup_epochs: Annotated[float, Range(0, 1_000_000)] = 20.0
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: Annotated[float, Range(0, 1e3)] = 0.05
-    clip_grad: Annotated[float, Range(0, 1e9, above=True)] = 3.0
-    ema_decay_init: Share = 0.99995
-    ema_decay_end: Share = 0.99999
-    amp: str = "auto"
-    """Arithmetic of matrix products: ``none`` (float32), ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU (fp16 before
-    Ampere) and none on a CPU."""
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    noise_ratio: Share = 0.0
-    """Share of mel power that comes from a background clip; 0 mixes none in. The target sees the clean clip."""
-    weighted: bool = False
-    """Draw clips in proportion to the ``weight`` column of the file lists."""
-    shuffle_captions: bool = False
-    """A control: every clip gets another clip's captions. A model that still learns to match them betrays a leak."""
+    GROUP: ClassVar[str] = OPTIMISATION
+
+    epochs: Annotated[int, Range(1, 1_000_000)] = option(300, "Train for this many epochs.")
+    # The number of processes changes nothing.
+    batch_size: Clips = option(512, "Use this many clips per step, over all processes and accumulated parts.")
+    accumulate: Annotated[int, Range(1, 2**20)] = option(
+        1, "Compute a step in this many parts, one after another; captions are contrasted within a part."
+    )
+    # The peak is blr * batch_size / 256.
+    blr: Annotated[float, Range(0, 1e3, above=True)] = option(
+        3e-4, "Use this learning rate for a batch of 256; it is scaled to the batch size."
+    )
+    min_lr: Annotated[float, Range(0, 1e3)] = option(0.0, "Let the learning rate fall to this number.")
+    warmup_epochs: Annotated[float, Range(0, 1_000_000)] = option(
+        20.0, "Let the learning rate rise over this many epochs.", shown="the model's share of the epochs"
+    )
+    betas: tuple[Beta, Beta] = option((0.9, 0.95), "AdamW's decay of its two moments.", flag=False)
+    weight_decay: Annotated[float, Range(0, 1e3)] = option(
+        0.05, "Decay weights by this much, but not biases, norms and the logit scale."
+    )
+    clip_grad: Annotated[float, Range(0, 1e9, above=True)] = option(
+        3.0, "Scale gradients down to this norm if theirs is larger."
+    )
+    ema_decay_init: Share = option(0.99995, "Decay of the target's weights in the first step.", flag=False)
+    ema_decay_end: Share = option(0.99999, "Decay of the target's weights in the last step.", flag=False)
+    amp: Annotated[str, OneOf(("auto", "none", "bf16", "fp16"))] = option(
+        "auto",
+        "Compute matrix products in this arithmetic. auto is bf16 on a GPU (fp16 before Ampere) and float32 on a CPU.",
+    )
+    seed: Annotated[int, Range(0, 2**32 - 1)] = option(0, "Use this seed for everything random.")
+    # The target sees the clean clip.
+    noise_ratio: Share = option(0.0, "Give the background sound this share of the sum of mel powers.", group=DATA)
+    weighted: bool = option(
+        False,
+        "Draw clips in proportion to the column weight of the lists, instead of each once per epoch.",
+        group=DATA,
+    )
+    # A model that still learns to match them betrays a leak.
+    shuffle_captions: bool = option(False, "Give every clip the captions of another one, as a control.", group=DATA)
+    objective: Annotated[str, OneOf(OBJECTIVES)] = option(
+        "masked-clap",
+        "Train for this. masked-clap is M2D-CLAP of 2024: predict masked patches, and tell clips apart by captions.",
+        group=MODEL,
+        later=True,
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -63,8 +107,6 @@ class TrainConfig:
             )
         if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
-        if self.amp not in AMP_CHOICES:
-            raise UserError(f"amp is {self.amp!r}; it must be one of {', '.join(AMP_CHOICES)}.")
         if self.ema_decay_init > self.ema_decay_end:
             raise UserError(
                 f"ema_decay_init {self.ema_decay_init} must not be above ema_decay_end {self.ema_decay_end}."
@@ -76,7 +118,7 @@ class TrainConfig:
         return self.blr * self.batch_size / 256
 
     def to_dict(self) -> dict[str, Any]:
-        return plain_values(asdict(self))
+        return plain_values(recorded(self))
 
 
 @dataclass(frozen=True)
@@ -89,36 +131,85 @@ class DataChoice:
     on.
     """
 
-    root: Path
-    file_lists: tuple[Path, ...] = ()
-    stores: tuple[Path, ...] = ()
-    dictionaries: tuple[Path, ...] = ()
-    held_out: tuple[Path, ...] = ()
-    backgrounds: tuple[Path, ...] = ()
+    GROUP: ClassVar[str] = DATA
+
+    root: Path = option(MISSING, "The data directory, which is the argument DATA.", key="data", flag=False)
+    file_lists: tuple[Path, ...] = option(
+        (),
+        f"Train on the log-mels that this CSV file lists. {LIST_COLUMNS}",
+        key="files",
+        shown="all files_*.csv of DATA",
+    )
+    stores: tuple[Path, ...] = option(
+        (), "Train with this store of embeddings.", key="embeddings", shown="all capemb_*/ of DATA"
+    )
+    dictionaries: tuple[Path, ...] = option(
+        (),
+        "Train with this pickled capemb_*.npy of the original; nothing but plain arrays in it is read.",
+        key="m2d_embeddings",
+    )
+    held_out: tuple[Path, ...] = option(
+        (),
+        "Validate on the log-mels of this list, which is like one of --files, and never train on them.",
+        key="valid_files",
+    )
+    backgrounds: tuple[Path, ...] = option(
+        (),
+        "Mix background sounds into the clips, from this list, which is like one of --files.",
+        key="noise_files",
+    )
     weighted: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class SavePlan:
-    """When to save: every so many epochs, and optionally steps or minutes; the newest ``keep`` files stay (0: all)."""
+    """When to save: every so many epochs, and optionally steps or minutes; the newest ``keep`` files stay."""
 
-    every_epochs: int = 1
-    every_steps: int | None = None
-    every_minutes: float | None = None
-    keep: int = 3
+    GROUP: ClassVar[str] = SAVING
+
+    every_epochs: Count = option(1, "Save a checkpoint every N epochs.", key="save_every", shown=THE_MODELS)
+    every_steps: Count | None = option(None, "Also save a checkpoint every N steps.", key="save_steps", shown="never")
+    every_minutes: Annotated[float, Range(0, 1e9, above=True)] | None = option(
+        None,
+        "Also save a checkpoint when this many minutes have passed since the last one.",
+        key="save_minutes",
+        shown="never",
+    )
+    keep: CountOrNever = option(3, "Keep this many checkpoints, the newest ones. 0 keeps all.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What to measure and after how many epochs (0: never). ``probe_clips`` is a CSV as for ``m2dprep zero-shot``."""
+    """What to measure between epochs, and how often."""
 
-    valid_every: int = 1
-    features_every: int = 10
-    probe_every: int = 5
-    probe_clips: Path | None = None
-    probe_root: Path | None = None
-    probe_text_model: str | None = None
-    probe_template: str = DEFAULT_TEMPLATE
+    GROUP: ClassVar[str] = VALIDATION
+
+    valid_every: CountOrNever = option(1, "Validate on --valid-files every N epochs. 0 never does.")
+    features_every: CountOrNever = option(10, "Measure the rank of the features every N epochs. 0 never does.")
+    probe_clips: Path | None = option(
+        None,
+        "Classify the clips of this CSV file zero-shot between epochs. The columns file_name and label are read, or "
+        "else those that `m2dprep zero-shot` would read.",
+    )
+    probe_root: Path | None = option(
+        None, "Look for the files of --probe-clips relative to this folder.", shown="the CSV's folder"
+    )
+    probe_every: CountOrNever = option(5, "Classify --probe-clips every N epochs. 0 never does.")
+    probe_text_model: str | None = option(
+        None,
+        "Encode the captions of the probe with this text encoder: a name on the Hugging Face hub, or a folder.",
+        shown="the one of the embeddings",
+    )
+    probe_template: str = option("{label} can be heard", "Use this caption for a class in the probe.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -126,19 +217,35 @@ class RunOptions:
     """How to run. None of this changes the result, except ``init``, a checkpoint whose weights training starts from.
 
     ``size`` is the model's name in its folder. If ``loader_workers`` is None, the training process loads the data on a
-    CPU, and several worker processes do on a GPU. ``log_every`` counts steps.
+    CPU, and several worker processes do on a GPU.
     """
 
-    size: str
-    init: Path | None = None
-    device: str = "auto"
-    loader_workers: int | None = None
-    compile: bool = False
+    GROUP: ClassVar[str] = LOCATION
+
+    size: Annotated[str, OneOf(SIZES)] = option("base", "Train a model of this size.", key="model", group=MODEL)
+    init: Path | None = option(
+        None,
+        "Begin with the weights of this checkpoint or run folder, ours or the original's.",
+        group=MODEL,
+        shown="random weights",
+    )
+    device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = option(
+        "auto", "Compute on this device. auto takes a GPU if there is one."
+    )
+    loader_workers: Annotated[int, Range(0, 1024)] | None = option(
+        None, "Load data in this many processes. 0 loads in the training process.", shown="8 with a GPU, else 0"
+    )
+    compile: bool = option(False, "Compile the transformer blocks with torch.compile.")
     save: SavePlan = field(default_factory=SavePlan)
-    log_every: int = 10
+    log_every: Count = option(10, "Write a line of the log every N steps.", group=SAVING)
+    wandb: str | None = option(
+        None, "Also send the log to this project of Weights & Biases.", group=SAVING, metavar="PROJECT"
+    )
     validation: ValidationOptions = field(default_factory=ValidationOptions)
-    wandb: str | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -213,40 +320,27 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-# Determined by the text embeddings, not chosen.
-FOUND = {"off_emb_dim"}
-MODEL_KEYS = {field.name for field in fields(ModelConfig)} - FOUND
-TRAIN_KEYS = {field.name for field in fields(TrainConfig)}
-SETTING_KINDS = {**kinds_of(ModelConfig), **kinds_of(TrainConfig)}
+PARTS = (RunOptions, DataChoice, ModelConfig, TrainConfig)
+SETTINGS = {
+    one.key: one
+    for one in sorted((one for part in PARTS for one in declared(part)), key=lambda one: GROUPS.index(one.group))
+}
+
+
+def default_of(setting: Declared) -> Any:
+    """The value of a setting that nobody sets; None if it depends on the model."""
+    parts = [part for size in PRESETS.values() for part in (size.model, size.train)]
+    values = {getattr(part, setting.field) for part in parts if type(part) is setting.owner} or {setting.default}
+    return values.pop() if len(values) == 1 else None
 
 
 def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> str:
     """Every setting of a run under its key for ``--config``; paths are absolute, so the file works from any folder."""
-    save = options.save
-    values: dict[str, Any] = {
-        "data": choice.root,
-        "output": out,
-        "model": options.size,
-        "files": choice.file_lists,
-        "embeddings": choice.stores,
-        "m2d_embeddings": choice.dictionaries,
-        "valid_files": choice.held_out,
-        "noise_files": choice.backgrounds,
-        "init": options.init,
-        **{key: value for key, value in model.to_dict().items() if key in MODEL_KEYS},
-        **config.to_dict(),
-        "device": options.device,
-        "loader_workers": options.loader_workers,
-        "compile": options.compile,
-        "save_every": save.every_epochs,
-        "save_steps": save.every_steps,
-        "save_minutes": save.every_minutes,
-        "keep": save.keep,
-        "log_every": options.log_every,
-        **asdict(options.validation),
-        "wandb": options.wandb,
-    }
-    return yaml.safe_dump({key: _plain(value) for key, value in values.items()}, sort_keys=False, allow_unicode=True)
+    import yaml
+
+    found = {"output": out, **values_of(choice), **values_of(model), **values_of(config), **values_of(options)}
+    values = {key: _plain(found[key]) for key in ("data", "output", *SETTINGS)}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:

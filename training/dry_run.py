@@ -12,7 +12,6 @@ from torch import nn
 from m2dprep.artifacts.console import duration
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import join_processes, resolve_amp
-from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
 from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.loader import make_loader
@@ -97,7 +96,7 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
             steps_per_epoch=schedule.steps_per_epoch,
             steps=schedule.total_steps,
             processes=context.size,
-            memory_gib=estimate_memory(state.objective.model, config, context.device, context.size) / GIB,
+            memory_gib=estimate_memory(state.objective, model, config, context.device, context.size) / GIB,
             measured_gib=peak_memory(context.device) / GIB,
             step_seconds=seconds,
             samples_per_second=config.batch_size / seconds,
@@ -106,13 +105,14 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         )
 
 
-def estimate_memory(model: M2DCLAP, config: TrainConfig, device: torch.device, processes: int) -> int:
+def estimate_memory(
+    objective: nn.Module, shape: ModelConfig, config: TrainConfig, device: torch.device, processes: int
+) -> int:
     """Bytes for weights, gradients, Adam's two moments, and what the backward pass needs from the forward pass.
 
     Libraries, buffers and fragmentation are not included; they take about a GiB on a GPU.
     """
-    shape = model.config
-    state = 4 * (_count(model) + 3 * _count(model, trained=True))
+    state = 4 * (_count(objective) + 3 * _count(objective, trained=True))
     visible, total = 1 + shape.num_visible, 1 + shape.num_patches
     kept = shape.depth * visible * shape.embed_dim + shape.decoder_depth * total * shape.decoder_embed_dim
     width = 4 if resolve_amp(config.amp, device) == "none" else 2

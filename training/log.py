@@ -1,4 +1,7 @@
-"""The log of a run: JSON lines, TensorBoard events and optionally Weights & Biases; a check for non-finite losses."""
+"""The log of a run: JSON lines, TensorBoard events and optionally Weights & Biases; a check for non-finite losses.
+
+Also the proof that a run's files are as they were written, which needs its log.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,16 @@ from torch.utils.tensorboard import SummaryWriter
 from m2dprep.artifacts.digests import digest_of, fingerprint
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_bytes
-from m2dprep.training.run_folder import RunFolder
+from m2dprep.artifacts.json_files import is_proven, read_object
+from m2dprep.artifacts.layout import require_file
+from m2dprep.artifacts.tables import list_digest_path, verify_export
+from m2dprep.m2dclap.checkpoint import CHECKPOINT_NAME, checkpoints_in, require_whole
+from m2dprep.m2dclap.proof import proven_place
+from m2dprep.training.run_folder import BEFORE, CONFIG, MODEL_PREFIX, RunFolder
 
 DIGEST = "digest"
+RUN = "run"
+OF_RUN = re.compile(rb'"run": "([0-9a-f]{16})", "digest"')
 TAIL = re.compile(rb', "digest": "([0-9a-f]{16})"\}\n\Z')
 LIKE_A_DIGEST = re.compile(rb'[0-9a-f]{16}"\}\n\Z')
 FILES_SHOWN = 8
@@ -79,6 +90,7 @@ class RunLog:
 
     def __init__(self, path: Path, step: int, also: Callable[[Metrics, int], None] | None = None) -> None:
         self._also, self._path = also, path
+        self._owner = {} if (run := _run_of(path.parent)) is None else {RUN: run}
         _truncate(path, step)
         self._file = path.open("a")
         self._hook, threading.excepthook = threading.excepthook, self._thread_failed
@@ -95,7 +107,7 @@ class RunLog:
         line: Metrics = {"step": step, "epoch": round(epoch, 6)}
         line |= {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
         with naming(self._path):
-            self._file.write(proven(json.dumps(line)) + "\n")
+            self._file.write(proven(json.dumps({**line, **self._owner})) + "\n")
             self._file.flush()
         with naming(self._path.parent / "events.out.tfevents"):
             for name, value in line.items():
@@ -167,8 +179,65 @@ def _parsed(path: Path, number: int, raw: bytes, damaged: Callable[[str], None] 
         damaged(words)
         return None
     checked: dict[str, Any] = line
-    checked.pop(DIGEST, None)
+    for key in (DIGEST, RUN):
+        checked.pop(key, None)
     return checked
+
+
+def _run_of(root: Path) -> str | None:
+    """The fingerprint of a run's settings, which tells its files from those of others."""
+    return (read_object(root / CONFIG) or {}).get("fingerprint")
+
+
+def proofs_of_run(root: Path, quick: bool = False) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """The files of a run, each with a function that compares it with its digests and returns False if it has none.
+
+    The functions raise `UserError` if a file is damaged or missing. Without ``quick``, checkpoints are among the files.
+    """
+    config = root / CONFIG
+    yield config, lambda: is_proven(require_file(config, "the run's settings"))
+    for path in (root / "train.yaml", root / "skipped.csv"):
+        if path.exists() or list_digest_path(path).exists():
+            yield path, partial(verify_export, path)
+    checkpoints = [path for folder in sorted(root.glob(f"{MODEL_PREFIX}*-*")) for path in checkpoints_in(folder)]
+    yield root / "log.jsonl", lambda: _reaches(root, checkpoints)
+    for path in () if quick else checkpoints:
+        yield path, partial(_is_in_place, root, path)
+    if (root / BEFORE / CONFIG).exists():
+        yield from proofs_of_run(root / BEFORE, quick)
+
+
+def _is_in_place(root: Path, path: Path) -> bool:
+    """Whether a digest proves a checkpoint of this run. Raises `UserError` if it is damaged, or another's."""
+    place = proven_place(path)
+    if place is None:
+        return require_whole(path)
+    run = _run_of(root)
+    if run is not None and place != f"{path.name} {run}":
+        name, _, other = place.partition(" ")
+        whose = f"was written as {name}" if other == run else f"is of another run than {CONFIG}"
+        raise UserError(f"{path} is whole, but {whose}.")
+    return True
+
+
+def _reaches(root: Path, checkpoints: Sequence[Path]) -> bool:
+    """Raise `UserError` unless all lines of a log are whole and it reaches the last checkpoint, which follows its line.
+
+    A log may end within a line only if the run was stopped.
+    """
+    path = root / "log.jsonl"
+    lines, run = read_log(path), _run_of(root)
+    others = set(OF_RUN.findall(path.read_bytes() if path.exists() else b"")) - {str(run).encode()}
+    if others and run is not None:
+        raise UserError(f"{path} is the log of another run, or {CONFIG} is that of another run.")
+    names = [CHECKPOINT_NAME.fullmatch(checkpoint.name) for checkpoint in checkpoints]
+    epochs = max((int(match[1]) for match in names if match), default=0)
+    if epochs and (not lines or float(lines[-1]["epoch"]) < epochs):
+        raise UserError(f"{path} ends before epoch {epochs}, of which there is a checkpoint: lines are missing.")
+    wanted = (read_object(root / CONFIG) or {}).get("settings", {}).get("train", {}).get("epochs")
+    if epochs and epochs == wanted and not path.read_bytes().endswith(b"\n"):
+        raise UserError(f"{path} ends within a line, although the run is done: its end is damaged.")
+    return True
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -1,11 +1,12 @@
 """The stages of training, one class each: the losses of a batch, what learns from them, and what is saved.
 
 The loop, its state, the log and the validation know only an `Objective` and no model, so they need no change for a
-stage that trains something else.
+stage that trains something else. `training.config.OBJECTIVES` names the stages that the settings can choose.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.initialise import initialise
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.config import OBJECTIVES, TrainConfig
 from m2dprep.training.dataset import Batch
 from m2dprep.training.loader import ModelInput, to_model_input
 from m2dprep.training.schedule import Schedule
@@ -74,6 +77,10 @@ class Objective(nn.Module, ABC):
         """Continue with what `weights` returned. Raises `RuntimeError` if the names or shapes differ."""
         self.load_state_dict(weights)
 
+    def measured(self) -> M2DCLAP | None:
+        """The model whose features and zero-shot accuracy are measured between epochs, if the stage trains one."""
+        return None
+
     def blocks(self) -> Iterable[nn.Module]:
         """The modules that ``--compile`` compiles, each by itself."""
         return ()
@@ -85,6 +92,14 @@ class Objective(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def make_objective(model: ModelConfig, config: TrainConfig, stats: Normalization) -> Objective:
+    """The stage that ``config`` chooses; its new weights follow from the seed and are the same on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        made: Objective = pkgutil.resolve_name(OBJECTIVES[config.objective])(model, config, stats)
+    return made
 
 
 class MaskedClap(Objective):
@@ -100,6 +115,13 @@ class MaskedClap(Objective):
         super().__init__()
         self.model = model
         self._stats, self._noise_ratio = stats, noise_ratio
+
+    @classmethod
+    def make(cls, model: ModelConfig, config: TrainConfig, stats: Normalization) -> MaskedClap:
+        """One with new weights, which follow from torch's seed."""
+        made = M2DCLAP(model)
+        made.norm_stats.copy_(torch.tensor(stats))
+        return cls(made, stats, config.noise_ratio)
 
     def prepare(self, batch: Batch) -> ModelInput:
         return to_model_input(batch, self._stats, self._noise_ratio, self.device)
@@ -123,6 +145,9 @@ class MaskedClap(Objective):
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.model.load_state_dict(weights)
+
+    def measured(self) -> M2DCLAP:
+        return self.model
 
     def blocks(self) -> Iterable[nn.Module]:
         return (*self.model.blocks, *self.model.target_blocks, *self.model.decoder_blocks)

@@ -1,7 +1,7 @@
 """The files of a training run, and the checks that let the same command continue it.
 
 RUN/config.json                            the resolved settings, and what a resumed run must share
-RUN/train.yaml                             the same as a file for --config
+RUN/train.yaml, train.yaml.xxh3            the same as a file for --config; the digest of that
 RUN/log.jsonl, RUN/events.out.tfevents.*   how it went
 RUN/skipped.csv, skipped.csv.xxh3          listed files that are not trained on, and why; the digest of that
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth          after so many epochs
@@ -27,7 +27,15 @@ MODEL_PREFIX = "m2d_clap_vit_"
 CONFIG = "config.json"
 # The folder within a run that holds the earlier run which it replaces.
 BEFORE = "earlier-run"
-RUN_FILES = ("log.jsonl", "skipped.csv", "skipped.csv.xxh3", "train.yaml", "run.png", "nonfinite.txt")
+RUN_FILES = (
+    "log.jsonl",
+    "skipped.csv",
+    "skipped.csv.xxh3",
+    "train.yaml",
+    "train.yaml.xxh3",
+    "run.png",
+    "nonfinite.txt",
+)
 
 
 def model_name(size: str) -> str:

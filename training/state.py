@@ -10,9 +10,11 @@ from typing import IO, Any, Generic, TypeVar
 
 import torch
 
+from m2dprep.artifacts.digests import fingerprint
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.m2dclap.checkpoint import read_file
+from m2dprep.m2dclap.proof import add_proof
 from m2dprep.training.objectives import Objective
 
 # Our own key in a checkpoint; the original's loaders ignore it.
@@ -67,6 +69,7 @@ class TrainState(Generic[Stage]):
         }
         with atomic_file(path) as file:
             _save(rebuilt(value, {}), file)
+            add_proof(file, place_of(path.name, settings))
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint that `save` wrote. Raises `UserError` if it is not one of this kind of run."""
@@ -87,6 +90,11 @@ class TrainState(Generic[Stage]):
             self.unlogged = unlogged
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
+
+
+def place_of(name: str, settings: Mapping[str, Any]) -> str:
+    """Where a checkpoint belongs: its name, and the settings of its run."""
+    return f"{name} {fingerprint(settings)}"
 
 
 class _NotingFile:

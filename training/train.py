@@ -14,19 +14,18 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
-from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, recipe_text
 from m2dprep.training.data_dir import TrainingData, open_training_data, write_skipped
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.log import Metrics, RunLog, open_wandb, read_log
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
-from m2dprep.training.objectives import MaskedClap, Objective
+from m2dprep.training.objectives import Objective, make_objective
 from m2dprep.training.run_folder import (
     BEFORE,
     RunFolder,
@@ -112,7 +111,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         steps_per_epoch = len(data) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
-            _run(stack, state, schedule, data, run, context, options)
+            _run(stack, state, schedule, data, model, run, context, options)
         if context.is_main:
             forget_before(out)
         epochs = state.step // steps_per_epoch
@@ -130,16 +129,16 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
 
 def _run(
     stack: ExitStack,
-    state: TrainState[MaskedClap],
+    state: TrainState[Objective],
     schedule: Schedule,
     data: TrainingData,
+    model: ModelConfig,
     run: RunFolder,
     context: DistributedContext,
     options: RunOptions,
 ) -> None:
     """Wire the parts of a run together and run its steps."""
     config, objective = schedule.config, state.objective
-    model = objective.model.config
     dataset = data.dataset(model, config)
     order = make_order(data, config, schedule, context, state.step)
     loader = make_loader(dataset, order, options.loader_workers, context.device, context.size)
@@ -153,7 +152,7 @@ def _run(
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
         meter=make_meter(objective, config, context),
         log=_open_log(stack, run, state, options) if context.is_main else None,
-        validation=_validation_of_main(context, options, data, config, objective),
+        validation=_validation_of_main(context, options, data, model, config, objective),
         overwrites=options.overwrite,
     )
     with Batches(loader) as batches:
@@ -162,13 +161,9 @@ def _run(
 
 def make_state(
     model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device
-) -> TrainState[MaskedClap]:
-    """A new model, with weights from the seed that are the same on every device, and its optimiser."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = M2DCLAP(model_config)
-    model.norm_stats.copy_(torch.tensor(data.stats))
-    objective = MaskedClap(model, data.stats, config.noise_ratio).to(device).train()
+) -> TrainState[Objective]:
+    """A new objective, with weights from the seed, and its optimiser."""
+    objective = make_objective(model_config, config, data.stats).to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
     return TrainState(objective, make_optimizer(objective, config), scaler)
 
@@ -250,12 +245,13 @@ def _open_run(
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
     run = RunFolder.open(out, name, settings, notes)
-    write_text(run.recipe, recipe)
+    with proven_file(run.recipe) as file:
+        file.write(recipe.encode())
     write_skipped(run.skipped, data.skipped)
     return run
 
 
-def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], options: RunOptions) -> RunLog:
+def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[Objective], options: RunOptions) -> RunLog:
     also: Callable[[Metrics, int], None] | None = None
     if options.wandb is not None:
         also = stack.enter_context(open_wandb(options.wandb, run))
@@ -263,13 +259,16 @@ def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[MaskedClap], o
 
 
 def _validation_of_main(
-    context: DistributedContext, options: RunOptions, data: TrainingData, config: TrainConfig, objective: MaskedClap
+    context: DistributedContext,
+    options: RunOptions,
+    data: TrainingData,
+    model: ModelConfig,
+    config: TrainConfig,
+    objective: Objective,
 ) -> Validation | None:
     """The validation in the first process, None in others; an error in its tables stops all of them."""
     made: list[Validation] = []
-    context.broadcast_from_main(
-        lambda: made.append(Validation(options.validation, data, config, objective, objective.model))
-    )
+    context.broadcast_from_main(lambda: made.append(Validation(options.validation, data, config, objective, model)))
     return made[0] if made else None
 
 

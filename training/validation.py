@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
 from m2dprep.evaluation.zeroshot import class_embeddings, classify, load_text_encoder, tally
+from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
 from m2dprep.m2dclap.model import M2DCLAP
@@ -26,6 +28,12 @@ from m2dprep.training.objectives import Objective
 
 # Keeps the logarithm of a singular value's share finite, as in the paper.
 SHARE_EPS = 1e-7
+# Captions are contrasted within a batch, so its size is part of the meaning of the validation loss: it stays the same
+# whatever the batch or the number of processes in training.
+VALIDATION_BATCH = 64
+# The maximum number of clips for features; their rank needs more clips than they have dimensions.
+FEATURE_CLIPS = 2048
+FEATURE_BATCH = 32
 
 
 def rank_me(features: torch.Tensor) -> float:
@@ -55,42 +63,44 @@ def explained_variance_area(features: torch.Tensor) -> float:
     return float(torch.trapezoid(curve, dx=1 / len(variances)))
 
 
-# Captions are contrasted within a batch, so its size is part of the meaning of the validation loss: it stays the same
-# whatever the batch or the number of processes in training.
-VALIDATION_BATCH = 64
-# The maximum number of clips for features; their rank needs more clips than they have dimensions.
-FEATURE_CLIPS = 2048
-FEATURE_BATCH = 32
-
-
 class Validation:
     """Measures the losses of an objective and the model that it trains; in the first process only."""
 
     def __init__(
-        self, options: ValidationOptions, data: TrainingData, config: TrainConfig, objective: Objective, model: M2DCLAP
+        self,
+        options: ValidationOptions,
+        data: TrainingData,
+        config: TrainConfig,
+        objective: Objective,
+        model: ModelConfig,
     ) -> None:
         self._options, self._data, self._config = options, data, config
-        self._objective, self._model = objective, model
-        self._held_out = data.held_out_dataset(model.config, config)
-        self._feature_clips = self._held_out or data.dataset(model.config, config)
-        self._probe = None if options.probe_clips is None else ZeroShotProbe(options, data, model)
+        self._objective, measured = objective, objective.measured()
+        self._held_out = data.held_out_dataset(model, config)
+        self._feature_clips = self._held_out or data.dataset(model, config)
+        self._probe = None
+        if options.probe_clips is not None:
+            if measured is None:
+                raise UserError(f"the objective {config.objective} trains no model that --probe-clips could measure.")
+            self._probe = ZeroShotProbe(options, data, measured)
 
     def due(self, epoch: int) -> bool:
         """Whether anything is to be measured after ``epoch`` epochs."""
         options = self._options
         valid = self._held_out is not None and _is_due(epoch, options.valid_every)
         probe = self._probe is not None and _is_due(epoch, options.probe_every)
-        return valid or probe or _is_due(epoch, options.features_every)
+        features = self._objective.measured() is not None and _is_due(epoch, options.features_every)
+        return valid or probe or features
 
     def metrics(self, epoch: int) -> Metrics:
         """The measurements that are due after ``epoch`` epochs, by their names in the log."""
-        options, model, metrics = self._options, self._model, Metrics()
+        options, model, metrics = self._options, self._objective.measured(), Metrics()
         with evaluating(self._objective):
             if self._held_out is not None and _is_due(epoch, options.valid_every):
                 metrics |= validation_losses(self._objective, self._held_out, self._config.amp)
-            if _is_due(epoch, options.features_every):
+            if model is not None and _is_due(epoch, options.features_every):
                 metrics |= feature_metrics(model, self._feature_clips, self._data, self._config.seed)
-            if self._probe is not None and _is_due(epoch, options.probe_every):
+            if model is not None and self._probe is not None and _is_due(epoch, options.probe_every):
                 metrics |= self._probe.metrics(model, self._data)
         return metrics
 
@@ -154,7 +164,7 @@ class ZeroShotProbe:
             model.cls_token.device.type,
         )
         self._texts = class_embeddings(encoder, self._clips.classes, template)
-        self._reader = ClipReader(data.front_end)
+        self._reader = ClipReader(data.front_end, self._clips.clips)
 
     def metrics(self, model: M2DCLAP, data: TrainingData) -> Metrics:
         """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""

@@ -7,7 +7,6 @@ docstrings of the synthesis functions become the descriptions in the ontology.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import soundfile
 
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import require_same
-from m2dprep.artifacts.files import atomic_file, write_json
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import atomic_file, sync_folder, write_json
+from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.workflows.engine.engine import run_shards, split_into_shards
@@ -168,6 +169,9 @@ SECONDS = 10.0
 SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 ID_ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 TRAIN, HELD_OUT = "balanced_train_segments", "eval_segments"
+NOTE, AUDIO = "sound_set.json", "audio"
+# Folders within a set: the one that is to replace it, while it is made and once it is whole; in that, the old sounds.
+ANEW, WHOLE, EARLIER = "anew", "anew-whole", "earlier"
 # Shares of the training clips that have two sounds, a caption from Auto-ACD, and four captions from ACalt4.
 MIXED, CAPTIONED, ALT_CAPTIONED = 0.15, 0.7, 0.3
 CLIPS_PER_SHARD = 16
@@ -221,14 +225,30 @@ def make_sound_set(
 
     Held-out clips are in ``eval_segments`` and in ``held_out.csv`` (file_name, label). Equal arguments give equal
     bytes. Raises `FingerprintConflictError` if ``root`` holds a set with other numbers or another seed, unless
-    ``overwrite`` removes it.
+    ``overwrite`` is set: then the new set is made in ``root/anew`` and takes the place of the old one when it is whole.
     """
-    _begin(root, {"training_a_class": train_per_class, "held_out_a_class": held_out_per_class, "seed": seed}, overwrite)
-    rng = np.random.default_rng(seed)
-    clips = _plan(rng, train_per_class, held_out_per_class)
+    numbers = {"training_a_class": train_per_class, "held_out_a_class": held_out_per_class, "seed": seed}
+    finished = _take_place(root) and _numbers_in(root) == numbers
+    beside = overwrite and not finished and any((root / name).exists() for name in (NOTE, AUDIO))
+    if beside and _numbers_in(root / ANEW) != numbers:
+        remove_folder(root / ANEW)
+    clips = _fill(root / ANEW if beside else root, numbers, workers)
+    if beside:
+        _move(root / ANEW, root / WHOLE)
+        sync_folder(root)
+        _take_place(root)
+    training = sum(clip.part == TRAIN for clip in clips)
+    return SoundSet(str(root), len(CLASSES), training, len(clips) - training)
+
+
+def _fill(root: Path, numbers: dict[str, int], workers: int) -> list[Clip]:
+    """Write what is missing of the set with these ``numbers`` to ``root``. Returns its clips."""
+    _begin(root, numbers)
+    rng = np.random.default_rng(numbers["seed"])
+    clips = _plan(rng, numbers["training_a_class"], numbers["held_out_a_class"])
     for part in (TRAIN, HELD_OUT):
-        (root / "audio" / part).mkdir(parents=True, exist_ok=True)
-    write_clip = functools.partial(write_clips, audio=root / "audio")
+        (root / AUDIO / part).mkdir(parents=True, exist_ok=True)
+    write_clip = functools.partial(write_clips, audio=root / AUDIO)
     with Progress(len(clips), "synthesis") as progress:
         for done in run_shards(
             write_clip, split_into_shards(clips, workers, CLIPS_PER_SHARD), workers, lambda clip: clip
@@ -237,20 +257,49 @@ def make_sound_set(
     training = [clip for clip in clips if clip.part == TRAIN]
     _write_segments(root / f"{TRAIN}.csv", training)
     _write_segments(root / f"{HELD_OUT}.csv", [clip for clip in clips if clip.part == HELD_OUT])
-    _write_ontology(root / "ontology.json")
+    write_json(root / "ontology.json", [_ontology_entry(sound) for sound in CLASSES])
     _write_auto_acd(root / "auto_acd_train.csv", training, rng)
     _write_acalt4(root / "acalt4.csv", training, rng)
     held_out = [(f"audio/{clip.file_name}", CLASSES[clip.labels[0]].name) for clip in clips if clip.part == HELD_OUT]
     write_csv(root / "held_out.csv", ("file_name", "label"), held_out)
-    return SoundSet(str(root), len(CLASSES), len(training), len(held_out))
+    return clips
 
 
-def _begin(root: Path, numbers: dict[str, int], overwrite: bool) -> None:
+def _take_place(root: Path) -> bool:
+    """Move a whole new set to the place of the old one, which goes last. An interrupted move is finished by the next.
+
+    Returns whether there was a new set.
+    """
+    new = root / WHOLE
+    if not new.is_dir():
+        return False
+    if (new / AUDIO).exists():
+        if (root / AUDIO).exists():
+            _move(root / AUDIO, new / EARLIER)
+        _move(new / AUDIO, root / AUDIO)
+    tables = sorted(path for path in new.iterdir() if path.is_file() and path.name != NOTE)
+    for path in (*tables, new / NOTE):  # the numbers last
+        if path.exists():
+            _move(path, root / path.name)
+    sync_folder(root)
+    remove_folder(new)
+    return True
+
+
+def _move(old: Path, new: Path) -> None:
+    old.replace(new)
+
+
+def _numbers_in(root: Path) -> dict[str, int] | None:
+    try:
+        return read_object(root / NOTE)
+    except UserError:  # damaged: whose sounds these are is unknown
+        return None
+
+
+def _begin(root: Path, numbers: dict[str, int]) -> None:
     """Write down the set's numbers, or compare them with those written down."""
-    note = root / "sound_set.json"
-    if overwrite:
-        note.unlink(missing_ok=True)
-        shutil.rmtree(root / "audio", ignore_errors=True)
+    note = root / NOTE
     if note.exists():
         require_same(read_object(note) or {}, numbers, root)
         return
@@ -311,20 +360,9 @@ def _write_segments(path: Path, clips: Sequence[Clip]) -> None:
         file.write("\n".join([*lines, ""]).encode())
 
 
-def _write_ontology(path: Path) -> None:
-    write_json(path, [_ontology_entry(sound) for sound in CLASSES])
-
-
 def _ontology_entry(sound: SoundClass) -> dict[str, object]:
-    return {
-        "id": sound.mid,
-        "name": sound.name,
-        "description": (sound.synthesise.__doc__ or "").strip(),
-        "citation_uri": "",
-        "positive_examples": [],
-        "child_ids": [],
-        "restrictions": [],
-    }
+    empty: dict[str, object] = {"citation_uri": "", "positive_examples": [], "child_ids": [], "restrictions": []}
+    return {"id": sound.mid, "name": sound.name, "description": (sound.synthesise.__doc__ or "").strip(), **empty}
 
 
 def _sentence(templates: Sequence[str], clip: Clip, rng: np.random.Generator) -> str:

@@ -283,8 +283,8 @@ ENTRIES = (
         "parquet",
         "Parquet files",
         "an id and captions, also beside audio; files, folders or patterns of them",
-        "paths without an audio suffix, from video_id, ytid, youtube_id, id, path, file_name, file, the path of the audio, "
-        "or `--id-column`",
+        "paths without an audio suffix, from video_id, ytid, youtube_id, id, path, file_name, file, the path of the "
+        "audio, or `--id-column`",
         "`--caption-column`, else caption, captions, caption1, … or text: texts or lists of texts",
         container=PARQUET,
         needs_name=True,

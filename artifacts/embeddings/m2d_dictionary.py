@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from m2dprep.artifacts.digests import plain_digest
-from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler, shown
+from m2dprep.artifacts.embeddings.m2d_objects import shown
+from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.files import atomic_file
+from m2dprep.artifacts.files import Opened, atomic_file
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.npy_files import MAX_HEADER_BYTES
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at
@@ -98,21 +98,17 @@ def _get(slot: int) -> bytes:
 def write_dictionary(
     path: Path,
     embeddings: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
-    whole: Callable[[str], object] | None = None,
+    opened: Opened = atomic_file,
 ) -> int:
     """Write {clip id: (D,) or (n, D)} as ``np.save`` writes a dictionary, which is what the original trainer loads.
 
-    Pairs may come one by one, so that they are never in memory together. ``whole`` is called with the digest of the
-    file just before it gets its name. Returns the number of pairs.
+    Pairs may come one by one, so that they are never in memory together. ``opened`` opens the file for writing.
+    Returns the number of pairs.
     """
     items = embeddings.items() if isinstance(embeddings, Mapping) else embeddings
-    with atomic_file(path) as file:
+    with opened(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        count = write_pickle(file, items)
-        if whole is not None:
-            file.flush()
-            whole(plain_digest(Path(file.name)))
-    return count
+        return write_pickle(file, items)
 
 
 def read_dictionary(path: Path) -> dict[str, np.ndarray]:

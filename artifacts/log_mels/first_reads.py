@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.layout import MELSPEC_FOLDER, LmsLayout
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.log_mels.pack import read_unpacked
 from m2dprep.artifacts.log_mels.records import read_records, record_parts
@@ -53,6 +55,28 @@ def digests_of_files(layout: LmsLayout, names: pa.Array) -> np.ndarray:
     if unpacked := read_unpacked(layout):
         digests[:, 1] = _looked_up(names, pa.array(unpacked), pa.array(unpacked.values()))
     return digests
+
+
+def recorded_digests(paths: Iterable[Path]) -> dict[Path, np.ndarray]:
+    """uint64 (2,): the digests that each of ``paths`` may have, for those arrays that a conversion has recorded.
+
+    Raises `UserError` if the records cannot be read.
+    """
+    folders: dict[Path, Path | None] = {}
+    names: dict[Path, list[str]] = {}
+    for path in paths:
+        parent = path.parent
+        if parent not in folders:
+            folders[parent] = next(
+                (each for each in (parent, *parent.parents) if (each / MELSPEC_FOLDER).is_dir()), None
+            )
+        if (folder := folders[parent]) is not None:
+            names.setdefault(folder, []).append(path.relative_to(folder).as_posix())
+    found: dict[Path, np.ndarray] = {}
+    for folder, members in names.items():
+        digests = digests_of_files(LmsLayout(folder), pa.array(members, pa.string()))
+        found |= {folder / name: row for name, row in zip(members, digests, strict=True) if row.any()}
+    return found
 
 
 def _looked_up(wanted: pa.Array, names: pa.Array, digests: pa.Array) -> np.ndarray:

@@ -16,7 +16,7 @@ import soxr
 
 REASONS = {
     "not_found": "there is no such file (any more)",
-    "permission": "no permission to read the file",
+    "permission": "no permission to read the file; the next run tries it again",
     "is_directory": "a folder with the name of an audio file",
     "broken_link": "a symbolic link that leads nowhere or in a circle",
     "not_a_file": "a pipe, socket or device with the name of an audio file",
@@ -40,8 +40,9 @@ REASONS = {
     "internal_error": "an error that nobody foresaw; please report it with the message",
 }
 
-# These reasons say nothing about the source, so the next run tries it again by itself.
-TRANSIENT = ("transient", "read_timeout")
+# These reasons say nothing about the source, so the next run tries it again by itself. Servers also refuse permission
+# for a moment, and people grant it later.
+TRANSIENT = ("transient", "read_timeout", "permission")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from m2dprep.artifacts.embeddings.store import INDEX_SCHEMA, EmbeddingStore
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.tables import forget_digest, parquet_writer, verify_export, write_list_digest
+from m2dprep.artifacts.tables import parquet_writer, proven_file, verify_export
 
 # In place of a caption's digest for embeddings whose captions are unknown; no text has this digest.
 UNKNOWN_CAPTION = bytes(CAPTION_DIGEST_BYTES)
@@ -59,12 +59,7 @@ def export_dictionary(store_folder: Path, file: Path, *, overwrite: bool = False
     ends = np.cumsum(np.bincount(clip))
     file.parent.mkdir(parents=True, exist_ok=True)
     items = _clips(store, pc.unique(clip_ids).to_pylist(), order, ends)
-    if file.exists():
-        forget_digest(file)
-        clips = write_dictionary(file, items)
-        write_list_digest(file)
-    else:  # first the digest, so that the file never lacks one
-        clips = write_dictionary(file, items, lambda digest: write_list_digest(file, digest))
+    clips = write_dictionary(file, items, proven_file)
     return Exported(file, clips, len(clip), store.embeddings.shape[1])
 
 
@@ -203,7 +198,7 @@ def export_parquet(store_folder: Path, file: Path, *, dtype: str | None = None, 
     group = max(1, ROW_GROUP_BYTES // (dim * value.bit_width // 8))
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        parquet_writer(file, schema, compression="zstd", use_dictionary=["source"]) as writer,
+        parquet_writer(file, schema, proven_file, compression="zstd", use_dictionary=["source"]) as writer,
         Progress(rows, "exporting", "embeddings") as progress,
     ):
         for start, block in store.blocks(group):

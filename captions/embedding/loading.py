@@ -32,18 +32,26 @@ T = TypeVar("T")
 def surely(load: Callable[[], T], *folders: Path | str) -> T:
     """Call ``load``, which loads a model from ``folders`` (other names are ignored) and may fail temporarily.
 
-    If it fails, all files are read; if one cannot be, an `OSError` with its name is raised. If all can be read, the
-    failure was temporary or due to their content, so ``load`` is tried once more, and raises its own error.
+    If it fails, all files are read; if one cannot be, an `OSError` with its name is raised. If their content is to
+    blame, that was it; otherwise the failure may have been temporary, so ``load`` is tried once more, and raises its
+    own error.
     """
     try:
         return load()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MissingWeightsError):
         raise
     except (UserError, OSError, ValueError, KeyError, ImportError):
         for folder in map(Path, folders):
             if folder.is_dir():
-                ModelFiles(folder.name, folder, None).require_readable()
+                files = ModelFiles(folder.name, folder, None)
+                files.require_readable()
+                if files.is_broken():
+                    raise
     return load()
+
+
+class MissingWeightsError(UserError):
+    """The weights of a model, which were read, are not all there."""
 
 
 @contextmanager
@@ -191,10 +199,10 @@ def missing_weights() -> Iterator[set[str]]:
 
 
 def require_weights(files: ModelFiles, missing: Collection[str]) -> None:
-    """Raise `UserError` if ``missing`` names weights that embeddings depend on."""
+    """Raise `MissingWeightsError` if ``missing`` names weights that embeddings depend on."""
     needed = sorted(name for name in missing if not HEADS & set(name.split(".")))
     if needed:
-        raise UserError(
+        raise MissingWeightsError(
             f"{files.folder} lacks {len(needed):,} of the weights of its model: {', '.join(needed[:NAMED])}"
             f"{', …' if len(needed) > NAMED else ''}; they would be random. Save the whole model anew, under the names "
             "that save_pretrained gives."

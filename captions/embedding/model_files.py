@@ -9,6 +9,7 @@ the names are checked here before any library reads them.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -69,6 +70,15 @@ class ModelFiles:
         for path in (*self._weights(), *self._settings()):
             file_digest(path)
 
+    def is_broken(self) -> bool:
+        """Whether a file that can be read is no JSON, or a safetensors file that was cut off. Raises `OSError`."""
+        for path in self.folder.glob("*.json"):
+            try:
+                json.loads(path.read_bytes())
+            except (ValueError, RecursionError):
+                return True
+        return any(_is_cut_off(path) for path in self.folder.glob("*.safetensors"))
+
     def _settings(self) -> set[Path]:
         folders = [self.folder, *(path for path in self.folder.iterdir() if path.is_dir())]
         folders = [
@@ -82,6 +92,18 @@ class ModelFiles:
         files = [path for path in files if path.relative_to(self.folder).parts[0] not in EXPORTS]
         safe = {path.parent for path in files if path.suffix == ".safetensors"}
         return sorted(path for path in files if path.suffix == ".safetensors" or path.parent not in safe)
+
+
+def _is_cut_off(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            tensors = json.loads(file.read(min(length, size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
+            return True
+    return bool(8 + length + max(ends, default=0) != size)
 
 
 def _digest_of(digests: Iterable[tuple[str, str]]) -> str:

@@ -34,8 +34,8 @@ def read_caption_parquet(path: Path, id_column: str | None, caption_columns: Seq
     """Any Parquet file: captions are texts or lists of texts. Only the named columns are read.
 
     Without names, ids are the first of `ROW_ID_COLUMNS` and `AUDIO_PATHS`, captions the columns named caption,
-    captions, caption1, …, or else text. A null, or a list without texts, counts as an empty caption, so that every row is
-    counted.
+    captions, caption1, …, or else text. A null, or a list without texts, counts as an empty caption, so that every row
+    is counted.
     """
     require_file(path, ANY_TABLE)
     try:

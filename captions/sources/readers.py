@@ -1,9 +1,9 @@
 """Reads captions in the forms in which others publish them into one form: one row a caption.
 
 `read_kind` reads the files of a source by its entry in `artifacts.clips.caption_sets`. Rows keep the file's order,
-and several captions in one row keep their column order. Ids are read by the forms of their source (`captions.sources.id_forms`)
-and interpreted when they are matched with clips (`artifacts.clips`): by the shape of the whole id, never by a first
-letter.
+and several captions in one row keep their column order. Ids are read by the forms of their source
+(`captions.sources.id_forms`) and interpreted when they are matched with clips (`artifacts.clips`): by the shape of the
+whole id, never by a first letter.
 """
 
 from __future__ import annotations

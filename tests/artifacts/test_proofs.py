@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from m2dprep.artifacts.digests import BLOCK_BYTES, block_digests, differing_bloc
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import is_proven, read_object, write_object
 from m2dprep.artifacts.tables import (
+    is_as_written,
     list_digest_path,
     read_file_list,
     read_parquet,
@@ -23,6 +27,7 @@ from m2dprep.artifacts.tables import (
     write_csv,
     write_file_list,
     write_parquet,
+    write_proven_csv,
 )
 
 VALUE = {"mean": -7.25, "text": "zwölf \u2192 🎵", "nested": {"list": [1, 2, None]}, "empty": {}}
@@ -45,6 +50,7 @@ def test_any_object_can_be_proven(tmp_path: Path, value: dict[str, str]) -> None
     assert is_proven(tmp_path / "x.json")
 
 
+@pytest.mark.slow
 def test_every_bit_of_json_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_object(path, VALUE)
@@ -88,6 +94,7 @@ def test_parquet_is_read_alike_by_everybody(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_every_byte_of_parquet_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, TABLE.slice(0, 20))
@@ -141,6 +148,50 @@ def test_lists_have_their_digest_beside_them(tmp_path: Path) -> None:
     write_csv(path, ["file_name"], [["x"]])
     write_file_list(path, ["y"])
     assert verify_file_list(path)
+
+
+@pytest.mark.parametrize("begun", ["with a digest", "without one", "not there"])
+@pytest.mark.parametrize("steps", range(4))
+def test_a_list_that_is_being_replaced_is_proven_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str, steps: int
+) -> None:
+    """The process ends at one of the renames; a list that had no digest has none until the next run."""
+    path, left, replace = tmp_path / "files_a.csv", [steps], os.replace
+
+    def stop(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+        replace(*given)
+
+    if begun != "not there":
+        write_file_list(path, ["a_lms/a.npy"])
+    if begun == "without one":
+        list_digest_path(path).unlink()
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", stop)
+        monkeypatch.setattr(Path, "replace", stop)
+        write_file_list(path, ["a_lms/b.npy"])
+        os._exit(0)
+    os.waitpid(child, 0)
+    if path.exists():
+        assert is_as_written(path) in (True, None if begun == "without one" else True)
+    write_file_list(path, ["a_lms/b.npy"])
+    assert list_digest_path(path).read_text() == f"XXH3_{plain_digest(path)}  files_a.csv\n"
+
+
+def test_a_writer_that_fails_leaves_list_and_digest(tmp_path: Path) -> None:
+    path = tmp_path / "files_a.csv"
+    write_file_list(path, ["a_lms/a.npy"])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def rows() -> Iterator[list[str]]:
+        yield from (["x" * 5000] for _ in range(9))
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        write_proven_csv(path, ["file_name"], rows())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_blocks_that_differ_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,16 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import open_lms, read_lms
 from m2dprep.artifacts.reading import read_file
 
-MOMENTARY = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
+MOMENTARY = [
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ENOLCK,
+    errno.ENOTCONN,
+]
 
 
 @pytest.fixture(autouse=True)

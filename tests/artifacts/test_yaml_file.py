@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import MAX_DEPTH, read_settings, read_yaml
+from m2dprep.artifacts.yaml_files import MAX_DEPTH, read_settings, read_yaml
 from m2dprep.workflows.engine.job_settings import read_job_settings
 from m2dprep.workflows.recipe.schema import read_recipe_file
 

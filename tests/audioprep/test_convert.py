@@ -294,6 +294,7 @@ def test_temporaries_are_on_the_file_system_of_the_output(src: Path, dst: Path) 
     assert LmsLayout(dst).temporaries.is_dir()
 
 
+@pytest.mark.slow
 def test_workers_import_nothing_heavy(src: Path, dst: Path) -> None:
     write_noise(src / "a.wav")
     program = """

@@ -118,6 +118,7 @@ def test_an_annex_gives_every_sound_once(tmp_path: Path) -> None:
     assert relatives(discover(tmp_path)) == ["dog.wav"]
 
 
+@pytest.mark.slow
 def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -> None:
     deep = "d/" * 1050
     make_folder(tmp_path / deep)

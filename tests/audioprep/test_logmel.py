@@ -3,10 +3,8 @@
 import pickle
 from pathlib import Path
 
-import librosa.filters
 import numpy as np
 import pytest
-import scipy.signal
 
 from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dprep.audioprep.convert import log_mel_of_file
@@ -48,6 +46,8 @@ def test_silence_is_log_eps() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_filters_are_librosas(preset: str) -> None:
+    import librosa.filters  # seconds
+
     config = PRESETS[preset]
     expected = librosa.filters.mel(
         sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, fmin=config.f_min, fmax=config.f_max
@@ -56,6 +56,8 @@ def test_filters_are_librosas(preset: str) -> None:
 
 
 def test_window_is_periodic_hann() -> None:
+    import scipy.signal
+
     np.testing.assert_allclose(periodic_hann(400), scipy.signal.get_window("hann", 400), atol=1e-7)
 
 

@@ -23,7 +23,8 @@ from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 CLIPS = 4
-MACHINE = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
+MACHINE = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM]
+MACHINE += [errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EAGAIN, errno.ENOLCK]
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("number", MACHINE, ids=errno.errorcode.get)
-@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("call", ["open", "stat", "pread"])
 def test_an_error_of_a_moment_costs_nothing(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
@@ -60,6 +61,7 @@ def test_an_error_of_a_moment_costs_nothing(
     assert [row["status"] for row in rows] == ["ok"] * CLIPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", MACHINE, ids=errno.errorcode.get)
 def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -70,6 +72,23 @@ def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
     assert (report.done, report.failed, report.reasons) == (CLIPS - 1, 1, {"transient": 1})
     report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
     assert (report.done, report.skipped, report.failed) == (1, CLIPS - 1, 0)
+
+
+@pytest.mark.parametrize("granted", ["within the run", "before the next run", "never"])
+def test_a_permission_that_is_refused_is_asked_for_again(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, granted: str
+) -> None:
+    """Without pauses where the file's mode refuses it too, so that a folder of such files does not take hours."""
+    pauses: list[float] = []
+    monkeypatch.setattr(convert.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(convert.time, "sleep", pauses.append)
+    times = {"within the run": 1, "before the next run": 2, "never": 1000}[granted]
+    monkeypatch.setattr(decode.os, "open", Failing(os.open, errno.EACCES, times))
+    reports = [run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0)) for _ in range(2)]
+    failed = {"within the run": [0, 0], "before the next run": [1, 0], "never": [1, 1]}[granted]
+    assert [report.failed for report in reports] == failed
+    assert [report.reasons for report in reports] == [{"permission": count} if count else {} for count in failed]
+    assert not pauses
 
 
 def test_what_a_decoder_takes_for_the_end_of_a_file_is_looked_at_again(

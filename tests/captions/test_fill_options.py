@@ -54,6 +54,7 @@ NAMES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(NAMES, WORDS), min_size=1, max_size=10))
 def test_m2d_compat_is_the_original_row_for_row(pairs: list[tuple[str, str]]) -> None:
     expected = dict.fromkeys(CLIPS, "The sound of L, and M.")

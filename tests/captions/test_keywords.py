@@ -88,6 +88,7 @@ def test_a_sentence_for_every_clip_with_labels_once_per_list(model: str, tmp_pat
     assert (run.done, run.skipped, run.without_labels) == (4, 0, 1)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = KeywordOptions(model, batch_size=1)
     whole = write_sentences(CLIPS, tmp_path / "whole", options, "cpu", overwrite=False)

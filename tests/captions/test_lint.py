@@ -112,6 +112,7 @@ def test_an_unknown_rule() -> None:
         find(table(("a", "b")), ["spelling"])
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=40), max_size=8))
 def test_any_texts(texts: list[str]) -> None:
     found = find(table(*(("a", text) for text in texts)))

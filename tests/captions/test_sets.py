@@ -31,6 +31,7 @@ def table(rows: list[Row], split: str | None = None) -> pa.Table:
 ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("st"), st.sampled_from("xyz")), max_size=6)
 
 
+@pytest.mark.slow
 @given(st.lists(ROWS, min_size=1, max_size=3))
 def test_merging_equals_one_row_at_a_time(sets: list[list[Row]]) -> None:
     by_clip: dict[str, dict[tuple[str, str], None]] = {}

@@ -40,6 +40,26 @@ def test_to_a_store_and_back(dictionary: Path, tmp_path: Path) -> None:
     assert run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize(("form", "options"), [("m2d", []), ("parquet", ["--dtype", "float16"])])
+def test_an_export_that_fails_late_leaves_the_old_file_and_its_digest(
+    dictionary: Path, tmp_path: Path, form: str, options: list[str]
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    rows[-1, -1] = 1e6  # does not fit float16
+    np.save(tmp_path / "other.npy", {f"{number:03}": row for number, row in enumerate(rows)})  # type: ignore[arg-type]
+    for name in ("capemb", "other"):
+        assert run("embeddings", "import", tmp_path / f"{name}.npy", tmp_path / name).exit_code == 0
+    (tmp_path / "exported").mkdir()
+    file = tmp_path / "exported" / "file"
+    assert run("embeddings", "export", form, tmp_path / "capemb", file, *options).exit_code == 0
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert sorted(before) == ["file", "file.xxh3"]
+    failed = run("embeddings", "export", form, tmp_path / "other", file, *options, "--overwrite")
+    assert failed.exit_code == 2
+    assert "does not fit" in failed.stderr
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
 def test_bad_input(dictionary: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:

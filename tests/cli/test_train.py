@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from click.testing import CliRunner, Result
 
 from m2dprep.cli.evaluate import zero_shot
 from m2dprep.cli.main import COMMANDS, m2dprep
-from m2dprep.cli.train import train
-from m2dprep.cli.train_options import MODELS
-from m2dprep.training.config import PRESETS, RunOptions
+from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE
+from m2dprep.training.config import PRESETS, SIZES, ValidationOptions
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_help_offers_every_model() -> None:
-    assert set(MODELS) == set(PRESETS)
+    assert set(SIZES) == set(PRESETS)
     result = run("-h")
     assert result.exit_code == 0
     assert result.stdout.count("m2dprep train") == 5, "usage, three examples, and torchrun"
@@ -64,6 +62,7 @@ def test_a_run_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
     assert (json.loads(quiet.stdout), quiet.stderr) == (value, "")
 
 
+@pytest.mark.slow
 def test_other_settings_exit_with_5_until_overwritten(data: Path, tmp_path: Path) -> None:
     command = (data, "--model", "tiny", "--batch-size", 4, "--output", tmp_path / "run")
     assert run(*command, "--epochs", 1).exit_code == 0
@@ -73,6 +72,7 @@ def test_other_settings_exit_with_5_until_overwritten(data: Path, tmp_path: Path
     assert run(*command, "--epochs", 2, "--overwrite").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -103,15 +103,7 @@ def test_missing_data_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_defaults_that_the_command_repeats_are_a_runs() -> None:
-    """The command repeats the defaults, because its help must not import the modules that use them."""
-    defaults = {parameter.name: parameter.default for parameter in train.params}
-    run = RunOptions(str(defaults["size"]))
-    for owner, names in (
-        (run, ("device", "loader_workers", "log_every", "wandb", "init")),
-        (run.save, ("keep",)),
-        (run.validation, tuple(field.name for field in fields(run.validation))),
-    ):
-        assert {name: defaults[name] for name in names} == {name: getattr(owner, name) for name in names}
-    zero_shot_defaults = {parameter.name: parameter.default for parameter in zero_shot.params}
-    assert zero_shot_defaults["template"] == run.validation.probe_template
+def test_the_probes_caption_is_that_of_zero_shot() -> None:
+    """Training repeats it, because its help must not import the modules that use it."""
+    defaults = {parameter.name: parameter.default for parameter in zero_shot.params}
+    assert defaults["template"] == ValidationOptions().probe_template == DEFAULT_TEMPLATE

@@ -117,6 +117,7 @@ def test_captions_dealt_to_the_wrong_clips_teach_nothing(
     assert accuracy <= 0.5
 
 
+@pytest.mark.slow
 def test_predictions_are_the_nearest_captions(run: Path, held_out: Path, encoders: list[FakeEncoder]) -> None:
     """With classes in another order, and some that do not occur, the decisions are the same."""
     names = held_out.parent / "classes.txt"

@@ -110,7 +110,7 @@ def flipped(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_every_reader_of_checkpoints_tells_it_and_the_way_back(flipped: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint-3\.pth is damaged: its member \S+/data/\d+ is not") as raised:
+    with pytest.raises(UserError, match=r"checkpoint-3\.pth is damaged: its digest is not") as raised:
         new_state().restore(flipped)
     assert "Remove checkpoint-3.pth, and the same command goes on from the checkpoint before it" in str(raised.value)
     for read in (Checkpoint.read, read_file, lambda path: initialise(M2DCLAP(TINY), path)):
@@ -118,12 +118,28 @@ def test_every_reader_of_checkpoints_tells_it_and_the_way_back(flipped: Path) ->
             read(flipped)
 
 
+def test_a_checkpoint_of_others_is_compared_with_the_checksums_of_its_members(flipped: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(flipped, weights_only=True), tmp_path / "other.pth")
+    assert read_file(tmp_path / "other.pth")["epoch"] == 3
+    with zipfile.ZipFile(tmp_path / "other.pth") as archive:
+        values = archive.read(max(archive.infolist(), key=lambda member: member.file_size))
+    content = bytearray((tmp_path / "other.pth").read_bytes())
+    content[content.index(values) + len(values) // 2] ^= 1
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"other\.pth is damaged: its member \S+/data/\d+ is not"):
+        read_file(tmp_path / "other.pth")
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("times", [1, 1000])
+@pytest.mark.parametrize("call", ["preadv", "pread"], ids=["ours", "others"])
 def test_what_the_disk_cannot_read_is_tried_again_and_then_named(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: int, times: int
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int, times: int
 ) -> None:
-    plain, left = os.pread, [times]
+    if call == "pread":
+        torch.save(torch.load(checkpoint, weights_only=True), tmp_path / "other.pth")
+        checkpoint = tmp_path / "other.pth"
+    plain, left = getattr(os, call), [times]
 
     def fail(*given: Any) -> bytes:
         left[0] -= 1
@@ -132,7 +148,7 @@ def test_what_the_disk_cannot_read_is_tried_again_and_then_named(
         return plain(*given)
 
     monkeypatch.setattr("m2dprep.artifacts.reading.WAITS_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(os, call, fail)
     if times == 1:
         assert read_file(checkpoint)["epoch"] == 3
         return

@@ -113,6 +113,7 @@ def test_learned_positions_are_trimmed_and_resampled_along_time() -> None:
     assert interpolate_pos_embed(table, (2, 4), (2, 4)) is table
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_checkpoint_and_notices_another(
     tmp_path: Path, make_data: Callable[..., Path], save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

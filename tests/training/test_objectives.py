@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from torch import nn
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.cli.main import m2dprep
+from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext
+from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.training import log as run_log
 from m2dprep.training import loop
 from m2dprep.training import state as train_state
-from m2dprep.training.config import SavePlan, TrainConfig
+from m2dprep.training.config import OBJECTIVES, DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dprep.training.dataset import Batch
+from m2dprep.training.dry_run import dry_run
+from m2dprep.training.loader import ModelInput, to_model_input
 from m2dprep.training.log import RunLog, read_log
 from m2dprep.training.loop import Job, Trainer, run_steps
-from m2dprep.training.objectives import MaskedClap, Objective
+from m2dprep.training.objectives import MaskedClap, Objective, make_objective
 from m2dprep.training.plot import plot_run
 from m2dprep.training.run_folder import RunFolder
 from m2dprep.training.schedule import Schedule, make_optimizer
 from m2dprep.training.speed import TIMING_METRICS, Meter
 from m2dprep.training.state import TrainState
+from m2dprep.training.train import train
 from m2dprep.training.validation import validation_losses
+from tests.tiny import TINY
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=2, blr=30.0, warmup_epochs=0.5)
@@ -169,3 +180,67 @@ def test_the_loop_knows_no_model(module: Any) -> None:
     found = [word for word in words if word in Path(module.__file__).read_text()]
     assert not found, f"{module.__name__} names what belongs to an objective"
     assert MaskedClap.loss_names == ("loss", "loss_m2d", "loss_clap"), "the names in logs and results are a promise"
+
+
+class MeanToText(Objective):
+    """A second stage of training: a map from a clip's average spectrum to its caption's embedding."""
+
+    loss_names = ("loss",)
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, stats: Normalization) -> None:
+        super().__init__()
+        self.map = nn.Linear(model.input_size[0], model.off_emb_dim)
+        self._stats = stats
+
+    def prepare(self, batch: Batch) -> ModelInput:
+        return to_model_input(batch, self._stats, 0.0, self.device)
+
+    def losses(self, inputs: ModelInput, *, gather: bool = False) -> dict[str, torch.Tensor]:
+        return {"loss": (self.map(inputs.log_mel.mean(dim=(1, 3))) - inputs.text_embedding).square().mean()}
+
+    def begin_with(self, path: Path) -> str:
+        raise UserError("it begins with random weights.")
+
+    def flops_per_clip(self) -> int:
+        return 6 * self.map.weight.numel()
+
+
+@pytest.mark.slow
+def test_a_stage_that_the_table_names_is_trained_recorded_and_gone_on_with(
+    tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OBJECTIVES, "mean-to-text", f"{__name__}:MeanToText")
+    config = TrainConfig(objective="mean-to-text", epochs=10, batch_size=4, blr=1.0, warmup_epochs=0)
+    choice, options = DataChoice(make_data(tmp_path / "data", clips=8, frames=60)), RunOptions("tiny", log_every=1)
+    assert dry_run(choice, TINY, config, options).trained_parameters == 80 * 16 + 16
+    result = train(choice, tmp_path / "run", TINY, config, options)
+    assert list(result.losses) == ["loss"]
+    assert set(torch.load(result.checkpoint, weights_only=True)["model"]) == {"map.weight", "map.bias"}
+    assert yaml.safe_load((tmp_path / "run/train.yaml").read_text())["objective"] == "mean-to-text"
+    lines = lines_of(tmp_path / "run")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert not [name for line in lines for name in line if name.startswith(("rank", "zero_shot"))]
+    assert train(choice, tmp_path / "run", TINY, config, options).steps == 20
+    with pytest.raises(FingerprintConflictError, match=r"train\.objective: .*mean-to-text"):
+        train(choice, tmp_path / "run", TINY, replace(config, objective="masked-clap"), options)
+    probe = replace(options, validation=ValidationOptions(probe_clips=tmp_path / "clips.csv"))
+    with pytest.raises(UserError, match="mean-to-text trains no model that --probe-clips could measure"):
+        train(choice, tmp_path / "probed", TINY, config, probe)
+
+
+def test_a_stage_that_no_table_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"objective is 'mean-to-text'; it must be one of masked-clap"):
+        TrainConfig(objective="mean-to-text")
+    (tmp_path / "other.yaml").write_text("objective: tagging\n")
+    for asked in (["--objective", "tagging"], ["--config", str(tmp_path / "other.yaml")]):
+        result = CliRunner().invoke(m2dprep, ["train", str(tmp_path), "-o", str(tmp_path / "run"), *asked])
+        assert result.exit_code == 2
+        assert "masked-clap" in result.stderr
+        assert "tagging" in result.stderr
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_stage_that_can_be_chosen_is_there(name: str) -> None:
+    objective = make_objective(TINY, TrainConfig(objective=name), Normalization(-7.0, 4.0))
+    assert isinstance(objective, Objective)
+    assert objective.flops_per_clip() > 0

@@ -59,7 +59,7 @@ def test_held_out_clips_are_validated_on_and_never_trained_on(data: Path) -> Non
     metrics = []
     for config in (TRAIN, replace(TRAIN, batch_size=12, noise_ratio=0.0)):
         objective = make_state(TINY, config, opened, CPU).objective
-        validation = Validation(ValidationOptions(features_every=0), opened, config, objective, objective.model)
+        validation = Validation(ValidationOptions(features_every=0), opened, config, objective, TINY)
         metrics.append(validation.metrics(1))
         assert objective.training
         assert objective.model.training

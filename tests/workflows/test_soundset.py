@@ -1,15 +1,27 @@
 """The demo's set: deterministic, correct in its formats, and with the traps of the real tables."""
 
 import csv
+import itertools
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.signal
 import soundfile
 
-from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, SoundClass, make_sound_set, synthesise_clip
+from m2dprep.workflows import sound_set as sound_set_module
+from m2dprep.workflows.sound_set import (
+    ANEW,
+    CLASSES,
+    HELD_OUT,
+    TRAIN,
+    SoundClass,
+    make_sound_set,
+    synthesise_clip,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +42,44 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(sound_set: Path, tmp_pat
     assert files(tmp_path / "same") == files(sound_set)
     make_sound_set(tmp_path / "other", train_per_class=3, held_out_per_class=1, seed=8, workers=0)
     assert files(tmp_path / "other").keys() != files(sound_set).keys()
+
+
+class StoppedError(Exception):
+    """Stands for the end of a process."""
+
+
+# Functions that a run calls, and the call that never comes back. Ten moves bring a set to its place.
+STOPS = [("synthesise_clip", 3), ("_write_acalt4", 1), *(("_move", number) for number in (1, 2, 3, 4, 10))]
+NUMBERS = {"train_per_class": 1, "held_out_per_class": 1, "seed": 8, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def another_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("another")
+    make_sound_set(root, **NUMBERS)
+    return root
+
+
+@pytest.mark.parametrize(("function", "number"), STOPS)
+def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
+    sound_set: Path, another_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(sound_set, root)
+    before, calls, original = files(root), itertools.count(1), getattr(sound_set_module, function)
+
+    def stopping(*given: Any) -> Any:
+        if next(calls) == number:
+            raise StoppedError
+        return original(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(sound_set_module, function, stopping)
+        make_sound_set(root, **NUMBERS, overwrite=True)
+    if (function, number) <= ("_move", 2) or function != "_move":
+        assert {name: content for name, content in files(root).items() if not name.startswith(ANEW)} == before
+    make_sound_set(root, **NUMBERS, overwrite=function != "_move" or number == 1)
+    assert files(root) == files(another_set)
 
 
 def test_clips_are_ten_seconds_in_several_formats(sound_set: Path) -> None:

@@ -54,10 +54,11 @@ def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
     for path in sorted(layout.root.glob(list_digest_path(Path("files_*.csv")).name)):
         yield path, _has_its_list
     if not quick:
-        for path in sorted(layout.root.glob(list_digest_path(Path("*.npy")).name)):
-            yield path.with_suffix(""), verify_export
+        for exported in ("*.npy", "*.parquet"):
+            for path in sorted(layout.root.glob(list_digest_path(Path(exported)).name)):
+                yield path.with_suffix(""), verify_export
     json_files = [layout.norm_stats]
-    tables = [layout.captions]
+    tables = sorted(layout.root.glob("*.parquet"))  # captions, and exports
     for folder in layout.lms_folders():
         lms = LmsLayout(folder)
         pack = folder / PACKED_FOLDER

@@ -32,10 +32,11 @@ from m2dprep.artifacts.tables import accept_file_list, read_captions, read_file_
 from m2dprep.artifacts.training_lists import require_current, training_lists
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.promise import NO_PROMISE, Promises
-from m2dprep.audioprep.stats import NormStats, norm_stats
+from m2dprep.audioprep.stats import norm_stats
 from m2dprep.workflows.check.arrays import ExpectedArray, check_arrays
 from m2dprep.workflows.check.files import check_files
 from m2dprep.workflows.check.result import CheckResult, Collecting
+from m2dprep.workflows.check.runs import ProofsOfRun, check_runs, is_run
 from m2dprep.workflows.engine.pool import WorkerPool
 from m2dprep.workflows.melspec.exchange import EARLIER
 from m2dprep.workflows.melspec.overwrite import beside
@@ -75,7 +76,7 @@ def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: Che
                 f"{listed.name}, for which {layout.norm_stats.name} was computed, is gone: not compared"
             )
             return
-        found = _merged(folder, listed)
+        found = norm_stats(folder, files=listed)
         wrong = [key for key in (*COUNTS, *VALUES) if not _is_close(stats.get(key), getattr(found, key), error)]
         if not wrong:
             return
@@ -85,10 +86,6 @@ def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: Che
     gone = stats.get("folder") not in (None, *(folder.name for folder in folders))
     of = f"is that of {stats.get('folder')}, which is not here: " if gone else ""
     raise UserError(f"{of}{'; '.join(differing)}. `m2dprep stats` computes it anew.")
-
-
-def _merged(folder: Path, files: Path | None) -> NormStats:
-    return norm_stats(folder, files=files)
 
 
 def _is_close(stored: object, found: object, error: float) -> bool:
@@ -106,10 +103,13 @@ def _short(value: object) -> str:
 ROWS_PER_BLOCK = 65536
 
 
-def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) -> list[CheckResult]:
-    """Check the data directory ``data``; ``quick`` opens every array but does not read its values.
+def run_checks(
+    data: Path, *, workers: WorkerPool | int, quick: bool = False, proofs_of_run: ProofsOfRun | None = None
+) -> list[CheckResult]:
+    """Check the data directory ``data`` and the training runs in it, or the run that it is.
 
-    Raises `UserError` if ``data`` is not a folder or holds nothing to check.
+    ``quick`` opens every array but does not read its values; without ``proofs_of_run``, runs are not looked at. Raises
+    `UserError` if ``data`` is not a folder or holds nothing to check.
     """
     pool = WorkerPool.of(workers)
     folder = require_folder(data, "the data directory to check")
@@ -118,8 +118,11 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         raise UserError(
             f"{data} is a folder of log-mels; check the data directory that it lies in: {LmsLayout(data).data}"
         )
-    if not (layout.file_lists() or layout.lms_folders() or layout.captions.exists() or layout.embedding_stores()):
-        raise UserError(f"{data} holds no file list, no log-mels, no captions and no embeddings.")
+    runs = check_runs(layout.root, proofs_of_run, quick) if proofs_of_run else []
+    if runs and is_run(layout.root):
+        return runs
+    if not (runs or layout.holds_anything()):
+        raise UserError(f"{data} holds no file list, no log-mels, no captions, no embeddings and no training runs.")
     files = check_files(layout, quick)
     lists, listed = check_file_lists(layout)
     conversions, expected, packs = check_conversions(layout, listed)
@@ -134,6 +137,7 @@ def run_checks(data: Path, *, workers: WorkerPool | int, quick: bool = False) ->
         captions_result,
         check_captioned(_trained_together(layout, listed), captions),
         check_embeddings(layout, _trained_together(layout, listed), captions, quick),
+        *runs,
     ]
 
 

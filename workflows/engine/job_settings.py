@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import read_yaml
+from m2dprep.artifacts.yaml_files import read_settings
 from m2dprep.workflows.engine.dask_workers import import_dask, worker_exports
 
 # Seconds after which a worker without its scheduler ends, and its job with it.
@@ -153,26 +152,12 @@ def _configured_prologue() -> list[str]:
 
 def read_job_settings(path: Path | None, *, jobs: int | None = None, gpu: bool = False) -> JobSettings:
     """The settings in a YAML file, which ``jobs`` and ``gpu`` override. Raises `UserError` if it is not valid."""
-    values: dict[str, Any] = {}
-    places: dict[str, int] = {}
-    if path is not None:
-        # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
-        document = read_yaml(path, "the file of cluster settings", yaml.BaseLoader)
-        node, values = document.node, document.value or {}
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds no settings (key: value), but a {type(values).__name__}.")
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if places.setdefault(str(key_node.value), key_node.start_mark.line + 1) != key_node.start_mark.line + 1:
-                raise UserError(f"{path}, line {key_node.start_mark.line + 1}: the file sets {key_node.value} twice.")
-    kinds = {field.name: field.type for field in fields(JobSettings)}
+    kinds = {field.name: str(field.type) for field in fields(JobSettings)}
     read = {}
-    for key, value in values.items():
-        place = f"{path}, line {places[key]}"
-        name = key.replace("-", "_")
-        if name not in kinds:
-            nearest = difflib.get_close_matches(name, kinds, 1, cutoff=0.0)[0]
-            raise UserError(f"{place}: unknown setting {key!r}; did you mean {nearest!r}?")
-        read[name] = found = _read(place, name, value, str(kinds[name]))
+    # Scalars stay text: YAML would read a wall time of 12:00:00 as the number 43200.
+    settings_in = {} if path is None else read_settings(path, kinds, "the file of cluster settings", yaml.BaseLoader)
+    for name, (value, place) in settings_in.items():
+        read[name] = found = _read(place, name, value, kinds[name])
         texts = found if isinstance(found, tuple) else (found,)
         if name != "prologue" and any(isinstance(text, str) and not text.isprintable() for text in texts):
             raise UserError(f"{place}: {name} is one line of text, not {found!r}.")

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -54,41 +53,9 @@ from m2dprep.artifacts.log_mels.records import (
     read_records,
     record_parts,
 )
-from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.promise import Promises
+from m2dprep.workflows.melspec.keeping import good_records, kept, not_taken_over, proven
 from m2dprep.workflows.melspec.overwrite import beside
-
-# The reason and the message of a failure, by source.
-Failures = Mapping[str, tuple[str, str]]
-
-
-def kept_records(layout: LmsLayout, failures: Failures) -> list[dict[str, Any]]:
-    """The earlier good records of the sources in ``failures``, with a reason and a message that say so."""
-    if not failures:
-        return []
-    wanted = pa.array(list(failures), pa.string())
-    rows: list[dict[str, Any]] = []
-    for table in iter_records(layout, RECORD_SCHEMA.names):
-        chosen = pc.and_(pc.is_in(table["source"], value_set=wanted), pc.equal(table["status"], OK))
-        rows += [_kept(row, *failures[row["source"]]) for row in table.filter(chosen).to_pylist()]
-    return rows
-
-
-def report_kept(layout: LmsLayout, count: int) -> None:
-    """Report on stderr that ``count`` arrays were kept."""
-    if count:
-        print(
-            f"m2dprep: {count:,} sources that had been converted before could not be converted again; their earlier "
-            f"arrays were kept (rows with the reason {KEPT} in {layout.melspec}/records-*.parquet).",
-            file=sys.stderr,
-        )
-
-
-def _kept(row: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
-    why = KEPT_FOR_NOW if reason in TRANSIENT else KEPT
-    told = f"could not be converted again ({reason}: {message}); the earlier array was kept"
-    return {**row, "reason": why, "message": told}
-
 
 # Renaming on a network file system spends its time waiting.
 THREADS = 16
@@ -98,9 +65,13 @@ EARLIER = "earlier"
 
 @dataclass(frozen=True)
 class Exchanged:
-    """How many earlier arrays were kept, by the reason of the new failure, and how many were set aside in ``aside``."""
+    """How many earlier arrays were kept, by the reason of the new failure, and how many were set aside in ``aside``.
+
+    ``not_taken_over`` are sources that failed to take over a kept array, with its owner.
+    """
 
     kept: Counter[str] = field(default_factory=Counter)
+    not_taken_over: dict[str, str] = field(default_factory=dict)
     set_aside: int = 0
     aside: Path | None = None
 
@@ -122,7 +93,8 @@ def take_place(layout: LmsLayout, inputs: int, limit: FailureLimit | None) -> Ex
     new = beside(layout)
     old, now = _fingerprint(layout), _fingerprint(new)
     lost = _lost_arrays(layout, new)
-    rows = kept_records(layout, lost)
+    rows = _earlier_records(layout, lost)
+    others: list[dict[str, Any]] = []
     aside = None
     if rows and old != now:
         if limit is not None and limit.exceeded(len(rows), inputs):
@@ -131,14 +103,20 @@ def take_place(layout: LmsLayout, inputs: int, limit: FailureLimit | None) -> Ex
         aside = _free_name(layout, old) if rows else None
     elif rows:
         rows = _with_arrays(layout, layout, rows)
-        append_records(new, rows)
+        others = [row for row in rows if row["source"] != lost[row["file_name"]]["source"]]
+        failed = [not_taken_over(lost[row["file_name"]], row["source"]) for row in others]
+        append_records(new, [*rows, *failed])
         compact_records(new)
     _require_way(layout, new)
     keeps_pack = old == now and _is_packed_as_now(layout, new)
     write_object(layout.melspec / EXCHANGE, {"config": now, "aside": aside, "keeps_pack": keeps_pack})
     _move_in(layout)
     if aside is None:
-        return Exchanged(Counter(lost[row["source"]][0] for row in rows))
+        kept_by_own = (row for row in rows if row not in others)
+        return Exchanged(
+            Counter(lost[row["file_name"]]["reason"] for row in kept_by_own),
+            {lost[row["file_name"]]["source"]: row["source"] for row in others},
+        )
     return Exchanged(set_aside=len(rows), aside=layout.melspec / aside)
 
 
@@ -165,18 +143,43 @@ def _fingerprint(layout: LmsLayout) -> str | None:
     return None if config is None else str(config["fingerprint"])
 
 
-def _lost_arrays(layout: LmsLayout, new: LmsLayout) -> Failures:
-    """The failures of sources whose output was not made by any source, and of which an earlier array may exist."""
-    records = read_records(new, ["source", "file_name", "status", "reason", "message"])
+def _lost_arrays(layout: LmsLayout, new: LmsLayout) -> dict[str, dict[str, Any]]:
+    """The failures of sources whose output was not made by any source, and of which an earlier array may exist.
+
+    Keys are the names of the outputs.
+    """
+    records = read_records(new, ["file_name", "status"])
     made = records.filter(pc.equal(records["status"], OK))["file_name"].combine_chunks()
-    failed = records.filter(pc.equal(records["status"], FAILED))
-    failed = failed.filter(pc.invert(pc.is_in(failed["file_name"], value_set=made)))
     try:
         if not record_parts(layout) or not read_records(layout, ["source"]).num_rows:
             return {}
     except UserError:  # damaged: nothing says which arrays were good; those without a new one stay
         return {}
-    return {row["source"]: (str(row["reason"]), str(row["message"])) for row in failed.to_pylist()}
+    lost: dict[str, dict[str, Any]] = {}
+    for table in iter_records(new, RECORD_SCHEMA.names):
+        failed = table.filter(pc.equal(table["status"], FAILED))
+        failed = failed.filter(pc.invert(pc.is_in(failed["file_name"], value_set=made)))
+        for row in failed.to_pylist():
+            if row["reason"] != "name_conflict" or row["file_name"] not in lost:
+                lost[row["file_name"]] = row
+    return lost
+
+
+def _earlier_records(layout: LmsLayout, lost: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The good record of each earlier array in ``lost``, with the reason `KEPT` if its own source failed now.
+
+    The array of a source that has gone, which another source was to take over, keeps its record as it is.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in good_records(layout, "file_name", lost):
+        found.setdefault(row["file_name"], []).append(row)
+    rows: list[dict[str, Any]] = []
+    for name, claimants in found.items():
+        failure = lost[name]
+        own = [row for row in claimants if row["source"] == failure["source"]]
+        chosen = claimants if len(claimants) == 1 else proven(layout, [*own, *claimants]) or claimants[-1:]
+        rows += [kept(row, failure["reason"], failure["message"]) if row in own else row for row in chosen]
+    return rows
 
 
 def _with_arrays(layout: LmsLayout, to: LmsLayout, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,11 +39,10 @@ from m2dprep.workflows.melspec.exchange import (
     Exchanged,
     close_exchange,
     finish_exchange,
-    kept_records,
-    report_kept,
     take_place,
 )
 from m2dprep.workflows.melspec.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
+from m2dprep.workflows.melspec.keeping import Takeovers, kept_records, report_kept, report_not_taken_over
 from m2dprep.workflows.melspec.overwrite import (
     begin_replacement,
     conversion_layout,
@@ -170,7 +169,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
             function = functools.partial(convert, dst=into.root.absolute() if pool.elsewhere else into.root)
             if options.device == "cpu":
                 function = functools.partial(function, permit=permit)
-            reasons = _convert(into, src, function, plan.pending, pool, begin)
+            reasons, not_taken_over = _convert(into, src, function, plan, pool, begin)
         # A list may name only part of the sources. Failures outside of it, or in another folder, keep their rows.
         alone = not options.files and is_only_root(frozen_config(into), src)
         compact_records(into, {source.relative for source in sources} if alone else None)
@@ -181,6 +180,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
         sweep_temporaries(layout.temporaries, shared=True)  # of killed workers; others may still be at work
     failed = plan.failed + reasons - exchanged.kept + Counter({KEPT: exchanged.kept.total()})
     report_kept(layout, failed[KEPT])
+    report_not_taken_over(not_taken_over | exchanged.not_taken_over)
     exchanged.say()
     return MelspecReport(
         inputs=len(sources),
@@ -283,12 +283,10 @@ def _forecast(
 def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, replaces: bool) -> None:
     """Freeze the configuration, once there are workers and before the first clip is converted.
 
-    If the conversion ``replaces`` another one, remove what was begun for it with another configuration. Sources that
-    lose their arrays lose them before anything is written to those arrays.
+    If the conversion ``replaces`` another one, remove what was begun for it with another configuration.
     """
     if replaces:
         begin_replacement(layout, config.to_dict(), src)
-    append_records(layout, [failure_record(lost, lost.reason, lost.message) for lost in plan.superseded])
     frozen = frozen_config(layout)
     roots = roots_with(frozen, src, plan)
     if roots != known_roots(frozen):
@@ -340,24 +338,28 @@ def _convert(
     layout: LmsLayout,
     src: Path,
     function: ShardFunction,
-    pending: Sequence[Source],
+    plan: Plan,
     pool: WorkerPool,
     begin: Callable[[], None],
-) -> Counter[str]:
-    """Convert ``pending`` and write records as they come. Returns the failures counted by reason.
+) -> tuple[Counter[str], dict[str, str]]:
+    """Convert the pending sources of ``plan`` and write records as they come.
 
-    ``begin`` is called once there are workers, before the first one gets a task.
+    Returns the failures counted by reason, and the sources that failed to take over an array, with its owner. ``begin``
+    is called once there are workers, before the first one gets a task.
     """
     reasons: Counter[str] = Counter()
+    pending, takeovers = plan.pending, Takeovers(layout, plan.superseded)
     if not pending:
         begin()
-        return reasons
+        append_records(layout, takeovers.begin())
+        return reasons, {}
     on_worker_death = functools.partial(_give_up, layout)
-    keep = {source.relative for source in pending if source.keeps}
+    keep = {source.relative for source in pending if source.keeps and source.relative not in plan.superseded}
     kept: dict[str, tuple[str, str]] = {}
 
     def shards() -> Iterator[list[Source]]:
         begin()
+        append_records(layout, takeovers.begin())
         yield from split_into_shards(pending, pool.size, MAX_SHARD_SIZE)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
@@ -365,12 +367,15 @@ def _convert(
         for rows in run_shards(function, shards(), pool, on_worker_death, shared):
             failures = [row for row in rows if row["status"] == FAILED]
             kept |= {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
-            records.add(row for row in rows if row["source"] not in kept)
-            reasons += Counter(KEPT if row["source"] in kept else row["reason"] for row in failures)
+            records.add(takeovers.with_ends(row for row in rows if row["source"] not in kept))
+            counted = (row for row in failures if not takeovers.holds(row))
+            reasons += Counter(KEPT if row["source"] in kept else row["reason"] for row in counted)
             progress.advance(len(rows), failed=len(failures))
-    append_records(layout, kept_records(layout, kept))
+    settled = takeovers.settle()
+    append_records(layout, [*kept_records(layout, kept), *settled])
+    reasons += takeovers.reasons(settled)
     reasons["internal_error"] += records.given_up
-    return +reasons
+    return +reasons, takeovers.not_done
 
 
 def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,33 +75,51 @@ def folded(names: pa.ChunkedArray | pa.Array, folding: NameFolding) -> pa.Array:
     return names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
 
 
-def misnamed(records: pa.Table, good: np.ndarray, root: str) -> list[Source]:
+# The sources that lose their arrays, each with its reason, by the source that takes the array over.
+Superseded = Mapping[str, Sequence[Source]]
+# In place of a source that takes over: the array is another source's already.
+NOBODY = ""
+
+
+def misnamed(records: pa.Table, good: np.ndarray, pending: Sequence[Source]) -> dict[str, list[Source]]:
     """Good sources in a spelling that earlier versions took from lists (``./a.wav``), and that no scan or list has now.
 
-    Their arrays belong to the sources with the plain names.
+    Their arrays belong to the sources with the plain names: to those that are good already, or to ``pending`` ones,
+    once they are converted.
     """
     odd = pc.match_substring_regex(records["source"], r"(^|/)\./|//|/\.$").to_numpy()
     names = records["source"].take(pa.array(np.flatnonzero(odd & good))).to_pylist()
-    return [Source(name, root, "not_found", f"its name is {Path(name).as_posix()!r} now") for name in names]
+    if not names:
+        return {}
+    known = set(records["source"].take(pa.array(np.flatnonzero(good & ~odd))).to_pylist())
+    waiting = {source.relative for source in pending if not source.reason}
+    found: dict[str, list[Source]] = {}
+    for name in names:
+        plain = Path(name).as_posix()
+        if plain in waiting or plain in known:
+            lost = Source(name, "", "not_found", f"its name is {plain!r} now")
+            found.setdefault(plain if plain in waiting else NOBODY, []).append(lost)
+    return found
 
 
-def resolve_conflicts(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], list[Source]]:
+def resolve_conflicts(pending: Sequence[Source], owners: Owners) -> tuple[list[Source], dict[str, list[Source]]]:
     """Resolve every conflict about an array. Returns ``pending``, and the sources that lose their array to one of them.
 
     An owner that still exists keeps its array, and other sources with the same output become conflicts, whatever the
-    order of their names. An owner that no longer exists loses its array, as do all claimants of an array without owner.
+    order of their names. An owner that no longer exists loses its array, as do all claimants of an array without owner;
+    but only once the new array is written (`workflows.melspec.keeping`).
     """
     settled: list[Source] = []
-    superseded: dict[str, Source] = {}
+    superseded: dict[str, list[Source]] = {}
     for source, claimants in zip(pending, owners.claims(pending), strict=True):
         others = [name for name in claimants if name != source.relative]
         if len(claimants) == 1 and _is_there(source, claimants[0]):
             settled.append(_for_owner(source, claimants[0]))
             continue
         settled.append(source)
-        if not source.reason:
-            superseded.update((loser.relative, loser) for loser in _losers(source, others))
-    return settled, list(superseded.values())
+        if not source.reason and others:
+            superseded[source.relative] = list(_losers(source, others))
+    return settled, superseded
 
 
 def _for_owner(source: Source, owner: str) -> Source:

@@ -26,7 +26,7 @@ from m2dprep.artifacts.tables import SOURCE_COLUMNS, read_names
 from m2dprep.audioprep.decoding.content import digest_of
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
-from m2dprep.workflows.melspec.owners import Owners, folded, misnamed, resolve_conflicts
+from m2dprep.workflows.melspec.owners import Owners, Superseded, folded, misnamed, resolve_conflicts
 
 # Queries to a network file system spend their time waiting.
 THREADS = 16
@@ -124,14 +124,14 @@ PLAN_COLUMNS = ["source", "file_name", "status", "reason", "source_bytes", "sour
 class Plan:
     """The sources still to convert, the number that are done, and the earlier failures by reason.
 
-    ``superseded`` are sources with good records that lose their arrays to pending ones; each holds its reason.
+    ``superseded`` are sources with good records that lose their arrays to pending ones once those are converted.
     ``replaced`` are sources with good records whose arrays files of another folder would replace.
     """
 
     pending: list[Source]
     done: int
     failed: Counter[str]
-    superseded: list[Source] = field(default_factory=list)
+    superseded: Superseded = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
 
 
@@ -216,13 +216,14 @@ def make_plan(
     reasons = Counter(each or "unknown" for each in reason[left_alone].tolist())
     rows = np.flatnonzero(~(good | left_alone)).tolist()
     pending, superseded = resolve_conflicts([sources[index] for index in rows], owners)
+    if not same_root:
+        replaced += [loser.relative for losers in superseded.values() for loser in losers]
+    for name, losers in misnamed(records, status == OK, pending).items():
+        superseded[name] = [*superseded.get(name, []), *losers]
     pending = [
-        source._replace(keeps=True) if there[row] and not source.reason else source
+        source._replace(keeps=True) if not source.reason and (there[row] or source.relative in superseded) else source
         for row, source in zip(rows, pending, strict=True)
     ]
-    if not same_root:
-        replaced += [source.relative for source in superseded]
-    superseded += misnamed(records, status == OK, sources[0].root) if sources else []
     return Plan(pending, int(good.sum()), reasons, superseded, replaced)
 
 

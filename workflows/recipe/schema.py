@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import read_yaml, scalar_value
+from m2dprep.artifacts.yaml_files import read_yaml, scalar_value
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 MERGE_TAG = "tag:yaml.org,2002:merge"

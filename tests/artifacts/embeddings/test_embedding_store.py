@@ -569,6 +569,7 @@ def test_the_index_must_be_the_one_of_the_embeddings(tmp_path: Path) -> None:
         EmbeddingStore.open(tmp_path / "one").index()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "", "🎵", "a b"]), min_size=1, max_size=8), st.data())
 def test_the_first_row_that_differs_is_named(

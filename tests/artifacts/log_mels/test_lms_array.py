@@ -87,6 +87,7 @@ def test_headers_of_any_length(tmp_path: Path, reader: str, length: int) -> None
     assert "pickle" not in str(raised.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(changes=st.dictionaries(st.integers(0, HEADER_BYTES - 1), st.integers(0, 255), min_size=1, max_size=4))
 def test_any_bytes_in_the_header(changes: dict[int, int], tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -31,6 +31,7 @@ def arrays(data: Path) -> list[np.ndarray]:
     return [np.load(data / name)[0] for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [(), ("one",), ("one", "two")])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_layout_gives_the_same_arrays(data: Path, packed: tuple[str, ...], dtype: str) -> None:

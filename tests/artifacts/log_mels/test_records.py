@@ -54,6 +54,7 @@ def test_no_rows_write_no_part(layout: LmsLayout) -> None:
         read_records(layout)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4), min_size=1, max_size=5))
 def test_compaction_depends_on_the_rows_alone(tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]]) -> None:
@@ -141,6 +142,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(values=st.dictionaries(st.sampled_from(record_file.RECORD_SCHEMA.names[5:]), VALUES))
 def test_whatever_a_row_holds_no_row_is_lost(values: dict, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -81,6 +81,7 @@ def test_cut_off(tmp_path: Path, container: str, subtype: str, share: float) -> 
     assert fault(tmp_path / "x").reason == "truncated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "subtype"), CUT_FORMATS)
 def test_no_cut_anywhere_is_taken_for_a_whole_file(tmp_path: Path, container: str, subtype: str) -> None:
     data = encoded(container, subtype, NOISE[:2000], 44100 if subtype != "OPUS" else 48000)
@@ -216,6 +217,7 @@ def test_no_permission(tmp_path: Path) -> None:
     assert fault(tmp_path / "x.wav").reason == "permission"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.EACCES, "permission"), (errno.EPERM, "permission"), (errno.EIO, "io_error"),
                            (errno.ESTALE, "io_error"), (errno.ENOENT, "not_found")]

@@ -21,6 +21,8 @@ from m2dprep.captions.embedding.batches import Tokens, fitting_tokens
 from m2dprep.captions.embedding.encoder import load_encoder
 from tests.captions.embedding.test_encoder_models import TEXTS, bert, by_hand
 
+pytestmark = pytest.mark.slow  # loads models
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -41,7 +43,6 @@ def test_a_folder_without_a_tokenizer(model: Path) -> None:
         load_encoder(str(model), "cpu")
 
 
-@pytest.mark.slow
 def test_a_tokenizer_without_its_vocabulary(minilm: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(minilm, copy)
@@ -102,7 +103,6 @@ def test_flash_attention_only_where_the_gpu_can(
     assert loading._attentions("cuda", "fp16")[0] == first
 
 
-@pytest.mark.slow
 def test_the_reference_leaves_no_second_model_behind(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(model), "cpu", precision="bf16")
     made: list[weakref.ref[Any]] = []
@@ -122,7 +122,6 @@ def test_the_reference_leaves_no_second_model_behind(model: Path, monkeypatch: p
         gc.enable()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("when", ["loading", "computing"])
 def test_a_reference_for_which_the_gpu_has_no_room(

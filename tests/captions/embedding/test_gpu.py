@@ -19,6 +19,8 @@ from m2dprep.captions.embedding.sample_check import MIN_COSINE, cosines_of
 from tests.devices import DEVICES
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+pytestmark = pytest.mark.slow
+
 PRECISIONS = ["fp32", "bf16", "fp16"]
 
 
@@ -53,7 +55,6 @@ def texts() -> list[str]:
     return [*made, "a" * 600]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_embedding_is_that_of_float32_on_a_processor(

@@ -92,6 +92,7 @@ def test_the_named_tables_need_their_columns(tmp_path: Path) -> None:
         read_source(ACALT4, [path])
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.text('ab,"\n capt', max_size=60), st.sampled_from(["", "id,caption\n", "youtube_id,caption\n"]))
 def test_any_text_gives_rows_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, text: str, start: str) -> None:

@@ -396,6 +396,7 @@ def test_what_nobody_foresaw_is_a_problem_and_hides_nothing(data: Path, monkeypa
     assert "no such file" in found["arrays"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["mean", "std", "count_files", "count_values", "bin_mean", "bin_std", "excluded_files"])
 def test_statistics_that_are_not_those_of_the_records_are_told(data: Path, key: str) -> None:
     value = (read_object(data / "norm_stats.json") or {})[key]

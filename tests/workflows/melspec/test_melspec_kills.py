@@ -153,6 +153,33 @@ def test_retrying_failures_survives_kills(tmp_path: Path, src: Path, serve: Kill
     assert snapshot(data) == snapshot(tmp_path / "undisturbed")
 
 
+def test_takeovers_of_arrays_survive_kills(tmp_path: Path, src: Path, serve: KillServer) -> None:
+    """Sources give way to others with the same output, some of them unreadable: their old arrays stay at any moment."""
+    data, saved = tmp_path / "data", tmp_path / "saved"
+    serve(src, saved)
+    for number, path in enumerate(sorted(src.rglob("clip *.wav"))):
+        sound = soundfile.read(path)[0]
+        path.unlink()
+        if number % 2:
+            soundfile.write(path.with_suffix(".flac"), 0.5 * sound, 16000)
+        else:
+            path.with_suffix(".flac").write_bytes(b"no sound")
+    names = [path.with_suffix(".npy").relative_to(src) for path in src.rglob("clip *.flac") if path.stat().st_size < 9]
+    kept = {name: next(saved.rglob(str(name))).read_bytes() for name in names}
+    assert len(kept) == CLIPS // 2
+    shutil.copytree(saved, data)
+    undisturbed = serve(src, data)
+    expected = snapshot(data)
+    rng = random.Random(7)
+    for _ in range(20):
+        shutil.rmtree(data)
+        shutil.copytree(saved, data)
+        serve(src, data, kill_before=rng.randint(1, undisturbed["steps"]))
+        assert {name: next(data.rglob(str(name))).read_bytes() for name in names} == kept
+        assert serve(src, data)["exit"] == 0
+        assert snapshot(data) == expected
+
+
 def test_records_speak_only_of_what_is_synced(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut loses unsynced arrays: no record of them may be on disk before they are synced."""
     synced: set[Path] = set()

@@ -76,15 +76,97 @@ def test_sources_that_replace_others_take_over_their_arrays(src: Path) -> None:
     assert convert(src).skipped == 3
 
 
-def test_a_source_that_replaces_another_and_fails_leaves_nothing_of_it(src: Path) -> None:
+def no_sound(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"no sound")
+
+
+@pytest.mark.parametrize("settings", [{}, {"overwrite": True}], ids=["resumed", "anew"])
+@pytest.mark.parametrize("names", [(), ("c0.flac", "c1.wav", "c2.wav")], ids=["scan", "list"])
+def test_an_array_stays_until_the_source_that_takes_it_over_is_converted(
+    src: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], settings: dict[str, bool]
+) -> None:
     convert(src)
+    before = (layout_of(src).root / "c0.npy").read_bytes()
     (src / "c0.wav").unlink()
-    (src / "c0.flac").write_bytes(b"no sound")
-    assert convert(src, "c0.flac").reasons == {"not_audio": 1}
+    no_sound(src / "c0.flac")
+    for options in (settings, {}, {"retry_failed": True}):
+        assert convert(src, *names, **options).reasons == {"not_audio": 1}
+        assert rows(src) == {"c0.flac": "not_audio", "c0.wav": "ok", "c1.wav": "ok", "c2.wav": "ok"}
+        assert (layout_of(src).root / "c0.npy").read_bytes() == before
+        require_consistent(src, 3)
+    assert "such as that of 'c0.wav', in place of 'c0.flac'" in capsys.readouterr().err
+    messages = read_records(layout_of(src), ["source", "message"]).to_pylist()
+    assert "of 'c0.wav', was kept" in next(row["message"] for row in messages if row["source"] == "c0.flac")
+    (src / "c0.flac").unlink()
+    write_sound(src / "c0.flac", 0.3)
+    assert convert(src, *names, retry_failed=True).failed == 0
+    assert rows(src).get("c0.wav", "not_found") == "not_found"
+    assert (layout_of(src).root / "c0.npy").read_bytes() != before
+    require_consistent(src, 3)
+
+
+# The source that was converted; the one that takes its array over; names that the output takes for one.
+HEIRS = {
+    "another format": ("c9.wav", "c9.flac", NameFolding()),
+    "the same format in capitals": ("c9.wav", "c9.WAV", NameFolding()),
+    "in a folder": ("x/c9.wav", "x/c9.ogg", NameFolding()),
+    "a folder renamed in case": ("x/c9.wav", "X/c9.wav", NameFolding(case=True)),
+    "a file renamed in case": ("c9.wav", "C9.flac", NameFolding(case=True)),
+    "another normal form": ("é.wav", "e\u0301.wav", NameFolding(form=True)),
+}
+
+
+@pytest.mark.parametrize("heir", HEIRS)
+def test_every_kind_of_heir_leaves_the_array_when_it_fails(
+    src: Path, monkeypatch: pytest.MonkeyPatch, heir: str
+) -> None:
+    owner, other, folding = HEIRS[heir]
+    monkeypatch.setattr("m2dprep.workflows.melspec.job.probe_folding", lambda folder: folding)
+    (src / owner).parent.mkdir(exist_ok=True)
+    write_sound(src / owner, 0.1)
+    convert(src)
+    before = {name: (layout_of(src).root / name).read_bytes() for name in layout_of(src).array_files()}
+    (src / owner).unlink()
+    no_sound(src / other)
+    for _ in range(2):
+        assert convert(src).reasons == {"not_audio": 1}
+        assert (rows(src)[owner], rows(src)[other]) == ("ok", "not_audio")
+        assert {name: (layout_of(src).root / name).read_bytes() for name in layout_of(src).array_files()} == before
+        require_consistent(src, 4)
+
+
+@pytest.mark.parametrize("gone", ["c0.wav", "c0.flac", "both", "none"])
+def test_an_array_of_two_records_stays_with_the_one_that_it_proves(src: Path, gone: str) -> None:
+    convert(src)
+    before = (layout_of(src).root / "c0.npy").read_bytes()
+    good = {row["source"]: row for row in read_records(layout_of(src)).to_pylist()}["c0.wav"]
+    append_records(layout_of(src), [{**good, "source": "c0.flac", "digest": "0" * 16, "mean": good["mean"] + 1}])
+    for name in ("c0.wav", "c0.flac"):
+        no_sound(src / name)
+        (src / name).unlink() if gone in (name, "both") else None
+    if gone == "both":
+        no_sound(src / "c0.ogg")
+    for _ in range(2):
+        convert(src)
+        assert rows(src)["c0.wav"] in ("ok", "kept")
+        assert rows(src).get("c0.flac") in (None, "not_audio", "not_found", "name_conflict")
+        assert (layout_of(src).root / "c0.npy").read_bytes() == before
+        require_consistent(src, 3)
+
+
+def test_an_array_that_no_record_proves_is_removed_when_the_heir_fails(src: Path) -> None:
+    convert(src)
+    array = layout_of(src).root / "c0.npy"
+    array.write_bytes(array.read_bytes()[:-4] + b"\1\2\3\4")
+    (src / "c0.wav").unlink()
+    no_sound(src / "c0.flac")
+    convert(src, "c0.flac")
     assert rows(src) == {"c0.flac": "not_audio", "c0.wav": "not_found", "c1.wav": "ok", "c2.wav": "ok"}
     require_consistent(src, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [(), ("c0.flac",)], ids=["scan", "list"])
 def test_who_was_converted_keeps_its_array_whatever_comes_first_by_name(src: Path, names: tuple[str, ...]) -> None:
     convert(src)
@@ -119,6 +201,7 @@ def test_a_conflict_whose_owner_went_is_converted_when_retried(src: Path) -> Non
     require_consistent(src, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["c0.wav", "c0.flac", ""])
 def test_two_good_records_for_one_array_are_settled(src: Path, gone: str) -> None:
     """The leftovers of earlier versions: nobody knows whose values the array has."""
@@ -167,6 +250,20 @@ def test_records_of_odd_names_are_forgotten(src: Path) -> None:
     require_consistent(src, 3)
 
 
+def test_an_array_of_an_odd_name_stays_when_the_source_of_the_plain_name_fails(src: Path) -> None:
+    convert(src, "c0.wav")
+    good = read_records(layout_of(src)).to_pylist()
+    for part in layout_of(src).melspec.glob("records-*"):
+        part.unlink()
+    odd = [{**row, "source": f"./{row['source']}", "file_name": f"./{row['file_name']}"} for row in good]
+    append_records(layout_of(src), odd)
+    before = (layout_of(src).root / "c0.npy").read_bytes()
+    no_sound(src / "c0.wav")
+    assert convert(src).reasons == {"not_audio": 1}
+    assert rows(src)["./c0.wav"] == "ok"
+    assert (layout_of(src).root / "c0.npy").read_bytes() == before
+
+
 def test_a_pack_is_in_the_way_of_what_would_be_written_alone(src: Path) -> None:
     convert(src)
     pack(layout_of(src).root, dtype="float16")
@@ -178,6 +275,7 @@ def test_a_pack_is_in_the_way_of_what_would_be_written_alone(src: Path) -> None:
     assert rows(src)["c0.wav"] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "folding"),
     [

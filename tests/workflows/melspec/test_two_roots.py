@@ -94,6 +94,7 @@ def test_a_folder_with_other_names_adds_to_the_output_and_loses_no_row(first: Pa
         convert(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "copied", "copied without times", "mounted elsewhere"])
 def test_the_same_files_in_another_folder_are_done(first: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     there = first.parent / "there"
