@@ -26,7 +26,7 @@ def read_vggsound(path: Path, sentences: Sentences) -> Pairs:
     """``vggsound.csv``: (``<id>_<start in six digits>``, a sentence of the label) of every row."""
     purpose = "VGGSound's list: YouTube id, start second, label, split, without a header"
     names, labels, bad = [], [], []
-    for line, (video, start, label, _) in _rows(path, purpose, VGGSOUND_COLUMNS, ","):
+    for line, (video, start, label, _) in table_rows(path, purpose, VGGSOUND_COLUMNS, ","):
         if not ID.fullmatch(video) or not start.isdecimal() or int(start) >= LARGEST_START:
             bad.append(f"line {line}: {video[:20]!r}, {start[:20]!r}")
             continue
@@ -50,7 +50,7 @@ def read_audioset_strong(path: Path, label_names: Mapping[str, str], sentences: 
     events: dict[str, list[tuple[float, str]]] = {}
     unknown: list[str] = []
     bad, count = [], 0
-    for line, (segment, start, end, mid) in _rows(path, purpose, STRONG_COLUMNS, "\t"):
+    for line, (segment, start, end, mid) in table_rows(path, purpose, STRONG_COLUMNS, "\t"):
         if not (segment and TIME.fullmatch(start) and TIME.fullmatch(end)):
             bad.append(f"line {line}: {segment[:30]!r}, {start[:20]!r}, {end[:20]!r}")
             continue
@@ -81,7 +81,7 @@ def _sentences(names: Sequence[str], labels: Sequence[Sequence[str]], sentences:
     return [(name, caption or "") for name, caption in zip(names, made, strict=True)]
 
 
-def _rows(path: Path, purpose: str, columns: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def table_rows(path: Path, purpose: str, columns: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table of these columns, with their last lines; a header that names the first one is skipped.
 
     Raises `UserError` if the table is malformed, empty, or has another number of columns.
