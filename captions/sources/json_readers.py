@@ -3,22 +3,25 @@ ACAVCaps, and JSON lines with any keys."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from m2dprep.artifacts.clips.clip_id import file_stem, youtube_id
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, walk
 from m2dprep.artifacts.json_files import parse_json
-from m2dprep.artifacts.layout import require_folder
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode, listing, read_bytes
+from m2dprep.artifacts.layout import require_file, require_folder
+from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes
 
 # WavCaps' folders and files. Ids of its AudioSet part are names like "Y….wav"; the other parts have ids of their own.
 WAVCAPS_PARTS = {
@@ -29,6 +32,7 @@ WAVCAPS_PARTS = {
 }
 AUDIOSET_PART = "AudioSet_SL"
 AUDIOSET_NAME = re.compile(r"Y[\w-]{11}(\.\w+)?", re.ASCII)
+TABLE_ROWS = 1 << 18
 LAION_KEYS = ("text",)
 ACAV_KEYS = ("long", "short")
 ACAV_ID_KEYS = ("id", "key", "__key__", "audio_id", "clip_id")
@@ -103,31 +107,33 @@ def _is_json(entry: os.DirEntry[str]) -> bool:
     return name.endswith(".json") and not name.startswith(APPLE_DOUBLE_PREFIX) and Path(entry.path).is_file()
 
 
-def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Pairs:
+def read_jsonl(path: Path, id_key: str, caption_keys: Sequence[str]) -> Iterator[tuple[str, str]]:
     """JSON lines: the texts under ``caption_keys`` of every object, with the id under ``id_key``."""
-    pairs: Pairs = []
+    empty = True
     for number, entry in _lines(path, "JSON lines of captions"):
         if missing := _missing(entry, [id_key, *caption_keys]):
             raise UserError(f"{path}:{number} has no {', '.join(missing)}; it has {_keys(entry)}.")
+        empty = False
         name = _id(entry[id_key], f"{path}:{number}: {id_key!r}")
-        pairs += [(name, text) for key in caption_keys for text in texts_of(entry[key], f"{path}:{number}: {key!r}")]
-    if not pairs:
+        for key in caption_keys:
+            yield from ((name, text) for text in texts_of(entry[key], f"{path}:{number}: {key!r}"))
+    if empty:
         raise UserError(f"{path} holds no captions.")
-    return pairs
 
 
 def _lines(path: Path, purpose: str) -> Iterator[tuple[int, Any]]:
-    """The value of every line that is not empty, with the line's number. The last line may lack its end.
+    """The value of every line that is not empty, with the line's number. The file may be larger than the memory.
 
-    Raises `UserError` that names the lines that are not JSON.
+    Raises `UserError` that names the lines that are not JSON, once all are read.
     """
     broken: list[str] = []
     count = 0
-    for number, line in enumerate(decode(path, read_bytes(path, purpose)).split("\n"), 1):
+    require_file(path, purpose)
+    for number, line in enumerate(_bytes_of_lines(path, purpose), 1):
         if not line.strip():
             continue
         try:
-            value = parse_json(line, f"{path}:{number}", purpose)
+            value = parse_json(_text(path, number, line), f"{path}:{number}", purpose)
         except UserError as error:
             count += 1
             broken += [str(error)] * (len(broken) < EXAMPLES)
@@ -139,25 +145,44 @@ def _lines(path: Path, purpose: str) -> Iterator[tuple[int, Any]]:
         raise UserError(broken[0] + more)
 
 
-def read_acavcaps(path: Path, keys: Sequence[str] = ()) -> Pairs:
+def _bytes_of_lines(path: Path, purpose: str) -> Iterator[bytes]:
+    try:
+        with open_binary(path) as file:
+            yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({purpose}): {first_line(error)}") from error
+
+
+def _text(path: Path, number: int, line: bytes) -> str:
+    """A line as text; the first one may have a byte order mark."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        if number == 1:
+            decode(path, line)  # names UTF-16
+        byte = line[error.start]
+        raise UserError(f"{path}:{number} is not UTF-8 (byte {byte:#04x}); convert the file.") from error
+
+
+def read_acavcaps(path: Path, keys: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """ACAVCaps: the texts under ``keys`` (default `ACAV_KEYS`) of every clip, each a text or a list of texts.
 
     A line is ``{id: {key: texts, …}, …}``, or an object that has the id beside the texts under one of `ACAV_ID_KEYS`.
     """
     purpose = "the captions of ACAVCaps"
     keys = tuple(keys) or ACAV_KEYS
-    pairs: Pairs = []
+    empty = True
     for number, value in _lines(path, purpose):
         place = f"{path}:{number}"
-        clips = _acav_clips(value, place)
-        for name, texts in clips:
+        for name, texts in _acav_clips(value, place):
             if not isinstance(texts, dict) or not any(key in texts for key in keys):
                 raise UserError(f"{place}: {name!r} has none of the texts {', '.join(keys)}; it has {_keys(texts)}.")
-            there = [key for key in keys if key in texts]
-            pairs += [(name, text) for key in there for text in texts_of(texts[key], f"{place}: {key!r}")]
-    if not pairs:
+            empty = False
+            for key in keys:
+                if key in texts:
+                    yield from ((name, text) for text in texts_of(texts[key], f"{place}: {key!r}"))
+    if empty:
         raise UserError(f"{path} holds no captions ({purpose}).")
-    return pairs
 
 
 def _acav_clips(value: Any, place: str) -> list[tuple[str, Any]]:
@@ -257,12 +282,13 @@ def _shown(value: Any) -> str:
 
 
 def pairs_table(pairs: Iterable[tuple[str, str]], schema: pa.Schema) -> pa.Table:
-    """The pairs as a table of two columns of text."""
-    ids, texts = [], []
-    for name, text in pairs:
-        ids.append(name)
-        texts.append(text)
-    return pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(texts, pa.string())], schema=schema)
+    """The pairs as a table of two columns of text, made in pieces, since texts take far more memory in Python."""
+    waiting = iter(pairs)
+    tables = [schema.empty_table()]
+    while some := list(islice(waiting, TABLE_ROWS)):
+        columns = [pa.array(column, pa.string()) for column in zip(*some, strict=True)]
+        tables.append(pa.Table.from_arrays(columns, schema=schema))
+    return pa.concat_tables(tables)
 
 
 def _json(path: Path, purpose: str) -> Any:

@@ -90,7 +90,8 @@ def table_rows(path: Path, purpose: str, columns: Sequence[str], delimiter: str)
     text = decode(path, data)
     if "\0" in text:
         raise UserError(f"{path} holds NUL ({purpose}).")
-    raise_malformed(path, data, purpose, delimiter)
+    if '"' in text:
+        raise_malformed(path, data, purpose, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows = 0
     for row in reader:
@@ -98,6 +99,7 @@ def table_rows(path: Path, purpose: str, columns: Sequence[str], delimiter: str)
         if not any(cells) or (not rows and cells[0].lower() in (columns[0], "ytid")):
             continue
         if len(cells) != len(columns):
+            raise_malformed(path, data, purpose, delimiter)
             raise UserError(f"{path}:{reader.line_num} has {len(cells)} columns, not {len(columns)} ({purpose}).")
         rows += 1
         yield reader.line_num, cells

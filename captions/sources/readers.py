@@ -9,7 +9,7 @@ whole id, never by a first letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -121,11 +121,11 @@ def _read_file(kind: Kind, path: Path, options: ReadOptions, notes: Notes) -> pa
         if kind.is_plain:
             return caption_rows(path, f"the captions of {kind.title}", kind.id_column, kind.caption_columns)
         read = READERS[kind.name](path, options, notes)
+        return read if isinstance(read, pa.Table) else pairs_table(read, CAPTION_ROWS)
     except UserError as error:
         if said := hint(path, kind):
             raise UserError(f"{error} {said}") from error
         raise
-    return read if isinstance(read, pa.Table) else pairs_table(read, CAPTION_ROWS)
 
 
 def _without_placeholders(rows: pa.Table) -> pa.Table:
@@ -164,14 +164,14 @@ def _sentences(options: ReadOptions) -> Sentences:
     return options.sentences
 
 
-def _read_jsonl(path: Path, options: ReadOptions, _: Notes) -> Pairs:
+def _read_jsonl(path: Path, options: ReadOptions, _: Notes) -> Iterable[tuple[str, str]]:
     if not options.id_column or not options.caption_columns:
         raise UserError(f"{path}: name its keys with --id-column and --caption-column.")
     return read_jsonl(path, options.id_column, options.caption_columns)
 
 
 # Kinds that are no plain tables: those of single files, and those of many shards.
-READERS: dict[str, Callable[[Path, ReadOptions, Notes], pa.Table | Pairs]] = {
+READERS: dict[str, Callable[[Path, ReadOptions, Notes], pa.Table | Iterable[tuple[str, str]]]] = {
     "acavcaps": lambda path, options, _: read_acavcaps(path, options.caption_columns),
     "af_audioset": lambda path, *_: read_af_audioset(path),
     "audioset_strong": _read_strong,
