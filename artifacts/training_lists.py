@@ -14,18 +14,7 @@ from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import DataLayout
 from m2dprep.artifacts.tables import plain_digest
 
-LISTED, TRAINED = "files_", "train_"
 ORIGIN_SUFFIX = ".json"
-
-
-def training_list_of(files: Path) -> Path:
-    """The training list that is read in place of the list ``files``, existing or not."""
-    return files.with_name(TRAINED + files.name.removeprefix(LISTED))
-
-
-def training_lists(layout: DataLayout) -> dict[Path, Path]:
-    """The existing training lists of a data directory, by the list that each is read in place of."""
-    return {files: path for files in layout.file_lists() if (path := training_list_of(files)).exists()}
 
 
 def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
@@ -33,7 +22,7 @@ def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
 
     Raises `UserError` if a training list is out of date.
     """
-    made = training_lists(layout)
+    made = layout.training_lists()
     for files, path in made.items():
         require_current(path, files)
     notes = [f"{path.name} is read in place of {files.name}" for files, path in made.items()]
@@ -42,7 +31,7 @@ def lists_to_train_on(layout: DataLayout) -> tuple[list[Path], list[str]]:
 
 def write_origin(path: Path, files: Path) -> None:
     """Note beside the training list ``path`` that it was made from the list ``files`` as it is now."""
-    origin = {"list": files.name, "digest": plain_digest(files)}
+    origin = {"list": files.name, "list_digest": plain_digest(files)}
     try:
         there = read_object(_origin(path))
     except UserError:  # damaged; it is about to be replaced
@@ -55,7 +44,7 @@ def require_current(path: Path, files: Path) -> None:
     """Raise `UserError` if the training list ``path`` was made from ``files`` as it was before; a list that somebody
     else wrote does not say."""
     origin = read_object(_origin(path))
-    if origin is not None and origin.get("digest") != plain_digest(files):
+    if origin is not None and origin.get("list_digest") != plain_digest(files):
         raise UserError(
             f"{path} was made from an earlier {files.name}, so it lacks what is new there: make it anew with "
             f"`m2dprep captions training-list {files} CAPTIONS --overwrite`, or choose lists with --files."

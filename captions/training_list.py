@@ -14,10 +14,10 @@ from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
 from m2dprep.artifacts.clips.readings import AllReadings
 from m2dprep.artifacts.columns import one_array, runs
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
-from m2dprep.artifacts.layout import is_evaluation_clip, require_file
+from m2dprep.artifacts.layout import LISTED, TRAINED, is_evaluation_clip, require_file, training_list_of
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import is_as_written, read_captions, read_file_list, verify_file_list, write_file_list
-from m2dprep.artifacts.training_lists import LISTED, TRAINED, training_list_of, write_origin
+from m2dprep.artifacts.training_lists import write_origin
 from m2dprep.captions.sources.audioset import EVALUATION_SPLIT
 from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
 from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
+    OUTPUT_PATH,
     PATH,
     Function,
     TableCommand,
@@ -23,6 +25,7 @@ from m2dprep.cli.options import (
     overwrite_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import Given, stage
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
@@ -38,9 +41,20 @@ def dtype_option(default: str, told: str) -> Callable[[Function], Function]:
     return click.option("--dtype", type=click.Choice(["float32", "float16"]), default=default, help=told)
 
 
+def _pack_of(given: Given) -> list[Path]:
+    return [given.path("lms") / PACKED_FOLDER]
+
+
+def _file_list(given: Given) -> list[Path]:
+    """The list of arrays that melspec writes beside its folder."""
+    layout = LmsLayout(given.path("dst"))
+    return [layout.data / f"files_{name}.csv" for name in given.values.get("name", [layout.name])]
+
+
+@stage(how=("workers", "max_failures", "ignore_space"), writes=_file_list, remade_from="src")
 @click.command(cls=TableCommand)
 @click.argument("src", type=PATH)
-@click.argument("dst", type=PATH)
+@click.argument("dst", type=OUTPUT_PATH)
 @titled(
     "What to convert",
     click.option(
@@ -176,6 +190,10 @@ def melspec(
     report.require(limit)
 
 
+@stage(
+    writes=lambda given: [] if given.values.get("output") else [LmsLayout(given.path("lms")).norm_stats],
+    shows=("mean", "std", "count_files"),
+)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(
@@ -206,7 +224,6 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
       m2dprep stats data/audioset_lms
       m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv -o /tmp/check.json
     """
-    from m2dprep.artifacts.layout import LmsLayout
     from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 
     result = norm_stats(lms, recompute=recompute, files=files)
@@ -220,6 +237,7 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
 
 
+@stage(how=("threads",), reads=_pack_of)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(
@@ -248,6 +266,7 @@ def unpack(lms: Path, output: Path | None, threads: int, as_json: bool) -> None:
     click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)
 
 
+@stage(how=("threads", "max_failures"), writes=_pack_of)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(

@@ -10,9 +10,20 @@ from pathlib import Path
 import click
 
 from m2dprep.cli.caption_sets import overwrite_table_option, say_unchanged
-from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_option, text_model_option, titled
+from m2dprep.cli.options import (
+    OUTPUT,
+    OUTPUT_PATH,
+    PATH,
+    TableCommand,
+    json_option,
+    output_option,
+    text_model_option,
+    titled,
+)
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @titled(
@@ -37,7 +48,10 @@ from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_
 @titled(
     OUTPUT,
     click.option(
-        "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+        "--findings",
+        type=OUTPUT_PATH,
+        default=None,
+        help="Write every finding to this CSV file: row, clip, rule, text.",
     ),
     click.option(
         "--drop",
@@ -154,6 +168,7 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
         click.echo(f"{row['caption_index']:>3}  {row['source']:<12} {row['caption']}")
 
 
+@stage()
 @click.command("exclude-list", cls=TableCommand, short_help="A list of the clips that evaluation sets have.")
 @click.argument("sets", metavar="EVAL…", nargs=-1, required=True, type=PATH)
 @titled(

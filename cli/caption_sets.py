@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from m2dprep.artifacts.clips.caption_sets import ENTRIES, ID_FORMS, KINDS, Kind
-from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TableCommand, json_option, output_option, titled
+from m2dprep.cli.options import OUTPUT, OUTPUT_PATH, PATH, REPEATED, TableCommand, json_option, output_option, titled
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.captions.assembly import Coverage, SourceCounts
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 unmatched_option = click.option(
-    "--unmatched", type=PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
+    "--unmatched", type=OUTPUT_PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
 )
 exclude_option = click.option(
     "--exclude",
@@ -36,6 +37,7 @@ captions_output_option = output_option(required=True, help="Write the captions t
 overwrite_table_option = click.option("--overwrite", is_flag=True, help="Replace an output that holds other captions.")
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
 @titled(
     "What to read",
@@ -170,6 +172,7 @@ def source_options(command: Function) -> Function:
     return command
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Add the captions of ACalt4, AudioCaps, Clotho, WavCaps, … or any table.")
 @click.argument("captions_path", metavar="[CAPTIONS]", type=PATH, required=False)
 @titled("Kind of source (one of these)", source_options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from m2dprep.artifacts.layout import training_list_of
 from m2dprep.cli.caption_checks import check, exclude_list, show
 from m2dprep.cli.caption_sets import (
     add,
@@ -25,8 +26,10 @@ from m2dprep.cli.caption_sets import (
 )
 from m2dprep.cli.options import (
     LOCATION,
+    MODEL_NAME,
     OUTPUT,
     PATH,
+    PLACE,
     M2dprepGroup,
     TableCommand,
     device_option,
@@ -34,6 +37,7 @@ from m2dprep.cli.options import (
     output_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
 @click.group(cls=M2dprepGroup)
@@ -47,6 +51,7 @@ def captions() -> None:
     """
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Several captions tables into one.")
 @click.argument("sets", metavar="CAPTIONS…", nargs=-1, required=True, type=PATH)
 @titled("What to merge", exclude_option)
@@ -82,12 +87,14 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     click.echo(json.dumps(result, indent=2) if as_json else str(output))
 
 
+@stage(how=("device", "batch_size"))
 @click.command(cls=TableCommand, short_help="Sentences from the clips' labels, with a keyword-to-text model.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @titled(
     "Sentences",
     click.option(
         "--keyword-model",
+        type=MODEL_NAME,
         required=True,
         help="Make sentences with this keyword-to-text model (seq2seq): a name on the Hugging Face hub, or a folder.",
     ),
@@ -106,7 +113,7 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Decode this many inputs at once."),
     click.option(
         "--work",
-        type=PATH,
+        type=PLACE,
         default=None,
         show_default="OUTPUT.SOURCE",
         help="Keep finished batches in this folder until all are done.",
@@ -153,6 +160,9 @@ def keywords(captions_path: Path, work: Path | None, output: Path, as_json: bool
     report_added(coverage, output, as_json)
 
 
+@stage(
+    writes=lambda given: [] if given.values.get("output") else [training_list_of(given.path("files_csv"))],
+)
 @click.command("training-list", cls=TableCommand, short_help="Take evaluation clips out of a training list.")
 @click.argument("files", metavar="FILES_CSV", type=PATH)
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
@@ -188,7 +198,6 @@ def training_list(
       m2dprep captions training-list data/files_audioset.csv data/captions.parquet
       m2dprep captions training-list data/files_audioset.csv data/captions.parquet --exclude vggsound_test.csv
     """
-    from m2dprep.artifacts.training_lists import training_list_of
     from m2dprep.captions.training_list import write_training_list
 
     output = output or training_list_of(files)

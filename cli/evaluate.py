@@ -1,57 +1,57 @@
-"""Commands that judge a trained model: zero-shot."""
+"""Commands that judge a trained model: zero-shot, and the group evaluate with every protocol."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from m2dprep.cli.evaluation_options import (
+    CLIPS,
+    classes_option,
+    clip_options,
+    evaluation_stage,
+    file_column_option,
+    label_column_option,
+    label_options,
+    model_options,
+    place_options,
+    root_option,
+    run_command,
+    text_options,
+)
 from m2dprep.cli.options import (
-    LOCATION,
     OUTPUT,
     PATH,
+    REPEATED,
+    M2dprepGroup,
+    Number,
     TableCommand,
-    device_option,
     json_option,
     max_failures_option,
-    text_model_option,
+    output_option,
     titled,
-    trust_remote_code_option,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage(
+    how=("device", "batch_size", "max_failures"),
+    reads=lambda given: given.made_below("root"),
+    shows=("accuracy", "clips", "failed"),
+)
 @click.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)
 @titled(
-    "The clips",
-    click.option(
-        "--root",
-        type=PATH,
-        default=None,
-        show_default="the CSV's folder",
-        help="Look for the files relative to this folder.",
-    ),
-    click.option(
-        "--file-column",
-        default=None,
-        show_default="file_name, source or path, or another usual name",
-        help="Read the names of the files from this column.",
-    ),
-    click.option(
-        "--label-column",
-        default=None,
-        show_default="label, or another usual name",
-        help="Read the labels from this column.",
-    ),
-    click.option(
-        "--classes",
-        type=PATH,
-        default=None,
-        show_default="the labels that occur",
-        help="Read the names of all classes from this text file, one per line.",
-    ),
+    CLIPS,
+    root_option,
+    file_column_option,
+    label_column_option,
+    classes_option,
     click.option(
         "--template",
         default="{label} can be heard",
@@ -59,25 +59,8 @@ from m2dprep.cli.options import (
     ),
     max_failures_option,
 )
-@titled(
-    "Text encoder",
-    text_model_option(
-        default=None,
-        show_default="the one of the training",
-        help="Encode captions with this text encoder: a name on the Hugging Face hub, or a folder.",
-    ),
-    trust_remote_code_option,
-)
-@titled(
-    LOCATION,
-    device_option,
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=32,
-        help="Encode this many clips of equal length at once.",
-    ),
-)
+@text_options
+@place_options
 @titled(OUTPUT, json_option)
 def zero_shot(
     checkpoint: Path,
@@ -97,7 +80,8 @@ def zero_shot(
     """Classify the clips of CLIPS_CSV (columns file_name and label, or as ESC-50 calls them) by their classes' names.
 
     CHECKPOINT is a checkpoint-<epoch>.pth, or a run folder: its newest. Clips are log-mel .npy files or audio files.
-    Each gets the class whose caption lies nearest to it; underscores in labels count as spaces.
+    Each gets the class whose caption lies nearest to it; underscores in labels count as spaces. This is the short form
+    of `m2dprep evaluate zero-shot`.
 
     \b
     Examples:
@@ -123,3 +107,190 @@ def zero_shot(
     )
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else render(result))
     limit.require(len(result.failures), len(clips.clips), "the failures listed with the result")
+
+
+@click.group(cls=M2dprepGroup)
+def evaluate() -> None:
+    """Judge a model by the protocols of EVAR (zero-shot, linear, retrieval), or embeddings without labels."""
+
+
+@evaluation_stage
+@evaluate.command("zero-shot", cls=TableCommand)
+@click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
+@click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
+@clip_options
+@label_options
+@titled(
+    CLIPS,
+    click.option(
+        "--template",
+        "templates",
+        multiple=True,
+        show_default="the task's, else '{label} can be heard'",
+        help="Use this caption for a class, with its name in place of {label}. Several are averaged, which EVAR does "
+        f"not do. {REPEATED}",
+    ),
+)
+@model_options
+@titled(
+    OUTPUT,
+    click.option("--predictions", type=PATH, default=None, help="Write what each clip is taken for to this CSV file."),
+)
+def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path | None, **options: Any) -> None:
+    """Classify clips by the names of their classes, without training: DIR|CSV is a prepared folder or a table of clips.
+
+    The test clips are classified, or all if they have folds; the accuracy is over all of them, and tasks with several
+    labels per clip are scored by macro average precision, as in EVAR. Of equal cosines the first class wins.
+
+    \b
+    Examples:
+      m2dprep evaluate zero-shot runs/base data/esc50
+      m2dprep evaluate zero-shot runs/base clips.csv --root /nfs/clips --unit-seconds 5 --predictions predictions.csv
+      m2dprep evaluate zero-shot data/esc50 --clap-model laion/clap-htsat-unfused
+    """
+    from m2dprep.evaluation.run import run_zero_shot
+
+    run_command(checkpoint, place, options, partial(run_zero_shot, predictions=predictions))
+
+
+@evaluation_stage
+@evaluate.command("linear", cls=TableCommand)
+@click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
+@click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
+@clip_options
+@label_options
+@titled(
+    "The protocol",
+    click.option(
+        "--seeds",
+        default="42,43,44",
+        help="Repeat with each of these seeds, separated by commas.",
+    ),
+    click.option(
+        "--lr", type=Number(min=0, min_open=True), default=3e-5, help="Train the heads with this learning rate."
+    ),
+    click.option("--epochs", type=click.IntRange(min=1), default=200, help="Train for at most this many epochs."),
+    click.option(
+        "--patience", type=click.IntRange(min=1), default=20, help="Stop after this many epochs without a better one."
+    ),
+    click.option(
+        "--embedding",
+        type=click.Choice(["stacked", "flat", "clap"]),
+        default=None,
+        show_default="stacked, if the model has it",
+        help="Train on these features: patches of a column side by side, the average over patches, or the embedding "
+        "that is compared with captions.",
+    ),
+    click.option(
+        "--crops",
+        type=click.Choice(["evar", "start"]),
+        default="evar",
+        help="Cut longer training clips at random as EVAR does, or all clips at their start.",
+    ),
+    click.option(
+        "--strict-evar",
+        is_flag=True,
+        help="Reproduce EVAR where it is wrong: the scaler, two classes, classes of a split, 16-bit sounds.",
+    ),
+)
+@model_options
+def evaluate_linear(
+    checkpoint: Path,
+    place: Path | None,
+    seeds: str,
+    lr: float,
+    epochs: int,
+    patience: int,
+    embedding: str | None,
+    crops: str,
+    strict_evar: bool,
+    **options: Any,
+) -> None:
+    """Train a linear layer on frozen features and test it: DIR|CSV is a prepared folder or a table of clips.
+
+    The table has a column split (train, valid, test) or fold; without valid clips a tenth of the training clips is held
+    out. The score is the mean over folds and seeds, with a 95 % interval over seeds.
+
+    \b
+    Examples:
+      m2dprep evaluate linear runs/base data/esc50
+      m2dprep evaluate linear runs/base clips.csv --unit-seconds 4 --seeds 42 --lr 1e-3 -o linear.json
+      m2dprep evaluate linear runs/base data/us8k --strict-evar --json
+    """
+    from m2dprep.evaluation.protocols.linear import LinearSettings, parse_seeds
+    from m2dprep.evaluation.protocols.linear_head import HeadSettings
+    from m2dprep.evaluation.run import run_linear
+
+    head = HeadSettings(lr=lr, epochs=epochs, patience=patience)
+    settings = LinearSettings(head, parse_seeds(seeds), strict_evar, options["device"])
+
+    def run(encoder: Any, clips: Any, kept: Any) -> Any:
+        return run_linear(encoder, clips, settings, kept, embedding, crops == "start")
+
+    run_command(checkpoint, place, options, run)
+
+
+@evaluation_stage
+@evaluate.command("retrieval", cls=TableCommand)
+@click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
+@click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
+@clip_options
+@titled(
+    CLIPS,
+    click.option(
+        "--caption-column",
+        "label_column",
+        default=None,
+        show_default="caption, or caption_1, caption_2, …",
+        help="Read the captions from this column, one per row.",
+    ),
+)
+@model_options
+def evaluate_retrieval(checkpoint: Path, place: Path | None, **options: Any) -> None:
+    """Find clips by captions and captions by clips: DIR|CSV is a prepared folder or a table of files and captions.
+
+    A clip has any number of captions, in rows of their own or in the columns caption_1, caption_2, …; the test clips
+    are used, or all if there is no column split. Recall at 1, 5, 10 and 50, mAP@10 with sorted ranks, median and mean
+    rank in both directions.
+
+    \b
+    Examples:
+      m2dprep evaluate retrieval runs/base data/clotho
+      m2dprep evaluate retrieval runs/base captions.csv --root /nfs/clotho/evaluation -o retrieval.json
+    """
+    from m2dprep.evaluation.run import run_retrieval
+
+    run_command(checkpoint, place, options, run_retrieval, captions=True)
+
+
+@stage(shows=("metric", "score"))
+@evaluate.command("label-free", cls=TableCommand)
+@click.argument("store", type=PATH)
+@titled(
+    "The embeddings",
+    click.option(
+        "--embedding",
+        type=click.Choice(["stacked", "flat", "clap"]),
+        default=None,
+        show_default="the first that the store has",
+        help="Measure these embeddings of clips.",
+    ),
+)
+@titled(OUTPUT, output_option(default=None, help="Write the result to this JSON file."), json_option)
+def evaluate_label_free(store: Path, embedding: str | None, output: Path | None, as_json: bool) -> None:
+    """Measure the embeddings of STORE without labels: RankMe, CEV-AUC, and the share of collapsed dimensions.
+
+    STORE is a folder of caption embeddings, or one of those that the other commands keep below --features.
+
+    \b
+    Examples:
+      m2dprep evaluate label-free data/capemb_gte-base
+      m2dprep evaluate label-free data/esc50/features/checkpoint-300-0123456789ab/all-0123456789ab --embedding flat
+    """
+    from m2dprep.evaluation.run import run_label_free
+    from m2dprep.evaluation.summary import summary
+
+    result = run_label_free(store, embedding)
+    if output is not None:
+        result.write(output)
+    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result))

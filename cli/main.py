@@ -36,6 +36,11 @@ SECTIONS = {
         "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
         "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
         "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
+        "evaluate": (
+            "m2dprep.cli.evaluate",
+            "evaluate",
+            "Judge a model by EVAR's protocols (zero-shot, linear, retrieval, …).",
+        ),
         "zero-shot": ("m2dprep.cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
     },
     "All of it": {

@@ -119,7 +119,7 @@ class ClipSet:
         if broken is not None:
             raise UserError(f"{clips_csv}, {broken}: a line break in a file name or label; is it a lost quote's?")
         labels = {label for _, label in rows}
-        classes = sorted(labels) if classes_file is None else _read_classes(classes_file)
+        classes = sorted(labels) if classes_file is None else read_classes(classes_file)
         if unknown := sorted(labels - set(classes)):
             raise UserError(f"{clips_csv} has labels that {classes_file} does not list: {', '.join(unknown[:5])}.")
         if len(classes) < 2:
@@ -143,16 +143,17 @@ def choose_columns(clips_csv: Path, file_column: str | None = None, label_column
     """
     require_file(clips_csv, "the table of clips")
     found = read_header(clips_csv, "the table of clips")
-    files = _column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
-    labels = _column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
+    files = find_column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
+    labels = find_column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
     if (file_column is None and files != CLIP_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
         print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
     return files, labels
 
 
-def _column(
+def find_column(
     clips_csv: Path, found: Sequence[str], what: str, option: str, given: str | None, usual: Sequence[str]
 ) -> str:
+    """The column that is ``given``, or the only one of the ``usual`` names. Raises `UserError` if there is none."""
     if given is not None:
         candidates = [name for name in found if name == given]
         missing = f"no column {given!r}"
@@ -167,7 +168,7 @@ def _column(
     )
 
 
-def _read_classes(path: Path) -> list[str]:
+def read_classes(path: Path) -> list[str]:
     """The lines of a text file without blank ones, sorted. Raises `UserError` if one occurs twice."""
     require_file(path, "the list of classes")
     try:

@@ -26,6 +26,7 @@ from m2dprep.evaluation.clip_set import (
     check_template,
     require_different_captions,
 )
+from m2dprep.evaluation.text_towers import TextTower, place_by_digest, text_tower
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
@@ -112,16 +113,11 @@ def zero_shot(
     require_different_captions(clip_set.classes, template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
     checkpoint.require_clap_head()
-    encoder = load_text_encoder(
-        checkpoint.text_model,
-        checkpoint.config.off_emb_dim,
-        text_model,
-        str(checkpoint.path),
-        device,
-        trust_remote_code=trust_remote_code,
+    encoder = text_tower(
+        checkpoint, text_model, pick_device(device), load_text_encoder, trust_remote_code=trust_remote_code
     )
     name = str(encoder.describe()["model"])
-    model = checkpoint.load_model(pick_device(device))
+    model = checkpoint.load_audio_model(pick_device(device))
     directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
     if bad := [label for label, row in zip(clip_set.classes, np.isfinite(directions), strict=True) if not row.all()]:
         raise UserError(f"{name} makes embeddings that are not finite of {len(bad)} classes ({bad[0]} first).")
@@ -135,7 +131,7 @@ def zero_shot(
     return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)
 
 
-def class_embeddings(encoder: TextEncoder, classes: Sequence[str], template: str) -> np.ndarray:
+def class_embeddings(encoder: TextTower, classes: Sequence[str], template: str) -> np.ndarray:
     """The sentence embeddings (C, off_emb_dim) of the classes' captions.
 
     Raises `UserError` if two classes have the same caption, or captions that the encoder does not tell apart.
@@ -221,10 +217,11 @@ def load_text_encoder(
 ) -> TextEncoder:
     """The text encoder named, or else that of the training (``trained``), with the training's pooling and prefix.
 
-    Raises `UserError` if neither is known (``owner`` names what should say it), or if its embeddings do not have
-    ``dim`` numbers.
+    ``owner`` is the file that says how it was trained, near which a text model that has moved is looked for by the
+    digest of its weights. Raises `UserError` if no encoder is known, if its weights are others than those of the
+    training (unless ``text_model`` insists), or if its embeddings do not have ``dim`` numbers.
     """
-    name = text_model or trained.get("model_path") or trained.get("model")
+    name = text_model or place_by_digest(trained, Path(owner)) or _named(trained)
     if not name:
         raise UserError(f"{owner} does not say what its captions were encoded with; give --text-model.")
     encoder = load_encoder(
@@ -234,7 +231,7 @@ def load_text_encoder(
         pooling=trained.get("pooling") or "mean",
         prefix=trained.get("prefix") or "",
         max_length=trained.get("max_length"),
-        revision=None if text_model else trained.get("revision"),
+        revision=None if text_model or Path(name).is_dir() else trained.get("revision"),
         trust_remote_code=trust_remote_code,
     )
     if encoder.dim != dim:
@@ -244,8 +241,17 @@ def load_text_encoder(
         )
     weights = encoder.describe().get("weights")
     if trained.get("weights") not in (None, weights):
-        print(f"zero-shot: {name} has other weights than the training's {trained.get('model')}.", file=sys.stderr)
+        said = f"{name} has other weights than the training's {trained.get('model')}"
+        if not text_model:
+            raise UserError(f"{said}. --text-model names a folder with the right ones, or insists on these.")
+        print(f"zero-shot: {said}.", file=sys.stderr)
     return encoder
+
+
+def _named(trained: Mapping[str, Any]) -> str | None:
+    """The path that a training noted, if there is such a folder, else the model's name."""
+    path = trained.get("model_path")
+    return path if path and (Path(path).is_dir() or not trained.get("model")) else trained.get("model") or path
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -200,6 +200,10 @@ class M2DCLAP(Encoder):
         """Averaged patch latents (B, D) → (B, D) in the space shared with captions; only directions matter."""
         return self.audio_proj(pooled)
 
+    def project_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Latents of all patches of all chunks (B, L, D), without class tokens → (B, D), as `project_audio`."""
+        return self.project_audio(tokens.mean(dim=1))
+
     def project_text(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """Sentence embeddings (B, off_emb_dim) → (B, D) in the space shared with audio; only directions matter."""
         return self.text_proj(text_embedding)

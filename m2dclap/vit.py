@@ -47,10 +47,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two layers with a GELU between."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, ratio: int = MLP_RATIO) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
-        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+        self.fc1 = nn.Linear(dim, ratio * dim)
+        self.fc2 = nn.Linear(ratio * dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -59,12 +59,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, dim: int, num_heads: int, layer_norm_eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, layer_norm_eps: float, mlp_ratio: int = MLP_RATIO) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
-        self.mlp = Mlp(dim)
+        self.mlp = Mlp(dim, mlp_ratio)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.norm1(x))

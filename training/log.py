@@ -26,7 +26,7 @@ from m2dprep.artifacts.files import write_bytes
 from m2dprep.artifacts.json_files import is_proven, read_object
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.tables import list_digest_path, verify_export
-from m2dprep.m2dclap.checkpoint import CHECKPOINT_NAME, checkpoints_in, require_whole
+from m2dprep.m2dclap.checkpoint_file import CHECKPOINT_NAME, checkpoints_in, require_whole
 from m2dprep.m2dclap.proof import proven_place
 from m2dprep.training.run_folder import BEFORE, CONFIG, MODEL_PREFIX, RunFolder
 

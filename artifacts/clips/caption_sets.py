@@ -96,7 +96,7 @@ ENTRIES = (
         "JSON lines with texts long, short, speech, music, sound, environment",
         "`<id>_<s>_<cc>_<s>_<cc>`, start and end in seconds and hundredths; kept, since they tell clips apart",
         "the texts long and short; `--caption-column` names others",
-        "https://huggingface.co/datasets/mispeech/ACAVCaps",
+        "https://arxiv.org/abs/2603.24038",
         container=JSON_LINES,
         needs=("long|short",),
         forms=(HUNDREDTHS,),
@@ -178,7 +178,6 @@ ENTRIES = (
         "`<id>_<6 digits>` (VGGSound; if the file means milliseconds by them: `--id-form id_milliseconds`), `Y<id>`, "
         "`<id>`",
         "output, where task says caption or nothing; rows of other tasks are left out and counted",
-        "https://huggingface.co/datasets/SatsukiVie/FusionAudio",
         container=JSON_LIST,
         needs=("audio_id", "instruction", "output"),
         forms=(SECONDS, MILLISECONDS, LETTER_Y, BARE),

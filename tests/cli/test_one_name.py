@@ -36,7 +36,7 @@ ONE_NAME = [
     (r"Compute in this many processes", {"--workers"}),
     (r"Load data in this many processes", {"--loader-workers"}),
     (r"model of this size", {"--model"}),
-    (r"seed", {"--seed"}),
+    (r"seed", {"--seed", "--seeds"}),
     (r"result as JSON", {"--json"}),
     (r"Compute on this device", {"--device"}),
     (r"no more inputs than this fail", {"--max-failures"}),
@@ -85,12 +85,13 @@ def test_who_takes_what() -> None:
             taken.setdefault(flag, set()).add(name)
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
-        "demo",
+        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval",
     }  # fmt: skip
     assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--output"] == {
-        "stats", "unpack", "captions fill", "captions merge", "captions check", "captions training-list", "train",
-        "plot", "demo",
+        "stats", "unpack", "captions fill", "captions add", "captions merge", "captions keywords", "captions check",
+        "captions training-list", "train", "plot", "demo", "evaluate zero-shot", "evaluate linear",
+        "evaluate retrieval", "evaluate label-free",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

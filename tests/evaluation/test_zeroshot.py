@@ -183,7 +183,7 @@ def test_a_text_model_of_another_length_is_refused(run: Path, held_out: Path, mo
         zero_shot(run, ClipSet.read(held_out))
 
 
-def test_other_weights_are_noted(
+def test_other_weights_are_refused_unless_they_are_insisted_on(
     run: Path,
     held_out: Path,
     encoders: list[FakeEncoder],
@@ -191,7 +191,9 @@ def test_other_weights_are_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(FakeEncoder, "describe", lambda self: {"model": "x", "weights": "sha256:1"})
-    zero_shot(run, ClipSet.read(held_out))
+    with pytest.raises(UserError, match=r"other weights than the training's.*--text-model"):
+        zero_shot(run, ClipSet.read(held_out))
+    zero_shot(run, ClipSet.read(held_out), text_model="another")
     assert "other weights" in capsys.readouterr().err
 
 

@@ -270,10 +270,3 @@ def test_weights_of_another_number_of_dimensions(
     for value in (torch.ones(()), torch.ones(5)):
         with pytest.raises(UserError, match=f"{key} is"):
             Checkpoint.read(save({"model": weights | {key: value}}))
-
-
-def test_the_form_of_2025_is_named(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:
-    changed = {key: value for key, value in weights.items() if not key.startswith("audio_proj")}
-    path = save({"model": changed | {"audio_proj.sem_token": torch.zeros(1, 1, 64)}})
-    with pytest.raises(UserError, match=r"is an M2D-CLAP of 2025.*sem_token"):
-        Checkpoint.read(path).require_clap_head()

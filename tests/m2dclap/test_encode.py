@@ -33,7 +33,7 @@ def patches_encoded(model: M2DCLAP, frames: int) -> int:
 
     def counting(chunk: torch.Tensor) -> torch.Tensor:
         latents = encode(chunk)
-        counts.append(latents.shape[1] - 1)
+        counts.append(len(latents) * (latents.shape[1] - 1))  # of all chunks of the clip
         return latents
 
     model.encode = counting  # type: ignore[method-assign]

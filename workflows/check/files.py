@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m2dprep.artifacts.embeddings.store import INDEX as STORE_INDEX
 from m2dprep.artifacts.embeddings.store import META as STORE_META
@@ -15,7 +16,6 @@ from m2dprep.artifacts.log_mels.pack import UNPACKED, index_path, read_pack_meta
 from m2dprep.artifacts.log_mels.record_file import PURPOSE, RecordFile
 from m2dprep.artifacts.log_mels.records import read_config, record_parts
 from m2dprep.artifacts.tables import list_digest_path, verify_export, verify_file_list, verify_parquet
-from m2dprep.artifacts.training_lists import training_lists
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.melspec.results import CONFIG, WRITTEN
 
@@ -49,7 +49,7 @@ def check_files(layout: DataLayout, quick: bool) -> CheckResult:
 
 
 def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
-    for path in [*layout.file_lists(), *training_lists(layout).values()]:
+    for path in [*layout.file_lists(), *layout.training_lists().values()]:
         yield path, verify_file_list
     for path in sorted(layout.root.glob(list_digest_path(Path("files_*.csv")).name)):
         yield path, _has_its_list
@@ -103,3 +103,15 @@ def _require_of_one_conversion(layout: LmsLayout) -> None:
     written = (read_object(layout.melspec / WRITTEN) or {}).get(CONFIG, config)
     if written != config:
         raise UserError(f"{layout.melspec / WRITTEN} was not written beside this {layout.config.name}.")
+
+
+def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
+    """Raise `UserError` if ``stats`` belong to one folder while the lists name files of other folders only."""
+    folders = sorted({name.partition("/")[0] for name in listed})
+    folder = stats.get("folder")
+    here = [path.name for path in layout.lms_folders()]
+    if folders and folder in here and folder not in folders:
+        raise UserError(
+            f"is that of {folder}, and the lists name files of {', '.join(folders)} only: one folder's values would "
+            f"be normalised with another's. `m2dprep stats {layout.root / folders[0]}` computes it anew."
+        )

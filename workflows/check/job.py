@@ -29,12 +29,12 @@ from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.log_mels.pack import PackedStore, read_pack_meta
 from m2dprep.artifacts.log_mels.records import KEPT, read_config, require_parts
 from m2dprep.artifacts.tables import accept_file_list, read_captions, read_file_list
-from m2dprep.artifacts.training_lists import require_current, training_lists
+from m2dprep.artifacts.training_lists import require_current
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.promise import NO_PROMISE, Promises
 from m2dprep.audioprep.stats import norm_stats
 from m2dprep.workflows.check.arrays import ExpectedArray, check_arrays
-from m2dprep.workflows.check.files import check_files
+from m2dprep.workflows.check.files import check_files, require_of_listed
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.check.runs import ProofsOfRun, check_runs, is_run
 from m2dprep.workflows.engine.pool import WorkerPool
@@ -45,18 +45,6 @@ from m2dprep.workflows.melspec.overwrite import beside
 ERROR_OF = {"records": 1e-9, "arrays": 1e-3}
 COUNTS = ("count_values", "count_files", "excluded_files")
 VALUES = ("mean", "std", "bin_mean", "bin_std")
-
-
-def require_of_listed(layout: DataLayout, stats: Mapping[str, Any], listed: Sequence[str]) -> None:
-    """Raise `UserError` if ``stats`` belong to one folder while the lists name files of other folders only."""
-    folders = sorted({name.partition("/")[0] for name in listed})
-    folder = stats.get("folder")
-    here = [path.name for path in layout.lms_folders()]
-    if folders and folder in here and folder not in folders:
-        raise UserError(
-            f"is that of {folder}, and the lists name files of {', '.join(folders)} only: one folder's values would "
-            f"be normalised with another's. `m2dprep stats {layout.root / folders[0]}` computes it anew."
-        )
 
 
 def compare_statistics(layout: DataLayout, stats: Mapping[str, Any], result: CheckResult) -> None:
@@ -147,7 +135,7 @@ def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
     Raises `UserError`, before any list is accepted, if one is not a list of the data directory.
     """
     layout = DataLayout(require_folder(data, "the data directory to check"))
-    lists = {path.name: path for path in [*layout.file_lists(), *training_lists(layout).values()]}
+    lists = {path.name: path for path in [*layout.file_lists(), *layout.training_lists().values()]}
     for name in names:
         given = Path(name)
         if given.name not in lists or (len(given.parts) > 1 and given.resolve() != lists[given.name].resolve()):
@@ -163,7 +151,7 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside."""
     result = CheckResult("file lists")
     names: set[str] = set()
-    made = training_lists(layout)
+    made = layout.training_lists()
     for files, path in made.items():
         with Collecting(result, path.name):
             require_current(path, files)

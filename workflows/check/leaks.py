@@ -14,7 +14,6 @@ from m2dprep.artifacts.clips.readings import AllReadings
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import DataLayout, require_folder
 from m2dprep.artifacts.tables import read_file_list, write_csv
-from m2dprep.artifacts.training_lists import training_lists
 from m2dprep.captions.overlaps import names_to_exclude, read_sets
 from m2dprep.captions.sources.evaluation_sets import Alias
 from m2dprep.workflows.check.result import CheckResult
@@ -43,7 +42,7 @@ def check_leaks(
     """
     result = CheckResult("leaks")
     layout = DataLayout(require_folder(data, "the data directory to check"))
-    made = training_lists(layout)
+    made = layout.training_lists()
     lists = [made.get(files, files) for files in layout.file_lists()]
     if not lists:
         raise UserError(f"{data} has no files_*.csv, so nothing says which clips are trained on.")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from m2dprep.artifacts.layout import training_list_of
 from m2dprep.artifacts.tables import write_file_list
-from m2dprep.artifacts.training_lists import training_list_of
 from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.check.leaks import check_leaks
 

@@ -1,0 +1,153 @@
+"""Models as evaluation sees them: clips are read, a batch of them becomes a row of numbers each, captions too.
+
+A row has parts, such as ``stacked`` (3,840 numbers of the base model, for linear evaluation) and ``clap`` (for
+captions), which come from one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from m2dprep.artifacts.digests import file_digest
+from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.reading import ClipLoader, Crop
+from m2dprep.evaluation.text_towers import TextTower, text_tower
+from m2dprep.evaluation.zeroshot import load_text_encoder
+from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+from m2dprep.m2dclap.distributed import pick_device
+from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
+
+STACKED, FLAT, CLAP = "stacked", "flat", "clap"
+
+
+class ClipEncoder(Protocol):
+    """A model that turns clips and captions into embeddings.
+
+    ``parts`` are the names and lengths of the parts of a row, in order; ``digest`` identifies the weights.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def parts(self) -> dict[str, int]: ...
+
+    def loader(self, crop: Crop) -> ClipLoader:
+        """A reader of clips for `encode`."""
+
+    def encode(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 (N, sum of the parts)."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, D), comparable with the part ``clap``. Raises `UserError` if the model knows no captions."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says about the model; with what has encoded texts, if it has."""
+
+    def text_digest(self) -> str | None:
+        """What identifies the text model, once texts were encoded."""
+
+
+class CheckpointEncoder:
+    """An M2D or M2D-CLAP checkpoint of any layout."""
+
+    def __init__(
+        self,
+        checkpoint: Path | Checkpoint,
+        *,
+        device: str = "auto",
+        batch_size: int = 32,
+        text_model: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """``checkpoint`` is a .pth file, a run folder (its newest is taken), or one that was read.
+
+        ``text_model`` is only loaded when texts are encoded. Raises `UserError` if there is no such checkpoint or its
+        weights are not whole.
+        """
+        self.checkpoint = (
+            checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.read(find_checkpoint(checkpoint))
+        )
+        self._device = pick_device(device)
+        self.model = self.checkpoint.load_audio_model(self._device)
+        self._encoder = AudioEncoder(self.model, self.checkpoint.norm_stats, batch_size)
+        self._text_model, self._trust = text_model, trust_remote_code
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.path.stem
+
+    @cached_property
+    def digest(self) -> str:
+        return file_digest(self.checkpoint.path)
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        config = self.checkpoint.config
+        found = {STACKED: config.grid_size[0] * config.embed_dim}
+        if self.checkpoint.has_clap_head:
+            with torch.inference_mode():
+                probe = torch.zeros(1, 1, config.embed_dim, device=self._device)
+                found[CLAP] = self.model.project_tokens(probe).shape[-1]
+        return found
+
+    def loader(self, crop: Crop) -> ClipLoader:
+        return ClipLoader(self.checkpoint.front_end, crop)
+
+    def encode(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        encoded = self._encoder.encode(clips)
+        parts = [encoded.stacked] if encoded.clap is None else [encoded.stacked, encoded.clap]
+        found: np.ndarray = torch.cat(parts, dim=1).float().cpu().numpy()
+        return found
+
+    @cached_property
+    def text_tower(self) -> TextTower:
+        """The text tower, loaded when it is first needed."""
+        self.checkpoint.require_clap_head()
+        return text_tower(
+            self.checkpoint, self._text_model, self._device, load_text_encoder, trust_remote_code=self._trust
+        )
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return embed_texts(self.model, np.asarray(self.text_tower.encode(list(texts)), np.float32))
+
+    def describe(self) -> dict[str, Any]:
+        config = self.checkpoint.config
+        found: dict[str, Any] = {
+            "checkpoint": str(self.checkpoint.path),
+            "layout": self.checkpoint.layout,
+            "input_size": list(config.input_size),
+            "patch_size": list(config.patch_size),
+            "norm_stats": list(self.checkpoint.norm_stats),
+        }
+        return {**found, "text_model": self.text_tower.describe()} if "text_tower" in self.__dict__ else found
+
+    def text_digest(self) -> str | None:
+        if "text_tower" not in self.__dict__:
+            return None
+        weights = self.text_tower.describe().get("weights")
+        return str(weights) if weights else self.digest if self.checkpoint.text_weights else None
+
+
+def split_parts(rows: np.ndarray, parts: dict[str, int], part: str, rows_of_patches: int = 1) -> np.ndarray:
+    """The columns of a part of rows (N, sum of parts); ``flat`` is the average of ``stacked`` over its patch rows.
+
+    Raises `UserError` if the model has no such part.
+    """
+    if part == FLAT and STACKED in parts:
+        stacked = split_parts(rows, parts, STACKED)
+        flat: np.ndarray = stacked.reshape(len(rows), rows_of_patches, -1).mean(axis=1)
+        return flat
+    if part not in parts:
+        raise UserError(f"the model has no embedding {part}; it has {', '.join(parts)}.")
+    start = sum(size for name, size in list(parts.items())[: list(parts).index(part)])
+    return rows[:, start : start + parts[part]]

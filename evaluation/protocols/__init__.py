@@ -1,0 +1,1 @@
+"""The protocols: pure functions from embeddings, labels and settings to a result."""

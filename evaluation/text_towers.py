@@ -1,0 +1,267 @@
+"""Which text encoder belongs to a checkpoint, and where it is.
+
+A checkpoint of ours says what encoded its captions, with the digest of the weights: a folder that has moved is found by
+that digest, never merely by its path. A checkpoint of the original says it by a letter in its folder's name, and from
+stage 2 of 2025 on it holds the encoder itself, whose tokenizer comes from the model of that letter.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.captions.embedding.model_files import ModelFiles, find_model, require_no_code
+from m2dprep.m2dclap.checkpoint import Checkpoint
+from m2dprep.m2dclap.layouts import depth_of, folder_name
+
+
+class TextTower(Protocol):
+    """Encodes captions to float32 (N, dim), before a checkpoint's own projection."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class LetterRule(NamedTuple):
+    """What a letter stands for: a model on the hub, how its tokens become one embedding, and why we cannot load it."""
+
+    model: str
+    pooling: str
+    refused: str = ""
+
+
+OTHER_LIBRARY = "its text encoder is OpenAI's CLIP, which is no sentence encoder that this version loads"
+NO_SUFFIX = (
+    "the original ends every text with a special token and runs code of the model's own, which this version does not"
+)
+# The original's letters (m2d/runtime_audio.py); a folder without one means GTE-base.
+LETTERS = {
+    "": LetterRule("thenlper/gte-base", "mean"),
+    "A": LetterRule("thenlper/gte-base", "mean"),
+    "B": LetterRule("google-bert/bert-base-uncased", "cls"),
+    "C": LetterRule("openai/clip-vit-large-patch14", "model", OTHER_LIBRARY),
+    "E": LetterRule("google-bert/bert-large-uncased", "cls"),
+    "L": LetterRule("Alibaba-NLP/gte-large-en-v1.5", "model"),
+    "M": LetterRule("answerdotai/ModernBERT-base", "cls"),
+    "N": LetterRule("nvidia/NV-Embed-v2", "model", NO_SUFFIX),
+    "Q": LetterRule("Alibaba-NLP/gte-Qwen2-7B-instruct", "model"),
+    "R": LetterRule("FacebookAI/roberta-base", "cls"),
+}
+# The original's example code means other models by two of them, of which the length of an embedding tells.
+LARGER = {"M": LetterRule("google-bert/bert-large-uncased", "cls"), "Q": LetterRule("FacebookAI/roberta-large", "cls")}
+LARGER_DIM = 1024
+
+
+def trained_with(checkpoint: Checkpoint, *, replaced: bool = False) -> dict[str, Any]:
+    """How the captions of a training were encoded: what the checkpoint says, or the letter in its folder's name.
+
+    Empty if neither tells. Raises `UserError` if the letter is unknown or of a model that we cannot use, unless the
+    model is going to be ``replaced``.
+    """
+    if checkpoint.text_model:
+        return checkpoint.text_model
+    named = folder_name(checkpoint.path)
+    if named is None:
+        return {}
+    if named.letter not in LETTERS and replaced:
+        return {}
+    if named.letter not in LETTERS:
+        raise UserError(
+            f"{checkpoint.path}: its folder names the text encoder {named.letter!r}; known letters are "
+            f"{', '.join(filter(None, LETTERS))}. --text-model names an encoder."
+        )
+    larger = named.letter in LARGER and checkpoint.config.off_emb_dim == LARGER_DIM
+    rule = LARGER[named.letter] if larger else LETTERS[named.letter]
+    if rule.refused and not replaced:
+        raise UserError(f"{checkpoint.path} was trained with {rule.model}: {rule.refused}. --text-model names another.")
+    return {"model": rule.model, "pooling": rule.pooling, "letter": named.letter}
+
+
+# Where else to look for folders of text models: names of folders, separated as in PATH.
+SEARCH_VARIABLE = "M2DPREP_TEXT_MODELS"
+LEVELS = 5
+MOST_CANDIDATES = 200
+CONFIGURATIONS = ("config.json", "modules.json")
+
+
+def place_by_digest(trained: Mapping[str, Any], near: Path) -> str | None:
+    """A folder with the weights that ``trained`` names by their digest; None if there is none.
+
+    It is looked for where it was; below the folders around ``near`` and those of `SEARCH_VARIABLE`, by its name and
+    then by any; in the installed packages; and in the hub's cache.
+    """
+    wanted = trained.get("weights")
+    if not wanted:
+        return None
+    seen: set[Path] = set()
+    for folder in _candidates(trained, near):
+        if len(seen) >= MOST_CANDIDATES:
+            break
+        real = folder.resolve()
+        if real in seen or not any((real / name).is_file() for name in CONFIGURATIONS):
+            continue
+        seen.add(real)
+        try:
+            if ModelFiles(real.name, real, None).weights_digest() == wanted:
+                return str(folder)
+        except (UserError, OSError):  # no weights in it, or not readable
+            continue
+    return None
+
+
+def _candidates(trained: Mapping[str, Any], near: Path) -> Iterator[Path]:
+    was = Path(trained["model_path"]) if trained.get("model_path") else None
+    names = list(dict.fromkeys(filter(None, (was.name if was else None, Path(str(trained.get("model") or "")).name))))
+    if was is not None:
+        yield was
+        yield from _in_packages(was)
+    around = [*near.resolve().parents][:LEVELS]
+    around += [Path(one) for one in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if one]
+    for folder in around:
+        yield from (folder / name for name in names)
+    yield from _in_cache(str(trained.get("model") or ""))
+    for folder in around:
+        yield from _folders(folder)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    try:
+        yield folder
+        yield from sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return
+
+
+def _in_packages(was: Path) -> Iterator[Path]:
+    """The same folder of an installed package, where this Python has it."""
+    parts = was.parts
+    for name in ("site-packages", "dist-packages"):
+        if name in parts:
+            below = Path(*parts[parts.index(name) + 1 :])
+            yield from (Path(root) / below for root in (*sys.path, *site.getsitepackages()) if root)
+
+
+def _in_cache(model: str) -> Iterator[Path]:
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    name = model.replace("/", "--")
+    if name:
+        yield from sorted(cache.glob(f"models--*{name}/snapshots/*"))
+
+
+class TowerInside:
+    """The text tower that a checkpoint holds: the last hidden state at the first token, as the original takes it."""
+
+    def __init__(self, checkpoint: Checkpoint, model: str | None, device: torch.device, batch_size: int = 64) -> None:
+        """``model`` is a folder or hub name with the tokenizer, and the configuration if the folder has one.
+
+        Raises `UserError` if there is no such model, or its configuration does not fit the weights.
+        """
+        from transformers import AutoConfig, AutoModel, AutoTokenizer  # seconds to import
+
+        self._owner, self._batch_size, self._device = checkpoint.path, batch_size, device
+        weights = {k: v for k, v in checkpoint.text_weights.items() if not k.endswith("position_ids")}
+        files = require_no_code(find_model(model or _tokenizer_of(checkpoint)))
+        try:
+            config: Any = AutoConfig.from_pretrained(files.folder)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(files.folder)
+            config = config if model else _fitted(config, weights)
+            self._model: Any = AutoModel.from_config(config)
+            self._model.load_state_dict(weights)
+        except Exception as error:  # the libraries raise any kind of error for a foreign folder
+            raise UserError(
+                f"{checkpoint.path} holds a text tower that the configuration of {files.name} does not fit "
+                f"({first_line(error)}). --text-model names a folder with its config.json and tokenizer."
+            ) from error
+        bad = [key for key, value in weights.items() if not bool(value.isfinite().all())]
+        if bad:
+            raise UserError(f"{checkpoint.path}: weights of its text tower are not finite ({bad[0]} first).")
+        self._model.to(device).eval()
+        self._limit = getattr(config, "max_position_embeddings", None)
+        self._name = files.name
+        self.truncated = 0
+
+    @property
+    def dim(self) -> int:
+        return int(self._model.config.hidden_size)
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": f"{self._owner.name}'s own, tokenizer of {self._name}", "pooling": "cls", "weights": None}
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, dim). A text of more tokens than the model has positions for is cut, and counted."""
+        found = []
+        for start in range(0, len(texts), self._batch_size):
+            batch = list(texts[start : start + self._batch_size])
+            tokens = self._tokenizer(batch, padding="longest", truncation=False, return_tensors="pt")
+            if self._limit is not None and tokens["input_ids"].shape[1] > self._limit:
+                self.truncated += int((tokens["attention_mask"].sum(dim=1) > self._limit).sum())
+                tokens = self._tokenizer(
+                    batch, padding="longest", truncation=True, max_length=self._limit, return_tensors="pt"
+                )
+            inputs = {key: tokens[key].to(self._device) for key in ("input_ids", "attention_mask")}
+            found.append(self._model(**inputs).last_hidden_state[:, 0].float().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> str:
+    """Where the tokenizer of a tower inside a checkpoint is: with the model that the tower began as."""
+    trained = trained_with(checkpoint, replaced=True)
+    return place_by_digest(trained, checkpoint.path) or str(trained.get("model") or LETTERS["B"].model)
+
+
+def _fitted(config: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The configuration of the letter's model with the sizes of these weights."""
+    words, first = weights.get("embeddings.word_embeddings.weight"), "encoder.layer.0.intermediate.dense.weight"
+    if words is None or first not in weights:
+        return config
+    config.vocab_size, config.hidden_size = words.shape
+    config.num_hidden_layers = depth_of(weights, "encoder.layer.")
+    config.intermediate_size = weights[first].shape[0]
+    config.max_position_embeddings = weights["embeddings.position_embeddings.weight"].shape[0]
+    config.num_attention_heads = max(1, config.hidden_size // 64)
+    return config
+
+
+LoadEncoder = Callable[..., Any]
+
+
+def text_tower(
+    checkpoint: Checkpoint,
+    text_model: str | None,
+    device: torch.device,
+    load: LoadEncoder,
+    *,
+    trust_remote_code: bool = False,
+) -> TextTower:
+    """The text tower of a checkpoint: the one inside it, the one that it names, or ``text_model``.
+
+    ``load`` is `evaluation.zeroshot.load_text_encoder`. Raises `UserError` if none is known or found, or its
+    embeddings do not fit.
+    """
+    if checkpoint.text_weights:
+        tower = TowerInside(checkpoint, text_model, device)
+        if tower.dim != checkpoint.config.off_emb_dim:
+            raise UserError(
+                f"{checkpoint.path}: its text tower makes embeddings of {tower.dim} numbers, its audio head "
+                f"{checkpoint.config.off_emb_dim}."
+            )
+        return tower
+    trained = trained_with(checkpoint, replaced=text_model is not None)
+    found: TextTower = load(
+        trained, checkpoint.config.off_emb_dim, text_model, str(checkpoint.path), device.type,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    return found
