@@ -270,10 +270,10 @@ def add(
         raise click.UsageError(f"{kind.option} has captions of AudioSet's clips: give CAPTIONS, or --new-clips.")
     suit_large_tables()
     read = _read_options(kind, choices)
+    found = read_kind(kind.name, choices[kind.name], read)
     for path in choices["csv"]:
         names, texts = csv_columns(path, read.id_column, read.caption_columns)
         click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
-    found = read_kind(kind.name, choices[kind.name], read)
     for line in found.lines():
         click.echo(line, err=True)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], read_lists(choices["exclude"]))

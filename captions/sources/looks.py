@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m2dprep.artifacts.clips.archive_names import ARCHIVE_ENDINGS
 from m2dprep.artifacts.clips.caption_sets import (
     ARCHIVE,
     CSV,
@@ -67,7 +68,10 @@ def look_at(path: Path) -> Look | None:
         if path.is_dir():
             names = (entry.name for _, entry, is_folder in islice(walk(path), MOST_ENTRIES) if not is_folder)
             endings = {f"*.{name.rpartition('.')[2].lower()}" for name in names if "." in name}
-            return Look(FOLDER, tuple(sorted(endings)))
+            archives = {f"*.{ending.rpartition('.')[2]}" for ending in ARCHIVE_ENDINGS}
+            if endings & archives and not endings & {"*.json", "*.txt"}:
+                return Look(ARCHIVE)
+            return Look(PARQUET) if "*.parquet" in endings else Look(FOLDER, tuple(sorted(endings)))
         with open_binary(path) as file:
             head = file.read(HEAD_BYTES)
         if head.startswith(b"PAR1"):
@@ -121,6 +125,11 @@ def known_as(look: Look) -> list[Kind]:
     return [kind for kind in fitting if len(kind.needs) == most]
 
 
+def _of_any(look: Look) -> list[Kind]:
+    """The kinds for any file in a container."""
+    return [kind for kind in ENTRIES if kind.needs_name and kind.container == look.container]
+
+
 def require_not_another(path: Path, kind: Kind) -> None:
     """Raise `UserError` if a file could be read as ``kind``, but has all columns or keys of another one.
 
@@ -140,7 +149,7 @@ def hint(path: Path, kind: Kind) -> str:
     if look is None or (kind.needs and look.fits(kind)) or (not kind.needs and look.container == kind.container):
         return ""
     expected = f"{kind.option} reads {kind.title}: {kind.files}."
-    others = [other for other in known_as(look) if other is not kind]
+    others = [other for other in known_as(look) or _of_any(look) if other is not kind]
     return f"{expected} {_use(others)}" if others else f"{expected} This is {look}."
 
 

@@ -91,7 +91,7 @@ def read_kind(name: str, paths: Sequence[Path], options: ReadOptions | None = No
         raise UserError(f"{', '.join(sorted(repeated))}: given more than once.")
     notes: Notes = []
     if name in OF_SHARDS:
-        rows = OF_SHARDS[name](paths, options, notes)
+        rows = _read_shards(kind, paths, options, notes)
     else:
         rows = pa.concat_tables([_read_file(kind, path, options, notes) for path in paths])
     if options.id_pattern is not None:
@@ -124,6 +124,15 @@ def _read_file(kind: Kind, path: Path, options: ReadOptions, notes: Notes) -> pa
         return read if isinstance(read, pa.Table) else pairs_table(read, CAPTION_ROWS)
     except UserError as error:
         if said := hint(path, kind):
+            raise UserError(f"{error} {said}") from error
+        raise
+
+
+def _read_shards(kind: Kind, paths: Sequence[Path], options: ReadOptions, notes: Notes) -> pa.Table:
+    try:
+        return OF_SHARDS[kind.name](paths, options, notes)
+    except UserError as error:
+        if said := next((said for path in paths if (said := hint(path, kind))), ""):
             raise UserError(f"{error} {said}") from error
         raise
 

@@ -6,10 +6,13 @@ import csv
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -326,6 +329,44 @@ def test_a_file_of_another_kind_is_refused_with_the_right_option(
     assert str(tmp_path / "file") in message
     assert KINDS[given_as].files in message
     assert f"use {KINDS[kind].option}" in message or f"or {KINDS[kind].option}" in message
+
+
+# What is given as what, and what the error says.
+WRONG_CONTAINERS = [
+    ("shard.tar", "csv", "use --webdataset"),
+    ("shard.tar", "audiosetcaps", "use --webdataset"),
+    ("shards", "audiosetcaps", "use --webdataset"),
+    ("shards", "txt", "use --webdataset"),
+    ("hub.parquet", "csv", "use --parquet"),
+    ("hub.parquet", "audiocaps", "use --parquet"),
+    ("hub.parquet", "webdataset", "use --parquet"),
+    ("audiocaps.csv", "parquet", "use --audiocaps"),
+    ("audiocaps.csv", "webdataset", "use --audiocaps"),
+    ("audiocaps.csv", "laion", "use --audiocaps"),
+    ("audiocaps.csv", "jsonl", "use --audiocaps"),
+    ("lines.jsonl", "audiocaps", "use --jsonl"),
+    ("table.csv", "audiocaps", "use --csv"),
+    ("table.csv", "fusionaudio", "use --csv"),
+    ("page.html", "clotho", "This is text"),
+]
+
+
+@pytest.mark.parametrize(("name", "given_as", "said"), WRONG_CONTAINERS)
+def test_other_containers_are_told_apart_too(tmp_path: Path, name: str, given_as: str, said: str) -> None:
+    (tmp_path / "shards").mkdir()
+    for path in (tmp_path / "shard.tar", tmp_path / "shards" / "0.tar"):
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("1.wav"))
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "hub.parquet")
+    (tmp_path / "audiocaps.csv").write_text(FILES["audiocaps"][0])
+    (tmp_path / "lines.jsonl").write_text('{"id": "a", "t": "b"}\n{"id": "c", "t": "d"}\n')
+    (tmp_path / "table.csv").write_text("x,y\na,b\n")
+    (tmp_path / "page.html").write_text("<html>\nnot found</html>")
+    named = {"id_column": "id", "caption_columns": ("t",)} if given_as in ("csv", "jsonl", "parquet") else {}
+    with pytest.raises(UserError) as caught:
+        read(given_as, tmp_path / name, **named)
+    assert str(tmp_path / name) in str(caught.value)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [kind.name for kind in ENTRIES])
