@@ -30,7 +30,6 @@ from m2dprep.m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
 
 __all__ = [
     "Checkpoint",
-    "DamagedError",
     "checkpoints_in",
     "find_checkpoint",
     "infer_config",

@@ -34,9 +34,8 @@ WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "
 # Declarations of settings, from which commands make their flags. They import only the standard library.
 DECLARATIONS = ["training.config", "m2dclap.config"]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
-# What commands say of themselves for recipes, and the table of caption sources from which `captions add` has its
-# options: light enough to be imported with every command.
-STAGES = ["workflows.recipe.declare", "workflows.recipe.data_directory", "captions.sources.kinds"]
+# What commands say of themselves for recipes: light enough to be imported with every command.
+STAGES = ["workflows.recipe.declare", "workflows.recipe.data_directory"]
 LIGHT = (*DECLARATIONS, *STAGES)
 MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400

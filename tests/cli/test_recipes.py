@@ -83,6 +83,7 @@ WRITTEN = {
     "sound-set": {"out"}, "melspec": {"dst"}, "stats": {"output"}, "unpack": {"output"},
     "captions fill": {"output", "unmatched"}, "captions add": {"output", "unmatched"}, "captions merge": {"output"},
     "captions keywords": {"output"}, "captions check": {"output", "findings"}, "captions training-list": {"output"},
+    "captions exclude-list": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
 }  # fmt: skip
