@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m2dprep.artifacts.clips.caption_sets import ACALT4, AUTO_ACD, LABEL
 from m2dprep.artifacts.clips.matching import match_names
 from m2dprep.artifacts.clips.readings import paths
 from m2dprep.artifacts.columns import codes, first_occurrences, one_array, repeats, runs
@@ -37,7 +38,6 @@ from m2dprep.captions.clean import debias
 from m2dprep.captions.matching import UNMATCHED_SCHEMA, Matched, Rules, Source, clean_source, match_source
 from m2dprep.captions.sources.audioset import EVALUATION_SPLIT, Segments
 from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
-from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL
 from m2dprep.captions.template import M2D, Template, label_captions
 
 ABOUT = ["clip_id", "split", "labels"]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from m2dprep.artifacts.clips.caption_sets import ACALT4, AUTO_ACD
 from m2dprep.artifacts.clips.matching import match_names
 from m2dprep.artifacts.clips.readings import last_parts, paths
 from m2dprep.artifacts.columns import one_array, runs
@@ -37,7 +38,7 @@ from m2dprep.captions.build import (
 from m2dprep.captions.matching import Rules, Source, clean_source
 from m2dprep.captions.sources.audioset import read_label_names, read_segments
 from m2dprep.captions.sources.exclusion import ExclusionList
-from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, read_auto_acd, read_source
+from m2dprep.captions.sources.readers import read_source
 
 
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
@@ -92,7 +93,7 @@ def fill_file(
 
 
 def _read_auto_acd(path: Path, rules: Rules) -> Source:
-    return clean_source(AUTO_ACD, read_auto_acd(path), rules)
+    return clean_source(AUTO_ACD, read_source(AUTO_ACD, [path]), rules)
 
 
 def add_file(

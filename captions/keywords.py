@@ -28,7 +28,7 @@ from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import read_parquet, write_parquet
 from m2dprep.captions.embedding.loading import surely, weights_are_read
 from m2dprep.captions.embedding.model_files import unloadable
-from m2dprep.captions.sources.readers import CAPTION_ROWS
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
 
 DECODING = {
     "num_beams": 4,

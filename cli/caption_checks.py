@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -165,3 +166,48 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
     click.echo(f"{first['clip_id']}  {first['split'] or ''}  {names}".rstrip())
     for row in rows:
         click.echo(f"{row['caption_index']:>3}  {row['source']:<12} {row['caption']}")
+
+
+@stage()
+@click.command("exclude-list", cls=TableCommand, short_help="A list of the clips that evaluation sets have.")
+@click.argument("sets", metavar="EVAL…", nargs=-1, required=True, type=PATH)
+@titled(
+    "What is trained on",
+    click.option(
+        "--trained",
+        type=PATH,
+        multiple=True,
+        help="Read the metadata of a set in the training data, to know its sounds in EVAL by their ids. "
+        "The option can be repeated.",
+    ),
+)
+@titled(
+    OUTPUT,
+    output_option(required=True, help="Write the list to this CSV file, for --exclude."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that is another list."),
+    json_option,
+)
+def exclude_list(
+    sets: tuple[Path, ...], trained: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool
+) -> None:
+    """List the names by which training data may have the sounds of evaluation sets, from the metadata of these.
+
+    EVAL is metadata as it is downloaded: esc50.csv, UrbanSound8K.csv, FSD50K's eval.csv, clotho_metadata_….csv,
+    AudioCaps' test.csv, vggsound.csv (its split test), a blacklist of WavCaps, or any list that --exclude takes. Sets
+    are compared by their ids at FreeSound and YouTube, and what they share is reported.
+
+    \b
+    Examples:
+      m2dprep captions exclude-list esc50.csv UrbanSound8K.csv vggsound.csv -o exclude.csv
+      m2dprep captions exclude-list esc50.csv --trained clotho_metadata_development.csv -o exclude.csv
+    """
+    from m2dprep.captions.overlaps import write_exclude_list
+
+    counts = write_exclude_list(output, sets, trained, overwrite=overwrite)
+    for title, sounds in counts.sounds.items():
+        click.echo(f"{title}: {sounds:,} sounds.", err=True)
+    for overlap in counts.overlaps:
+        click.echo(str(overlap), err=True)
+    say_unchanged(output, changed=counts.changed)
+    click.echo(f"{counts.rows:,} names.", err=True)
+    click.echo(json.dumps({"output": str(output), **asdict(counts)}, indent=2) if as_json else str(output))

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from m2dprep.artifacts.clips.caption_sets import ENTRIES, ID_FORMS, KINDS, Kind
 from m2dprep.cli.options import OUTPUT, OUTPUT_PATH, PATH, REPEATED, TableCommand, json_option, output_option, titled
 from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.captions.assembly import Coverage, SourceCounts
     from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList
+    from m2dprep.captions.sources.readers import ReadOptions
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# Options of `captions add`, one for each kind of source: those of m2dprep.captions.sources.readers.READERS, with their
-# help.
-SOURCES = {
-    "acalt4": "Read ACalt4's table: youtube_id,caption1,…,caption4.",
-    "auto-acd": "Read Auto-ACD's train.csv: youtube_id,caption.",
-    "audiocaps": "Read AudioCaps' train.csv, val.csv or test.csv.",
-    "clotho": "Read Clotho's captions: file_name,caption_1,…,caption_5.",
-    "wavcaps": "Read a JSON file of WavCaps (FreeSound, BBC, SoundBible, AudioSet_SL).",
-    "laion": "Read a folder with a JSON file per clip, as LAION has it.",
-    "csv": "Read any CSV table of an id and one or more captions.",
-    "jsonl": "Read any file of JSON lines with an id and captions.",
-    "parquet": "Read any Parquet file of an id and captions.",
-}
-NEED_A_NAME = ("csv", "jsonl", "parquet")
-
 unmatched_option = click.option(
     "--unmatched", type=OUTPUT_PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
 )
@@ -177,8 +165,10 @@ def fill(
 
 def source_options(command: Function) -> Function:
     """An option for every kind of source."""
-    for kind, text in reversed(SOURCES.items()):
-        command = click.option(f"--{kind}", type=PATH, multiple=True, help=f"{text} {REPEATED}")(command)
+    for kind in reversed(ENTRIES):
+        command = click.option(kind.option, kind.name, type=PATH, multiple=True, help=f"{kind.help} {REPEATED}")(
+            command
+        )
     return command
 
 
@@ -204,6 +194,39 @@ def source_options(command: Function) -> Function:
         default=None,
         metavar="REGEX",
         help="Take from every id what this regular expression finds, or its group.",
+    ),
+    click.option(
+        "--id-form",
+        type=click.Choice(ID_FORMS),
+        default=None,
+        show_default="those of the source",
+        help="Read the ids in this form: an id of YouTube, and what stands around it.",
+    ),
+    click.option(
+        "--layout-from",
+        type=click.Choice(["member", "archive"]),
+        default="member",
+        help="Take ids from the path within an archive alone, or put the archive's path before it, as melspec does.",
+    ),
+    click.option(
+        "--ontology",
+        "--class-labels",
+        "labels",
+        type=PATH,
+        default=None,
+        help="Read the names of strong labels from this file: ontology.json, class_labels_indices.csv or "
+        "mid_to_display_name.tsv.",
+    ),
+    click.option(
+        "--template",
+        default="m2d",
+        help='Make captions of labels by this template: m2d, laion, or a text such as "This is {label}."',
+    ),
+    click.option(
+        "--template-many",
+        default=None,
+        show_default="as --template",
+        help='Make captions of several labels by this text, such as "Sounds of {labels} and {last}."',
     ),
     debias_option,
 )
@@ -237,27 +260,59 @@ def add(
     from m2dprep.artifacts.process import suit_large_tables
     from m2dprep.captions.build import AddOptions
     from m2dprep.captions.files import add_file
-    from m2dprep.captions.sources.readers import FOR_AUDIOSET, ReadOptions, csv_columns, read_source
+    from m2dprep.captions.sources.csv_readers import csv_columns
+    from m2dprep.captions.sources.readers import read_kind
 
-    given = [kind for kind in SOURCES if choices[kind.replace("-", "_")]]
-    if len(given) != 1:
-        raise click.UsageError(f"give one of {', '.join(f'--{kind}' for kind in SOURCES)}.")
-    kind = given[0].replace("-", "_")
-    if source is None and kind in NEED_A_NAME:
-        raise click.UsageError(f"--{kind} needs --source NAME.")
-    if captions_path is None and kind in FOR_AUDIOSET and not choices["new_clips"]:
-        raise click.UsageError(f"--{given[0]} has captions of AudioSet's clips: give CAPTIONS, or --new-clips.")
+    kind = _chosen_kind(choices)
+    if source is None and kind.needs_name:
+        raise click.UsageError(f"{kind.option} needs --source NAME.")
+    if captions_path is None and kind.for_audioset and not choices["new_clips"]:
+        raise click.UsageError(f"{kind.option} has captions of AudioSet's clips: give CAPTIONS, or --new-clips.")
     suit_large_tables()
-    read = ReadOptions(choices["id_column"], choices["caption_columns"], choices["id_pattern"])
-    for path in choices[kind] if kind == "csv" else ():
+    read = _read_options(kind, choices)
+    found = read_kind(kind.name, choices[kind.name], read)
+    for path in choices["csv"]:
         names, texts = csv_columns(path, read.id_column, read.caption_columns)
         click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
-    rows = read_source(kind, choices[kind], read)
+    for line in found.lines():
+        click.echo(line, err=True)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], read_lists(choices["exclude"]))
     coverage = add_file(
-        captions_path, rows, source or kind, output, options=options, unmatched=unmatched, overwrite=overwrite
+        captions_path,
+        found.rows,
+        source or kind.name,
+        output,
+        options=options,
+        unmatched=unmatched,
+        overwrite=overwrite,
     )
     report_added(coverage, output, as_json)
+
+
+def _chosen_kind(choices: dict[str, Any]) -> Kind:
+    given = [kind for kind in ENTRIES if choices[kind.name]]
+    if len(given) != 1:
+        raise click.UsageError(f"give one of {', '.join(kind.option for kind in ENTRIES)}.")
+    return given[0]
+
+
+def _read_options(kind: Kind, choices: dict[str, Any]) -> ReadOptions:
+    from m2dprep.captions.sources.readers import ReadOptions
+    from m2dprep.captions.template import label_captions, read_template
+
+    if not kind.makes_captions_of_labels and (choices["template"] != "m2d" or choices["template_many"]):
+        made = " and ".join(other.option for other in KINDS.values() if other.makes_captions_of_labels)
+        raise click.UsageError(f"--template makes sentences of labels, for {made}; {kind.option} has captions.")
+    template = read_template(choices["template"], choices["template_many"])
+    return ReadOptions(
+        id_column=choices["id_column"],
+        caption_columns=choices["caption_columns"],
+        id_pattern=choices["id_pattern"],
+        id_form=choices["id_form"],
+        by_archive=choices["layout_from"] == "archive",
+        labels=choices["labels"],
+        sentences=partial(label_captions, template=template),
+    )
 
 
 def read_lists(paths: tuple[Path, ...]) -> tuple[ExclusionList, ...]:

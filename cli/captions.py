@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from m2dprep.artifacts.layout import training_list_of
-from m2dprep.cli.caption_checks import check, show
+from m2dprep.cli.caption_checks import check, exclude_list, show
 from m2dprep.cli.caption_sets import (
     add,
     captions_output_option,
@@ -214,5 +214,5 @@ def training_list(
     click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
 
 
-for command in (fill, add, merge, keywords, check, show, training_list):
+for command in (fill, add, merge, keywords, check, show, training_list, exclude_list):
     captions.add_command(command)

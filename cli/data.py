@@ -20,6 +20,7 @@ from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
     OUTPUT_PATH,
+    PATH,
     PLACE,
     M2dprepCommand,
     TableCommand,
@@ -59,9 +60,38 @@ def _proofs_of_run(run: Path, quick: bool) -> Iterator[tuple[Path, Callable[[], 
         help="Take this files_*.csv in DATA, which you have edited, as it is now, with a new digest. May be repeated.",
     ),
 )
+@titled(
+    "Leaks of evaluation sets",
+    click.option(
+        "--leaks",
+        type=PATH,
+        multiple=True,
+        metavar="EVAL",
+        help="Also look for clips of this evaluation set among those that training reads: its metadata, as for "
+        "captions exclude-list, or a list. May be repeated.",
+    ),
+    click.option(
+        "--trained",
+        type=PATH,
+        multiple=True,
+        help="Know the clips of a set in DATA by its metadata, where their names alone do not tell. May be repeated.",
+    ),
+    click.option(
+        "--leaks-csv", type=OUTPUT_PATH, default=None, help="Write a row for every clip found to this CSV file."
+    ),
+)
 @pool_options
 @titled(OUTPUT, json_option)
-def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as_json: bool) -> None:
+def check(
+    data: Path,
+    quick: bool,
+    accept: tuple[str, ...],
+    leaks: tuple[Path, ...],
+    trained: tuple[Path, ...],
+    leaks_csv: Path | None,
+    pool: WorkerPool,
+    as_json: bool,
+) -> None:
     """Prove that what lies in DATA, or in the run of a training, fits together; exit with 4 and the problems if not.
 
     Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
@@ -74,14 +104,19 @@ def check(data: Path, quick: bool, accept: tuple[str, ...], pool: WorkerPool, as
       m2dprep check data --quick --json > problems.json
       m2dprep check data --accept files_audioset.csv
       m2dprep check runs/base
+      m2dprep check data --quick --leaks esc50.csv --leaks vggsound.csv --leaks-csv leaks.csv
     """
     from m2dprep.artifacts.errors import CheckFailedError
     from m2dprep.workflows.check.job import accept_lists, run_checks
+    from m2dprep.workflows.check.leaks import check_leaks
     from m2dprep.workflows.check.result import summary
 
+    if (trained or leaks_csv) and not leaks:
+        raise click.UsageError("--trained and --leaks-csv need --leaks EVAL, the set to look for.")
     for line in accept_lists(data, accept):
         click.echo(line, err=True)
-    results = run_checks(data, workers=pool, proofs_of_run=_proofs_of_run, quick=quick)
+    found = [check_leaks(data, leaks, trained, leaks_csv)] if leaks else []
+    results = [*run_checks(data, workers=pool, proofs_of_run=_proofs_of_run, quick=quick), *found]
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:

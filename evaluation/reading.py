@@ -14,9 +14,11 @@ import soundfile
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import read_lms
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.convert import front_end, log_mel_of_file, read_with_retries
+from m2dprep.audioprep.convert import front_end, log_mel_of_file
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Input
 from m2dprep.evaluation.clip_set import Unreadable
 
 # One frame of a log-mel, and four hours.
@@ -86,8 +88,8 @@ class ClipLoader:
         config = self._config.log_mel
         wanted = self._crop.samples(config.sample_rate)
         if wanted is None and not self._waveforms and not self._crop.sixteen_bit:
-            return Clip(read_with_retries(path, lambda: log_mel_of_file(path, self._config))[0], False)
-        waveform, _ = read_with_retries(path, lambda: decode(path, self._config))
+            return Clip(read_with_retries(Input(path), lambda: log_mel_of_file(path, self._config))[0], False)
+        waveform, _ = read_with_retries(Input(path), lambda: decode(path, self._config))
         if self._crop.sixteen_bit:
             waveform = through_file(waveform, config.sample_rate, path.suffix)
         longer = wanted is not None and len(waveform) > wanted

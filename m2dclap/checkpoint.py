@@ -27,11 +27,9 @@ from m2dprep.m2dclap.layouts import (
     require_shapes,
 )
 from m2dprep.m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
-from m2dprep.m2dclap.proof import DamagedError
 
 __all__ = [
     "Checkpoint",
-    "DamagedError",
     "checkpoints_in",
     "find_checkpoint",
     "infer_config",

@@ -220,15 +220,25 @@ class AllReadings:
 
     def may_mean(self, others: AllReadings) -> np.ndarray:
         """bool (N,): whether each of these names may mean the same clip as any of the ``others``."""
-        found = np.zeros(len(self.stems), bool)
+        return self.partner(others) >= 0
+
+    def partner(self, others: AllReadings) -> np.ndarray:
+        """int64 (N,): for each of these names the row of one of the ``others`` that may mean the same clip, or -1."""
+        found = np.full(len(self.stems), -1, np.int64)
         for readings, wanted in (
             (self.whole, [*others.whole, *others.ends]),
             (self.ends, others.whole),
             ([(None, self.youtube_ids)], [(None, others.youtube_ids), (None, others.stems)]),
             ([(None, self.stems)], [(None, others.youtube_ids)]),
         ):
-            values = pa.concat_arrays([pa.array([], pa.string()), *(texts for _, texts in wanted)]).drop_null()
+            values = pa.concat_arrays([pa.array([], pa.string()), *(texts for _, texts in wanted)])
+            of_value = np.concatenate(
+                [np.zeros(0, np.int64), *(np.arange(len(t)) if rows is None else rows for rows, t in wanted)]
+            )
             for rows, texts in readings:
-                there = pc.is_in(texts, value_set=values, skip_nulls=True).to_numpy(zero_copy_only=False)
-                found[there if rows is None else rows[there]] = True
+                at = pc.index_in(texts, value_set=values, skip_nulls=True)
+                there = at.is_valid().to_numpy(zero_copy_only=False)
+                mine = np.flatnonzero(there) if rows is None else rows[there]
+                new = found[mine] < 0
+                found[mine[new]] = of_value[at.drop_null().to_numpy(zero_copy_only=False)][new]
         return found

@@ -142,13 +142,15 @@ def read_published(path: Path) -> _List | None:
     data, comments, start = read_bytes(path, PURPOSE), 0, 0
     while data[start : start + 1] == b"#":
         comments, start = comments + 1, data.find(b"\n", start) + 1 or len(data)
-    data = data[start:].replace(b', "', b',"')  # so that quotes open fields, as in CSV
+    data = data.replace(b', "', b',"')  # so that quotes open fields, as in CSV
     if misplaced_quotes(data):
         return None
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(data),
-            read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES, skip_rows=comments
+            ),
             parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
             convert_options=pyarrow.csv.ConvertOptions(column_types=PUBLISHED, strings_can_be_null=False),
         )
@@ -236,13 +238,18 @@ def _label_lists(
 
 
 def read_label_names(path: Path) -> dict[str, str]:
-    """{label id: name} from ``ontology.json`` or ``class_labels_indices.csv``, told apart by their content.
+    """{label id: name} from ``ontology.json``, ``class_labels_indices.csv`` or ``mid_to_display_name.tsv``.
+
+    They are told apart by their content; the last is of the strong labels: an id, a tab, a name, without a header.
 
     Commas and parentheses belong to the names. Raises `UserError` if the file is neither.
     """
     data = read_bytes(path, "the names of the labels")
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
         return _unique(path, _read_ontology(path, data))
+    if b"\t" in data.partition(b"\n")[0]:
+        rows = [line.rstrip("\r").partition("\t") for line in decode(path, data).split("\n") if line.strip()]
+        return _unique(path, [(mid.strip(), name.strip()) for mid, _, name in rows])
     table = read_csv_table(path, "a table of labels (class_labels_indices.csv)", ["mid", "display_name"])
     names = pc.utf8_trim_whitespace(table["display_name"]).to_pylist()
     return _unique(path, list(zip(pc.utf8_trim_whitespace(table["mid"]).to_pylist(), names, strict=True)))

@@ -1,68 +1,148 @@
-"""Reads captions in the forms in which others publish them into one form: one row per caption, with the file's id.
+"""Reads captions in the forms in which others publish them into one form: one row a caption.
 
-`CAPTION_ROWS` is that form, and `read_source` reads into it. Rows keep the file's order; several captions in one row
-keep their column order. Ids are interpreted when they are matched with clips (`artifacts.clips`): YouTube ids by the
-shape of the whole id, never by a first letter.
+`read_kind` reads the files of a source by its entry in `artifacts.clips.caption_sets`. Rows keep the file's order,
+and several captions in one row keep their column order. Ids are read by the forms of their source
+(`captions.sources.id_forms`) and interpreted when they are matched with clips (`artifacts.clips`): by the shape of the
+whole id, never by a first letter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from m2dprep.artifacts.columns import chunks, text_bytes
+from m2dprep.artifacts.clips.caption_sets import KINDS, Kind
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.text_files import read_bytes, read_csv_table, read_header, require_utf8
-from m2dprep.captions.sources.json_readers import pairs_table, read_jsonl, read_laion, read_wavcaps
-
-AUTO_ACD, ACALT4, LABEL = "auto_acd", "acalt4", "label"
-ACALT4_COLUMNS = ("caption1", "caption2", "caption3", "caption4")
-CAPTION_ROWS = pa.schema(
-    [pa.field("id", pa.string(), nullable=False), pa.field("caption", pa.string(), nullable=False)]
+from m2dprep.artifacts.text_files import Finding
+from m2dprep.captions.sources.archives import read_webdataset
+from m2dprep.captions.sources.audioset import read_label_names
+from m2dprep.captions.sources.beside import read_text_beside
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
+from m2dprep.captions.sources.csv_readers import caption_rows, read_caption_csv, read_clotho
+from m2dprep.captions.sources.id_forms import by_forms
+from m2dprep.captions.sources.json_readers import (
+    Notes,
+    Pairs,
+    pairs_table,
+    read_acavcaps,
+    read_af_audioset,
+    read_fusionaudio,
+    read_jsonl,
+    read_laion,
+    read_wavcaps,
 )
+from m2dprep.captions.sources.label_sets import Sentences, read_audioset_strong, read_vggsound
+from m2dprep.captions.sources.looks import hint, require_not_another
+from m2dprep.captions.sources.parquet_reader import read_parquet_shards
 
-
-ANY_TABLE = "a table of captions"
-CAPTION_NAME = re.compile(r"captions?|caption_?\d+", re.IGNORECASE | re.ASCII)
-CLOTHO_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
-CLOTHO_ENCODING = "cp1252"  # files that claim to be ISO-8859-1 are this, with bytes from 0x80 to 0x9f
+# Texts that say that there is no caption, as programs write them into tables.
+NO_CAPTION = r"^\s*(?:nan|NaN|NAN|None|NONE|null|NULL|<NA>|N/A|#N/A)\s*$"
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The settings that tables without a form of their own leave open, and a rule for ids.
+    """The settings that tables without a form of their own leave open, and rules for ids and labels.
 
     ``id_pattern`` is a regular expression that is searched for in every id; its first group (or the whole match, if it
-    has none) becomes the id. Ids without a match count as missing.
+    has none) becomes the id. Ids without a match count as missing. ``id_form`` is the form of the ids, one of
+    `artifacts.clips.caption_sets.ID_FORMS`, in place of those of the kind. ``by_archive`` puts an archive's path before
+    the ids in it. ``labels`` has the names of labels, of which ``sentences`` makes captions (`captions.template`).
     """
 
     id_column: str | None = None
     caption_columns: tuple[str, ...] = ()
     id_pattern: str | None = None
+    id_form: str | None = None
+    by_archive: bool = False
+    labels: Path | None = None
+    sentences: Sentences | None = None
+
+
+class Read(NamedTuple):
+    """A source's rows (`CAPTION_ROWS`), and what was odd about them, each with the beginning of a line."""
+
+    rows: pa.Table
+    notes: list[tuple[str, Finding]]
+
+    def lines(self) -> list[str]:
+        """A line about everything that was odd."""
+        return [f"{text}: {finding}." for text, finding in self.notes]
 
 
 def read_source(kind: str, paths: Sequence[Path], options: ReadOptions | None = None) -> pa.Table:
-    """Read files of one ``kind`` (`READERS`), one after another, as `CAPTION_ROWS`.
+    """The rows that `read_kind` reads."""
+    return read_kind(kind, paths, options).rows
 
-    Raises `UserError` if a file cannot be read, or an option does not suit the kind or a file.
+
+def read_kind(name: str, paths: Sequence[Path], options: ReadOptions | None = None) -> Read:
+    """Read files of one kind (its ``name`` in `artifacts.clips.caption_sets.KINDS`), one after another.
+
+    Raises `UserError` if a file cannot be read, is one of another kind, or an option does not suit the kind or a file.
     """
-    options = options or ReadOptions()
-    if (options.id_column and kind not in WITH_ID_COLUMN) or (
-        options.caption_columns and kind not in WITH_CAPTION_COLUMNS
-    ):
-        raise UserError(f"{kind} has columns of its own: --id-column and --caption-column do not go with it.")
+    kind, options = KINDS[name], options or ReadOptions()
+    _require_suitable(kind, options)
     if repeated := {str(path) for path in paths if list(paths).count(path) > 1}:
         raise UserError(f"{', '.join(sorted(repeated))}: given more than once.")
-    rows = pa.concat_tables([READERS[kind](path, options) for path in paths])
-    return rows if options.id_pattern is None else _by_pattern(rows, options.id_pattern)
+    notes: Notes = []
+    if name in OF_SHARDS:
+        rows = _read_shards(kind, paths, options, notes)
+    else:
+        rows = pa.concat_tables([_read_file(kind, path, options, notes) for path in paths])
+    if options.id_pattern is not None:
+        rows = _by_pattern(rows, options.id_pattern)
+    forms = kind.forms if options.id_form is None else (options.id_form,)
+    if forms:
+        ids, odd = by_forms(rows["id"], forms, kind.title)
+        rows = rows.set_column(0, CAPTION_ROWS.field(0), ids)
+        notes += odd
+    return Read(_without_placeholders(rows), notes)
+
+
+def _require_suitable(kind: Kind, options: ReadOptions) -> None:
+    if (options.id_column and not kind.takes_id_column) or (options.caption_columns and not kind.takes_caption_columns):
+        raise UserError(f"{kind.name} has columns of its own: --id-column and --caption-column do not go with it.")
+    if options.by_archive and kind.name != "webdataset":
+        raise UserError(f"--layout-from archive is for archives, and {kind.option} reads {kind.title}.")
+    if kind.needs_label_names and options.labels is None:
+        raise UserError(f"{kind.option} needs --ontology, which has the names of the labels.")
+    if options.labels is not None and not kind.needs_label_names:
+        raise UserError(f"--ontology has the names of labels, and {kind.title} needs none.")
+
+
+def _read_file(kind: Kind, path: Path, options: ReadOptions, notes: Notes) -> pa.Table:
+    require_not_another(path, kind)
+    try:
+        if kind.is_plain:
+            return caption_rows(path, f"the captions of {kind.title}", kind.id_column, kind.caption_columns)
+        read = READERS[kind.name](path, options, notes)
+        return read if isinstance(read, pa.Table) else pairs_table(read, CAPTION_ROWS)
+    except UserError as error:
+        if said := hint(path, kind):
+            raise UserError(f"{error} {said}") from error
+        raise
+
+
+def _read_shards(kind: Kind, paths: Sequence[Path], options: ReadOptions, notes: Notes) -> pa.Table:
+    try:
+        return OF_SHARDS[kind.name](paths, options, notes)
+    except UserError as error:
+        if said := next((said for path in paths if (said := hint(path, kind))), ""):
+            raise UserError(f"{error} {said}") from error
+        raise
+
+
+def _without_placeholders(rows: pa.Table) -> pa.Table:
+    """The rows with empty texts for those that only say that there is none, such as ``NaN``."""
+    none = pc.match_substring_regex(rows["caption"], NO_CAPTION)
+    if not pc.any(none).as_py():
+        return rows
+    return rows.set_column(1, CAPTION_ROWS.field(1), pc.if_else(none, "", rows["caption"]))
 
 
 def _by_pattern(rows: pa.Table, pattern: str) -> pa.Table:
@@ -82,179 +162,40 @@ def _by_pattern(rows: pa.Table, pattern: str) -> pa.Table:
     return rows.set_column(0, rows.schema.field(0), pc.fill_null(found, ""))
 
 
-def read_auto_acd(path: Path) -> pa.Table:
-    """Auto-ACD's ``train.csv``: ids ``Y<id>`` (AudioSet) or ``<id>_<start second>`` (VGGSound)."""
-    return _caption_rows(path, "the captions of Auto-ACD", "youtube_id", ["caption"])
+def _read_strong(path: Path, options: ReadOptions, notes: Notes) -> Pairs:
+    assert options.labels is not None  # `_require_suitable`
+    return read_audioset_strong(path, read_label_names(options.labels), _sentences(options), notes)
 
 
-def read_acalt4(path: Path) -> pa.Table:
-    """ACalt4: ``youtube_id,caption1,caption2,caption3,caption4``, four captions per clip, bare YouTube ids."""
-    return _caption_rows(path, "the captions of ACalt4", "youtube_id", ACALT4_COLUMNS)
+def _sentences(options: ReadOptions) -> Sentences:
+    if options.sentences is None:
+        raise ValueError("labels need ReadOptions.sentences, such as captions.template.label_captions")
+    return options.sentences
 
 
-def read_audiocaps(path: Path) -> pa.Table:
-    """AudioCaps' ``train.csv``, ``val.csv`` or ``test.csv``: ``audiocap_id,youtube_id,start_time,caption``."""
-    return _caption_rows(path, "the captions of AudioCaps", "youtube_id", ["caption"])
-
-
-def read_clotho(path: Path) -> pa.Table:
-    """Clotho's captions: ``file_name,caption_1,…,caption_5``, UTF-8 or ISO-8859-1 (Windows-1252).
-
-    Clips are named like the audio files, in which ``_`` replaces ``:`` and ``?``.
-    """
-    purpose = "the captions of Clotho"
-    data = read_bytes(path, purpose)
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        data = _decode_western(path, data).encode()
-    table = read_csv_table(path, purpose, ["file_name", *CLOTHO_COLUMNS], content=data)
-    rows = _interleave(path, table, purpose, "file_name", CLOTHO_COLUMNS)
-    return rows.set_column(0, rows.schema.field(0), pc.replace_substring_regex(rows["id"], "[:?]", "_"))
-
-
-def _decode_western(path: Path, data: bytes) -> str:
-    try:
-        return data.decode(CLOTHO_ENCODING)
-    except UnicodeDecodeError as error:
-        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        raise UserError(
-            f"{path}:{line} is neither UTF-8 nor ISO-8859-1 (byte {byte:#04x}); convert the file."
-        ) from error
-
-
-def read_caption_parquet(path: Path, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    """Any Parquet file: captions are texts or lists of texts. Only the named columns are read.
-
-    A null, or a list without texts, counts as an empty caption, so that every row is counted.
-    """
-    require_file(path, ANY_TABLE)
-    wanted = [id_column, *caption_columns]
-    if len(set(wanted)) < len(wanted):
-        raise UserError(f"{path}: a column was named twice among {', '.join(wanted)}.")
-    try:
-        file = pq.ParquetFile(path)
-        if missing := [name for name in wanted if name not in file.schema_arrow.names]:
-            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}.")
-        table = file.read(columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as {ANY_TABLE}: {first_line(error)}") from error
-    if table.num_rows == 0:
-        raise UserError(f"{path} has no rows ({ANY_TABLE}).")
-    names, texts = [], []
-    for name in caption_columns:
-        ids, column = table[id_column], table[name].combine_chunks()
-        if pa.types.is_nested(column.type):
-            rows, column = _list_texts(path, name, column)
-            ids = ids.take(rows)
-        names.append(ids)
-        texts.append(column)
-    try:
-        strings = [[pc.fill_null(column.cast(pa.string()), "") for column in columns] for columns in (names, texts)]
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: ids and captions must be texts: {first_line(error)}") from error
-    ids, captions = [
-        pa.chunked_array([c for column in columns for c in chunks(column)], pa.string()) for columns in strings
-    ]
-    read = pa.Table.from_arrays([ids, captions], schema=CAPTION_ROWS)
-    require_utf8(read, path)
-    return read.set_column(0, CAPTION_ROWS.field(0), pc.utf8_trim_whitespace(ids))
-
-
-def _list_texts(path: Path, name: str, column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """The rows and texts of a column of lists; a null, or a list without a text, gives a null."""
-    try:
-        lists = column.cast(pa.list_(column.type.value_type))
-    except (pa.ArrowException, AttributeError) as error:
-        raise UserError(f"{path}: the column {name} holds {column.type}, neither texts nor lists of texts.") from error
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    rows = np.repeat(np.arange(len(lists)), np.maximum(lengths, 1))
-    place = np.full(len(rows), -1, np.int64)
-    place[np.repeat(lengths > 0, np.maximum(lengths, 1))] = np.arange(int(lengths.sum()))
-    return pa.array(rows), lists.flatten().take(pa.array(place, mask=place < 0))
-
-
-def read_caption_csv(path: Path, id_column: str | None = None, caption_columns: Sequence[str] = ()) -> pa.Table:
-    """Any CSV of ids and captions with a header line.
-
-    The columns are those of `csv_columns`. Several rows may share an id.
-    """
-    id_column, caption_columns = csv_columns(path, id_column, caption_columns)
-    return _caption_rows(path, ANY_TABLE, id_column, caption_columns)
-
-
-def csv_columns(path: Path, id_column: str | None, caption_columns: Sequence[str]) -> tuple[str, list[str]]:
-    """The columns of ids and captions in any CSV: those that are named, or the obvious ones of its header.
-
-    The id is the first column; captions are all columns named ``caption``, ``captions``, ``caption1``, ``caption_1``
-    and so on, whatever their case. Raises `UserError` if the first column has no name, or no column has such a name.
-    """
-    names = [name.strip() for name in read_header(path, ANY_TABLE)]
-    if not id_column and not names[0]:
-        raise UserError(
-            f"{path}: its first column has no name, as that of the row numbers that pandas writes; which one holds the "
-            f"ids? It has {', '.join(filter(None, names))}; name it with --id-column."
-        )
-    id_column = id_column or names[0]
-    found = list(caption_columns) or [name for name in names if CAPTION_NAME.fullmatch(name) and name != id_column]
-    if not found:
-        raise UserError(
-            f"{path}: which columns hold captions? Its first line has {', '.join(names)}; name them with "
-            f"--caption-column (the id is taken from {id_column!r}; --id-column names another). A table needs a header."
-        )
-    return id_column, found
-
-
-def _caption_rows(path: Path, purpose: str, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    table = read_csv_table(path, purpose, [id_column, *caption_columns])
-    return _interleave(path, table, purpose, id_column, caption_columns)
-
-
-def _interleave(path: Path, table: pa.Table, purpose: str, id_column: str, caption_columns: Sequence[str]) -> pa.Table:
-    """One row per caption: all captions of the first row in column order, then those of the second, …"""
-    rows, columns = table.num_rows, len(caption_columns)
-    if id_column in caption_columns or len(set(caption_columns)) < columns:
-        raise UserError(f"{path}: a column was named twice among {', '.join([id_column, *caption_columns])}.")
-    if rows == 0:
-        raise UserError(f"{path} has a header but no rows ({purpose}).")
-    row_major = pa.array(np.arange(rows * columns).reshape(columns, rows).T.ravel())
-    ids = pa.chunked_array([chunk for _ in caption_columns for chunk in table[id_column].chunks], pa.string())
-    texts = pa.chunked_array([chunk for name in caption_columns for chunk in table[name].chunks], pa.string())
-    if columns > 1:
-        ids, texts = ids.take(row_major), texts.take(row_major)
-    return pa.Table.from_arrays([_trimmed(path, ids), texts], schema=CAPTION_ROWS)
-
-
-def _trimmed(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids without white space around them; most tables have none. Raises `UserError` if an id has a line break."""
-    if all((text_bytes(chunk)[0] - np.uint8(0x21) <= 0x7E - 0x21).all() for chunk in chunks(ids)):
-        return ids
-    ids = pc.utf8_trim_whitespace(ids)
-    broken = ids.filter(pc.match_substring(ids, "\n"))
-    if len(broken):
-        raise UserError(f"{path}: the id {broken[0].as_py()[:60]!r} holds a line break; is it a lost quote's?")
-    return ids
-
-
-def _named(path: Path, options: ReadOptions) -> tuple[str, tuple[str, ...]]:
-    """The columns of a form without default columns. Raises `UserError` if they are not named."""
+def _read_jsonl(path: Path, options: ReadOptions, _: Notes) -> Iterable[tuple[str, str]]:
     if not options.id_column or not options.caption_columns:
-        raise UserError(f"{path}: name its columns with --id-column and --caption-column.")
-    return options.id_column, options.caption_columns
+        raise UserError(f"{path}: name its keys with --id-column and --caption-column.")
+    return read_jsonl(path, options.id_column, options.caption_columns)
 
 
-READERS: dict[str, Callable[[Path, ReadOptions], pa.Table]] = {
-    AUTO_ACD: lambda path, _: read_auto_acd(path),
-    ACALT4: lambda path, _: read_acalt4(path),
-    "audiocaps": lambda path, _: read_audiocaps(path),
-    "clotho": lambda path, _: read_clotho(path),
-    "wavcaps": lambda path, _: pairs_table(read_wavcaps(path), CAPTION_ROWS),
-    "laion": lambda path, options: pairs_table(read_laion(path, options.caption_columns), CAPTION_ROWS),
-    "csv": lambda path, options: read_caption_csv(path, options.id_column, options.caption_columns),
-    "jsonl": lambda path, options: pairs_table(read_jsonl(path, *_named(path, options)), CAPTION_ROWS),
-    "parquet": lambda path, options: read_caption_parquet(path, *_named(path, options)),
+# Kinds that are no plain tables: those of single files, and those of many shards.
+READERS: dict[str, Callable[[Path, ReadOptions, Notes], pa.Table | Iterable[tuple[str, str]]]] = {
+    "acavcaps": lambda path, options, _: read_acavcaps(path, options.caption_columns),
+    "af_audioset": lambda path, *_: read_af_audioset(path),
+    "audioset_strong": _read_strong,
+    "clotho": lambda path, *_: read_clotho(path),
+    "fusionaudio": lambda path, _, notes: read_fusionaudio(path, notes),
+    "laion": lambda path, options, _: read_laion(path, options.caption_columns),
+    "txt": lambda path, _, notes: read_text_beside(path, notes),
+    "vggsound": lambda path, options, _: read_vggsound(path, _sentences(options)),
+    "wavcaps": lambda path, *_: read_wavcaps(path),
+    "csv": lambda path, options, _: read_caption_csv(path, options.id_column, options.caption_columns),
+    "jsonl": _read_jsonl,
 }
-WITH_ID_COLUMN = ("csv", "jsonl", "parquet")
-WITH_CAPTION_COLUMNS = (*WITH_ID_COLUMN, "laion")
-# Captions for clips of AudioSet: they need a table that has these clips. The other sources bring their own clips.
-FOR_AUDIOSET = (AUTO_ACD, ACALT4)
+OF_SHARDS: dict[str, Callable[[Sequence[Path], ReadOptions, Notes], pa.Table]] = {
+    "webdataset": lambda paths, options, notes: pairs_table(
+        read_webdataset(paths, options.caption_columns, by_archive=options.by_archive, notes=notes), CAPTION_ROWS
+    ),
+    "parquet": lambda paths, options, _: read_parquet_shards(paths, options.id_column, options.caption_columns),
+}

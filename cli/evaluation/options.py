@@ -25,6 +25,7 @@ from m2dprep.cli.options import (
     titled,
     trust_remote_code_option,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.evaluation.encoders import ClipEncoder
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.task import Task
 
 CLIPS = "The clips"
+# For recipes: what does not change a score, and clips that other stages make below their root.
+evaluation_stage = stage(
+    how=("device", "batch_size", "max_failures", "features"),
+    reads=lambda given: given.made_below("root"),
+    shows=("metric", "score", "n"),
+)
 root_option = click.option(
     "--root",
     type=PLACE,
@@ -146,7 +153,7 @@ def model_options(function: Function) -> Function:
             OUTPUT,
             click.option(
                 "--features",
-                type=PATH,
+                type=PLACE,
                 default=None,
                 show_default="DIR/features, or nowhere for a CSV",
                 help="Keep the embeddings of clips in this folder, and take them from there.",

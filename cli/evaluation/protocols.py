@@ -14,6 +14,7 @@ from m2dprep.cli.evaluation.options import (
     CLIPS,
     classes_option,
     clip_options,
+    evaluation_stage,
     file_column_option,
     label_column_option,
     label_options,
@@ -115,6 +116,7 @@ def evaluate() -> None:
     """Judge a model by the protocols of EVAR (zero-shot, linear, retrieval), or embeddings without labels."""
 
 
+@evaluation_stage
 @evaluate.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
@@ -153,6 +155,7 @@ def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path |
     run_command(checkpoint, place, options, partial(run_zero_shot, predictions=predictions))
 
 
+@evaluation_stage
 @evaluate.command("linear", cls=TableCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
@@ -229,6 +232,7 @@ def evaluate_linear(
     run_command(checkpoint, place, options, run)
 
 
+@evaluation_stage
 @evaluate.command("retrieval", cls=TableCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
@@ -261,6 +265,7 @@ def evaluate_retrieval(checkpoint: Path, place: Path | None, **options: Any) -> 
     run_command(checkpoint, place, options, run_retrieval, captions=True)
 
 
+@stage(shows=("metric", "score"))
 @evaluate.command("label-free", cls=TableCommand)
 @click.argument("store", type=PATH)
 @titled(

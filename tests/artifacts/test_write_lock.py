@@ -16,7 +16,7 @@ from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.files import add_file
-from m2dprep.captions.sources.readers import CAPTION_ROWS
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
 
 HOLD = """
 import sys

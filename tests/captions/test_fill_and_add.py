@@ -26,8 +26,8 @@ from m2dprep.captions.build import AddOptions, FillOptions, add, fill
 from m2dprep.captions.files import add_file, captions_of, fill_file, merge_files
 from m2dprep.captions.lint import check_file
 from m2dprep.captions.sources.audioset import SEGMENTS_SCHEMA, Segments
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
 from m2dprep.captions.sources.exclusion import ExclusionList
-from m2dprep.captions.sources.readers import CAPTION_ROWS
 from m2dprep.captions.training_list import write_training_list
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from m2dprep.artifacts.text_files import Finding
 from m2dprep.captions.build import AddOptions, FillOptions, add, fill
 from m2dprep.captions.clean import debias
 from m2dprep.captions.sources.audioset import SEGMENTS_SCHEMA, Segments
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
 from m2dprep.captions.sources.exclusion import keep_clips, read_exclusion
-from m2dprep.captions.sources.readers import CAPTION_ROWS
 from m2dprep.captions.template import Template, label_captions, read_template
 
 CLIPS = ["YXqu1CeA2c4", "Xqu1CeA2c4_", "aaaaaaaaaaa", "bbbbbbbbbbb"]

@@ -83,6 +83,7 @@ WRITTEN = {
     "sound-set": {"out"}, "melspec": {"dst"}, "stats": {"output"}, "unpack": {"output"},
     "captions fill": {"output", "unmatched"}, "captions add": {"output", "unmatched"}, "captions merge": {"output"},
     "captions keywords": {"output"}, "captions check": {"output", "findings"}, "captions training-list": {"output"},
+    "captions exclude-list": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
 }  # fmt: skip
@@ -184,6 +185,8 @@ BAD = [
     ("data: d\nworkers: many\nstages:\n  check: {}", "line 2: workers: 'many' is not a valid integer"),
     ("data: d\ncluster: {clustre: slurm}\nstages:\n  check: {}", "cluster has no 'clustre'; did you mean 'cluster'?"),
     ("data: d\nstages:\n  embed-captions: {captions: c}", "embed-captions needs out"),
+    ("data: d\nstages:\n  captions add: {captions: c, acalt4: a}", "line 3: captions add needs output"),
+    ("data: d\nstages:\n  captions add: {captions: c, acalt4: a, output: ./c}", "both reads and writes"),
     ("data: d\nstages:\n  captions check: {captions: c}\n  captions-check: {captions: c}", "would share a log"),
     ("data: [d", "is not YAML"),
     ("- data", "a recipe must be keys with values, not a list"),

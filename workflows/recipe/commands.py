@@ -33,7 +33,8 @@ class Option:
         """Its key, and other keys that mean the same."""
         if isinstance(self.parameter, click.Option):
             return [normal(flag.removeprefix("--")) for flag in self.parameter.opts if flag.startswith("--")]
-        return [normal((self.parameter.metavar or str(self.parameter.name)).strip("[]…").lower())]
+        shown, name = self.parameter.metavar, str(self.parameter.name)
+        return [normal((name if shown is None or "|" in shown else shown).strip("[]…").lower())]
 
     @property
     def key(self) -> str:

@@ -15,8 +15,8 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, read_file_list, write_captions, write_file_list
 from m2dprep.captions.build import AddOptions, FillOptions
 from m2dprep.captions.files import add_file, fill_file, merge_files
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
 from m2dprep.captions.sources.exclusion import ExclusionList, keep_clips, read_exclusion
-from m2dprep.captions.sources.readers import CAPTION_ROWS
 from m2dprep.captions.training_list import write_training_list
 
 ID = "YXqu1CeA2c4"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from m2dprep.artifacts.clips.caption_sets import ACALT4
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.assembly import Coverage
 from m2dprep.captions.files import add_file, fill_file
-from m2dprep.captions.sources.readers import ACALT4, read_acalt4
+from m2dprep.captions.sources.readers import read_source
 
 LABELS = {
     "/m/09x0r": "Speech",
@@ -228,7 +229,7 @@ def test_acalt4_adds_up_to_four_captions(tables: Path, coverage: Coverage) -> No
         "-aaaaaaaaaa,a,,a,  b \n"  # an empty caption, a repeated one, white space
         "notaclip123,w,x,y,z\n"
     )
-    added = add_file(tables / "captions.parquet", read_acalt4(tables / "acalt4.csv"), ACALT4, path)
+    added = add_file(tables / "captions.parquet", read_source(ACALT4, [tables / "acalt4.csv"]), ACALT4, path)
     rows = [
         (row["clip_id"], row["caption"], row["source"], row["caption_index"]) for row in read_captions(path).to_pylist()
     ]

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2dprep.artifacts.clips.caption_sets import ACALT4, AUTO_ACD
 from m2dprep.artifacts.errors import UserError
-from m2dprep.captions.sources.readers import CAPTION_ROWS, read_acalt4, read_auto_acd, read_caption_csv
+from m2dprep.captions.sources.caption_rows import CAPTION_ROWS
+from m2dprep.captions.sources.csv_readers import read_caption_csv
+from m2dprep.captions.sources.readers import read_source
 
 
 def write(tmp_path: Path, content: str) -> Path:
@@ -24,12 +27,15 @@ def pairs(table: object) -> list[tuple[str, str]]:
 
 def test_auto_acd_keeps_ids_as_they_stand(tmp_path: Path) -> None:
     path = write(tmp_path, "youtube_id,caption\nYabc, a \nYXqu1CeA2c4_000044,b\n")
-    assert pairs(read_auto_acd(path)) == [("Yabc", " a "), ("YXqu1CeA2c4_000044", "b")]
+    assert pairs(read_source(AUTO_ACD, [path])) == [("Yabc", " a "), ("YXqu1CeA2c4_000044", "b")]
 
 
 def test_acalt4_has_four_captions_per_row(tmp_path: Path) -> None:
     path = write(tmp_path, "youtube_id,caption1,caption2,caption3,caption4\nx,1,2,3,4\ny,5,6,7,8\n")
-    assert pairs(read_acalt4(path)) == [*(("x", str(n)) for n in range(1, 5)), *(("y", str(n)) for n in range(5, 9))]
+    assert pairs(read_source(ACALT4, [path])) == [
+        *(("x", str(n)) for n in range(1, 5)),
+        *(("y", str(n)) for n in range(5, 9)),
+    ]
 
 
 CSV = {
@@ -81,9 +87,9 @@ def test_which_columns(tmp_path: Path, content: str, options: dict[str, str], me
 def test_the_named_tables_need_their_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "id,caption\na,b\n")
     with pytest.raises(UserError, match="no column youtube_id"):
-        read_auto_acd(path)
+        read_source(AUTO_ACD, [path])
     with pytest.raises(UserError, match="no column youtube_id, caption1, caption2, caption3, caption4"):
-        read_acalt4(path)
+        read_source(ACALT4, [path])
 
 
 @pytest.mark.slow
@@ -91,7 +97,7 @@ def test_the_named_tables_need_their_columns(tmp_path: Path) -> None:
 @given(st.text('ab,"\n capt', max_size=60), st.sampled_from(["", "id,caption\n", "youtube_id,caption\n"]))
 def test_any_text_gives_rows_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, text: str, start: str) -> None:
     path = write(tmp_path_factory.getbasetemp(), start + text)
-    for reader in (read_caption_csv, read_auto_acd):
+    for reader in (read_caption_csv, lambda path: read_source(AUTO_ACD, [path])):
         try:
             assert reader(path).num_rows > 0  # type: ignore[operator]
         except UserError as error:

@@ -1,0 +1,25 @@
+"""Names of sounds and texts inside archives, one rule for what is heard and what is read of the same shards.
+
+The clip of a member is named by its path in the archive without its suffix, or with the archive's path before it; the
+clip of a row in a Parquet file by the first of `ROW_ID_COLUMNS`, or else by the path beside the bytes of its audio.
+"""
+
+from __future__ import annotations
+
+# The ends of archives' names, in lower case.
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+PARQUET_ENDING = ".parquet"
+# Columns that name a row, the best first.
+ROW_ID_COLUMNS = ("video_id", "ytid", "youtube_id", "id", "path", "file_name", "file")
+
+
+def without_ending(name: str) -> str:
+    """The path of an archive without the end that says what it is: ``a/shard-000.tar.gz`` → ``a/shard-000``."""
+    lower = name.lower()
+    endings = [ending for ending in (*ARCHIVE_ENDINGS, PARQUET_ENDING) if lower.endswith(ending)]
+    return name[: -len(max(endings, key=len))] if endings else name
+
+
+def member_path(name: str) -> str:
+    """The path of a member without what adds nothing: ``./a//b.flac`` → ``a/b.flac``."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
