@@ -1,9 +1,8 @@
 """Waiting for slow file systems in threads: the next sources are opened, and arrays are written, while work goes on.
 
-Opening a file over NFS or Lustre takes 10 to 50 ms, longer than converting it. If opening takes long (`SLOW_SECONDS`),
-threads open the next `FILES_AHEAD` sources of a shard and have the system read their bytes, `BYTES_AHEAD` in total at
-most. If writing takes long, threads write. Where the file system is fast, nothing of this happens: threads would only
-cost time.
+Opening a file over NFS or Lustre takes 10 to 50 ms, longer than converting it. If opening takes so long, threads open
+the next `FILES_AHEAD` sources of a shard and have the system read their bytes, `BYTES_AHEAD` in total at most. If
+writing takes long, threads write. Where the file system is fast, nothing of this happens: threads would only cost time.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
 from m2dprep.audioprep.decoding.content import Content
@@ -25,35 +25,39 @@ from m2dprep.audioprep.source import Input, Source
 
 FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
 WRITES_AT_ONCE = 8
-# An operation that waits for longer than this on average is left to threads.
-SLOW_SECONDS = 0.005
-# How much the latest operation counts in the average, and up to which time: one alone, during which the system was
-# busy elsewhere, must not make a file system a slow one.
-LATEST, MOST_NOTED_SECONDS = 0.2, 4 * SLOW_SECONDS
+# An operation that waits for longer than this on average is left to threads. Threads cost a worker some processor time
+# for each array, so that those that write must save more than the few milliseconds of a busy local disk.
+SLOW_OPEN_SECONDS, SLOW_WRITE_SECONDS = 0.005, 0.015
+# How much the latest operation counts in the average.
+LATEST = 0.2
 
 
 class _Pace:
     """The average time for which operations of one kind have waited lately in this process."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, slow: float) -> None:
+        self.seconds, self._slow = 0.0, slow
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note for how long the block waits: the time that it takes, less that of the processor."""
-        started = time.perf_counter() - time.thread_time()
+        """Note for how long the block waits: the time that it takes, if it gave up the processor by itself.
+
+        A thread that a busy machine suspends does not wait for a file system.
+        """
+        started, pauses = time.perf_counter(), getrusage(RUSAGE_THREAD).ru_nvcsw
         try:
             yield
         finally:
-            waited = time.perf_counter() - time.thread_time() - started
-            self.seconds += LATEST * (min(waited, MOST_NOTED_SECONDS) - self.seconds)
+            # One long wait alone does not make a file system a slow one.
+            waited = time.perf_counter() - started if getrusage(RUSAGE_THREAD).ru_nvcsw > pauses else 0.0
+            self.seconds += LATEST * (min(waited, 4 * self._slow) - self.seconds)
 
     @property
     def is_slow(self) -> bool:
-        return self.seconds > SLOW_SECONDS
+        return self.seconds > self._slow
 
 
-OPENING, WRITING = _Pace(), _Pace()
+OPENING, WRITING = _Pace(SLOW_OPEN_SECONDS), _Pace(SLOW_WRITE_SECONDS)
 
 
 class Opened:

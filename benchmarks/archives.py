@@ -57,10 +57,15 @@ def pack(path: Path, kind: str, members: Members) -> None:
 def listed(folder: str) -> None:
     """Print the number of sources in ``folder``, and the seconds and the memory that finding them takes."""
     discover(Path(folder) / "warm")
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started, worked = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        time.perf_counter(),
+        time.process_time(),
+    )
     sources = discover(Path(folder) / "cold")
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([len(sources), seconds, (after - before) / 1024]))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([len(sources), seconds, cpu, (after - before) / 1024]))
 
 
 def listing(root: Path, kind: str) -> list[str]:
@@ -71,7 +76,7 @@ def listing(root: Path, kind: str) -> list[str]:
     command = [sys.executable, __file__, str(folder)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found[0] == MEMBERS
-    return [kind, f"{found[1]:.2f}", f"{found[2]:.0f}"]
+    return [kind, f"{found[1]:.2f}", f"{found[2]:.2f}", f"{found[3]:.0f}"]
 
 
 def converting(root: Path) -> list[list[str]]:
@@ -106,7 +111,7 @@ def main() -> None:
         root = Path(name)
         print(machine())
         print(f"\nListing {MEMBERS:,} members\n")
-        print(table(["", "seconds", "MiB more"], [listing(root, kind) for kind in KINDS]))
+        print(table(["", "seconds", "CPU seconds", "MiB more"], [listing(root, kind) for kind in KINDS]))
         print(f"\nConverting {CLIPS} clips of 10 s (WAV), median of {ROUNDS} rounds\n")
         rows = converting(root)
         print(table(["", "CPU ms per clip", "ratio"], rows))
