@@ -153,6 +153,7 @@ NAMES_SHOWN = 3
 SlowRead = tuple[str, float]
 
 _reading: dict[int, SlowRead] = {}  # per thread: the file, and when its reading began
+_progress: dict[int, float] = {}  # per thread: when its read last gave something
 _given_up: list[str] = []
 
 
@@ -174,6 +175,7 @@ class reading:  # noqa: N801  (used as `with reading(path):`)
     ) -> None:
         if self._before is None:
             _reading.pop(threading.get_ident(), None)
+            _progress.pop(threading.get_ident(), None)
         else:
             _reading[threading.get_ident()] = self._before
 
@@ -183,6 +185,16 @@ def slow_reads(seconds: float | None = None) -> list[SlowRead]:
     limit, now = SLOW_SECONDS if seconds is None else seconds, time.monotonic()
     found = [(what, now - begun) for what, begun in list(_reading.values()) if now - begun >= limit]
     return sorted(found, key=lambda read: -read[1])
+
+
+def progress() -> None:
+    """Note that this thread's read has just given something."""
+    _progress[threading.get_ident()] = time.monotonic()
+
+
+def last_progress(thread: int | None) -> float:
+    """When the read of a thread last gave something, by `time.monotonic`; 0 if it never did."""
+    return _progress.get(thread or 0, 0.0)
 
 
 def give_up(thread: int | None) -> None:

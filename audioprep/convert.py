@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +24,14 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.array import FAILED, OK, write_lms
 from m2dprep.artifacts.reading import reading
+from m2dprep.audioprep.ahead import Opened, ReadAhead, Writers, in_order
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.decode import MACHINE_ERRORS, decode
+from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
-from m2dprep.audioprep.discover import Source, modification_time_ns, output_name
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Opener, Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 Record = dict[str, Any]
@@ -42,11 +43,6 @@ Permit = Callable[[], None]
 SILENT_PEAK = 1 / 32768
 # Files that are synced at once; few enough that the last sync of a shard is short.
 FILES_PER_SYNC = 64
-# Pauses between attempts to read a file, in seconds. If the machine's error lasts longer, the source becomes a row.
-PAUSES = (0.1, 0.4, 1.5)
-# Reasons that may also come from reading a file incompletely.
-DAMAGED = ("truncated", "malformed", "not_audio", "no_samples")
-READ_BYTES = 1 << 20
 # After so many transient failures in a row, the run stops: nothing can be read at all.
 TRANSIENT_IN_A_ROW = 20
 # Errors that the name of an output can cause; every other error of writing concerns the whole run.
@@ -70,33 +66,46 @@ def convert_shard(
     dst: Path,
     config: ConvertConfig,
     *,
-    ffmpeg: bool = True,
+    ffmpeg: bool | None = None,
     read_timeout: float = 0.0,
     permit: Permit = always,
 ) -> list[Record]:
     """Convert ``sources`` of ``src`` to log-mel files below ``dst``; one record (`RECORD_SCHEMA`) for each, in order.
 
-    A source that fails becomes a row, as does one that cannot be read within ``read_timeout`` seconds, if that is not
-    0. ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. ``permit`` is called before
-    anything changes in ``dst``, and raises an error if nothing may change. When the rows are returned, their files are
-    safe on disk. Raises `OSError` if ``dst`` cannot be written to, and `UserError` if ``src`` as a whole has gone or
-    nothing can be read any more, because every further source would fail as well.
+    A source that fails becomes a row, as does one whose reading gives nothing for ``read_timeout`` seconds, if that is
+    not 0. ``ffmpeg`` is that of `decode`. ``permit`` is called before anything changes in ``dst``, and raises an error
+    if nothing may change. When the rows are returned, their files are safe on disk. Raises `OSError` if ``dst`` cannot
+    be written to, and `UserError` if ``src`` as a whole has gone or nothing can be read any more, because every further
+    source would fail as well.
     """
 
-    def convert(source: Source, claim: Claim) -> Record:
-        return _convert_source(source, src, dst, config, ffmpeg, claim, permit)
+    ahead, writers = ReadAhead(sources, src), Writers()
+
+    def convert(source: Source, claim: Claim) -> Record | Future[Record]:
+        if source.reason:
+            return failure_record(source, source.reason, source.message)
+        where = ahead.opened(source)
+        made = _convert(source, where, dst, config, ffmpeg=ffmpeg, claim=claim, permit=permit, writers=writers)
+        failed = isinstance(made, dict) and made["reason"] in ("not_found", "io_error", "transient")
+        if failed and not src.is_dir():
+            raise UserError(f"{src}: the folder has gone while its files were being converted.")
+        return made
 
     def late(source: Source) -> Record:
-        return failure_record(source, "read_timeout", f"it could not be read within {read_timeout:g} s", look=False)
+        return failure_record(source, "read_timeout", f"reading it gave nothing for {read_timeout:g} s", look=False)
 
-    if read_timeout:
-        rows = limited(convert, sources, read_timeout, late)
-    else:
-        rows = (_unlimited(convert, source) for source in sources)
-    return _synced(_stop_if_unreadable(rows), dst)
+    try:
+        if read_timeout:
+            rows = limited(convert, sources, read_timeout, late)
+        else:
+            rows = (_unlimited(convert, source) for source in sources)
+        return _synced(_stop_if_unreadable(in_order(rows)), dst)
+    finally:
+        ahead.close()
+        writers.close()
 
 
-def _unlimited(convert: Callable[[Source, Claim], Record], source: Source) -> Record:
+def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
     with reading(source.path):
         return convert(source, no_claim)
 
@@ -135,109 +144,56 @@ def _synced(rows: Iterable[Record], dst: Path) -> list[Record]:
     return records
 
 
-def _convert_source(
-    source: Source, src: Path, dst: Path, config: ConvertConfig, ffmpeg: bool, claim: Claim, permit: Permit
-) -> Record:
-    if source.reason:
-        return failure_record(source, source.reason, source.message)
-    record = convert_file(
-        source.relative,
-        src,
-        dst,
-        config,
-        durable=False,
-        ffmpeg=ffmpeg,
-        claim=claim,
-        permit=permit,
-        keeps=source.keeps,
-    )
-    if record["reason"] in ("not_found", "io_error", "transient") and not src.is_dir():
-        raise UserError(f"{src}: the folder has gone while its files were being converted.")
-    return record
-
-
 def convert_file(
-    relative: str,
-    src: Path,
-    dst: Path,
-    config: ConvertConfig,
-    *,
-    durable: bool = True,
-    ffmpeg: bool = True,
-    claim: Claim = no_claim,
-    permit: Permit = always,
-    keeps: bool = False,
+    relative: str, src: Path, dst: Path, config: ConvertConfig, *, durable: bool = True, ffmpeg: bool | None = None
 ) -> Record:
     """Convert ``src/relative`` to ``dst/<relative with the suffix .npy>`` and return its record.
 
-    A source that fails leaves no output. The output of an earlier version is removed too, unless ``keeps`` says that it
-    exists and is good. ``durable`` syncs the file to disk. ``claim`` is called once the source has been read, and
-    ``permit`` before anything changes in ``dst``. Raises `OSError` if ``dst`` cannot be written to, and the errors of
-    ``claim`` and ``permit``.
+    A source that fails leaves no output, and the output of an earlier version is removed too. ``durable`` syncs the
+    file to disk. ``ffmpeg`` is that of `decode`. Raises `OSError` if ``dst`` cannot be written to.
     """
+    source = Source(relative, str(src))
+    record: Record = _convert(source, Opened(source.input(src), None), dst, config, durable=durable, ffmpeg=ffmpeg)
+    return record
 
-    path = src / relative
+
+def _convert(
+    source: Source,
+    where: Opened,
+    dst: Path,
+    config: ConvertConfig,
+    *,
+    ffmpeg: bool | None,
+    durable: bool = False,
+    claim: Claim = no_claim,
+    permit: Permit = always,
+    writers: Writers | None = None,
+) -> Any:
+    """Convert one source. If it fails, its output is removed unless it ``keeps`` it.
+
+    Returns the record, or its future if one of ``writers`` writes the array. ``claim`` is called once the source has
+    been read, and ``permit`` before anything changes in ``dst``. Raises `OSError` if ``dst`` cannot be written to, and
+    the errors of ``claim`` and ``permit``.
+    """
 
     def allowed() -> None:
         claim()
         permit()
 
-    def convert() -> Record:
-        log_mel, info, padded = read_with_retries(path, lambda: log_mel_of_file(path, config, ffmpeg=ffmpeg))
+    def convert() -> Any:
+        log_mel, info, padded = read_with_retries(where, lambda: log_mel_of_file(where, config, ffmpeg=ffmpeg))
         claim()
-        return store(relative, log_mel, info, padded, dst, durable=durable, permit=permit)
 
-    return row_of(relative, dst, convert, allowed, keeps=keeps)
+        def write() -> Record:
+            return store(source, log_mel, info, padded, dst, durable=durable, permit=permit)
 
+        return write() if writers is None else writers.call(lambda: row_of(source, dst, write, permit))
 
-def read_with_retries(path: Path, read: Callable[[], T]) -> T:
-    """The result of ``read`` on ``path``. Errors of the machine are retried, and become a `DecodeError` in the end.
-
-    Decoders take a read error for the end of the file, so a file that seems damaged is read once more as well. So is
-    one that may not be read, which is tried as often as a machine's error if its permissions say otherwise.
-    """
-    doubted = False
-    for pause in (*PAUSES, None):
-        try:
-            return read()
-        except DecodeError as error:
-            info, failure = error.info, _machine_failure(path, error)
-            if failure is None and (doubted or error.reason not in (*DAMAGED, "permission")):
-                raise
-            if failure is None:
-                doubted = True
-                continue
-        except MemoryError:
-            info, failure = None, "there is not enough memory"
-        except OSError as error:
-            if error.errno not in MACHINE_ERRORS:
-                raise
-            info, failure = None, str(error.strerror)
-        if pause is not None:
-            time.sleep(pause)
-    raise DecodeError("transient", f"{failure}; tried {len(PAUSES) + 1} times, and again by the next run", info)
+    return row_of(source, dst, convert, allowed)
 
 
-def _machine_failure(path: Path, error: DecodeError) -> str | None:
-    """The machine's failure behind ``error``; None if the file itself is to blame."""
-    if error.reason == "io_error":
-        return error.message
-    if error.reason == "permission" and os.access(path, os.R_OK):
-        return error.message
-    if error.reason in DAMAGED:
-        try:
-            with path.open("rb") as file:
-                while file.read(READ_BYTES):
-                    pass
-        except OSError as system:
-            return str(system.strerror)
-    return None
-
-
-def row_of(
-    relative: str, dst: Path, convert: Callable[[], Record], allowed: Permit = always, *, keeps: bool = False
-) -> Record:
-    """The result of ``convert``, or the record of its failure. A failure removes the output unless ``keeps`` is set.
+def row_of(source: Source, dst: Path, convert: Callable[[], Record], allowed: Permit = always) -> Record:
+    """The result of ``convert``, or the record of its failure, which removes the output unless ``source`` keeps it.
 
     ``allowed`` is called before an output is removed. Raises `OSError` and `UserError` of ``convert``.
     """
@@ -250,14 +206,14 @@ def row_of(
     except Exception as error:  # one bad file that nobody foresaw must not stop two million others
         failure = DecodeError("internal_error", f"{type(error).__name__}: {error}")
     allowed()
-    if not keeps:
-        _remove(dst / output_name(relative))
-    record = _record(relative, FAILED, failure.info or AudioInfo())
+    if not source.keeps:
+        _remove(dst / source.output)
+    record = _record(source, FAILED, failure.info or AudioInfo())
     return {**record, "reason": failure.reason, "message": failure.message}
 
 
 def store(
-    relative: str,
+    source: Source,
     log_mel: np.ndarray,
     info: AudioInfo,
     padded: bool,
@@ -266,20 +222,20 @@ def store(
     durable: bool,
     permit: Permit = always,
 ) -> Record:
-    """Write the log-mel of ``relative`` (1, n_mels, T) and return its record.
+    """Write the log-mel of ``source`` (1, n_mels, T) and return its record.
 
     ``permit`` is called just before the file gets its name. Raises `DecodeError` if that name is at fault, and
     `OSError` if ``dst`` cannot be written to.
     """
     moments = Moments.from_values(log_mel)
     try:
-        digest = _write(dst / output_name(relative), log_mel, LmsLayout(dst), durable, permit)
+        digest = _write(dst / source.output, log_mel, LmsLayout(dst), durable, permit)
     except OSError as error:
         if error.errno in NAME_ERRORS:
             raise DecodeError(*NAME_ERRORS[error.errno], info) from error
         raise
     return {
-        **_record(relative, OK, info),
+        **_record(source, OK, info),
         "frames": log_mel.shape[2],
         "padded": padded,
         "silent": info.peak is not None and info.peak <= SILENT_PEAK,
@@ -292,13 +248,15 @@ def store(
     }
 
 
-def log_mel_of_file(path: Path, config: ConvertConfig, *, ffmpeg: bool = True) -> tuple[np.ndarray, AudioInfo, bool]:
-    """The log-mel (1, n_mels, T) of an audio file as ``config`` stores it, the file's info, and whether it is padded.
+def log_mel_of_file(
+    where: Path | Opener, config: ConvertConfig, *, ffmpeg: bool | None = None
+) -> tuple[np.ndarray, AudioInfo, bool]:
+    """The log-mel (1, n_mels, T) of a file or a member as ``config`` stores it, its info, and whether it is padded.
 
     Sounds shorter than ``min_seconds`` are padded with zeros at their end. Raises `DecodeError` for a file that cannot
     be converted.
     """
-    waveform, info = decode(path, config, ffmpeg=ffmpeg)
+    waveform, info = decode(where, config, ffmpeg=ffmpeg)
     padded = len(waveform) < config.min_samples
     if padded:
         waveform = np.pad(waveform, (0, config.min_samples - len(waveform)))
@@ -328,9 +286,8 @@ def failure_record(source: Source, reason: str, message: str, *, look: bool = Tr
     info = AudioInfo()
     if look and not source.reason:
         with suppress(OSError):
-            status = source.path.stat()
-            info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
-    return {**_record(source.relative, FAILED, info), "reason": reason, "message": one_line(message)}
+            info.source_bytes, info.source_mtime_ns = source.size_and_time()
+    return {**_record(source, FAILED, info), "reason": reason, "message": one_line(message)}
 
 
 def software_versions() -> dict[str, str]:
@@ -343,14 +300,15 @@ def software_versions() -> dict[str, str]:
         "libsndfile": soundfile.__libsndfile_version__,
         "soxr": soxr.__version__,
         "libsoxr": soxr.__libsoxr_version__,
+        "av": version("av"),
     }
 
 
-def _record(relative: str, status: str, info: AudioInfo) -> Record:
+def _record(source: Source, status: str, info: AudioInfo) -> Record:
     return {
-        "file_name": output_name(relative),
-        "source": relative,
-        "clip_id": clip_id(relative),
+        "file_name": source.output,
+        "source": source.relative,
+        "clip_id": clip_id(source.array or source.relative),
         "status": status,
         "reason": None,
         "message": None,

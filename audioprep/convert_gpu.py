@@ -21,11 +21,12 @@ from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.convert import Record, as_stored, failure_record, read_with_retries, row_of, store
+from m2dprep.audioprep.convert import Record, as_stored, failure_record, row_of, store
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
-from m2dprep.audioprep.discover import Source
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
 
@@ -110,7 +111,7 @@ class DeviceConverter:
         *,
         device: str,
         threads: int,
-        ffmpeg: bool = True,
+        ffmpeg: bool | None = None,
         read_timeout: float = 0.0,
     ) -> None:
         """Raises `UserError` if ``device`` or torchaudio is not available."""
@@ -163,14 +164,14 @@ class DeviceConverter:
         def read() -> Record:
             decoded = self._in_time(source)
             if decoded is None:
-                message = f"it could not be read within {self._read_timeout:g} s"
+                message = f"reading it gave nothing for {self._read_timeout:g} s"
                 return failure_record(source, "read_timeout", message, look=False)
             waveform, found.info = decoded
             require_resampling(found.info, self._config)
             found.waveform = waveform
             return {}
 
-        found.record = row_of(source.relative, dst, read, keeps=source.keeps) or None
+        found.record = row_of(source, dst, read) or None
         backlog.add(len(found.waveform))
         if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
@@ -180,8 +181,8 @@ class DeviceConverter:
         """A source's waveform and info; None if it was not read in time and its thread was abandoned."""
 
         def work(source: Source, claim: Claim) -> tuple[np.ndarray, AudioInfo]:
-            path = source.path
-            return read_with_retries(path, lambda: decode(path, self._config, ffmpeg=self._ffmpeg, resample=False))
+            where = source.input(self._src)
+            return read_with_retries(where, lambda: decode(where, self._config, ffmpeg=self._ffmpeg, resample=False))
 
         if not self._read_timeout:
             with reading(source.path):
@@ -211,9 +212,9 @@ class DeviceConverter:
                     item.info,
                 )
             values = as_stored(log_mel, item.info, self._config)
-            return store(item.source.relative, values, item.info, padded, dst, durable=False)
+            return store(item.source, values, item.info, padded, dst, durable=False)
 
-        item.record = row_of(item.source.relative, dst, write, keeps=item.source.keeps)
+        item.record = row_of(item.source, dst, write)
         item.waveform = np.empty(0, np.float32)  # a slice would keep the samples
 
 

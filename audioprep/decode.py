@@ -5,17 +5,16 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from pathlib import Path
 
 import numpy as np
 
+from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.decoding.containers import plain_pcm
 from m2dprep.audioprep.decoding.content import Content, is_plainly_no_sound, sampled_digest
-from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, with_advice
+from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, has_ffmpeg, with_advice
+from m2dprep.audioprep.decoding.libraries import library_sound
 from m2dprep.audioprep.decoding.mp3 import listening
 from m2dprep.audioprep.decoding.opening import Source, checked_source, libsndfile_sound
 from m2dprep.audioprep.decoding.sound import (
@@ -28,7 +27,7 @@ from m2dprep.audioprep.decoding.sound import (
     mix,
     resampler,
 )
-from m2dprep.audioprep.discover import modification_time_ns
+from m2dprep.audioprep.source import Input, Opener, from_os_error
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -36,74 +35,36 @@ MAX_CHANNELS = 8
 MAX_RECORDED_RATE = 2**31 - 1
 # Samples of all channels per block: 10 s of 48 kHz stereo is one block, and an hour needs no more memory.
 SAMPLES_PER_BLOCK = 1 << 20
-# Errors that say nothing about one file: every further file would fail as well.
-MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def decode(
-    path: Path, config: ConvertConfig, *, ffmpeg: bool = True, resample: bool = True
+    where: Path | Opener, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
 ) -> tuple[np.ndarray, AudioInfo]:
-    """Decode ``path`` to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
+    """Decode a source to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
-    ``ffmpeg`` lets that program, if installed, decode files that libsndfile cannot open. Without ``resample`` the
-    waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
+    ``ffmpeg`` says what decodes files that libsndfile cannot open: FFmpeg's libraries and, if they cannot open it
+    either, the program, if it is installed (None); the program alone (True); or nothing (False). Without ``resample``
+    the waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
     `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and `OSError` if the machine
     runs out of memory or descriptors.
     """
     info = AudioInfo()
     try:
-        descriptor = _open(path, info)
+        content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
-            content = _content(descriptor)
             try:
                 waveform = _decode_open(content, info, config, resample)
             except CannotOpenError as refusal:
-                if not ffmpeg:
-                    raise with_advice(refusal, "--decoder auto would try ffmpeg") from refusal
-                waveform = _through_ffmpeg(content, refusal, info, config, resample)
-            info.source_digest = sampled_digest(descriptor, info.source_bytes or 0)  # the pages are in memory now
+                if ffmpeg is False:
+                    raise with_advice(refusal, "--decoder auto would try FFmpeg") from refusal
+                waveform = _through_ffmpeg(content, refusal, info, config, resample, program=ffmpeg)
+            info.source_digest = sampled_digest(content)  # the pages are in memory now
             return waveform, info
         finally:
-            os.close(descriptor)
+            content.close()
     except DecodeError as error:
         error.info = info
         raise
-
-
-def _open(path: Path, info: AudioInfo) -> int:
-    """A file descriptor of a regular, readable, non-empty file; its size and time are stored in ``info``."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise DecodeError("is_directory", "it is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
-        info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
-        if status.st_size == 0:
-            raise DecodeError("empty_file", "the file has 0 bytes")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _from_os_error(error, path) from error
-
-
-def _from_os_error(error: OSError, path: Path | None) -> DecodeError:
-    """The failure of one file that ``error`` means. Raises ``error`` itself if all files would fail with it."""
-    if error.errno in MACHINE_ERRORS:
-        raise error
-    if error.errno in (errno.ENOENT, errno.ELOOP) and path is not None and path.is_symlink():
-        return DecodeError("broken_link", f"it leads to {os.fspath(path.readlink())!r}")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return DecodeError("not_found", "there is no such file (any more)")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return DecodeError("permission", f"reading it is not allowed: {error.strerror}")
-    return DecodeError("io_error", f"the system could not read it: {error.strerror or error}")
-
-
-def _content(descriptor: int) -> Content:
-    try:
-        return Content(descriptor)
-    except OSError as error:
-        raise _from_os_error(error, None) from error
 
 
 def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
@@ -119,7 +80,7 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
         with libsndfile_sound(source) as sound:
             return _checked_waveform(sound, info, config, resample)
     except OSError as error:
-        raise _from_os_error(error, None) from error
+        raise from_os_error(error, None) from error
 
 
 def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
@@ -137,11 +98,27 @@ def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample
 
 
 def _through_ffmpeg(
-    content: Content, refusal: CannotOpenError, info: AudioInfo, config: ConvertConfig, resample: bool
+    content: Content,
+    refusal: CannotOpenError,
+    info: AudioInfo,
+    config: ConvertConfig,
+    resample: bool,
+    program: bool | None,
 ) -> np.ndarray:
-    """Decode a file with ffmpeg that libsndfile could not open. Raises ``refusal`` if ffmpeg cannot open it either."""
+    """Decode a file with FFmpeg that libsndfile could not open: with its libraries, or else with the ``program``.
+
+    Raises ``refusal``, with what they said, if they cannot open it either.
+    """
     if is_plainly_no_sound(content.head):
         raise refusal
+    if not program:
+        try:
+            with library_sound(content, refusal, config.max_seconds) as sound:
+                return _checked_waveform(sound, info, config, resample)
+        except CannotOpenError as error:
+            if not has_ffmpeg():
+                raise
+            refusal = error
     with ffmpeg_sound(content, refusal, config.max_seconds) as sound:
         return _checked_waveform(sound, info, config, resample)
 
@@ -175,6 +152,7 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     parts, decoded = [], 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
         # After a short block, libsndfile reads on from an arbitrary place, so nothing after it can be trusted.
+        progress()
         short = len(block) < min(block_frames, sound.frames - decoded)
         decoded += len(block)
         mono = mix(block)

@@ -8,41 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of, without_suffix
+from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, holds_no_data, walk
-from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER, inside
-from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, holds_sound
-
-# Records hold times as int64 nanoseconds, which end in the year 2262; file systems allow later times.
-MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1
+from m2dprep.artifacts.layout import MELSPEC_FOLDER, inside
+from m2dprep.audioprep.archives.place import archive_kind, split_name
+from m2dprep.audioprep.decoding.sniff import holds_sound
+from m2dprep.audioprep.members import ArchiveOptions, kind_of, listed_members, member_sources, says_nothing
+from m2dprep.audioprep.source import Source
 
 # Threads that look into files; they mostly wait for the file system.
 SNIFFING_THREADS = 16
 # Kinds of files that are named in the summary of what was passed over; all others are counted together.
 MAX_KINDS = 6
-MAX_KIND_LENGTH = 12
 SOURCES_PER_REPORT = 1024
-
-
-class Source(NamedTuple):
-    """One input: ``relative`` to ``root``, separated by ``/``. With a ``reason`` it fails before it is opened.
-
-    ``relative`` is always UTF-8 text; other bytes of a name appear as ``\\xNN``. ``keeps`` says that its array exists
-    and is good, and stays if the source cannot be converted again.
-    """
-
-    relative: str
-    root: str
-    reason: str = ""
-    message: str = ""
-    keeps: bool = False
-
-    @property
-    def path(self) -> Path:
-        return Path(self.root, self.relative)
 
 
 @dataclass(frozen=True)
@@ -72,21 +52,12 @@ def _kinds(counted: Counter[str]) -> str:
     return shown + (f", others {rest:,}" if rest else "")
 
 
-def output_name(relative: str) -> str:
-    """The path of a source's log-mel: the source's own path with its suffix, whatever it is, replaced by ``.npy``."""
-    return without_suffix(relative) + LMS_FILE_SUFFIX
-
-
-def modification_time_ns(status: os.stat_result) -> int:
-    """The modification time in nanoseconds, limited to the range that records can hold."""
-    return max(MIN_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
-
-
 def discover(
     src: Path,
     exclude: Path | None = None,
     found: Callable[[int], object] | None = None,
     passed_over: PassedOver | None = None,
+    archives: ArchiveOptions | None = None,
 ) -> list[Source]:
     """All sources under ``src``, sorted by relative path (by code point).
 
@@ -97,6 +68,7 @@ def discover(
     are not UTF-8, all but one of several sources for one output (``a.flac``, ``a.wav``), and sources whose output would
     overwrite the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
 
+    The members of archives (`audioprep.archives`) are sources like files; ``archives`` says how they are named.
     All other files are counted in ``passed_over``. ``found`` is called now and then with the number of new sources.
     Raises `UserError` if ``src`` is not a folder or cannot be listed.
     """
@@ -110,15 +82,16 @@ def discover(
         raise UserError(f"{src} is not a folder (the audio files to convert).") from error
     except OSError as error:
         raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
-    scan = _Scan(root, passed_over or PassedOver(), found or (lambda count: None))
+    scan = _Scan(root, passed_over or PassedOver(), found or (lambda count: None), archives or ArchiveOptions())
     return with_conflicts(scan.sources(excluded))
 
 
 class _Scan:
     """One walk through a folder, which finds sources by their names, then by their contents, and counts the rest."""
 
-    def __init__(self, root: str, others: PassedOver, found: Callable[[int], object]) -> None:
-        self._root, self._others, self._found = root, others, found
+    def __init__(self, root: str, others: PassedOver, found: Callable[[int], object], archives: ArchiveOptions) -> None:
+        self._root, self._others, self._found, self._options = root, others, found, archives
+        self._archives: list[str] = []
         self._sources: list[Source] = []
         self._unknown: list[str] = []
         self._told = 0
@@ -132,13 +105,17 @@ class _Scan:
             if has_audio_suffix(name) and not name.startswith(APPLE_DOUBLE_PREFIX):
                 self._add(_source(self._root, prefix + name))
             elif not is_folder:
-                if _says_nothing(name) and _is_file(entry):
+                if archive_kind(name) and not name.startswith((APPLE_DOUBLE_PREFIX, ".")):
+                    self._archives.append(prefix + name)
+                elif says_nothing(name) and _is_file(entry):
                     self._unknown.append(prefix + name)
                 else:
-                    self._others.files[_kind(name)] += 1
+                    self._others.files[kind_of(name)] += 1
         self._look_into_unknown()
+        for source in member_sources(self._root, sorted(self._archives), self._options, self._others.files):
+            self._add(source)
         self._found(len(self._sources) - self._told)
-        self._sources.sort()
+        self._sources.sort(key=_by_name)
         return self._sources
 
     def _add(self, source: Source) -> None:
@@ -161,7 +138,7 @@ class _Scan:
                 if sounds:
                     self._add(_source(self._root, name))
                 else:
-                    self._others.files[_kind(name.rpartition("/")[2])] += 1
+                    self._others.files[kind_of(name)] += 1
 
     def _sounds(self, name: str) -> bool:
         """Whether a file holds sound. A file that cannot be read counts as one, and so becomes a row that says why."""
@@ -171,15 +148,33 @@ class _Scan:
             return True
 
 
-def named_sources(src: Path, names: Iterable[str]) -> list[Source]:
+def archive_sources(
+    src: Path, archive: str, passed_over: PassedOver, archives: ArchiveOptions | None = None
+) -> list[Source]:
+    """All sources in one archive in the folder ``src``, sorted by name. Raises `UserError` if it cannot be read."""
+    found = member_sources(os.fspath(src), [archive], archives or ArchiveOptions(), passed_over.files)
+    if [source.relative for source in found] == [archive]:
+        raise UserError(f"{src / archive} cannot be read as an archive: {found[0].reason}: {found[0].message}.")
+    return with_conflicts(sorted(found, key=_by_name))
+
+
+def _by_name(source: Source) -> str:
+    return source.relative
+
+
+def named_sources(src: Path, names: Iterable[str], archives: ArchiveOptions | None = None) -> list[Source]:
     """The sources for these paths relative to ``src``, sorted, each once, without checking that they exist.
+
+    A path may also name an archive, or a member of one (``shard.tar::a.wav``).
 
     Paths become what a scan would find: ``./a.wav`` is ``a.wav``, ``b//a.wav`` is ``b/a.wav``. Raises `UserError` for a
     path that leads out of ``src`` or cannot be that of a file.
     """
     root = os.fspath(src)
-    unique = sorted({_normal(src, name) for name in names})
-    return with_conflicts([_named_source(root, name) for name in unique])
+    members, files = listed_members(root, {_normal(src, name) for name in names}, archives or ArchiveOptions())
+    sources = [*members, *(_named_source(root, name) for name in files)]
+    sources.sort(key=_by_name)
+    return with_conflicts(sources)
 
 
 def _named_source(root: str, name: str) -> Source:
@@ -199,24 +194,11 @@ def _normal(src: Path, name: str) -> str:
     return Path(name).as_posix() if "./" in name or "//" in name else name
 
 
-def _says_nothing(name: str) -> bool:
-    """Whether only the content can tell if a file holds sound. Hidden files and editors' backups count as no sound."""
-    return not name.startswith(".") and not name.endswith("~") and suffix_of(name) not in OTHER_SUFFIXES
-
-
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
     except OSError:  # a link in a circle
         return False
-
-
-def _kind(name: str) -> str:
-    """The kind under which a file that is passed over is counted."""
-    if name.startswith(APPLE_DOUBLE_PREFIX):
-        return f"{APPLE_DOUBLE_PREFIX}*"
-    suffix = suffix_of(name)
-    return f".{suffix}" if 0 < len(suffix) <= MAX_KIND_LENGTH and suffix.isalnum() else "without a suffix"
 
 
 def _source(root: str, relative: str) -> Source:
@@ -260,41 +242,43 @@ def _contested(sources: list[Source], folding: NameFolding) -> dict[str, str]:
     for source in sources:
         if source.reason:
             continue
-        key = hash(_output_key(source.relative, folding))
+        key = hash(_output_key(source, folding))
         (twice if key in seen else seen).add(key)
-        if ".npy/" in source.relative.lower():
-            folders.update(map(hash, _folder_keys(source.relative, folding)))
+        if ".npy/" in source.output.lower():
+            folders.update(map(hash, _folder_keys(source, folding)))
     contested = twice | (folders & seen)
     first: dict[str, str] = {}
     for source in sources if contested else ():
-        output = _output_key(source.relative, folding)
+        output = _output_key(source, folding)
         if not source.reason and hash(output) in contested:
             first[output] = min(first.get(output, source.relative), source.relative, key=_preference)
     return first
 
 
-def _output_key(relative: str, folding: NameFolding) -> str:
-    return folding(output_name(relative)) if folding else output_name(relative)
+def _output_key(source: Source, folding: NameFolding) -> str:
+    return folding(source.output) if folding else source.output
 
 
-def _folder_keys(relative: str, folding: NameFolding) -> list[str]:
+def _folder_keys(source: Source, folding: NameFolding) -> list[str]:
     """The folders that lead to a source's output, as keys like those of `_output_key`."""
-    return [folding(folder.as_posix()) for folder in Path(relative).parents]
+    return [folding(folder.as_posix()) for folder in Path(source.output).parents]
 
 
 def _preference(relative: str) -> tuple[int, str]:
-    """Sort key of several sources for one output: the plainest format comes first, videos last; then by name."""
+    """Sort key of several sources for one output: files come before members of archives, then the plainest format,
+    videos last; then by name."""
     suffix = suffix_of(relative)
-    return (0 if suffix in PLAIN_SUFFIXES else 1 if suffix in CODED_SUFFIXES else 2), relative
+    rank = 0 if suffix in PLAIN_SUFFIXES else 1 if suffix in CODED_SUFFIXES else 2
+    return rank + 3 * (split_name(relative) is not None), relative
 
 
 def _with_conflict(source: Source, first: dict[str, str], folding: NameFolding) -> Source:
     where = f" where {folding} are not told apart" if folding else ""
-    owner = first.get(_output_key(source.relative, folding), source.relative)
+    owner = first.get(_output_key(source, folding), source.relative)
     if owner != source.relative:
         return source._replace(reason="name_conflict", message=f"{owner!r} has the same output{where}")
-    if ".npy/" in source.relative.lower():
-        for folder in _folder_keys(source.relative, folding):
+    if ".npy/" in source.output.lower():
+        for folder in _folder_keys(source, folding):
             if (owner := first.get(folder, "")) != "":
                 message = f"the output of {owner!r} stands where its own needs the folder {folder}{where}"
                 return source._replace(reason="name_conflict", message=message)

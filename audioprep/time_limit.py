@@ -1,4 +1,4 @@
-"""A time limit for reading each source: a thread that hangs in a read is abandoned, and work goes on without it.
+"""A time limit for reads that give nothing: a thread that hangs in a read is abandoned, and work goes on without it.
 
 A read of a dead mount cannot be interrupted, so the work is done in a thread. A thread that was abandoned finds out
 before it writes anything, should it ever wake.
@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from m2dprep.artifacts.reading import give_up, reading
-from m2dprep.audioprep.discover import Source
+from m2dprep.artifacts.reading import give_up, last_progress, reading
+from m2dprep.audioprep.source import Source
 
 LOOK_SECONDS = 1.0
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def no_claim() -> None:
 def limited(
     work: Callable[[Source, Claim], T], sources: Sequence[Source], seconds: float, late: Callable[[Source], T]
 ) -> Iterator[T]:
-    """The result of ``work`` for each source in order, or of ``late`` if reading it takes longer than ``seconds``.
+    """The result of ``work`` for each source in order, or of ``late`` if reading it gives nothing for ``seconds``.
 
     ``work`` calls its `Claim` when it has read its whole source, before it changes anything on disk; from then on it
     may take any time. Raises the errors of ``work``.
@@ -98,9 +98,9 @@ class _Runner(threading.Thread):
             self._begun = None
 
     def gave_up_after(self, seconds: float) -> bool:
-        """Abandon the thread and return True if a source has been read for ``seconds`` or more."""
+        """Abandon the thread and return True if the read of a source has given nothing for ``seconds`` or more."""
         with self._lock:
-            if self._begun is None or time.monotonic() - self._begun < seconds:
+            if self._begun is None or time.monotonic() - max(self._begun, last_progress(self.ident)) < seconds:
                 return False
             self._stopped = True
         give_up(self.ident)

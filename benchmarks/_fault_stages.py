@@ -26,15 +26,16 @@ stages:
   melspec: {src: wavs, dst: "${data}/audioset_lms", min_seconds: 0.5}
   stats: {lms: "${data}/audioset_lms"}
   fill: {stage: captions fill, segments: segments.csv, ontology: ontology.json, auto_acd: auto_acd.csv,
-         output: "${data}/captions.parquet"}
-  acalt4: {stage: captions add, captions: "${data}/captions.parquet", acalt4: acalt4.csv}
+         output: "${data}/filled.parquet"}
+  add: {stage: captions add, captions: "${data}/filled.parquet", acalt4: acalt4.csv, output: "${data}/captions.parquet"}
   list: {stage: captions training-list, files_csv: "${data}/files_audioset.csv", captions: "${data}/captions.parquet"}
   embed-captions: {captions: "${data}/captions.parquet", out: "${data}/capemb_tiny", text_model: encoder, device: cpu}
   check:
 """
-LMS, CAPTIONS, STORE = "data/audioset_lms", "data/captions.parquet", "data/capemb_tiny"
+LMS, FILLED, CAPTIONS = "data/audioset_lms", "data/filled.parquet", "data/captions.parquet"
+STORE = "data/capemb_tiny"
 MELSPEC = f"melspec wavs {LMS} --workers 0 --min-seconds 0.5"
-FILL = f"captions fill --segments segments.csv --ontology ontology.json --auto-acd auto_acd.csv -o {CAPTIONS}"
+FILL = f"captions fill --segments segments.csv --ontology ontology.json --auto-acd auto_acd.csv -o {FILLED}"
 EMBED = f"embed-captions {CAPTIONS} {STORE} --text-model encoder --device cpu --batch-tokens 16"
 PACK = f"pack {LMS} --clips-per-shard 3"
 TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
@@ -178,23 +179,25 @@ STAGES = (
     Stage("stats", f"stats {LMS}", after="melspec"),
     Stage("stats --recompute", f"stats {LMS} --recompute", after="melspec"),
     Stage("captions fill", FILL, after="stats"),
-    Stage("captions add", f"captions add {CAPTIONS} --acalt4 acalt4.csv", after="captions fill"),
+    Stage("captions add", f"captions add {FILLED} --acalt4 acalt4.csv -o {CAPTIONS}", after="captions fill"),
     Stage(
         "captions add --replace",
-        f"captions add {CAPTIONS} --csv mine_new.csv --source mine --replace",
+        "captions add mine.parquet --csv mine_new.csv --source mine --replace -o replaced.parquet",
         after="captions fill",
-        setup=(f"captions add {CAPTIONS} --csv mine.csv --source mine",),
+        setup=(f"captions add {FILLED} --csv mine.csv --source mine -o mine.parquet",),
     ),
     Stage(
         "captions merge",
-        f"captions merge {CAPTIONS} other.parquet -o merged.parquet",
+        f"captions merge {FILLED} other.parquet -o merged.parquet",
         after="captions fill",
-        setup=("captions add other.parquet --csv mine.csv --source mine --new-clips",),
+        setup=("captions add --csv mine.csv --source mine -o other.parquet",),
     ),
-    Stage("captions check --drop", f"captions check {CAPTIONS} --drop near_duplicate", after="captions add"),
+    Stage(
+        "captions check --drop", f"captions check {CAPTIONS} --drop near_duplicate -o d.parquet", after="captions add"
+    ),
     Stage(
         "captions training-list",
-        f"captions training-list data/files_audioset.csv {CAPTIONS} --exclude mine_new.csv",
+        f"captions training-list data/files_audioset.csv {FILLED} --exclude mine_new.csv",
         after="captions fill",
     ),
     Stage("embed-captions", EMBED, after="captions add", imports=TEXT_IMPORTS, weight=6),

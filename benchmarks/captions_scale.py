@@ -67,8 +67,10 @@ def at_once(tables: Path, output: Path) -> Cost:
 
 
 def one_after_the_other(tables: Path, output: Path) -> Cost:
-    first = fill(tables, output)
-    second = run("-m", "m2dprep", "captions", "add", str(output), "--acalt4", str(tables / "acalt4.csv"))
+    filled = output.with_name("filled.parquet")
+    first = fill(tables, filled)
+    add = ("captions", "add", str(filled), "--acalt4", str(tables / "acalt4.csv"), "-o", str(output))
+    second = run("-m", "m2dprep", *add)
     cpu_seconds = first.cpu_seconds + second.cpu_seconds
     return Cost(first.seconds + second.seconds, cpu_seconds, max(first.peak_mib, second.peak_mib))
 

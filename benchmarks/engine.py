@@ -33,7 +33,8 @@ from _machine import machine, restart_with, table
 
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard, failure_record
-from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import Source
 from m2dprep.workflows.engine.dask_workers import QUIET, SCHEDULER, STEADY, WORKER_ENVIRONMENT, DaskWorkers
 from m2dprep.workflows.engine.engine import Window, run_shards, split_into_shards
 from m2dprep.workflows.engine.on_worker import expectation

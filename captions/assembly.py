@@ -89,6 +89,12 @@ class Part(NamedTuple):
     source: str | pa.ChunkedArray
     about: np.ndarray | None = None
 
+    def sources(self) -> pa.DictionaryArray:
+        """The name of the source of every caption."""
+        if isinstance(self.source, str):
+            return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(self.clip), np.int32)), [self.source])
+        return one_array(self.source).dictionary_encode()
+
 
 def assemble(clips: pa.Table, parts: Sequence[Part]) -> Assembly:
     """The captions of all parts: in the order of the clips' numbers, for each clip in the order of the parts.
@@ -102,8 +108,7 @@ def assemble(clips: pa.Table, parts: Sequence[Part]) -> Assembly:
     starts = np.cumsum([0, *(len(part.texts) for part in parts)])
     place = np.concatenate([part.place + start for part, start in zip(parts, starts, strict=False)])[order]
     texts = joined(pa.chunked_array([chunk for part in parts for chunk in part.texts.chunks], pa.string()))
-    names = [pa.repeat(p.source, len(p.clip)) if isinstance(p.source, str) else one_array(p.source) for p in parts]
-    sources = pa.concat_arrays(names).dictionary_encode()
+    sources = one_array(pa.chunked_array([part.sources() for part in parts]).unify_dictionaries())
 
     def make(start: int, stop: int) -> pa.Table:
         at = about[start:stop]

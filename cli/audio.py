@@ -76,6 +76,20 @@ def _file_list(given: Given) -> list[Path]:
         default=1800.0,
         help="Refuse longer sounds; they count as failures.",
     ),
+    click.option(
+        "--layout-from",
+        type=click.Choice(["member", "archive"]),
+        default="member",
+        help="Name the arrays of members of archives by the path within the archive alone, or put the archive's own "
+        "path, without its suffix, before that.",
+    ),
+    click.option(
+        "--id-column",
+        metavar="NAME",
+        default=None,
+        show_default="video_id, ytid, id, path, …",
+        help="Name the rows of Parquet files by this column.",
+    ),
     click.option("--retry-failed", is_flag=True, help="Try the files again that failed in earlier runs."),
     click.option(
         "--check-sources", is_flag=True, help="Convert files again that have changed in size or time since then."
@@ -99,15 +113,17 @@ def _file_list(given: Given) -> list[Path]:
         "--decoder",
         type=click.Choice(["auto", "ffmpeg", "soundfile"]),
         default="auto",
-        help="Choose what reads the files that libsndfile cannot open (m4a, webm, wma, …): auto takes ffmpeg "
-        "if it is installed, ffmpeg requires it, and soundfile never uses it.",
+        help="Choose what reads the files that libsndfile cannot open (m4a, webm, mp4, wma, …): auto takes FFmpeg's "
+        "libraries, and the program ffmpeg for what they cannot open; ffmpeg takes the program alone; soundfile reads "
+        "none of them.",
     ),
     click.option(
         "--read-timeout",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        default=1800.0,
-        help="Give up a file that takes longer to read. It counts as a failure, and the next run tries it again. "
+        default=120.0,
+        help="Give up a file whose reading gives nothing for so long. It counts as a failure, and the next run tries "
+        "it again. "
         "0 waits forever.",
     ),
 )
@@ -149,11 +165,16 @@ def melspec(
     dry_run: bool,
     as_json: bool,
     decoder: str,
+    layout_from: str,
+    id_column: str | None,
     device: str,
     pool: WorkerPool,
     **options: Any,
 ) -> None:
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
+
+    SRC may hold archives, or be one: the members of .tar, .tar.gz, .zip and of Parquet files with an audio column count
+    as files.
 
     DST/_melspec/records-*.parquet says what failed and why. The same command continues where it stopped.
 
@@ -161,11 +182,13 @@ def melspec(
     Examples:
       m2dprep melspec audioset_wavs data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
+      m2dprep melspec shards/ data/audioset_lms --layout-from archive
       m2dprep melspec audioset_wavs data/audioset_lms --dry-run
       m2dprep melspec audioset_wavs data/audioset_lms --cluster slurm --cluster-config slurm.yaml --jobs 20
     """
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
+    from m2dprep.audioprep.members import ArchiveOptions
     from m2dprep.workflows.melspec.job import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
@@ -177,7 +200,10 @@ def melspec(
         resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
     )
     ffmpeg = {"auto": None, "ffmpeg": True, "soundfile": False}[decoder]
-    request = MelspecOptions(workers=pool, device=device, ffmpeg=ffmpeg, max_failures=limit, **options)
+    archives = ArchiveOptions(by_archive=layout_from == "archive", id_column=id_column)
+    request = MelspecOptions(
+        workers=pool, device=device, ffmpeg=ffmpeg, max_failures=limit, archives=archives, **options
+    )
     if dry_run:
         found = forecast_melspec(src, dst, config, request)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

@@ -37,11 +37,11 @@ SECTIONS = {
         "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
         "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
         "evaluate": (
-            "m2dprep.cli.evaluate",
+            "m2dprep.cli.evaluation.protocols",
             "evaluate",
             "Judge a model by EVAR's protocols (zero-shot, linear, retrieval, …).",
         ),
-        "zero-shot": ("m2dprep.cli.evaluate", "zero_shot", "Classify clips by the names of the classes."),
+        "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),

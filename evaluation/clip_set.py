@@ -20,8 +20,10 @@ from m2dprep.artifacts.log_mels.first_reads import recorded_digests
 from m2dprep.artifacts.tables import FILE_COLUMNS, choose_column, read_csv_columns
 from m2dprep.artifacts.text_files import read_header
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.convert import log_mel_of_file, read_with_retries
+from m2dprep.audioprep.convert import log_mel_of_file
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Input
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ClipReader:
                     return Unreadable("damaged", "it is damaged, or was replaced: its digest is not that of its record")
                 log_mel = np.asarray(found.array, np.float32)
             else:
-                log_mel = read_with_retries(path, lambda: log_mel_of_file(path, self._config))[0]
+                log_mel = read_with_retries(Input(path), lambda: log_mel_of_file(path, self._config))[0]
         except DecodeError as error:
             return Unreadable(error.reason, error.message)
         except UserError as error:

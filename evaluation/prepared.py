@@ -4,7 +4,7 @@
 DIR/
   metadata.csv     file_name, label and split or fold, and group (the recording), which may be missing;
                    for retrieval file_name, caption and split
-  task.yaml        the task (`evaluation.tasks`)
+  task.yaml        the task (`evaluation.task`)
   prepared.json    {"root": folder of the audio files}; without it they are below DIR
   labels.csv       label, name: words for labels that are no words, such as AudioSet's mids; it may be missing
 ```
@@ -29,7 +29,7 @@ from m2dprep.artifacts.layout import inside, require_file, require_folder
 from m2dprep.artifacts.tables import read_csv_columns
 from m2dprep.artifacts.text_files import read_header
 from m2dprep.evaluation.clip_set import CLIP_COLUMNS, choose_columns, find_column
-from m2dprep.evaluation.tasks import SPLITS, CaptionRule, Task, read_task
+from m2dprep.evaluation.task import SPLITS, CaptionRule, Task, read_task
 
 METADATA, TASK, PREPARED, LABELS = "metadata.csv", "task.yaml", "prepared.json", "labels.csv"
 # Other names for the three splits. A clip without one (empty, nan) takes no part, as in EVAR's GTZAN.
@@ -199,6 +199,8 @@ def _read_labels(table: Path, task: Task, root: Path, columns: Columns) -> Evalu
     for number, (name, kind) in enumerate(zip(values[files], values[label], strict=True), 2):
         if not name or not kind:
             raise UserError(f"{table}, row {number}: {files} or {label} is empty.")
+        if "\n" in name or "\n" in kind:
+            raise UserError(f"{table}, row {number}: a line break in {files} or {label}; is it a lost quote's?")
     if fold is not None and "" in values[fold]:
         raise UserError(f"{table}, row {values[fold].index('') + 2}: {fold} is empty.")
     splits, keep = _splits(table, values[split] if split else None, len(values[files]))

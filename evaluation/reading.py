@@ -14,12 +14,15 @@ import soundfile
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import read_lms
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.convert import front_end, log_mel_of_file, read_with_retries
+from m2dprep.audioprep.convert import front_end, log_mel_of_file
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Input
 from m2dprep.evaluation.clip_set import Unreadable
 
-MAX_SECONDS = 4 * 3600.0
+# One frame of a log-mel, and four hours.
+MIN_SECONDS, MAX_SECONDS = 0.01, 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Crop:
     where: Literal["start", "random"] = "start"
     seed: int = 42
     sixteen_bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
+            raise UserError(f"clips of {self.seconds:g} s; a length is {MIN_SECONDS:g} to {MAX_SECONDS:,g} s.")
 
     def samples(self, rate: int) -> int | None:
         """The length in samples, rounded down as in EVAR."""
@@ -81,8 +88,8 @@ class ClipLoader:
         config = self._config.log_mel
         wanted = self._crop.samples(config.sample_rate)
         if wanted is None and not self._waveforms and not self._crop.sixteen_bit:
-            return Clip(read_with_retries(path, lambda: log_mel_of_file(path, self._config))[0], False)
-        waveform, _ = read_with_retries(path, lambda: decode(path, self._config))
+            return Clip(read_with_retries(Input(path), lambda: log_mel_of_file(path, self._config))[0], False)
+        waveform, _ = read_with_retries(Input(path), lambda: decode(path, self._config))
         if self._crop.sixteen_bit:
             waveform = through_file(waveform, config.sample_rate, path.suffix)
         longer = wanted is not None and len(waveform) > wanted

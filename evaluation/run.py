@@ -22,6 +22,7 @@ from m2dprep.evaluation.protocols.result import Result, software_versions
 from m2dprep.evaluation.protocols.retrieval import retrieval
 from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
 from m2dprep.evaluation.reading import Crop
+from m2dprep.evaluation.zeroshot import first_equal
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,15 @@ def class_texts(encoder: ClipEncoder, clips: EvaluationSet) -> np.ndarray:
             )
         seen[key] = label
     flat = [said[number] for number in range(len(clips.task.caption.templates)) for said in captions]
-    return encoder.encode_texts(flat).reshape(len(clips.task.caption.templates), len(captions), -1)
+    text = encoder.encode_texts(flat).reshape(len(clips.task.caption.templates), len(captions), -1)
+    if np.isfinite(text).all() and (same := first_equal(text.transpose(1, 0, 2).reshape(len(captions), -1))):
+        one, other = (clips.classes[row] for row in same)
+        raise UserError(
+            f"the classes {one!r} and {other!r} have captions that the text encoder does not tell apart "
+            f"({captions[same[0]][0]!r}, {captions[same[1]][0]!r}), so that every clip of one would count as wrong. "
+            "Give them one label, or names of their own."
+        )
+    return text
 
 
 def run_linear(
@@ -207,6 +216,16 @@ def run_label_free(folder: Path, part: str | None = None) -> Result:
     return result.about(digests=identity, settings=settings, model=model, versions=software_versions())
 
 
+def run_any(
+    protocol: str, encoder: ClipEncoder, clips: EvaluationSet, features: Path, settings: LinearSettings
+) -> Result:
+    """The result of the protocol of this name; embeddings are kept below ``features``, which tasks may share."""
+    options = RunOptions(features)
+    if protocol == "linear":
+        return run_linear(encoder, clips, settings, options)
+    return (run_retrieval if protocol == "retrieval" else run_zero_shot)(encoder, clips, options)
+
+
 class _Nothing:
     def __enter__(self) -> None: ...
 
@@ -248,4 +267,14 @@ def _about(
     )
 
 
-__all__ = ["CLAP", "FLAT", "STACKED", "RunOptions", "run_label_free", "run_linear", "run_retrieval", "run_zero_shot"]
+__all__ = [
+    "CLAP",
+    "FLAT",
+    "STACKED",
+    "RunOptions",
+    "run_any",
+    "run_label_free",
+    "run_linear",
+    "run_retrieval",
+    "run_zero_shot",
+]

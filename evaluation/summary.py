@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.task import Task
 
 FAILURES_SHOWN = 10
 
 
-def summary(result: Result) -> str:
-    """The score and what it was measured on, first; then the protocol's figures, digests, deviations and failures."""
+def summary(result: Result, task: Task | None = None) -> str:
+    """The score and what it was measured on, first; then what others have published on the ``task``, the protocol's
+    figures, digests, deviations and failures."""
     lines = [_headline(result), ", ".join(f"{name} {count:,}" for name, count in result.n.items() if count)]
+    if published := task.published(result.protocol, result.metric) if task is not None else []:
+        lines.append("published: " + "  ".join(map(str, published)))
     if result.protocol == "retrieval":
         for way, words in (("t2a", "captions → clips"), ("a2t", "clips → captions")):
             lines.append(

@@ -138,7 +138,7 @@ def class_embeddings(encoder: TextTower, classes: Sequence[str], template: str) 
     """
     require_different_captions(classes, template)
     embeddings = encoder.encode([caption_of(label, template) for label in classes])
-    if same := _first_equal(embeddings) if np.isfinite(embeddings).all() else None:
+    if same := first_equal(embeddings) if np.isfinite(embeddings).all() else None:
         one, other = (classes[row] for row in same)
         raise UserError(
             f"the classes {one!r} and {other!r} have captions that the text encoder does not tell apart "
@@ -148,7 +148,7 @@ def class_embeddings(encoder: TextTower, classes: Sequence[str], template: str) 
     return embeddings
 
 
-def _first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
+def first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
     """The first two rows (C, D) that point the same way up to rounding."""
     wide = embeddings.astype(np.float64)
     unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)

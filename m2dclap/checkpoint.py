@@ -14,7 +14,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Range, build, shown, typed
 from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.m2dclap.audio_model import AudioModel
-from m2dprep.m2dclap.checkpoint_file import DamagedError, checkpoints_in, find_checkpoint, read_file, require_whole
+from m2dprep.m2dclap.checkpoint_file import checkpoints_in, find_checkpoint, read_file, require_whole
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.layouts import (
@@ -30,7 +30,6 @@ from m2dprep.m2dclap.model import DEFAULT_NORM_STATS, M2DCLAP
 
 __all__ = [
     "Checkpoint",
-    "DamagedError",
     "checkpoints_in",
     "find_checkpoint",
     "infer_config",

@@ -18,7 +18,8 @@ from m2dprep.artifacts.clips.clip_id import (
     without_suffix,
 )
 from m2dprep.artifacts.clips.readings import paths
-from m2dprep.audioprep.discover import discover, output_name
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import output_name
 from m2dprep.captions.sources.exclusion import ExclusionList, keep_clips
 
 NAMES = {

@@ -206,7 +206,7 @@ def test_modules_fit_a_reader(path: Path) -> None:
     assert parsed(path).docstring, "its first line says which idea it has"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "cli").rglob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
     others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(LIGHT)]
     names = {name.split(".")[0] for name in others}

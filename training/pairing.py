@@ -249,6 +249,6 @@ def _not_of_the_captions(layout: DataLayout, stores: Sequence[Path]) -> list[str
         except UserError as error:
             lines.append(
                 f"{folder.name} is not of {layout.captions.name} as it is now, and is trained on as it is: {error} "
-                "`m2dprep embed-captions --reuse` embeds what is new, --embeddings chooses a store."
+                "`m2dprep embed-captions --overwrite` encodes what is new, --embeddings chooses a store."
             )
     return lines

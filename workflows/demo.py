@@ -19,6 +19,7 @@ from typing import Any
 
 from m2dprep.artifacts.console import is_quiet, talk_flags
 from m2dprep.artifacts.errors import UserError
+from m2dprep.workflows.demo_report import evaluate_demo, evaluation_table
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, make_sound_set
 
 
@@ -131,11 +132,13 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     for command in _commands(settings, source, data, run):
         _run(command)
     zero_shot = json.loads(_run(_zero_shot_command(settings, source, run), capture=True))
+    evaluation = evaluate_demo(_run, root, source, run, settings.text_model, settings.seed)
     return {
         **zero_shot,
         "seconds": round(time.monotonic() - started, 1),
         "shuffled_captions": settings.shuffle_captions,
         "run": str(run),
+        "evaluation": evaluation,
     }
 
 
@@ -184,6 +187,8 @@ def demo_summary(result: dict[str, Any], folder: Path) -> str:
         [
             artifact_tree(folder),
             "loss, first to last logged step:\n" + loss_curves(_log(Path(result["run"]))),
+            "evaluation of held-out clips, control with other clips' labels and descriptions:\n"
+            + evaluation_table(result["evaluation"]),
             f"zero-shot on held-out clips: {result['accuracy']:.1%} over {len(CLASSES)} classes "
             f"(chance {chance:.1%}{', captions shuffled' if result['shuffled_captions'] else ''}), "
             f"{result['seconds']:.0f} s in all",

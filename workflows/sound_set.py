@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
+import scipy  # its part signal is loaded when the first sound needs it, which takes seconds
 import soundfile
 
 from m2dprep.artifacts.console import Progress

@@ -345,9 +345,8 @@ def plain_pcm(content: Content) -> PlainPcm | None:
             believed = form is not None and 0 < promised <= size - start and promised % (2 * form[0]) == 0
             if form is None or not believed:
                 return None
-            return PlainPcm(
-                content.descriptor, start, promised // (2 * form[0]), *form, ends_the_file=start + promised == size
-            )
+            frames, ends = promised // (2 * form[0]), start + promised == size
+            return PlainPcm(content.descriptor, content.start + start, frames, *form, ends_the_file=ends)
         if name == b"fmt " and form is None:
             form = _read_format(head[start : start + promised])
             if form is None:

@@ -12,8 +12,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+
+from m2dprep.artifacts.reading import progress
 
 # Bytes that a search reads at once, so that an hour of sound needs no more memory than ten seconds.
 BLOCK_BYTES = 1 << 18
@@ -22,24 +23,46 @@ HEAD_BYTES = 4096
 
 
 class Content:
-    """The bytes of an open file: ``size`` is their number, ``head`` the first of them."""
+    """The bytes of an open file, or of a part of it: ``size`` is their number, ``head`` the first of them.
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self.head = os.pread(descriptor, HEAD_BYTES, 0)
+    The part begins at ``start`` of the file. ``descriptor`` is closed by `close`.
+    """
+
+    def __init__(self, descriptor: int, start: int = 0, size: int | None = None) -> None:
+        self.descriptor, self.start = descriptor, start
+        self.size = os.fstat(descriptor).st_size if size is None else size
+        self._is_whole = size is None
+        self._copy: int | None = None
+        self.head = os.pread(descriptor, min(HEAD_BYTES, self.size), start)
 
     def at(self, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``offset`` on; fewer only at the end of the file."""
+        """At most ``length`` bytes from ``offset`` on; fewer only at the end."""
         if offset + length <= len(self.head):
             return self.head[offset : offset + length]
-        data = os.pread(self.descriptor, length, offset)
-        while 0 < len(data) < min(length, self.size - offset):
-            more = os.pread(self.descriptor, length - len(data), offset + len(data))
+        wanted = max(0, min(length, self.size - offset))
+        progress()
+        data = os.pread(self.descriptor, wanted, self.start + offset)
+        while 0 < len(data) < wanted:
+            more = os.pread(self.descriptor, wanted - len(data), self.start + offset + len(data))
             if not more:
                 break
             data += more
         return data
+
+    def file(self) -> int:
+        """The descriptor of a file that holds these bytes alone: the open file, or a copy of the part in memory."""
+        if self._is_whole:
+            return self.descriptor
+        if self._copy is None:
+            copy = in_memory(self.at(start, BLOCK_BYTES) for start in range(0, self.size, BLOCK_BYTES))
+            self._copy = copy
+        return self._copy
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        if self._copy is not None:
+            os.close(self._copy)
+            self._copy = None
 
     def positions(self, wanted: bytes, start: int = 0) -> Iterator[int]:
         """Every offset from ``start`` on at which the bytes ``wanted`` occur."""
@@ -51,6 +74,21 @@ class Content:
             if start + len(block) >= self.size or len(block) < len(wanted):
                 return
             start += len(block) - len(wanted) + 1
+
+
+def in_memory(blocks: Iterable[bytes]) -> int:
+    """The descriptor of an unnamed file in memory that holds ``blocks``; it is read from its beginning."""
+    descriptor = os.memfd_create("m2dprep", os.MFD_CLOEXEC)
+    try:
+        for block in blocks:
+            view = memoryview(block)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class Stretch(io.RawIOBase):
@@ -207,26 +245,16 @@ BLOCKS, IDENTITY_BLOCK_BYTES = 8, 2048
 DIGEST_BYTES = 8
 
 
-def sampled_digest(descriptor: int, size: int) -> str:
-    """A digest of the length and of 8 blocks of 2 KiB of an open file of ``size`` bytes; of all bytes of a small one.
+def sampled_digest(content: Content) -> str:
+    """A digest of the length and of 8 blocks of 2 KiB of a file; of all bytes of a small one.
 
     Different recordings have different digests, but the digest proves nothing about the bytes between the blocks.
     """
+    size = content.size
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=DIGEST_BYTES)
     if size <= BLOCKS * IDENTITY_BLOCK_BYTES:
-        digest.update(os.pread(descriptor, size, 0))
+        digest.update(content.at(0, size))
     else:
         for number in range(BLOCKS):
-            digest.update(
-                os.pread(descriptor, IDENTITY_BLOCK_BYTES, number * (size - IDENTITY_BLOCK_BYTES) // (BLOCKS - 1))
-            )
+            digest.update(content.at(number * (size - IDENTITY_BLOCK_BYTES) // (BLOCKS - 1), IDENTITY_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def digest_of(path: Path) -> str:
-    """`sampled_digest` of the file ``path``. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return sampled_digest(descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,9 @@
-"""Decodes formats that libsndfile cannot open (M4A, WebM, WMA, AAC, …) with ffmpeg, and interprets its messages.
+"""Decodes formats that libsndfile cannot open (M4A, WebM, WMA, AAC, …) with the program ffmpeg.
+
+This is for files that FFmpeg's libraries (`audioprep.decoding.libraries`) could not open, and for --decoder ffmpeg.
 
 ffprobe tells rate, channels and length, so that unsuitable files are refused before decoding. ffmpeg then writes
 float32 samples to an unnamed temporary file, so that an hour needs no more memory than ten seconds.
-
-A message begins with the part of ffmpeg that wrote it, such as "[aac @ 0x55a0d8c16a00]". The decoder of the audio
-stream complains about the sound. The decoder of a cover picture and the writer of the samples do not. The reader of the
-container reports harmless things, such as tags and times, but also missing bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -27,91 +24,8 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.decoding.content import Content
 from m2dprep.audioprep.decoding.following import require_no_second_beginning
+from m2dprep.audioprep.decoding.messages import Fault, Speakers, fault_in, not_among_formats
 from m2dprep.audioprep.decoding.sound import FLOAT_FULL_SCALE, CannotOpenError, DecodeError
-
-SPEAKER = re.compile(r"\[([^\s\]]+)[^\]]*@ (?:0x)?[0-9a-f]+\] ?")
-STREAM = re.compile(r"[Ss]tream #\d+:(\d+)")
-# Words of these programs for a file that was cut off, and for a damaged container.
-TRUNCATION_SIGNS = (
-    *("moov atom not found", "partial file", "ended prematurely", "end of file", "truncat"),
-    *("buffer exhausted", "packet size too small", "incomplete frame", "invalid frame size", "input/output error"),
-)
-DAMAGE_SIGNS = ("invalid as first byte", "corrupt", "error reading", "failed to read", "damaged", "invalid data found")
-# Words of a container's reader about other things than the sound.
-HARMLESS = re.compile(
-    r"picture|cover|id3|comment|\btags?\b|metadata|chapter|timestamp|\b[dp]ts\b|duration|bitrate", re.I
-)
-# The parts of ffmpeg that write the samples.
-OUTPUT = ("f32le", "pcm_f32le", "swresample", "swr", "auto_resample")
-# Decoders whose name is not that of the codec.
-CODEC_OF = {"libdav1d": "av1", "libaom": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9", "libjxl": "jpegxl"}
-
-
-class Speakers(NamedTuple):
-    """The parts that write messages: the container's reader, the audio stream's number, the other streams' codecs."""
-
-    reader: str = ""
-    stream: int = 0
-    others: frozenset[str] = frozenset()
-
-
-class Fault(NamedTuple):
-    """A reason from `audioprep.decoding.sound.REASONS`, and the message that shows it."""
-
-    reason: str
-    words: str
-
-
-def fault_in(done: subprocess.CompletedProcess[bytes], speakers: Speakers) -> Fault | None:
-    """What is wrong with the sound according to a finished program; None if nothing is."""
-    said = done.stderr.decode(errors="replace")
-    lines = [line for line in said.splitlines() if _concerns_the_sound(line, speakers)]
-    if not lines and not done.returncode:
-        return None
-    cut = any(sign in line.lower() for sign in TRUNCATION_SIGNS for line in lines)
-    shown = _shown(lines[0]) if lines else f"exit code {done.returncode}"
-    return Fault("truncated" if cut else "malformed", shown)
-
-
-def not_among_formats(done: subprocess.CompletedProcess[bytes]) -> str | None:
-    """The format that a program recognised but refused, because it is not on the whitelist."""
-    for line in done.stderr.decode(errors="replace").splitlines():
-        if "not on whitelist" in line.lower() and (speaker := SPEAKER.match(line)):
-            return speaker[1]
-    return None
-
-
-def _concerns_the_sound(line: str, speakers: Speakers) -> bool:
-    if not line.strip() or line.strip().startswith("Last message repeated"):
-        return False
-    names: list[str] = []
-    rest = line
-    while speaker := SPEAKER.match(rest):
-        names.append(speaker[1])
-        rest = rest[speaker.end() :]
-    if not names:
-        stream = STREAM.search(line)
-        return stream is None or int(stream[1]) == speakers.stream
-    if any(_is_other(name, speakers) for name in names):
-        return False
-    if names[-1] != speakers.reader:
-        return True
-    words = rest.lower()
-    return not HARMLESS.search(words) and any(sign in words for sign in (*TRUNCATION_SIGNS, *DAMAGE_SIGNS))
-
-
-def _is_other(name: str, speakers: Speakers) -> bool:
-    """Whether a part has nothing to do with the sound. Newer versions write names like "vist#0:1/h264", "dec:h264"."""
-    codec = re.split(r"[/:]", name)[-1]
-    codec = CODEC_OF.get(codec, codec)
-    return (
-        codec in speakers.others or codec.lower() in OUTPUT or name.startswith(("vist", "sist", "vost", "out#", "aost"))
-    )
-
-
-def _shown(line: str) -> str:
-    return re.sub(r"file:/dev/fd/\d+: ", "", SPEAKER.sub(r"\1: ", line)).strip()
-
 
 INSTALL = "install ffmpeg (with ffprobe; e.g. `apt-get install ffmpeg`)"
 # A program that takes longer than this for one clip hangs.
@@ -126,7 +40,8 @@ STORED_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "wv", "tta",
 # In these formats, the packets show a cut: the last one is not whole, or `audioprep.decoding.opening` has checked.
 FRAMED = ("aac", "amr", "amrnb", "amrwb", "mp3", "ac3", "eac3", "ogg", "flac", "wav", "w64", "aiff", "caf", "au", "avi")
 # Only the file itself is opened, whatever it refers to, and only as one of these formats.
-SAFELY = ("-v", "error", "-protocol_whitelist", "file", "-format_whitelist", ",".join((*STORED_LENGTH, *FRAMED)))
+WHITELIST = ",".join((*STORED_LENGTH, *FRAMED))
+SAFELY = ("-v", "error", "-protocol_whitelist", "file", "-format_whitelist", WHITELIST)
 
 
 class FfmpegSound:
@@ -162,6 +77,11 @@ def require_ffmpeg() -> None:
         raise UserError(f"--decoder ffmpeg needs {' and '.join(missing)}, not found in PATH; {INSTALL}.")
 
 
+def has_ffmpeg() -> bool:
+    """Whether the programs are installed."""
+    return all(shutil.which(name) is not None for name in ("ffmpeg", "ffprobe"))
+
+
 def with_advice(refusal: CannotOpenError, advice: str) -> CannotOpenError:
     """The same failure with advice on what can be done about it."""
     return CannotOpenError(refusal.reason, f"{refusal.message}; {advice}", refusal.seconds)
@@ -184,7 +104,7 @@ def ffmpeg_sound(content: Content, refusal: CannotOpenError, max_seconds: float)
         made = ("-f", "f32le", "-c:a", "pcm_f32le", "-ar", str(stream.rate), "-ac", str(stream.channels), "pipe:1")
         done = _run(content, "ffmpeg", *taken, *made, output=samples)
         _require_space(done)
-        if fault := fault_in(done, stream.speakers):
+        if fault := _fault_in(done, stream.speakers):
             raise DecodeError(fault.reason, f"ffmpeg: {fault.words}")
         frames = os.fstat(samples.fileno()).st_size // (4 * stream.channels)
         _require_length(content, stream, refusal.seconds, frames / stream.rate, max_seconds)
@@ -217,7 +137,7 @@ def _probe(content: Content, refusal: CannotOpenError) -> Stream:
         raise DecodeError("no_samples", "it has no audio stream")
     first = audio[0]
     speakers = Speakers(container["format_name"], first["index"], frozenset(others))
-    if (fault := fault_in(done, speakers)) and fault.reason == "truncated":
+    if (fault := _fault_in(done, speakers)) and fault.reason == "truncated":
         raise DecodeError(fault.reason, f"ffprobe: {fault.words}")
     if not int(first.get("sample_rate", 0)) or not int(first.get("channels", 0)):
         raise DecodeError("bad_rate", "its header gives no usable sample rate or number of channels")
@@ -228,9 +148,9 @@ def _probe(content: Content, refusal: CannotOpenError) -> Stream:
 
 def _not_opened(done: subprocess.CompletedProcess[bytes], refusal: CannotOpenError) -> DecodeError:
     """The failure of a file that ffprobe cannot open either; its message decides the reason if libsndfile gave none."""
-    if other := not_among_formats(done):
+    if other := not_among_formats(_said(done)):
         return with_advice(refusal, f"ffmpeg takes it for {other}, whose end cannot be checked")
-    fault = fault_in(done, Speakers())
+    fault = _fault_in(done, Speakers())
     if fault is None:
         return with_advice(refusal, "nor could ffprobe open it")
     reason = fault.reason if refusal.reason == "unsupported" else refusal.reason
@@ -269,7 +189,7 @@ def _last_packet_ends(content: Content) -> float:
 
 def _url(content: Content) -> str:
     """The open file's URL for these programs: it has no name in which they could see a suffix or options."""
-    return f"file:/dev/fd/{content.descriptor}"
+    return f"file:/dev/fd/{content.file()}"
 
 
 def _run(
@@ -284,10 +204,19 @@ def _run(
             stderr=subprocess.PIPE,
             timeout=TIMEOUT_SECONDS,
             check=False,
-            pass_fds=(content.descriptor,),
+            pass_fds=(content.file(),),
         )
     except subprocess.TimeoutExpired as error:
         raise DecodeError("malformed", f"{program} did not finish within {TIMEOUT_SECONDS} s") from error
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    return done.stderr.decode(errors="replace").splitlines()
+
+
+def _fault_in(done: subprocess.CompletedProcess[bytes], speakers: Speakers) -> Fault | None:
+    """What is wrong with the sound according to a finished program; None if nothing is."""
+    return fault_in(_said(done), speakers, f"exit code {done.returncode}" if done.returncode else "")
 
 
 def _require_space(done: subprocess.CompletedProcess[bytes]) -> None:

@@ -183,7 +183,7 @@ def checked_source(content: Content) -> Source:
     if name is None:
         return _mp3_source(content, start)
     patches = _require_whole(content, start, name)
-    return Source(Stretch(content, start, patches) if start or patches else content.descriptor)
+    return Source(Stretch(content, start, patches) if start or patches else content.file())
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def _mp3_source(content: Content, start: int) -> Source:
     if mp3 is None:
         if start or data[:1] == b"\xff":
             raise CannotOpenError("not_audio", "its content is of no known audio format")
-        return Source(content.descriptor, checked=False)
+        return Source(content.file(), checked=False)
     if content.size > MP3_MAX_BYTES:
         raise DecodeError("too_long", f"MP3 files of more than {MP3_MAX_BYTES} bytes are not read")
     if content.size > start + len(data):
@@ -248,7 +248,7 @@ def _mp3_source(content: Content, start: int) -> Source:
         mp3 = walk_mp3(data) or mp3
     _require_whole_mp3(data, mp3, start)
     if mp3.states_its_length and len(mp3.spans) == 1 and not start and mp3.start == 0:
-        return Source(content.descriptor, mp3=True)
+        return Source(content.file(), mp3=True)
     return Source(io.BytesIO(with_stated_length(data, mp3)), mp3=True)
 
 

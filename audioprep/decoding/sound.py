@@ -32,7 +32,7 @@ REASONS = {
     "too_many_channels": "more than 8 channels",
     "io_error": "the system could not read the file",
     "transient": "an error of the machine, several times in a row, not of the file; the next run tries it again",
-    "read_timeout": "it could not be read within --read-timeout; the next run tries it again",
+    "read_timeout": "reading it gave nothing for --read-timeout; the next run tries it again",
     "unreadable_folder": "a folder that could not be listed, so that its files are unknown",
     "bad_name": "a name that is no UTF-8 text, or that is too long for its output",
     "name_conflict": "another source, or the bookkeeping, already has the output's name",

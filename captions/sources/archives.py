@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from m2dprep.artifacts.clips.archive_names import ARCHIVE_ENDINGS, member_path, without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, without_suffix
@@ -174,8 +174,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
         for info in archive:
             if info.isfile():
                 yield Member(info.name, _content(info.name, info.size, lambda at=info: archive.extractfile(at)))  # type: ignore[misc]
-        assert archive.fileobj is not None
-        _require_end(archive.fileobj, archive.offset)
+        _require_end(cast(IO[bytes], archive.fileobj), archive.offset)
 
 
 def _require_end(file: IO[bytes], offset: int) -> None:

@@ -142,13 +142,15 @@ def read_published(path: Path) -> _List | None:
     data, comments, start = read_bytes(path, PURPOSE), 0, 0
     while data[start : start + 1] == b"#":
         comments, start = comments + 1, data.find(b"\n", start) + 1 or len(data)
-    data = data[start:].replace(b', "', b',"')  # so that quotes open fields, as in CSV
+    data = data.replace(b', "', b',"')  # so that quotes open fields, as in CSV
     if misplaced_quotes(data):
         return None
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(data),
-            read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES, skip_rows=comments
+            ),
             parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
             convert_options=pyarrow.csv.ConvertOptions(column_types=PUBLISHED, strings_can_be_null=False),
         )

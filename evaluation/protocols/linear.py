@@ -27,7 +27,7 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.linear_head import Draws, Head, HeadSettings, Part, Scaler, score_of, train_head
-from m2dprep.evaluation.protocols.metrics import average_precision, confusion
+from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
 
 SEEDS = (42, 43, 44)
@@ -297,7 +297,7 @@ def _details(runs: list[list[Run]], parts: list[Fold], targets: np.ndarray, clas
     right = np.mean([one.argmax(axis=1) == truth for one in logits], axis=0)
     found["correct_share"] = right.tolist()
     found["predicted"] = logits[0].argmax(axis=1).tolist()
-    found["confusion"] = confusion(truth, logits[0].argmax(axis=1), len(classes)).tolist()
+    found |= confusion_details(confusion(truth, logits[0].argmax(axis=1), len(classes)))
     found["per_class"] = [
         {"label": label, "n": int((truth == number).sum()), "accuracy": _mean(right[truth == number])}
         for number, label in enumerate(classes)

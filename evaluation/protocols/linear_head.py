@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Range, check
 from m2dprep.evaluation.protocols.metrics import average_precision
 
@@ -178,7 +179,8 @@ def train_head(
 
     The loss is EVAR's: the cross entropy divided by the number of classes too, or the mean binary cross entropy of
     ``several`` labels. An epoch whose validation score is at least the best so far is the best; the training stops
-    after ``patience`` worse ones in a row, and the best epoch's weights are kept.
+    after ``patience`` worse ones in a row, and the best epoch's weights are kept. Raises `UserError` if weights become
+    infinite.
     """
     device = device or train.features.device
     weight, bias = (part.to(device, copy=True) for part in initial)
@@ -200,6 +202,8 @@ def train_head(
             waited += 1
             if waited == settings.patience:
                 break
+    if best_epoch < 0 or not all(bool(part.isfinite().all()) for part in (weight, bias, *kept)):
+        raise UserError(f"a head diverges with the learning rate {settings.lr:g}; lower --lr.")
     return Head(*kept, tuple(curve), best_epoch)
 
 

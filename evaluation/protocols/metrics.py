@@ -26,6 +26,20 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return area
 
 
+# Classes of which a result has the whole table of confusions, and the number of the commonest that others have.
+WHOLE_TABLE, COMMONEST = 300, 200
+
+
+def confusion_details(counts: np.ndarray) -> dict[str, list[list[int]]]:
+    """``confusion``, the whole table; with many classes ``commonest_confusions`` instead: true, taken for, clips."""
+    if len(counts) <= WHOLE_TABLE:
+        return {"confusion": counts.tolist()}
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:COMMONEST]
+    found = [[*map(int, np.unravel_index(place, wrong.shape)), int(wrong.flat[place])] for place in order]
+    return {"commonest_confusions": [one for one in found if one[2]]}
+
+
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 (C, C): how many clips of class i were taken for class j."""
     counts = np.bincount(truth * classes + predicted, minlength=classes * classes)

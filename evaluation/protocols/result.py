@@ -71,10 +71,10 @@ class Result:
         if value.get("format") != FORMAT or not {"protocol", "task", "metric", "score"} <= set(value):
             raise UserError(f"{place} is no result of `m2dprep evaluate` (of format {FORMAT}).")
         found = {key: item for key, item in value.items() if key in known}
-        found |= {key: tuple(found[key]) for key in ("scores", "seeds", "deviations", "failures") if key in found}
-        if "folds" in found:
-            found["folds"] = tuple(map(tuple, found["folds"]))
         try:
+            found |= {key: tuple(found[key]) for key in ("scores", "seeds", "deviations", "failures") if key in found}
+            if "folds" in found:
+                found["folds"] = tuple(map(tuple, found["folds"]))
             return cls(**found)
         except TypeError as error:
             raise UserError(f"{place} is no result of `m2dprep evaluate`: {error}.") from error

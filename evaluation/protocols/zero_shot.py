@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.protocols.metrics import average_precision, confusion
+from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
 from m2dprep.evaluation.protocols.result import Result
 
 TOP = 5
@@ -75,7 +75,8 @@ def zero_shot(
             }
             for number, (label, row) in enumerate(zip(classes, counts, strict=True))
         ],
-        "confusion": counts.tolist(),
+        **confusion_details(counts),
+        "margins": (own[:, 0] - cosines.max(axis=1)).tolist() if len(right) else [],
     }
     if folds:
         of = np.array(folds)

@@ -19,8 +19,9 @@ from m2dprep.artifacts.log_mels.records import FAILED, OK, RECORD_SCHEMA
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_file, convert_shard, failure_record, software_versions
 from m2dprep.audioprep.decoding.sound import one_line
-from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.source import Source
 
 CONFIG = ConvertConfig(PRESETS["16k"])
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import pytest
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.folders import make_folder, remove_folder
-from m2dprep.audioprep.discover import PassedOver, Source, discover, named_sources, output_name
+from m2dprep.audioprep.discover import PassedOver, discover, named_sources
+from m2dprep.audioprep.source import Source, output_name
 
 
 def touch(root: Path, *names: str) -> None:

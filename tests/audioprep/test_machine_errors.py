@@ -15,10 +15,12 @@ import pytest
 import soundfile
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.audioprep import convert, decode
+from m2dprep.artifacts.reading import progress
+from m2dprep.audioprep import convert, retries, source
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import Input
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
@@ -29,7 +31,7 @@ MACHINE += [errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errn
 
 @pytest.fixture
 def src(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(convert, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(retries, "PAUSES", (0.01, 0.01, 0.01))
     (tmp_path / "wavs").mkdir()
     for seed in range(CLIPS):
         noise = 0.1 * np.random.default_rng(seed).standard_normal(8000)
@@ -56,7 +58,7 @@ class Failing:
 def test_an_error_of_a_moment_costs_nothing(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    monkeypatch.setattr(decode.os, call, Failing(getattr(os, call), number, 2))
+    monkeypatch.setattr(source.os, call, Failing(getattr(os, call), number, 2))
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
     assert [row["status"] for row in rows] == ["ok"] * CLIPS
 
@@ -67,7 +69,7 @@ def test_an_error_that_stays_is_a_row_that_the_next_run_takes_up(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(decode.os, "open", Failing(os.open, number, 1000))
+        patch.setattr(source.os, "open", Failing(os.open, number, 1000))
         report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
     assert (report.done, report.failed, report.reasons) == (CLIPS - 1, 1, {"transient": 1})
     report = run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0))
@@ -80,10 +82,10 @@ def test_a_permission_that_is_refused_is_asked_for_again(
 ) -> None:
     """Without pauses where the file's mode refuses it too, so that a folder of such files does not take hours."""
     pauses: list[float] = []
-    monkeypatch.setattr(convert.os, "access", lambda path, mode: False)
-    monkeypatch.setattr(convert.time, "sleep", pauses.append)
+    monkeypatch.setattr(retries.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(retries.time, "sleep", pauses.append)
     times = {"within the run": 1, "before the next run": 2, "never": 1000}[granted]
-    monkeypatch.setattr(decode.os, "open", Failing(os.open, errno.EACCES, times))
+    monkeypatch.setattr(source.os, "open", Failing(os.open, errno.EACCES, times))
     reports = [run_melspec(src, tmp_path / "a_lms", CONFIG, MelspecOptions(workers=0)) for _ in range(2)]
     failed = {"within the run": [0, 0], "before the next run": [1, 0], "never": [1, 1]}[granted]
     assert [report.failed for report in reports] == failed
@@ -97,11 +99,11 @@ def test_what_a_decoder_takes_for_the_end_of_a_file_is_looked_at_again(
     """libsndfile makes a short read of an error, and a damaged file of that."""
     original, failed = convert.log_mel_of_file, []
 
-    def damaged_once(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "2.flac" and not failed:
-            failed.append(path)
+    def damaged_once(where: Input, *arguments: Any, **options: Any) -> Any:
+        if where.path.name == "2.flac" and not failed:
+            failed.append(where)
             raise convert.DecodeError("truncated", "half of it")
-        return original(path, *arguments, **options)
+        return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", damaged_once)
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
@@ -123,16 +125,31 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
 
 
 @pytest.mark.slow
+def test_a_slow_read_that_goes_on_is_not_given_up(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = convert.log_mel_of_file
+
+    def trickle(where: Input, *arguments: Any, **options: Any) -> Any:
+        for _ in range(30 * (where.path.name == "2.flac")):
+            time.sleep(0.2)
+            progress()
+        return original(where, *arguments, **options)
+
+    monkeypatch.setattr(convert, "log_mel_of_file", trickle)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)
+    assert [row["reason"] for row in rows] == [None] * CLIPS
+
+
+@pytest.mark.slow
 def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, back, woken = convert.log_mel_of_file, threading.Event(), threading.Event()
 
-    def hang(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "2.flac":
+    def hang(where: Input, *arguments: Any, **options: Any) -> Any:
+        if where.path.name == "2.flac":
             back.wait(60)
             woken.set()
-        return original(path, *arguments, **options)
+        return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", hang)
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)

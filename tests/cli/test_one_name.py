@@ -85,14 +85,15 @@ def test_who_takes_what() -> None:
             taken.setdefault(flag, set()).add(name)
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
-        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval",
+        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all",
     }  # fmt: skip
     assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--output"] == {
         "stats", "unpack", "captions fill", "captions add", "captions merge", "captions keywords", "captions check",
         "captions training-list", "captions exclude-list", "train", "plot", "demo", "evaluate zero-shot",
-        "evaluate linear",
-        "evaluate retrieval", "evaluate label-free",
+        "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
+        "evaluate report",
+        "evaluate compare",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

@@ -38,6 +38,20 @@ NO_STAGES = {
     "init",
     "plot",
     "submit",
+    *(
+        f"evaluate {name}"
+        for name in (
+            "zero-shot",
+            "linear",
+            "retrieval",
+            "label-free",
+            "list",
+            "prepare",
+            "all",
+            "report",
+            "compare",
+        )
+    ),
     "captions show",
     "embeddings inspect",
     "embeddings check",
@@ -171,6 +185,8 @@ BAD = [
     ("data: d\nworkers: many\nstages:\n  check: {}", "line 2: workers: 'many' is not a valid integer"),
     ("data: d\ncluster: {clustre: slurm}\nstages:\n  check: {}", "cluster has no 'clustre'; did you mean 'cluster'?"),
     ("data: d\nstages:\n  embed-captions: {captions: c}", "embed-captions needs out"),
+    ("data: d\nstages:\n  captions add: {captions: c, acalt4: a}", "line 3: captions add needs output"),
+    ("data: d\nstages:\n  captions add: {captions: c, acalt4: a, output: ./c}", "both reads and writes"),
     ("data: d\nstages:\n  captions check: {captions: c}\n  captions-check: {captions: c}", "would share a log"),
     ("data: [d", "is not YAML"),
     ("- data", "a recipe must be keys with values, not a list"),

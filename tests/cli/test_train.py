@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from m2dprep.cli.evaluate import zero_shot
+from m2dprep.cli.evaluation.protocols import zero_shot
 from m2dprep.cli.main import COMMANDS, m2dprep
 from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE
 from m2dprep.training.config import PRESETS, SIZES, ValidationOptions

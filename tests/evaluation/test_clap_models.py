@@ -10,8 +10,12 @@ import pytest
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.clap_models import ClapEncoder
+from m2dprep.evaluation.prepared import read_evaluation_set
+from m2dprep.evaluation.protocols.linear import LinearSettings
+from m2dprep.evaluation.protocols.linear_head import HeadSettings
 from m2dprep.evaluation.reading import Clip, Crop
-from tests.evaluation.made_clips import tone
+from m2dprep.evaluation.run import RunOptions, run_linear, run_zero_shot
+from tests.evaluation.made_clips import tone, write_tones
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +91,19 @@ def test_sounds_are_read_at_the_models_rate(encoder: ClapEncoder, tmp_path: Path
     clip = encoder.loader(Crop(0.25))(tmp_path / "a.wav", "a.wav")
     assert isinstance(clip, Clip)
     assert clip.values.shape == (4000,)
+
+
+def test_they_are_judged_by_the_same_protocols(encoder: ClapEncoder, tmp_path: Path) -> None:
+    names = write_tones(tmp_path, 12)
+    rows = [f"{name},kind_{number % 3},{number % 2 + 1}" for number, name in enumerate(names)]
+    (tmp_path / "clips.csv").write_text("file_name,label,fold\n" + "\n".join(rows) + "\n")
+    clips = read_evaluation_set(tmp_path / "clips.csv")
+    found = run_zero_shot(encoder, clips, RunOptions(quiet=True))
+    assert (found.n["clips"], found.digests["checkpoint"]) == (12, encoder.digest)
+    settings = LinearSettings(HeadSettings(lr=0.1, epochs=3), (1,))
+    found = run_linear(encoder, clips, settings, RunOptions(quiet=True))
+    assert found.settings["features"] == "clap"
+    assert found.n["dimensions"] == 16
 
 
 @pytest.mark.parametrize("name", ["microsoft/msclap", "CLAP/msclap_2023", "microsoft/clap-2023"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import PRESETS
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.evaluation.clip_set import Unreadable
@@ -100,6 +101,12 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes 
     found = ClipLoader(CONFIG, Crop(1.0))(tmp_path / name, name)
     assert isinstance(found, Unreadable)
     assert found.reason == reason
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, -1.0, 1e9, float("nan")])
+def test_lengths_that_cannot_be(seconds: float) -> None:
+    with pytest.raises(UserError, match="a length is"):
+        Crop(seconds)
 
 
 def test_log_mels_are_nothing_for_a_model_of_sounds(tmp_path: Path) -> None:

@@ -354,9 +354,9 @@ def test_classes_that_the_encoder_does_not_tell_apart_are_refused(
 def test_many_classes_are_compared_in_parts(class_directions: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zeroshot, "SAME_BLOCK", 2)
     rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    assert zeroshot._first_equal(rows) is None
+    assert zeroshot.first_equal(rows) is None
     rows[7] = rows[3] * 2
-    assert zeroshot._first_equal(rows) == (3, 7)
+    assert zeroshot.first_equal(rows) == (3, 7)
 
 
 def test_class_lists_are_checked(tmp_path: Path, held_out: Path) -> None:

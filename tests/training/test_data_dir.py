@@ -185,7 +185,7 @@ def test_captions_in_two_stores_are_not_trained_on_twice(data: Path) -> None:
     (note,) = open_training_data(DataChoice(data), 80).notes[2:]
     assert "capemb_made is not of captions.parquet as it is now" in note
     assert "has 16 rows, the captions have 17" in note
-    assert "--reuse" in note
+    assert "embed-captions --overwrite" in note
     write_store(data / "capemb_more", captions, np.ones((17, 16)))
     with pytest.raises(UserError, match=r"capemb_made and capemb_more hold 16 captions both, .*--embeddings"):
         open_training_data(DataChoice(data), 80)

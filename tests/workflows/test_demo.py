@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from m2dprep.artifacts.embeddings.store import EmbeddingStore
 from m2dprep.artifacts.tables import read_captions, read_file_list
 from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.demo import artifact_tree, curve, human_size
+from m2dprep.workflows.demo_report import evaluation_table
 from m2dprep.workflows.recipe.template import demo_recipe
 from m2dprep.workflows.sound_set import CLASSES
 
@@ -45,7 +47,19 @@ def test_every_stage_runs_and_leaves_what_it_promises(tmp_path: Path, capfd: pyt
     EmbeddingStore.open(data / "capemb_minilm").verify(captions)
     assert list((tmp_path / "run").rglob("checkpoint-1.pth"))
     assert "norm_stats.json" in artifact_tree(tmp_path)
+    _the_report_has_all_protocols_with_controls(value)
     _the_recipe_gives_the_same(tmp_path, value)
+
+
+def _the_report_has_all_protocols_with_controls(demo: dict[str, Any]) -> None:
+    rows = {(row["task"], row["protocol"]): row["score"] for row in demo["evaluation"]["rows"]}
+    wanted = [("sounds", "zero-shot"), ("sounds", "linear"), ("descriptions", "retrieval")]
+    assert set(rows) == {(task + control, protocol) for task, protocol in wanted for control in ("", "_control")}
+    assert rows[("sounds", "zero-shot")] == pytest.approx(demo["accuracy"], abs=0.2), "EVAR pads otherwise"
+    assert "Published" not in (page := Path(demo["evaluation"]["report"]).read_text())
+    assert page.count("<a ") == len(rows)
+    shown = evaluation_table(demo["evaluation"])
+    assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["retrieval", "zero-shot", "linear"]
 
 
 def _the_recipe_gives_the_same(folder: Path, demo: dict[str, object]) -> None:

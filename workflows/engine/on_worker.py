@@ -34,7 +34,7 @@ from m2dprep.artifacts.reading import SlowRead, watch_reads
 
 PACKAGES = ("artifacts", "audioprep", "captions", "m2dclap", "evaluation", "training", "workflows")
 # The bytes of every result depend on these libraries.
-LIBRARIES = ("numpy", "scipy", "soundfile", "soxr")
+LIBRARIES = ("numpy", "scipy", "soundfile", "soxr", "av")
 # Embeddings also depend on these.
 ENCODER_LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 # Dask's workers report slow reads under this topic.

@@ -18,7 +18,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.discover import Source
+from m2dprep.audioprep.source import Source, in_reading_order
 
 SAMPLE = 64
 # Clips that are converted and removed at a time.
@@ -96,7 +96,7 @@ def forecast(
     ``convert`` takes sources and a folder and returns their records. The rate of this process is multiplied by
     ``workers``.
     """
-    sample = random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending)))
+    sample = in_reading_order(random.Random(SAMPLE_SEED).sample(pending, min(SAMPLE, len(pending))))
     temporaries = LmsLayout(dst).temporaries
     place = temporaries if temporaries.is_dir() else nearest_folder(dst)
     records, seconds = _convert_sample(sample, dst, place, convert)

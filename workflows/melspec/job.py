@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +28,13 @@ from m2dprep.artifacts.log_mels.records import (
 )
 from m2dprep.artifacts.reading import reading, slow_reads_said
 from m2dprep.audioprep.config import DEVICE_RESAMPLER, ConvertConfig
-from m2dprep.audioprep.convert import convert_shard, failure_record, software_versions
+from m2dprep.audioprep.convert import convert_shard, software_versions
 from m2dprep.audioprep.decoding.ffmpeg import require_ffmpeg
-from m2dprep.audioprep.discover import PassedOver, Source, with_conflicts
+from m2dprep.audioprep.discover import PassedOver, with_conflicts
+from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.source import Source, in_reading_order
 from m2dprep.workflows.engine.engine import ShardFunction, run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
-from m2dprep.workflows.engine.workers import Shared
 from m2dprep.workflows.melspec.exchange import (
     Exchanged,
     close_exchange,
@@ -42,7 +42,7 @@ from m2dprep.workflows.melspec.exchange import (
     take_place,
 )
 from m2dprep.workflows.melspec.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
-from m2dprep.workflows.melspec.keeping import Takeovers, kept_records, report_kept, report_not_taken_over
+from m2dprep.workflows.melspec.keeping import Takeovers, give_up, kept_records, report_kept, report_not_taken_over
 from m2dprep.workflows.melspec.overwrite import (
     begin_replacement,
     conversion_layout,
@@ -54,16 +54,22 @@ from m2dprep.workflows.melspec.overwrite import (
     roots_with,
     run_permit,
 )
-from m2dprep.workflows.melspec.plan import Plan, find_sources, make_plan, require_unpacked
+from m2dprep.workflows.melspec.plan import (
+    Plan,
+    find_sources,
+    folder_and_archive,
+    make_plan,
+    require_unpacked,
+    shared_with_workers,
+)
 from m2dprep.workflows.melspec.results import RecordBuffer, list_path, require_own, require_place, write_list
 
 # About 2.5 s of work: long enough to hide the cost of a task, short enough to lose little.
 MAX_SHARD_SIZE = 256
 # Fewer clips are converted in the time that a forecast takes.
 MIN_CLIPS_FOR_FORECAST = 2048
-MAX_PROBED_SOURCES = 1000
-# Longer than any healthy file takes, even over a slow network: a read that takes longer hangs.
-READ_TIMEOUT = 1800.0
+# Longer than a healthy file gives nothing, even over a slow network: such a read hangs.
+READ_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -110,13 +116,14 @@ class MelspecOptions:
     - ``check_sources``: also convert sources whose size or modification time differs from the record. Sizes are
       compared anyway if the sources lie in another folder than the one recorded.
     - ``files``: a CSV file whose column ``source`` names the sources, in place of a scan.
-    - ``ffmpeg``: whether ffmpeg decodes files that libsndfile cannot open. True requires it, None uses it if it is
-      installed, False does without.
+    - ``ffmpeg``: what decodes files that libsndfile cannot open. None takes FFmpeg's libraries, and then the program
+      if it is installed; True requires the program and takes it alone; False takes nothing.
     - ``name``: the name in ``files_<name>.csv``.
+    - ``archives``: how members of archives are named.
     - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
       belongs to a configuration with `DEVICE_RESAMPLER`.
     - ``ignore_space``: start even if the file system looks too small.
-    - ``read_timeout``: the seconds that reading a source may take; 0 means no limit. A source that takes longer becomes
+    - ``read_timeout``: the seconds for which reading a source may give nothing; 0 means no limit. Such a source becomes
       a failure row, which the next run tries again.
     - ``max_failures``: with ``overwrite`` and a new configuration, how many sources that were converted before may
       fail; if more do, the earlier conversion stays as it is.
@@ -130,6 +137,7 @@ class MelspecOptions:
     files: Path | None = None
     ffmpeg: bool | None = None
     name: str | None = None
+    archives: ArchiveOptions = field(default_factory=ArchiveOptions)
     device: str = "cpu"
     ignore_space: bool = False
     read_timeout: float = READ_TIMEOUT
@@ -139,6 +147,7 @@ class MelspecOptions:
 def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call resumes.
 
+    ``src`` may also be an archive; its members are then called as they would be in a scan of its folder.
     A source is done if its record says so and its array exists. Rows of earlier failures are dropped if their source no
     longer exists; arrays stay. A source that was converted before and fails now keeps its array. With ``overwrite`` all
     sources are converted again, beside the earlier conversion, which stays until the new one is complete.
@@ -148,7 +157,8 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     """
     started = time.monotonic()
     passed_over = PassedOver()
-    sources = _sources(src, dst, config, options, passed_over)
+    src, only = folder_and_archive(src)
+    sources = _sources(src, dst, config, options, passed_over, only)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     files_csv = list_path(layout, options.name)
@@ -171,7 +181,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
                 function = functools.partial(function, permit=permit)
             reasons, not_taken_over = _convert(into, src, function, plan, pool, begin)
         # A list may name only part of the sources. Failures outside of it, or in another folder, keep their rows.
-        alone = not options.files and is_only_root(frozen_config(into), src)
+        alone = not options.files and not only and is_only_root(frozen_config(into), src)
         compact_records(into, {source.relative for source in sources} if alone else None)
         exchanged = take_place(layout, len(sources), options.max_failures) if into != layout else Exchanged()
         listed = write_list(layout, files_csv, plan.pending if into == layout else sources)
@@ -221,7 +231,8 @@ def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: Melsp
 
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
-    sources = _sources(src, dst, config, options)
+    src, only = folder_and_archive(src)
+    sources = _sources(src, dst, config, options, only=only)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
@@ -303,7 +314,7 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
             convert_shard,
             src=root,
             config=config,
-            ffmpeg=options.ffmpeg is not False,
+            ffmpeg=options.ffmpeg,
             read_timeout=options.read_timeout,
         )
         return convert, pool
@@ -316,14 +327,19 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
         config,
         device=options.device,
         threads=pool.size,
-        ffmpeg=options.ffmpeg is not False,
+        ffmpeg=options.ffmpeg,
         read_timeout=options.read_timeout,
     )
     return converter, WorkerPool(local=0)
 
 
 def _sources(
-    src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions, passed_over: PassedOver | None = None
+    src: Path,
+    dst: Path,
+    config: ConvertConfig,
+    options: MelspecOptions,
+    passed_over: PassedOver | None = None,
+    only: str | None = None,
 ) -> list[Source]:
     """The sources of a run. Raises `UserError` if the run cannot be carried out, before anything is written."""
     if options.ffmpeg:
@@ -331,7 +347,7 @@ def _sources(
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
     with slow_reads_said(), reading(f"the list of files in {src}"):
-        return find_sources(src, dst, options.files, passed_over)
+        return find_sources(src, dst, options.files, passed_over, options.archives, only)
 
 
 def _convert(
@@ -353,17 +369,17 @@ def _convert(
         begin()
         append_records(layout, takeovers.begin())
         return reasons, {}
-    on_worker_death = functools.partial(_give_up, layout)
+    on_worker_death = functools.partial(give_up, layout)
     keep = {source.relative for source in pending if source.keeps and source.relative not in plan.superseded}
     kept: dict[str, tuple[str, str]] = {}
 
     def shards() -> Iterator[list[Source]]:
         begin()
         append_records(layout, takeovers.begin())
-        yield from split_into_shards(pending, pool.size, MAX_SHARD_SIZE)
+        yield from split_into_shards(in_reading_order(pending), pool.size, MAX_SHARD_SIZE)
 
     with Progress(len(pending), "melspec") as progress, RecordBuffer(layout) as records:
-        shared = _shared(layout, src, pending) if pool.elsewhere else None
+        shared = shared_with_workers(layout, src, pending) if pool.elsewhere else None
         for rows in run_shards(function, shards(), pool, on_worker_death, shared):
             failures = [row for row in rows if row["status"] == FAILED]
             kept |= {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
@@ -376,17 +392,3 @@ def _convert(
     reasons += takeovers.reasons(settled)
     reasons["internal_error"] += records.given_up
     return +reasons, takeovers.not_done
-
-
-def _shared(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
-    """What workers on other machines must see: the output, and the sources, represented by one existing source."""
-    paths = (src / source.relative for source in pending[:MAX_PROBED_SOURCES])
-    return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
-
-
-def _give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
-    """The row of a source that kills its worker. An array of an earlier version is removed unless it must be kept."""
-    record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
-    if not source.keeps:
-        (layout.root / record["file_name"]).unlink(missing_ok=True)
-    return record

@@ -23,6 +23,7 @@ from m2dprep.artifacts.log_mels.records import KEPT, KEPT_FOR_NOW, OK, RECORD_SC
 from m2dprep.audioprep.convert import failure_record
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.promise import Promise, fault_of
+from m2dprep.audioprep.source import Source
 from m2dprep.workflows.melspec.owners import NOBODY, Superseded
 
 Row = dict[str, Any]
@@ -173,3 +174,11 @@ class _Proof:
             return False
         except OSError:
             return True
+
+
+def give_up(layout: LmsLayout, source: Source) -> dict[str, Any]:
+    """The row of a source that kills its worker. An array of an earlier version is removed unless it must be kept."""
+    record = failure_record(source, "worker_died", "the worker died while converting it, more than once")
+    if not source.keeps:
+        (layout.root / record["file_name"]).unlink(missing_ok=True)
+    return record

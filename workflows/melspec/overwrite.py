@@ -28,7 +28,7 @@ from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import OK, frozen_config, read_records, record_parts
-from m2dprep.audioprep.discover import Source, output_name
+from m2dprep.audioprep.source import Source
 from m2dprep.workflows.melspec.plan import Plan
 
 
@@ -179,7 +179,7 @@ def require_replaceable(layout: LmsLayout, sources: Iterable[Source]) -> None:
 
     If the records or the pack cannot be read, a line on stderr says so instead.
     """
-    outputs = pa.array([output_name(source.relative) for source in sources], pa.string())
+    outputs = pa.array([source.output for source in sources], pa.string())
     names = _known_arrays(layout)
     others = names.filter(pc.invert(pc.is_in(names, value_set=outputs)))
     if len(others):

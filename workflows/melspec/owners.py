@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pyarrow.compute as pc
 
 from m2dprep.artifacts.folders import EXACT, NameFolding
 from m2dprep.artifacts.log_mels.records import may_repeat
-from m2dprep.audioprep.discover import Source, output_name
+from m2dprep.audioprep.archives.place import split_name
+from m2dprep.audioprep.source import Source, is_there
 
 
 class Owners:
@@ -49,7 +49,7 @@ class Owners:
         """For each of ``sources``, the sources of the good records that claim its output."""
         if not sources:
             return []
-        outputs = pa.array([self._folding(output_name(source.relative)) for source in sources], pa.string())
+        outputs = pa.array([self._folding(source.output) for source in sources], pa.string())
         first = pc.fill_null(pc.index_in(outputs, value_set=self._arrays), -1).to_numpy()
         several = self._claimants_of_shared()
         return [
@@ -132,9 +132,11 @@ def _for_owner(source: Source, owner: str) -> Source:
 def _losers(winner: Source, others: Sequence[str]) -> Iterator[Source]:
     for name in others:
         if _is_there(winner, name):
-            yield Source(name, winner.root, "name_conflict", _same_output(winner.relative))
+            reason, message = "name_conflict", _same_output(winner.relative)
         else:
-            yield Source(name, winner.root, "not_found", f"it has gone, and {winner.relative!r} has its output now")
+            reason, message = "not_found", f"it has gone, and {winner.relative!r} has its output now"
+        array = winner.output if split_name(name) else ""  # a member's record alone says which array it has
+        yield Source(name, winner.root, reason, message, array=array)
 
 
 def _same_output(owner: str) -> str:
@@ -142,4 +144,4 @@ def _same_output(owner: str) -> str:
 
 
 def _is_there(source: Source, name: str) -> bool:
-    return os.path.lexists(Path(source.root, name))
+    return is_there(source.root, name)

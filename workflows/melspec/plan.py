@@ -23,11 +23,15 @@ from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, req
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import FAILED, KEPT, KEPT_FOR_NOW, OK, read_records, record_parts
 from m2dprep.artifacts.tables import SOURCE_COLUMNS, read_names
-from m2dprep.audioprep.decoding.content import digest_of
+from m2dprep.audioprep.archives.place import archive_kind
 from m2dprep.audioprep.decoding.sound import TRANSIENT
-from m2dprep.audioprep.discover import PassedOver, Source, discover, modification_time_ns, named_sources, output_name
+from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
+from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.source import Source
+from m2dprep.workflows.engine.workers import Shared
 from m2dprep.workflows.melspec.owners import Owners, Superseded, folded, misnamed, resolve_conflicts
 
+MAX_PROBED_SOURCES = 1000
 # Queries to a network file system spend their time waiting.
 THREADS = 16
 BATCH_SIZE = 4096
@@ -49,12 +53,12 @@ class RecordedFiles:
         may have other times.
         """
         try:
-            status = source.path.stat()
-            if status.st_size != self._sizes[row]:
+            size, time_ns = source.size_and_time()
+            if size is not None and size != self._sizes[row]:
                 return True
-            if modification_time_ns(status) == self._times[row]:
+            if time_ns == self._times[row]:
                 return False
-            return by_time or digest_of(source.path) != self._digests[row].as_py()
+            return by_time or source.input().digest() != self._digests[row].as_py()
         except OSError:
             return None
 
@@ -73,7 +77,7 @@ def changed_in_place(
 
     def changed(index: int) -> bool:
         if failed[index] and not recorded.has_size(row_of[index]):
-            return sources[index].path.exists()
+            return sources[index].place is not None or sources[index].path.exists()
         answer = recorded.is_another(sources[index], row_of[index], by_time=True)
         return bool(good[index]) if answer is None else answer
 
@@ -135,29 +139,45 @@ class Plan:
     replaced: list[str] = field(default_factory=list)
 
 
-def find_sources(src: Path, dst: Path, files: Path | None, passed_over: PassedOver | None = None) -> list[Source]:
+def find_sources(
+    src: Path,
+    dst: Path,
+    files: Path | None,
+    passed_over: PassedOver | None = None,
+    archives: ArchiveOptions | None = None,
+    only: str | None = None,
+) -> list[Source]:
     """All sources that a scan of ``src`` finds, or those that the CSV file ``files`` lists (column source, or else
     file_name or path).
 
-    Files that a scan skips are counted in ``passed_over``. A listed source that does not exist becomes a failure row
-    when it is converted. Raises `UserError` if ``src`` is not a folder, the list cannot be read, a path leads out of
-    ``src``, there are no sources, or the name of one of the two folders is not UTF-8.
+    With ``only``, the members of that archive in ``src`` are the sources. Files that a scan skips are counted in
+    ``passed_over``. A listed source that does not exist becomes a failure row when it is converted. Raises `UserError`
+    if ``src`` is not a folder, the list cannot be read, a path leads out of ``src``, there are no sources, or the name
+    of one of the two folders is not UTF-8.
     """
     for path in (src.resolve(), dst.absolute()):
         _require_text(path)
     if files is None:
-        others = passed_over or PassedOver()
-        sources = discover(src, exclude=dst, passed_over=others)
+        others = PassedOver() if passed_over is None else passed_over
+        if only is not None:
+            sources = archive_sources(src, only, others, archives)
+        else:
+            sources = discover(src, exclude=dst, passed_over=others, archives=archives)
         if not sources:
-            raise UserError(f"{src} holds no audio files" + (f"; {others}." if str(others) else "."))
+            raise UserError(f"{src / (only or '')} holds no audio files" + (f"; {others}." if str(others) else "."))
         return sources
     require_folder(src, "the audio files to convert")
-    sources = named_sources(src, read_names(files, "the list of sources", SOURCE_COLUMNS))
+    sources = named_sources(src, read_names(files, "the list of sources", SOURCE_COLUMNS), archives)
     if not sources:
         raise UserError(f"{files} lists no audio files.")
     if all(source.relative.endswith(".npy") for source in sources):
         raise UserError(f"{files} lists arrays ({sources[0].relative}, …), not the audio files to convert.")
     return sources
+
+
+def folder_and_archive(src: Path) -> tuple[Path, str | None]:
+    """The folder of sources, and the one archive in it that ``src`` names, if it names one."""
+    return (src.parent, src.name) if archive_kind(src.name) and src.is_file() else (src, None)
 
 
 def _require_text(path: Path) -> None:
@@ -258,10 +278,16 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
     if packed is None:
         return
     written = (source for source in pending if not source.reason)
-    outputs = pa.array([output_name(source.relative) for source in written], pa.string())
+    outputs = pa.array([source.output for source in written], pa.string())
     again = pc.sum(pc.is_in(outputs, value_set=packed)).as_py() or 0
     if again:
         raise UserError(
             f"{layout.root / PACKED_FOLDER} holds the arrays of {again:,} of the sources that are to be converted; "
             "remove it (`m2dprep unpack` first, where the .npy files are gone) and pack anew afterwards."
         )
+
+
+def shared_with_workers(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
+    """What workers on other machines must see: the output, and the sources, represented by one existing source."""
+    paths = (source.input(src).file for source in pending[:MAX_PROBED_SOURCES])
+    return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)

@@ -22,7 +22,7 @@ from m2dprep.artifacts.layout import LmsLayout, is_evaluation_clip
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.log_mels.records import OK, append_records, frozen_config, read_records
 from m2dprep.artifacts.tables import read_file_list, write_file_list
-from m2dprep.audioprep.discover import Source, output_name
+from m2dprep.audioprep.source import Source
 
 PART_ROWS = 8192
 PART_SECONDS = 20.0
@@ -108,7 +108,7 @@ def write_list(layout: LmsLayout, path: Path, pending: Sequence[Source]) -> int:
     with writing_to(path):  # `captions training-list` may be changing it
         written = _written(layout)
         if path.exists() and path.name in written and file_digest(path) != written[path.name]:
-            _report_relisted(path, listed, [f"{layout.folder}/{output_name(source.relative)}" for source in pending])
+            _report_relisted(path, listed, [f"{layout.folder}/{source.output}" for source in pending])
         write_file_list(path, listed)
         bound = {CONFIG: (frozen_config(layout) or {}).get("fingerprint")}
         write_object(layout.melspec / WRITTEN, {**bound, **written, path.name: file_digest(path), **bound})

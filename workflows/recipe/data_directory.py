@@ -15,7 +15,8 @@ class _Contents:
         layout = DataLayout(given.path("data"))
         self.made = {path: kind for path, kind in given.made.items() if path.is_relative_to(layout.root)}
         self.lists = {*layout.file_lists(), *self._named(layout.root, "files_*.csv")}
-        self.training_lists = {*layout.training_lists().values(), *self._named(layout.root, "train_*.csv")}
+        named = map(training_list_of, self.lists)
+        self.training_lists = {path for path in named if path in self.made or path.exists()}
         self.stores = {*layout.embedding_stores(), *self._named(layout.root, "capemb_*")}
         converted = {path for path, kind in self.made.items() if kind == "melspec" and path.suffix != ".csv"}
         self.folders = {*layout.lms_folders(), *converted}

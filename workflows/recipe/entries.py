@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ class Entry:
         """A `UserError` that names the file and the line."""
         return UserError(f"{self.file}, line {self.line}: {message}")
 
-    def mapping(self, what: str, known: Iterable[str] | None = None) -> dict[str, Entry]:
+    def mapping(self, what: str, known: Collection[str] | None = None) -> dict[str, Entry]:
         """The entries of a mapping, none for null. Raises `UserError` for other values, and for keys not ``known``."""
         if not isinstance(self.value, dict | None):
             raise self.error(f"{what} must be keys with values, not {self.kind}.")
         entries: dict[str, Entry] = self.value or {}
-        for key, entry in entries.items() if known is not None else ():
-            if key not in (known := list(known or ())):
+        for key, entry in entries.items():
+            if known is not None and key not in known:
                 raise entry.error(f"{what} has no {key!r}{did_you_mean(key, known)}")
         return entries
 

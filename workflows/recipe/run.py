@@ -155,13 +155,18 @@ class RecipeRun:
     def _is_to_begin_anew(self, stage: Stage) -> bool:
         """Whether a stage starts over at once: the user asks for it, or another stage has made its sources anew.
 
-        The arrays of recordings that are gone would otherwise stay.
+        What was made of sources that are gone would otherwise stay, such as the arrays of recordings.
         """
         if self.overwrite and stage.name in self.choice.again:
             return True
-        before = self.state.record(stage.name).get("inputs", {})
-        sources = Given(stage.values, self.recipe.root).paths(stage.kind.declared.remade_from or "")
-        made = {self.recipe.shown(path): path for path in sources if self.recipe.makers_of(path)}
+        record, source = self.state.record(stage.name), stage.kind.declared.remade_from
+        if source is None or not record["own"]:
+            return False
+        if record.get("status") in (RUNNING, STOPPED) and OVERWRITE in record["command"]:
+            return True  # it was about it
+        before = record.get("inputs", {})
+        paths = [path for path in Given(stage.values, self.recipe.root).paths(source) if self.recipe.makers_of(path)]
+        made = {self.recipe.shown(path): path for path in paths}
         return any(name in before and not same(before[name], identity(path)) for name, path in made.items())
 
     def _attempt(self, stage: Stage, signals: SignalRelay, *flags: str) -> int:

@@ -59,7 +59,10 @@ def recipe_status(recipe: Recipe) -> list[StageStatus]:
 
 def folder_status(folder: Path) -> list[StageStatus]:
     """The status of every stage in a state folder, for use if the recipe itself is not at hand."""
-    return [_stage(name, record["kind"], record, folder, None) for name, record in read_state(folder)["stages"].items()]
+    return [
+        _stage(name, record.get("kind", name), record, folder, None)
+        for name, record in read_state(folder)["stages"].items()
+    ]
 
 
 def recipes_of(data: Path) -> list[tuple[Path, Path]]:

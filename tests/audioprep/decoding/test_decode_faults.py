@@ -228,7 +228,7 @@ def test_errors_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("m2dprep.audioprep.decode.os.open", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.source.os.open", refuse)
     error = fault(tmp_path / "x.wav")
     assert (error.reason, error.info.source_bytes) == (reason, 3244)
 
@@ -239,7 +239,7 @@ def test_an_error_while_reading_is_a_fault_of_the_file(tmp_path: Path, monkeypat
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("m2dprep.audioprep.decode.os.pread", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.source.os.pread", refuse)
     assert fault(tmp_path / "x.wav").reason == "io_error"
 
 
@@ -252,7 +252,7 @@ def test_a_machine_at_its_end_is_no_fault_of_the_file(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("m2dprep.audioprep.decode.os.open", refuse)
+    monkeypatch.setattr("m2dprep.audioprep.source.os.open", refuse)
     with pytest.raises(OSError, match=os.strerror(number)):
         decode(tmp_path / "x.wav", CONFIG)
 

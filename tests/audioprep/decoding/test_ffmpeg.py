@@ -1,4 +1,4 @@
-"""Formats that libsndfile cannot read: through ffmpeg where it is, rows that say what to do where it is not.
+"""Formats that libsndfile cannot read: through FFmpeg's libraries or its program, and rows that say what to do without.
 
 Whole they give all their samples, cut off or joined a failure that says so, and what ffmpeg says counts only where it
 is about the sound.
@@ -19,7 +19,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_file
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding import ffmpeg
-from m2dprep.audioprep.decoding.ffmpeg import Speakers, fault_in
+from m2dprep.audioprep.decoding.messages import Speakers, fault_in
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from tests.audioprep.decoding.made_sounds import NOISE, by_ffmpeg, coded, id3
 
@@ -43,7 +43,7 @@ def make(folder: Path, suffix: str, *options: str, seconds: float = 3.0) -> Path
     return path
 
 
-def fault(path: Path, **options: bool) -> DecodeError:
+def fault(path: Path, **options: bool | None) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
         decode(path, CONFIG, **options)
     return caught.value
@@ -123,7 +123,7 @@ def test_without_the_option_the_row_says_what_to_do(tmp_path: Path) -> None:
 def test_without_the_programs_the_row_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(2000))
     monkeypatch.setenv("PATH", "")
-    record = convert_file("a.m4a", tmp_path, tmp_path / "x_lms", CONFIG)
+    record = convert_file("a.m4a", tmp_path, tmp_path / "x_lms", CONFIG, ffmpeg=True)
     assert record["reason"] == "unsupported"
     assert "install ffmpeg" in record["message"]
     with pytest.raises(UserError, match="needs ffmpeg and ffprobe, not found in PATH; install"):
@@ -173,28 +173,31 @@ CONTAINERS = [
 @pytest.mark.parametrize(
     ("suffix", "options", "joined"), CONTAINERS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_whole_cut_off_and_joined(tmp_path: Path, suffix: str, options: list[str], joined: str) -> None:
+@pytest.mark.parametrize("program", [None, True], ids=["libraries", "program"])
+def test_whole_cut_off_and_joined(
+    tmp_path: Path, suffix: str, options: list[str], joined: str, program: bool | None
+) -> None:
     data = by_ffmpeg(tmp_path, suffix, *options)
     path = tmp_path / "x"
     path.write_bytes(data)
-    whole = len(decode(path, CONFIG)[0]) / 16000
+    whole = len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000
     assert whole == pytest.approx(1, abs=0.05)
     for share in (0.3, 0.5, 0.777, 0.9):
         path.write_bytes(data[: int(len(data) * share)])
         try:
-            seconds = len(decode(path, CONFIG)[0]) / 16000
+            seconds = len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000
         except DecodeError as error:
             assert error.reason == "truncated", error.message
         else:  # frames that stand for themselves, cut off exactly between two of them
             assert (joined, seconds) == ("ok", pytest.approx(share, abs=0.05))
     if joined != "ok":
         path.write_bytes(data + coded())
-        assert fault(path).reason in ("unsupported", "malformed")
+        assert fault(path, ffmpeg=program).reason in ("unsupported", "malformed")
     path.write_bytes(2 * data)
     if joined == "ok":
-        assert len(decode(path, CONFIG)[0]) / 16000 == pytest.approx(2 * whole, abs=0.05)
+        assert len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000 == pytest.approx(2 * whole, abs=0.05)
     else:
-        error = fault(path)
+        error = fault(path, ffmpeg=program)
         assert (error.reason, joined in error.message) == ("unsupported", True)
 
 
@@ -213,11 +216,12 @@ HEALTHY = {
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", HEALTHY)
-def test_healthy(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("program", [None, True], ids=["libraries", "program"])
+def test_healthy(tmp_path: Path, name: str, program: bool | None) -> None:
     suffix, options = HEALTHY[name]
     path = tmp_path / "x"
     path.write_bytes(by_ffmpeg(tmp_path, suffix, *options))
-    assert len(decode(path, CONFIG)[0]) / 16000 == pytest.approx(1, abs=0.05)
+    assert len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000 == pytest.approx(1, abs=0.05)
 
 
 @needs_ffmpeg
@@ -297,9 +301,8 @@ SAID = [
 
 @pytest.mark.parametrize(("said", "reason"), SAID)
 def test_it_depends_on_who_speaks(said: str, reason: str | None) -> None:
-    done = subprocess.CompletedProcess([], 0, b"", said.encode())
-    found = fault_in(done, Speakers("mov,mp4,m4a,3gp,3g2,mj2", 1, frozenset({"mjpeg"})))
+    found = fault_in(said.splitlines(), Speakers("mov,mp4,m4a,3gp,3g2,mj2", 1, frozenset({"mjpeg"})))
     assert (found and found.reason) == reason
     if found:
         assert "0x55d" not in found.words
-        assert fault_in(subprocess.CompletedProcess([], 1, b"", b""), Speakers()) == ("malformed", "exit code 1")
+        assert fault_in([], Speakers(), "exit code 1") == ("malformed", "exit code 1")

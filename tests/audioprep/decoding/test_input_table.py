@@ -23,7 +23,8 @@ from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.content import READ, REFUSED
 from m2dprep.audioprep.decoding.sound import REASONS
-from m2dprep.audioprep.discover import Source, discover
+from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.source import Source
 from tests.audioprep.decoding.made_sounds import (
     AMR,
     LAYER_TWO,

@@ -124,7 +124,7 @@ def with_auto_map(folder: Path, marker: Path) -> Path:
     "command",
     [
         ["captions", "check", "{captions}", "--text-model", "{model}"],
-        ["captions", "keywords", "{captions}", "--keyword-model", "{model}", "--work", "{work}"],
+        ["captions", "keywords", "{captions}", "--keyword-model", "{model}", "--work", "{work}", "-o", "{out}"],
         ["embed-captions", "{captions}", "{out}", "--text-model", "{model}", "--device", "cpu"],
     ],
 )

@@ -238,6 +238,14 @@ def test_other_requests_that_cannot_be() -> None:
         linear(features, targets, list("abc"), QUICK, splits=splits)
 
 
+def test_a_head_that_diverges_is_no_result() -> None:
+    features, targets = small(60, 3)
+    part = Part(torch.from_numpy(features), torch.from_numpy(targets))
+    initial = torch.full((3, 8), torch.inf), torch.zeros(3)
+    with pytest.raises(UserError, match=r"diverges with the learning rate 0\.05"):
+        train_head(part, part, initial, Draws(1).orders(60), QUICK.head)
+
+
 def test_what_evar_cannot_score_is_said() -> None:
     features, targets = small(60, 3)
     strict = LinearSettings(QUICK.head, (1,), strict_evar=True)

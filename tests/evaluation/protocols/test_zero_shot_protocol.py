@@ -13,7 +13,7 @@ import pytest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.metrics import average_precision
 from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
-from m2dprep.evaluation.tasks import CaptionRule
+from m2dprep.evaluation.task import CaptionRule
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "evar_zeroshot.json").read_text())
 TASKS = GOLDEN["tasks"]
@@ -114,6 +114,15 @@ def test_first_of_equal_classes_wins_and_top_five_counts_ties_in_the_same_order(
     assert result.details["confusion"] == [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
     many = zero_shot(np.zeros((7, 7), np.float32), np.arange(7), list("abcdefg"))
     assert many.details["top5"] == pytest.approx(5 / 7)
+
+
+def test_many_classes_have_their_commonest_confusions_alone() -> None:
+    targets = np.repeat(np.arange(400), 2)
+    cosines = np.eye(400, dtype=np.float32)[targets]
+    cosines[6:8] = np.eye(400, dtype=np.float32)[5]
+    details = zero_shot(cosines, targets, [str(one) for one in range(400)]).details
+    assert "confusion" not in details
+    assert details["commonest_confusions"] == [[3, 5, 2]]
 
 
 def test_prompts_are_averaged_by_direction() -> None:

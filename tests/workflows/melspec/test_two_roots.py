@@ -13,7 +13,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.records import FAILED, read_config, read_records
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
-from m2dprep.audioprep.decoding.content import digest_of
+from m2dprep.audioprep.source import Input
 from m2dprep.workflows.melspec.job import MelspecOptions, MelspecReport, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0)
@@ -128,7 +128,7 @@ def test_digests_of_small_and_large_files_see_other_contents(tmp_path: Path) -> 
     digests = []
     for number, content in enumerate(contents):
         (tmp_path / str(number)).write_bytes(content)
-        digests.append(digest_of(tmp_path / str(number)))
+        digests.append(Input(tmp_path / str(number)).digest())
     assert len(set(digests)) == len(contents)
 
 

@@ -116,12 +116,17 @@ def test_a_failure_stops_what_depends_on_it_and_its_code_passes_through(empty: P
     assert empty.done() == ["abc", "letters"]
 
 
-def worked(project: Project, name: str, seconds: float) -> None:
-    """Let a stage have taken that long."""
+def change_record(project: Project, name: str, **changes: object) -> None:
+    """Change what the state says of a stage."""
     state = project.state / "state.json"
     value = json.loads(state.read_text())
-    value["stages"][name]["worked_seconds"] = seconds
+    value["stages"][name] |= changes
     write_object(state, value)
+
+
+def worked(project: Project, name: str, seconds: float) -> None:
+    """Let a stage have taken that long."""
+    change_record(project, name, worked_seconds=seconds)
 
 
 def test_what_took_more_than_an_hour_is_replaced_only_if_the_user_says_so(project: Project) -> None:
@@ -214,6 +219,12 @@ def test_sources_that_a_stage_makes_are_gathered_from_nothing_when_they_change(e
     assert empty.done() == ["parts", "gather", "mine"]
     assert empty.path("made").read_text().split() == ["0.txt", "1.txt"]
     assert empty.path("mine").read_text().split() == ["a", "b", "c"], "what a person removes stays in what was made"
+    for status, names in (("running", ["0.txt", "1.txt"]), ("failed", ["0.txt", "1.txt", "old.txt"])):
+        empty.write(made="0.txt old.txt")
+        change_record(empty, "gather", status=status)
+        assert empty.record("gather")["command"][2] == "--overwrite"
+        assert empty.done() == ["gather"]
+        assert empty.path("made").read_text().split() == names, "killed while it began anew, it begins anew"
 
 
 def test_state_may_be_removed(project: Project) -> None:

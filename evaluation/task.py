@@ -22,17 +22,19 @@ metadata: {…}                  # how `evaluate prepare` makes metadata.csv
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.settings import Range, typed
 from m2dprep.artifacts.yaml_files import Setting, read_settings
 from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE, LABEL_FIELD, check_template
 
-METRICS = ("accuracy", "mAP")
+METRICS = ("accuracy", "mAP", "t2a_R@1")
 PROTOCOLS = ("zero-shot", "linear", "retrieval")
 LAYOUTS = ("splits", "folds", "captions")
 SPLITS = ("train", "valid", "test")
@@ -72,6 +74,10 @@ class PaperScore:
     metric: str | None = None
     note: str = ""
 
+    def __str__(self) -> str:
+        """``M2D-CLAP 2024 73.4 ± 0.2``."""
+        return f"{self.model} {self.score:g}" + ("" if self.interval is None else f" ± {self.interval:g}")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -105,6 +111,10 @@ class Task:
         if self.multi_label != (self.metric == "mAP"):
             raise UserError("a task with several labels per clip (multi_label) is scored by mAP, others by accuracy.")
 
+    def published(self, protocol: str, metric: str) -> list[PaperScore]:
+        """What others have reached by this protocol and metric."""
+        return [one for one in self.papers if one.protocol == protocol and (one.metric or self.metric) == metric]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
         value = asdict(self)
@@ -113,26 +123,33 @@ class Task:
         return value
 
 
-# The tasks that come with m2dprep, one file each.
-TASK_FILES = Path(__file__).parent / "task_files"
+SECONDS = Range(0.01, 3600)
+TASKS = Path(__file__).parent / "tasks"
 
 
-def task_names() -> list[str]:
-    """The names of the tasks that come with m2dprep."""
-    return sorted(path.stem for path in TASK_FILES.glob("*.yaml"))
+def known_tasks() -> dict[str, Path]:
+    """The YAML files of the tasks that come with the package, by name."""
+    return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
 
 
-def find_task(name_or_path: str) -> Task:
-    """A task by the path of its file, or by its name if it comes with m2dprep. Raises `UserError` if there is none."""
-    if name_or_path in (names := task_names()):
-        return read_task(TASK_FILES / f"{name_or_path}.yaml")
-    if not name_or_path.endswith((".yaml", ".yml")) and not Path(name_or_path).exists():
-        known = f"known are {', '.join(names)}" if names else "none comes with this version"
-        raise UserError(f"{name_or_path!r} is no task ({known}); a task of your own is a YAML file.")
-    return read_task(Path(name_or_path))
+def task_file(text: str) -> Path:
+    """The YAML file of a task: one that comes with the package, by its name, or the path of one's own.
+
+    Raises `UserError`, suggesting a name, if there is none.
+    """
+    known = known_tasks()
+    if text in known:
+        return known[text]
+    if text.lower().endswith((".yaml", ".yml")) or "/" in text:
+        return require_file(Path(text), "a task")
+    near = difflib.get_close_matches(text.lower(), known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+    raise UserError(f"there is no task {text!r}; {hint} A task of your own is a YAML file.")
 
 
-SECONDS = Range(0, 3600, above=True)
+def find_task(text: str) -> Task:
+    """The task by its name or by the path of its file. Raises `UserError` if there is none."""
+    return read_task(task_file(text))
 
 
 def read_task(path: Path) -> Task:

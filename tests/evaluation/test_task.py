@@ -12,7 +12,7 @@ import yaml
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.prepared import Columns, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
-from m2dprep.evaluation.tasks import CaptionRule, PaperScore, Task, read_task
+from m2dprep.evaluation.task import CaptionRule, PaperScore, Task, read_task
 
 CREMAD = """
 name: cremad
@@ -65,6 +65,7 @@ def test_several_labels_and_map_go_together(tmp_path: Path) -> None:
         ("name: x\nlayout: trees\n", "layout is 'trees'"),
         ("name: x\nunit_second: 5\n", "line 2: unknown setting 'unit_second'; did you mean 'unit_seconds'"),
         ("name: x\nunit_seconds: -5\n", "line 2.*unit_seconds is -5"),
+        ("name: x\nunit_seconds: 1.0e-9\n", "line 2.*unit_seconds is 1e-09"),
         ("name: x\nunit_seconds: five\n", "line 2.*unit_seconds"),
         ("name: x\ncaption: {template: sound}\n", "line 2.*no {label}"),
         ("name: x\ncaption: {template: []}\n", "line 2.*at least one template"),
@@ -173,6 +174,7 @@ def test_captions_are_rows_or_columns(tmp_path: Path, text: str) -> None:
         ("file_name,label,split\n1.wav,a,nan\n", r"lists no clips \(1 without a split\)"),
         ("file_name,label,split\n1.wav,a,dev\n", "row 2: the split 'dev'"),
         ("file_name,label\n1.wav,\n", "row 2: file_name or label is empty"),
+        ('file_name,label\n1.wav,"a\nb"\n', "row 2: a line break"),
         ("file_name,label\n1.wav,a\n1.wav,b\n", "1.wav occurs twice"),
         ("file_name,label,fold\n1.wav,a,\n", "row 2: fold is empty"),
         ("file_name,label\n9.wav,a\n", "none of the 1 files"),
@@ -216,6 +218,9 @@ def test_results_survive_the_disk(tmp_path: Path) -> None:
         Result.read(tmp_path / "other.json")
     with pytest.raises(UserError, match="no such file"):
         Result.read(tmp_path / "nowhere.json")
+    for wrong in ({"scores": None}, {"folds": 3}, {"seeds": 1}):
+        with pytest.raises(UserError, match="no result"):
+            Result.from_dict({**result.to_dict(), **wrong})
 
 
 def test_interval_over_seeds_is_students() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from m2dprep.cli.evaluation_options import (
+from m2dprep.cli.evaluation.every_task import evaluate_all
+from m2dprep.cli.evaluation.options import (
     CLIPS,
     classes_option,
     clip_options,
@@ -23,6 +24,7 @@ from m2dprep.cli.evaluation_options import (
     run_command,
     text_options,
 )
+from m2dprep.cli.evaluation.tasks import compare, list_tasks, prepare, report
 from m2dprep.cli.options import (
     OUTPUT,
     PATH,
@@ -294,3 +296,7 @@ def evaluate_label_free(store: Path, embedding: str | None, output: Path | None,
     if output is not None:
         result.write(output)
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result))
+
+
+for command in (list_tasks, prepare, evaluate_all, report, compare):
+    evaluate.add_command(command)

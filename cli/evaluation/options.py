@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.encoders import ClipEncoder
     from m2dprep.evaluation.prepared import EvaluationSet
     from m2dprep.evaluation.protocols.result import Result
+    from m2dprep.evaluation.task import Task
 
 CLIPS = "The clips"
 # For recipes: what does not change a score, and clips that other stages make below their root.
@@ -86,6 +87,16 @@ place_options = titled(
 )
 
 
+clap_option = titled(
+    "The model",
+    click.option(
+        "--clap-model",
+        default=None,
+        help="Judge this CLAP model of transformers in place of a checkpoint: a name on the hub, or a folder.",
+    ),
+)
+
+
 def clip_options(function: Function) -> Function:
     """What says which clips: a prepared folder, or a CSV with a task or without one."""
     options = titled(
@@ -106,7 +117,7 @@ def clip_options(function: Function) -> Function:
         ),
         click.option(
             "--unit-seconds",
-            type=Number(min=0, min_open=True),
+            type=Number(min=0.01, max=3600),
             default=None,
             show_default="the task's, else whole clips",
             help="Cut or pad clips to this many seconds.",
@@ -135,14 +146,7 @@ label_options = titled(
 def model_options(function: Function) -> Function:
     """What says which model, where it runs, and where its embeddings and its result go."""
     options: list[Callable[[Any], Any]] = [
-        titled(
-            "The model",
-            click.option(
-                "--clap-model",
-                default=None,
-                help="Judge this CLAP model of transformers in place of a checkpoint: a name on the hub, or a folder.",
-            ),
-        ),
+        clap_option,
         text_options,
         place_options,
         titled(
@@ -181,7 +185,7 @@ def read_clips(
 
     from m2dprep.evaluation.clip_set import read_classes
     from m2dprep.evaluation.prepared import Columns, read_evaluation_set
-    from m2dprep.evaluation.tasks import CaptionRule, Task, find_task
+    from m2dprep.evaluation.task import CaptionRule, Task, find_task
 
     given = None if task is None else find_task(task)
     if given is None and not place.is_dir():
@@ -233,14 +237,16 @@ def make_encoder(
     )
 
 
-def show(result: Result, output: Path | None, as_json: bool, max_failures: str, inputs: int) -> None:
+def show(
+    result: Result, output: Path | None, as_json: bool, max_failures: str, inputs: int, task: Task | None = None
+) -> None:
     """Write a result to its file, print it, and raise an error if too many clips failed."""
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.evaluation.summary import summary
 
     if output is not None:
         result.write(output)
-    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result))
+    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result, task))
     FailureLimit.parse(max_failures).require(len(result.failures), inputs, "the failures listed with the result")
 
 
@@ -271,4 +277,4 @@ def run_command(
     clips = read_clips(clips_at, **options, **reading)
     folder = kept or (clips_at / "features" if clips_at.is_dir() else None)
     result = run(make_encoder(weights, **model), clips, RunOptions(folder, overwrite))
-    show(result, output, as_json, limit, len(clips.files))
+    show(result, output, as_json, limit, len(clips.files), clips.task)

@@ -1,0 +1,211 @@
+"""Waiting for slow file systems in threads: the next sources are opened, and arrays are written, while work goes on.
+
+Opening a file over NFS or Lustre takes 10 to 50 ms, longer than converting it. If opening takes long (`SLOW_SECONDS`),
+threads open the next `FILES_AHEAD` sources of a shard and have the system read their bytes, `BYTES_AHEAD` in total at
+most. If writing takes long, threads write. Where the file system is fast, nothing of this happens: threads would only
+cost time.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from m2dprep.audioprep.decoding.content import Content
+from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
+from m2dprep.audioprep.source import Input, Source
+
+FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
+WRITES_AT_ONCE = 8
+# An operation that waits for longer than this on average is left to threads.
+SLOW_SECONDS = 0.005
+# How much the latest operation counts in the average, and up to which time: one alone, during which the system was
+# busy elsewhere, must not make a file system a slow one.
+LATEST, MOST_NOTED_SECONDS = 0.2, 4 * SLOW_SECONDS
+
+
+class _Pace:
+    """The average time for which operations of one kind have waited lately in this process."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note for how long the block waits: the time that it takes, less that of the processor."""
+        started = time.perf_counter() - time.thread_time()
+        try:
+            yield
+        finally:
+            waited = time.perf_counter() - time.thread_time() - started
+            self.seconds += LATEST * (min(waited, MOST_NOTED_SECONDS) - self.seconds)
+
+    @property
+    def is_slow(self) -> bool:
+        return self.seconds > SLOW_SECONDS
+
+
+OPENING, WRITING = _Pace(), _Pace()
+
+
+class Opened:
+    """An `Input` that may have been opened already by a thread; opened again, it is opened anew."""
+
+    def __init__(self, where: Input, begun: Future[tuple[Content, AudioInfo]] | None) -> None:
+        self._where, self._begun = where, begun
+        self.path = where.path
+
+    def open(self, info: AudioInfo) -> Content:
+        begun, self._begun = self._begun, None
+        if begun is None:
+            with OPENING.watched():
+                return self._where.open(info)
+        try:
+            content, found = begun.result()
+        except DecodeError as error:
+            _copy(error.info, info)
+            raise
+        _copy(found, info)
+        return content
+
+    def read_through(self) -> None:
+        self._where.read_through()
+
+
+def _copy(found: AudioInfo | None, info: AudioInfo) -> None:
+    if found is not None:
+        info.source_bytes, info.source_mtime_ns = found.source_bytes, found.source_mtime_ns
+
+
+class ReadAhead:
+    """Opens the sources of a shard, those after the present one in threads if opening is slow."""
+
+    def __init__(self, sources: Sequence[Source], src: Path) -> None:
+        self._sources, self._src = sources, src
+        self._numbers = {source.relative: number for number, source in enumerate(sources)}
+        self._begun: dict[int, Future[tuple[Content, AudioInfo]]] = {}
+        self._threads: _Threads | None = None
+
+    def opened(self, source: Source) -> Opened:
+        """The input of ``source``. Sources are asked for in their order."""
+        number = self._numbers[source.relative]
+        if OPENING.is_slow:
+            self._begin(number)
+        return Opened(source.input(self._src), self._begun.pop(number, None))
+
+    def _begin(self, number: int) -> None:
+        """Begin with the next sources, and with this one, so that its opening does not precede theirs."""
+        self._threads = self._threads or _Threads(FILES_AHEAD)
+        for later in range(number, min(number + FILES_AHEAD + 1, len(self._sources))):
+            if later not in self._begun and not self._sources[later].reason and (later > number or not self._begun):
+                where = self._sources[later].input(self._src)
+                self._begun[later] = self._threads.call(lambda where=where: _open_and_read(where))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close what was opened and not asked for."""
+        if self._threads is not None:
+            self._threads.close()
+        for begun in self._begun.values():
+            begun.add_done_callback(_close)
+        self._begun.clear()
+
+
+def _open_and_read(where: Input) -> tuple[Content, AudioInfo]:
+    """The opened source; the system reads its bytes from now on."""
+    info = AudioInfo()
+    try:
+        with OPENING.watched():
+            content = where.open(info)
+    except DecodeError as error:
+        error.info = error.info or info
+        raise
+    with suppress(OSError):  # some file systems do not take advice
+        length = min(content.size, BYTES_AHEAD // FILES_AHEAD)
+        os.posix_fadvise(content.descriptor, content.start, length, os.POSIX_FADV_WILLNEED)
+    return content, info
+
+
+def _close(begun: Future[tuple[Content, AudioInfo]]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result()[0].close()
+
+
+class Writers:
+    """Writes arrays: at once while that is fast, and in threads if it is slow, a bounded number of them at a time."""
+
+    def __init__(self) -> None:
+        self._room = threading.BoundedSemaphore(WRITES_AT_ONCE)
+        self._threads: _Threads | None = None
+
+    def call(self, write: Callable[[], Any]) -> Any:
+        """The result of ``write``, or a future of it."""
+
+        def timed() -> Any:
+            with WRITING.watched():
+                return write()
+
+        if not WRITING.is_slow:
+            return timed()
+        self._threads = self._threads or _Threads(WRITES_AT_ONCE)
+        self._room.acquire()
+        future = self._threads.call(timed)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+
+
+def in_order(results: Iterable[Any]) -> Iterator[Any]:
+    """``results`` in their order, with futures replaced by what they give; raises the errors of those."""
+    waiting: deque[Any] = deque()
+    for result in results:
+        waiting.append(result)
+        while waiting and (not isinstance(waiting[0], Future) or waiting[0].done() or len(waiting) > WRITES_AT_ONCE):
+            yield _given(waiting.popleft())
+    while waiting:
+        yield _given(waiting.popleft())
+
+
+def _given(result: Any) -> Any:
+    return result.result() if isinstance(result, Future) else result
+
+
+class _Threads:
+    """Threads that do not keep the process from ending, because they may hang for ever in a read of a dead mount."""
+
+    def __init__(self, count: int) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._count = count
+        for number in range(count):
+            threading.Thread(target=self._work, name=f"m2dprep-waits-{number}", daemon=True).start()
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._calls.put((future, function))
+        return future
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function = call
+            try:
+                result = function()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del call, future, function
+
+    def close(self) -> None:
+        """Let the threads end when they have done what was asked of them."""
+        for _ in range(self._count):
+            self._calls.put(None)

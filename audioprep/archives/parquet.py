@@ -1,0 +1,108 @@
+"""Lists the rows of a Parquet file that has a column of audio: a struct of ``bytes`` and ``path``, or plain bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2dprep.artifacts.clips.archive_names import ROW_ID_COLUMNS
+from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of
+from m2dprep.artifacts.errors import first_line
+from m2dprep.audioprep.archives.place import ROW, UNKNOWN_SIZE, Listing, Member, Place, last_of_each_name, named
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AUDIO_COLUMNS = ("audio", "bytes", "flac", "wav", "mp3", "sound")
+BYTES, PATH = "bytes", "path"
+
+
+def list_parquet(path: Path, archive: str, time_ns: int, id_column: str | None) -> Listing | None:
+    """The rows of ``path``, called ``archive`` in their places; None if no column holds audio.
+
+    Raises `OSError`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            column = audio_column(schema)
+            if column is None:
+                return None
+            names = _names(file, schema, column, id_column)
+            if names is None:
+                return Listing(fault=("unsupported", _no_name(schema, id_column)))
+    except (pa.ArrowException, UnicodeError) as error:
+        reason = "truncated" if _begins_as_parquet(path) else "not_audio"
+        return Listing(fault=(reason, f"it cannot be read as a Parquet file: {first_line(error)}"))
+    members = [_member(name, row, archive, time_ns, column) for row, name in enumerate(names)]
+    return Listing(last_of_each_name(members))
+
+
+def audio_column(schema: pa.Schema) -> str | None:
+    """The column that holds audio: a struct with ``bytes``, or binary with a telling name or as the only one."""
+    import pyarrow as pa
+
+    def is_binary(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    structs = [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type)
+        and field.type.get_field_index(BYTES) >= 0
+        and is_binary(field.type.field(BYTES).type)
+        and field.name not in ("image", "video", "jpg", "png")
+    ]
+    plain = [field.name for field in schema if is_binary(field.type)]
+    telling = [name for name in AUDIO_COLUMNS if name in structs or name in plain]
+    if telling:
+        return telling[0]
+    found = structs or plain
+    return found[0] if len(found) == 1 else None
+
+
+def _names(file: Any, schema: pa.Schema, column: str, id_column: str | None) -> list[str | None] | None:
+    """The name of every row; None if no column has names."""
+    import pyarrow as pa
+
+    if id_column is not None:
+        wanted = [id_column] if id_column in schema.names else []
+    else:
+        wanted = [name for name in ROW_ID_COLUMNS if name in schema.names and name != column]
+    for name in wanted:
+        kind = schema.field(name).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+            found = file.read(columns=[name], use_threads=False)[name].to_pylist()
+            return [None if value is None else str(value) for value in found]
+    kind = schema.field(column).type
+    if id_column is None and pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0:
+        table = file.read(columns=[f"{column}.{PATH}"], use_threads=False)
+        return [value and value[PATH] for value in table[column].to_pylist()]
+    return None
+
+
+def _member(name: str | None, row: int, archive: str, time_ns: int, column: str) -> Member:
+    place = Place(archive, ROW, row, UNKNOWN_SIZE, time_ns, column=column)
+    if not name:
+        return Member(f"row {row}", None, "bad_name", "the row has no id", f"row {row}")
+    member = named(name, place)
+    # An id is no file's name: only the suffix of a sound is taken from it.
+    stem = member.name[: -len(suffix_of(member.name)) - 1] if has_audio_suffix(member.name) else member.name
+    return member._replace(array=member.array or stem)
+
+
+def _no_name(schema: pa.Schema, id_column: str | None) -> str:
+    if id_column is not None:
+        return f"it has no column {id_column} of texts or numbers (its columns: {', '.join(schema.names)})"
+    return (
+        f"none of its columns names the rows ({', '.join(ROW_ID_COLUMNS)}, or the path beside the bytes); name one "
+        f"with --id-column (its columns: {', '.join(schema.names)})"
+    )
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"

@@ -1,0 +1,1 @@
+"""Results as documents: Markdown, a page with bars, confusions and players, comparisons, and all tasks in one table."""

@@ -1,0 +1,161 @@
+"""Slow file systems: sources are opened and arrays written in threads, with the same rows and bytes as without."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep import ahead, source
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.convert import convert_shard
+from m2dprep.audioprep.discover import discover
+
+CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0)
+CLIPS = 30
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    """Clips, among them files that are empty, are no sound, and have gone since they were listed."""
+    folder = tmp_path / "src"
+    folder.mkdir()
+    for number in range(CLIPS):
+        noise = 0.1 * np.random.default_rng(number).standard_normal(4000)
+        soundfile.write(folder / f"{number:02d}.flac", noise, 16000)
+    (folder / "05.flac").write_bytes(b"")
+    (folder / "11.flac").write_bytes(b"no sound" * 99)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def paces() -> Iterator[None]:
+    """What this process has learnt of its file systems does not outlive a test."""
+    yield
+    ahead.OPENING.seconds = ahead.WRITING.seconds = 0.0
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float) -> list[str]:
+    """Every open of a source below ``folder`` waits; returns the names in the order in which opens began."""
+    original, names = source.Input.open, []
+
+    def slow(self: source.Input, *arguments: object) -> object:
+        names.append(self.path.name)
+        time.sleep(seconds)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(source.Input, "open", slow)
+    return names
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def described(rows: list[dict]) -> list[tuple]:
+    return [(row["source"], row["reason"], row["message"], row["digest"], row["source_bytes"]) for row in rows]
+
+
+def test_the_same_rows_whether_sources_are_opened_ahead_or_not(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = discover(src)
+    (src / "20.flac").unlink()
+    expected = described(convert_shard(sources, src, tmp_path / "a_lms", CONFIG))
+    names = slowed(monkeypatch, src, 0.02)
+    for timeout in (0.0, 60.0):
+        ahead.OPENING.seconds = 0.0
+        assert described(convert_shard(sources, src, tmp_path / "b_lms", CONFIG, read_timeout=timeout)) == expected
+    assert {reason for _, reason, *_ in expected} == {None, "empty_file", "not_audio", "not_found"}
+    assert len(names) == 2 * CLIPS + 2 * 1, "each source once, and once more the one that seemed damaged"
+
+
+def test_sources_are_opened_while_others_wait(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many at a time, and more than one once the file system has turned out to be slow."""
+    original, present, most = source.Input.open, set(), []
+
+    def counted(self: source.Input, *arguments: object) -> object:
+        present.add(self.path)
+        most.append(len(present))
+        time.sleep(0.03)
+        present.discard(self.path)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(source.Input, "open", counted)
+    convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+    assert 1 < max(most) <= ahead.FILES_AHEAD
+
+
+def test_on_a_fast_file_system_nothing_is_left_to_threads(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "SLOW_SECONDS", 60.0)
+    monkeypatch.setattr(ahead, "_Threads", None)
+    assert len(convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)) == CLIPS
+
+
+def test_arrays_are_written_by_threads_if_writing_is_slow(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = described(convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG))
+    ahead.WRITING.seconds = 1e9
+    threads = set()
+    rows = convert_shard(
+        discover(src), src, tmp_path / "b_lms", CONFIG, permit=lambda: threads.add(threading.current_thread().name)
+    )
+    assert described(rows) == expected
+    assert any(name.startswith("m2dprep-waits-") for name in threads)
+    for path in (tmp_path / "a_lms").rglob("*.npy"):
+        assert (tmp_path / "b_lms" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_errors_of_writing_in_threads_end_the_shard(tmp_path: Path, src: Path) -> None:
+    ahead.WRITING.seconds = 1e9
+    calls = []
+
+    def refuse() -> None:
+        calls.append(1)
+        if len(calls) > 3:
+            raise UserError("nothing more is written")
+
+    with pytest.raises(UserError, match="nothing more is written"):
+        convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, permit=refuse)
+    assert len(list((tmp_path / "a_lms").rglob("*.npy"))) <= 3
+
+
+def test_files_that_were_opened_and_not_needed_are_closed(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_files()
+    ahead.OPENING.seconds = 1e9
+
+    def refuse() -> None:
+        raise UserError("nothing is written")
+
+    with pytest.raises(UserError):
+        convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, permit=refuse)
+    deadline = time.monotonic() + 30
+    while open_files() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert open_files() <= before
+
+
+@pytest.mark.slow
+def test_a_source_that_hangs_ahead_of_time_is_a_row(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, back = source.Input.open, threading.Event()
+
+    def hang(self: source.Input, *arguments: object) -> object:
+        if self.path.name == "07.flac":
+            back.wait(60)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(source.Input, "open", hang)
+    ahead.OPENING.seconds = 1e9
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=4)
+    back.set()
+    assert [row["source"] for row in rows if row["reason"] == "read_timeout"] == ["07.flac"]
+    assert sum(row["status"] == "ok" for row in rows) == CLIPS - 3
