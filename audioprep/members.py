@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2dprep.artifacts.clips.archive_names import without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of, without_suffix
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER
@@ -21,7 +22,6 @@ from m2dprep.audioprep.archives.place import (
     Member,
     archive_kind,
     split_name,
-    without_ending,
 )
 from m2dprep.audioprep.archives.tar import list_tar
 from m2dprep.audioprep.archives.zip import list_zip

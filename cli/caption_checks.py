@@ -183,7 +183,7 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
 )
 @titled(
     OUTPUT,
-    output_option(required=True, help="Write the list to this CSV file, for --exclude."),
+    output_option(required=True, help="Write the list to this file, a CSV table for --exclude."),
     click.option("--overwrite", is_flag=True, help="Replace an output that is another list."),
     json_option,
 )

@@ -199,8 +199,9 @@ def source_options(command: Function) -> Function:
         "--id-form",
         type=click.Choice(ID_FORMS),
         default=None,
+        metavar="FORM",
         show_default="those of the source",
-        help="Read the ids in this form: an id of YouTube, and what stands around it.",
+        help=f"Read the ids in this form, an id of YouTube and what stands around it: {', '.join(ID_FORMS)}.",
     ),
     click.option(
         "--layout-from",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2dprep.artifacts.clips.archive_names import ROW_ID_COLUMNS
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of
 from m2dprep.artifacts.errors import first_line
 from m2dprep.audioprep.archives.place import ROW, UNKNOWN_SIZE, Listing, Member, Place, last_of_each_name, named
@@ -12,8 +13,6 @@ from m2dprep.audioprep.archives.place import ROW, UNKNOWN_SIZE, Listing, Member,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Columns that name a row, the best first; after them, the path beside the bytes.
-ID_COLUMNS = ("video_id", "ytid", "youtube_id", "id", "path", "file_name", "file")
 AUDIO_COLUMNS = ("audio", "bytes", "flac", "wav", "mp3", "sound")
 BYTES, PATH = "bytes", "path"
 
@@ -72,7 +71,7 @@ def _names(file: Any, schema: pa.Schema, column: str, id_column: str | None) -> 
     if id_column is not None:
         wanted = [id_column] if id_column in schema.names else []
     else:
-        wanted = [name for name in ID_COLUMNS if name in schema.names and name != column]
+        wanted = [name for name in ROW_ID_COLUMNS if name in schema.names and name != column]
     for name in wanted:
         kind = schema.field(name).type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
@@ -99,8 +98,8 @@ def _no_name(schema: pa.Schema, id_column: str | None) -> str:
     if id_column is not None:
         return f"it has no column {id_column} of texts or numbers (its columns: {', '.join(schema.names)})"
     return (
-        f"none of its columns names the rows ({', '.join(ID_COLUMNS)}, or the path beside the bytes); name one with "
-        f"--id-column (its columns: {', '.join(schema.names)})"
+        f"none of its columns names the rows ({', '.join(ROW_ID_COLUMNS)}, or the path beside the bytes); name one "
+        f"with --id-column (its columns: {', '.join(schema.names)})"
     )
 
 

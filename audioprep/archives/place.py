@@ -74,13 +74,6 @@ def archive_kind(name: str) -> str | None:
     return next((kind for ending, kind in ENDINGS.items() if lower.endswith(ending) and lower != ending), None)
 
 
-def without_ending(name: str) -> str:
-    """The path of an archive without the end that says what it is: ``a/shard-000.tar.gz`` → ``a/shard-000``."""
-    lower = name.lower()
-    ending = max((each for each in ENDINGS if lower.endswith(each)), key=len)
-    return name[: -len(ending)]
-
-
 def split_name(name: str) -> tuple[str, str] | None:
     """The archive and the member that a source's name means; None for the name of a file."""
     at = name.find(SEPARATOR)

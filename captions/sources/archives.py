@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from m2dprep.artifacts.clips.archive_names import ARCHIVE_ENDINGS, member_path, without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, without_suffix
@@ -27,6 +27,7 @@ from m2dprep.captions.sources.shards import expanded, read_each
 PURPOSE = "an archive of sounds and captions"
 TEXT, JSON = "txt", "json"
 DEFAULT_KEYS = ("text", "caption")  # of .json the first that is there
+PADDING = 1 << 16
 LARGEST_TEXT = 1 << 26  # bytes of a .txt or .json member
 OUTSIDE = "members whose path leads out, left out"
 REPLACED = "texts that a later member of the same name replaces"
@@ -173,10 +174,20 @@ def _tar_members(path: Path) -> Iterator[Member]:
         for info in archive:
             if info.isfile():
                 yield Member(info.name, _content(info.name, info.size, lambda at=info: archive.extractfile(at)))  # type: ignore[misc]
-        assert archive.fileobj is not None
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.ReadError("it has no end, so it was cut short")
+        _require_end(cast(IO[bytes], archive.fileobj), archive.offset)
+
+
+def _require_end(file: IO[bytes], offset: int) -> None:
+    """Raise `tarfile.ReadError` unless the tar ends at ``offset``, where Python's reader stopped without a word."""
+    file.seek(offset)
+    block = file.read(BLOCK)
+    if len(block) < BLOCK:
+        raise tarfile.ReadError("it has no end, so it was cut short")
+    if any(block):
+        raise tarfile.ReadError("the header of a member is damaged")
+    while rest := file.read(PADDING):
+        if any(rest):
+            raise tarfile.ReadError("something stands behind its end, such as another tar")
 
 
 def _content(name: str, size: int, opened: Callable[[], IO[bytes] | None]) -> bytes | None:

@@ -78,6 +78,8 @@ def look_at(path: Path) -> Look | None:
             return Look(PARQUET, tuple(pq.read_schema(path).names))
         if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
             return Look(ARCHIVE)
+        if b"\0" in head:
+            return None
         return _text(head.removeprefix(BYTE_ORDER_MARK).decode(errors="replace").lstrip())
     return None
 
@@ -146,7 +148,8 @@ def require_not_another(path: Path, kind: Kind) -> None:
 def hint(path: Path, kind: Kind) -> str:
     """For an error about a file: what was expected, and what the file looks like. Empty if it looks right."""
     look = look_at(path) if path.exists() else None
-    if look is None or (kind.needs and look.fits(kind)) or (not kind.needs and look.container == kind.container):
+    without_names = not kind.needs or kind.container == TSV  # a table with tabs may lack its header
+    if look is None or look.fits(kind) or (without_names and look.container == kind.container):
         return ""
     expected = f"{kind.option} reads {kind.title}: {kind.files}."
     others = [other for other in known_as(look) or _of_any(look) if other is not kind]

@@ -31,7 +31,7 @@ def test_lists_and_tables(write, tmp_path: Path) -> None:
     assert [source.relative for source in find_sources(tmp_path, tmp_path, write("source\na.wav\n"))] == ["a.wav"]
     assert read_exclusion(write("abc\ndef\n")).names == ("abc", "def")
     assert read_exclusion(write('["abc"]')).names == ("abc",)
-    assert read_jsonl(write('{"id": "a", "text": "b"}\n'), "id", ["text"]) == [("a", "b")]
+    assert list(read_jsonl(write('{"id": "a", "text": "b"}\n'), "id", ["text"])) == [("a", "b")]
     assert read_recipe_file(write("data: x\n")).mapping("a recipe").keys() == {"data"}
 
 

@@ -295,6 +295,27 @@ def test_strong_labels_without_a_name_are_left_out_and_reported(tmp_path: Path, 
         read("audioset_strong", tmp_path / "file", ontology)
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("audiosetcaps", "id,caption\na,b\n".encode("utf-16"), "is UTF-16"),
+        ("audiocaps", f"audiocap_id,youtube_id,start_time,caption\n1,{A},30,a, b\n".encode(), "line 2: 5 columns"),
+        ("audioset_strong", f"{A}_0\t1\t2\n".encode(), "file:1 has 3 columns, not 4"),
+        ("audioset_strong", f"{A}_0\tnan\t2\t/m/1\n".encode(), "line 1: '-abcdefghi1_0', 'nan', '2'"),
+        ("acavcaps", gzip.compress(b'{"a": {"short": "x"}}')[:-4], "no whole gzip file"),
+        ("acavcaps", b'{"a": {"short": "x"}}\n{"b": {"short": "\xe9"}}\n', "file:2 is not UTF-8"),
+        ("af_audioset", b'[{"ytid": "x", "caption": "y"},', "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_file_of_the_right_kind_is_not_taken_for_another(
+    tmp_path: Path, ontology: Path, kind: str, content: bytes, message: str
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(kind, tmp_path / "file", ontology)
+    assert "use --" not in str(caught.value)
+
+
 def test_conversations_give_their_first_answer(tmp_path: Path) -> None:
     turns = [
         {"from": "human", "value": "<sound>\nWhat?"},

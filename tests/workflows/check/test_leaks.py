@@ -53,6 +53,7 @@ def test_the_list_that_training_reads_is_the_one_looked_at(data: Path) -> None:
     assert rows(data, "esc50", "vggsound") == []
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_four_and_says_which(data: Path) -> None:
     words = ["check", str(data), "--quick", "--workers", "0", "--leaks"]
     result = CliRunner().invoke(m2dprep, [*words, str(data.parent / "esc50.csv"), "--json"])
