@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-THREADS = 4  # numpy and pyarrow release Python's lock
-ONE_CHUNK_BYTES = 1 << 31  # of text, because offsets are int32
-T = TypeVar("T")
-
-
-def in_threads(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
-    """``map``, spread over several threads."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(function, *columns))
+ONE_ARRAY_BYTES = 1 << 31  # of text, because offsets are int32
+FEW_NAMES_RATIO = 4  # names are few if there are so many times as many texts
 
 
 def codes(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -37,15 +26,21 @@ def repeats(values: pa.Array) -> np.ndarray:
     """int64: the rows whose value occurs in an earlier row, in ascending order."""
     if _surely_unique(values):
         return np.zeros(0, np.int64)
-    encoded = values.dictionary_encode()
-    return np.flatnonzero(~first_occurrences(encoded.indices.to_numpy(zero_copy_only=False)))
+    return np.flatnonzero(~first_occurrences(codes(values)))
 
 
 def _surely_unique(texts: pa.Array) -> bool:
-    """True only if no two texts are equal; False may also mean that there is no quick way to tell."""
-    if (words := _words(texts)) is None:
+    """True only if no two texts are equal; False may also mean that there is no quick way to tell.
+
+    Texts of one length of 8 to 16 bytes, such as YouTube ids, have quick hashes, of the first and the last 8 bytes.
+    Sorting these takes a twentieth of the time of pyarrow's hash table.
+    """
+    content, offsets = text_bytes(texts)
+    width = int(offsets[1]) if len(texts) else 0
+    if not 8 <= width <= 16 or (np.diff(offsets) != width).any():
         return False
-    hashes = np.sort(_hashes(*words))
+    begin, end = (np.ndarray(len(texts), "<u8", content[at:], strides=(width,)) for at in (0, width - 8))
+    hashes = np.sort(begin * np.uint64(0x9E3779B97F4A7C15) ^ end * np.uint64(0xC2B2AE3D27D4EB4F))
     return not (hashes[1:] == hashes[:-1]).any()
 
 
@@ -65,58 +60,33 @@ def runs(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-class Lookup:
-    """Finds texts among the ``unique`` ones, which have no nulls.
+def index_in(names: pa.Array | pa.ChunkedArray, texts: pa.Array) -> pa.Array:
+    """int32 (N,): the row of each name among the unique ``texts``, null if there is none; a null name has none.
 
-    Texts that all have the same length of 8 to 16 bytes, such as YouTube ids, are joined by sorting their hashes and
-    then compared. This is twice as fast as pyarrow's own hash table once the table outgrows the processor's caches.
+    A hash table of the fewer of both is made: of few names, what they are found by is a table of the names. Names of
+    a length that no text has are not looked up at all.
     """
-
-    def __init__(self, unique: pa.Array) -> None:
-        self._unique, self._words = unique, _words(unique)
-        if self._words is not None:
-            hashes = _hashes(*self._words)
-            self._order = np.argsort(hashes)
-            self._hashes = hashes[self._order]
-            if (self._hashes[1:] == self._hashes[:-1]).any():
-                self._words = None
-
-    def __call__(self, values: pa.Array) -> pa.Array:
-        """int32 (N,): the row of each value, null if there is none. The values must not be null."""
-        words = _words(values)
-        if words is None or self._words is None or _width(values) != _width(self._unique):
-            return pc.index_in(values, value_set=self._unique)
-        return pa.concat_arrays(in_threads(self._look_up, *(np.array_split(column, THREADS) for column in words)))
-
-    def _look_up(self, begin: np.ndarray, end: np.ndarray) -> pa.Array:
-        assert self._words is not None
-        hashes = _hashes(begin, end)
-        order = np.argsort(hashes)  # a sorted search stays in the caches
-        place = np.minimum(np.searchsorted(self._hashes, hashes[order]), len(self._hashes) - 1)
-        rows = np.empty(len(hashes), np.int32)
-        rows[order] = self._order[place]
-        return pa.array(rows, mask=(begin != self._words[0][rows]) | (end != self._words[1][rows]))
+    own = np.asarray(pc.fill_null(pc.binary_length(names), -1))
+    possible = np.isin(own, np.unique(pc.binary_length(texts).to_numpy(zero_copy_only=False)))
+    rows = np.full(len(names), -1, np.int32)
+    if possible.any():
+        some = one_array(names if possible.all() else names.filter(pa.array(possible)))
+        rows[possible] = _few_in(some, texts) if FEW_NAMES_RATIO * len(names) <= len(texts) else _rows_in(some, texts)
+    return pa.array(rows, mask=rows < 0)
 
 
-def _width(texts: pa.Array) -> int:
-    """The length of the first text in bytes."""
-    _, offsets = text_bytes(texts)
-    return int(offsets[1] - offsets[0]) if len(texts) else 0
+def _rows_in(names: pa.Array, texts: pa.Array) -> np.ndarray:
+    """int32 (N,): the row of each name among ``texts``, -1 if there is none."""
+    return pc.index_in(names, value_set=texts).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
-def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
-    """The first and the last 8 bytes of each text, uint64 (N,); None unless all have one length of 8 to 16 bytes."""
-    content, offsets = text_bytes(texts)
-    width = _width(texts)
-    if not 8 <= width <= 16 or (np.diff(offsets) != width).any():
-        return None
-    begin, end = (np.ndarray(len(texts), "<u8", content[at:], strides=(width,)) for at in (0, width - 8))
-    return begin, end
-
-
-def _hashes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    hashes: np.ndarray = begin * np.uint64(0x9E3779B97F4A7C15) ^ end * np.uint64(0xC2B2AE3D27D4EB4F)
-    return hashes
+def _few_in(names: pa.Array, texts: pa.Array) -> np.ndarray:
+    encoded = names.dictionary_encode()
+    text_of_name = np.full(len(encoded.dictionary), -1, np.int32)
+    name_of_text = _rows_in(texts, encoded.dictionary)
+    known = np.flatnonzero(name_of_text >= 0)
+    text_of_name[name_of_text[known]] = known
+    return text_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def position_in_group(groups: np.ndarray) -> np.ndarray:
@@ -147,27 +117,16 @@ def chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
 
 
 def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
-    """The ``rows`` of a column, taken chunk by chunk: pyarrow's own ``take`` copies all chunks first."""
+    """The ``rows`` of a column of text."""
+    return joined(column).take(pa.array(rows)).cast(column.type)
+
+
+def joined(column: pa.ChunkedArray) -> pa.Array:
+    """The texts of a column in one array, with wider offsets if they need them: pyarrow takes from these by far
+    more quickly than from chunks, which it would join every time."""
     if column.num_chunks == 1:
-        return column.chunk(0).take(pa.array(rows))
-    ends = np.cumsum([len(chunk) for chunk in column.chunks])
-    chunk_of_row = np.searchsorted(ends, rows, side="right")
-    if column.num_chunks < 1 << 16:
-        chunk_of_row = chunk_of_row.astype(np.uint16)  # numpy sorts these by counting
-    order = np.argsort(chunk_of_row, kind="stable")
-    bounds = np.searchsorted(chunk_of_row[order], np.arange(column.num_chunks + 1))
-    parts = [pa.array([], column.type)]
-    for chunk, end, first, last in zip(column.chunks, ends, bounds[:-1], bounds[1:], strict=True):
-        if first < last:
-            parts.append(chunk.take(pa.array(rows[order[first:last]] - (end - len(chunk)))))
-    place = np.empty(len(rows), np.int64)
-    place[order] = np.arange(len(rows))
-    return pa.concat_arrays(parts).take(pa.array(place))
-
-
-def joined(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The texts of a column in one chunk, if they fit into one: taking rows from a single chunk is far quicker."""
-    return pa.chunked_array([column.combine_chunks()]) if column.nbytes < ONE_CHUNK_BYTES else column
+        return column.chunk(0)
+    return (column if column.nbytes < ONE_ARRAY_BYTES else column.cast(pa.large_string())).combine_chunks()
 
 
 def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2dprep.artifacts.files import temporary_path
-
 # A lower-case letter with an accent, as one code point; the probe tries its other forms.
 PROBE = "é"
 
@@ -49,6 +47,8 @@ EXACT = NameFolding()
 
 def probe_folding(folder: Path) -> NameFolding:
     """How the file system of ``folder`` treats names; makes a file there and removes it. Raises `OSError`."""
+    from m2dprep.artifacts.files import temporary_path  # numpy comes with it, which commands do without until they run
+
     probe = temporary_path(folder)
     probe = probe.with_name(f"{probe.stem.lower()}{PROBE}{probe.suffix}")
     probe.touch(exist_ok=False)

@@ -12,6 +12,8 @@ from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data, walk
 LMS_SUFFIX, LMS_FILE_SUFFIX = "_lms", ".npy"
 MELSPEC_FOLDER, PACKED_FOLDER = "_melspec", "_packed"
 EVALUATION_FOLDER = "eval_segments"
+# The beginnings of the names of lists: of all log-mels, and of those to train on.
+LISTED, TRAINED = "files_", "train_"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ class DataLayout:
         return self.root / "captions.parquet"
 
     def file_lists(self) -> list[Path]:
-        return sorted(self.root.glob("files_*.csv"))
+        return sorted(self.root.glob(f"{LISTED}*.csv"))
+
+    def training_lists(self) -> dict[Path, Path]:
+        """The existing training lists, by the list that each is read in place of (`artifacts.training_lists`)."""
+        return {files: path for files in self.file_lists() if (path := training_list_of(files)).exists()}
 
     def holds_anything(self) -> bool:
         """Whether there are lists, log-mels, captions or embeddings."""
@@ -95,6 +101,11 @@ class DataLayout:
         """Folders to which a conversion has written."""
         found = (path for path in self.root.glob(f"*/{MELSPEC_FOLDER}") if path.is_dir())
         return sorted(path.parent for path in found if not holds_no_data(path.parent.name))
+
+
+def training_list_of(files: Path) -> Path:
+    """The training list that is read in place of the list ``files``, existing or not."""
+    return files.with_name(TRAINED + files.name.removeprefix(LISTED))
 
 
 def arrays_below(root: Path) -> list[str]:

@@ -62,6 +62,7 @@ class Option:
     shown: str
     metavar: str | None
     later: bool
+    role: str
 
 
 def option(
@@ -74,14 +75,16 @@ def option(
     shown: str = "",
     metavar: str | None = None,
     later: bool = False,
+    role: str = "",
 ) -> Any:
     """A field of a dataclass that users may set in a file, under ``key`` (or the field's name), and with a ``flag``.
 
     Help shows it in a ``group`` (or in the ``GROUP`` of its class) with its default, or with the text ``shown`` for a
     default that is worked out. A field that came ``later`` than the first runs on disk is recorded, and compared with
-    what they recorded, only if it is set.
+    what they recorded, only if it is set. ``role`` is "place" for a folder that is not read itself, and "model" for a
+    model's name or folder.
     """
-    return field(default=default, metadata={"option": Option(help, key, group, flag, shown, metavar, later)})
+    return field(default=default, metadata={"option": Option(help, key, group, flag, shown, metavar, later, role)})
 
 
 class Declared(NamedTuple):

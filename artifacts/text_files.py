@@ -14,7 +14,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -167,39 +167,28 @@ def read_csv_table(
     if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)} ({purpose}); it has {', '.join(names)}.")
     wanted = header if others else [header[names.index(name)] for name in columns]
+    data = read_bytes(path, purpose) if content is None else content
+    if misplaced_quotes(data, delimiter):
+        raise_malformed(path, data, purpose, delimiter)
     try:
-        with _open(path, content) as file:
-            watched = QuoteWatch(file, delimiter)
-            table = pyarrow.csv.read_csv(
-                watched,
-                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
-                ),
-            )
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError, zlib.error) as error:
-        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise_malformed(path, data, purpose, delimiter)
         raise UserError(f"{path} cannot be read as {purpose}: {first_line(error)}") from error
-    if watched.is_malformed:
-        raise_malformed(path, content or read_bytes(path, purpose), purpose, delimiter)
     return table.rename_columns([name.strip() for name in wanted])
-
-
-@contextmanager
-def _open(path: Path, content: bytes | None) -> Iterator[IO[bytes]]:
-    if content is not None:
-        yield io.BytesIO(content)
-        return
-    with open_binary(path) as file:
-        yield file
 
 
 def read_header(path: Path, purpose: str, *, content: bytes | None = None, delimiter: str = ",") -> list[str]:
     """The unchanged column names of the first line that is not empty. Raises `UserError` if there is no header."""
-    start = b""
     try:
-        with _open(path, content) as file:
+        with nullcontext(io.BytesIO(content)) if content is not None else open_binary(path) as file:
             start = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip(b"\r\n")), b"")
     except (OSError, EOFError, zlib.error):
         read_bytes(path, purpose)  # raises an error that says what is wrong with the file
@@ -216,50 +205,25 @@ def read_header(path: Path, purpose: str, *, content: bytes | None = None, delim
     return header
 
 
-class QuoteWatch(io.RawIOBase):
-    """A binary file that notices misplaced quotes and NUL while it is read.
+def misplaced_quotes(data: bytes, delimiter: str = ",") -> bool:
+    """Whether CSV text holds NUL, or a quote where no CSV writer puts one.
 
     Quotes open and close values in turn. An opening quote follows a delimiter, the end of a line or another quote; a
     closing quote precedes one of these. A missing or surplus quote swaps the roles of all later ones, which the next
     quote reveals, or the end of the file, because a value is still open there.
     """
-
-    def __init__(self, file: IO[bytes], delimiter: str = ",") -> None:
-        self._file = file
-        self._beside = np.zeros(256, bool)
-        self._beside[[QUOTE, ord(delimiter), *b"\r\n"]] = True
-        self._last = ord("\n")  # the byte before the block
-        self._first_block, self._quotes, self._bad = True, 0, False
-
-    @property
-    def is_malformed(self) -> bool:
-        """Whether the file is malformed; call this after reading all of it."""
-        return self._bad or bool(self._quotes % 2)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes; none at the end of the file."""
-        data = self._file.read(size)
-        if data:
-            self._look_at(data.removeprefix(BYTE_ORDER_MARK) if self._first_block else data)
-            self._first_block = False
-        return data
-
-    def _look_at(self, data: bytes) -> None:
-        self._bad |= b"\0" in data
-        if self._last == QUOTE and data and not self._quotes % 2:  # a closing quote ended the block before
-            self._bad |= not self._beside[data[0]]
-        if b'"' in data:
-            content = np.frombuffer(data, np.uint8)
-            at = np.flatnonzero(content == QUOTE)
-            opening = (self._quotes + np.arange(len(at))) % 2 == 0
-            before = np.where(at > 0, content[at - 1], self._last)
-            behind = content[np.minimum(at + 1, len(content) - 1)]  # for the last byte: itself, a quote
-            self._bad |= not self._beside[np.where(opening, before, behind)].all()
-            self._quotes += len(at)
-        self._last = data[-1] if data else self._last
+    content = np.frombuffer(data.removeprefix(BYTE_ORDER_MARK), np.uint8)
+    blocks = range(0, len(content), BLOCK_BYTES)
+    at = [start + np.flatnonzero(content[start : start + BLOCK_BYTES] == QUOTE) for start in blocks]
+    quotes = np.concatenate([np.zeros(0, np.int64), *at])
+    if not len(quotes):
+        return b"\0" in data
+    beside = np.zeros(256, bool)
+    beside[[QUOTE, ord(delimiter), *b"\r\n"]] = True
+    opening, closing = quotes[::2], quotes[1::2]
+    before = content[opening[opening > 0] - 1]
+    behind = content[closing[closing + 1 < len(content)] + 1]
+    return len(quotes) % 2 == 1 or not beside[before].all() or not beside[behind].all() or b"\0" in data
 
 
 def raise_malformed(path: Path, data: bytes, purpose: str, delimiter: str = ",") -> None:

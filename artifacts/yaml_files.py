@@ -22,6 +22,7 @@ from m2dprep.artifacts.layout import require_file
 MAX_DEPTH = 64
 MAX_ENTRIES = 100_000  # each use of an alias counts all entries that it stands for
 MAX_INTEGER = 2**64 - 1
+MARKERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =, which are not values
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,6 @@ def _value(path: Path, loader: Any, node: yaml.ScalarNode, key: str) -> None:
         raise UserError(f"{where} is no value that there can be ({error}).") from error
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise UserError(f"{where} is a number beyond 64 bits.")
-
-
-MARKERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =, which are not values
 
 
 class Setting(NamedTuple):

@@ -1,24 +1,24 @@
-"""A captions table that is made and written group by group, with a count of what became of every input row.
+"""A captions table from a list of sources in order, written group by group; and what became of every input row.
 
 The table never has to be in memory as a whole. The counts are shown at the end of ``captions fill`` and ``add``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m2dprep.artifacts.columns import joined, one_array, position_in_group
 from m2dprep.artifacts.console import DELAY_SECONDS, Progress
-from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, UNREADABLE, open_parquet, parquet_writer, verify_parquet
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, require_utf8
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, parquet_writer
+from m2dprep.artifacts.text_files import EXAMPLES, Finding
 from m2dprep.captions.sources.exclusion import ExclusionCounts
 
 GROUP_ROWS = 1 << 17
@@ -33,10 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Assembly:
-    """A table of ``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives rows ``start`` to ``stop`` − 1.
-
-    ``make`` is called with ascending ranges.
-    """
+    """A table of ``rows`` rows of `CAPTIONS_SCHEMA`; ``make(start, stop)`` gives rows ``start`` to ``stop`` − 1."""
 
     rows: int
     make: Callable[[int, int], pa.Table]
@@ -79,41 +76,50 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-class CaptionsFile:
-    """A ``captions.parquet`` whose slices are read in ascending order, one group after another."""
+class Part(NamedTuple):
+    """Captions of a source as a part of a table. The i-th is ``texts[place[i]]`` and belongs to the clip ``clip[i]``.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # its rows are written again, with a digest that then vouches for them
-        verify_parquet(path, "the table of captions")
-        try:
-            self._file = open_parquet(path)
-        except UNREADABLE as error:
-            raise UserError(f"{path} cannot be read as the table of captions: {first_line(error)}") from error
-        if missing := [name for name in CAPTIONS_SCHEMA.names if name not in self._file.schema_arrow.names]:
-            raise UserError(f"{path} has no column {', '.join(missing)} (the table of captions).")
-        groups = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
-        self._ends = [sum(groups[: index + 1]) for index in range(len(groups))]
-        self._read: dict[int, pa.Table] = {}
+    ``place`` and ``clip`` are int64 (N,). ``source`` is the source's name, or one name per caption. Row ``about[i]`` of
+    the table of clips (None: row ``clip[i]``) has the clip's id, split and labels.
+    """
 
-    def __call__(self, start: int, stop: int) -> pa.Table:
-        """The rows from ``start`` to before ``stop``."""
-        begins = [0, *self._ends[:-1]]
-        wanted = [
-            i for i, (begin, end) in enumerate(zip(begins, self._ends, strict=True)) if begin < stop and start < end
-        ]
-        if not wanted:
-            return CAPTIONS_SCHEMA.empty_table()
-        self._read = {index: self._read.get(index) or self._group(index) for index in wanted}
-        return pa.concat_tables([self._read[index] for index in wanted]).slice(start - begins[wanted[0]], stop - start)
+    clip: np.ndarray
+    texts: pa.ChunkedArray
+    place: np.ndarray
+    source: str | pa.ChunkedArray
+    about: np.ndarray | None = None
 
-    def _group(self, index: int) -> pa.Table:
-        try:
-            rows = self._file.read_row_group(index, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA)
-        except UNREADABLE as error:
-            raise UserError(f"{self._path} cannot be read as the table of captions: {first_line(error)}") from error
-        require_utf8(rows, f"{self._path}, from row {self._ends[index] - rows.num_rows}")
-        return rows
+
+def assemble(clips: pa.Table, parts: Sequence[Part]) -> Assembly:
+    """The captions of all parts: in the order of the clips' numbers, for each clip in the order of the parts.
+
+    ``clips`` has the columns clip_id, split and labels.
+    """
+    clip = np.concatenate([part.clip for part in parts])
+    order = np.argsort(clip, kind="stable")
+    index = position_in_group(clip[order]).astype(np.int32)
+    about = np.concatenate([part.clip if part.about is None else part.about for part in parts])[order]
+    starts = np.cumsum([0, *(len(part.texts) for part in parts)])
+    place = np.concatenate([part.place + start for part, start in zip(parts, starts, strict=False)])[order]
+    texts = joined(pa.chunked_array([chunk for part in parts for chunk in part.texts.chunks], pa.string()))
+    names = [pa.repeat(p.source, len(p.clip)) if isinstance(p.source, str) else one_array(p.source) for p in parts]
+    sources = pa.concat_arrays(names).dictionary_encode()
+
+    def make(start: int, stop: int) -> pa.Table:
+        at = about[start:stop]
+        first, last = int(at.min()), int(at.max())
+        of_clips = clips.slice(first, last - first + 1).take(pa.array(at - first))
+        columns = {
+            "clip_id": of_clips["clip_id"],
+            "caption": texts.take(pa.array(place[start:stop])),
+            "source": sources.take(pa.array(order[start:stop])),
+            "caption_index": pa.array(index[start:stop]),
+            "split": of_clips["split"],
+            "labels": of_clips["labels"],
+        }
+        return pa.table(columns).cast(CAPTIONS_SCHEMA)
+
+    return Assembly(len(order), make)
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
 
 
 def count_sources(captions: pa.Table) -> dict[str, int]:
-    """{source: number of captions}, most frequent first, then by name."""
+    """{source: number of captions} of the column ``source``, most frequent first, then by name."""
     return by_frequency({item["values"]: item["counts"] for item in pc.value_counts(captions["source"]).to_pylist()})
 
 
@@ -222,7 +228,7 @@ def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
 
 def distinct(values: pa.Array | pa.ChunkedArray) -> int:
     """The number of different values."""
-    return int(pc.count_distinct(values).as_py())
+    return len(pc.unique(values))
 
 
 def places(names: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Finding:

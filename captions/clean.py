@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.columns import chunks, joined, rows_at, take, text_bytes
+from m2dprep.artifacts.columns import chunks, rows_at, text_bytes
 
 RULES = {"woman": "person", "man": "person", "women": "people", "men": "people"}
 MAYBE = r"(?i)\b(wo)?m[ae]n\b"
@@ -69,33 +69,25 @@ OPENING = re.compile(rf"^(?P<open>[{QUOTES}]|[{SINGLE_QUOTES}]{{1,2}})\s*(?P<bod
 
 
 class Cleaned(NamedTuple):
-    """Cleaned captions without a second copy of those already clean: the i-th is ``texts[place[i]]`` (int64 (N,))."""
+    """The cleaned captions in their order, and how many of them were unwrapped."""
 
     texts: pa.ChunkedArray
-    place: np.ndarray
     unwrapped: int
-
-    def captions(self) -> pa.Array:
-        """All of them, in their order."""
-        return take(self.texts, self.place)
 
 
 def clean(captions: pa.Array | pa.ChunkedArray) -> Cleaned:
     """Clean captions, and count those that were unwrapped. A caption may end up empty."""
-    place = np.arange(len(captions))
-    changed, unwrapped, start, end = [], 0, 0, len(captions)
+    cleaned, unwrapped = [], 0
     for texts in chunks(captions):
         oddly_spaced, with_colon = _suspects(texts)
-        rows = np.flatnonzero(oddly_spaced | with_colon)
-        odd = oddly_spaced[rows]
-        spaced = texts.take(pa.array(rows))
-        spaced = pc.replace_with_mask(spaced, pa.array(odd), normalise_space(spaced.filter(pa.array(odd))))
+        rows = pa.array(oddly_spaced | with_colon)
+        spaced = texts.filter(rows)
+        odd = pa.array(oddly_spaced).filter(rows)
+        spaced = pc.replace_with_mask(spaced, odd, normalise_space(spaced.filter(odd)))
         bare = pa.array(map(unwrap, spaced.to_pylist()), pa.string())
         unwrapped += pc.sum(pc.not_equal(spaced, bare)).as_py() or 0
-        changed.append(bare)
-        place[start + rows] = np.arange(end, end + len(rows))
-        start, end = start + len(texts), end + len(rows)
-    return Cleaned(joined(pa.chunked_array([*chunks(captions), *changed], pa.string())), place, unwrapped)
+        cleaned.append(pc.replace_with_mask(texts, rows, bare))
+    return Cleaned(pa.chunked_array(cleaned, pa.string()), unwrapped)
 
 
 def normalise_space(texts: pa.Array) -> pa.Array:

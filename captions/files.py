@@ -1,4 +1,4 @@
-"""The caption commands as functions on files, merging of captions tables, and the captions of one clip.
+"""The caption commands as functions on files, and the captions of one clip.
 
 Tables are read, ``captions.parquet`` is written atomically, and lists of rows are written beside it.
 """
@@ -6,9 +6,8 @@ Tables are read, ``captions.parquet`` is written atomically, and lists of rows a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,73 +17,27 @@ import pyarrow.csv
 
 from m2dprep.artifacts.clips.matching import match_names
 from m2dprep.artifacts.clips.readings import last_parts, paths
-from m2dprep.artifacts.columns import codes, first_occurrences, one_array, position_in_group, runs
+from m2dprep.artifacts.columns import one_array, runs
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.files import atomic_file, sweep_temporaries
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.locks import writing_to
-from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions
+from m2dprep.artifacts.tables import read_captions
 from m2dprep.artifacts.text_files import listing
-from m2dprep.captions.assembly import Assembly, CaptionsFile, Coverage, Merged, count_sources, write_assembly
-from m2dprep.captions.build import DEFAULTS, AddOptions, FillOptions, SourceIsThereError, add, add_to, fill
-from m2dprep.captions.clean import Cleaned, clean
-from m2dprep.captions.matching import CleanRows
+from m2dprep.captions.assembly import Assembly, Coverage, Merged, count_sources, write_assembly
+from m2dprep.captions.build import (
+    DEFAULTS,
+    AddOptions,
+    FillOptions,
+    MergedSets,
+    add,
+    fill,
+    merge_sets,
+)
+from m2dprep.captions.matching import Rules, Source, clean_source
 from m2dprep.captions.sources.audioset import read_label_names, read_segments
-from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
-from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, LABEL, read_auto_acd, read_source
-
-
-@dataclass(frozen=True)
-class MergedSets:
-    """One table merged from several: ``read = captions + repeated + excluded_captions``.
-
-    ``changed`` says whether it was written.
-    """
-
-    assembly: Assembly
-    read: int
-    repeated: int
-    excluded_captions: int
-    by_source: dict[str, int]
-    clips: int
-    excluded: tuple[ExclusionCounts, ...]
-    changed: bool = True
-
-
-def merge_sets(tables: Sequence[pa.Table], exclude: Sequence[ExclusionList] = ()) -> MergedSets:
-    """Merge tables of `CAPTIONS_SCHEMA`: clips in the order of their first appearance, a clip's captions together.
-
-    Within a clip, captions are in the order of the tables and their rows, numbered from 0. A caption that the same
-    source repeats for the same clip is kept once. ``split`` and ``labels`` are those of each row.
-    """
-    table = pa.concat_tables(tables)
-    encoded = one_array(table["clip_id"]).dictionary_encode()
-    clip = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    keep_clip, excluded = keep_clips(encoded.dictionary, exclude)
-    text, source = codes(table["caption"]), codes(table["source"])
-    first = np.zeros(table.num_rows, bool)
-    order = np.lexsort((np.arange(len(clip)), text, source, clip))
-    keys = np.stack([clip, source, text])[:, order]
-    first[order] = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)]) if len(clip) else False
-    allowed = keep_clip[clip]
-    rows = np.flatnonzero(first & allowed)
-    rows = rows[np.argsort(clip[rows], kind="stable")]
-    index = position_in_group(clip[rows]).astype(np.int32)
-    at = CAPTIONS_SCHEMA.get_field_index("caption_index")
-
-    def make(start: int, stop: int) -> pa.Table:
-        taken = table.take(pa.array(rows[start:stop]))
-        return taken.set_column(at, CAPTIONS_SCHEMA.field(at), pa.array(index[start:stop]))
-
-    return MergedSets(
-        assembly=Assembly(len(rows), make),
-        read=table.num_rows,
-        repeated=int((~first & allowed).sum()),
-        excluded_captions=int((~allowed).sum()),
-        by_source=count_sources(pa.table({"source": table["source"].take(pa.array(rows))})),
-        clips=int(first_occurrences(clip[rows]).sum()),
-        excluded=tuple(excluded),
-    )
+from m2dprep.captions.sources.exclusion import ExclusionList
+from m2dprep.captions.sources.readers import ACALT4, AUTO_ACD, read_auto_acd, read_source
 
 
 def captions_of(path: Path, clip: str) -> list[dict[str, object]]:
@@ -121,126 +74,52 @@ def fill_file(
 ) -> Coverage:
     """Make ``output`` from segment lists, label names and, if given, Auto-ACD and ACalt4: `captions.build.fill`.
 
-    If ``output`` already holds these captions, it stays as it is, with what `add_file` has added since. If it lacks
-    only those of ACalt4, they are added.
+    If ``output`` already holds these captions, it stays as it is (`write_result`).
 
     Raises `UserError` if an input cannot be read, and `FingerprintConflictError` if ``output`` holds other captions and
     ``overwrite`` is not set.
     """
+    require_new_file(output, [*segments, labels, *acalt4, *([] if auto_acd is None else [auto_acd])])
     names = read_label_names(labels)
     with ThreadPoolExecutor() as pool:  # the tables are large
-        reading = None if auto_acd is None else _start_reading(pool, auto_acd, options)
+        first = None if auto_acd is None else pool.submit(_read_auto_acd, auto_acd, options.rules)
         more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
-        merged = fill(clips, None if reading is None else reading(), options, None if more is None else more.result())
-    require_no_folder(output)
-    with writing_to(output):
-        if overwrite or not output.exists():
-            write_captions(output, merged.assembly)
-        else:
-            lacks_acalt4 = more is not None and ACALT4 not in count_sources(read_captions(output, ["source"]))
-            sources = [AUTO_ACD, LABEL, *([] if more is None or lacks_acalt4 else [ACALT4])]
-            _require_filled(output, merged.captions, sources)
-            if more is not None and lacks_acalt4:
-                added = _added(output, more.result(), ACALT4, AddOptions(debias=options.debias))
-                write_captions(output, added.assembly)
+        merged = fill(clips, first and first.result(), options, more and more.result())
+    changed = write_result(output, merged.assembly, overwrite=overwrite)
     write_unmatched(unmatched, merged)
-    return merged.coverage
+    return dataclasses.replace(merged.coverage, changed=changed)
 
 
-def _start_reading(pool: Executor, auto_acd: Path, options: FillOptions) -> Callable[[], pa.Table | CleanRows]:
-    """Read Auto-ACD and then clean its captions; the function returned waits for the rows, not for the cleaning."""
-    if options.rules == "m2d_compat":
-        return pool.submit(read_auto_acd, auto_acd).result
-    uncleaned: list[pa.ChunkedArray] = []  # freed as soon as they are clean
-
-    def read() -> pa.ChunkedArray:
-        rows = read_auto_acd(auto_acd)
-        uncleaned.append(rows["caption"])
-        return rows["id"]
-
-    def clean_them() -> Cleaned:
-        reading.result()
-        return clean(uncleaned.pop())
-
-    reading = pool.submit(read)
-    cleaning = pool.submit(clean_them)
-    return lambda: CleanRows(reading.result(), cleaning.result)
-
-
-def _require_filled(output: Path, expected: pa.Table, sources: Sequence[str]) -> None:
-    """Raise `FingerprintConflictError` unless the captions from ``sources`` are the same in both tables."""
-    there = read_captions(output)
-    columns = [name for name in expected.column_names if name != "caption_index"]
-    own, wanted = (
-        table.filter(pc.is_in(table["source"], pa.array(sources))).select(columns) for table in (there, expected)
-    )
-    if not own.equals(wanted):
-        counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
-        raise FingerprintConflictError(
-            f"{output} holds other captions than these inputs give ({counts or 'none'}). "
-            "Choose another output, or --overwrite to replace all of it."
-        )
+def _read_auto_acd(path: Path, rules: Rules) -> Source:
+    return clean_source(AUTO_ACD, read_auto_acd(path), rules)
 
 
 def add_file(
-    captions: Path,
+    captions: Path | None,
     rows: pa.Table,
     source: str,
+    output: Path,
     *,
-    create: bool = False,
-    replace: bool = False,
     options: AddOptions | None = None,
     unmatched: Path | None = None,
+    overwrite: bool = False,
 ) -> Coverage:
-    """Add the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) as ``source`` to ``captions``, in place.
+    """Write ``output``: ``captions`` and the captions ``rows`` (`captions.sources.readers.CAPTION_ROWS`) of ``source``.
 
-    With ``create``, the rows make a new file if there is none yet. The file stays as it is if it already holds what the
-    same call would give. Raises `UserError` as `captions.build.add` does, and if the file is missing without
-    ``create``; the file is then unchanged.
+    Without ``captions``, the rows alone make the table. If ``output`` already holds the result, it stays as it is.
+    Raises `UserError` as `captions.build.add` does, and as `write_result` does.
     """
-    options = options or AddOptions(replace=replace)
-    require_no_folder(captions)
-    if not create:
-        require_filled(captions)
-    with writing_to(captions):
-        if captions.exists() or not create:
-            merged, is_there = _added_or_there(require_filled(captions), rows, source, options)
-        else:
-            is_there = False
-            merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
-        if not is_there:
-            write_captions(captions, merged.assembly)
+    options = options or AddOptions()
+    require_new_file(output, [] if captions is None else [captions])
+    if captions is None:
+        merged = add(None, rows, source, options=dataclasses.replace(options, new_clips=True))
+    else:
+        require_file(captions, "the table of captions; `m2dprep captions fill` makes it")
+        merged = add(read_captions(captions), rows, source, options=options)
+    changed = write_result(output, merged.assembly, overwrite=overwrite)
     write_unmatched(unmatched, merged)
-    return dataclasses.replace(merged.coverage, changed=not is_there)
-
-
-def _added_or_there(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> tuple[Merged, bool]:
-    """A table with ``rows`` added, and whether ``captions`` is that table already.
-
-    It is if replacing the captions of ``source`` by these changes nothing. Raises `UserError` if ``captions`` has other
-    captions of ``source`` and ``replace`` is not set.
-    """
-    try:
-        return _added(captions, rows, source, options), False
-    except SourceIsThereError:
-        merged = _added(captions, rows, source, dataclasses.replace(options, replace=True))
-        if not merged.captions.equals(read_captions(captions)):
-            raise
-        return merged, True
-
-
-def require_filled(captions: Path) -> Path:
-    """``captions`` if it exists, else a `UserError` that names the command that makes it."""
-    if not captions.exists():
-        raise UserError(f"{captions}: no such file; `m2dprep captions fill` makes it.")
-    return captions
-
-
-def _added(captions: Path, rows: pa.Table, source: str, options: AddOptions) -> Merged:
-    """A table with ``rows`` added. Write it under the file's lock, before the file changes."""
-    read = CaptionsFile(captions)
-    return add_to(read_captions(captions, ["clip_id", "source"]), read, rows, source, options)
+    return dataclasses.replace(merged.coverage, changed=changed)
 
 
 def merge_files(
@@ -250,20 +129,39 @@ def merge_files(
 
     Raises `UserError` if a file cannot be read, `FingerprintConflictError` if ``output`` holds something else.
     """
-    require_no_folder(output)
+    require_new_file(output, sets)
     for path in sets:
         require_file(path, "the table of captions")
+    merged = merge_sets([read_captions(path) for path in sets], exclude)
+    return dataclasses.replace(merged, changed=write_result(output, merged.assembly, overwrite=overwrite))
+
+
+def require_new_file(output: Path, inputs: Sequence[Path]) -> None:
+    """Raise `UserError` if ``output`` is a folder, or one of the ``inputs``, which captions commands never change."""
+    require_no_folder(output)
+    for path in inputs:
+        if output.resolve() == path.resolve() or (output.exists() and path.exists() and output.samefile(path)):
+            other = output.with_name(f"{output.stem}_new{output.suffix}")
+            raise UserError(f"{output} is an input, and inputs are never changed: write to another file, as -o {other}")
+
+
+def write_result(output: Path, assembly: Assembly, *, overwrite: bool) -> bool:
+    """Write a table, unless ``output`` already holds it. Returns whether it was written.
+
+    Raises `FingerprintConflictError` if ``output`` holds something else and ``overwrite`` is not set.
+    """
     with writing_to(output):
-        merged = merge_sets([read_captions(path) for path in sets], exclude)
         if output.exists() and not overwrite:
-            if not merged.assembly.table().equals(read_captions(output)):
-                raise FingerprintConflictError(
-                    f"{output} is there already, with other captions than these give. Choose another output, or "
-                    "--overwrite."
-                )
-            return dataclasses.replace(merged, changed=False)
-        write_captions(output, merged.assembly)
-    return merged
+            there = read_captions(output)
+            if assembly.table().equals(there):
+                return False
+            counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
+            raise FingerprintConflictError(
+                f"{output} is there already, with other captions than these inputs give ({counts or 'none'}). Choose "
+                "another --output, or --overwrite to replace all of it."
+            )
+        write_captions(output, assembly)
+    return True
 
 
 def write_captions(path: Path, assembly: Assembly) -> None:

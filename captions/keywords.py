@@ -108,7 +108,7 @@ def write_sentences(
 
     ``work`` is a folder for the finished batches, so that the same call continues where it was interrupted and gives
     the same result; equal inputs make equal batches. Raises `FingerprintConflictError` if it was begun with other
-    options or labels and ``overwrite`` is not set.
+    options or labels. ``overwrite`` then removes those batches, and makes damaged ones anew.
     """
     clips, keys = _keyed(captions)
     unique = sorted(set(keys) - {""})
@@ -118,10 +118,15 @@ def write_sentences(
     needed = sorted({text for parts in texts.values() for text in parts}, key=lambda text: (len(text), text))
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work):
+        settings = {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}
+        begun = _is_begun(work, settings, overwrite)
         # Load the model first: existing batches must not be removed for a model that cannot be loaded.
-        model = KeywordModel(options.model, device) if overwrite and any(work.glob("part-*.parquet")) else None
-        _begin(work, {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}, overwrite)
-        sentences, done = _decode(needed, work, options, device, model)
+        model = KeywordModel(options.model, device) if not begun and any(work.glob("part-*.parquet")) else None
+        if not begun:
+            for part in work.glob("part-*.parquet"):
+                part.unlink()
+            write_object(work / "meta.json", settings)
+        sentences, done = _decode(needed, work, options, device, model, overwrite)
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
     rows = pa.Table.from_arrays(
@@ -138,30 +143,23 @@ def _keyed(captions: pa.Table) -> tuple[list[str], list[str]]:
     return clips["clip_id"].to_pylist(), [json.dumps(names) if names else "" for names in clips["labels"].to_pylist()]
 
 
-def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def _is_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the batches in ``work`` are of these settings. Others, unless ``overwrite`` is set, are a conflict."""
     sweep_temporaries(work)
-    meta = work / "meta.json"
     try:
-        there = read_object(meta)
+        there = read_object(work / "meta.json")
     except UserError:
         if not overwrite:
             raise
-        there = None
-    if there is not None and there != settings:
-        if not overwrite:
-            lines = "; ".join(differing_keys(there, settings))
-            raise FingerprintConflictError(
-                f"{work} was begun otherwise ({lines}). Choose another --work, or --overwrite."
-            )
-        there = None
-    if there is None or overwrite:
-        for part in work.glob("part-*.parquet"):
-            part.unlink()
-        write_object(meta, settings)
+        return False
+    if there is not None and there != settings and not overwrite:
+        lines = "; ".join(differing_keys(there, settings))
+        raise FingerprintConflictError(f"{work} was begun otherwise ({lines}). Choose another --work, or --overwrite.")
+    return there == settings
 
 
 def _decode(
-    inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None
+    inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None, overwrite: bool
 ) -> tuple[dict[str, str], int]:
     """The sentence of each input, and the number decoded now. Each slice of ``inputs`` is saved as a file."""
     size, decoded = options.batch_size, 0
@@ -169,14 +167,28 @@ def _decode(
     with Progress(len(inputs), "keywords to captions", "inputs") as progress:
         for number, start in enumerate(range(0, len(inputs), size)):
             batch, part = inputs[start : start + size], work / PART.format(number)
-            if not part.exists():
+            table = _finished(part, batch, overwrite)
+            if table is None:
                 model = model or KeywordModel(options.model, device)
                 columns = [pa.array(batch, pa.string()), pa.array(model.sentences(batch), pa.string())]
-                write_parquet(part, pa.Table.from_arrays(columns, schema=SENTENCES))
+                table = pa.Table.from_arrays(columns, schema=SENTENCES)
+                write_parquet(part, table)
                 decoded += len(batch)
-            table = read_parquet(part, SENTENCES, "a batch of sentences")
-            if not pc.all(pc.equal(table["keywords"], pa.array(batch, pa.string()))).as_py():
-                raise UserError(f"{part} holds other inputs; --overwrite begins anew.")
             sentences.update(zip(batch, table["caption"].to_pylist(), strict=True))
             progress.advance(len(batch))
     return sentences, decoded
+
+
+def _finished(part: Path, batch: list[str], overwrite: bool) -> pa.Table | None:
+    """The sentences in a batch's file; None if it is missing, or damaged and to be replaced."""
+    if not part.exists():
+        return None
+    try:
+        table = read_parquet(part, SENTENCES, "a batch of sentences")
+        if pc.all(pc.equal(table["keywords"], pa.array(batch, pa.string()))).as_py():
+            return table
+        raise UserError(f"{part} holds other inputs; --overwrite makes it anew.")
+    except UserError:
+        if overwrite:
+            return None
+        raise

@@ -8,7 +8,7 @@
 | ``probability`` | numbers such as 0.93 or 93% beside words of confidence, or after a label's name |
 | ``refusal`` | refusals, apologies and remarks of a language model |
 | ``url`` | addresses of web pages and mail |
-| ``non_english`` | mostly letters of other scripts, or function words of other languages and none of English |
+| ``non_english`` | mostly letters of other scripts, or another language by three or more words (py3langid) |
 | ``duplicate`` | the exact text of an earlier caption of the clip |
 | ``near_duplicate`` | the words of an earlier caption of the clip, apart from case, punctuation, order and articles |
 | ``too_long`` | more tokens than the encoder takes (only with a tokenizer) |
@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +34,11 @@ from m2dprep.artifacts.console import DELAY_SECONDS, Progress
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.layout import require_file
-from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.assembly import Assembly
 from m2dprep.captions.clean import unwrap
 from m2dprep.captions.embedding.model_files import unloadable
-from m2dprep.captions.files import write_captions, write_csv
+from m2dprep.captions.files import require_new_file, write_csv, write_result
 
 RULES = (
     "empty",
@@ -76,72 +75,10 @@ PATTERNS = {
 OPEN_WRAPPER = (
     r"(?i)^[^.!?]*\b(?:caption|description)\b[^.!?]*\b(?:could|can|may|might|would) be\s*[:\"“]|\bcould be\s*:\s*[\"“]"
 )
-OTHER_LANGUAGES = frozenset(
-    {
-        "der",
-        "die",
-        "das",
-        "und",
-        "ein",
-        "eine",
-        "ist",
-        "mit",
-        "auf",
-        "nicht",
-        "im",
-        "von",
-        "el",
-        "los",
-        "las",
-        "una",
-        "es",
-    }
-    | {"con", "por", "y", "del", "que", "le", "les", "des", "est", "dans", "avec", "et", "une", "du", "il", "lo", "gli"}
-    | {
-        "di",
-        "che",
-        "è",
-        "sono",
-        "o",
-        "os",
-        "um",
-        "uma",
-        "em",
-        "não",
-        "é",
-        "het",
-        "een",
-        "en",
-        "att",
-        "på",
-        "som",
-        "och",
-    }
-)
-ENGLISH = frozenset(
-    {
-        "the",
-        "a",
-        "an",
-        "and",
-        "of",
-        "in",
-        "is",
-        "are",
-        "to",
-        "with",
-        "on",
-        "as",
-        "by",
-        "at",
-        "from",
-        "for",
-        "it",
-        "while",
-    }
-    | {"someone", "sound", "sounds", "into", "over", "followed"}
-)
-MIN_WORDS, FOREIGN_WORDS, OTHER_SCRIPT_SHARE = 4, 2, 0.3
+# Words that hardly any other language has: a caption with one of them is English.
+ENGLISH = re.compile(r"(?i)\b(?:the|and|with|while|are|from|sounds?)\b")
+# Fewer words, such as "Ho ho ho" or "Pizzicato strings", say too little about their language.
+MIN_DIFFERENT_WORDS, MIN_PROBABILITY, OTHER_SCRIPT_SHARE = 3, 0.5, 0.3
 ARTICLES = frozenset({"a", "an", "the"})
 WORD = re.compile(r"[^\W_]+(?:'\w+)?")
 TokenLimit = tuple[Callable[[Sequence[str]], list[int]], int]
@@ -230,20 +167,27 @@ def _non_english(captions: pa.Table) -> np.ndarray:
     texts = one_array(captions["caption"])
     content, offsets = text_bytes(texts)
     suspects = rows_at(offsets, np.flatnonzero(content >= 0x80)) if len(content) else np.zeros(len(texts), bool)
-    english = "|".join(sorted(ENGLISH))
-    suspects |= ~_matches(captions, rf"(?i)\b(?:{english})\b")
+    suspects |= ~_matches(captions, ENGLISH.pattern)
     return _among(captions, suspects, is_other_language)
 
 
 def is_other_language(text: str) -> bool:
-    """Whether a text is mostly in another script, or has function words of other languages and none of English."""
+    """Whether a text is mostly in another script, or three or more words of it are more likely not English."""
     letters = [character for character in text if character.isalpha()]
     other = sum(ord(character) > 0x24F for character in letters)
     if letters and other / len(letters) > OTHER_SCRIPT_SHARE:
         return True
-    words = [word.casefold() for word in WORD.findall(text)]
-    foreign = sum(word in OTHER_LANGUAGES and word not in ENGLISH for word in words)
-    return len(words) >= MIN_WORDS and foreign >= FOREIGN_WORDS and not ENGLISH.intersection(words)
+    if ENGLISH.search(text) or len({word.casefold() for word in WORD.findall(text)}) < MIN_DIFFERENT_WORDS:
+        return False
+    language, probability = _identifier().classify(text)
+    return bool(language != "en" and probability >= MIN_PROBABILITY)
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes a second, and only this rule needs it
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _duplicate(captions: pa.Table) -> np.ndarray:
@@ -300,7 +244,7 @@ UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
 class Checked:
     """The findings of every rule in `check_file`, the captions that have one, and the captions dropped.
 
-    ``left`` counts the findings in captions that were not dropped.
+    ``left`` counts the findings in captions that were not dropped. ``changed`` says whether a table was written.
     """
 
     captions: int
@@ -308,6 +252,7 @@ class Checked:
     with_findings: int
     dropped: int
     left: int
+    changed: bool = True
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -323,26 +268,16 @@ def check_file(
     max_tokens: int | None = None,
     dropped: Sequence[str] = (),
     output: Path | None = None,
+    overwrite: bool = False,
 ) -> Checked:
-    """Check ``captions``, list the findings in the CSV file ``findings``, and drop captions if asked.
+    """Check ``captions``, list the findings in the CSV file ``findings``; write ``output`` without ``dropped`` ones.
 
     Empty ``rules`` means all of them; ``dropped`` rules are checked too. Without ``model`` no tokens are counted.
     Raises `UserError` if a rule is unknown, the model has no tokenizer, or no caption would be left.
     """
     require_file(captions, "the table of captions")
-    with writing_to(output or captions) if dropped else nullcontext():
-        return _check_file(captions, rules, findings, model, max_tokens, dropped, output)
-
-
-def _check_file(
-    captions: Path,
-    rules: Sequence[str],
-    findings: Path | None,
-    model: str | None,
-    max_tokens: int | None,
-    dropped: Sequence[str],
-    output: Path | None,
-) -> Checked:
+    if output is not None:
+        require_new_file(output, [captions])
     table = read_captions(captions)
     limit = None if model is None else token_limit(model, max_tokens)
     chosen = [*rules, *dropped] if rules else RULES
@@ -350,14 +285,16 @@ def _check_file(
         found = find(table, [*chosen, *dropped], limit, progress.advance)
     if findings is not None:
         write_csv(findings, found)
-    kept, left = table, found
+    kept, left, changed = table, found, False
     if dropped:
         kept = drop(table, found, dropped)
         if not kept.num_rows:
             raise UserError(f"{captions}: every caption would be dropped.")
         bad = pc.unique(found["row"].filter(pc.is_in(found["rule"], value_set=pa.array(list(dropped), pa.string()))))
         left = found.filter(pc.invert(pc.is_in(found["row"], value_set=bad)))
-        write_captions(output or captions, Assembly(kept.num_rows, lambda start, stop: kept.slice(start, stop - start)))
+    if output is not None:
+        whole = Assembly(kept.num_rows, lambda start, stop: kept.slice(start, stop - start))
+        changed = write_result(output, whole, overwrite=overwrite)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(found["rule"]).to_pylist()}
     return Checked(
         captions=table.num_rows,
@@ -365,6 +302,7 @@ def _check_file(
         with_findings=len(pc.unique(found["row"])),
         dropped=table.num_rows - kept.num_rows,
         left=left.num_rows,
+        changed=changed,
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
 from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
+    OUTPUT_PATH,
     PATH,
+    Function,
     TableCommand,
     json_option,
     max_failures_option,
@@ -21,14 +25,36 @@ from m2dprep.cli.options import (
     overwrite_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import Given, stage
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
 
 
+def threads_option(default: int, what: str) -> Callable[[Function], Function]:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=default, help=f"Write this many {what} at the same time."
+    )
+
+
+def dtype_option(default: str, told: str) -> Callable[[Function], Function]:
+    return click.option("--dtype", type=click.Choice(["float32", "float16"]), default=default, help=told)
+
+
+def _pack_of(given: Given) -> list[Path]:
+    return [given.path("lms") / PACKED_FOLDER]
+
+
+def _file_list(given: Given) -> list[Path]:
+    """The list of arrays that melspec writes beside its folder."""
+    layout = LmsLayout(given.path("dst"))
+    return [layout.data / f"files_{name}.csv" for name in given.values.get("name", [layout.name])]
+
+
+@stage(how=("workers", "max_failures", "ignore_space"), writes=_file_list, remade_from="src")
 @click.command(cls=TableCommand)
 @click.argument("src", type=PATH)
-@click.argument("dst", type=PATH)
+@click.argument("dst", type=OUTPUT_PATH)
 @titled(
     "What to convert",
     click.option(
@@ -98,12 +124,7 @@ if TYPE_CHECKING:
 @pool_options
 @titled(
     OUTPUT,
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16"]),
-        default="float32",
-        help="Store the arrays in this type.",
-    ),
+    dtype_option("float32", "Store the arrays in this type."),
     click.option(
         "--name",
         default=None,
@@ -169,6 +190,10 @@ def melspec(
     report.require(limit)
 
 
+@stage(
+    writes=lambda given: [] if given.values.get("output") else [LmsLayout(given.path("lms")).norm_stats],
+    shows=("mean", "std", "count_files"),
+)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(
@@ -199,7 +224,6 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
       m2dprep stats data/audioset_lms
       m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv -o /tmp/check.json
     """
-    from m2dprep.artifacts.layout import LmsLayout
     from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 
     result = norm_stats(lms, recompute=recompute, files=files)
@@ -213,16 +237,12 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
 
 
+@stage(how=("threads",), reads=_pack_of)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(
     LOCATION,
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=8,
-        help="Write this many arrays at the same time.",
-    ),
+    threads_option(8, "arrays"),
 )
 @titled(
     OUTPUT,
@@ -246,24 +266,18 @@ def unpack(lms: Path, output: Path | None, threads: int, as_json: bool) -> None:
     click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)
 
 
+@stage(how=("threads", "max_failures"), writes=_pack_of)
 @click.command(cls=TableCommand)
 @click.argument("lms", type=PATH)
 @titled(
     LOCATION,
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=2,
-        help="Write this many shards at the same time.",
-    ),
+    threads_option(2, "shards"),
 )
 @titled(
     OUTPUT,
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16"]),
-        default="float16",
-        help="Store the packed values in this type. float16 moves log-mels by 0.004 at most; float32 keeps every bit.",
+    dtype_option(
+        "float16",
+        "Store the packed values in this type. float16 moves log-mels by 0.004 at most; float32 keeps every bit.",
     ),
     click.option(
         "--clips-per-shard", type=click.IntRange(min=1), default=6400, help="Put this many clips into a file."

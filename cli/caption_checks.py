@@ -8,9 +8,21 @@ from pathlib import Path
 
 import click
 
-from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_option, text_model_option, titled
+from m2dprep.cli.caption_sets import overwrite_table_option, say_unchanged
+from m2dprep.cli.options import (
+    OUTPUT,
+    OUTPUT_PATH,
+    PATH,
+    TableCommand,
+    json_option,
+    output_option,
+    text_model_option,
+    titled,
+)
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Find captions that a model should not learn; drop them if asked.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @titled(
@@ -35,18 +47,20 @@ from m2dprep.cli.options import OUTPUT, PATH, TableCommand, json_option, output_
 @titled(
     OUTPUT,
     click.option(
-        "--findings", type=PATH, default=None, help="Write every finding to this CSV file: row, clip, rule, text."
+        "--findings",
+        type=OUTPUT_PATH,
+        default=None,
+        help="Write every finding to this CSV file: row, clip, rule, text.",
     ),
     click.option(
         "--drop",
         "dropped",
         multiple=True,
         metavar="RULE",
-        help="Write CAPTIONS without what this rule finds. The option can be repeated.",
+        help="Write CAPTIONS without what this rule finds to --output. The option can be repeated.",
     ),
-    output_option(
-        default=None, show_default="CAPTIONS itself", help="Write what --drop leaves to this file, a captions.parquet."
-    ),
+    output_option(default=None, help="Write what --drop leaves to this file, a captions.parquet."),
+    overwrite_table_option,
     json_option,
 )
 def check(
@@ -58,6 +72,7 @@ def check(
     dropped: tuple[str, ...],
     output: Path | None,
     strict: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Look for wrappers, quoted labels, probabilities, refusals, URLs, other languages, empty, long and repeated texts.
@@ -67,21 +82,30 @@ def check(
     \b
     Examples:
       m2dprep captions check data/captions.parquet --findings findings.csv --text-model thenlper/gte-base
-      m2dprep captions check data/captions.parquet --drop refusal --drop near_duplicate
+      m2dprep captions check data/filled.parquet --drop refusal --drop near_duplicate -o data/captions.parquet
     """
     from m2dprep.artifacts.process import suit_large_tables
     from m2dprep.captions.lint import check_file
 
     if max_tokens is not None and text_model is None:
         raise click.UsageError("--max-tokens needs --text-model, whose tokens are counted.")
-    if output is not None and not dropped:
-        raise click.UsageError("--output is where --drop writes, which is not given.")
+    if bool(output) != bool(dropped):
+        raise click.UsageError("--drop and --output go together: what to leave out, and where the rest is written.")
     if "too_long" in (*rules, *dropped) and text_model is None:
         raise click.UsageError("the rule too_long needs --text-model, whose tokens are counted.")
     suit_large_tables()
     result = check_file(
-        captions_path, rules, findings=findings, model=text_model, max_tokens=max_tokens, dropped=dropped, output=output
+        captions_path,
+        rules,
+        findings=findings,
+        model=text_model,
+        max_tokens=max_tokens,
+        dropped=dropped,
+        output=output,
+        overwrite=overwrite,
     )
+    if output is not None:
+        say_unchanged(output, changed=result.changed)
     if text_model is None and not rules:
         click.echo("no --text-model: tokens are not counted.", err=True)
     lines = [f"{rule:<15} {count:>9,}" for rule, count in result.by_rule.items()]

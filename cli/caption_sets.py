@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TableCommand, json_option, output_option, titled
+from m2dprep.cli.options import OUTPUT, OUTPUT_PATH, PATH, REPEATED, TableCommand, json_option, output_option, titled
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.captions.assembly import Coverage, SourceCounts
@@ -33,7 +34,7 @@ SOURCES = {
 NEED_A_NAME = ("csv", "jsonl", "parquet")
 
 unmatched_option = click.option(
-    "--unmatched", type=PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
+    "--unmatched", type=OUTPUT_PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
 )
 exclude_option = click.option(
     "--exclude",
@@ -44,9 +45,11 @@ exclude_option = click.option(
 )
 debias_option = click.option("--debias", is_flag=True, help='Write "person" for "woman" and "man", as LAION does.')
 replace_option = click.option("--replace", is_flag=True, help="First remove the captions that this source gave before.")
+captions_output_option = output_option(required=True, help="Write the captions to this file, a captions.parquet.")
 overwrite_table_option = click.option("--overwrite", is_flag=True, help="Replace an output that holds other captions.")
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
 @titled(
     "What to read",
@@ -109,7 +112,7 @@ overwrite_table_option = click.option("--overwrite", is_flag=True, help="Replace
 )
 @titled(
     OUTPUT,
-    output_option(required=True, help="Write the captions to this file, a captions.parquet."),
+    captions_output_option,
     unmatched_option,
     overwrite_table_option,
     json_option,
@@ -129,7 +132,7 @@ def fill(
 
     Ids are read by their form (Y<id>, <id>_<start>), wrappers like 'The audio caption could be: "…"' are removed. Of
     several Auto-ACD captions for a clip the one with AudioSet's form of the id is kept, among equals the first.
-    --acalt4 does what `captions add` would do afterwards, without writing the table twice.
+    --acalt4 adds what `captions add --acalt4` would, without a table in between.
 
     \b
     Examples:
@@ -165,6 +168,7 @@ def fill(
         click.echo("no --auto-acd: the first caption of every clip is made from its labels.", err=True)
     _say_evaluation(counts.of_evaluation)
     _say_coverage(coverage)
+    say_unchanged(output, changed=coverage.changed)
     _say_counts(f"{counts.rows:,} segments", coverage.clips, skipped, failed)
     if coverage.added is not None:
         _say_source(coverage.added)
@@ -178,8 +182,9 @@ def source_options(command: Function) -> Function:
     return command
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Add the captions of ACalt4, AudioCaps, Clotho, WavCaps, … or any table.")
-@click.argument("captions_path", metavar="CAPTIONS", type=PATH)
+@click.argument("captions_path", metavar="[CAPTIONS]", type=PATH, required=False)
 @titled("Kind of source (one of these)", source_options)
 @titled(
     "How to read it",
@@ -208,23 +213,26 @@ def source_options(command: Function) -> Function:
     replace_option,
     exclude_option,
 )
-@titled(OUTPUT, unmatched_option, json_option)
+@titled(OUTPUT, captions_output_option, unmatched_option, overwrite_table_option, json_option)
 def add(
-    captions_path: Path,
+    captions_path: Path | None,
     source: str | None,
+    output: Path,
     unmatched: Path | None,
+    overwrite: bool,
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Add another source's captions to the clips that CAPTIONS knows, in place.
+    """Write CAPTIONS with another source's captions of the clips that it knows to a new file; CAPTIONS stays.
 
-    An id is a clip's own, the name of its audio file, or a YouTube id in AudioSet's or VGGSound's form. CAPTIONS is
-    made if it is missing, but for --acalt4 and --auto-acd, which are captions of AudioSet's clips.
+    An id is a clip's own, the name of its audio file, or a YouTube id in AudioSet's or VGGSound's form. Without
+    CAPTIONS the source alone makes the table (--acalt4 and --auto-acd then need --new-clips: they are captions of
+    AudioSet's clips).
 
     \b
     Examples:
-      m2dprep captions add data/captions.parquet --acalt4 ACalt4.csv
-      m2dprep captions add mine/captions.parquet --csv mine.csv --source mine --id-column file_name
+      m2dprep captions add data/filled.parquet --audiocaps train.csv -o data/captions.parquet
+      m2dprep captions add --csv mine.csv --source mine --id-column file_name -o mine/captions.parquet
     """
     from m2dprep.artifacts.process import suit_large_tables
     from m2dprep.captions.build import AddOptions
@@ -237,6 +245,8 @@ def add(
     kind = given[0].replace("-", "_")
     if source is None and kind in NEED_A_NAME:
         raise click.UsageError(f"--{kind} needs --source NAME.")
+    if captions_path is None and kind in FOR_AUDIOSET and not choices["new_clips"]:
+        raise click.UsageError(f"--{given[0]} has captions of AudioSet's clips: give CAPTIONS, or --new-clips.")
     suit_large_tables()
     read = ReadOptions(choices["id_column"], choices["caption_columns"], choices["id_pattern"])
     for path in choices[kind] if kind == "csv" else ():
@@ -244,9 +254,10 @@ def add(
         click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
     rows = read_source(kind, choices[kind], read)
     options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], read_lists(choices["exclude"]))
-    create = kind not in FOR_AUDIOSET or options.new_clips
-    coverage = add_file(captions_path, rows, source or kind, create=create, options=options, unmatched=unmatched)
-    report_added(coverage, captions_path, as_json)
+    coverage = add_file(
+        captions_path, rows, source or kind, output, options=options, unmatched=unmatched, overwrite=overwrite
+    )
+    report_added(coverage, output, as_json)
 
 
 def read_lists(paths: tuple[Path, ...]) -> tuple[ExclusionList, ...]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from m2dprep.artifacts.layout import training_list_of
 from m2dprep.cli.caption_checks import check, show
 from m2dprep.cli.caption_sets import (
     add,
+    captions_output_option,
     debias_option,
     exclude_option,
     fill,
@@ -24,8 +26,10 @@ from m2dprep.cli.caption_sets import (
 )
 from m2dprep.cli.options import (
     LOCATION,
+    MODEL_NAME,
     OUTPUT,
     PATH,
+    PLACE,
     M2dprepGroup,
     TableCommand,
     device_option,
@@ -33,6 +37,7 @@ from m2dprep.cli.options import (
     output_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
 @click.group(cls=M2dprepGroup)
@@ -46,12 +51,13 @@ def captions() -> None:
     """
 
 
+@stage()
 @click.command(cls=TableCommand, short_help="Several captions tables into one.")
 @click.argument("sets", metavar="CAPTIONS…", nargs=-1, required=True, type=PATH)
 @titled("What to merge", exclude_option)
 @titled(
     OUTPUT,
-    output_option(required=True, help="Write the captions to this file, a captions.parquet."),
+    captions_output_option,
     overwrite_table_option,
     json_option,
 )
@@ -81,12 +87,14 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     click.echo(json.dumps(result, indent=2) if as_json else str(output))
 
 
+@stage(how=("device", "batch_size"))
 @click.command(cls=TableCommand, short_help="Sentences from the clips' labels, with a keyword-to-text model.")
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
 @titled(
     "Sentences",
     click.option(
         "--keyword-model",
+        type=MODEL_NAME,
         required=True,
         help="Make sentences with this keyword-to-text model (seq2seq): a name on the Hugging Face hub, or a folder.",
     ),
@@ -105,52 +113,56 @@ def merge(sets: tuple[Path, ...], output: Path, exclude: tuple[Path, ...], overw
     click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Decode this many inputs at once."),
     click.option(
         "--work",
-        type=PATH,
+        type=PLACE,
         default=None,
-        show_default="CAPTIONS.SOURCE",
+        show_default="OUTPUT.SOURCE",
         help="Keep finished batches in this folder until all are done.",
     ),
 )
 @titled(
     OUTPUT,
+    captions_output_option,
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Start over and decode everything, instead of continuing with finished batches.",
+        help="Replace an output that holds other captions, and finished batches of another model or other labels.",
     ),
     json_option,
 )
-def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: Any) -> None:
-    """Make a sentence of the labels of every clip in CAPTIONS and add it there. The same command continues.
+def keywords(captions_path: Path, work: Path | None, output: Path, as_json: bool, **choices: Any) -> None:
+    """Write CAPTIONS with a sentence of the labels of every clip to a new file. The same command continues.
 
     Decoded with 4 beams, length penalty 1.5, no repeated trigrams; every different list of labels once.
 
     \b
     Examples:
-      m2dprep captions keywords data/captions.parquet --keyword-model models/k2t-base --device cuda
-      m2dprep captions keywords data/captions.parquet --keyword-model mrm8488/t5-base-finetuned-common_gen \\
-          --separator " "
+      m2dprep captions keywords data/filled.parquet --keyword-model models/k2t-base -o data/captions.parquet
+      m2dprep captions keywords data/filled.parquet --keyword-model mrm8488/t5-base-finetuned-common_gen \\
+          --separator " " -o data/captions.parquet
     """
     from m2dprep.artifacts.tables import read_captions
     from m2dprep.captions.build import AddOptions, require_new_source
-    from m2dprep.captions.files import add_file
+    from m2dprep.captions.files import add_file, require_new_file
     from m2dprep.captions.keywords import KeywordOptions, write_sentences
 
     source = choices["source"]
+    require_new_file(output, [captions_path])
     table = read_captions(captions_path, ["clip_id", "source", "labels"])
     options = KeywordOptions(choices["keyword_model"], choices["separator"], choices["batch_size"])
-    folder = work or captions_path.with_name(f"{captions_path.name}.{source}")
-    if not folder.exists():  # else its sentences may be those that are there
-        require_new_source(table, source, replace=choices["replace"])
+    folder = work or output.with_name(f"{output.name}.{source}")
+    require_new_source(table, source, replace=choices["replace"])  # before the hours that decoding may take
     run = write_sentences(table, folder, options, choices["device"], overwrite=choices["overwrite"])
     click.echo(f"{run.done + run.skipped:,} inputs = {run.done:,} done + {run.skipped:,} skipped + 0 failed", err=True)
     if run.without_labels:
         click.echo(f"{run.without_labels:,} clips have no labels.", err=True)
     options_of_add = AddOptions(replace=choices["replace"], debias=choices["debias"])
-    coverage = add_file(captions_path, run.rows, source, options=options_of_add)
-    report_added(coverage, captions_path, as_json)
+    coverage = add_file(captions_path, run.rows, source, output, options=options_of_add, overwrite=choices["overwrite"])
+    report_added(coverage, output, as_json)
 
 
+@stage(
+    writes=lambda given: [] if given.values.get("output") else [training_list_of(given.path("files_csv"))],
+)
 @click.command("training-list", cls=TableCommand, short_help="Take evaluation clips out of a training list.")
 @click.argument("files", metavar="FILES_CSV", type=PATH)
 @click.argument("captions_path", metavar="CAPTIONS", type=PATH)
@@ -161,17 +173,25 @@ def keywords(captions_path: Path, work: Path | None, as_json: bool, **choices: A
 )
 @titled(
     OUTPUT,
-    output_option(default=None, show_default="FILES_CSV itself", help="Write the list to this file."),
+    output_option(
+        default=None, show_default="train_NAME.csv beside files_NAME.csv", help="Write the list to this file."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace an output that is another list."),
     json_option,
 )
 def training_list(
-    files: Path, captions_path: Path, output: Path | None, keep_eval: bool, exclude: tuple[Path, ...], as_json: bool
+    files: Path,
+    captions_path: Path,
+    output: Path | None,
+    keep_eval: bool,
+    exclude: tuple[Path, ...],
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
-    """Write the training list without AudioSet's eval_segments (by the split in CAPTIONS) and without excluded clips.
+    """Write the list FILES_CSV without AudioSet's eval_segments (by the split in CAPTIONS) and without excluded clips.
 
-    The column file_name of FILES_CSV is read, or else source or path.
-
-    `m2dprep melspec` writes the list anew, so run this after it; `m2dprep train` reads every files_*.csv of its data.
+    The column file_name of FILES_CSV is read, or else source or path. `m2dprep train` reads train_NAME.csv in place of
+    files_NAME.csv, and refuses it if that has changed since; a list with another name is for train --files.
 
     \b
     Examples:
@@ -180,10 +200,15 @@ def training_list(
     """
     from m2dprep.captions.training_list import write_training_list
 
-    output = output or files
-    counts = write_training_list(files, captions_path, output, read_lists(exclude), keep_eval=keep_eval)
+    output = output or training_list_of(files)
+    counts = write_training_list(
+        files, captions_path, output, read_lists(exclude), keep_eval=keep_eval, overwrite=overwrite
+    )
     click.echo(f"left out as of eval_segments: {counts.of_eval_segments:,}", err=True)
     say_excluded(counts.excluded, "a file", counted=False)
+    say_unchanged(output, changed=counts.changed)
+    if output != training_list_of(files):
+        click.echo(f"m2dprep train does not find this list by itself: give it --files {output}.", err=True)
     skipped = counts.files - counts.kept
     click.echo(f"{counts.files:,} files = {counts.kept:,} done + {skipped:,} skipped + 0 failed", err=True)
     click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from m2dprep.cli.options import LOCATION, PATH, titled, workers_option
+from m2dprep.cli.options import LOCATION, SETTING_PATH, titled, workers_option
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
@@ -19,37 +19,48 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+
+class ClusterOption(click.Option):
+    """An option that says where workers come from, if not from this machine."""
+
+    of_cluster = True
+
+
+cluster_option = functools.partial(click.option, cls=ClusterOption)
 OPTIONS = [
-    click.option(
+    cluster_option(
         "--scheduler", metavar="ADDRESS", default=None, help="Use the Dask cluster whose scheduler is tcp://host:port."
     ),
-    click.option(
-        "--scheduler-file", type=PATH, default=None, help="Use the Dask cluster whose scheduler wrote this file."
+    cluster_option(
+        "--scheduler-file",
+        type=SETTING_PATH,
+        default=None,
+        help="Use the Dask cluster whose scheduler wrote this file.",
     ),
-    click.option(
+    cluster_option(
         "--cluster",
         type=click.Choice(["slurm"]),
         default=None,
         help="Start the workers as jobs of this batch system (see docs/cluster.md).",
     ),
-    click.option(
+    cluster_option(
         "--cluster-config",
-        type=PATH,
+        type=SETTING_PATH,
         default=None,
         help="Read what the jobs ask for from this YAML file: queue, account, walltime, memory, cores, gpu, "
         "prologue and more.",
     ),
-    click.option(
+    cluster_option(
         "--jobs",
         type=click.IntRange(min=1),
         default=None,
         show_default="the file's, or 1",
         help="Keep this many jobs running.",
     ),
-    click.option(
+    cluster_option(
         "--dashboard", is_flag=True, help="Show Dask's dashboard to the users of this machine; this needs --cluster."
     ),
-    click.option("--print-job", is_flag=True, help="Print the script of such a job, and do nothing else."),
+    cluster_option("--print-job", is_flag=True, help="Print the script of such a job, and do nothing else."),
 ]
 
 

@@ -19,7 +19,8 @@ from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
-    PATH,
+    OUTPUT_PATH,
+    PLACE,
     M2dprepCommand,
     TableCommand,
     json_option,
@@ -30,6 +31,8 @@ from m2dprep.cli.options import (
     titled,
     workers_option,
 )
+from m2dprep.workflows.recipe.data_directory import all_of_it
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.workflows.engine.pool import WorkerPool
@@ -41,8 +44,9 @@ def _proofs_of_run(run: Path, quick: bool) -> Iterator[tuple[Path, Callable[[], 
     return proofs_of_run(run, quick)
 
 
+@stage(how=("workers",), reads=all_of_it, shows=("checked", "problems"))
 @click.command(cls=TableCommand)
-@click.argument("data", type=PATH)
+@click.argument("data", type=PLACE)
 @titled(
     "What to check",
     click.option(
@@ -147,8 +151,9 @@ def demo(
     click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, output))
 
 
+@stage(how=("workers",))
 @click.command("sound-set", cls=M2dprepCommand)
-@click.argument("out", type=PATH)
+@click.argument("out", type=OUTPUT_PATH)
 @titled(
     "The set",
     click.option("--clips", type=click.IntRange(min=4), default=40, help="Make this many training clips per class."),

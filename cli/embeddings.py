@@ -15,6 +15,7 @@ from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
+    OUTPUT_PATH,
     PATH,
     M2dprepGroup,
     TableCommand,
@@ -26,12 +27,12 @@ from m2dprep.cli.options import (
     titled,
     trust_remote_code_option,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
     from m2dprep.artifacts.embeddings.store import EmbeddingStore
     from m2dprep.captions.embedding.export import Exported
     from m2dprep.workflows.engine.pool import WorkerPool
-
 
 ENCODER = "Text encoder"
 own_text_model_option = text_model_option(
@@ -57,9 +58,10 @@ def embeddings() -> None:
     """
 
 
+@stage(how=("device", "batch_tokens", "workers"), own_workers=True, updates=True, shows=("rows", "dim"))
 @click.command("encode", cls=TableCommand, short_help="Captions → an aligned store of sentence embeddings.")
 @click.argument("captions", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("out", type=OUTPUT_PATH)
 @titled(
     ENCODER,
     text_model_option(
@@ -125,7 +127,12 @@ def embeddings() -> None:
         metavar="STORE",
         help="Copy the rows of this store that have the same text, and encode only the others.",
     ),
-    overwrite_option,
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace a store of other captions or settings. Texts that it has with the same settings are copied; for "
+        "the same captions, everything is encoded again. The old store stays until the new one is complete.",
+    ),
     json_option,
 )
 @click.pass_context
@@ -150,18 +157,8 @@ def encode(context: click.Context, captions: Path, out: Path, pool: WorkerPool, 
     from m2dprep.captions.embedding.encoder import EncoderRequest
     from m2dprep.workflows.embed_captions import choose_pool, embed_with_workers
 
-    request = EncoderRequest(
-        options["text_model"],
-        options["device"],
-        options["normalize"],
-        options["pooling"],
-        options["prefix"],
-        options["max_length"],
-        options["revision"],
-        options["precision"],
-        options["batch_tokens"],
-        options["trust_remote_code"],
-    )
+    known = options.keys() & EncoderRequest.__dataclass_fields__.keys()
+    request = EncoderRequest(options["text_model"], **{key: options[key] for key in known})
     chosen = _is_given(context, "workers") or pool.elsewhere
     result, encoder = embed_with_workers(
         captions,
@@ -177,7 +174,7 @@ def encode(context: click.Context, captions: Path, out: Path, pool: WorkerPool, 
     if options["pooling"] != "model" and encoder.own.prompt and not options["prefix"]:
         click.echo(f"note: the model itself puts {encoder.own.prompt!r} before every text; --prefix does so.", err=True)
     rows = result.done + result.reused + result.skipped
-    reused = f" + {result.reused:,} reused" if options["reuse"] else ""
+    reused = f" + {result.reused:,} reused" if options["reuse"] or result.reused else ""
     click.echo(f"{rows:,} captions = {result.done:,} done{reused} + {result.skipped:,} skipped + 0 failed", err=True)
     _report_store(result.store, options["as_json"])
 
@@ -292,9 +289,10 @@ def check(
     click.echo(json.dumps(result, indent=2) if as_json else summary)
 
 
+@stage()
 @click.command("import", cls=TableCommand, short_help="The original's pickled capemb_*.npy → a store.")
 @click.argument("file", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("out", type=OUTPUT_PATH)
 @titled(OUTPUT, overwrite_option, json_option)
 def import_m2d(file: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Make the store OUT of FILE, the pickled dictionary of embeddings that the original M2D-CLAP trainer loads.
@@ -322,9 +320,10 @@ def export() -> None:
     """
 
 
+@stage()
 @export.command(cls=TableCommand, short_help="The pickled dictionary that the original's trainer loads.")
 @click.argument("store", type=PATH)
-@click.argument("file", type=PATH)
+@click.argument("file", type=OUTPUT_PATH)
 @titled(OUTPUT, replace_file_option, json_option)
 def m2d(store: Path, file: Path, overwrite: bool, as_json: bool) -> None:
     """Write the embeddings in STORE as the pickled dictionary that the original M2D-CLAP trainer loads.
@@ -341,9 +340,10 @@ def m2d(store: Path, file: Path, overwrite: bool, as_json: bool) -> None:
     _report_export(export_dictionary(store, file, overwrite=overwrite), as_json)
 
 
+@stage()
 @export.command(cls=TableCommand, short_help="One Parquet file, with a row per embedding.")
 @click.argument("store", type=PATH)
-@click.argument("file", type=PATH)
+@click.argument("file", type=OUTPUT_PATH)
 @titled(
     OUTPUT,
     click.option(

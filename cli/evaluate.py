@@ -11,6 +11,7 @@ from m2dprep.cli.options import (
     LOCATION,
     OUTPUT,
     PATH,
+    PLACE,
     TableCommand,
     device_option,
     json_option,
@@ -19,8 +20,14 @@ from m2dprep.cli.options import (
     titled,
     trust_remote_code_option,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
+@stage(
+    how=("device", "batch_size", "max_failures"),
+    reads=lambda given: given.made_below("root"),
+    shows=("accuracy", "clips", "failed"),
+)
 @click.command("zero-shot", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)
@@ -28,7 +35,7 @@ from m2dprep.cli.options import (
     "The clips",
     click.option(
         "--root",
-        type=PATH,
+        type=PLACE,
         default=None,
         show_default="the CSV's folder",
         help="Look for the files relative to this folder.",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from m2dprep.artifacts.console import NORMAL, QUIET, VERBOSE, talking
+from m2dprep.workflows.recipe.declare import Role
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,10 +24,14 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class LocalPath(click.Path):
-    """A path on this machine: an empty one would be the current folder, and an address a folder of that odd name."""
+    """A path on this machine: an empty one would be the current folder, and an address a folder of that odd name.
 
-    def __init__(self) -> None:
+    ``role`` tells recipes what a command does with it (`workflows.recipe.declare`).
+    """
+
+    def __init__(self, role: Role = Role.INPUT) -> None:
         super().__init__(path_type=Path)
+        self.role = role
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         text = os.fspath(value)
@@ -40,6 +45,16 @@ class LocalPath(click.Path):
 
 
 PATH = LocalPath()
+OUTPUT_PATH, PLACE, SETTING_PATH = map(LocalPath, (Role.OUTPUT, Role.PLACE, Role.SETTING))
+
+
+class ModelName(click.types.StringParamType):
+    """A model: a name on the Hugging Face hub, or a folder, which a recipe then knows to be read."""
+
+    role = Role.MODEL
+
+
+MODEL_NAME = ModelName()
 
 
 class Number(click.FloatRange):
@@ -121,12 +136,12 @@ def workers_option(shown: str | None = None) -> Callable[[Function], Function]:
 
 def text_model_option(**settings: Any) -> Callable[[Function], Function]:
     """The text encoder, which has one name in every command that takes one."""
-    return click.option("--text-model", **settings)
+    return click.option("--text-model", type=MODEL_NAME, **settings)
 
 
 def output_option(**settings: Any) -> Callable[[Function], Function]:
     """Where the result goes, which has one name in every command in which it is an option."""
-    return click.option("--output", "-o", type=PATH, **settings)
+    return click.option("--output", "-o", type=OUTPUT_PATH, **settings)
 
 
 trust_remote_code_option = click.option(

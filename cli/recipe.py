@@ -1,139 +1,28 @@
-"""The commands run, status and init, around recipes.
-
-The commands that a recipe may run, made of the Click commands themselves, for `workflows.recipe.schema`.
-
-Commands around recipes, several stages in one file: run, status, init.
-"""
+"""The commands around recipes, several stages in one file: run, status, init."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.cluster_options import OPTIONS as CLUSTER_OPTIONS
 from m2dprep.cli.main import COMMANDS
 from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, json_option, titled
 
 if TYPE_CHECKING:
+    from m2dprep.workflows.recipe.commands import StageKind
     from m2dprep.workflows.recipe.recipe import Recipe
-    from m2dprep.workflows.recipe.schema import Option, StageKind
 
 
-# Commands and groups whose commands are no stages: they make no file, or run stages themselves.
-NO_STAGES = {
-    *("demo", "run", "status", "init", "plot", "submit"),
-    *("captions show", "embeddings inspect", "embeddings check"),
-}
-# Options that say how one command is run by hand, by the names of their parameters.
-NOT_HERE = {
-    "help": "it prints help",
-    "as_json": "the result of every stage is kept as JSON",
-    "overwrite": "`m2dprep run --overwrite` replaces what was made with other settings",
-    "dry_run": "`m2dprep run --dry-run` shows what would be run",
-    "print_job": "it prints and runs nothing",
-}
-# Other names of commands, and those that stages are known by.
-SAME = {"embeddings encode": "embed-captions"}
+def all_stage_kinds() -> dict[str, StageKind]:
+    """Every command that is declared as a stage, by its name."""
+    from m2dprep.workflows.recipe.commands import stage_kinds
 
-
-def stage_kinds() -> dict[str, StageKind]:
-    """Every kind of stage by its name, such as ``melspec`` and ``captions fill``."""
-    kinds = {" ".join(words): _kind(words, command) for words, command in _commands()}
-    return {name: kinds[SAME.get(name, name)] for name in kinds}
-
-
-def _commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """The commands that are stages, with the words that one types for them."""
-    for name, (module, attribute, _) in COMMANDS.items():
-        if name not in NO_STAGES:
-            yield from _within((name,), getattr(importlib.import_module(module), attribute))
-
-
-def _within(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    if isinstance(command, click.Group):
-        for word, inner in command.commands.items():
-            yield from _within((*words, word), inner)
-    elif " ".join(words) not in NO_STAGES:
-        yield words, command
-
-
-def _kind(words: tuple[str, ...], command: click.Command) -> StageKind:
-    from m2dprep.workflows.recipe.schema import StageKind, normal
-
-    not_here = {
-        normal(flag.lstrip("-")): NOT_HERE[str(parameter.name)]
-        for parameter in command.params
-        if parameter.name in NOT_HERE
-        for flag in parameter.opts
-    }
-    options = [_option_of(parameter) for parameter in command.params if parameter.name not in NOT_HERE]
-    return StageKind(" ".join(words), words, command.get_short_help_str(200), tuple(options), not_here)
-
-
-def _option_of(parameter: click.Parameter) -> Option:
-    """The option of a parameter."""
-    if isinstance(parameter, click.Argument):
-        name = (parameter.metavar or str(parameter.name)).strip("…").lower()
-        return _option(parameter, [name], None, parameter.nargs == -1)
-    assert isinstance(parameter, click.Option)
-    long = [flag for flag in parameter.opts if flag.startswith("--")]
-    return _option(parameter, [flag[2:] for flag in long], long[0], parameter.multiple)
-
-
-def _option(parameter: click.Parameter, names: list[str], flag: str | None, several: bool) -> Option:
-    from m2dprep.workflows.recipe.schema import Option, normal
-
-    key, *aliases = map(normal, names)
-    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
-    return Option(
-        key=key,
-        flag=flag,
-        convert=_converter(parameter),
-        aliases=tuple(aliases),
-        required=parameter.required,
-        multiple=several,
-        is_flag=is_flag,
-        off=next(iter(parameter.secondary_opts), None),
-        is_path=isinstance(parameter.type, click.Path),
-        of_cluster=parameter.name in _cluster_names(),
-        help=getattr(parameter, "help", None) or "",
-        default=_default(parameter, is_flag),
-        worked_out=shown if isinstance(shown := getattr(parameter, "show_default", None), str) else None,
-        choices=tuple(parameter.type.choices) if isinstance(parameter.type, click.Choice) else (),
-    )
-
-
-@functools.cache
-def _cluster_names() -> set[str]:
-    """The parameters that say where workers come from, if not from this machine."""
-    command = click.Command("pool")
-    for option in CLUSTER_OPTIONS:
-        option(command)
-    return {str(parameter.name) for parameter in command.params}
-
-
-def _converter(parameter: click.Parameter) -> Callable[[str], object]:
-    def convert(text: str) -> object:
-        try:
-            return parameter.type.convert(text, parameter, None)
-        except click.BadParameter as error:
-            raise ValueError(error.message) from error
-
-    return convert
-
-
-def _default(parameter: click.Parameter, is_flag: bool) -> str | None:
-    """The default as it would be written in a recipe; None where it has none, or one that is worked out."""
-    value: Any = parameter.default
-    if is_flag:
-        return "true" if value is True else "false"
-    return str(value) if isinstance(value, int | float) or (isinstance(value, str) and value) else None
+    commands = COMMANDS.items()
+    return stage_kinds({name: getattr(importlib.import_module(module), it) for name, (module, it, _) in commands})
 
 
 DEFAULT = Path("recipe.yaml")
@@ -274,16 +163,21 @@ def init(recipe: Path, demo: bool, as_json: bool) -> None:
         raise UserError(f"{recipe} is there already; give another name.")
     if not recipe.absolute().parent.is_dir():
         raise UserError(f"{recipe.parent}: no such folder.")
-    write_text(recipe, demo_recipe() if demo else audioset_recipe(stage_kinds(), recipe.name))
+    write_text(recipe, demo_recipe() if demo else audioset_recipe(all_stage_kinds(), recipe.name))
     click.echo(json.dumps({"recipe": str(recipe)}) if as_json else str(recipe))
     click.echo(f"Next: fill in its paths, then `m2dprep run {recipe} --dry-run`.", err=True) if not demo else None
 
 
 def _read(path: Path) -> Recipe:
-    from m2dprep.workflows.demo import bundled_text_model
     from m2dprep.workflows.recipe.recipe import read_recipe
 
-    return read_recipe(path, stage_kinds(), {"bundled_text_model": bundled_text_model})
+    return read_recipe(path, all_stage_kinds(), {"bundled_text_model": _bundled_text_model})
+
+
+def _bundled_text_model() -> str:
+    from m2dprep.workflows.demo import bundled_text_model
+
+    return bundled_text_model()
 
 
 def _require_nothing_missing(missing: list[str]) -> None:

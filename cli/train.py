@@ -10,10 +10,15 @@ import click
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import filled
-from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, TableCommand, json_option, output_option, titled
+from m2dprep.cli.options import OUTPUT, PATH, PLACE, M2dprepCommand, TableCommand, json_option, output_option, titled
 from m2dprep.cli.train_options import general_options, located, setting_flags
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.config import SETTINGS, DataChoice, RunOptions, TrainConfig, preset
+from m2dprep.workflows.recipe.data_directory import for_training
+from m2dprep.workflows.recipe.declare import stage
+
+# Options that do not decide what is trained.
+HOW = ("device", "compile", "save_every", "save_steps", "save_minutes", "keep", "log_every", "wandb", "loader_workers")
 
 
 class TrainRequest(NamedTuple):
@@ -25,8 +30,9 @@ class TrainRequest(NamedTuple):
     options: RunOptions
 
 
+@stage(how=HOW, reads=for_training, shows=("epochs", "steps", "loss", "clips"))
 @click.command(cls=TableCommand)
-@click.argument("data", type=PATH)
+@click.argument("data", type=PLACE)
 @general_options
 @setting_flags()
 @click.pass_context

@@ -13,7 +13,9 @@ import click
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Declared, Range, typed
 from m2dprep.cli.options import (
+    MODEL_NAME,
     PATH,
+    PLACE,
     REPEATED,
     Function,
     json_option,
@@ -88,6 +90,8 @@ def flag_of(setting: Declared) -> Callable[[Function], Function]:
 def _type_of(setting: Declared) -> Any:
     if setting.base is str and setting.allowed is not None:
         return click.Choice(list(setting.allowed.choices))
+    if setting.option.role:
+        return {"place": PLACE, "model": MODEL_NAME}[setting.option.role]
     return {str: click.STRING, bool: click.BOOL, Path: PATH}.get(setting.base) or SettingType(setting)
 
 

@@ -7,6 +7,7 @@ The public names are imported when they are first used, so that ``import m2dprep
 - `TextEncoder`, `load_encoder`: captions → sentence embeddings.
 - `EmbeddingStore`: the embeddings on disk, aligned with the captions that they belong to.
 - `Checkpoint`, `AudioEncoder`: a trained model, ours or the original's, and log-mels → embeddings.
+- `read_captions`, `read_records`, `read_index`, `find_faults`: the tables on disk as pandas DataFrames.
 - `UserError`: what all of them raise where a file or a value is not what it should be.
 
 Everything else lives in the rooms beside this file (``m2dprep.audioprep``, …) and may move.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from m2dprep.audioprep.logmel import LogMel
     from m2dprep.audioprep.stats import norm_stats
     from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
+    from m2dprep.frames import find_faults, read_captions, read_index, read_records
     from m2dprep.m2dclap.checkpoint import Checkpoint
     from m2dprep.m2dclap.encode import AudioEncoder
 
@@ -36,8 +38,12 @@ __all__ = [
     "LogMelConfig",
     "TextEncoder",
     "UserError",
+    "find_faults",
     "load_encoder",
     "norm_stats",
+    "read_captions",
+    "read_index",
+    "read_records",
 ]
 _HOMES = {
     "PRESETS": "audioprep.config",
@@ -48,8 +54,12 @@ _HOMES = {
     "LogMelConfig": "audioprep.config",
     "TextEncoder": "captions.embedding.encoder",
     "UserError": "artifacts.errors",
+    "find_faults": "frames",
     "load_encoder": "captions.embedding.encoder",
     "norm_stats": "audioprep.stats",
+    "read_captions": "frames",
+    "read_index": "frames",
+    "read_records": "frames",
 }
 
 

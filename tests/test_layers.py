@@ -34,6 +34,9 @@ WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "
 # Declarations of settings, from which commands make their flags. They import only the standard library.
 DECLARATIONS = ["training.config", "m2dclap.config"]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
+# What commands say of themselves for recipes: light enough to be imported with every command.
+STAGES = ["workflows.recipe.declare", "workflows.recipe.data_directory"]
+LIGHT = (*DECLARATIONS, *STAGES)
 MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400
 
@@ -205,7 +208,7 @@ def test_modules_fit_a_reader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(tuple(DECLARATIONS))]
+    others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(LIGHT)]
     names = {name.split(".")[0] for name in others}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
@@ -231,6 +234,11 @@ def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Ite
 def test_audio_workers_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
     for name, other in imported_at_the_top(WORKER_MODULES, arrows):
         assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
+
+
+def test_declarations_of_stages_import_nothing_heavy(arrows: dict[str, set[str]]) -> None:
+    for name, other in imported_at_the_top(STAGES, arrows):
+        assert other.split(".")[0] not in {*HEAVY, "numpy", "yaml"}, f"{name} imports {other}"
 
 
 def test_declarations_of_settings_import_only_the_standard_library(arrows: dict[str, set[str]]) -> None:

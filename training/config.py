@@ -198,13 +198,14 @@ class ValidationOptions:
         "else those that `m2dprep zero-shot` would read.",
     )
     probe_root: Path | None = option(
-        None, "Look for the files of --probe-clips relative to this folder.", shown="the CSV's folder"
+        None, "Look for the files of --probe-clips relative to this folder.", shown="the CSV's folder", role="place"
     )
     probe_every: CountOrNever = option(5, "Classify --probe-clips every N epochs. 0 never does.")
     probe_text_model: str | None = option(
         None,
         "Encode the captions of the probe with this text encoder: a name on the Hugging Face hub, or a folder.",
         shown="the one of the embeddings",
+        role="model",
     )
     probe_template: str = option("{label} can be heard", "Use this caption for a class in the probe.")
 

@@ -22,6 +22,7 @@ from m2dprep.artifacts.log_mels.array import lms_form
 from m2dprep.artifacts.log_mels.records import read_config
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
 from m2dprep.artifacts.tables import read_csv_columns, read_file_list, verify_file_list, write_proven_csv
+from m2dprep.artifacts.training_lists import lists_to_train_on
 from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
@@ -114,7 +115,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             f"{choice.root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(choice.root).data}."
         )
     stats = read_norm_stats(layout.norm_stats)
-    lists = list(choice.file_lists) or layout.file_lists()
+    lists, in_place = (list(choice.file_lists), []) if choice.file_lists else lists_to_train_on(layout)
     weights, held_names = _listed_files(layout, lists, choice.weighted), _names_in(choice.held_out)
     sources, text_model, notes = caption_sources(layout, choice.stores, choice.dictionaries)
     captions = CaptionRows(sources)
@@ -157,6 +158,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         },
         notes=[
             f"files listed in {', '.join(path.name for path in lists)}",
+            *in_place,
             *_edited([*lists, *choice.held_out, *choice.backgrounds]),
             *strange,
             *notes,

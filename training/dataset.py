@@ -29,6 +29,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _MANTISSA_SHIFT, _MANTISSA = np.uint64(11), 2.0**-53
+# Positions in a sample's stream of random numbers; those of the mask come last.
+CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
 
 
 def counter_rng(stream: int, seed: int, epoch: int, clips: np.ndarray, count: int) -> np.ndarray:
@@ -121,10 +123,6 @@ def _draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ends[-1] = len(weights)
     marks = np.arange(len(weights)) + rng.uniform()
     return np.searchsorted(ends, marks, side="right").clip(max=len(weights) - 1)
-
-
-# Positions in a sample's stream of random numbers; those of the mask come last.
-CAPTION, START, BACKGROUND, BACKGROUND_START, MASK = range(5)
 
 
 class Batch(NamedTuple):

@@ -39,6 +39,17 @@ OPEN_FILES = (
     "too many open files for so many loading processes; raise the limit (ulimit -n) or use fewer --loader-workers."
 )
 MEMORY = "loading ran out of memory; use fewer --loader-workers or a smaller --batch-size."
+MAX_AUTO_WORKERS = 8
+# The number of batches that all workers together prepare ahead, in shared memory; and the maximum for one worker, which
+# has at least one.
+BATCHES_AHEAD, MAX_BATCHES_PER_WORKER = 8, 4
+# How long it may take to notice that a worker has ended, and for a killed worker to be gone.
+ENDING_SECONDS, KILLED_SECONDS = 5.0, 10.0
+WHY_KILLED = {
+    signal.SIGKILL: "most often because memory ran out: use fewer --loader-workers or a smaller --batch-size",
+    signal.SIGBUS: "most often because shared memory (/dev/shm) ran out: give it more (in a container: --shm-size 8g), "
+    "or use fewer --loader-workers",
+}
 
 
 class Parcel:
@@ -164,19 +175,6 @@ def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Norma
         return normalised
     behind = torch.arange(log_mel.shape[-1], device=log_mel.device) >= frames.view(-1, 1, 1, 1)
     return normalised.masked_fill_(behind, 0.0)
-
-
-MAX_AUTO_WORKERS = 8
-# The number of batches that all workers together prepare ahead, in shared memory; and the maximum for one worker, which
-# has at least one.
-BATCHES_AHEAD, MAX_BATCHES_PER_WORKER = 8, 4
-# How long it may take to notice that a worker has ended, and for a killed worker to be gone.
-ENDING_SECONDS, KILLED_SECONDS = 5.0, 10.0
-WHY_KILLED = {
-    signal.SIGKILL: "most often because memory ran out: use fewer --loader-workers or a smaller --batch-size",
-    signal.SIGBUS: "most often because shared memory (/dev/shm) ran out: give it more (in a container: --shm-size 8g), "
-    "or use fewer --loader-workers",
-}
 
 
 def make_loader(

@@ -26,6 +26,8 @@ TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
 TEXT_NAMES = ("model", "revision", "model_path")
 # The number of clips of a dictionary that are read before they are joined.
 CLIPS_AT_ONCE = 8192
+# Two rows hold the same caption if they agree in clip and text.
+CAPTION_KEYS = ["clip_id", "caption_digest"]
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,6 @@ def derange_captions(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-
-
-# Two rows hold the same caption if they agree in clip and text.
-CAPTION_KEYS = ["clip_id", "caption_digest"]
 
 
 def caption_sources(

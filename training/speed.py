@@ -17,6 +17,13 @@ from m2dprep.m2dclap.distributed import AMP_DTYPES
 from m2dprep.m2dclap.vit import MLP_RATIO
 
 GIB = 2**30
+# Metrics that differ between otherwise equal runs.
+TIMING_METRICS = ("samples_per_second", "mfu", "data_wait", "memory_gib")
+# The sizes of matrix products grow from the first to the second until one takes long enough to measure. Arithmetic for
+# which a processor has no instructions is slow, and so ends with a small size.
+PEAK_SIZES = {"cuda": (4096, 8192), "cpu": (256, 512)}
+LONG_ENOUGH_SECONDS = 0.02
+PEAK_ROUNDS = 5
 
 
 class Meter:
@@ -64,17 +71,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-# Metrics that differ between otherwise equal runs.
-TIMING_METRICS = ("samples_per_second", "mfu", "data_wait", "memory_gib")
-
-
-# The sizes of matrix products grow from the first to the second until one takes long enough to measure. Arithmetic for
-# which a processor has no instructions is slow, and so ends with a small size.
-PEAK_SIZES = {"cuda": (4096, 8192), "cpu": (256, 512)}
-LONG_ENOUGH_SECONDS = 0.02
-PEAK_ROUNDS = 5
 
 
 def block_flops(tokens: int, dim: int) -> int:

@@ -28,6 +28,12 @@ from m2dprep.training.objectives import Objective
 
 # Keeps the logarithm of a singular value's share finite, as in the paper.
 SHARE_EPS = 1e-7
+# Captions are contrasted within a batch, so its size is part of the meaning of the validation loss: it stays the same
+# whatever the batch or the number of processes in training.
+VALIDATION_BATCH = 64
+# The maximum number of clips for features; their rank needs more clips than they have dimensions.
+FEATURE_CLIPS = 2048
+FEATURE_BATCH = 32
 
 
 def rank_me(features: torch.Tensor) -> float:
@@ -55,14 +61,6 @@ def explained_variance_area(features: torch.Tensor) -> float:
         return 1.0
     curve = torch.cat([torch.zeros(1, dtype=torch.float64), (variances / total).cumsum(dim=0)])
     return float(torch.trapezoid(curve, dx=1 / len(variances)))
-
-
-# Captions are contrasted within a batch, so its size is part of the meaning of the validation loss: it stays the same
-# whatever the batch or the number of processes in training.
-VALIDATION_BATCH = 64
-# The maximum number of clips for features; their rank needs more clips than they have dimensions.
-FEATURE_CLIPS = 2048
-FEATURE_BATCH = 32
 
 
 class Validation:

@@ -22,7 +22,6 @@ several captions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,9 +40,8 @@ from m2dprep.artifacts.clips.readings import (
     timed_ids,
     youtube_ids,
 )
-from m2dprep.artifacts.columns import Lookup, chunks, codes, in_threads, one_array
+from m2dprep.artifacts.columns import codes, index_in, one_array
 
-FEW_NAMES_RATIO = 4  # names are few if there are so many times as many clips
 NO_CLIP, SEVERAL_CLIPS = -1, -2
 WHOLE, END, FOLDED, FORM, TIMED = range(5)
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -91,19 +89,18 @@ def match_names(names: Column, clips: pa.Array) -> Matches:
 
     Several names may mean one clip; by their form, so may names of other seconds of the same video.
     """
-    plain = all(is_plain(chunk) for chunk in chunks(names))
-    stems: Column = names if plain else _stems(names)
-    forms, seconds = zip(*in_threads(read_forms, chunks(stems)), strict=True)
+    names, targets = one_array(names), _Targets(clips)
+    plain = is_plain(names)
+    whole = names if plain else paths(names)
+    stems = last_parts(whole)
+    forms, start = read_forms(stems)
     claims = _Claims(len(names), len(clips), shareable=(WHOLE, FORM))
-    with _Targets(names, clips) as targets:
-        claims.add(WHOLE, None, targets.ids(names))
-        if not plain:
-            whole = paths(one_array(names))
-            claims.identity = codes(whole)
-            _claim_by_path(claims, targets, whole, whole_from=0)
-        _claim_by_form(claims, targets, stems, pa.chunked_array(forms, pa.string()))
+    claims.add(WHOLE, None, targets.ids(names))
+    if not plain:
+        claims.identity = codes(whole)
+        _claim_by_path(claims, targets, whole, whole_from=0)
+    _claim_by_form(claims, targets, stems, forms)
     clip, rank, _ = claims.settle()
-    start = np.concatenate(seconds)
     start[(clip != NO_CLIP) & (rank != FORM)] = np.nan
     return Matches(pa.array(clip.astype(np.int32), mask=clip == NO_CLIP), start)
 
@@ -113,9 +110,9 @@ def match_files(file_names: Sequence[str] | Column, clip_ids: Sequence[str] | Co
     whole, clips = paths(texts_of(file_names)), texts_of(clip_ids)
     stems = last_parts(whole)
     claims = _Claims(len(whole), len(clips), shareable=())
-    with _Targets(whole, clips) as targets:
-        _claim_by_path(claims, targets, whole, whole_from=1)
-        _claim_by_form(claims, targets, stems, read_forms(stems)[0])
+    targets = _Targets(clips)
+    _claim_by_path(claims, targets, whole, whole_from=1)
+    _claim_by_form(claims, targets, stems, read_forms(stems)[0])
     clip, _, wanted = claims.settle()
     shared = np.flatnonzero((wanted != NO_CLIP) & (clip == NO_CLIP))
     rival = claims.rival(int(shared[0]), int(wanted[shared[0]])) if len(shared) else NO_CLIP
@@ -125,10 +122,6 @@ def match_files(file_names: Sequence[str] | Column, clip_ids: Sequence[str] | Co
 def texts_of(names: Sequence[str] | Column) -> pa.Array:
     """Names as one array of strings."""
     return one_array(names) if isinstance(names, pa.Array | pa.ChunkedArray) else pa.array(names, pa.string())
-
-
-def _stems(names: Column) -> pa.ChunkedArray:
-    return pa.chunked_array([last_parts(paths(chunk)) for chunk in chunks(names)], pa.string())
 
 
 def _claim_by_path(claims: _Claims, targets: _Targets, whole: pa.Array, whole_from: int) -> None:
@@ -216,27 +209,18 @@ class _Claims:
 
 
 class _Targets:
-    """The texts that mean a clip: its id and path, their ends, YouTube ids after a ``Y``, and folded paths.
+    """The texts that mean a clip: its id and path, their ends, YouTube ids after a ``Y``, and folded paths."""
 
-    ``names`` are the names that will be looked up.
-    """
-
-    def __init__(self, names: Column, clips: pa.Array) -> None:
+    def __init__(self, clips: pa.Array) -> None:
         plain = is_plain(clips)
         whole = clips if plain else paths(clips)
-        self.ids = _Texts(names, clips, [] if plain else [(np.arange(len(clips)), whole)])
-        self.ends_of_ids = _Texts(names, None, [] if plain else [_with_folder(*end) for end in shorter_ends(whole)])
-        self.y_ids = _Texts(names, None, _after_y(whole))
         fold = None if plain else folded(whole)
+        rows = np.arange(len(clips))
         self.folds = fold is not None
-        self.folded_ids = _Texts(names, None, [] if fold is None else [(np.arange(len(clips)), fold)])
-
-    def __enter__(self) -> _Targets:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for texts in (self.ids, self.ends_of_ids, self.y_ids, self.folded_ids):
-            texts.close()
+        self.ids = _Texts(clips, [] if plain else [(rows, whole)])
+        self.ends_of_ids = _Texts(None, [] if plain else [_with_folder(*end) for end in shorter_ends(whole)])
+        self.y_ids = _Texts(None, _after_y(whole))
+        self.folded_ids = _Texts(None, [] if fold is None else [(rows, fold)])
 
 
 def _with_folder(rows: np.ndarray, texts: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -259,34 +243,23 @@ class _Texts:
     A text that means two rows is `SEVERAL_CLIPS`; a text in ``first`` means only its row there.
     """
 
-    def __init__(self, names: Column, first: pa.Array | None, more: list[tuple[np.ndarray, pa.Array]]) -> None:
+    def __init__(self, first: pa.Array | None, more: list[tuple[np.ndarray, pa.Array]]) -> None:
+        own = pa.array([], pa.string()) if first is None else first
         rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in more)])
-        texts = pa.concat_arrays([pa.array([], pa.string()), *(texts for _, texts in more)])
-        if first is not None and len(texts):
-            new = pc.invert(pc.is_in(texts, value_set=first))
-            rows, texts = rows[new.to_numpy(zero_copy_only=False)], texts.filter(new)
-        self._clip_of_text: np.ndarray | None = None
-        values = first if first is not None else texts
+        texts = pa.concat_arrays([own[:0], *(texts for _, texts in more)])
+        self._texts, self._clip_of_text = own, np.arange(len(own))
         if len(texts):
-            encoded = texts.dictionary_encode()
+            new = pc.invert(pc.is_in(texts, value_set=own))
+            rows, encoded = rows[new.to_numpy(zero_copy_only=False)], texts.filter(new).dictionary_encode()
             least, greatest = _extremes(encoded.indices.to_numpy(), rows, len(encoded.dictionary))
-            meant = np.where(least == greatest, least, SEVERAL_CLIPS)
-            own = np.zeros(0, np.int64) if first is None else np.arange(len(first))
-            self._clip_of_text = np.concatenate([own, meant]).astype(np.int32)
-            values = encoded.dictionary if first is None else pa.concat_arrays([first, encoded.dictionary])
-        self._finder = _Finder(names, values) if len(values) else None
+            self._texts = pa.concat_arrays([own, encoded.dictionary])
+            self._clip_of_text = np.append(self._clip_of_text, np.where(least == greatest, least, SEVERAL_CLIPS))
 
     def __call__(self, texts: Column) -> pa.Array:
         """int32 (n,): the row that each text means, `SEVERAL_CLIPS`, or null. ``texts`` may be null."""
-        if self._finder is None or not len(texts):
+        if not len(self._texts) or not len(texts):
             return pa.nulls(len(texts), pa.int32())
-        found = self._finder(texts)
-        return found if self._clip_of_text is None else pa.array(self._clip_of_text).take(found)
-
-    def close(self) -> None:
-        """End the thread of the finder."""
-        if self._finder is not None:
-            self._finder.close()
+        return pa.array(self._clip_of_text.astype(np.int32)).take(index_in(texts, self._texts))
 
 
 def _extremes(groups: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -295,39 +268,3 @@ def _extremes(groups: np.ndarray, values: np.ndarray, count: int) -> tuple[np.nd
     np.minimum.at(least, groups, values)
     np.maximum.at(greatest, groups, values)
     return least, greatest
-
-
-class _Finder:
-    """Finds the rows of names among ``texts``, which a thread sorts if there are many ``names``."""
-
-    def __init__(self, names: Column, texts: pa.Array) -> None:
-        self._texts = texts
-        self._pool = ThreadPoolExecutor(1)
-        self._lookup = self._pool.submit(Lookup, texts) if FEW_NAMES_RATIO * len(names) > len(texts) else None
-        self._lengths = np.unique(pc.binary_length(texts).to_numpy(zero_copy_only=False))
-
-    def close(self) -> None:
-        self._pool.shutdown()
-
-    def __call__(self, names: Column) -> pa.Array:
-        """int32 (N,): the row of each name, null if there is none. Names whose length no text has are skipped."""
-        own = pc.fill_null(pc.binary_length(names), -1)
-        possible = np.isin(np.asarray(own), self._lengths)
-        if not possible.any():
-            return pa.nulls(len(names), pa.int32())
-        if possible.all():
-            return self._index_in(one_array(names))
-        rows = self._index_in(one_array(names.filter(pa.array(possible))))
-        return pc.replace_with_mask(pa.nulls(len(names), pa.int32()), pa.array(possible), rows)
-
-    def _index_in(self, names: pa.Array) -> pa.Array:
-        """The row of each name. If there are few names and many texts, the texts are looked up among the names."""
-        if self._lookup is not None:
-            return self._lookup.result()(names)
-        encoded = names.dictionary_encode()
-        name_of_text = pc.index_in(self._texts, value_set=encoded.dictionary)
-        known = np.flatnonzero(name_of_text.is_valid().to_numpy(zero_copy_only=False))
-        text_of_name = np.full(len(encoded.dictionary), -1, np.int32)
-        text_of_name[name_of_text.take(pa.array(known)).to_numpy()] = known
-        rows = text_of_name[encoded.indices.to_numpy(zero_copy_only=False)]
-        return pa.array(rows, mask=rows < 0)

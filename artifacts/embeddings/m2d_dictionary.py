@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler, shown
+from m2dprep.artifacts.embeddings.m2d_objects import shown
+from m2dprep.artifacts.embeddings.m2d_unpickler import StreamUnpickler
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import Opened, atomic_file
 from m2dprep.artifacts.layout import require_file

@@ -1,117 +1,119 @@
-"""Recognises a whole item of a pickled dictionary of arrays at once: every pickler repeats the same opcodes.
+"""Recognises whole items of a pickled dictionary of arrays: a pickler makes all of them with the same opcodes.
 
-Items that do not match these patterns (the first item, which introduces numpy's names; items across the borders of
-frames) are left to the reader that goes opcode by opcode (`artifacts.embeddings.m2d_unpickler`).
+The reader goes through the first item of each layout opcode by opcode (`artifacts.embeddings.m2d_unpickler`) and traces
+what they do. If they make nothing but a key and a new array, later items that differ in key, numbers and memo numbers
+alone are matched by a pattern.
 """
 
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-PUT = rb"(q.|r....|\x94)?"  # BINPUT, LONG_BINPUT, MEMOIZE: the object just made may be referred to later
-GET = rb"(h.|j....)"  # BINGET, LONG_BINGET
-INTEGER = rb"(?:K.|M..|J....)"
-SHAPE = rb"(%s\x85|%s%s\x86|\(%s{1,2}t)" % ((INTEGER,) * 4)
-LENGTH = rb"(B....|C.|\x8e.{8}|\x96.{8})"
-# _reconstruct(ndarray, (0,), b"b"), then the state (1, shape, dtype, is in Fortran order, data).
-RECONSTRUCTED = re.compile(
-    PUT + GET + GET + rb"(?:K\0|J\0{4})\x85" + PUT + rb"(?:C\x01b|h.|j....)" + PUT + rb"\x87" + PUT + b"R" + PUT
-    + rb"\((?:K\x01|J\x01\0{3})" + SHAPE + PUT + GET + rb"([\x88\x89])" + LENGTH,
-    re.DOTALL,
-)  # fmt: skip
-RECONSTRUCTED_END = re.compile(PUT + b"t" + PUT + b"b", re.DOTALL)
-# _frombuffer(data, dtype, shape, order)
-BUFFER = re.compile(PUT + GET + rb"\(" + LENGTH, re.DOTALL)
-BUFFER_END = re.compile(PUT + GET + SHAPE + PUT + GET + b"t" + PUT + b"R" + PUT, re.DOTALL)
-MEMOIZE, ARRAY_PUT = b"\x94", 4
-LENGTHS = {0x42: struct.Struct("<I"), 0x43: struct.Struct("<B"), 0x8E: struct.Struct("<Q"), 0x96: struct.Struct("<Q")}
-INTEGERS = {0x4B: struct.Struct("<B"), 0x4D: struct.Struct("<H"), 0x4A: struct.Struct("<i")}
+import numpy as np
+
+from m2dprep.artifacts.embeddings.file_window import Span
+
+# So many layouts are learned from a file; it has one for each shape, type and order of its arrays.
+MAX_LAYOUTS = 64
+# Items with keys of one length are looked at together, up to so many.
+RUN = 64
 
 
-class Made(NamedTuple):
-    """How an item's array is made: references to the function and its class (empty if it has none), the shape, and
-    references to the dtype and the order (or the opcode that says whether that is Fortran's)."""
+class Trace:
+    """What the opcodes since the key of an item have done; it is ``plain`` while they have only made an array.
 
-    function: bytes
-    kind: bytes
-    shape: bytes
-    dtype: bytes
-    order: bytes
-
-
-class Item(NamedTuple):
-    """Key at ``[key_start, key_stop)``, data at ``[data_start, data_stop)``, the next opcode at ``stop``.
-
-    ``puts`` are the opcodes, empty ones included, that memoise objects; number `ARRAY_PUT` is that of the array.
+    ``depth`` is the height of the stack with the key on it, and ``key`` the place of that in the file.
     """
 
-    key_start: int
-    key_stop: int
-    made: Made
-    data_start: int
-    data_stop: int
-    stop: int
-    puts: tuple[bytes | None, ...]
+    __slots__ = ("array", "array_put", "depth", "digits", "key", "numbers", "plain")
+
+    def __init__(self, key: Span, depth: int) -> None:
+        self.key, self.depth, self.plain = key, depth, True
+        self.array: Any = None
+        self.array_put = -1  # which of the numbers is the array's
+        self.numbers: list[int] = []  # in the memo, given to what was made
+        self.digits: list[Span] = []  # where those numbers are written, unless the opcode only counts
+
+    def put(self, value: Any, number: int, digits: Span) -> None:
+        """``value`` is remembered under a number."""
+        if value is self.array and value is not None:
+            self.array_put = len(self.numbers)
+        self.numbers.append(number)
+        if digits.stop > digits.start:
+            self.digits.append(digits)
+
+    def made(self, array: Any) -> None:
+        """An array is made, still without its numbers."""
+        self.plain = self.plain and self.array is None
+        self.array = array
 
 
-def match_item(content: memoryview, at: int) -> Item | None:
-    """The item whose key's opcode is at ``at``; None if it matches no pattern or reaches beyond the content."""
-    if content[at] == 0x58:
-        start = at + 5
-        stop = start + int.from_bytes(content[at + 1 : start], "little")
-    else:
-        start = at + 2
-        stop = start + content[at + 1]
-    found = RECONSTRUCTED.match(content, stop)
-    if found is not None:
-        p0, function, kind, p1, p2, p3, p4, shape, p5, dtype, order, length = found.groups()
-        data_stop = found.end() + _length(length)
-        end = RECONSTRUCTED_END.match(content, data_stop)
-        if end is None:
+class Layout(NamedTuple):
+    """What follows the key of an item: a ``pattern`` of ``length`` bytes, whose groups are numbers in the memo.
+
+    If it has none, they are counted. ``puts`` is how many there are, and ``array_put`` which of them is the array's
+    (-1: none). ``data`` begins the data, ``fixed`` are the bytes that all items share, and ``digits`` (puts, 4) those
+    of the numbers, all counted from the end of the key; it is None if they are not all that wide.
+    """
+
+    pattern: re.Pattern[bytes]
+    length: int
+    puts: int
+    array_put: int
+    data: int
+    fixed: np.ndarray
+    digits: np.ndarray | None
+    maker: Any
+
+    def numbers(self, found: re.Match[bytes], counted: int) -> list[int]:
+        """The numbers in the memo that an item uses, if ``counted`` were used before."""
+        written = [int.from_bytes(digits, "little") for digits in found.groups()]
+        return written or list(range(counted, counted + self.puts))
+
+    def alike(self, window: np.ndarray, at: int, key: Span) -> np.ndarray:
+        """The bytes (n, length of an item) of the next items that have keys of one length; the first begins ``at``."""
+        head, length = key.stop - at, key.stop - at + self.length
+        rows = window[at : at + RUN * length]
+        rows = rows[: len(rows) // length * length].reshape(-1, length)
+        columns = np.concatenate([np.arange(key.start - at), head + self.fixed])
+        same = (rows[:, columns] == rows[0, columns]).all(axis=1)
+        return rows if same.all() else rows[: same.argmin()]
+
+    def numbers_of(self, rows: np.ndarray, head: int, counted: int) -> np.ndarray | None:
+        """The numbers (n, puts) that items use; None if they are not all written with four bytes."""
+        if self.digits is None:
             return None
-        made, puts = Made(function, kind, shape, dtype, order), (p0, p1, p2, p3, p4, p5, *end.groups())
-    else:
-        found = BUFFER.match(content, stop)
-        if found is None:
-            return None
-        p0, function, length = found.groups()
-        data_stop = found.end() + _length(length)
-        end = BUFFER_END.match(content, data_stop)
-        if end is None:
-            return None
-        p1, dtype, shape, p2, order, p3, p4 = end.groups()
-        made, puts = Made(function, b"", shape, dtype, order), (p0, p1, p2, p3, p4)
-    return Item(start, stop, made, found.end(), data_stop, end.end(), puts)
+        if not self.digits.size:
+            return np.arange(counted, counted + len(rows) * self.puts).reshape(len(rows), self.puts)
+        return np.ascontiguousarray(rows[:, head + self.digits]).view("<u4")[..., 0].astype(np.int64)
 
 
-def reference(opcode: bytes) -> int:
-    """The number in a GET or PUT."""
-    return int.from_bytes(opcode[1:], "little")
+def layout_of(trace: Trace, data: Span, stop: int, maker: Any, content: Callable[[Span], bytes]) -> Layout | None:
+    """The layout of the item that ends at ``stop``, with the ``data`` of its array; None if there is none.
 
-
-def shape_of(opcodes: bytes) -> tuple[int, ...]:
-    """The integers of a `SHAPE`."""
-    at, found = int(opcodes[0] == 0x28), []
-    while at < len(opcodes) - 1:
-        form = INTEGERS[opcodes[at]]
-        found.append(form.unpack_from(opcodes, at + 1)[0])
-        at += 1 + form.size
-    return tuple(found)
-
-
-def fits(shape: Sequence[int], item_bytes: int, length: int) -> bool:
-    """Whether an array of ``shape`` has exactly ``length`` bytes."""
-    total = item_bytes
-    for size in shape:
-        if size < 0:
-            return False
-        total *= size
-    return total == length
-
-
-def _length(opcodes: bytes) -> int:
-    value: int = LENGTHS[opcodes[0]].unpack_from(opcodes, 1)[0]
-    return value
+    ``content`` returns the bytes of a range of the file.
+    """
+    start, written = trace.key.stop, len(trace.digits)
+    if not trace.plain or data.start < start or data.stop > stop or written not in (0, len(trace.numbers)):
+        return None
+    pattern, at = b"", start
+    fixed = np.ones(stop - start, bool)
+    for gap in sorted([*trace.digits, data]):
+        any_bytes = b".{%d}" % (gap.stop - gap.start)
+        pattern += re.escape(content(Span(at, gap.start))) + (any_bytes if gap is data else b"(" + any_bytes + b")")
+        fixed[gap.start - start : gap.stop - start] = False
+        at = gap.stop
+    pattern += re.escape(content(Span(at, stop)))
+    wide = all(digits.stop - digits.start == 4 for digits in trace.digits)
+    return Layout(
+        re.compile(pattern, re.DOTALL),
+        stop - start,
+        len(trace.numbers),
+        trace.array_put,
+        data.start - start,
+        np.flatnonzero(fixed),
+        np.array([range(one.start - start, one.stop - start) for one in trace.digits], int) if wide else None,
+        maker,
+    )

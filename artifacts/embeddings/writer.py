@@ -311,8 +311,9 @@ class EmbeddingStoreWriter:
         if {key for key in old if old[key] != self._identity[key]} in ({"rows_digest"}, {"rows_digest", "rows"}):
             raise FingerprintConflictError(
                 f"{self.folder} holds the embeddings of other captions ({old['rows']:,} rows, now "
-                f"{self._identity['rows']:,}; their digests differ). Write to another folder with --reuse "
-                f"{self.folder}, which encodes only the texts that are new, or use --overwrite to start anew."
+                f"{self._identity['rows']:,}; their digests differ). With --overwrite "
+                "only the texts that are new are encoded, and this store stays until the new one is complete; --reuse "
+                f"{self.folder} does the same into another folder."
             )
         require_same(old, self._identity, self.folder)
         return True

@@ -18,7 +18,15 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.artifacts.text_files import require_utf8
 from m2dprep.captions.embedding.batches import EncodedBlock
-from m2dprep.captions.embedding.plan import Block, EmbedPlan, as_stored, copy_reusable, find_reusable, open_reusable
+from m2dprep.captions.embedding.plan import (
+    Block,
+    EmbedPlan,
+    as_stored,
+    copy_reusable,
+    find_reusable,
+    open_replaced,
+    open_reusable,
+)
 from m2dprep.captions.embedding.sample_check import SampleCheck
 
 DTYPES = ("float16", "float32")
@@ -85,8 +93,10 @@ def embed_captions(
     """Encode ``captions.parquet`` into the store ``out``: row i of its (N, D) array is row i of the table.
 
     An interrupted run continues where it stopped; a finished store is left as it is. ``reuse`` is another store with
-    the same settings, whose rows are copied for equal texts. ``run_blocks`` computes the blocks elsewhere; by default
-    ``encoder`` does. At the end some rows are compared with a plain float32 computation, and ``meta.json`` records it.
+    the same settings, whose rows are copied for equal texts. Without it, those of a store of other captions are that
+    ``overwrite`` replaces; it stays until the new one is complete. ``run_blocks`` computes the blocks elsewhere; by
+    default ``encoder`` does. At the end some rows are compared with a plain float32 computation, and ``meta.json``
+    records it.
 
     Raises `UserError` if there are no captions, or an embedding is not finite as ``dtype``; `FingerprintConflictError`
     if ``out`` or ``reuse`` was made with other settings or captions; `CheckFailedError` if embeddings differ from the
@@ -101,6 +111,8 @@ def embed_captions(
         check = SampleCheck(captions, encoder)
         computed_cosine = check.of_encoder(encoder)  # before anything is written, and before hours of work
     index = index_of(captions)
+    if reuse is None and check is not None:
+        earlier = open_replaced(out, index, encoder.describe(), dtype, overwrite=overwrite)
     with EmbeddingStoreWriter(out, index, encoder.dim, dtype, encoder.describe(), overwrite=overwrite) as writer:
         skipped, reused = writer.rows_done, 0
         if check is not None and not writer.finished:

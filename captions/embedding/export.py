@@ -21,7 +21,7 @@ from m2dprep.artifacts.digests import CAPTION_DIGEST_BYTES, file_digest
 from m2dprep.artifacts.embeddings.m2d_dictionary import read_items, write_dictionary
 from m2dprep.artifacts.embeddings.store import INDEX_SCHEMA, EmbeddingStore
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.tables import parquet_writer, proven_file, verify_export
 
@@ -68,7 +68,7 @@ def require_free(file: Path, store: EmbeddingStore, overwrite: bool) -> None:
     if file.resolve().is_relative_to(store.folder.resolve()):
         raise UserError(f"{file} lies in the store that is exported; give the file another folder.")
     if file.exists() and not overwrite:
-        raise UserError(f"{file} exists; --overwrite replaces it.")
+        raise FingerprintConflictError(f"{file} exists; --overwrite replaces it.")
 
 
 def _clips(store: EmbeddingStore, keys: list[str], order: np.ndarray, ends: np.ndarray) -> Iterator[tuple[str, Any]]:

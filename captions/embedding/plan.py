@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.columns import one_array, take
+from m2dprep.artifacts.columns import joined, one_array, take
 from m2dprep.artifacts.digests import CAPTION_DIGEST_BYTES, differing_keys
-from m2dprep.artifacts.embeddings.store import EmbeddingStore, settings_in
+from m2dprep.artifacts.embeddings.store import EmbeddingStore, rows_digest, settings_in
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.captions.embedding.batches import block_ends
@@ -62,7 +62,7 @@ class EmbedPlan:
     """
 
     def __init__(self, captions: pa.ChunkedArray, digests: pa.ChunkedArray) -> None:
-        self._captions = captions
+        self._captions = joined(captions)
         by_text, starts = _grouped(one_array(digests))
         # Lengths in bytes of UTF-8 are close to numbers of tokens, and known without a tokenizer.
         lengths = pc.binary_length(captions).to_numpy().astype(np.int32)[by_text[starts[:-1]]]
@@ -103,7 +103,7 @@ class EmbedPlan:
             start = stop
             if len(members):
                 rows, which = self.rows_of(members)
-                texts = take(self._captions, self._rows[self._starts[members]].astype(np.int64))
+                texts = self._captions.take(pa.array(self._rows[self._starts[members]]))
                 yield Block(texts.to_pylist(), rows, which)
 
 
@@ -124,7 +124,10 @@ REUSED_AT_ONCE = 8192  # texts
 def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: str) -> EmbeddingStore:
     """The store in ``folder``. Raises `UserError` if its embeddings are not those that ``settings`` would give."""
     if folder.resolve() == out.resolve():
-        raise UserError(f"--reuse {folder} is the store to be written; give the new one another folder.")
+        raise UserError(
+            f"--reuse {folder} is the store to be written; give the new one another folder, or use --overwrite, which "
+            "copies the texts that are the same."
+        )
     store = EmbeddingStore.open(folder)
     if not store.has_captions:
         raise UserError(f"--reuse {folder}: it was made from a dictionary, so nobody knows the texts of its rows.")
@@ -138,6 +141,28 @@ def open_reusable(folder: Path, out: Path, settings: Mapping[str, Any], dtype: s
             "everything without --reuse."
         )
     store.require_whole()
+    return store
+
+
+def open_replaced(
+    out: Path, index: pa.Table, settings: Mapping[str, Any], dtype: str, *, overwrite: bool
+) -> EmbeddingStore | None:
+    """The finished store in ``out`` that is about to be replaced, if its rows are what ``settings`` would give.
+
+    None without one, if it is damaged, and if ``overwrite`` is set for the very captions that it was made of: all of it
+    is then to be computed again.
+    """
+    try:
+        store = EmbeddingStore.open(out)
+        ours = {**settings, "dtype": dtype}
+        if not store.has_captions or differing_keys(settings_in(store.meta, ours), ours):
+            return None
+        if overwrite and store.meta.get("rows_digest") == rows_digest(index):
+            return None
+        store.index()
+        store.require_whole()
+    except UserError:
+        return None
     return store
 
 

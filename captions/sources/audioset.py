@@ -7,12 +7,10 @@ listed with file and line: a repeated clip id (the first one stays), a label id 
 
 from __future__ import annotations
 
-import io
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +26,9 @@ from m2dprep.artifacts.text_files import (
     BLOCK_BYTES,
     EXAMPLES,
     Finding,
-    QuoteWatch,
     decode,
     listing,
-    open_binary,
+    misplaced_quotes,
     read_bytes,
     read_csv_table,
     read_lines,
@@ -142,21 +139,22 @@ def _read_list(path: Path) -> _List:
 
 def read_published(path: Path) -> _List | None:
     """A list in exactly the form in which AudioSet is published; None if anything in it has another form."""
-    try:
-        with open_binary(path) as file:
-            comments, first = 0, file.readline()
-            while first.startswith(b"#"):
-                comments, first = comments + 1, file.readline()
-            source = QuoteWatch(cast(IO[bytes], _WithoutSpaceBeforeQuotes(first, file)))
-            table = pyarrow.csv.read_csv(
-                source,
-                read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=PUBLISHED, strings_can_be_null=False),
-            )
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error):
+    data, comments, start = read_bytes(path, PURPOSE), 0, 0
+    while data[start : start + 1] == b"#":
+        comments, start = comments + 1, data.find(b"\n", start) + 1 or len(data)
+    data = data[start:].replace(b', "', b',"')  # so that quotes open fields, as in CSV
+    if misplaced_quotes(data):
         return None
-    if source.is_malformed or not table.num_rows or not _is_published(table):
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pyarrow.csv.ReadOptions(column_names=list(PUBLISHED.names), block_size=BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=PUBLISHED, strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if not table.num_rows or not _is_published(table):
         return None
     return _List(table.drop_columns(["end_seconds"]), range(comments + 1, comments + 1 + table.num_rows))
 
@@ -170,30 +168,6 @@ def _is_published(table: pa.Table) -> bool:
         and all((np.isfinite(seconds) & (seconds >= 0)).all() for seconds in times)
         and not any(holds_byte(chunk, b'"') or holds_byte(chunk, b"\n") for chunk in chunks(table["mids"]))
     )
-
-
-class _WithoutSpaceBeforeQuotes(io.RawIOBase):
-    """The bytes of ``first`` and ``rest`` with ``, "`` replaced by ``,"``, so that quotes open fields as in CSV."""
-
-    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
-        self._pending, self._rest = first, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, none at the end. A possible beginning of ``, "`` waits for the next call."""
-        ended = False
-        while size < 0 or len(self._pending) < size:
-            more = self._rest.read(size - len(self._pending) if size >= 0 else -1)
-            self._pending += more
-            if ended := not more:
-                break
-        data = self._pending if size < 0 else self._pending[:size]
-        kept = 0 if ended or len(data) < 3 else 2 if data.endswith(b", ") else int(data.endswith(b","))
-        data = data[: len(data) - kept]
-        self._pending = self._pending[len(data) :]
-        return data.replace(b', "', b',"')
 
 
 def _read_any(path: Path) -> _List:

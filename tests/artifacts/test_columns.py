@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2dprep.artifacts.columns import Lookup, repeats, runs, take
+from m2dprep.artifacts.columns import index_in, repeats, runs, take
 
 TEXTS = st.one_of(
     *(st.lists(st.text("ab", min_size=width, max_size=width), max_size=12) for width in (7, 8, 11, 16, 17)),
@@ -22,10 +21,16 @@ def strings(texts: list[str]) -> pa.Array:
 
 
 @given(TEXTS, TEXTS)
-def test_lookup(values: list[str], others: list[str]) -> None:
+def test_names_are_found_be_they_few_or_many(values: list[str], others: list[str]) -> None:
     unique = list(dict.fromkeys(others))
     expected = [unique.index(value) if value in unique else None for value in values]
-    assert Lookup(strings(unique))(strings(values)).to_pylist() == expected
+    assert index_in(strings(values), strings(unique)).to_pylist() == expected
+    for value in values:
+        assert index_in(strings([value]), strings(unique)).to_pylist() == [expected[values.index(value)]]
+
+
+def test_null_names_are_none_of_the_texts() -> None:
+    assert index_in(pa.array(["a", None, "b"], pa.string()), strings(["b", "c"])).to_pylist() == [None, None, 0]
 
 
 @given(TEXTS)
@@ -35,13 +40,6 @@ def test_repeats_and_runs(texts: list[str]) -> None:
     values, numbers = runs(strings(texts))
     assert values.to_pylist() == unique
     assert numbers.tolist() == [unique.index(text) for text in texts]
-
-
-def test_equal_hashes_are_no_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2dprep.artifacts.columns._hashes", lambda begin, end: np.zeros(len(begin), np.uint64))
-    assert Lookup(strings(["a" * 11, "b" * 11]))(strings(["b" * 11, "c" * 11])).to_pylist() == [1, None]
-    assert Lookup(strings(["a" * 11]))(strings(["b" * 11])).to_pylist() == [None]
-    assert repeats(strings(["b" * 11, "c" * 11])).tolist() == []
 
 
 @given(st.lists(st.lists(st.text("ab", max_size=2), max_size=4), max_size=4), st.randoms())

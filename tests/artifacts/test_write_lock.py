@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.files import add_file
@@ -71,7 +71,7 @@ def test_who_waits_too_long_is_told_what_for(tmp_path: Path, capfd: pytest.Captu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_sources_added_at_once_are_both_there(tmp_path: Path) -> None:
+def test_of_several_commands_that_write_one_table_at_once_one_wins_whole(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     tables = [
         pa.Table.from_pylist([{"id": f"clip{number}", "caption": name} for number in range(50)], schema=CAPTION_ROWS)
@@ -81,7 +81,7 @@ def test_two_sources_added_at_once_are_both_there(tmp_path: Path) -> None:
 
     def add(source: int) -> None:
         try:
-            add_file(path, tables[source], f"s{source}", create=True)
+            add_file(None, tables[source], f"s{source}", path)
         except BaseException as error:
             errors.append(error)
 
@@ -90,7 +90,8 @@ def test_two_sources_added_at_once_are_both_there(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == []
-    assert sorted(set(read_captions(path)["source"].to_pylist())) == [f"s{source}" for source in range(6)]
-    assert read_captions(path).num_rows == 300
+    assert [type(error) for error in errors] == [FingerprintConflictError] * 5
+    written = read_captions(path)
+    assert len(set(written["source"].to_pylist())) == 1
+    assert written.num_rows == 50
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.parquet"]

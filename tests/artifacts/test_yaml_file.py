@@ -11,7 +11,7 @@ import yaml
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.yaml_files import MAX_DEPTH, read_settings, read_yaml
 from m2dprep.workflows.engine.job_settings import read_job_settings
-from m2dprep.workflows.recipe.schema import read_recipe_file
+from m2dprep.workflows.recipe.entries import read_recipe_file
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)

@@ -65,11 +65,11 @@ def test_kept(text: str) -> None:
 def test_columns_keep_their_order_and_count_the_unwrapped() -> None:
     texts = [text for pair in zip(WRAPPED, KEPT * 2, strict=False) for text in pair]
     cleaned = clean(pa.array(texts, pa.string()))
-    assert cleaned.captions().to_pylist() == [
+    assert cleaned.texts.to_pylist() == [
         text for pair in zip(WRAPPED.values(), KEPT * 2, strict=False) for text in pair
     ]
     assert cleaned.unwrapped == len(WRAPPED)
-    assert clean(pa.array([], pa.string())).captions().to_pylist() == []
+    assert clean(pa.array([], pa.string())).texts.to_pylist() == []
 
 
 # RE2 and Python's split() agree on white space; the two zero-width characters are ours.
@@ -87,10 +87,10 @@ def test_white_space_is_that_of_python(texts: list[str]) -> None:
 @given(st.lists(st.text(max_size=60)))
 def test_cleaning_twice_changes_nothing_more_than_once_does_in_unwrapped_texts(texts: list[str]) -> None:
     cleaned = clean(pa.array(texts, pa.string()))
-    once = cleaned.captions()
+    once = cleaned.texts
     assert len(once) == len(texts)
     if not cleaned.unwrapped:
-        assert clean(once).captions().equals(once)
+        assert clean(once).texts.equals(once)
 
 
 def sentence(names: list[str]) -> str | None:

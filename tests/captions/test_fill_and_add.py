@@ -226,41 +226,32 @@ def fill_inputs(folder: Path) -> tuple[Path, list[Path], Path, Path]:
     return folder / "data" / "c.parquet", [folder / "eval_segments.csv"], folder / "labels.csv", folder / "train.csv"
 
 
-def test_filling_again_changes_nothing_and_keeps_what_was_added(tmp_path: Path) -> None:
+def test_filling_again_changes_nothing(tmp_path: Path) -> None:
     inputs = fill_inputs(tmp_path)
     fill_file(*inputs)
-    before = inputs[0].read_bytes()
-    fill_file(*inputs)
-    assert inputs[0].read_bytes() == before
-    add_file(inputs[0], rows_of([("a", "x")]), "more")
-    added = inputs[0].read_bytes()
-    fill_file(*inputs)
-    assert inputs[0].read_bytes() == added
-    fill_file(*inputs, overwrite=True)
+    before, written = inputs[0].read_bytes(), inputs[0].stat().st_mtime_ns
+    assert not fill_file(*inputs).changed
+    assert (inputs[0].read_bytes(), inputs[0].stat().st_mtime_ns) == (before, written)
+    assert fill_file(*inputs, overwrite=True).changed
     assert inputs[0].read_bytes() == before
     assert [path.name for path in inputs[0].parent.iterdir()] == ["c.parquet"]
 
 
-def test_acalt4_is_added_where_it_is_missing_and_a_conflict_where_it_is_another(tmp_path: Path) -> None:
+def test_acalt4_in_one_step_is_acalt4_in_two_and_another_table_is_a_conflict(tmp_path: Path) -> None:
     inputs = fill_inputs(tmp_path)
     table, other = tmp_path / "acalt4.csv", tmp_path / "other.csv"
     table.write_text("youtube_id,caption1,caption2,caption3,caption4\nb,1,2,3,4\n")
     other.write_text("youtube_id,caption1,caption2,caption3,caption4\nb,1,2,3,5\n")
-    fill_file(*inputs, [table])
-    before = inputs[0].read_bytes()
-    fill_file(*inputs, overwrite=True)
-    assert read_captions(inputs[0]).num_rows == 2
-    for _ in range(2):
-        fill_file(*inputs, [table])
-        assert inputs[0].read_bytes() == before
     fill_file(*inputs)
-    add_file(inputs[0], rows_of([("b", "x")]), "more")
-    with_more = inputs[0].read_bytes()
-    fill_file(*inputs, [table])
-    assert inputs[0].read_bytes() == with_more
+    add_file(inputs[0], rows_of([("b", "1"), ("b", "2"), ("b", "3"), ("b", "4")]), "acalt4", tmp_path / "two.parquet")
+    in_two = (tmp_path / "two.parquet").read_bytes()
+    with pytest.raises(FingerprintConflictError, match=r"1 from label.*--overwrite"):
+        fill_file(*inputs, [table])
+    fill_file(*inputs, [table], overwrite=True)
+    assert inputs[0].read_bytes() == in_two
     with pytest.raises(FingerprintConflictError, match=r"4 from acalt4.*--overwrite"):
         fill_file(*inputs, [other])
-    assert inputs[0].read_bytes() == with_more
+    assert inputs[0].read_bytes() == in_two
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
@@ -286,15 +277,17 @@ def test_filling_something_else_is_a_conflict(tmp_path: Path) -> None:
     assert read_captions(inputs[0])["caption"][0].as_py() == "Another caption."
 
 
-def test_a_failed_add_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_an_add_that_fails_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     with pytest.raises(UserError, match="no such file"):
-        add_file(path, rows_of([("a", "1")]), "s")
-    add_file(path, rows_of([("a", "1")]), "s", create=True)
+        add_file(path, rows_of([("a", "1")]), "s", tmp_path / "new.parquet")
+    add_file(None, rows_of([("a", "1")]), "s", path)
     before = path.read_bytes()
     for rows, source in (([("nobody", "1")], "t"), ([("a", "2")], "s"), ([("a", "1")], "bad name")):
         with pytest.raises(UserError):
-            add_file(path, rows_of(rows), source)
+            add_file(path, rows_of(rows), source, tmp_path / "new.parquet")
+    with pytest.raises(UserError, match="never changed"):
+        add_file(path, rows_of([("a", "2")]), "t", path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -305,8 +298,8 @@ def test_row_order_survives_an_ungrouped_table(tmp_path: Path) -> None:
         [{"clip_id": c, "caption": t, "source": "s", "caption_index": i} for c, t, i in rows], schema=CAPTIONS_SCHEMA
     )
     write_captions(tmp_path / "c.parquet", table)
-    add_file(tmp_path / "c.parquet", rows_of([("b", "4"), ("a", "5")]), "t")
-    assert triples(read_captions(tmp_path / "c.parquet")) == [
+    add_file(tmp_path / "c.parquet", rows_of([("b", "4"), ("a", "5")]), "t", tmp_path / "d.parquet")
+    assert triples(read_captions(tmp_path / "d.parquet")) == [
         ("b", "1", "s", 0),
         ("b", "3", "s", 1),
         ("b", "4", "t", 2),
@@ -342,7 +335,7 @@ def test_text_that_is_not_utf_8_is_an_error_of_the_file_for_every_reader(tmp_pat
         for act in (
             lambda: read_captions(path),
             lambda: captions_of(path, "a"),
-            lambda: add_file(path, rows_of([("a", "z")]), "t"),
+            lambda: add_file(path, rows_of([("a", "z")]), "t", tmp_path / "m.parquet"),
             lambda: merge_files([path], tmp_path / "m.parquet"),
             lambda: check_file(path),
             lambda: check_file(path, dropped=["empty"]),
@@ -352,4 +345,4 @@ def test_text_that_is_not_utf_8_is_an_error_of_the_file_for_every_reader(tmp_pat
         assert path.read_bytes() == before
     write_file_list(tmp_path / "files_a.csv", ["l/a.npy"])
     with pytest.raises(UserError, match="not UTF-8"):
-        write_training_list(tmp_path / "files_a.csv", path, tmp_path / "files_a.csv", [ExclusionList("x", ("a",))])
+        write_training_list(tmp_path / "files_a.csv", path, tmp_path / "train_a.csv", [ExclusionList("x", ("a",))])

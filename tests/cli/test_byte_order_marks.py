@@ -11,7 +11,7 @@ from m2dprep.captions.sources.exclusion import read_exclusion
 from m2dprep.captions.sources.json_readers import read_jsonl
 from m2dprep.evaluation.clip_set import ClipSet
 from m2dprep.workflows.melspec.plan import find_sources
-from m2dprep.workflows.recipe.schema import read_recipe_file
+from m2dprep.workflows.recipe.entries import read_recipe_file
 
 BOM = "\ufeff"
 

@@ -67,21 +67,46 @@ def test_fill_then_add(tables: Path) -> None:
     assert result.stdout == f"{tables / 'c.parquet'}\n"
     assert "3 segments = 3 done + 0 skipped + 0 failed" in result.stderr
     assert (tables / "unmatched.csv").read_text() == '"source","id","caption"\n"auto_acd","nobody","x"\n'
-    added = run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv")
+    filled = (tables / "c.parquet").read_bytes()
+    command = ["captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv", "-o"]
+    added = run(*command, tables / "more.parquet")
     assert added.exit_code == 0, added.output
+    assert added.stdout == f"{tables / 'more.parquet'}\n"
     assert "8 captions = 4 done + 0 skipped + 4 failed" in added.stderr
-    assert [row[:4] for row in rows(tables / "c.parquet")[2:6]] == [
+    assert [row[:4] for row in rows(tables / "more.parquet")[2:6]] == [
         ("bbbbbbbbbb2", text, "acalt4", index) for index, text in enumerate("abcd", 1)
     ]
-    again = fill(tables)
-    assert again.exit_code == 0
-    assert len(rows(tables / "c.parquet")) == 7
+    assert "holds just that already" in fill(tables).stderr
+    assert (tables / "c.parquet").read_bytes() == filled
+
+
+INPUTS = ("c.parquet", "link.parquet", "sub/../c.parquet")
+
+
+@pytest.mark.parametrize("output", INPUTS)
+def test_no_command_of_captions_writes_to_its_input(tables: Path, output: str) -> None:
+    """It is refused under every name of the input, even with --overwrite, and the error says what to do."""
+    fill(tables)
+    (tables / "sub").mkdir()
+    (tables / "link.parquet").hardlink_to(tables / "c.parquet")
+    before = (tables / "c.parquet").read_bytes()
+    table = tables / "c.parquet"
+    for command in (
+        ["add", table, "--acalt4", tables / "acalt4.csv"],
+        ["keywords", table, "--keyword-model", "x"],
+        ["check", table, "--drop", "url"],
+        ["merge", table],
+    ):
+        for more in ([], ["--overwrite"]):
+            refused(run("captions", *command, "-o", tables / output, *more), 2, "is an input", "write to another file")
+    assert (tables / "c.parquet").read_bytes() == before
+    refused(fill(tables, "-o", tables / "train.csv"), 2, "is an input")
 
 
 def test_fill_with_acalt4(tables: Path) -> None:
     fill(tables)
-    run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv")
-    expected = (tables / "c.parquet").read_bytes()
+    run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv", "-o", tables / "m.parquet")
+    expected = (tables / "m.parquet").read_bytes()
     result = fill(tables, "--acalt4", tables / "acalt4.csv", "--overwrite", "--unmatched", tables / "unmatched.csv")
     assert result.exit_code == 0, result.output
     assert (tables / "c.parquet").read_bytes() == expected
@@ -103,8 +128,9 @@ def test_json_on_stdout(tables: Path) -> None:
     assert coverage["source"]["unwrapped"] == 1
     assert coverage["source"]["ids_unmatched"] == 1
     assert coverage["segments"]["rows"] == 3
-    added = json.loads(run("captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv", "--json").stdout)
-    assert added["source"]["used"] == 4
+    command = ["captions", "add", tables / "c.parquet", "--acalt4", tables / "acalt4.csv", "-o", tables / "d.parquet"]
+    added = json.loads(run(*command, "--json").stdout)
+    assert (added["source"]["used"], added["captions_path"]) == (4, str(tables / "d.parquet"))
 
 
 def test_labels_by_their_other_name_and_no_auto_acd(tables: Path) -> None:
@@ -119,7 +145,7 @@ def test_labels_by_their_other_name_and_no_auto_acd(tables: Path) -> None:
 
 def test_captions_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("file_name,n,text\nrain.wav,1,It rains.\nsub/dog.wav,2,A dog barks.\n")
-    command = ["captions", "add", tmp_path / "c.parquet", "--csv", tmp_path / "mine.csv", "--source", "mine"]
+    command = ["captions", "add", "--csv", tmp_path / "mine.csv", "--source", "mine", "-o", tmp_path / "c.parquet"]
     refused(run(*command), 2, "which columns hold captions", "file_name, n, text")
     result = run(*command, "--caption-column", "text")
     assert result.exit_code == 0, result.output
@@ -129,9 +155,13 @@ def test_captions_of_ones_own(tmp_path: Path) -> None:
         ("sub/dog", "A dog barks.", "mine", 0, None),
     ]
     (tmp_path / "mine.csv").write_text("file_name,n,text\nrain.wav,1,It pours.\nsub/dog.wav,2,A dog barks.\n")
-    refused(run(*command, "--caption-column", "text"), 2, "'mine' are there already", "--replace")
-    assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--replace").exit_code == 0
-    assert len(rows(tmp_path / "c.parquet")) == 2
+    refused(run(*command, "--caption-column", "text"), 5, "c.parquet is there already", "--overwrite")
+    assert run(*command, "--caption-column", "text", "--id-column", "file_name", "--overwrite").exit_code == 0
+    assert [row[1] for row in rows(tmp_path / "c.parquet")] == ["It pours.", "A dog barks."]
+    new = ["captions", "add", tmp_path / "c.parquet", *command[2:6], "--caption-column", "text", "-o"]
+    refused(run(*new, tmp_path / "d.parquet"), 2, "'mine' are there already", "--replace")
+    assert run(*new, tmp_path / "d.parquet", "--replace").exit_code == 0
+    assert (tmp_path / "d.parquet").read_bytes() == (tmp_path / "c.parquet").read_bytes()
 
 
 def test_fill_on_bad_input(tables: Path) -> None:
@@ -162,7 +192,7 @@ def test_fill_on_bad_input(tables: Path) -> None:
 def test_fill_over_other_captions(tables: Path) -> None:
     assert fill(tables).exit_code == 0
     (tables / "train.csv").write_text("youtube_id,caption\nbbbbbbbbbb2,Another.\n")
-    refused(fill(tables), 5, "holds other captions", "--overwrite")
+    refused(fill(tables), 5, "with other captions", "--overwrite")
     assert rows(tables / "c.parquet") == FILLED
     assert fill(tables, "--overwrite").exit_code == 0
     assert rows(tables / "c.parquet")[1][1] == "Another."
@@ -178,7 +208,9 @@ def test_add_on_bad_input(tables: Path) -> None:
     before = (tables / "c.parquet").read_bytes()
     table, csv = tables / "c.parquet", ["--csv", tables / "no_match.csv", "--source", "mine"]
     bad: list[tuple[list[object], tuple[str, ...]]] = [
-        ([tables / "missing.parquet", "--acalt4", tables / "acalt4.csv"], ("missing.parquet: no such file", "fill")),
+        ([tables / "missing.parquet", "--acalt4", tables / "acalt4.csv"], ("missing.parquet: no such file",)),
+        (["--acalt4", tables / "acalt4.csv"], ("AudioSet's clips", "give CAPTIONS, or --new-clips")),
+        ([table, *csv, "-o", tables], ("is a folder",)),
         ([tables / "broken.parquet", *csv], ("broken.parquet cannot be read",)),
         ([tables / "columns.parquet", *csv], ("no column caption",)),
         ([tables / "null.parquet", *csv], ("null.parquet cannot be read", "clip_id", "null")),
@@ -192,8 +224,10 @@ def test_add_on_bad_input(tables: Path) -> None:
         ([table, "--csv", tables / "no_match.csv", "--source", "a b"], ("cannot name a source",)),
     ]
     for words, messages in bad:
-        refused(run("captions", "add", *words), 2, *messages)
+        refused(run("captions", "add", "-o", tables / "new.parquet", *words), 2, *messages)
+    refused(run("captions", "add", table, *csv), 2, "Missing option '--output'")
     assert table.read_bytes() == before
+    assert not (tables / "new.parquet").exists()
     assert not list(tables.glob(".m2dprep-*"))
 
 
@@ -244,26 +278,42 @@ def test_options_of_fill(tables: Path) -> None:
 
 def test_evaluation_clips_are_announced_and_leave_the_training_list(tables: Path) -> None:
     assert "1 clips of eval_segments have captions too" in fill(tables).stderr
-    (tables / "files_a.csv").write_text("file_name\nlms/Yaaaaaaaaa1.npy\nlms/ccccccccc_3.npy\n")
-    result = run("captions", "training-list", tables / "files_a.csv", tables / "c.parquet")
+    listed = "file_name\nlms/Yaaaaaaaaa1.npy\nlms/ccccccccc_3.npy\n"
+    (tables / "files_a.csv").write_text(listed)
+    command = ["captions", "training-list", tables / "files_a.csv", tables / "c.parquet"]
+    result = run(*command)
     assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tables / 'train_a.csv'}\n"
     assert "left out as of eval_segments: 1" in result.stderr
     assert "2 files = 1 done + 1 skipped + 0 failed" in result.stderr
-    assert (tables / "files_a.csv").read_text() == "file_name\nlms/Yaaaaaaaaa1.npy\n"
+    assert (tables / "train_a.csv").read_text() == "file_name\nlms/Yaaaaaaaaa1.npy\n"
+    assert (tables / "files_a.csv").read_text() == listed
+    assert "holds just that already" in run(*command).stderr
+    refused(run(*command, "--keep-eval"), 5, "train_a.csv is there already", "--overwrite")
+    assert run(*command, "--keep-eval", "--overwrite").exit_code == 0
+    assert (tables / "train_a.csv").read_text() == listed
+    (tables / "train_a.csv").write_text(f"{listed}lms/by_hand.npy\n")
+    refused(run(*command, "--keep-eval"), 5, "train_a.csv is there already")
+    elsewhere = run(*command, "-o", tables / "mine.csv")
+    assert f"give it --files {tables / 'mine.csv'}" in elsewhere.stderr
+    for name in ("files_a.csv", "files_b.csv", "./files_clean.csv"):
+        refused(run(*command, "-o", tables / name, "--overwrite"), 2, name.removeprefix("./"), "train_a.csv")
+    assert (tables / "files_a.csv").read_text() == listed
 
 
 def test_sources_of_clips_of_their_own(tables: Path) -> None:
     assert fill(tables).exit_code == 0
     (tables / "fsd_final.json").write_text('{"data": [{"id": "7", "caption": "Rain."}]}')
-    refused(run("captions", "add", tables / "c.parquet", "--wavcaps", tables / "fsd_final.json"), 2, "not one id")
-    result = run("captions", "add", tables / "c.parquet", "--wavcaps", tables / "fsd_final.json", "--new-clips")
+    add = ["captions", "add", tables / "c.parquet", "--wavcaps", tables / "fsd_final.json", "-o", tables / "w.parquet"]
+    refused(run(*add), 2, "not one id")
+    result = run(*add, "--new-clips")
     assert result.exit_code == 0, result.output
-    assert rows(tables / "c.parquet")[-1] == ("FreeSound/7", "Rain.", "wavcaps", 0, None)
+    assert rows(tables / "w.parquet")[-1] == ("FreeSound/7", "Rain.", "wavcaps", 0, None)
     (tables / "m.csv").write_text("n,caption\nset_8.wav,Wind.\n")
-    command = ["captions", "add", tables / "m.parquet", "--csv", tables / "m.csv", "--source", "mine"]
+    command = ["captions", "add", "--csv", tables / "m.csv", "--source", "mine", "-o", tables / "m.parquet"]
     assert run(*command, "--id-pattern", r"_(\d)").exit_code == 0
     output = tables / "all.parquet"
-    merged = run("captions", "merge", tables / "c.parquet", tables / "m.parquet", "-o", output, "--json")
+    merged = run("captions", "merge", tables / "w.parquet", tables / "m.parquet", "-o", output, "--json")
     assert json.loads(merged.stdout)["by_source"] == {"label": 2, "auto_acd": 1, "mine": 1, "wavcaps": 1}
     assert rows(output)[-1] == ("8", "Wind.", "mine", 0, None)
     shown = run("captions", "show", output, "FreeSound/7")
@@ -275,7 +325,8 @@ def test_sources_of_clips_of_their_own(tables: Path) -> None:
 def test_check(tables: Path) -> None:
     (tables / "m.csv").write_text("n,caption\na,See www.x.com\na,A dog.\n")
     table = tables / "m.parquet"
-    assert run("captions", "add", table, "--csv", tables / "m.csv", "--source", "mine").exit_code == 0
+    assert run("captions", "add", "--csv", tables / "m.csv", "--source", "mine", "-o", table).exit_code == 0
+    before = table.read_bytes()
     result = run("captions", "check", table)
     assert result.exit_code == 0
     assert "url                     1" in result.stdout
@@ -285,10 +336,18 @@ def test_check(tables: Path) -> None:
     assert run("captions", "check", table, "--strict", "--rule", "refusal").exit_code == 0
     refused(run("captions", "check", table, "--rule", "x"), 2, "no rule x")
     refused(run("captions", "check", table, "--max-tokens", "3"), 2, "needs --text-model")
-    refused(run("captions", "check", table, "--drop", "too_long"), 2, "needs --text-model")
-    refused(run("captions", "check", table, "--output", "x"), 2, "--drop")
-    assert json.loads(run("captions", "check", table, "--drop", "url", "--strict", "--json").stdout)["dropped"] == 1
-    assert rows(table) == [("a", "A dog.", "mine", 0, None)]
+    clean = tables / "clean.parquet"
+    refused(run("captions", "check", table, "--drop", "too_long", "-o", clean), 2, "needs --text-model")
+    refused(run("captions", "check", table, "--output", "x"), 2, "--drop and --output go together")
+    refused(run("captions", "check", table, "--drop", "url"), 2, "--drop and --output go together")
+    drop = ["captions", "check", table, "--drop", "url", "--strict", "-o", clean]
+    assert json.loads(run(*drop, "--json").stdout)["dropped"] == 1
+    assert rows(clean) == [("a", "A dog.", "mine", 0, None)]
+    assert "holds just that already" in run(*drop).stderr
+    refused(run("captions", "check", table, "--drop", "near_duplicate", "-o", clean), 5, "--overwrite")
+    assert run("captions", "check", table, "--drop", "near_duplicate", "-o", clean, "--overwrite").exit_code == 0
+    assert len(rows(clean)) == 2
+    assert table.read_bytes() == before
 
 
 def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,24 +357,29 @@ def test_keywords(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeywordModel, "__init__", lambda self, name, device: None)
     monkeypatch.setattr(KeywordModel, "sentences", lambda self, inputs: [f"A man hears {text}." for text in inputs])
     assert fill(tables).exit_code == 0
-    command = ["captions", "keywords", tables / "c.parquet", "--keyword-model", "x", "--source", "k2t"]
+    out = tables / "k.parquet"
+    command = ["captions", "keywords", tables / "c.parquet", "--keyword-model", "x", "--source", "k2t", "-o", out]
     result = run(*command, "--debias", "--separator", "+", "--batch-size", "1", "--work", tables / "work")
     assert result.exit_code == 0, result.output
     assert "3 inputs = 3 done + 0 skipped + 0 failed" in result.stderr
-    texts = [row[1] for row in rows(tables / "c.parquet") if row[2] == "k2t"]
+    texts = [row[1] for row in rows(out) if row[2] == "k2t"]
     assert texts[0] == "A person hears Dog."
     assert len(list((tables / "work").glob("part-*.parquet"))) == 3
-    written = (tables / "c.parquet").read_bytes()
+    written = out.read_bytes()
     again = run(*command, "--debias", "--separator", "+", "--batch-size", "1", "--work", tables / "work")
-    assert (again.exit_code, (tables / "c.parquet").read_bytes()) == (0, written), again.output
+    assert (again.exit_code, out.read_bytes()) == (0, written), again.output
     assert "3 inputs = 0 done + 3 skipped + 0 failed" in again.stderr
-    other = run(*command, "--separator", "+", "--batch-size", "1", "--work", tables / "work")  # without --debias
-    refused(other, 2, "'k2t' are there already")
-    refused(run(*command), 2, "'k2t' are there already")
-    assert run(*command, "--replace").exit_code == 0
-    assert (tables / "c.parquet.k2t" / "meta.json").exists()
-    refused(run(*command, "--replace", "--separator", " "), 5, "separator")
-    assert run(*command, "--replace", "--separator", " ", "--overwrite").exit_code == 0
+    other = [*command, "--separator", "+", "--batch-size", "1", "--work", tables / "work"]  # without --debias
+    refused(run(*other), 5, "k.parquet is there already, with other captions")
+    replaced = run(*other, "--overwrite")
+    assert replaced.exit_code == 0
+    assert "3 inputs = 0 done + 3 skipped + 0 failed" in replaced.stderr, "the same sentences are not made again"
+    once_more = ["captions", "keywords", out, "--keyword-model", "x", "--source", "k2t", "-o", tables / "l.parquet"]
+    refused(run(*once_more), 2, "'k2t' are there already")
+    assert run(*once_more, "--replace").exit_code == 0
+    assert (tables / "l.parquet.k2t" / "meta.json").exists()
+    refused(run(*once_more, "--replace", "--separator", " "), 5, "separator")
+    assert run(*once_more, "--replace", "--separator", " ", "--overwrite").exit_code == 0
 
 
 def test_ids_that_begin_with_a_dash_need_a_hint(tables: Path) -> None:
@@ -334,7 +398,7 @@ def test_ids_that_begin_with_a_dash_need_a_hint(tables: Path) -> None:
 def test_a_caption_is_shown_for_its_clip_only(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("file_name,caption\ndog/001.flac,a dog barks\nrain.flac,it rains\n")
     table = tmp_path / "c.parquet"
-    assert run("captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine").exit_code == 0
+    assert run("captions", "add", "--csv", tmp_path / "mine.csv", "--source", "mine", "-o", table).exit_code == 0
     for name in ("dog/001", "dog/001.flac", "./dog/001.wav", "data/sc_lms/dog/001.npy", "audio/dog/001.flac"):
         assert "a dog barks" in run("captions", "show", table, name).stdout
     for name in ("cat/001.flac", "001", "001.flac", "sc_lms/cat/001.npy"):
@@ -359,12 +423,12 @@ def test_exclusions_of_every_command_say_what_they_did(tables: Path) -> None:
         f"{tables / 'none.tsv'} was read as a table with tabs, its column 'file_name'.",
         f"0 of 2 names in {tables / 'none.tsv'} are those of a",
     )
-    added = run("captions", "add", tables / "w.parquet", "--wavcaps", tables / "fsd_final.json", *out)
+    added = run("captions", "add", "--wavcaps", tables / "fsd_final.json", "-o", tables / "w.parquet", *out)
     assert added.exit_code == 0, added.output
     assert [row[0] for row in rows(tables / "w.parquet")] == ["FreeSound/2"]
     listed = run("captions", "training-list", tables / "files_w.csv", tables / "w.parquet", *out)
     assert listed.exit_code == 0, listed.output
-    assert (tables / "files_w.csv").read_text().splitlines()[1:] == parts[1:]
+    assert (tables / "train_w.csv").read_text().splitlines()[1:] == parts[1:]
     assert f"excluded by {tables / 'black.json'}: 1 (1 names, 0 of no clip)" in listed.stderr
     merged = run(
         "captions", "merge", tables / "w.parquet", "-o", tables / "m.parquet", "--exclude", tables / "none.tsv"
@@ -382,11 +446,13 @@ def test_a_command_that_was_killed_after_its_last_rename_is_done_when_it_is_give
     assert fill(tables).exit_code == 0
     (tmp_path / "mine.csv").write_text("id,caption\n" + "".join(f"{row[0]},It rains.\n" for row in FILLED[:2]))
     (tmp_path / "new.csv").write_text("id,caption\nelsewhere,It pours.\nelsewhere,It pours.\n")
-    table, other, merged = tables / "c.parquet", tmp_path / "other.parquet", tmp_path / "merged.parquet"
+    filled, table, more = (tables / f"{name}.parquet" for name in "cde")
+    other, merged = tmp_path / "other.parquet", tmp_path / "merged.parquet"
+    add = ["captions", "add"]
     for output, command in (
-        (table, ["captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine", "--new-clips"]),
-        (table, ["captions", "add", table, "--csv", tmp_path / "new.csv", "--source", "new", "--new-clips"]),
-        (other, ["captions", "add", other, "--csv", tmp_path / "new.csv", "--source", "other"]),
+        (table, [*add, filled, "--csv", tmp_path / "mine.csv", "--source", "mine", "--new-clips", "-o", table]),
+        (more, [*add, table, "--csv", tmp_path / "new.csv", "--source", "new", "--new-clips", "-o", more]),
+        (other, [*add, "--csv", tmp_path / "new.csv", "--source", "other", "-o", other]),
         (merged, ["captions", "merge", table, other, "-o", merged]),
     ):
         first = run(*command, "--json")
@@ -400,6 +466,5 @@ def test_a_command_that_was_killed_after_its_last_rename_is_done_when_it_is_give
         first, again = json.loads(first.stdout), json.loads(again.stdout)
         assert {**first, "changed": False} == {**again, "changed": False}
     (tmp_path / "mine.csv").write_text(f"id,caption\n{FILLED[0][0]},It rains.\n")
-    refused(run("captions", "add", table, "--csv", tmp_path / "mine.csv", "--source", "mine"), 2, "--replace")
-    assert run("captions", "add", other, "--csv", tmp_path / "new.csv", "--source", "third").exit_code == 0
-    refused(run("captions", "merge", table, other, "-o", merged), 5, "--overwrite")
+    refused(run(*add, filled, "--csv", tmp_path / "mine.csv", "--source", "mine", "-o", table), 5, "--overwrite")
+    refused(run("captions", "merge", table, more, "-o", merged), 5, "--overwrite")

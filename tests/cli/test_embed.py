@@ -185,5 +185,8 @@ def test_captions_that_grew_name_reuse(captions: Path) -> None:
     assert "5 captions = 1 done + 4 reused + 0 skipped + 0 failed" in result.stderr
     EmbeddingStore.open(more).verify(read_captions(captions))
     np.testing.assert_array_equal(EmbeddingStore.open(more).embeddings[1:], EmbeddingStore.open(store).embeddings)
+    replaced = run(*command, "--overwrite")
+    assert "5 captions = 1 done + 4 reused + 0 skipped + 0 failed" in replaced.stderr
+    np.testing.assert_array_equal(EmbeddingStore.open(more).embeddings, EmbeddingStore.open(store).embeddings)
     reuse = ("--reuse", store, "--text-model", MINILM, "--device", "cpu")
     refused(run("embed-captions", captions, more, *reuse, "--normalize"), 5, "normalized: False → True")

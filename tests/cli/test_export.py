@@ -35,7 +35,7 @@ def test_to_a_store_and_back(dictionary: Path, tmp_path: Path) -> None:
     there, back = (np.load(path, allow_pickle=True).item() for path in (dictionary, tmp_path / "back.npy"))
     assert all(np.array_equal(there[key], back[key]) and there[key].shape == back[key].shape for key in there)
     refused = run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy")
-    assert refused.exit_code == 2
+    assert refused.exit_code == 5
     assert "--overwrite" in refused.stderr
     assert run("embeddings", "export", "m2d", tmp_path / "store", tmp_path / "back.npy", "--overwrite").exit_code == 0
 

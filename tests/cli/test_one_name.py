@@ -89,8 +89,8 @@ def test_who_takes_what() -> None:
     }  # fmt: skip
     assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--output"] == {
-        "stats", "unpack", "captions fill", "captions merge", "captions check", "captions training-list", "train",
-        "plot", "demo",
+        "stats", "unpack", "captions fill", "captions add", "captions merge", "captions keywords", "captions check",
+        "captions training-list", "train", "plot", "demo",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

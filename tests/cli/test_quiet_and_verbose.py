@@ -38,7 +38,7 @@ LINES = [
     "stats x_lms",
     "pack x_lms",
     "unpack x_lms",
-    "captions add c.parquet --csv mine.csv --source mine",
+    "captions add --csv mine.csv --source mine -o c.parquet",
     "captions merge c.parquet -o d.parquet",
     "captions check d.parquet",
     "captions show d.parquet a",

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,18 +11,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from m2dprep.cli.main import COMMANDS, m2dprep
-from m2dprep.cli.recipe import stage_kinds
+from m2dprep.cli.main import m2dprep
+from m2dprep.cli.recipe import all_stage_kinds
 from m2dprep.workflows.demo import DemoSettings, _commands, _zero_shot_command
 from m2dprep.workflows.engine.job_settings import read_job_settings
-from m2dprep.workflows.recipe.order import HOW as HOW_PATHS
-from m2dprep.workflows.recipe.order import ROLES
-from m2dprep.workflows.recipe.plan import HOW, HOW_OF
 from m2dprep.workflows.recipe.recipe import Recipe, read_recipe
 from m2dprep.workflows.recipe.template import audioset_recipe, demo_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
-KINDS = stage_kinds()
+KINDS = all_stage_kinds()
 
 
 def run(*arguments: str) -> Result:
@@ -33,15 +31,31 @@ def read(path: Path, text: str) -> Recipe:
     return read_recipe(path, KINDS, {"bundled_text_model": lambda: "the-model"})
 
 
+NO_STAGES = {
+    "demo",
+    "run",
+    "status",
+    "init",
+    "plot",
+    "submit",
+    "captions show",
+    "embeddings inspect",
+    "embeddings check",
+}
+
+
+def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
 def test_every_command_is_a_stage_or_no_stage_on_purpose() -> None:
-    assert {kind.words[0] for kind in KINDS.values()} == set(COMMANDS) - {
-        "demo",
-        "run",
-        "status",
-        "init",
-        "plot",
-        "submit",
-    }
+    assert {name for name, _ in commands(m2dprep)} == {*KINDS, *NO_STAGES}
 
 
 def test_encode_is_a_stage_under_both_its_names(tmp_path: Path) -> None:
@@ -50,25 +64,45 @@ def test_encode_is_a_stage_under_both_its_names(tmp_path: Path) -> None:
         assert (stage.kind.name, stage.kind.arguments(stage.values)) == ("embed-captions", ["embed-captions", "c", "o"])
 
 
+# Every path that is not read, or read by no other stage.
+WRITTEN = {
+    "sound-set": {"out"}, "melspec": {"dst"}, "stats": {"output"}, "unpack": {"output"},
+    "captions fill": {"output", "unmatched"}, "captions add": {"output", "unmatched"}, "captions merge": {"output"},
+    "captions keywords": {"output"}, "captions check": {"output", "findings"}, "captions training-list": {"output"},
+    "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
+    "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
+}  # fmt: skip
+PLACES = {"check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"}}
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_it_is_known_what_every_path_of_a_stage_is_to_it(name: str) -> None:
-    paths = {option.key for option in KINDS[name].options if option.is_path} - HOW_PATHS
-    unknown = paths - set(ROLES.get(KINDS[name].name, {}))
-    assert not unknown, f"ROLES in workflows/recipe/order.py does not say what these are: {unknown}"
+def test_what_a_command_writes_is_not_taken_for_what_it_reads(name: str) -> None:
+    def keys(role: str) -> set[str]:
+        return {option.key for option in KINDS[name].options if option.role == role}
+
+    assert keys("output") == WRITTEN.get(name, set())
+    assert keys("place") == PLACES.get(name, set())
+    assert keys("setting") <= {"scheduler_file", "cluster_config"}
+    assert all("model" in option.key for option in KINDS[name].options if option.role == "model")
+    looks_written = {key for key in keys("input") if re.search("^out|output|^dst$|findings|unmatched", key)}
+    assert not looks_written
 
 
-def test_options_that_decide_nothing_are_options() -> None:
-    everywhere = {option.key for kind in KINDS.values() for option in kind.options}
-    assert everywhere >= HOW
-    for name, keys in HOW_OF.items():
-        assert set(KINDS[name].keys()) >= keys
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_declared_of_a_command_names_its_options(name: str) -> None:
+    kind = KINDS[name]
+    keys = {option.key for option in kind.options}
+    assert set(kind.declared.how) <= keys
+    assert {kind.declared.remade_from} - {None} <= keys
+    for word in ("workers", "threads", "max_failures"):
+        assert word not in keys - kind.how, f"{word} decides nothing"
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_a_stage_types_is_what_the_command_reads(name: str, tmp_path: Path) -> None:
     """Every option of a command passes, with some value, through a recipe's text and Click's own parser."""
     kind = KINDS[name]
-    samples = {option.key: _sample(option.key, option.choices, option.is_flag) for option in kind.options}
+    samples = {option.key: _sample(option.key, tuple(option.choices), option.is_flag) for option in kind.options}
     lines = [f"    {key}: {json.dumps(value)}" for key, value in samples.items()]
     recipe = read(tmp_path / "r.yaml", f"data: d\nstages:\n  {name}:\n" + "\n".join(lines) + "\n")
     (stage,) = recipe.stages

@@ -48,7 +48,7 @@ def check_files(layout: DataLayout, quick: bool) -> CheckResult:
 
 
 def _proofs(layout: DataLayout, quick: bool) -> Iterator[Proof]:
-    for path in layout.file_lists():
+    for path in [*layout.file_lists(), *layout.training_lists().values()]:
         yield path, verify_file_list
     for path in sorted(layout.root.glob(list_digest_path(Path("files_*.csv")).name)):
         yield path, _has_its_list

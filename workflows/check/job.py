@@ -29,6 +29,7 @@ from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.log_mels.pack import PackedStore, read_pack_meta
 from m2dprep.artifacts.log_mels.records import KEPT, read_config, require_parts
 from m2dprep.artifacts.tables import accept_file_list, read_captions, read_file_list
+from m2dprep.artifacts.training_lists import require_current
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.promise import NO_PROMISE, Promises
 from m2dprep.audioprep.stats import norm_stats
@@ -146,7 +147,7 @@ def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
     Raises `UserError`, before any list is accepted, if one is not a list of the data directory.
     """
     layout = DataLayout(require_folder(data, "the data directory to check"))
-    lists = {path.name: path for path in layout.file_lists()}
+    lists = {path.name: path for path in [*layout.file_lists(), *layout.training_lists().values()]}
     for name in names:
         given = Path(name)
         if given.name not in lists or (len(given.parts) > 1 and given.resolve() != lists[given.name].resolve()):
@@ -162,7 +163,11 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
     """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside."""
     result = CheckResult("file lists")
     names: set[str] = set()
-    for path in layout.file_lists():
+    made = layout.training_lists()
+    for files, path in made.items():
+        with Collecting(result, path.name):
+            require_current(path, files)
+    for path in [*layout.file_lists(), *made.values()]:
         with Collecting(result, path.name):
             file_names = read_file_list(path, unchecked=True)
             result.checked += len(file_names)

@@ -74,6 +74,18 @@ SCHEDULER = {
     "distributed.comm.retry.count": 0,
     "distributed.deploy.lost-worker-timeout": "15s",
 }
+RECONNECT_SECONDS = 30.0
+# The scheduler's attributes during a run. Other values of the last two would stop it silently.
+OWN_SETTINGS = {
+    "WORKER_SATURATION": SATURATION,
+    "allowed_failures": DEATHS_ALLOWED,
+    "idle_timeout": None,
+    "no_workers_timeout": None,
+}
+# A worker that has been silent for this long will not answer a request either.
+SILENT_SECONDS = 10.0
+# The rows of a finished shard arrive within milliseconds, or they are lost.
+RESULT_SECONDS = 15.0
 
 
 def worker_exports() -> dict[str, str]:
@@ -112,20 +124,6 @@ def quiet_event_loop() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-RECONNECT_SECONDS = 30.0
-# The scheduler's attributes during a run. Other values of the last two would stop it silently.
-OWN_SETTINGS = {
-    "WORKER_SATURATION": SATURATION,
-    "allowed_failures": DEATHS_ALLOWED,
-    "idle_timeout": None,
-    "no_workers_timeout": None,
-}
-# A worker that has been silent for this long will not answer a request either.
-SILENT_SECONDS = 10.0
-# The rows of a finished shard arrive within milliseconds, or they are lost.
-RESULT_SECONDS = 15.0
 
 
 class DaskWorkers(Workers):

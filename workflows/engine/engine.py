@@ -34,6 +34,9 @@ POLL_SECONDS = 1.0
 STRAGGLER_RATIO, STRAGGLER_SECONDS = 3.0, 10.0
 MAX_COPIES = 3
 RECENT_SHARDS = 200
+Item = Any
+Row = Any
+ShardFunction = Callable[[Sequence[Item]], list[Row]]
 
 
 @dataclass
@@ -163,11 +166,6 @@ class Window:
             waited = now - max(self._idle_since, task.submitted)
             if waited > patience and len(task.tickets) < MAX_COPIES:
                 self._submit(task)
-
-
-Item = Any
-Row = Any
-ShardFunction = Callable[[Sequence[Item]], list[Row]]
 
 
 def split_into_shards(items: Sequence[Item], workers: int, largest: int) -> list[list[Item]]:

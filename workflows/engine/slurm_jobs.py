@@ -42,6 +42,12 @@ from m2dprep.workflows.engine.workers import ClusterLostError, Shared
 NAME = re.compile(r"run-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]+")
 # Leftovers of a killed run on another machine are removed at this age.
 MAX_AGE_SECONDS = 60 * 86400.0
+LOOK_SECONDS = 10.0
+# Jobs in a row that may end before any of their workers comes up.
+MAX_FAILED_JOBS = 5
+MAX_PAUSE = 300.0
+# The address of Dask's dashboard; all users of this machine can open it.
+DASHBOARD = "127.0.0.1:8787"
 
 
 @dataclass(frozen=True)
@@ -111,16 +117,6 @@ def _sweep(base: Path) -> None:
             gone = time.time() - folder.stat().st_mtime > MAX_AGE_SECONDS
         if gone:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-LOOK_SECONDS = 10.0
-# Jobs in a row that may end before any of their workers comes up.
-MAX_FAILED_JOBS = 5
-MAX_PAUSE = 300.0
-
-
-# The address of Dask's dashboard; all users of this machine can open it.
-DASHBOARD = "127.0.0.1:8787"
 
 
 @contextmanager

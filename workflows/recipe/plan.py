@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
 
 from m2dprep.artifacts.console import duration
-from m2dprep.workflows.recipe.order import absolute
+from m2dprep.workflows.recipe.declare import absolute
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
-from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, Identity, RecipeState, refreshed, same
-from m2dprep.workflows.recipe.versions import Versions
+from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, Identity, RecipeState, Record, identity, same
 
 SKIP, RUN, REDO, LEFT_OUT = "skip", "run", "redo", "left out"
-# Options that say how a stage works and not what it makes, besides those of clusters.
-HOW = {"workers", "loader_workers", "threads", "max_failures", "ignore_space"}
-HOW_OF = {
-    "embed-captions": {"device", "batch_tokens"},
-    "captions keywords": {"device", "batch_size"},
-    "zero-shot": {"device", "batch_size"},
-    "train": {"device", "compile", "save_every", "save_steps", "save_minutes", "keep", "log_every", "wandb"},
-}
 SHOWN_CHANGES = 4
 
 
@@ -64,43 +55,35 @@ class Choice:
 
 def options_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
     """The settings that decide what a stage makes. Paths have one form, however the recipe writes them."""
-    how = HOW | HOW_OF.get(stage.kind.name, set()) | {o.key for o in stage.kind.options if o.of_cluster}
-    paths = {option.key for option in stage.kind.options if option.is_path}
+    paths = {option.key for option in stage.kind.options if option.role is not None}
     return {
         key: [recipe.shown(absolute(recipe.root, text)) if key in paths else text for text in texts]
         for key, texts in sorted(stage.values.items())
-        if key not in how and texts != ["false"]
+        if key not in stage.kind.how and texts != ["false"]
     }
 
 
-def inputs_of(recipe: Recipe, state: RecipeState, stage: Stage) -> dict[str, Identity | None]:
-    """The present identities of a stage's inputs, by path. Of a file that several stages write, its version counts."""
-    versions = Versions(recipe, state)
-    known: dict[str, Identity | None] = state.stages.get(stage.name, {}).get("inputs", {})
-    found: dict[str, Identity | None] = {}
-    for path in dict.fromkeys([*stage.reads, *stage.uses.changes]):
-        shown = recipe.shown(path)
-        if path in stage.versions:
-            found[shown] = versions.of(stage.versions[path], path)
-        else:
-            found[shown] = refreshed(path, known.get(shown))
-    return found
+def identities(
+    recipe: Recipe, paths: Collection[Path], known: dict[str, Identity | None]
+) -> dict[str, Identity | None]:
+    """The present identities of ``paths``, by the names that they have in a state; see `identity` for ``known``."""
+    return {recipe.shown(path): identity(path, known.get(recipe.shown(path))) for path in paths}
 
 
 def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[str] = ()) -> Decision:
     """The action for a stage whose needs are met, from its record and the present files."""
-    record = state.stages.get(stage.name)
-    if record is None:
+    record = state.record(stage.name)
+    if "status" not in record:
         return _decision(stage, RUN, "not done yet")
-    if record.get("kind") != stage.kind.name:
-        return _decision(stage, REDO, f"it was {record.get('kind')}")
-    if changes := _changes(recipe, state, stage, record):
+    if record["kind"] != stage.kind.name:
+        return _decision(stage, REDO, f"it was {record['kind']}")
+    if changes := [*changed_options(recipe, stage, record), *changed_inputs(recipe, stage, record)]:
         more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
         return _decision(stage, REDO, "; ".join(changes[:SHOWN_CHANGES]) + more)
     if record["status"] != DONE:
         return _decision(stage, RUN, _unfinished(record))
-    if gone := _outputs_gone(recipe, state, stage):
-        return _decision(stage, RUN, gone)
+    if gone := changed_outputs(recipe, stage, record):
+        return _decision(stage, RUN, gone[0])
     if stage.name in again:
         return _decision(stage, RUN, "asked for")
     return _decision(stage, SKIP, f"done {local_time(record['ended'])}, nothing has changed")
@@ -114,14 +97,11 @@ def make_plan(recipe: Recipe, state: RecipeState, choice: Choice) -> list[Decisi
     for stage in recipe.stages:
         decision = decide(recipe, state, stage, choice.again)
         if stage.name not in wanted:
-            reason = (
-                decision.reason if decision.action == SKIP else f"though it would {decision.action}: {decision.reason}"
-            )
-            plan.append(_decision(stage, LEFT_OUT, reason))
-            continue
-        if decision.action == SKIP and (before := [name for name in stage.needs if name in running]):
+            though = "" if decision.action == SKIP else f"though it would {decision.action}: "
+            decision = _decision(stage, LEFT_OUT, f"{though}{decision.reason}")
+        elif decision.action == SKIP and (before := [name for name in stage.needs if name in running]):
             decision = _decision(stage, REDO, f"after {', '.join(before)}, unless that leaves all as it was")
-        if decision.action != SKIP:
+        if decision.action in (RUN, REDO):
             running.add(stage.name)
         plan.append(decision)
     return plan
@@ -135,8 +115,8 @@ def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
     lines = []
     runs = {decision.stage for decision in plan if decision.action in (RUN, REDO)}
     for stage in recipe.stages:
-        for path in [*stage.reads, *stage.uses.how] if stage.name in runs else ():
-            makers = {name for made in (path, *path.parents) for name in recipe.makers.get(made, ())} - {stage.name}
+        for path in [*stage.reads, *stage.how] if stage.name in runs else ():
+            makers = recipe.makers_of(path) - {stage.name}
             if path.exists() or makers & runs:
                 continue
             why = f"; {', '.join(sorted(makers))} makes it and is left out" if makers else ", and no stage makes it"
@@ -144,57 +124,43 @@ def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
     return lines
 
 
-def _changes(recipe: Recipe, state: RecipeState, stage: Stage, record: dict[str, Any]) -> list[str]:
-    """What has changed since the stage was begun: settings by name, inputs by path."""
-    old, new = record["options"], options_of(recipe, stage)
-    lines = [
-        f"{key}: {_shown(old.get(key))} → {_shown(new.get(key))}"
+def changed_options(recipe: Recipe, stage: Stage, record: Record) -> list[str]:
+    """A line for every setting that has changed since the stage was begun."""
+    new = options_of(recipe, stage)
+    old = record.get("options", new)
+    shown = {
+        key: [", ".join(values[key]) if key in values else "the default" for values in (old, new)]
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-    ]
-    before, after = record["inputs"], inputs_of(recipe, state, stage)
-    for path in [*after, *(before.keys() - after.keys())]:
-        if path not in before:
-            lines.append(f"reads {path} now")
-        elif path not in after:
-            lines.append(f"reads {path} no more")
-        elif not same(before[path], after[path]):
-            lines.append(f"{path} {'is missing' if after[path] is None else 'has changed'}")
-    return lines
+    }
+    return [f"{key}: {before} → {after}" for key, (before, after) in shown.items()]
 
 
-def _shown(texts: list[str] | None) -> str:
-    return "the default" if texts is None else ", ".join(texts)
+def changed_inputs(recipe: Recipe, stage: Stage, record: Record) -> list[str]:
+    """A line for every input that has changed since the stage was begun."""
+    before = record["inputs"]
+    after = identities(recipe, stage.reads, before)
+    lines = [f"reads {path} now" for path in after if path not in before]
+    lines += [f"reads {path} no more" for path in before if path not in after]
+    both = [path for path in after if path in before and not same(before[path], after[path])]
+    return lines + [f"{path} {'is missing' if after[path] is None else 'has changed'}" for path in both]
 
 
-def _unfinished(record: dict[str, Any]) -> str:
+def changed_outputs(recipe: Recipe, stage: Stage, record: Record) -> list[str]:
+    """A line for every output that is not as the stage left it when it last succeeded."""
+    known = record.get("outputs", {})
+    found = identities(recipe, stage.writes, known)
+    changed = {path: now for path, now in found.items() if path in known and not same(known[path], now)}
+    return [f"{path} {'is missing' if now is None else 'was changed since'}" for path, now in changed.items()]
+
+
+def _unfinished(record: Record) -> str:
     after = f" after {duration(record.get('seconds') or 0)}" if record.get("seconds") else ""
     if record["status"] == RUNNING:
         return "goes on: it was killed"
     if record["status"] == FAILED:
         return f"tries again: it ended with {record.get('exit_code')}{after}"
     return f"goes on: it was stopped{after}"
-
-
-def _outputs_gone(recipe: Recipe, state: RecipeState, stage: Stage) -> str | None:
-    """The problem with a missing or changed output of the stage, in words; None if there is none.
-
-    If other stages change an output later, this stage's version must be in place or kept.
-    """
-    versions = Versions(recipe, state)
-    for path in stage.writes:
-        known = state.outputs(stage.name).get(recipe.shown(path))
-        makers = recipe.makers[path]
-        if len(makers) > 1 or path in stage.uses.changes:
-            if versions.is_foreign(path) and makers[-1] == stage.name:
-                return f"{recipe.shown(path)} was changed since"
-            if not versions.is_available(stage.name, path):
-                return f"{recipe.shown(path)} as it left it is gone"
-            continue
-        current = refreshed(path, known)
-        if known is not None and not same(known, current):
-            return f"{recipe.shown(path)} {'is missing' if current is None else 'was changed since'}"
-    return None
 
 
 def local_time(utc: str) -> str:

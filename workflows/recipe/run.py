@@ -1,14 +1,15 @@
 """Running a recipe: each stage in turn, as the command that one would type, unless it is done and unchanged.
 
-A few figures of each stage come from the JSON that its command prints.
+The commands find out by themselves what is done, and refuse to mix settings (exit code 5). What is left to decide here
+is whether an output that is in the way may be replaced; see `RecipeRun._may_replace`.
 """
 
 from __future__ import annotations
 
+import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,73 +18,49 @@ from m2dprep.artifacts.console import duration, is_quiet, is_verbose
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import load_json
 from m2dprep.artifacts.locks import exclusive
-from m2dprep.workflows.recipe.order import absolute
+from m2dprep.workflows.recipe.declare import Given
 from m2dprep.workflows.recipe.plan import (
     LEFT_OUT,
-    REDO,
     SKIP,
     Choice,
     Decision,
+    changed_options,
     decide,
-    inputs_of,
+    identities,
     make_plan,
     missing_inputs,
     options_of,
 )
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
 from m2dprep.workflows.recipe.stage_process import SignalRelay, run_stage
-from m2dprep.workflows.recipe.state import (
-    DONE,
-    FAILED,
-    RUNNING,
-    STOPPED,
-    RecipeState,
-    identity,
-    now,
-    same,
-    this_process,
-)
-from m2dprep.workflows.recipe.versions import Versions, remove_old_store, restore_store, reuse_flags, set_store_aside
+from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, STOPPED, RecipeState, identity, is_there, now, same
 
-# The keys of a result to show, by kind of stage. For other kinds, the first `MAX_FIGURES` numbers are shown.
-CHOSEN = {
-    "stats": ("mean", "std", "count_files"),
-    "embed-captions": ("rows", "dim"),
-    "train": ("epochs", "steps", "loss", "clips"),
-    "zero-shot": ("accuracy", "clips", "failed"),
-}
+SKIPPED, BLOCKED = "skipped", "blocked"
+CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
+OVERWRITE = "--overwrite"
+# More work than this is not replaced because something changed, unless the user asks for it.
+MAX_REPLACED_SECONDS = 3600.0
 MAX_FIGURES = 4
+MEANINGS = {1: "an error", 2: "a bad request", 3: "too many failures", 4: "a check failed", 5: "other settings"}
 
 
-def read_figures(kind: str, result: Path) -> dict[str, Any]:
-    """The figures of a result by name, none if it cannot be read. For ``check``: the items checked and the problems."""
+def read_figures(stage: Stage, result: Path) -> dict[str, Any]:
+    """The figures in a stage's result that are to be shown, by name; none if it cannot be read.
+
+    Numbers and the lengths of lists count; those of several parts are added up.
+    """
     try:
         value = load_json(result)
     except (OSError, ValueError):
         return {}
-    if kind == "check" and isinstance(value, list):
-        return {key: sum(_count(part.get(key)) for part in value) for key in ("checked", "problems")}
-    if not isinstance(value, dict):
-        return {}
-    numbers = {key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
-    if kind in CHOSEN:
-        return {key: numbers[key] for key in CHOSEN[kind] if key in numbers}
-    return dict(list(numbers.items())[:MAX_FIGURES])
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list) else int(value or 0)
-
-
-BLOCKED = "blocked"
-CONFLICT, INTERRUPTED, REQUEUE = 5, 130, 75
-# More work than this is not replaced because of a changed setting, unless the user asks for it.
-MAX_REPLACED_SECONDS = 3600.0
-# Kinds that recognise an output with other settings (exit code 5), so they first run without --overwrite. The other
-# kinds replace what the recipe made before.
-DETECT_OTHER_SETTINGS = {
-    *("sound-set", "melspec", "pack", "embed-captions", "embeddings import", "train", "captions keywords"),
-}
+    parts = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, dict)]
+    numbers: dict[str, Any] = {}
+    for key, item in ((key, item) for part in parts for key, item in part.items()):
+        item = len(item) if isinstance(item, list) and isinstance(value, list) else item
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            numbers[key] = numbers.get(key, 0) + item
+    shown = stage.kind.declared.shows or list(numbers)[:MAX_FIGURES]
+    return {key: numbers[key] for key in shown if key in numbers}
 
 
 class StageFailedError(UserError):
@@ -117,7 +94,6 @@ class RecipeRun:
         self.recipe, self.choice, self.overwrite = recipe, choice, overwrite
         self.state = RecipeState.of(recipe)
         self.outcomes: list[Outcome] = []
-        self._versions = Versions(recipe, self.state)
 
     def run(self) -> None:
         """Run the planned stages.
@@ -125,8 +101,7 @@ class RecipeRun:
         Raises `UserError` before anything runs if an input is missing or this recipe is already running, and
         `StageFailedError` with the exit code of the first stage that failed.
         """
-        plan = make_plan(self.recipe, self.state, self.choice)
-        if missing := missing_inputs(self.recipe, plan):
+        if missing := missing_inputs(self.recipe, make_plan(self.recipe, self.state, self.choice)):
             raise UserError("\n  ".join(missing))
         wanted = self.choice.wanted(self.recipe)
         self.state.folder.mkdir(parents=True, exist_ok=True)
@@ -148,119 +123,108 @@ class RecipeRun:
             return
         decision = decide(self.recipe, self.state, stage, self.choice.again)
         if decision.action == SKIP:
-            self._versions.restore(stage)
-            self._note(stage, "skipped", decision.reason)
+            self._note(stage, SKIPPED, decision.reason)
             _say(f"── {stage.name}: {decision.reason}")
             return
         _say(f"\n── {stage.name} ({decision.action}: {decision.reason})")
-        code = self._attempt(stage, decision, signals)
-        if code == CONFLICT:
-            code = self._replace(stage, decision, signals)
+        self._begin(stage)
+        anew = stage.kind.replaces and self._is_to_begin_anew(stage)
+        code = self._attempt(stage, signals, *([OVERWRITE] if anew else []))
+        if code == CONFLICT and stage.kind.replaces and self._may_replace(stage):
+            code = self._attempt(stage, signals, OVERWRITE)
         self._finish(stage, decision, code, signals)
 
-    def _attempt(self, stage: Stage, decision: Decision, signals: SignalRelay, *flags: str) -> int:
+    def _begin(self, stage: Stage) -> None:
+        """Note what an output is, before the stage changes it.
+
+        ``own``: it is this recipe's work; nothing was there when the stage first began, and nobody has changed since
+        what it had finished. ``settled``: it was made with the settings that the stage has now, by whatever inputs.
+        """
+        record = self.state.record(stage.name)
+        there = [path for path in stage.writes if is_there(path)]
+        known = record.get("outputs", {}) if record.get("status") == DONE else {}
+        others = [
+            path
+            for path in there
+            if (name := self.recipe.shown(path)) in known and not same(known[name], identity(path, known[name]))
+        ]
+        own = not there or (record.get("own", False) and not others)
+        settled = record.get("settled", True) and not changed_options(self.recipe, stage, record)
+        self.state.put(stage.name, own=own, settled=settled)
+
+    def _is_to_begin_anew(self, stage: Stage) -> bool:
+        """Whether a stage starts over at once: the user asks for it, or another stage has made its sources anew.
+
+        The arrays of recordings that are gone would otherwise stay.
+        """
+        if self.overwrite and stage.name in self.choice.again:
+            return True
+        before = self.state.record(stage.name).get("inputs", {})
+        sources = Given(stage.values, self.recipe.root).paths(stage.kind.declared.remade_from or "")
+        made = {self.recipe.shown(path): path for path in sources if self.recipe.makers_of(path)}
+        return any(name in before and not same(before[name], identity(path)) for name, path in made.items())
+
+    def _attempt(self, stage: Stage, signals: SignalRelay, *flags: str) -> int:
         """Run the stage's command once. Returns its exit code."""
-        self._versions.need(stage)
-        for path in stage.uses.writes:
-            self._versions.save_foreign(path)
-        again = self.overwrite and stage.name in self.choice.again and stage.kind.replaces
-        anew = again or self._has_old_output(stage) or self._has_other_sources(stage)
-        extra = sorted({*flags, *(["--overwrite"] if anew else [])})
-        extra += [] if extra else reuse_flags(stage)
-        arguments = [*stage.kind.words, *extra, "--json", *stage.kind.arguments(stage.values)[len(stage.kind.words) :]]
-        record = self.state.stages.get(stage.name, {})
-        going_on = record.get("status", DONE) != DONE
+        verbose = ["--verbose"] if is_verbose() else []
+        arguments = stage.kind.arguments(stage.values, *verbose, *flags, "--json")
+        record = self.state.record(stage.name)
         self.state.put(
             stage.name,
             kind=stage.kind.name,
             status=RUNNING,
-            redo=decision.reason if decision.action == REDO else record.get("redo") if going_on else None,
             options=options_of(self.recipe, stage),
-            inputs=inputs_of(self.recipe, self.state, stage),
+            inputs=identities(self.recipe, stage.reads, record.get("inputs", {})),
             command=["m2dprep", *arguments],
             started=now(),
             ended=None,
             exit_code=None,
+            **({"own": True, "worked_seconds": 0.0} if OVERWRITE in flags else {}),
         )
         started = time.monotonic()
         _say(f"$ m2dprep {shlex.join(arguments)}")
         code = run_stage(
-            [*stage.kind.words, *(["--verbose"] if is_verbose() else []), *arguments[len(stage.kind.words) :]],
+            arguments,
             folder=self.recipe.root,
             log=self.state.log(stage),
             result=self.state.result(stage),
             signals=signals,
-            started=lambda pid: self.state.put(stage.name, **this_process(pid)),
+            started=lambda pid: self.state.put(stage.name, pid=pid, host=platform.node()),
         )
         seconds = round(time.monotonic() - started, 1)
-        worked = 0.0 if "--overwrite" in extra else record.get("worked_seconds", 0.0)
-        self.state.put(stage.name, seconds=seconds, worked_seconds=round(worked + seconds, 1))
+        worked = round(self.state.record(stage.name).get("worked_seconds", 0.0) + seconds, 1)
+        self.state.put(stage.name, seconds=seconds, worked_seconds=worked)
         return code
 
-    def _has_old_output(self, stage: Stage) -> bool:
-        """Whether earlier output of this recipe is in the way of a stage that does not recognise it itself."""
-        if not stage.kind.replaces or stage.kind.name in DETECT_OTHER_SETTINGS:
-            return False
-        began = stage.name in self.state.stages
-        return any(path.exists() and (self.overwrite or began) for path in stage.uses.writes)
+    def _may_replace(self, stage: Stage) -> bool:
+        """Whether a stage that found an output of other settings or inputs may replace it.
 
-    def _has_other_sources(self, stage: Stage) -> bool:
-        """Whether a stage makes the recordings of this conversion, and they have changed.
-
-        Arrays of recordings that are gone must then go. If a user moves recordings of their own away, arrays stay.
+        It may if the user says so. Otherwise the output must be this recipe's own (`_begin`), and little work: up to an
+        hour, or none that would be lost, because the command uses again what the same settings made.
         """
-        if stage.kind.name != "melspec" or stage.name not in self.state.stages:
-            return False
-        src = absolute(self.recipe.root, stage.values["src"][0])
-        made = any(path in self.recipe.makers for path in (src, *src.parents))
-        return made and not same(self.state.stages[stage.name]["inputs"].get(self.recipe.shown(src)), identity(src))
-
-    def _replace(self, stage: Stage, decision: Decision, signals: SignalRelay) -> int:
-        """Rerun a stage that found an output with other settings, if it may replace it. Returns its exit code."""
-        if self.state.stages[stage.name].get("redo") and not self.overwrite and set_store_aside(stage):
-            _say(f"{stage.name}: what was encoded before is used where texts are the same.")
-            code = self._attempt(stage, decision, signals)
-            if code != CONFLICT:
-                return code
-            restore_store(stage)
-        flag = self._may_replace(stage)
-        return CONFLICT if flag is None else self._attempt(stage, decision, signals, flag)
-
-    def _may_replace(self, stage: Stage) -> str | None:
-        """``--overwrite`` if the stage, which found an output with other settings, may replace it."""
-        record = self.state.stages[stage.name]
-        if not stage.kind.replaces:
-            return None
-        if self.overwrite:
-            return "--overwrite"
+        record = self.state.record(stage.name)
         worked = record.get("worked_seconds", 0.0)
-        if record.get("redo") is None or worked > MAX_REPLACED_SECONDS:
-            hours = f", which took {duration(worked)}" if record.get("redo") else ""
-            _say(
-                f"{stage.name}: what is there was made with other settings or inputs{hours}: give the stage another "
-                f"output, or replace it with `m2dprep run {self.recipe.file.name} --overwrite`."
-            )
-            return None
-        _say(f"{stage.name}: what this recipe made with other settings is replaced.")
-        return "--overwrite"
+        cheap = worked <= MAX_REPLACED_SECONDS or (stage.kind.declared.updates and record["settled"])
+        if self.overwrite or (record["own"] and cheap):
+            _say(f"{stage.name}: what was made with other settings or inputs is replaced.")
+            return True
+        why = f"took {duration(worked)}" if record["own"] else "is not just this recipe's work"
+        _say(
+            f"{stage.name}: what is there was made with other settings or inputs, and {why}: give the stage another "
+            f"output, or replace it with `m2dprep run {self.recipe.file.name} --overwrite`."
+        )
+        return False
 
     def _finish(self, stage: Stage, decision: Decision, code: int, signals: SignalRelay) -> None:
         status = DONE if code == 0 else STOPPED if signals.received or code in (INTERRUPTED, REQUEUE) else FAILED
-        figures = read_figures(stage.kind.name, self.state.result(stage)) if code == 0 else {}
-        changes: Mapping[str, Any] = {}
-        if status == DONE:
-            outputs = {self.recipe.shown(path): identity(path) for path in stage.writes}
-            for path in stage.writes:
-                if path in stage.versions or len(self.recipe.makers[path]) > 1:
-                    self._versions.keep(stage.name, path)
-            remove_old_store(stage)
-            changes = {"outputs": outputs, "result": figures, "redo": None}
-        self.state.put(stage.name, status=status, exit_code=code, ended=now(), **changes)
-        seconds = self.state.stages[stage.name]["seconds"]
+        figures = read_figures(stage, self.state.result(stage)) if status == DONE else {}
+        done = {"outputs": identities(self.recipe, stage.writes, {}), "result": figures, "settled": True}
+        self.state.put(stage.name, status=status, exit_code=code, ended=now(), **(done if status == DONE else {}))
+        seconds = self.state.record(stage.name)["seconds"]
         self.outcomes.append(Outcome(stage.name, stage.kind.name, status, decision.reason, code, seconds, figures))
 
     def _note(self, stage: Stage, status: str, reason: str) -> None:
-        figures = self.state.stages.get(stage.name, {}).get("result", {}) if status == "skipped" else {}
+        figures = self.state.record(stage.name).get("result", {}) if status == SKIPPED else {}
         self.outcomes.append(Outcome(stage.name, stage.kind.name, status, reason, figures=figures))
 
     def _raise_for_failures(self, signal: str | None) -> None:
@@ -275,24 +239,25 @@ class RecipeRun:
         failed = [outcome for outcome in self.outcomes if outcome.status == FAILED]
         if not failed:
             return
-        first = failed[0]
-        log, result = (find(self.recipe.stage(first.stage)) for find in (self.state.log, self.state.result))
-        printed = f", what it found in {result}" if result.exists() and result.stat().st_size else ""
+        first = self.recipe.stage(failed[0].stage)
+        result = self.state.result(first)
+        printed = f", what it found in {result}" if is_there(result) and result.stat().st_size else ""
         waiting = [outcome.stage for outcome in self.outcomes if outcome.status == BLOCKED]
         held = f" {', '.join(waiting)} wait{'s' if len(waiting) == 1 else ''} for it." if waiting else ""
         names = ", ".join(f"{outcome.stage} ({meaning(outcome.exit_code)})" for outcome in failed)
         words = "in" if is_quiet() else "above and in"
         raise StageFailedError(
-            f"not done: {names}; its words are {words} {log}{printed}.{held} Once it is mended, {again}.",
-            first.exit_code or 1,
+            f"not done: {names}; its words are {words} {self.state.log(first)}{printed}.{held} Once it is mended, "
+            f"{again}.",
+            failed[0].exit_code or 1,
         )
 
 
 def meaning(code: int | None) -> str:
-    meanings = {1: "an error", 2: "a bad request", 3: "too many failures", 4: "a check failed", 5: "other settings"}
+    """An exit code in words."""
     if code is not None and code > 128:
         return f"killed by signal {code - 128}"
-    return f"exit code {code}" + (f": {meanings[code]}" if code in meanings else "")
+    return f"exit code {code}" + (f": {MEANINGS[code]}" if code in MEANINGS else "")
 
 
 def _say(line: str) -> None:

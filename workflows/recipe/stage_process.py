@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 
+# What runs a stage's command line.
+PROGRAM = [sys.executable, "-P", "-m", "m2dprep"]
 BAR_SECONDS = 30.0
 LAST_BYTES = 8192
 
@@ -143,7 +145,7 @@ def run_stage(
     reader, writer = _terminal() if sys.stderr.isatty() else os.pipe()
     with result.open("wb") as stdout:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "m2dprep", *arguments],
+            [*PROGRAM, *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=stdout,

@@ -10,22 +10,21 @@ Identities are cheap: a folder of millions of files is identified by the files t
 | a training run | the fingerprint in its ``config.json``; name, size and time of its newest checkpoint |
 | any other folder | the modification times of it and its sub-folders, among the first 4,096 entries |
 
-The state lies beside the data:
+The state lies beside the data, in ``DATA/_recipe/<recipe>/``:
 
-DATA/_recipe/<recipe>/state.json          one record per stage; the file is replaced at every change
-DATA/_recipe/<recipe>/<stage>.log         the stage's output, of all attempts
-DATA/_recipe/<recipe>/<stage>.json        its result, as the command prints it with --json
-DATA/_recipe/<recipe>/versions/           each stage's version of a file that several stages write (hard links)
-DATA/_recipe/<recipe>/lock                held while the recipe runs
+| file | holds |
+|---|---|
+| ``state.json`` | one record per stage; the file is replaced at every change |
+| ``<stage>.log`` | the stage's output, of all attempts |
+| ``<stage>.json`` | its result, as the command prints it with --json |
+| ``lock`` | held while the recipe runs |
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import platform
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,10 +33,8 @@ from typing import Any
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import temporary_path
 from m2dprep.artifacts.json_files import load_json, read_object, write_object
 from m2dprep.artifacts.layout import LmsLayout
-from m2dprep.artifacts.tables import list_digest_path, write_list_digest
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
 
 Identity = dict[str, Any]
@@ -46,17 +43,21 @@ MAX_DIGESTED_BYTES = 2**30
 MAX_ENTRIES = 4096
 
 
-def identity(path: Path) -> Identity | None:
-    """JSON values that change with the content of ``path``; None if nothing is there."""
+def identity(path: Path, known: Identity | None = None) -> Identity | None:
+    """JSON values that change with the content of ``path``; None if nothing is there.
+
+    A file with the size and time of the ``known`` identity is not read again.
+    """
     if path.is_file():
-        return _file(path)
+        return _file(path, known)
     if not path.is_dir():
         return None
     layout = LmsLayout(path)
     if layout.melspec.is_dir():
-        return {"log_mels": _fingerprint_in(layout.config), "records": _stats(layout.melspec, "records-*.parquet")}
+        records = [_stat(part) for part in sorted(layout.melspec.glob("records-*.parquet"))]
+        return {"log_mels": _fingerprint_in(layout.config), "records": records}
     if (path / META).is_file():
-        return {"meta": _file(path / META)}
+        return {"meta": _file(path / META, (known or {}).get("meta"))}
     if (path / "config.json").is_file() and (checkpoint := _newest_checkpoint(path)) is not None:
         return {"run": _fingerprint_in(path / "config.json"), "checkpoint": _stat(checkpoint)}
     return {"folders": fingerprint({"seen": sorted(_folders(path))})}
@@ -66,24 +67,19 @@ def same(old: Identity | None, new: Identity | None) -> bool:
     """Whether two identities mean the same content. A file that was only touched, or rewritten equally, is the same."""
     if old is None or new is None:
         return old is new
-    if "meta" in old and "meta" in new:
-        old, new = old["meta"], new["meta"]
-    if (digest := old.get("sha256")) is not None and new.get("sha256") is not None:
-        return bool(digest == new["sha256"])
-    return old == new
+    old, new = old.get("meta", old), new.get("meta", new)
+    return bool(old["sha256"] == new["sha256"]) if "sha256" in old and "sha256" in new else old == new
 
 
-def refreshed(path: Path, known: Identity | None) -> Identity | None:
-    """`identity`, except that a file with the size and time of ``known`` is not read again."""
-    before = (known or {}).get("meta", known)
-    file = path / META if known is not None and "meta" in known else path
-    if before and "mtime_ns" in before and file.is_file() and _stat(file)[1:] == [before["size"], before["mtime_ns"]]:
-        return known
-    return identity(path)
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or a folder with something in it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
-def _file(path: Path) -> Identity:
+def _file(path: Path, known: Identity | None) -> Identity:
     _, size, mtime_ns = _stat(path)
+    if known is not None and (known.get("size"), known.get("mtime_ns")) == (size, mtime_ns):
+        return known
     digest = {"sha256": file_digest(path)} if size <= MAX_DIGESTED_BYTES else {}
     return {"size": size, "mtime_ns": mtime_ns, **digest}
 
@@ -91,10 +87,6 @@ def _file(path: Path) -> Identity:
 def _stat(path: Path) -> list[Any]:
     status = path.stat()
     return [path.name, status.st_size, status.st_mtime_ns]
-
-
-def _stats(folder: Path, pattern: str) -> list[list[Any]]:
-    return [_stat(path) for path in sorted(folder.glob(pattern))]
 
 
 def _fingerprint_in(config: Path) -> str | None:
@@ -160,21 +152,15 @@ class RecipeState:
     def result(self, stage: Stage) -> Path:
         return self.folder / f"{stage.file_name}.json"
 
-    def version(self, recipe: Recipe, stage: str | None, path: Path) -> Path:
-        """Where ``stage``'s version of ``path`` is kept; None means the version before all stages."""
-        before = "before" if stage is None else f"after-{recipe.stage(stage).file_name}"
-        return self.folder / "versions" / f"{before}--{path.parent.name}--{path.name}"
+    def record(self, name: str) -> Record:
+        """A stage's record, empty if it never began."""
+        return self.stages.get(name, {})
 
     def put(self, name: str, **changes: Any) -> None:
         """Change a stage's record on disk."""
-        self.stages[name] = {**self.stages.get(name, {}), **changes}
+        self.stages[name] = {**self.record(name), **changes}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_object(self.folder / "state.json", {"format": FORMAT, "recipe": str(self.recipe), "stages": self.stages})
-
-    def outputs(self, name: str) -> dict[str, Identity | None]:
-        """The identities of a stage's outputs when it last succeeded, by path."""
-        found: dict[str, Identity | None] = self.stages.get(name, {}).get("outputs", {})
-        return found
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -188,14 +174,9 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise ValueError(f"format {value['format']} is not {FORMAT}")
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}. Without it, stages find out by themselves what is done."
+            f"{path} cannot be read: {error}. Remove it: stages find out by themselves what is done."
         ) from error
     return value
-
-
-def this_process(pid: int) -> Mapping[str, Any]:
-    """The part of a record that names the process working on a stage."""
-    return {"pid": pid, "host": platform.node()}
 
 
 def is_locked(folder: Path) -> bool:
@@ -208,34 +189,3 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def keep_version(path: Path, kept: Path) -> None:
-    """Keep the present version of ``path`` at ``kept``, by a hard link if possible.
-
-    A link is safe because files are always replaced as a whole.
-    """
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    _link(path, kept)
-
-
-def put_back(kept: Path, path: Path) -> None:
-    """Atomically restore ``path`` to the version at ``kept``."""
-    _link(kept, path)
-    if list_digest_path(path).exists():  # it belongs to the version that was replaced
-        write_list_digest(path)
-
-
-def _link(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    temporary = temporary_path(target.parent)
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -18,7 +18,7 @@ from m2dprep.workflows.recipe.plan import SKIP, Choice, Decision, make_plan
 from m2dprep.workflows.recipe.recipe import Recipe
 from m2dprep.workflows.recipe.run import Outcome
 from m2dprep.workflows.recipe.stage_process import last_line
-from m2dprep.workflows.recipe.state import DONE, FOLDER, RUNNING, RecipeState, is_locked, read_state
+from m2dprep.workflows.recipe.state import DONE, FOLDER, RUNNING, RecipeState, Record, is_locked, read_state
 
 # A stage that prints nothing for this long is not running: stages print something at least every half minute.
 SILENT_SECONDS = 300.0
@@ -53,17 +53,13 @@ def recipe_status(recipe: Recipe) -> list[StageStatus]:
     for stage in recipe.stages:
         decision = plan[stage.name]
         then = None if decision.action == SKIP else f"{decision.action}: {decision.reason}"
-        log = state.log(stage)
-        found.append(_stage(stage.name, stage.kind.name, state.stages.get(stage.name), state.folder, log, then))
+        found.append(_stage(stage.name, stage.kind.name, state.record(stage.name), state.folder, then))
     return found
 
 
 def folder_status(folder: Path) -> list[StageStatus]:
     """The status of every stage in a state folder, for use if the recipe itself is not at hand."""
-    return [
-        _stage(name, record["kind"], record, folder, folder / f"{name.replace(' ', '-')}.log", None)
-        for name, record in read_state(folder)["stages"].items()
-    ]
+    return [_stage(name, record["kind"], record, folder, None) for name, record in read_state(folder)["stages"].items()]
 
 
 def recipes_of(data: Path) -> list[tuple[Path, Path]]:
@@ -74,35 +70,26 @@ def recipes_of(data: Path) -> list[tuple[Path, Path]]:
     return [(folder, Path(read_state(folder)["recipe"])) for folder in folders]
 
 
-def _stage(
-    name: str, kind: str, record: dict[str, Any] | None, folder: Path, log: Path, then: str | None
-) -> StageStatus:
-    if record is None:
+def _stage(name: str, kind: str, record: Record, folder: Path, then: str | None) -> StageStatus:
+    if not record.get("status"):
         return StageStatus(name, kind, "remaining", next=then)
+    log = folder / f"{name.replace(' ', '-')}.log"
     state, seconds, progress = record["status"], record.get("seconds"), None
-    if state == RUNNING:
-        if _is_alive(record, folder, log):
-            seconds = time.time() - datetime.fromisoformat(record["started"]).timestamp()
-            progress = f"pid {record.get('pid')} on {record.get('host')}: {last_line(log) or 'no word yet'}"
-            then = None
-        else:
-            state, progress = "killed", last_line(log)
-    if state == DONE and then is not None:
+    if state == RUNNING and _is_alive(record, folder, log):
+        seconds = time.time() - datetime.fromisoformat(record["started"]).timestamp()
+        progress = f"pid {record.get('pid')} on {record.get('host')}: {last_line(log) or 'no word yet'}"
+        then = None
+    elif state == RUNNING:
+        state, progress = "killed", last_line(log)
+    elif state == DONE and then is not None:
         state = "outdated"
+    figures = record.get("result", {})
     return StageStatus(
-        name,
-        kind,
-        state,
-        seconds,
-        record.get("ended"),
-        record.get("exit_code"),
-        progress,
-        then,
-        record.get("result", {}),
+        name, kind, state, seconds, record.get("ended"), record.get("exit_code"), progress, then, figures
     )
 
 
-def _is_alive(record: dict[str, Any], folder: Path, log: Path) -> bool:
+def _is_alive(record: Record, folder: Path, log: Path) -> bool:
     """Whether the run that works on a stage is alive.
 
     It holds the lock. A lock on another machine may be invisible here; then a recent line in the log counts.

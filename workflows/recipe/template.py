@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from m2dprep.workflows.recipe.schema import Option, StageKind
+from m2dprep.workflows.recipe.commands import Option, StageKind
 
 COMMENT_COLUMN = 44
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z0-9])")
@@ -64,7 +64,12 @@ AUDIOSET = (
             "output": "${data}/captions.parquet",
         },
     ),
-    Draft("lint", "captions check", {"captions": "${data}/captions.parquet"}, optional=True),
+    Draft(
+        "lint",
+        "captions check",
+        {"captions": "${data}/captions.parquet", "findings": "${data}/caption_findings.csv"},
+        optional=True,
+    ),
     Draft(
         "training-list",
         "captions training-list",
@@ -141,7 +146,7 @@ def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -
 
 
 def _stage(draft: Draft, kind: StageKind) -> str:
-    lines = [_line(f"  {draft.name}:", kind.help)]
+    lines = [_line(f"  {draft.name}:", kind.command.get_short_help_str(200))]
     if draft.name != kind.name:
         lines.append(f"    stage: {kind.name}")
     if draft.after:
@@ -169,8 +174,9 @@ def _default(option: Option) -> str:
 
 
 def _help(option: Option) -> str:
-    more = [", ".join(option.choices), f"by default {option.worked_out}" if option.worked_out else ""]
-    first = SENTENCE_END.split(option.help, maxsplit=1)[0]  # `-h` has the rest
+    worked_out = getattr(option.parameter, "show_default", None)
+    more = [", ".join(option.choices), f"by default {worked_out}" if isinstance(worked_out, str) else ""]
+    first = SENTENCE_END.split(getattr(option.parameter, "help", None) or "", maxsplit=1)[0]  # `-h` has the rest
     return " ".join([first, *(f"({words})" for words in more if words)])
 
 

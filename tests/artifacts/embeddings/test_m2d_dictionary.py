@@ -395,6 +395,96 @@ def test_a_number_that_is_given_to_another_thing_means_the_other_thing(tmp_path:
     assert {key: value.dtype.str for key, value in read.items()} == {"a": "<f2", "b": "<f2", "c": "<f4", "d": "<f4"}
 
 
+DTYPE = b"cnumpy\ndtype\nX\x02\0\0\0f4\x89\x88\x87R"
+LITTLE, BIG = ((b"(K\x03X\x01\0\0\0" + order + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb") for order in (b"<", b">"))
+# Memo: 0 the function, 1 its class, 2 the type, 3 whether in Fortran's order, 4 a text, 5 a list.
+HEAD = (
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nq\x000cnumpy\nndarray\nq\x010"
+    + DTYPE + LITTLE + b"q\x020" + b"\x89q\x030" + b"X\x03\0\0\0oldq\x040" + b"]q\x050" + b"}("
+)  # fmt: skip
+
+
+def item(number: int, *, before: bytes = b"", flag: bytes = b"h\x03", after: bytes = b"") -> bytes:
+    """The opcodes of an item whose array is (2, 2), with others between its key and its array, and after that."""
+    array = b"h\0h\x01K\0\x85C\x01b\x87R(K\x01K\x02K\x02\x86h\x02" + flag
+    data = np.arange(4 * number, 4 * number + 4, dtype="<f4").tobytes()
+    return b"X\x02\0\0\0" + b"%02d" % number + before + array + b"C\x10" + data + b"tb" + after
+
+
+def items(*numbers: int, **opcodes: bytes) -> bytes:
+    return b"".join(item(number, **opcodes) for number in numbers)
+
+
+FIRST, LAST = range(20), range(20, 40)
+# Between two rows of twenty items: what the pickle does to what they refer to.
+CHANGES = {
+    "nothing": b"",
+    "another type under the number": b"u" + DTYPE + BIG + b"q\x020(",
+    "another order of bytes for the same type": b"uh\x02" + BIG + b"0(",
+    "Fortran's order under the number": b"u\x88q\x030(",
+    "nothing under the number, then Fortran's order": b"uNq\x030(" + item(98) + b"u\x88q\x030(",
+    "an item that gives the number of the type to its key": items(98, before=b"q\x02"),
+}
+# In each of forty items: what a layout must not be learned from, or what must be told apart.
+ODD_ITEMS = {
+    "an older key": {"before": b"0h\x04"},
+    "its own key again": {"before": b"q\x070h\x07"},
+    "an array that is thrown away": {"before": b"h\0h\x01K\0\x85C\x01b\x87R0"},
+    "a number that all items use": {"after": b"q\x09"},
+    "numbers for everything": {"before": b"q\x07", "after": b"q\x09"},
+    "a dictionary of its own": {"before": b"}N0", "after": b""},
+    "another item in between": {"after": b"uX\x01\0\0\0zh\x06s("},
+    "the type made anew": {"before": DTYPE + BIG + b"q\x020"},
+    "a list that grows": {"before": b"h\x05Na0"},
+}
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        *(HEAD + items(*FIRST) + change + items(*LAST) + b"u." for change in CHANGES.values()),
+        *(HEAD + items(99, after=b"q\x06") + items(*FIRST, *LAST, **odd) + b"u." for odd in ODD_ITEMS.values()),
+    ],
+    ids=[*CHANGES, *ODD_ITEMS],
+)
+def test_items_that_look_like_others_mean_what_the_pickle_says(tmp_path: Path, opcodes: bytes) -> None:
+    """Later items are recognised by how earlier ones looked. They may only be read so if it means the same."""
+    (tmp_path / "x.npy").write_bytes(npy(opcodes))
+    try:
+        read = read_dictionary(tmp_path / "x.npy")
+    except UserError:
+        return  # what nobody writes may be refused
+    assert_same(read, pickle.loads(opcodes))
+
+
+def test_what_picklers_write_is_not_refused_as_odd(tmp_path: Path) -> None:
+    for change in ("nothing", "another type under the number", "Fortran's order under the number"):
+        (tmp_path / "x.npy").write_bytes(npy(HEAD + items(*FIRST) + CHANGES[change] + items(*LAST) + b"u."))
+        assert len(read_dictionary(tmp_path / "x.npy")) == 40
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5, "ours"])
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3), st.sampled_from(["", "é", "long"])), max_size=12))
+def test_rows_of_like_items_of_any_length(
+    tmp_path_factory: pytest.TempPathFactory, protocol: Any, rows: list[tuple[int, int, str]]
+) -> None:
+    """Rows of items of one shape, with keys of one length or not, and arrays of earlier rows among them."""
+    value: dict[str, np.ndarray] = {}
+    for row, (count, height, word) in enumerate(rows):
+        for number in range(count):
+            array = np.random.default_rng((row, number)).standard_normal((height, 4) if height else 4)
+            value[f"{word}{row:03d}{number:03d}"] = array.astype(np.float16 if row % 3 else ">f4")
+        if value and protocol != "ours":
+            value[f"again {row}"] = next(iter(value.values()))
+            value[f"once more {row}"] = list(value.values())[-count // 2 - 1]
+    path = tmp_path_factory.getbasetemp() / f"rows-{protocol}.npy"
+    if protocol == "ours":
+        write_dictionary(path, value)
+    else:
+        save(path, value, protocol)
+    assert_same(read_dictionary(path), value)
+
+
 def test_items_that_are_not_set_in_the_end_are_refused(tmp_path: Path) -> None:
     """What has been given out must be what the pickle means: a tuple of keys and values beside a dictionary is not."""
     begun = pickle.dumps({"a": np.ones(4, np.float16), "b": np.ones(4, np.float16)}, protocol=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,7 +214,8 @@ class Slow(HashEncoder):
         time.sleep(0.03)
         return super().vectors(texts)
 folder = Path(sys.argv[1])
-embed_captions(folder / "captions.parquet", folder / "killed", Slow(), reuse=folder / "old")
+choice = {"overwrite": True} if sys.argv[2] == "in place" else {"reuse": folder / "old"}
+embed_captions(folder / "captions.parquet", folder / "killed", Slow(), **choice)
 """
 
 
@@ -225,22 +227,30 @@ def wait_for_change(file: Path, run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.001)
 
 
-def test_kill_minus_nine_at_any_time(tmp_path: Path) -> None:
-    """Killed from outside at random moments of a run that copies and encodes, until it gets through."""
+@pytest.mark.parametrize("where", ["another folder", "in place"])
+def test_kill_minus_nine_at_any_time(tmp_path: Path, where: str) -> None:
+    """Killed from outside at random moments of a run that copies and encodes, until it gets through.
+
+    A store that is replaced in place stays whole until the new one is complete.
+    """
     embed_captions(captions_in(tmp_path, TEXTS), tmp_path / "old", HashEncoder())
+    if where == "in place":
+        shutil.copytree(tmp_path / "old", tmp_path / "killed")
     path = captions_in(tmp_path, [*TEXTS, *(f"added {i}" for i in range(80))])
     embed_captions(path, tmp_path / "whole", HashEncoder(), reuse=tmp_path / "old")
     (tmp_path / "embedding_test.py").write_bytes(Path(__file__).read_bytes())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     rng, progress = np.random.default_rng(0), tmp_path / "killed" / "progress.json"
     for kill in (True, True, True, True, False):
-        run = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], env=environment)
+        run = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path), where], env=environment)
         if kill:
             for _ in range(int(rng.integers(1, 4))):
                 wait_for_change(progress, run)
             time.sleep(float(rng.uniform(0, 0.02)))
             run.kill()
         assert run.wait(timeout=120) == (-signal.SIGKILL if kill else 0)
+        if kill and where == "in place":
+            EmbeddingStore.open(tmp_path / "killed").require_whole()
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
@@ -485,6 +495,48 @@ def test_reuse_survives_a_stop(tmp_path: Path, stop_after: int) -> None:
     without = embed_captions(path, tmp_path / "without", HashEncoder())  # what was copied stays
     assert without.skipped >= len(MORE) - 3
     np.testing.assert_array_equal(without.store.embeddings, EmbeddingStore.open(tmp_path / "whole").embeddings)
+
+
+def test_replacing_a_store_encodes_only_new_texts(tmp_path: Path) -> None:
+    path, store = captions_in(tmp_path, TEXTS), tmp_path / "store"
+    embed_captions(path, store, HashEncoder())
+    captions_in(tmp_path, MORE)
+    with pytest.raises(RuntimeError, match="stopped"):
+        embed_captions(path, store, HashEncoder(0), overwrite=True)
+    EmbeddingStore.open(store).require_whole()  # the old one, still
+    encoder = HashEncoder()
+    assert embed_captions(path, store, encoder).done == 3  # goes on without --overwrite
+    assert sorted(text for block in encoder.calls for text in block) == ["another new text", "new text"]
+    EmbeddingStore.open(store).verify(read_captions(path))
+    embed_captions(path, tmp_path / "fresh", HashEncoder())
+    fresh = EmbeddingStore.open(tmp_path / "fresh").embeddings
+    np.testing.assert_array_equal(EmbeddingStore.open(store).embeddings, fresh)
+
+
+def _flip_a_bit(store: Path) -> None:
+    content = bytearray((store / "embeddings.npy").read_bytes())
+    content[-3] ^= 1
+    (store / "embeddings.npy").write_bytes(content)
+
+
+CANNOT_BE_USED: dict[str, tuple[list[str], dict[str, Any], Callable[[Path], object]]] = {
+    "another prefix": (MORE, {"prefix": "q"}, lambda store: None),
+    "another model": (MORE, {"model": "other"}, lambda store: None),
+    "a damaged array": (MORE, {}, _flip_a_bit),
+    "no index": (MORE, {}, lambda store: (store / "index.parquet").unlink()),
+    "the same captions": (TEXTS, {}, lambda store: None),
+}
+
+
+@pytest.mark.parametrize("why", CANNOT_BE_USED)
+def test_what_cannot_be_used_again_is_encoded_when_a_store_is_replaced(tmp_path: Path, why: str) -> None:
+    texts, settings, harm = CANNOT_BE_USED[why]
+    store = tmp_path / "store"
+    embed_captions(captions_in(tmp_path, TEXTS), store, HashEncoder())
+    harm(store)
+    result = embed_captions(captions_in(tmp_path, texts), store, HashEncoder(**settings), overwrite=True)
+    assert (result.done, result.reused) == (len(texts), 0)
+    EmbeddingStore.open(store).require_whole()
 
 
 def test_reuse_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def by_training_list(folder: Path, out: ExclusionList) -> list[str]:
     files[OUT.index("Ambience_ rain_")] = "w_lms/ Ambience_ rain_.npy"
     write_file_list(folder / "files_w.csv", files)
     write_captions(folder / "c.parquet", captions_of([*OUT, *STAY]))
-    write_training_list(folder / "files_w.csv", folder / "c.parquet", folder / "files_out.csv", [out])
-    return [name.removeprefix("w_lms/").removesuffix(".npy") for name in read_file_list(folder / "files_out.csv")]
+    write_training_list(folder / "files_w.csv", folder / "c.parquet", folder / "train_w.csv", [out])
+    return [name.removeprefix("w_lms/").removesuffix(".npy") for name in read_file_list(folder / "train_w.csv")]
 
 
 def by_merge(folder: Path, out: ExclusionList) -> list[str]:
@@ -85,7 +85,7 @@ def by_merge(folder: Path, out: ExclusionList) -> list[str]:
 def by_add(folder: Path, out: ExclusionList) -> list[str]:
     rows = [{"id": name, "caption": "x"} for name in (*NAMES, *STAY)]
     rows = pa.Table.from_pylist(rows, schema=CAPTION_ROWS)
-    add_file(folder / "c.parquet", rows, "s", create=True, options=AddOptions(exclude=(out,)))
+    add_file(None, rows, "s", folder / "c.parquet", options=AddOptions(exclude=(out,)))
     return read_captions(folder / "c.parquet")["clip_id"].to_pylist()
 
 
@@ -204,6 +204,6 @@ def test_evaluation_clips_do_not_slip_through_a_shared_reading(tmp_path: Path) -
     rows[0]["split"] = "eval"
     write_captions(tmp_path / "c.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
     write_file_list(tmp_path / "files_w.csv", ["w_lms/dog/001.npy", "w_lms/cat/001.npy", "w_lms/cat/002.npy"])
-    counts = write_training_list(tmp_path / "files_w.csv", tmp_path / "c.parquet", tmp_path / "files_w.csv")
+    counts = write_training_list(tmp_path / "files_w.csv", tmp_path / "c.parquet", tmp_path / "train_w.csv")
     assert (counts.kept, counts.of_eval_segments) == (1, 2)
-    assert read_file_list(tmp_path / "files_w.csv") == ["w_lms/cat/002.npy"]
+    assert read_file_list(tmp_path / "train_w.csv") == ["w_lms/cat/002.npy"]

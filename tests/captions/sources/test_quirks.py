@@ -222,14 +222,13 @@ def test_the_same_inputs_as_class_labels_gz_and_again(tables: Path, coverage: Co
 
 def test_acalt4_adds_up_to_four_captions(tables: Path, coverage: Coverage) -> None:
     path = tables / "with_acalt4.parquet"
-    path.write_bytes((tables / "captions.parquet").read_bytes())
     (tables / "acalt4.csv").write_text(
         "youtube_id,caption1,caption2,caption3,caption4\n"
         "YXqu1CeA2c4,one,two,three,four\n"  # a bare id that starts with Y
         "-aaaaaaaaaa,a,,a,  b \n"  # an empty caption, a repeated one, white space
         "notaclip123,w,x,y,z\n"
     )
-    added = add_file(path, read_acalt4(tables / "acalt4.csv"), ACALT4)
+    added = add_file(tables / "captions.parquet", read_acalt4(tables / "acalt4.csv"), ACALT4, path)
     rows = [
         (row["clip_id"], row["caption"], row["source"], row["caption_index"]) for row in read_captions(path).to_pylist()
     ]

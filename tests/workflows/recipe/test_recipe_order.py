@@ -1,25 +1,26 @@
-"""The order of a recipe's stages, the version of a file that each sees, and the identities of files and folders."""
+"""The order of a recipe's stages, and the identities of files and folders."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_json, write_text
-from m2dprep.cli.recipe import stage_kinds
+from m2dprep.cli.recipe import all_stage_kinds
 from m2dprep.workflows.recipe import state as recipe_identity
 from m2dprep.workflows.recipe.recipe import Recipe, read_recipe
 from m2dprep.workflows.recipe.stage_process import StageLog, last_line
-from m2dprep.workflows.recipe.state import identity, refreshed, same
+from m2dprep.workflows.recipe.state import identity, same
 
-KINDS = stage_kinds()
+KINDS = all_stage_kinds()
 STAGES = {
     "melspec": 'melspec: {src: wavs, dst: "${data}/audioset_lms"}',
     "stats": 'stats: {lms: "${data}/audioset_lms"}',
     "pack": 'pack: {lms: "${data}/audioset_lms"}',
-    "fill": 'fill: {stage: captions fill, segments: s.csv, ontology: o.json, output: "${data}/captions.parquet"}',
-    "add": 'add: {stage: captions add, captions: "${data}/captions.parquet", acalt4: a.csv}',
-    "lint": 'lint: {stage: captions check, captions: "${data}/captions.parquet", drop: refusal}',
+    "fill": "fill: {stage: captions fill, segments: s.csv, ontology: o.json, output: filled.parquet}",
+    "add": "add: {stage: captions add, captions: filled.parquet, acalt4: a.csv, output: added.parquet}",
+    "lint": 'lint: {stage: captions check, captions: added.parquet, drop: refusal, output: "${data}/captions.parquet"}',
     "look": 'look: {stage: captions check, captions: "${data}/captions.parquet"}',
     "list": "list: {stage: captions training-list, files_csv: d/files_audioset.csv, captions: d/captions.parquet}",
     "embed": 'embed: {stage: embed-captions, captions: "${data}/captions.parquet", out: "${data}/capemb_x"}',
@@ -67,18 +68,42 @@ def test_every_stage_waits_for_those_that_make_what_it_reads(folder: Path) -> No
 
 
 def test_where_a_stage_is_written_down_does_not_matter(folder: Path) -> None:
-    recipe = recipe_of(folder, "train", "stats", "embed", "melspec", "fill")
-    assert [stage.name for stage in recipe.stages] == ["melspec", "stats", "fill", "embed", "train"]
+    recipe = recipe_of(folder, "train", "stats", "embed", "melspec", "lint", "add", "fill")
+    assert [stage.name for stage in recipe.stages] == ["melspec", "stats", "fill", "add", "lint", "embed", "train"]
 
 
-def test_a_file_changed_in_place_is_seen_as_the_one_above_left_it(folder: Path) -> None:
-    recipe = recipe_of(folder, "fill", "embed", "add", "look", "lint")
-    captions = folder / "d" / "captions.parquet"
-    seen = {stage.name: stage.versions.get(captions, "-") for stage in recipe.stages}
-    assert seen == {"fill": "-", "embed": "fill", "add": "fill", "look": "add", "lint": "add"}
-    assert [stage.name for stage in recipe.stages] == ["fill", "embed", "add", "look", "lint"]
-    alone = recipe_of(folder, "add")
-    assert alone.stage("add").versions == {captions: None}, "what is there, if no stage makes it"
+def test_training_waits_for_the_training_list_and_not_for_the_whole_one(folder: Path) -> None:
+    recipe = recipe_of(folder, "melspec", "stats", "fill", "lint", "add", "list", "embed", "train")
+    data = folder / "d"
+    assert recipe.stage("list").writes == (data / "train_audioset.csv",)
+    read = recipe.stage("train").reads
+    assert data / "train_audioset.csv" in read
+    assert data / "files_audioset.csv" not in read
+    elsewhere = STAGES["list"].replace("}", ", output: mine.csv}")
+    train = "train: {output: run, files: mine.csv}"
+    recipe = recipe_of(
+        folder, "melspec", "stats", "fill", "add", "lint", "list", "embed", "train", list=elsewhere, train=train
+    )
+    assert {folder / "mine.csv", data / "audioset_lms"} < set(recipe.stage("train").reads)
+
+
+BAD = [
+    (("fill", "again"), "both write", {"again": STAGES["fill"].replace("fill:", "again:")}),
+    (("add",), "both reads and writes", {"add": STAGES["add"].replace("added.parquet", "filled.parquet")}),
+    (
+        ("add", "lint"),
+        "stages wait for each other",
+        {"add": STAGES["add"].replace("filled.parquet", "d/captions.parquet")},
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "message", "stages"), BAD, ids=[message for _, message, _ in BAD])
+def test_files_that_no_order_suits_are_refused_with_the_line(
+    folder: Path, names: tuple[str, ...], message: str, stages: dict[str, str]
+) -> None:
+    with pytest.raises(UserError, match=rf"r\.yaml, line \d+: .*{message}"):
+        recipe_of(folder, *names, **stages)
 
 
 def test_training_on_named_lists_reads_the_log_mels_of_these(folder: Path) -> None:
@@ -99,9 +124,9 @@ def test_files_are_known_by_content_and_folders_by_what_describes_them(folder: P
     before = identity(table)
     os.utime(table, ns=(1, 1))
     assert before != identity(table)
-    assert same(before, refreshed(table, before)), "only touched"
+    assert same(before, identity(table, before)), "only touched"
     write_text(table, "a,c\n")
-    assert not same(before, refreshed(table, before)), "of the same size"
+    assert not same(before, identity(table, before)), "of the same size"
     assert identity(folder / "nothing") is None
     assert not same(before, None)
 
