@@ -302,9 +302,10 @@ STAGES = (
 
 
 def in_small_parts() -> None:
-    """Make ten clips fill several shards and parts of records; synthesised sounds are short."""
+    """Make ten clips fill several shards and parts of records; sounds and sentences are short."""
     from m2dprep.audioprep import convert
     from m2dprep.audioprep import pack as unpack
+    from m2dprep.captions import keywords
     from m2dprep.workflows import sound_set
     from m2dprep.workflows.melspec import job as melspec
     from m2dprep.workflows.melspec import results as record_buffer
@@ -318,3 +319,4 @@ def in_small_parts() -> None:
     ):
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, value)
+    keywords.DECODING["max_length"] = 8  # random weights hardly ever end a sentence

@@ -32,7 +32,8 @@ REPLACING = [stage for stage in STAGES if stage.replaces]
 # Stages that import the same modules run in one process.
 GROUPS: dict[str, list[str]] = {}
 for _stage in REPLACING:
-    GROUPS.setdefault(_stage.name.split()[0].rstrip(","), []).append(_stage.name)
+    _group = "torch" if "torch" in str(_stage.imports) else _stage.name.split()[0].rstrip(",")
+    GROUPS.setdefault(_stage.name if _group == "torch" else _group, []).append(_stage.name)
 
 # Tries every stage of NAMES at its last calls, and prints the problems by stage and failure.
 PROGRAM = """
@@ -90,6 +91,7 @@ def test_every_command_with_overwrite_is_tried() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_command_that_fails_late_loses_nothing(group: str, tmp_path: Path) -> None:
     library = compile_library(tmp_path)

@@ -23,6 +23,7 @@ from m2dprep.training.log import read_log
 from m2dprep.training.speed import block_flops, matrix_peak, train_flops_per_clip
 from m2dprep.training.train import make_state, train
 from m2dprep.training.validation import Validation, explained_variance_area, rank_me
+from tests.evaluation.test_zeroshot import converted_clips
 from tests.tiny import TINY
 
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
@@ -116,6 +117,30 @@ def test_model_flops_are_those_that_a_profiler_counts() -> None:
     assert train_flops_per_clip(ModelConfig()) == pytest.approx(8.47e10, rel=0.01), "the base model, by hand"
     assert block_flops(1, 10) == 2 * 12 * 100 + 40
     assert matrix_peak(CPU, "none") > 1e8
+
+
+@pytest.mark.slow
+def test_the_probe_leaves_out_log_mels_that_are_not_what_their_records_say(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    class_directions: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    probe = converted_clips(tmp_path)
+    probe.write_text(probe.read_text().replace("kind_", "kind "))
+    validation = ValidationOptions(features_every=0, probe_every=1, probe_clips=probe)
+    train(
+        DataChoice(data),
+        tmp_path / "run",
+        TINY,
+        replace(TRAIN, epochs=1, warmup_epochs=0),
+        RunOptions("tiny", validation=validation),
+    )
+    (line,) = [line for line in read_log(tmp_path / "run/log.jsonl") if "zero_shot_failed" in line]
+    assert line["zero_shot_failed"] == 4
+    assert "4 clips of the probe failed, data/x_lms/1.npy (damaged) first" in capsys.readouterr().err
 
 
 @pytest.mark.slow
