@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +229,7 @@ STAGES = (
         KEYWORDS + OVER + " --separator and",
         after="captions fill",
         setup=(KEYWORDS,),
-        imports=(*TEXT_IMPORTS, "transformers"),
+        imports=("m2dprep.captions.keywords",),
         replaces=("sentences.parquet", "sentences.parquet.keywords/*"),
     ),
     Stage("embed-captions", EMBED, after="captions add", imports=TEXT_IMPORTS, weight=6),
@@ -305,7 +306,6 @@ def in_small_parts() -> None:
     """Make ten clips fill several shards and parts of records; sounds and sentences are short."""
     from m2dprep.audioprep import convert
     from m2dprep.audioprep import pack as unpack
-    from m2dprep.captions import keywords
     from m2dprep.workflows import sound_set
     from m2dprep.workflows.melspec import job as melspec
     from m2dprep.workflows.melspec import results as record_buffer
@@ -319,4 +319,5 @@ def in_small_parts() -> None:
     ):
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, value)
-    keywords.DECODING["max_length"] = 8  # random weights hardly ever end a sentence
+    if keywords := sys.modules.get("m2dprep.captions.keywords"):  # it imports torch
+        keywords.DECODING["max_length"] = 8  # random weights hardly ever end a sentence

@@ -32,7 +32,7 @@ REPLACING = [stage for stage in STAGES if stage.replaces]
 # Stages that import the same modules run in one process.
 GROUPS: dict[str, list[str]] = {}
 for _stage in REPLACING:
-    _group = "torch" if "torch" in str(_stage.imports) else _stage.name.split()[0].rstrip(",")
+    _group = "torch" if _stage.imports else _stage.name.split()[0].rstrip(",")
     GROUPS.setdefault(_stage.name if _group == "torch" else _group, []).append(_stage.name)
 
 # Tries every stage of NAMES at its last calls, and prints the problems by stage and failure.
