@@ -123,15 +123,16 @@ def write_sentences(
     with exclusive(work):
         settings = {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}
         begun = _is_begun(work, settings, overwrite)
-        earlier = set() if begun else set(work.glob(PARTS.format("")))
+        earlier = not begun and any(work.glob(PARTS.format("")))
         if not begun and not earlier:
             write_object(work / META, settings)
         own = f"{fingerprint(settings)[:8]}-"
         kind = own if earlier or any(work.glob(PARTS.format(own))) else ""
         sentences, done = _decode(needed, work, kind, options, device, overwrite)
-        if earlier:
-            write_object(work / META, settings)
-            for part in earlier.difference(work.glob(PARTS.format(own))):
+        if kind:  # these batches replace others
+            if not begun:
+                write_object(work / META, settings)
+            for part in set(work.glob(PARTS.format(""))).difference(work.glob(PARTS.format(own))):
                 part.unlink()
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]

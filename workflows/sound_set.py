@@ -7,6 +7,7 @@ docstrings of the synthesis functions become the descriptions in the ontology.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import soundfile
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import require_same
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import atomic_file, rename_all, sync_folder, write_json
+from m2dprep.artifacts.files import atomic_file, rename_all, sync_folder, write_bytes, write_json
 from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.tables import write_csv
@@ -336,8 +337,9 @@ def write_clips(clips: Sequence[Clip], audio: Path) -> list[Clip]:
         waveforms = [
             synthesise_clip(CLASSES[label], rng, clip.sample_rate, clip.channels, SECONDS) for label in clip.labels
         ]
-        with atomic_file(path) as file:
-            soundfile.write(file, sum(waveforms) / len(waveforms), clip.sample_rate, subtype=clip.subtype, format="WAV")
+        content, mixed = io.BytesIO(), sum(waveforms) / len(waveforms)  # libsndfile names no error of a disk
+        soundfile.write(content, mixed, clip.sample_rate, subtype=clip.subtype, format="WAV")
+        write_bytes(path, content.getbuffer())
     return list(clips)
 
 
