@@ -113,6 +113,23 @@ def write_bytes(
         sync_folder(path.parent)
 
 
+def rename_all(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Rename files or folders one after another, all or none: if one fails, those before it get their names back.
+
+    Nothing may have a new name already, so move what is there out of the way first. A killed process leaves the rest.
+    """
+    done: list[tuple[Path, Path]] = []
+    try:
+        for old, new in moves:
+            old.rename(new)
+            done.append((old, new))
+    except BaseException:
+        for old, new in reversed(done):
+            with suppress(OSError):
+                new.rename(old)
+        raise
+
+
 def _name(error: BaseException, path: Path) -> None:
     """Add ``path`` to a system error that names no file, such as the error of a full disk."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # A lower-case letter with an accent, as one code point; the probe tries its other forms.
 PROBE = "é"
@@ -104,12 +106,12 @@ def walk(
     is passed to ``failed`` with its path (without a final ``/``); without ``failed`` the `OSError` is raised.
     """
     top = os.fspath(root)
-    pending = [("", frozenset([folder_id(top)]))]
+    pending = [("", frozenset([_patiently(folder_id, top)]))]
     while pending:
         prefix, ancestors = pending.pop()
         folders: list[tuple[str, bool]] = []
         try:
-            with os.scandir(top + "/" + prefix) as entries:
+            with _patiently(os.scandir, top + "/" + prefix) as entries:
                 for entry in entries:
                     is_folder = _is_folder(entry)
                     if is_folder:
@@ -123,13 +125,19 @@ def walk(
                     left_out(prefix + name)
                 continue
             try:
-                identity = folder_id(f"{top}/{prefix}{name}")
+                identity = _patiently(folder_id, f"{top}/{prefix}{name}")
             except OSError as error:
                 _fail(failed, prefix + name, error)
                 continue
             # A real folder is never its own ancestor, but some network file systems reuse inode numbers.
             if not (is_link and identity in ancestors) and identity not in without:
                 pending.append((f"{prefix}{name}/", ancestors | {identity}))
+
+
+def _patiently(call: Callable[[str], T], folder: str) -> T:
+    from m2dprep.artifacts.reading import with_retries  # numpy comes with it, which commands do without until they run
+
+    return with_retries(lambda: call(folder), folder)
 
 
 def folder_id(path: Path | str) -> FolderId:
@@ -156,18 +164,28 @@ def make_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all below it, at any depth, as far as possible; links are not followed."""
-    folders = [path]
+    """Remove a folder and all below it, at any depth; links are not followed.
+
+    Raises `OSError` if something cannot be removed, after removing what it can.
+    """
+    folders, failed = [path], list[OSError]()
     for folder in folders:  # the list grows during the loop; parents come before children
-        with suppress(OSError):
+        try:
             for entry in folder.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     folders.append(entry)
                 else:
                     entry.unlink(missing_ok=True)
+        except OSError as error:
+            failed.append(error)
     for folder in reversed(folders):
-        with suppress(OSError):
+        try:
             folder.rmdir()
+        except OSError as error:
+            failed.append(error)
+    for failure in failed:
+        if not isinstance(failure, FileNotFoundError):
+            raise failure
 
 
 def _fail(failed: Callable[[str, OSError], object] | None, folder: str, error: OSError) -> None:

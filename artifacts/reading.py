@@ -71,13 +71,17 @@ def identity_of(status: os.stat_result) -> FileIdentity:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def with_retries(call: Callable[[], T]) -> T:
-    """The result of ``call``, which is repeated a few times if the machine fails. Raises the last `OSError`."""
+def with_retries(call: Callable[[], T], path: Path | str | None = None) -> T:
+    """The result of ``call``, which is repeated a few times if the machine fails. Raises the last `OSError`.
+
+    The machine also fails if it refuses to read ``path`` although the permissions of that allow it.
+    """
     for wait in WAITS_SECONDS:
         try:
             return call()
         except OSError as error:
-            if error.errno not in PASSING:
+            is_refused = error.errno == errno.EACCES and path is not None and os.access(path, os.R_OK)
+            if error.errno not in PASSING and not is_refused:
                 raise
         time.sleep(wait)
     return call()

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -290,25 +290,24 @@ def write_proven_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[
 
 @contextmanager
 def proven_file(path: Path) -> Iterator[IO[bytes]]:
-    """`atomic_file` for a file whose digest lies beside it; at any moment, a digest there proves the file.
-
-    Nothing changes before the new file is complete. Then both digests lie there until it has taken its place.
-    """
-    beside = list_digest_path(path)
+    """`atomic_file` for a file whose digest lies beside it; at any moment, a digest there proves the file."""
+    beside, old = list_digest_path(path), b""
     try:
         with atomic_file(path) as file:
             yield file
             file.flush()
             new = os.fsencode(_digest_line(path, plain_digest(Path(file.name))))
             old = read_file(beside).tobytes() if beside.exists() and path.exists() else b""
-            both = old + new
             if old or not path.exists():  # a file without a digest stays one for now
-                write_bytes(beside, both)
-        write_bytes(beside, new)
+                write_bytes(beside, old + new)
     except BaseException:
-        if not path.exists():
-            beside.unlink(missing_ok=True)
+        with suppress(OSError):  # both digests together are as good
+            if old:
+                write_bytes(beside, old)
+            elif not path.exists():
+                beside.unlink(missing_ok=True)
         raise
+    write_bytes(beside, new)
 
 
 def write_list_digest(path: Path) -> None:

@@ -18,11 +18,12 @@ Snapshot = dict[str, str]
 def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
     """A digest of every file below ``folder``, temporaries included, except files that match ``ignored``."""
     found: Snapshot = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=lambda path: (GENERATION.sub("", str(path)), len(str(path)))):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(fnmatch(name, pattern) or fnmatch(f"/{name}", pattern) for pattern in ignored):
-            plain = GENERATION.sub("", name)
-            found[name if plain in found else plain] = digest(path)
+            plain = GENERATION.sub("", name)  # a new pack and the earlier one may lie there side by side
+            free = next(each for each in (plain, name, f"{name} (earlier)") if each not in found)
+            found[free] = digest(path)
     return found
 
 

@@ -13,7 +13,7 @@ from _machine import machine, table
 
 COUNTED = ("trials", KILL, FAULT)
 ENDS = ("done", "stopped, file named", "stopped, no file named", "resumed equal", "temporaries left")
-BAD = ("lost", "traceback", "died", "hung", "exit 0, incomplete", "outlived")
+BAD = ("lost", "earlier one gone", "traceback", "died", "hung", "exit 0, incomplete", "outlived")
 
 
 def by_stage(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> dict[str, Counter[str]]:

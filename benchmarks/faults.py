@@ -5,7 +5,7 @@ networks, missing permissions, too many open files and unreadable pages, once or
 must succeed and leave what an undisturbed run leaves, byte for byte (checkpoints: value for value). Columns: how often
 a stage was killed or disturbed; how the disturbed command ended; whether the same command then gave the same; and
 columns that must be 0: lost, traceback, died (of a signal), hung, exit 0 with something missing, processes that outlive
-the command.
+the command. A command that replaces something and fails leaves the earlier files or the new ones, all of them.
 
 The commands run in forks of a process that has imported everything, so that a trial takes a fraction of a second. The
 exit code is 1 if there was any problem; ``--trial N`` repeats trial N of a seed.
@@ -159,7 +159,7 @@ class Campaign:
         kills = arguments.kills / KILLS_PER_TRIAL
         share = kills / max(kills + arguments.faults, 1)
         kind = KILL if random.Random(f"{arguments.seed}-{number}-kind").random() < share else FAULT
-        return deck[place], kind
+        return deck[place], FAULT if deck[place].errors else kind
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

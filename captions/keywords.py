@@ -41,7 +41,9 @@ REMOVED = re.compile(r"[\"'“”‘’«»()\[\]{}]")
 SENTENCES = pa.schema(
     [pa.field("keywords", pa.string(), nullable=False), pa.field("caption", pa.string(), nullable=False)]
 )
-PART = "part-{:06d}.parquet"
+META = "meta.json"
+# The batches of a folder's first options are numbered; the names of others have a digest of their options as well.
+PART, PARTS = "part-{}{:06d}.parquet", "part-{}*.parquet"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def write_sentences(
 
     ``work`` is a folder for the finished batches, so that the same call continues where it was interrupted and gives
     the same result; equal inputs make equal batches. Raises `FingerprintConflictError` if it was begun with other
-    options or labels. ``overwrite`` then removes those batches, and makes damaged ones anew.
+    options or labels. With ``overwrite``, those batches stay until all new ones are there, and damaged ones are made
+    anew.
     """
     clips, keys = _keyed(captions)
     unique = sorted(set(keys) - {""})
@@ -120,13 +123,17 @@ def write_sentences(
     with exclusive(work):
         settings = {**asdict(options), **DECODING, "inputs": fingerprint({"inputs": needed})}
         begun = _is_begun(work, settings, overwrite)
-        # Load the model first: existing batches must not be removed for a model that cannot be loaded.
-        model = KeywordModel(options.model, device) if not begun and any(work.glob("part-*.parquet")) else None
-        if not begun:
-            for part in work.glob("part-*.parquet"):
+        earlier = not begun and any(work.glob(PARTS.format("")))
+        if not begun and not earlier:
+            write_object(work / META, settings)
+        own = f"{fingerprint(settings)[:8]}-"
+        kind = own if earlier or any(work.glob(PARTS.format(own))) else ""
+        sentences, done = _decode(needed, work, kind, options, device, overwrite)
+        if kind:  # these batches replace others
+            if not begun:
+                write_object(work / META, settings)
+            for part in set(work.glob(PARTS.format(""))).difference(work.glob(PARTS.format(own))):
                 part.unlink()
-            write_object(work / "meta.json", settings)
-        sentences, done = _decode(needed, work, options, device, model, overwrite)
     made = {key: " ".join(filter(None, (sentences[text] for text in parts))) for key, parts in texts.items()}
     pairs = [(clip, made[key]) for clip, key in zip(clips, keys, strict=True) if key]
     rows = pa.Table.from_arrays(
@@ -147,7 +154,7 @@ def _is_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether the batches in ``work`` are of these settings. Others, unless ``overwrite`` is set, are a conflict."""
     sweep_temporaries(work)
     try:
-        there = read_object(work / "meta.json")
+        there = read_object(work / META)
     except UserError:
         if not overwrite:
             raise
@@ -159,14 +166,18 @@ def _is_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _decode(
-    inputs: list[str], work: Path, options: KeywordOptions, device: str, model: KeywordModel | None, overwrite: bool
+    inputs: list[str], work: Path, kind: str, options: KeywordOptions, device: str, overwrite: bool
 ) -> tuple[dict[str, str], int]:
-    """The sentence of each input, and the number decoded now. Each slice of ``inputs`` is saved as a file."""
+    """The sentence of each input, and the number decoded now. Each slice of ``inputs`` is saved as a file.
+
+    ``kind`` is in the names of these files.
+    """
+    model: KeywordModel | None = None
     size, decoded = options.batch_size, 0
     sentences: dict[str, str] = {}
     with Progress(len(inputs), "keywords to captions", "inputs") as progress:
         for number, start in enumerate(range(0, len(inputs), size)):
-            batch, part = inputs[start : start + size], work / PART.format(number)
+            batch, part = inputs[start : start + size], work / PART.format(kind, number)
             table = _finished(part, batch, overwrite)
             if table is None:
                 model = model or KeywordModel(options.model, device)

@@ -11,6 +11,7 @@ RUN/earlier-run/                           the run that this one replaces (--ove
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,19 @@ def make_way(root: Path) -> bool:
     if _is_set_aside(root) or not ((root / CONFIG).exists() and (before.is_dir() or _has_checkpoints(root))):
         remove_run(root)
         return _is_set_aside(root)
-    # The configuration moves last: it marks the set-aside run as whole.
-    for path in [*_parts_of_run(root), root / CONFIG]:
-        _move(path, before / path.relative_to(root))
+    try:  # the configuration moves last: it marks the set-aside run as whole
+        for path in [*_parts_of_run(root), root / CONFIG]:
+            _move(path, before / path.relative_to(root))
+    except BaseException:
+        with suppress(OSError):
+            bring_back(root)
+        raise
     _remove_empty_folders(root)
     return True
 
 
 def bring_back(root: Path) -> None:
-    """Undo a `make_way` that was interrupted."""
+    """Undo a `make_way` that failed or was killed."""
     before = root / BEFORE
     if before.is_dir() and not _is_set_aside(root):
         for path in _parts_of_run(before):

@@ -190,7 +190,8 @@ class ZeroShotProbe:
         classified = sum(map(sum, confusion))
         right = sum(row[index] for index, row in enumerate(confusion))
         if failures:
-            print(f"train: {len(failures)} clips of the probe failed, {failures[0].file_name} first", file=sys.stderr)
+            first = f"{failures[0].file_name} ({failures[0].reason})"
+            print(f"train: {len(failures)} clips of the probe failed, {first} first", file=sys.stderr)
         return {
             "zero_shot_accuracy": right / classified if classified else None,
             "zero_shot_failed": len(failures),

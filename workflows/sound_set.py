@@ -7,6 +7,7 @@ docstrings of the synthesis functions become the descriptions in the ontology.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import soundfile
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import require_same
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import atomic_file, sync_folder, write_json
+from m2dprep.artifacts.files import atomic_file, rename_all, sync_folder, write_bytes, write_json
 from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.tables import write_csv
@@ -234,8 +235,8 @@ def make_sound_set(
         remove_folder(root / ANEW)
     clips = _fill(root / ANEW if beside else root, numbers, workers)
     if beside:
-        _move(root / ANEW, root / WHOLE)
-        sync_folder(root)
+        (root / ANEW / EARLIER).mkdir(exist_ok=True)
+        rename_all([(root / ANEW, root / WHOLE), *_moves(root, root / ANEW)])
         _take_place(root)
     training = sum(clip.part == TRAIN for clip in clips)
     return SoundSet(str(root), len(CLASSES), training, len(clips) - training)
@@ -266,28 +267,26 @@ def _fill(root: Path, numbers: dict[str, int], workers: int) -> list[Clip]:
 
 
 def _take_place(root: Path) -> bool:
-    """Move a whole new set to the place of the old one, which goes last. An interrupted move is finished by the next.
+    """Finish the exchange of a killed run: the whole new set gets the place of the old one.
 
     Returns whether there was a new set.
     """
     new = root / WHOLE
     if not new.is_dir():
         return False
-    if (new / AUDIO).exists():
-        if (root / AUDIO).exists():
-            _move(root / AUDIO, new / EARLIER)
-        _move(new / AUDIO, root / AUDIO)
-    tables = sorted(path for path in new.iterdir() if path.is_file() and path.name != NOTE)
-    for path in (*tables, new / NOTE):  # the numbers last
-        if path.exists():
-            _move(path, root / path.name)
+    (new / EARLIER).mkdir(exist_ok=True)
+    rename_all(_moves(root, new))
     sync_folder(root)
     remove_folder(new)
     return True
 
 
-def _move(old: Path, new: Path) -> None:
-    old.replace(new)
+def _moves(root: Path, new: Path) -> list[tuple[Path, Path]]:
+    """The renames that remain until the set ``new``, soon in ``WHOLE``, is in ``root``; its numbers are the last."""
+    tables = sorted(path.name for path in new.iterdir() if path.is_file() and path.name != NOTE)
+    names = [name for name in (AUDIO, *tables, NOTE) if (new / name).exists()]
+    aside = [(root / name, root / WHOLE / EARLIER / name) for name in reversed(names) if (root / name).exists()]
+    return aside + [(root / WHOLE / name, root / name) for name in names]
 
 
 def _numbers_in(root: Path) -> dict[str, int] | None:
@@ -338,8 +337,9 @@ def write_clips(clips: Sequence[Clip], audio: Path) -> list[Clip]:
         waveforms = [
             synthesise_clip(CLASSES[label], rng, clip.sample_rate, clip.channels, SECONDS) for label in clip.labels
         ]
-        with atomic_file(path) as file:
-            soundfile.write(file, sum(waveforms) / len(waveforms), clip.sample_rate, subtype=clip.subtype, format="WAV")
+        content, mixed = io.BytesIO(), sum(waveforms) / len(waveforms)  # libsndfile names no error of a disk
+        soundfile.write(content, mixed, clip.sample_rate, subtype=clip.subtype, format="WAV")
+        write_bytes(path, content.getbuffer())
     return list(clips)
 
 

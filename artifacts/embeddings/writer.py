@@ -38,8 +38,13 @@ from m2dprep.artifacts.reading import named
 from m2dprep.artifacts.tables import write_parquet
 
 PARTIAL = "embeddings.partial.npy"
-# The index of a store that replaces a finished one; it gets its final name when the array does.
+# The index and marker of a store that replaces a finished one; they get their final names when the array does.
 PARTIAL_INDEX = "index.partial.parquet"
+PARTIAL_META = "meta.partial.json"
+# The files of a finished store and of the one that replaces it, and the names of the former meanwhile; markers first.
+PARTS = ((META, PARTIAL_META), (EMBEDDINGS, PARTIAL), (INDEX, PARTIAL_INDEX))
+BEFORE = ".before"
+UNFINISHED = (PARTIAL, PARTIAL_INDEX, PARTIAL_META, *(name + BEFORE for name, _ in PARTS), PROGRESS)
 ANEW = "use --overwrite to start anew."
 SYNC_SECONDS = 5.0  # a shard's rows lie all over the array, so syncing each shard would take longer than writing it
 SYNC_SHARE = 0.1  # the largest share of the time spent syncing; slow disks are synced less often
@@ -89,6 +94,7 @@ class EmbeddingStoreWriter:
         with ExitStack() as stack:
             stack.enter_context(exclusive(folder))
             sweep_temporaries(folder)
+            self._bring_back()
             if overwrite:
                 self._forget()
             else:
@@ -119,7 +125,7 @@ class EmbeddingStoreWriter:
         self._compare(self.folder / META)
         if (self.folder / PROGRESS).exists():  # left by a run killed after the marker; a read-only folder keeps it
             with suppress(OSError, UserError), exclusive(self.folder):
-                self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
+                self._remove(*UNFINISHED)
         self.done[:] = True
         return True
 
@@ -140,9 +146,9 @@ class EmbeddingStoreWriter:
         """Remove the files of an earlier, unfinished run. A finished store stays until the new one can replace it; an
         interrupted run of that replacement is continued."""
         if not (self.folder / META).exists():
-            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX, EMBEDDINGS, INDEX)
+            self._remove(*UNFINISHED, EMBEDDINGS, INDEX)
         elif not self._is_begun():
-            self._remove(PROGRESS, PARTIAL, PARTIAL_INDEX)
+            self._remove(*UNFINISHED)
 
     def _is_begun(self) -> bool:
         """Whether an earlier run has begun the store that is asked for."""
@@ -243,19 +249,46 @@ class EmbeddingStoreWriter:
         odd = sum(1 for _ in odd_rows(self._file.blocks()))
         del self._file
         digests = block_digests(partial)
-        # From here to the new marker there is no finished store, but a run that is stopped here can still be resumed.
-        (self.folder / META).unlink(missing_ok=True)
-        sync_folder(self.folder)
-        partial.replace(self.folder / EMBEDDINGS)
-        if (self.folder / PARTIAL_INDEX).exists():
-            (self.folder / PARTIAL_INDEX).replace(self.folder / INDEX)
-        sync_folder(self.folder)
         described = {**self._identity, "fingerprint": fingerprint(self._identity), **notes}
         proof = {"odd_rows": odd, "block_bytes": BLOCK_BYTES, "digests": digests}
-        write_object(self.folder / META, {**described, **proof})
-        self._remove(PROGRESS)
+        write_object(self.folder / PARTIAL_META, {**described, **proof})
+        self._take_place()
+        self._remove(*UNFINISHED)
         self.finished = True
         self.close()
+
+    def _take_place(self) -> None:
+        """Give the complete files their final names. If one cannot be renamed, the store that was there comes back.
+
+        In between there is no finished store. After a kill, the next writer brings the earlier one back.
+        """
+        folder = self.folder
+        try:
+            if (folder / META).exists():
+                for name, _ in PARTS:
+                    if (folder / name).exists():
+                        (folder / name).rename(folder / (name + BEFORE))
+                    sync_folder(folder)
+            for name, new in reversed(PARTS):
+                if (folder / new).exists():  # a store that replaces none has its index already
+                    (folder / new).rename(folder / name)
+                sync_folder(folder)
+        except BaseException:
+            with suppress(OSError):
+                self._bring_back()
+            raise
+
+    def _bring_back(self) -> None:
+        """Undo an interrupted `_take_place`: the earlier store is in its place again, and the new one beside it."""
+        folder = self.folder
+        if (folder / META).exists():
+            return
+        for name, new in reversed(PARTS):
+            before = folder / (name + BEFORE)
+            if before.exists():
+                if (folder / name).exists():
+                    (folder / name).rename(folder / new)
+                before.rename(folder / name)
 
     def _sync(self) -> None:
         """Sync the rows to disk, then record them as done."""

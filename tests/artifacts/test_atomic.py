@@ -14,6 +14,7 @@ import pytest
 from m2dprep.artifacts.files import (
     TEMPORARY_PREFIX,
     atomic_file,
+    rename_all,
     sweep_temporaries,
     temporary_path,
     write_array,
@@ -36,6 +37,24 @@ def test_an_error_in_the_block_keeps_the_old_file_and_leaves_no_temporary(tmp_pa
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_files_and_folders_get_new_names_together_or_not_at_all(tmp_path: Path, missing: int) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    names = ["a", "b", "c", "d"]
+    if missing < 4:
+        names.insert(missing, "not there")
+    moves = [(tmp_path / name, tmp_path / f"{name} anew") for name in names]
+    if missing == 4:
+        rename_all(moves)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a anew", "b anew", "c anew", "d anew"]
+    else:
+        with pytest.raises(FileNotFoundError, match="not there"):
+            rename_all(moves)
+        assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
 
 
 def test_bytes_in_parts_arrive_whole_though_the_system_takes_them_in_pieces(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from m2dprep.artifacts.folders import holds_no_data, make_folder, remove_folder, walk
+from m2dprep.artifacts.folders import folder_id, holds_no_data, make_folder, remove_folder, walk
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,48 @@ def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkey
     assert (sorted(found), failed) == (["a", "gone"], ["gone"])
     with pytest.raises(PermissionError):
         list(walk(tmp_path))
+
+
+@pytest.mark.parametrize("error", ["EACCES", "EIO", "ESTALE", "EMFILE"])
+def test_a_folder_that_is_refused_for_a_moment_is_listed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    refused = []
+
+    def once(call: Any) -> Any:
+        def refusing(path: Any, *given: Any, **named: Any) -> Any:
+            if str(path).rstrip("/").endswith("b") and call not in refused:
+                refused.append(call)
+                raise OSError(getattr(errno, error), error, path)
+            return call(path, *given, **named)
+
+        return refusing
+
+    monkeypatch.setattr("m2dprep.artifacts.folders.os.scandir", once(os.scandir))
+    monkeypatch.setattr("m2dprep.artifacts.folders.folder_id", once(folder_id))
+    assert "file" in [entry.name for _, entry, _ in walk(tmp_path)]
+    assert len(refused) == 2
+
+
+def test_what_cannot_be_removed_is_an_error_after_all_else_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "file").touch()
+    unlink = Path.unlink
+
+    def refuse(path: Path, *given: Any, **named: Any) -> None:
+        if path.parent.name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, *given, **named)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError, match="x/b/file"):
+        remove_folder(tmp_path / "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "b", "file"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -33,6 +34,29 @@ from m2dprep.artifacts.tables import (
 VALUE = {"mean": -7.25, "text": "zwölf \u2192 🎵", "nested": {"list": [1, 2, None]}, "empty": {}}
 TABLE = pa.table({"name": [f"n{i}" for i in range(500)], "value": np.arange(500) / 7})
 SCHEMA = TABLE.schema
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_list_that_cannot_get_its_name_leaves_the_old_one_and_its_digest_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """The first new file is the digest of both lists, the second the new list."""
+    path = tmp_path / "files_a.csv"
+    write_file_list(path, ["a/1.npy"])
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    calls = itertools.count(1)
+    replace = os.replace
+
+    def refuse(*given: Any) -> None:
+        if next(calls) == refused:
+            raise PermissionError(13, "Permission denied")
+        replace(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(PermissionError):
+        patched.setattr(os, "replace", refuse)
+        patched.setattr(Path, "replace", lambda self, target: refuse(self, target))
+        write_file_list(path, ["a/1.npy", "a/2.npy"])
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
 
 
 def test_json_is_read_alike_by_everybody(tmp_path: Path) -> None:

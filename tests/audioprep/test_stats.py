@@ -90,6 +90,30 @@ def test_a_listed_file_without_a_good_record_is_refused(lms: Path, recompute: bo
         norm_stats(lms, recompute=recompute, files=files)
 
 
+@pytest.mark.parametrize("how", ["a line is gone", "a line is new", "a flipped bit", "cut", "empty", "sorted anew"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_list_that_is_not_as_written_is_refused(lms: Path, recompute: bool, how: str, tmp_path: Path) -> None:
+    files = tmp_path / "files_some.csv"
+    write_file_list(files, [f"set_lms/{name}" for name in TRAINING])
+    header, *lines = files.read_text().splitlines(keepends=True)
+    changed = {
+        "a line is gone": "".join([header, *lines[1:]]),
+        "a line is new": "".join([header, *lines, "set_lms/b/4.npy\n"]),
+        "a flipped bit": "".join([header, *lines]).replace("a/2", "a/3"),
+        "cut": "".join([header, *lines])[:-4],
+        "empty": "",
+        "sorted anew": "".join([header, *reversed(lines)]),
+    }
+    files.write_text(changed[how])
+    with pytest.raises(UserError, match=r"files_some\.csv is not as m2dprep wrote it"):
+        norm_stats(lms, recompute=recompute, files=files)
+
+
+def test_a_list_of_ones_own_is_taken(lms: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("file_name\nset_lms/a/2.npy\n")
+    assert norm_stats(lms, files=tmp_path / "own.csv").count_files == 1
+
+
 def test_unreadable_arrays_are_named(lms: Path) -> None:
     (lms / "a/1.npy").unlink()
     (lms / "b/3.npy").write_bytes((lms / "b/3.npy").read_bytes()[:1000])

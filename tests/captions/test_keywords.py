@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
+from m2dprep.captions import keywords
 from m2dprep.captions.keywords import DECODING, KeywordModel, KeywordOptions, model_inputs, write_sentences
 
 WORDS = "Speech Dog Male speech , man speaking | sound of the a wind".split()  # noqa: SIM905
@@ -113,6 +117,42 @@ def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(FingerprintConflictError, match=r"separator.*--overwrite"):
         write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=False)
     assert write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=True).done == 4
+
+
+@pytest.mark.parametrize("stops", ["first batch", "second batch", "the new options", "the first removal", "nowhere"])
+def test_finished_batches_stay_until_all_that_replace_them_are_there(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    earlier, new = KeywordOptions(model, batch_size=2), KeywordOptions(model, " ", 2)
+    expected = write_sentences(CLIPS, tmp_path / "new", new, "cpu", overwrite=False)
+    work = tmp_path / "work"
+    write_sentences(CLIPS, work, earlier, "cpu", overwrite=False)
+    before = {path: path.read_bytes() for path in work.iterdir()}
+    place, name, number = {
+        "first batch": (KeywordModel, "sentences", 0),
+        "second batch": (KeywordModel, "sentences", 1),
+        "the new options": (keywords, "write_object", 0),
+        "the first removal": (Path, "unlink", 0),
+        "nowhere": (keywords, "write_object", 99),
+    }[stops]
+    calls, original = itertools.count(), getattr(place, name)
+
+    def stop(*given: Any, **named: Any) -> Any:
+        part = place is not Path or given[0].name.startswith("part-")
+        if part and next(calls) == number:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(place, name, stop)
+        write_sentences(CLIPS, work, new, "cpu", overwrite=True)
+    if stops in ("first batch", "second batch", "the new options"):
+        assert before.items() <= {path: path.read_bytes() for path in work.iterdir()}.items()
+        if stops != "first batch":  # and those options can be gone on with
+            assert write_sentences(CLIPS, work, earlier, "cpu", overwrite=False).done == 0
+    run = write_sentences(CLIPS, work, new, "cpu", overwrite=True)
+    assert run.rows.equals(expected.rows)
+    assert len(list(work.glob("part-*.parquet"))) == 2
 
 
 def test_a_model_that_cannot_be_loaded_replaces_nothing(model: str, tmp_path: Path) -> None:

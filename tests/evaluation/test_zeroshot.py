@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.evaluation import zeroshot
 from m2dprep.evaluation.clip_set import ClipSet, caption_of
 from m2dprep.evaluation.report import render
@@ -23,6 +24,7 @@ from m2dprep.evaluation.zeroshot import ZeroShotResult, zero_shot
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.train import train
+from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.tiny import TINY
 
 MakeData = Callable[..., Path]
@@ -151,6 +153,38 @@ def test_unreadable_clips_are_rows(
     ]
     assert "21 clips = 16 classified + 5 failed" in render(result)
     assert "text.wav" in render(result)
+
+
+def converted_clips(folder: Path) -> Path:
+    """A table of five converted sounds, of which four are not what the conversion wrote, each in another way."""
+    rng = np.random.default_rng(0)
+    (folder / "wavs").mkdir(parents=True)
+    for number in range(5):
+        soundfile.write(folder / "wavs" / f"{number}.wav", rng.normal(scale=0.1, size=12000), 16000)
+    arrays = folder / "data" / "x_lms"
+    run_melspec(folder / "wavs", arrays, ConvertConfig(PRESETS["16k"], min_seconds=0.5), MelspecOptions(workers=0))
+    flipped = bytearray((arrays / "1.npy").read_bytes())
+    flipped[-5] ^= 1
+    (arrays / "1.npy").write_bytes(flipped)
+    shutil.copyfile(arrays / "0.npy", arrays / "2.npy")
+    np.save(arrays / "3.npy", np.zeros((1, 80, 76), np.float32))
+    np.save(arrays / "4.npy", np.load(arrays / "4.npy")[..., :-1])
+    (folder / "clips.csv").write_text(
+        "file_name,label\n" + "".join(f"data/x_lms/{number}.npy,kind_{number % 2}\n" for number in range(5))
+    )
+    return folder / "clips.csv"
+
+
+@pytest.mark.slow
+def test_log_mels_that_are_not_what_their_records_say_are_rows(
+    run: Path, encoders: list[FakeEncoder], tmp_path: Path
+) -> None:
+    result = zero_shot(run, ClipSet.read(converted_clips(tmp_path)))
+    assert result.classified == 1
+    assert [(Path(failure.file_name).name, failure.reason) for failure in result.failures] == [
+        (f"{number}.npy", "damaged") for number in (1, 2, 3, 4)
+    ]
+    assert "digest is not that of its record" in result.failures[0].message
 
 
 def test_audio_files_go_through_the_trainings_front_end(run: Path, encoders: list[FakeEncoder], tmp_path: Path) -> None:

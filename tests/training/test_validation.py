@@ -24,6 +24,7 @@ from m2dprep.training.log import read_log
 from m2dprep.training.speed import block_flops, matrix_peak, train_flops_per_clip
 from m2dprep.training.train import make_state, train
 from m2dprep.training.validation import Validation, explained_variance_area, rank_me
+from tests.evaluation.test_zeroshot import converted_clips
 from tests.tiny import TINY
 
 TRAIN = TrainConfig(epochs=4, batch_size=6, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
@@ -203,6 +204,30 @@ def test_tasks_that_are_no_probe(
         probed(data, task(tmp_path / "x", data, text, [["file_name", "label"], *rows]))
     with pytest.raises(UserError, match="no prepared task"):
         probed(data, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_probe_leaves_out_log_mels_that_are_not_what_their_records_say(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    class_directions: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    probe = converted_clips(tmp_path)
+    probe.write_text(probe.read_text().replace("kind_", "kind "))
+    validation = ValidationOptions(features_every=0, probe_every=1, probe_clips=probe)
+    train(
+        DataChoice(data),
+        tmp_path / "run",
+        TINY,
+        replace(TRAIN, epochs=1, warmup_epochs=0),
+        RunOptions("tiny", validation=validation),
+    )
+    (line,) = [line for line in read_log(tmp_path / "run/log.jsonl") if "zero_shot_failed" in line]
+    assert line["zero_shot_failed"] == 4
+    assert "4 clips of the probe failed, data/x_lms/1.npy (damaged) first" in capsys.readouterr().err
 
 
 @pytest.mark.slow

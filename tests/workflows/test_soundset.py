@@ -48,8 +48,10 @@ class StoppedError(Exception):
     """Stands for the end of a process."""
 
 
-# Functions that a run calls, and the call that never comes back. Ten moves bring a set to its place.
-STOPS = [("synthesise_clip", 3), ("_write_acalt4", 1), *(("_move", number) for number in (1, 2, 3, 4, 10))]
+# Functions that a run calls, and the call that never comes back; of renames, whether it is killed or goes on with an
+# error. 17 renames bring a set to its place: one says that it is whole, 8 put the old one aside.
+STOPS = [("synthesise_clip", 3), ("_write_acalt4", 1)]
+STOPS += [(how, number) for how in ("killed at rename", "refused rename") for number in (1, 2, 10, 17)]
 NUMBERS = {"train_per_class": 1, "held_out_per_class": 1, "seed": 8, "workers": 0}
 
 
@@ -66,19 +68,22 @@ def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
 ) -> None:
     root = tmp_path / "set"
     shutil.copytree(sound_set, root)
-    before, calls, original = files(root), itertools.count(1), getattr(sound_set_module, function)
+    before, calls, killed = files(root), itertools.count(1), function == "killed at rename"
+    place, name = (Path, "rename") if "rename" in function else (sound_set_module, function)
+    original = getattr(place, name)
 
     def stopping(*given: Any) -> Any:
-        if next(calls) == number:
-            raise StoppedError
+        call = next(calls)
+        if call == number or (killed and call > number):
+            raise StoppedError if killed or place is not Path else OSError(13, "Permission denied")
         return original(*given)
 
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
-        patched.setattr(sound_set_module, function, stopping)
+    with monkeypatch.context() as patched, pytest.raises((StoppedError, OSError)):
+        patched.setattr(place, name, stopping)
         make_sound_set(root, **NUMBERS, overwrite=True)
-    if (function, number) <= ("_move", 2) or function != "_move":
+    if not killed or number <= 2:
         assert {name: content for name, content in files(root).items() if not name.startswith(ANEW)} == before
-    make_sound_set(root, **NUMBERS, overwrite=function != "_move" or number == 1)
+    make_sound_set(root, **NUMBERS, overwrite=not killed or number == 1)
     assert files(root) == files(another_set)
 
 

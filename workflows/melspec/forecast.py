@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,7 +146,8 @@ def _temporary_folder(place: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        remove_folder(folder)
+        with suppress(OSError):  # the next conversion removes it
+            remove_folder(folder)
 
 
 def sweep_forecasts(layout: LmsLayout) -> None:

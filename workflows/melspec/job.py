@@ -35,14 +35,16 @@ from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.source import Source, in_reading_order
 from m2dprep.workflows.engine.engine import ShardFunction, run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
-from m2dprep.workflows.melspec.exchange import (
-    Exchanged,
-    close_exchange,
-    finish_exchange,
-    take_place,
-)
+from m2dprep.workflows.melspec.exchange import Exchanged, close_exchange, finish_exchange, take_place
 from m2dprep.workflows.melspec.forecast import ConvertSample, Forecast, forecast, sweep_forecasts
-from m2dprep.workflows.melspec.keeping import Takeovers, give_up, kept_records, report_kept, report_not_taken_over
+from m2dprep.workflows.melspec.keeping import (
+    Takeovers,
+    give_up,
+    kept_or_failed,
+    reasons_of,
+    report_kept,
+    report_not_taken_over,
+)
 from m2dprep.workflows.melspec.overwrite import (
     begin_replacement,
     conversion_layout,
@@ -370,8 +372,8 @@ def _convert(
         append_records(layout, takeovers.begin())
         return reasons, {}
     on_worker_death = functools.partial(give_up, layout)
-    keep = {source.relative for source in pending if source.keeps and source.relative not in plan.superseded}
-    kept: dict[str, tuple[str, str]] = {}
+    keep = {source.relative: source for source in pending if source.keeps and source.relative not in plan.superseded}
+    failed: dict[Source, tuple[str, str]] = {}
 
     def shards() -> Iterator[list[Source]]:
         begin()
@@ -382,13 +384,14 @@ def _convert(
         shared = shared_with_workers(layout, src, pending) if pool.elsewhere else None
         for rows in run_shards(function, shards(), pool, on_worker_death, shared):
             failures = [row for row in rows if row["status"] == FAILED]
-            kept |= {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
-            records.add(takeovers.with_ends(row for row in rows if row["source"] not in kept))
-            counted = (row for row in failures if not takeovers.holds(row))
-            reasons += Counter(KEPT if row["source"] in kept else row["reason"] for row in counted)
+            held = {row["source"]: (row["reason"], row["message"]) for row in failures if row["source"] in keep}
+            failed |= {keep[name]: why for name, why in held.items()}
+            records.add(takeovers.with_ends(row for row in rows if row["source"] not in held))
+            counted = (row for row in failures if row["source"] not in held and not takeovers.holds(row))
+            reasons += Counter(row["reason"] for row in counted)
             progress.advance(len(rows), failed=len(failures))
-    settled = takeovers.settle()
-    append_records(layout, [*kept_records(layout, kept), *settled])
-    reasons += takeovers.reasons(settled)
+    earlier, settled = kept_or_failed(layout, failed), takeovers.settle()
+    append_records(layout, [*earlier, *settled])
+    reasons += reasons_of(earlier) + takeovers.reasons(settled)
     reasons["internal_error"] += records.given_up
     return +reasons, takeovers.not_done

@@ -28,7 +28,7 @@ from m2dprep.workflows.melspec.owners import NOBODY, Superseded
 
 Row = dict[str, Any]
 # The reason and the message of a failure, by source.
-Failures = Mapping[str, tuple[str, str]]
+Failures = Mapping[Source, tuple[str, str]]
 
 
 def good_records(layout: LmsLayout, key: str, values: Iterable[str]) -> list[Row]:
@@ -41,9 +41,28 @@ def good_records(layout: LmsLayout, key: str, values: Iterable[str]) -> list[Row
     return rows
 
 
-def kept_records(layout: LmsLayout, failures: Failures) -> list[Row]:
-    """The earlier good records of the sources in ``failures``, with a reason and a message that say so."""
-    return [kept(row, *failures[row["source"]]) for row in good_records(layout, "source", failures)]
+def kept_or_failed(layout: LmsLayout, failures: Failures) -> list[Row]:
+    """A row for each of the sources in ``failures``, which had arrays: its earlier record, with the failure in it.
+
+    If the array is not the one that the record describes, because a run was killed after writing a newer one, nothing
+    describes it: it is removed, and the row is the failure.
+    """
+    known = {row["source"]: row for row in good_records(layout, "source", (source.relative for source in failures))}
+    proof = _Proof(layout) if known else None
+    rows: list[Row] = []
+    for source, (reason, message) in failures.items():
+        row = known.get(source.relative)
+        if row is not None and proof is not None and proof.holds(row):
+            rows.append(kept(row, reason, message))
+        else:
+            rows.append(failure_record(source, reason, message, look=reason != "read_timeout"))
+            inside(layout.root, rows[-1]["file_name"]).unlink(missing_ok=True)
+    return rows
+
+
+def reasons_of(rows: Iterable[Row]) -> Counter[str]:
+    """The failures among the rows of `kept_or_failed`, counted by reason."""
+    return Counter(KEPT if row["status"] == OK else row["reason"] for row in rows)
 
 
 def kept(row: Row, reason: str, message: str) -> Row:
@@ -139,7 +158,7 @@ class Takeovers:
 
     def reasons(self, rows: Iterable[Row]) -> Counter[str]:
         """The failures among the rows of `settle`, counted by reason."""
-        return Counter(KEPT if row["status"] == OK else row["reason"] for row in rows if row["source"] in self._failed)
+        return reasons_of(row for row in rows if row["source"] in self._failed)
 
     def _claimants(self, source: str) -> list[str]:
         return [source, *(loser.relative for loser in self._superseded[source])]

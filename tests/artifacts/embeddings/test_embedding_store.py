@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -231,36 +232,82 @@ def test_a_store_that_could_not_be_replaced_is_as_it_was(
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("after", ["marker", "array"])
-def test_killed_while_the_new_store_takes_its_place(
-    tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, new = captions_of(["a", "b"]), captions_of(["c", "d", "e"])
-    write(tmp_path, index_of(old))
-    writer = overwriter(tmp_path, new, overwrite=True)
-    fill(writer, 3)
-    renames = {"marker": 0, "array": 1}[after]
-    original = Path.replace
-    calls = iter(range(9))
+# Six renames give a new store the place of another one: its marker, array and index go, those of the new one come.
+RENAMES = range(6)
 
-    def replace(self: Path, target: Path) -> Path:
-        if next(calls) == renames:
-            raise KeyboardInterrupt
+
+def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException, *, for_good: bool) -> None:
+    """Let a rename raise ``error``, and all later ones if it is ``for_good``, as in a process that is killed."""
+    original, calls = Path.rename, itertools.count()
+
+    def rename(self: Path, target: Path) -> Path:
+        call = next(calls)
+        if call == number or (for_good and call > number):
+            raise error
         return original(self, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+@pytest.mark.parametrize("goes_on", ["the new store", "the old store", "a third one"])
+@pytest.mark.parametrize("renames", RENAMES)
+def test_killed_while_the_new_store_takes_its_place(
+    tmp_path: Path, renames: int, goes_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next writer brings the old store back, and goes on with the new one if that is asked for."""
+    old, new, third = captions_of(["a", "b"]), captions_of(["c", "d", "e"]), captions_of(["f"])
+    write(tmp_path, index_of(old))
+    before = files_of(tmp_path)
+    writer = overwriter(tmp_path, new, overwrite=True)
+    fill(writer, 3)
+    stop_at_rename(monkeypatch, renames, KeyboardInterrupt(), for_good=True)
     with pytest.raises(KeyboardInterrupt):
         writer.finish({})
     monkeypatch.undo()
     writer.close()
-    with pytest.raises(UserError, match="an unfinished store"):
-        EmbeddingStore.open(tmp_path)
-    with overwriter(tmp_path, new) as writer:
+    if renames:
+        with pytest.raises(UserError, match="an unfinished store"):
+            EmbeddingStore.open(tmp_path)
+    if goes_on == "the new store":
+        with overwriter(tmp_path, new) as writer:
+            assert writer.rows_done == 3
+            writer.finish({})
+        store = EmbeddingStore.open(tmp_path)
+        store.verify(new)
+        np.testing.assert_array_equal(store.embeddings, embed(np.arange(3) + 100))
+    elif goes_on == "the old store":
+        write(tmp_path, index_of(old))
+        assert before.items() <= files_of(tmp_path).items()
+        write(tmp_path, index_of(old))  # and what was begun beside it goes
+        assert files_of(tmp_path) == before
+    else:
+        with overwriter(tmp_path, third, overwrite=True):
+            assert before.items() <= files_of(tmp_path).items()
+    EmbeddingStore.open(tmp_path).require_whole()
+
+
+@pytest.mark.parametrize("renames", RENAMES)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_error_while_the_new_store_takes_its_place(
+    tmp_path: Path, renames: int, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = captions_of(["a", "b"]), captions_of(["c", "d", "e"])
+    write(tmp_path, index_of(old))
+    if damaged:
+        (tmp_path / "index.parquet").unlink()
+    before = files_of(tmp_path)
+    writer = overwriter(tmp_path, new, overwrite=True)
+    fill(writer, 3)
+    stop_at_rename(monkeypatch, renames - (damaged and renames > 2), OSError(13, "Permission denied"), for_good=False)
+    with pytest.raises(OSError, match="Permission"):
+        writer.finish({})
+    writer.close()
+    assert before.items() <= files_of(tmp_path).items()
+    with overwriter(tmp_path, new, overwrite=True) as writer:
         assert writer.rows_done == 3
         writer.finish({})
-    store = EmbeddingStore.open(tmp_path)
-    store.verify(new)
-    np.testing.assert_array_equal(store.embeddings, embed(np.arange(3) + 100))
+    EmbeddingStore.open(tmp_path).verify(new)
+    assert sorted(files_of(tmp_path)) == ["embeddings.npy", "index.parquet", "lock", "meta.json"]
 
 
 @pytest.mark.parametrize("change", ["flip", "zeros", "another row"])

@@ -273,6 +273,38 @@ def test_its_array_stays_without_overwrite_too(src: Path, dst: Path, flag: str) 
     assert problems(dst.parent) == []
 
 
+@pytest.mark.parametrize("then", ["rots", "is whole"])
+def test_an_array_that_no_record_describes_is_not_kept(
+    src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """A run is killed when it has written the array of a changed source, and not yet its record; then the source fails.
+
+    The earlier record does not describe the array, and the earlier array is gone.
+    """
+    for path in (dst / "_packed").iterdir():
+        path.unlink()
+    options = MelspecOptions(workers=0, check_sources=True)
+    soundfile.write(src / "1.wav", np.ones(4000) / 9, 16000)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("m2dprep.audioprep.convert.sync_files", killed)
+        run_melspec(src, dst, CONFIG, options)
+    assert problems(dst.parent)
+    if then == "rots":
+        rot(src)
+    report = run_melspec(src, dst, CONFIG, options)
+    if then == "is whole":
+        assert (report.done, report.failed) == (1, 0)
+    else:
+        assert (report.failed, report.kept) == (1, 0)
+        assert not (dst / "1.npy").exists()
+        assert row_of(dst, "1.wav")["status"] == "failed"
+    assert problems(dst.parent) == []
+
+
 # Replacements that are interrupted.
 
 
