@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
-from m2dprep.evaluation.zeroshot import class_embeddings, classify, load_text_encoder, tally
+from m2dprep.evaluation.text_towers import load_text_encoder
+from m2dprep.evaluation.zeroshot import class_embeddings, classify, tally
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
 from m2dprep.m2dclap.model import M2DCLAP
