@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import read_file_list, write_csv, write_file_list
 from m2dprep.cli.main import m2dprep
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import open_training_data
@@ -234,7 +234,7 @@ def test_the_probe_leaves_out_log_mels_that_are_not_what_their_records_say(
 def test_a_run_is_watched_and_drawn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     names = read_file_list(data / "held_out.csv")
     write_csv(
         tmp_path / "probe.csv", ["file_name", "label"], [[name, f"kind {name[-5]}"] for name in [*names, "gone-0.npy"]]
