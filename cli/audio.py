@@ -80,15 +80,15 @@ def _file_list(given: Given) -> list[Path]:
         "--layout-from",
         type=click.Choice(["member", "archive"]),
         default="member",
-        help="Name the arrays of members of archives by the path within the archive alone, or put the archive's own "
-        "path, without its suffix, before that.",
+        help="Lay out the arrays of members of archives by the path within the archive alone, or with the archive's "
+        "own path, without its suffix, before that.",
     ),
     click.option(
         "--id-column",
         metavar="NAME",
         default=None,
         show_default="video_id, ytid, id, path, …",
-        help="Name the rows of Parquet files by this column.",
+        help="Take the names of the rows of Parquet files from this column.",
     ),
     click.option("--retry-failed", is_flag=True, help="Try the files again that failed in earlier runs."),
     click.option(
