@@ -18,7 +18,6 @@ from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.reading import ClipLoader, Crop
 from m2dprep.evaluation.text_towers import TextTower, text_tower
-from m2dprep.evaluation.zeroshot import load_text_encoder
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
@@ -113,9 +112,7 @@ class CheckpointEncoder:
     def text_tower(self) -> TextTower:
         """The text tower, loaded when it is first needed."""
         self.checkpoint.require_clap_head()
-        return text_tower(
-            self.checkpoint, self._text_model, self._device, load_text_encoder, trust_remote_code=self._trust
-        )
+        return text_tower(self.checkpoint, self._text_model, self._device, trust_remote_code=self._trust)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return embed_texts(self.model, np.asarray(self.text_tower.encode(list(texts)), np.float32))

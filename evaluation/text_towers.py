@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import site
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.captions.embedding.model_files import ModelFiles, find_model, require_no_code
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.layouts import depth_of, folder_name
@@ -235,21 +236,64 @@ def _fitted(config: Any, weights: Mapping[str, torch.Tensor]) -> Any:
     return config
 
 
-LoadEncoder = Callable[..., Any]
+def load_text_encoder(
+    trained: Mapping[str, Any],
+    dim: int,
+    text_model: str | None,
+    owner: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+) -> TextEncoder:
+    """The text encoder named, or else that of the training (``trained``), with the training's pooling and prefix.
+
+    ``owner`` is the file that says how it was trained, near which a text model that has moved is looked for by the
+    digest of its weights. Raises `UserError` if no encoder is known, if its weights are others than those of the
+    training (unless ``text_model`` insists), or if its embeddings do not have ``dim`` numbers.
+    """
+    name = text_model or place_by_digest(trained, Path(owner)) or _named(trained)
+    if not name:
+        raise UserError(f"{owner} does not say what its captions were encoded with; give --text-model.")
+    encoder = load_encoder(
+        name,
+        device=device,
+        normalize=trained.get("normalized") or False,
+        pooling=trained.get("pooling") or "mean",
+        prefix=trained.get("prefix") or "",
+        max_length=trained.get("max_length"),
+        revision=None if text_model or Path(name).is_dir() else trained.get("revision"),
+        trust_remote_code=trust_remote_code,
+    )
+    if encoder.dim != dim:
+        raise UserError(
+            f"{name} makes embeddings of {encoder.dim} numbers, {owner} was trained with {dim}; "
+            "give --text-model the one that it was trained with."
+        )
+    weights = encoder.describe().get("weights")
+    if trained.get("weights") not in (None, weights):
+        said = f"{name} has other weights than the training's {trained.get('model')}"
+        if not text_model:
+            raise UserError(f"{said}. --text-model names a folder with the right ones, or insists on these.")
+        print(f"note: {said}.", file=sys.stderr)
+    return encoder
+
+
+def _named(trained: Mapping[str, Any]) -> str | None:
+    """The path that a training noted, if there is such a folder, else the model's name."""
+    path = trained.get("model_path")
+    return path if path and (Path(path).is_dir() or not trained.get("model")) else trained.get("model") or path
 
 
 def text_tower(
     checkpoint: Checkpoint,
     text_model: str | None,
     device: torch.device,
-    load: LoadEncoder,
     *,
     trust_remote_code: bool = False,
 ) -> TextTower:
     """The text tower of a checkpoint: the one inside it, the one that it names, or ``text_model``.
 
-    ``load`` is `evaluation.zeroshot.load_text_encoder`. Raises `UserError` if none is known or found, or its
-    embeddings do not fit.
+    Raises `UserError` if none is known or found, or its embeddings do not fit.
     """
     if checkpoint.text_weights:
         tower = TowerInside(checkpoint, text_model, device)
@@ -260,8 +304,7 @@ def text_tower(
             )
         return tower
     trained = trained_with(checkpoint, replaced=text_model is not None)
-    found: TextTower = load(
+    return load_text_encoder(
         trained, checkpoint.config.off_emb_dim, text_model, str(checkpoint.path), device.type,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    return found

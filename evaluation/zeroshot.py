@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ import numpy as np
 
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.errors import UserError
-from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.evaluation.clip_set import (
     DEFAULT_TEMPLATE,
     ClipReader,
@@ -26,7 +24,7 @@ from m2dprep.evaluation.clip_set import (
     check_template,
     require_different_captions,
 )
-from m2dprep.evaluation.text_towers import TextTower, place_by_digest, text_tower
+from m2dprep.evaluation.text_towers import TextTower, text_tower
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
@@ -113,9 +111,7 @@ def zero_shot(
     require_different_captions(clip_set.classes, template)
     checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
     checkpoint.require_clap_head()
-    encoder = text_tower(
-        checkpoint, text_model, pick_device(device), load_text_encoder, trust_remote_code=trust_remote_code
-    )
+    encoder = text_tower(checkpoint, text_model, pick_device(device), trust_remote_code=trust_remote_code)
     name = str(encoder.describe()["model"])
     model = checkpoint.load_audio_model(pick_device(device))
     directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
@@ -204,54 +200,6 @@ def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[l
         else:
             confusion[numbers[clip.label]][predicted] += 1
     return confusion, failures
-
-
-def load_text_encoder(
-    trained: Mapping[str, Any],
-    dim: int,
-    text_model: str | None,
-    owner: str,
-    device: str,
-    *,
-    trust_remote_code: bool = False,
-) -> TextEncoder:
-    """The text encoder named, or else that of the training (``trained``), with the training's pooling and prefix.
-
-    ``owner`` is the file that says how it was trained, near which a text model that has moved is looked for by the
-    digest of its weights. Raises `UserError` if no encoder is known, if its weights are others than those of the
-    training (unless ``text_model`` insists), or if its embeddings do not have ``dim`` numbers.
-    """
-    name = text_model or place_by_digest(trained, Path(owner)) or _named(trained)
-    if not name:
-        raise UserError(f"{owner} does not say what its captions were encoded with; give --text-model.")
-    encoder = load_encoder(
-        name,
-        device=device,
-        normalize=trained.get("normalized") or False,
-        pooling=trained.get("pooling") or "mean",
-        prefix=trained.get("prefix") or "",
-        max_length=trained.get("max_length"),
-        revision=None if text_model or Path(name).is_dir() else trained.get("revision"),
-        trust_remote_code=trust_remote_code,
-    )
-    if encoder.dim != dim:
-        raise UserError(
-            f"{name} makes embeddings of {encoder.dim} numbers, {owner} was trained with {dim}; "
-            "give --text-model the one that it was trained with."
-        )
-    weights = encoder.describe().get("weights")
-    if trained.get("weights") not in (None, weights):
-        said = f"{name} has other weights than the training's {trained.get('model')}"
-        if not text_model:
-            raise UserError(f"{said}. --text-model names a folder with the right ones, or insists on these.")
-        print(f"zero-shot: {said}.", file=sys.stderr)
-    return encoder
-
-
-def _named(trained: Mapping[str, Any]) -> str | None:
-    """The path that a training noted, if there is such a folder, else the model's name."""
-    path = trained.get("model_path")
-    return path if path and (Path(path).is_dir() or not trained.get("model")) else trained.get("model") or path
 
 
 def _share(part: int, whole: int) -> float | None:

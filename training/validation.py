@@ -18,7 +18,8 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.encoder import TextEncoder
 from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
 from m2dprep.evaluation.probe import TaskProbe
-from m2dprep.evaluation.zeroshot import class_embeddings, classify, load_text_encoder, tally
+from m2dprep.evaluation.text_towers import load_text_encoder
+from m2dprep.evaluation.zeroshot import class_embeddings, classify, tally
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.m2dclap.encode import AudioEncoder, embed_texts

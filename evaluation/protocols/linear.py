@@ -171,6 +171,8 @@ def _stratified(targets: np.ndarray, groups: np.ndarray, rng: np.random.Generato
     taken = np.zeros_like(counts)
     held: list[int] = []
     for key in rng.permutation(np.array(list(members), dtype=object)):
+        if (taken >= wanted).all():
+            break
         own = table[members[key]].sum(axis=0)
         if (own[taken < wanted] > 0).any() and (taken + own < np.maximum(counts, 1) + (own == 0)).all():
             held += members[key]

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from m2dprep.cli.main import m2dprep
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.evaluation.protocols.result import Result as Measured
 from tests.evaluation.made_clips import write_checkpoint, write_tones
 
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def text_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder())
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder())
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_bad_requests_exit_with_2(
 
             raise UserError(f"the hub cannot be reached for {name}")
 
-        monkeypatch.setattr(zeroshot, "load_encoder", unreachable)
+        monkeypatch.setattr(text_towers, "load_encoder", unreachable)
     places = {"CHECKPOINT": str(checkpoint), "SET": str(folder)}
     result = run(*(places.get(one, one) for one in arguments))
     assert result.exit_code == 2, result.output

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.evaluation.text_towers import (
     LETTERS,
     SEARCH_VARIABLE,
@@ -141,9 +141,11 @@ def test_a_given_model_is_pooled_as_the_letter_says(tmp_path: Path, monkeypatch:
         def describe(self) -> dict[str, Any]:
             return {"weights": "x"}
 
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **settings: seen.update(settings, name=name) or Fake())
+    monkeypatch.setattr(
+        text_towers, "load_encoder", lambda name, **settings: seen.update(settings, name=name) or Fake()
+    )
     path = tmp_path / "m2d_clap_vit_base-80x608p16x16p16kpB-x" / "checkpoint-300.pth"
-    text_tower(checkpoint(path), "my/bert", CPU, zeroshot.load_text_encoder)
+    text_tower(checkpoint(path), "my/bert", CPU)
     assert (seen["name"], seen["pooling"]) == ("my/bert", "cls")
 
 
@@ -173,7 +175,7 @@ def inside(path: Path) -> Checkpoint:
 @pytest.mark.slow
 def test_the_tower_inside_a_checkpoint_gives_the_originals_embeddings(tmp_path: Path, bert: Path) -> None:
     path = tmp_path / "m2d_clap_vit_tiny-80x167p16x16p16kpBpTI-a" / "checkpoint-1.pth"
-    tower = text_tower(inside(path), str(bert), CPU, zeroshot.load_text_encoder)
+    tower = text_tower(inside(path), str(bert), CPU)
     texts = [" ".join(f"t{number}" for number in row if number > 1 and number not in (101, 102))
              for row in GOLDEN["eval/input_ids"].tolist()]  # fmt: skip
     assert np.abs(tower.encode(texts) - GOLDEN["eval/text_emb"]).max() < 1e-4
@@ -190,7 +192,7 @@ def test_a_tower_and_a_configuration_that_do_not_fit(tmp_path: Path, bert: Path)
     settings = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps({**settings, "hidden_size": 32}))
     with pytest.raises(UserError, match=r"does not fit .*--text-model"):
-        text_tower(inside(path), str(bert), CPU, zeroshot.load_text_encoder)
+        text_tower(inside(path), str(bert), CPU)
 
 
 @pytest.mark.slow
@@ -199,8 +201,6 @@ def test_a_real_model_that_moved(tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "here")
     said = {"model": "m", "model_path": str(tmp_path / "was"), "weights": digest_of(source), "pooling": "mean"}
     run = tmp_path / "run" / "checkpoint-1.pth"
-    found: Any = text_tower(
-        checkpoint(run, args={"text_model": said}, config={"off_emb_dim": 384}), None, CPU, zeroshot.load_text_encoder
-    )
+    found: Any = text_tower(checkpoint(run, args={"text_model": said}, config={"off_emb_dim": 384}), None, CPU)
     assert found.describe()["weights"] == said["weights"]
     assert Path(found.files.folder).resolve() == (tmp_path / "here").resolve()

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers, zeroshot
 from m2dprep.evaluation.clip_set import ClipSet, caption_of
 from m2dprep.evaluation.report import render
 from m2dprep.evaluation.zeroshot import ZeroShotResult, zero_shot
@@ -62,7 +62,7 @@ def encoders(monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray) -> l
         loaded.append(FakeEncoder(class_directions, {"name": name, **settings}))
         return loaded[-1]
 
-    monkeypatch.setattr(zeroshot, "load_encoder", load)
+    monkeypatch.setattr(text_towers, "load_encoder", load)
     return loaded
 
 
@@ -178,7 +178,7 @@ def test_captions_of_classes() -> None:
 
 
 def test_a_text_model_of_another_length_is_refused(run: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(np.zeros((4, 5)), {"name": name}))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(np.zeros((4, 5)), {"name": name}))
     with pytest.raises(UserError, match="5 numbers"):
         zero_shot(run, ClipSet.read(held_out))
 
@@ -222,7 +222,7 @@ def test_what_is_not_finite_is_no_result(
     with monkeypatch.context() as patched:
         directions = np.ones((4, 16))
         directions[2] = np.nan
-        patched.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(directions, {"name": name}))
+        patched.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(directions, {"name": name}))
         with pytest.raises(UserError, match=r"not finite of 1 classes \(kind_2 first\)"):
             zero_shot(run, ClipSet.read(held_out))
     embed = zeroshot.AudioEncoder.embed

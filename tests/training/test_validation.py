@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import read_file_list, write_csv, write_file_list
 from m2dprep.cli.main import m2dprep
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import open_training_data
@@ -150,7 +150,7 @@ def probed(data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_prepared_task_is_classified_between_epochs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     names = read_file_list(data / "held_out.csv")
     rows = [[name, f"kind {name[-5]}", "test"] for name in [*names, "gone-0.npy"]]
     folder = task(tmp_path / "kinds", data, LABELS, [["file_name", "label", "split"], *rows])
@@ -172,7 +172,7 @@ def test_a_prepared_task_with_captions_is_searched_between_epochs(
             encoded.extend(texts)
             return super().encode(texts)
 
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: Counting(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: Counting(class_directions))
     rows = [
         [name, f"kind {name[-5]} {word}", "test"] for name in read_file_list(data / "held_out.csv") for word in "ab"
     ]
@@ -195,7 +195,7 @@ def test_a_prepared_task_with_captions_is_searched_between_epochs(
 def test_tasks_that_are_no_probe(
     text: str, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     rows = [
         [name, label] for name, label in zip(read_file_list(data / "held_out.csv"), ("kind 1", "kind_1"), strict=False)
     ]
@@ -209,7 +209,7 @@ def test_tasks_that_are_no_probe(
 def test_a_run_is_watched_and_drawn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     names = read_file_list(data / "held_out.csv")
     write_csv(
         tmp_path / "probe.csv", ["file_name", "label"], [[name, f"kind {name[-5]}"] for name in [*names, "gone-0.npy"]]
