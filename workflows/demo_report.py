@@ -20,7 +20,7 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN
 
-# Training clips of each class for the linear protocol: as many as there are held-out ones, so the demo stays short.
+# Training clips of each class for the linear protocol; with more, the demo would take longer.
 PER_CLASS = 10
 # A rate at which a head on a few hundred clips is done within EVAR's 200 epochs.
 LEARNING_RATE = "0.003"

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from m2dprep.evaluation import zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.m2dclap.model import M2DCLAP
 from tests.cli.invocation import refused, run
 from tests.evaluation.preparation.made_downloads import write
@@ -58,7 +58,7 @@ class FakeEncoder:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder())
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder())
     torch.manual_seed(0)
     torch.save({"model": M2DCLAP(TINY_INFERABLE).state_dict()}, tmp_path / "checkpoint-1.pth")
     return tmp_path / "checkpoint-1.pth"

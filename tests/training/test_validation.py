@@ -151,7 +151,7 @@ def probed(data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_prepared_task_is_classified_between_epochs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     names = read_file_list(data / "held_out.csv")
     rows = [[name, f"kind {name[-5]}", "test"] for name in [*names, "gone-0.npy"]]
     folder = task(tmp_path / "kinds", data, LABELS, [["file_name", "label", "split"], *rows])
@@ -173,7 +173,7 @@ def test_a_prepared_task_with_captions_is_searched_between_epochs(
             encoded.extend(texts)
             return super().encode(texts)
 
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: Counting(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: Counting(class_directions))
     rows = [
         [name, f"kind {name[-5]} {word}", "test"] for name in read_file_list(data / "held_out.csv") for word in "ab"
     ]
@@ -196,7 +196,7 @@ def test_a_prepared_task_with_captions_is_searched_between_epochs(
 def test_tasks_that_are_no_probe(
     text: str, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_directions: np.ndarray
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     rows = [
         [name, label] for name, label in zip(read_file_list(data / "held_out.csv"), ("kind 1", "kind_1"), strict=False)
     ]
