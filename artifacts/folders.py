@@ -183,9 +183,9 @@ def remove_folder(path: Path) -> None:
             folder.rmdir()
         except OSError as error:
             failed.append(error)
-    for error in failed:
-        if not isinstance(error, FileNotFoundError):
-            raise error
+    for reason in failed:
+        if not isinstance(reason, FileNotFoundError):
+            raise reason
 
 
 def _fail(failed: Callable[[str, OSError], object] | None, folder: str, error: OSError) -> None:
