@@ -26,10 +26,12 @@ from m2dprep.cli.options import (
     output_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 PROTOCOLS = ("zero-shot", "linear", "retrieval")
 
 
+@stage(how=("device", "batch_size", "max_failures"), reads=lambda given: given.made_below("root"))
 @click.command("all", cls=TableCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("root", type=PATH, metavar="ROOT", required=False)

@@ -27,6 +27,7 @@ from m2dprep.cli.evaluation.options import (
 from m2dprep.cli.evaluation.tasks import compare, list_tasks, prepare, report
 from m2dprep.cli.options import (
     OUTPUT,
+    OUTPUT_PATH,
     PATH,
     REPEATED,
     M2dprepGroup,
@@ -136,7 +137,9 @@ def evaluate() -> None:
 @model_options
 @titled(
     OUTPUT,
-    click.option("--predictions", type=PATH, default=None, help="Write what each clip is taken for to this CSV file."),
+    click.option(
+        "--predictions", type=OUTPUT_PATH, default=None, help="Write what each clip is taken for to this CSV file."
+    ),
 )
 def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path | None, **options: Any) -> None:
     """Classify clips by the names of their classes, without training: DIR|CSV is a prepared folder or a table of clips.

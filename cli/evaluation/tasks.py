@@ -10,6 +10,7 @@ import click
 from m2dprep.cli.options import (
     OUTPUT,
     PATH,
+    PLACE,
     TableCommand,
     json_option,
     max_failures_option,
@@ -18,6 +19,7 @@ from m2dprep.cli.options import (
     seed_option,
     titled,
 )
+from m2dprep.workflows.recipe.declare import stage
 
 
 @click.command("list", cls=TableCommand)
@@ -38,6 +40,7 @@ def list_tasks(as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else render(facts))
 
 
+@stage(shows=("found", "expected"))
 @click.command("prepare", cls=TableCommand)
 @click.argument("task")
 @click.argument("download", type=PATH)
@@ -91,6 +94,7 @@ def prepare(
     prepared.require(limit)
 
 
+@stage(reads=lambda given: given.made_below("root"))
 @click.command("report", cls=TableCommand)
 @click.argument("result", type=PATH)
 @titled(
@@ -104,7 +108,7 @@ def prepare(
     ),
     click.option(
         "--root",
-        type=PATH,
+        type=PLACE,
         default=None,
         show_default="that of --clips",
         help="Look for the files relative to this folder.",
@@ -148,6 +152,7 @@ def report(
     click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else f"{output}: {told['score']}")
 
 
+@stage()
 @click.command("compare", cls=TableCommand)
 @click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=PATH)
 @titled(

@@ -208,7 +208,7 @@ def test_nothing_readable(checkpoint: Path, folder: Path) -> None:
         (("zero-shot", "CHECKPOINT", "SET", "--clap-model", "x"), "not both"),
         (("zero-shot", "SET", "--clap-model", "microsoft/msclap"), "transformers does not have"),
         (("zero-shot", "CHECKPOINT", "SET", "--template", "a sound", *TEXT), "{label}"),
-        (("zero-shot", "CHECKPOINT", "SET", "--task", "cars", *TEXT), "'cars' is no task"),
+        (("zero-shot", "CHECKPOINT", "SET", "--task", "cars", *TEXT), "there is no task 'cars'"),
         (("zero-shot", "CHECKPOINT", "SET", "--max-failures", "many", *TEXT), "many"),
         (("zero-shot", "CHECKPOINT", "SET", "--unit-seconds", "0", *TEXT), "--unit-seconds"),
         (("zero-shot", "CHECKPOINT", "SET", "--split-column", "s", *TEXT), "no column 's'"),

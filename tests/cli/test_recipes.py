@@ -149,7 +149,7 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return "80x208"
     numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
-    others = ("nodes", "gpus", "check", "port", "timeout")
+    others = ("patience", "draws", "nodes", "gpus", "check", "port", "timeout")
     number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))
     return (1 if "ratio" in key else 4) if number else f"-{key}"
 
