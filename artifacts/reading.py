@@ -96,7 +96,7 @@ def open_regular(path: Path) -> Iterator[RegularFile]:
     """
     # O_NONBLOCK: without it, opening a pipe would wait for a writer. It changes nothing for files.
     try:
-        descriptor = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        descriptor = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), path)
     except OSError as error:
         raise _of_the_path(path, error) from error
     try:
