@@ -86,8 +86,18 @@ WRITTEN = {
     "captions exclude-list": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
+    "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
+    "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
+    "evaluate report": {"output"}, "evaluate compare": {"output"},
 }  # fmt: skip
-PLACES = {"check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"}}
+PLACES = {
+    "check": {"data"},
+    "train": {"data", "probe_root"},
+    "zero-shot": {"root"},
+    "captions keywords": {"work"},
+    **{f"evaluate {name}": {"root", "features"} for name in ("zero-shot", "linear", "retrieval")},
+    "evaluate report": {"root"},
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -147,9 +157,11 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return choices[-1]
     if key in ("input_size", "patch_size"):
         return "80x208"
+    if key == "draws":
+        return 100
     numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
-    others = ("patience", "draws", "nodes", "gpus", "check", "port", "timeout")
+    others = ("patience", "nodes", "gpus", "check", "port", "timeout")
     number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))
     return (1 if "ratio" in key else 4) if number else f"-{key}"
 

@@ -86,9 +86,9 @@ def test_which_columns(tmp_path: Path, content: str, options: dict[str, str], me
 
 def test_the_named_tables_need_their_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "id,caption\na,b\n")
-    with pytest.raises(UserError, match="no column youtube_id"):
+    with pytest.raises(UserError, match=r"is not Auto-ACD \(train.csv: youtube_id,caption\)"):
         read_source(AUTO_ACD, [path])
-    with pytest.raises(UserError, match="no column youtube_id, caption1, caption2, caption3, caption4"):
+    with pytest.raises(UserError, match=r"is not ACalt4 .*youtube_id,caption1,…,caption4"):
         read_source(ACALT4, [path])
 
 
