@@ -40,7 +40,7 @@ def list_tasks(as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else render(facts))
 
 
-@stage(shows=("found", "expected"))
+@stage(how=("max_failures",), shows=("found", "expected"))
 @click.command("prepare", cls=TableCommand)
 @click.argument("task")
 @click.argument("download", type=PATH)

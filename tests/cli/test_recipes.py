@@ -86,8 +86,15 @@ WRITTEN = {
     "captions exclude-list": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
+    "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
+    "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
+    "evaluate report": {"output"}, "evaluate compare": {"output"},
 }  # fmt: skip
-PLACES = {"check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"}}
+PLACES = {
+    "check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"},
+    "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
+    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -145,6 +152,8 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return True
     if choices:
         return choices[-1]
+    if key == "draws":  # at least a hundred
+        return 1000
     if key in ("input_size", "patch_size"):
         return "80x208"
     numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")

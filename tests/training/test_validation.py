@@ -214,7 +214,7 @@ def test_the_probe_leaves_out_log_mels_that_are_not_what_their_records_say(
     class_directions: np.ndarray,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(zeroshot, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
+    monkeypatch.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(class_directions))
     probe = converted_clips(tmp_path)
     probe.write_text(probe.read_text().replace("kind_", "kind "))
     validation = ValidationOptions(features_every=0, probe_every=1, probe_clips=probe)
