@@ -91,13 +91,10 @@ WRITTEN = {
     "evaluate report": {"output"}, "evaluate compare": {"output"},
 }  # fmt: skip
 PLACES = {
-    "check": {"data"},
-    "train": {"data", "probe_root"},
-    "zero-shot": {"root"},
-    "captions keywords": {"work"},
-    **{f"evaluate {name}": {"root", "features"} for name in ("zero-shot", "linear", "retrieval")},
-    "evaluate report": {"root"},
-}
+    "check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"},
+    "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
+    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -155,10 +152,10 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return True
     if choices:
         return choices[-1]
+    if key == "draws":  # at least a hundred
+        return 1000
     if key in ("input_size", "patch_size"):
         return "80x208"
-    if key == "draws":
-        return 100
     numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
     others = ("patience", "nodes", "gpus", "check", "port", "timeout")
