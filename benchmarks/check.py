@@ -139,8 +139,7 @@ def main() -> int:
         times: dict[tuple[str, str], list[float]] = {(place, name): [] for place in PLACES for name in ways}
         for _ in range(arguments.rounds):
             for (place, name), seconds in times.items():
-                if place == DISK:
-                    forget(data)
+                (forget if place == DISK else read_all)(data)
                 seconds.append(seconds_of(ways[name]))
     finally:
         shutil.rmtree(folder)
