@@ -65,7 +65,7 @@ EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Finding:
+class Tally:
     """Something that occurred ``count`` times without stopping the run, with the first few places."""
 
     count: int

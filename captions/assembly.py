@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from m2dprep.artifacts.columns import joined, one_array, position_in_group
 from m2dprep.artifacts.console import DELAY_SECONDS, Progress
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, parquet_writer
-from m2dprep.artifacts.text_files import EXAMPLES, Finding
+from m2dprep.artifacts.text_files import EXAMPLES, Tally
 from m2dprep.captions.sources.exclusion import ExclusionCounts
 
 GROUP_ROWS = 1 << 17
@@ -159,8 +159,8 @@ class SegmentCounts:
     """
 
     rows: int
-    duplicates: Finding
-    unknown_labels: Finding
+    duplicates: Tally
+    unknown_labels: Tally
     of_evaluation: int = 0
 
 
@@ -175,7 +175,7 @@ class Coverage:
     clips: int
     captions: int
     by_source: Mapping[str, int]
-    without_caption: Finding
+    without_caption: Tally
     source: SourceCounts | None
     segments: SegmentCounts | None = None
     excluded: tuple[ExclusionCounts, ...] = ()
@@ -188,7 +188,7 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """The table for people to read."""
-        rows: list[tuple[str, int | Finding | ExclusionCounts]] = [("clips", self.clips), ("captions", self.captions)]
+        rows: list[tuple[str, int | Tally | ExclusionCounts]] = [("clips", self.clips), ("captions", self.captions)]
         rows += [(f"  from {name}", count) for name, count in self.by_source.items()]
         if self.segments:
             rows.append(("segments read", self.segments.rows))
@@ -201,11 +201,11 @@ class Coverage:
         return [f"{name:<{width}}  {_shown(value)}" for name, value in rows]
 
 
-def _shown(value: int | Finding | ExclusionCounts) -> str:
+def _shown(value: int | Tally | ExclusionCounts) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _source_rows(source: SourceCounts) -> list[tuple[str, int | Finding]]:
+def _source_rows(source: SourceCounts) -> list[tuple[str, int | Tally]]:
     return [
         (f"{source.source} captions read", source.rows),
         ("  used", source.used),
@@ -236,9 +236,9 @@ def distinct(values: pa.Array | pa.ChunkedArray) -> int:
     return len(pc.unique(values))
 
 
-def places(names: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Finding:
-    """A `Finding` for the given rows, which it shows by their names."""
-    return Finding(len(rows), tuple(names.take(pa.array(rows[:EXAMPLES])).to_pylist()))
+def places(names: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Tally:
+    """The `Tally` of the given rows, which it shows by their names."""
+    return Tally(len(rows), tuple(names.take(pa.array(rows[:EXAMPLES])).to_pylist()))
 
 
 @dataclass(frozen=True)

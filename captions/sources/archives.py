@@ -20,7 +20,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.json_files import parse_json
 from m2dprep.artifacts.layout import leads_out, require_file
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode
+from m2dprep.artifacts.text_files import EXAMPLES, Tally, decode
 from m2dprep.captions.sources.json_readers import Notes, Pairs, texts_of
 from m2dprep.captions.sources.shards import expanded, read_each
 
@@ -74,7 +74,7 @@ def read_webdataset(paths: Sequence[Path], keys: Sequence[str], *, by_archive: b
             odd.setdefault(what, []).extend(f"{shard.path}::{name}" for name in names)
     if not pairs:
         raise UserError(f"{paths[0]} holds neither sounds nor captions ({PURPOSE}).")
-    notes += [(what, Finding(len(names), tuple(names[:EXAMPLES]))) for what, names in odd.items()]
+    notes += [(what, Tally(len(names), tuple(names[:EXAMPLES]))) for what, names in odd.items()]
     return pairs
 
 

@@ -25,7 +25,7 @@ from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.text_files import (
     BLOCK_BYTES,
     EXAMPLES,
-    Finding,
+    Tally,
     decode,
     listing,
     misplaced_quotes,
@@ -66,8 +66,8 @@ class Segments:
 
     table: pa.Table
     rows: int
-    duplicates: Finding
-    unknown_labels: Finding
+    duplicates: Tally
+    unknown_labels: Tally
 
 
 def split_name(path: Path) -> str:
@@ -96,7 +96,7 @@ def read_segments(paths: Sequence[Path], label_names: Mapping[str, str]) -> Segm
     ids = one_array(read["clip_id"])
     again = repeats(ids)
     shown = ids.take(pa.array(again[:EXAMPLES])).to_pylist()
-    duplicates = Finding(
+    duplicates = Tally(
         len(again),
         tuple(f"{identifier} at {places[row]}" for identifier, row in zip(shown, again.tolist(), strict=False)),
     )
@@ -205,7 +205,7 @@ def _raise_malformed(path: Path, rows: pa.Array, numbers: np.ndarray, malformed:
 
 def _label_lists(
     mids: Sequence[pa.Array], label_names: Mapping[str, str], places: _Places
-) -> tuple[pa.ChunkedArray, Finding]:
+) -> tuple[pa.ChunkedArray, Tally]:
     """The names of each row's labels in CSV order; label ids without a name are left out and counted."""
     table, names = pa.array(list(label_names), pa.string()), pa.array(list(label_names.values()), pa.string())
     lists: list[pa.Array] = []
@@ -234,7 +234,7 @@ def _label_lists(
             "label of the segments; is it the right ontology.json or class_labels_indices.csv?"
         )
     shown = tuple(f"{label} at {place}" for label, place in examples)
-    return pa.chunked_array(lists, pa.list_(NAME)), Finding(count, shown)
+    return pa.chunked_array(lists, pa.list_(NAME)), Tally(count, shown)
 
 
 def read_label_names(path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from m2dprep.artifacts.clips.clip_id import has_audio_suffix, without_suffix
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, walk
 from m2dprep.artifacts.layout import require_folder
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode, read_bytes
+from m2dprep.artifacts.text_files import EXAMPLES, Tally, decode, read_bytes
 from m2dprep.captions.sources.json_readers import Notes, Pairs
 
 PURPOSE = "the text of a sound"
@@ -34,7 +34,7 @@ def read_text_beside(folder: Path, notes: Notes) -> Pairs:
     if stems and len(alone) == len(text_of):
         raise UserError(f"{folder}: no .txt file has the name of a sound: {alone[0]}, but {stems[0]}.")
     if alone:
-        notes.append((f"{folder}: .txt files of no sound, left out", Finding(len(alone), tuple(alone[:EXAMPLES]))))
+        notes.append((f"{folder}: .txt files of no sound, left out", Tally(len(alone), tuple(alone[:EXAMPLES]))))
     pairs = []
     for stem in stems or list(text_of):
         name = text_of.get(stem)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from m2dprep.artifacts.clips.caption_sets import BARE, DURATION, HUNDREDTHS, ID_FORMS, LETTER_Y, MILLISECONDS, SECONDS
 from m2dprep.artifacts.clips.readings import last_parts, paths, whole
 from m2dprep.artifacts.columns import one_array
-from m2dprep.artifacts.text_files import EXAMPLES, Finding
+from m2dprep.artifacts.text_files import EXAMPLES, Tally
 
 VIDEO = r"[0-9A-Za-z_-]{11}"
 # Group 1 is the name that is left; whole milliseconds have no leading zero.
@@ -32,7 +32,7 @@ PATTERNS = {
 
 def by_forms(
     ids: pa.ChunkedArray, forms: tuple[str, ...], title: str
-) -> tuple[pa.ChunkedArray, list[tuple[str, Finding]]]:
+) -> tuple[pa.ChunkedArray, list[tuple[str, Tally]]]:
     """The ids as names of clips, and what was odd about them, each with a line's beginning.
 
     The first of the ``forms``, in the order of `ID_FORMS`, that fits an id is taken; if another one would give another
@@ -60,9 +60,9 @@ def by_forms(
         (f"ids in no form of {title}, taken as they are", there & ~found),
     ]
     kept = pc.if_else(pa.array(found), result, one_array(ids))
-    return pa.chunked_array([kept]), [(text, _finding(ids, rows)) for text, rows in notes if rows.any()]
+    return pa.chunked_array([kept]), [(text, _tally(ids, rows)) for text, rows in notes if rows.any()]
 
 
-def _finding(ids: pa.ChunkedArray, there: np.ndarray) -> Finding:
+def _tally(ids: pa.ChunkedArray, there: np.ndarray) -> Tally:
     rows = np.flatnonzero(there)
-    return Finding(len(rows), tuple(map(repr, ids.take(pa.array(rows[:EXAMPLES])).to_pylist())))
+    return Tally(len(rows), tuple(map(repr, ids.take(pa.array(rows[:EXAMPLES])).to_pylist())))

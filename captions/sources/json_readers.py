@@ -21,7 +21,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, walk
 from m2dprep.artifacts.json_files import parse_json
 from m2dprep.artifacts.layout import require_file, require_folder
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode, listing, open_binary, read_bytes
+from m2dprep.artifacts.text_files import EXAMPLES, Tally, decode, listing, open_binary, read_bytes
 
 # WavCaps' folders and files. Ids of its AudioSet part are names like "Y….wav"; the other parts have ids of their own.
 WAVCAPS_PARTS = {
@@ -39,7 +39,7 @@ ACAV_ID_KEYS = ("id", "key", "__key__", "audio_id", "clip_id")
 AF_ID_KEYS = ("ytid", "youtube_id", "audio_id", "sound", "id")
 AF_TEXT_KEYS = ("caption", "captions", "output", "conversations")
 Pairs = list[tuple[str, str]]
-Notes = list[tuple[str, Finding]]  # what was odd about a source, each with the beginning of a line
+Notes = list[tuple[str, Tally]]  # what was odd about a source, each with the beginning of a line
 
 
 def read_wavcaps(path: Path) -> Pairs:
@@ -240,7 +240,7 @@ def read_fusionaudio(path: Path, notes: Notes) -> Pairs:
         tasks = [f"{task}: {count:,}" for task, count in others.items()]
         if not pairs:
             raise UserError(f"{path} has no entry whose task is captioning; its tasks: {listing(tasks, len(tasks))}.")
-        notes.append((f"{path}: entries of other tasks, left out", Finding(sum(others.values()), tuple(tasks))))
+        notes.append((f"{path}: entries of other tasks, left out", Tally(sum(others.values()), tuple(tasks))))
     return pairs
 
 

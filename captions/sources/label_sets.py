@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.text_files import EXAMPLES, Finding, decode, listing, raise_malformed, read_bytes
+from m2dprep.artifacts.text_files import EXAMPLES, Tally, decode, listing, raise_malformed, read_bytes
 from m2dprep.captions.sources.json_readers import Notes, Pairs
 
 Sentences = Callable[[pa.Array], pa.Array]  # of lists of labels; null for a list without any
@@ -68,7 +68,7 @@ def read_audioset_strong(path: Path, label_names: Mapping[str, str], sentences: 
     if count and not any(events.values()):
         raise UserError(f"{path}: not one of its labels is in --ontology, such as {unknown[0]}; is it the right file?")
     if count:
-        notes.append(("labels that --ontology does not know, left out", Finding(count, tuple(unknown))))
+        notes.append(("labels that --ontology does not know, left out", Tally(count, tuple(unknown))))
     ordered = [
         list(dict.fromkeys(name for _, name in sorted(of_segment, key=lambda event: event[0])))
         for of_segment in events.values()

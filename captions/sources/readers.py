@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from m2dprep.artifacts.clips.caption_sets import KINDS, Kind
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.text_files import Finding
+from m2dprep.artifacts.text_files import Tally
 from m2dprep.captions.sources.archives import read_webdataset
 from m2dprep.captions.sources.audioset import read_label_names
 from m2dprep.captions.sources.beside import read_text_beside
@@ -68,7 +68,7 @@ class Read(NamedTuple):
     """A source's rows (`CAPTION_ROWS`), and what was odd about them, each with the beginning of a line."""
 
     rows: pa.Table
-    notes: list[tuple[str, Finding]]
+    notes: list[tuple[str, Tally]]
 
     def lines(self) -> list[str]:
         """A line about everything that was odd."""

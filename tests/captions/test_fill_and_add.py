@@ -20,7 +20,7 @@ from m2dprep.artifacts.clips.readings import youtube_ids
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.files import temporary_path
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
-from m2dprep.artifacts.text_files import Finding
+from m2dprep.artifacts.text_files import Tally
 from m2dprep.captions.assembly import Coverage
 from m2dprep.captions.build import AddOptions, FillOptions, add, fill
 from m2dprep.captions.files import add_file, captions_of, fill_file, merge_files
@@ -39,7 +39,7 @@ def rows_of(pairs: list[tuple[str, str]]) -> pa.Table:
 
 def segments_of(clips: list[tuple[str, list[str]]], start: float = 30.0) -> Segments:
     rows = [{"clip_id": clip, "start_seconds": start, "split": "s", "labels": labels} for clip, labels in clips]
-    return Segments(pa.Table.from_pylist(rows, schema=SEGMENTS_SCHEMA), len(rows), Finding(0), Finding(0))
+    return Segments(pa.Table.from_pylist(rows, schema=SEGMENTS_SCHEMA), len(rows), Tally(0), Tally(0))
 
 
 def balanced(coverage: Coverage) -> None:
@@ -95,7 +95,7 @@ def test_fill_without_auto_acd() -> None:
     merged = fill(segments_of([("a", ["L", "M"]), ("b", [])]), None)
     assert triples(merged.captions) == [("a", "The sound of L, and M.", "label", 0)]
     assert merged.coverage.source is None
-    assert merged.coverage.without_caption == Finding(1, ("b",))
+    assert merged.coverage.without_caption == Tally(1, ("b",))
     assert merged.unmatched.num_rows == 0
 
 
@@ -149,7 +149,7 @@ def test_replace_says_which_clips_it_leaves_without_a_caption() -> None:
     table = add(None, rows_of([("a", "1"), ("b", "2")]), "s").captions
     merged = add(table, rows_of([("b", "3")]), "s", replace=True)
     assert triples(merged.captions) == [("b", "3", "s", 0)]
-    assert merged.coverage.without_caption == Finding(1, ("a",))
+    assert merged.coverage.without_caption == Tally(1, ("a",))
 
 
 def test_a_new_table_of_ones_own() -> None:
@@ -158,7 +158,7 @@ def test_a_new_table_of_ones_own() -> None:
     assert triples(merged.captions) == [("b", "1", "mine", 0), ("b", "3", "mine", 1), ("sub/a", "2", "mine", 0)]
     assert merged.captions["split"].null_count == 3
     assert merged.captions["labels"].null_count == 3
-    assert merged.coverage.without_caption == Finding(1, ("c",))
+    assert merged.coverage.without_caption == Tally(1, ("c",))
     balanced(merged.coverage)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA
-from m2dprep.artifacts.text_files import Finding
+from m2dprep.artifacts.text_files import Tally
 from m2dprep.captions.build import AddOptions, FillOptions, add, fill
 from m2dprep.captions.clean import debias
 from m2dprep.captions.sources.audioset import SEGMENTS_SCHEMA, Segments
@@ -25,7 +25,7 @@ CLIPS = ["YXqu1CeA2c4", "Xqu1CeA2c4_", "aaaaaaaaaaa", "bbbbbbbbbbb"]
 
 def segments(start: float = 30.0, unknown: int = 0) -> Segments:
     rows = [{"clip_id": clip, "start_seconds": start, "split": "eval", "labels": ["L", "M"]} for clip in CLIPS]
-    return Segments(pa.Table.from_pylist(rows, schema=SEGMENTS_SCHEMA), len(rows), Finding(0), Finding(unknown))
+    return Segments(pa.Table.from_pylist(rows, schema=SEGMENTS_SCHEMA), len(rows), Tally(0), Tally(unknown))
 
 
 def rows(*pairs: tuple[str, str]) -> pa.Table:
