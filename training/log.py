@@ -25,6 +25,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_bytes
 from m2dprep.artifacts.json_files import is_proven, read_object
 from m2dprep.artifacts.layout import require_file
+from m2dprep.artifacts.reading import read_file
 from m2dprep.artifacts.tables import list_digest_path, verify_export
 from m2dprep.m2dclap.checkpoint_file import CHECKPOINT_NAME, checkpoints_in, require_whole
 from m2dprep.m2dclap.proof import proven_place
@@ -158,7 +159,7 @@ def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[d
 
 def _lines(path: Path) -> list[tuple[int, bytes]]:
     """The numbered whole lines of a log."""
-    content = path.read_bytes() if path.exists() else b""
+    content = read_file(path).tobytes() if path.exists() else b""
     return [(number, raw) for number, raw in enumerate(content.splitlines(keepends=True), 1) if raw.endswith(b"\n")]
 
 

@@ -199,10 +199,10 @@ def test_sources_that_hang_are_rows_as_on_the_processor(
     expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
     original, back = convert_on_device.decode, threading.Event()
 
-    def decode(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name in hanging:
+    def decode(where: Any, *arguments: Any, **options: Any) -> Any:
+        if where.path.name in hanging:
             back.wait(120)
-        return original(path, *arguments, **options)
+        return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert_on_device, "DeviceLogMel", ProcessorsLogMel)
     monkeypatch.setattr(convert_on_device, "decode", decode)

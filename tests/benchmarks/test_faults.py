@@ -47,7 +47,7 @@ bench = _fault_trials.Bench(root, Injector(root / "work"))
 stage = Stage("careless", "careless")
 (root / "kept/world").mkdir(parents=True)
 bench._prepare(stage)
-_fault_trials.choose = lambda chance, kind, calls: INJECTION
+_fault_trials.choose = lambda chance, kind, calls, errors: INJECTION
 _fault_trials.AT_RANDOM = 0
 print(json.dumps([bench.try_out(number, stage, KIND, 0).problems for number in range(2)]))
 """

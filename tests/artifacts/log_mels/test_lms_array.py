@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from m2dprep.artifacts.embeddings.store import map_array
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import HEADER_BYTES, open_lms
-from m2dprep.artifacts.npy_files import RowFile
+from m2dprep.artifacts.npy_files import RowFile, parse_header
 
 VALUES = np.arange(80 * 5, dtype=np.float32).reshape(1, 80, 5)
 
@@ -139,5 +139,6 @@ def test_a_failure_that_stays_is_an_error_of_the_file(tmp_path: Path, monkeypatc
 
     np.save(tmp_path / "a.npy", np.zeros((1, 80, 61), np.float32))
     monkeypatch.setattr(np.lib.format, "read_array_header_1_0", fail)
+    parse_header.cache_clear()
     with pytest.raises(UserError, match="recursion depth"):
         open_lms(tmp_path / "a.npy")

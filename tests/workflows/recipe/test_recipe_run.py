@@ -237,6 +237,8 @@ def test_state_may_be_removed(project: Project) -> None:
     assert refused.exit_code == 2
     assert "state.json" in refused.stderr
     assert "Remove it" in refused.stderr
+    (project.state / "state.json").unlink()
+    assert project.done() == ALL
 
 
 def test_status_of_a_data_directory_and_of_a_recipe_that_is_gone(project: Project) -> None:
