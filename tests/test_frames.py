@@ -41,6 +41,7 @@ def test_captions(captions: Path, kind: type) -> None:
     assert list(m2dprep.read_captions(captions, ["split"]).columns) == ["split"]
 
 
+@pytest.mark.slow
 def test_faults(captions: Path) -> None:
     frame = m2dprep.find_faults(captions)
     assert frame[["row", "rule"]].values.tolist() == [[1, "url"]]

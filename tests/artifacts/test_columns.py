@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ def strings(texts: list[str]) -> pa.Array:
     return pa.array(["before", *texts, "after"], pa.string())[1:-1]
 
 
+@pytest.mark.slow
 @given(TEXTS, TEXTS)
 def test_names_are_found_be_they_few_or_many(values: list[str], others: list[str]) -> None:
     unique = list(dict.fromkeys(others))

@@ -134,6 +134,7 @@ def test_every_lost_quote_is_noticed(lost: int | None) -> None:
     assert misplaced_quotes(text.encode()) == (lost is not None)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text('a,"\n', max_size=30), st.integers(1, 7))
 def test_what_is_let_through_is_what_the_strict_reader_reads(text: str, block_bytes: int) -> None:

@@ -41,6 +41,7 @@ def test_conflict_names_nested_keys_and_values() -> None:
     assert "a:" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(st.text(), st.text())
 def test_caption_digests_differ_where_the_texts_do(one: str, other: str) -> None:
     assert len(caption_digest(one)) == 16

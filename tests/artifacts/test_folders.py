@@ -26,6 +26,7 @@ def test_names_of_folders_that_may_hold_data(name: str) -> None:
     assert not holds_no_data(name)
 
 
+@pytest.mark.slow
 def test_folders_that_cannot_be_listed_are_told_or_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     (tmp_path / "a").touch()

@@ -174,6 +174,7 @@ def test_lists_have_their_digest_beside_them(tmp_path: Path) -> None:
     assert verify_file_list(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", ["with a digest", "without one", "not there"])
 @pytest.mark.parametrize("steps", range(4))
 def test_a_list_that_is_being_replaced_is_proven_at_any_moment(
@@ -218,6 +219,7 @@ def test_a_writer_that_fails_leaves_list_and_digest(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_blocks_that_differ_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x"
     content = bytearray(np.random.default_rng(0).bytes(2 * BLOCK_BYTES + 5))

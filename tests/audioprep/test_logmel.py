@@ -44,6 +44,7 @@ def test_silence_is_log_eps() -> None:
     np.testing.assert_allclose(LOG_EPS, -15.9424, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_filters_are_librosas(preset: str) -> None:
     import librosa.filters  # seconds

@@ -76,6 +76,7 @@ def test_columns_keep_their_order_and_count_the_unwrapped() -> None:
 ZERO_WIDTH = str.maketrans("\u200b\ufeff", "  ")
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text(st.sampled_from("ab \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u3000\u200b\ufeff🐕")))
 )
@@ -84,6 +85,7 @@ def test_white_space_is_that_of_python(texts: list[str]) -> None:
     assert normalise_space(pa.array(texts, pa.string())).to_pylist() == expected
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=60)))
 def test_cleaning_twice_changes_nothing_more_than_once_does_in_unwrapped_texts(texts: list[str]) -> None:
     cleaned = clean(pa.array(texts, pa.string()))
@@ -110,6 +112,7 @@ def test_the_original_template() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.text(max_size=5), max_size=5)))
 def test_columns_of_labels(lists: list[list[str]]) -> None:
     captions = label_captions(pa.array(lists, pa.list_(pa.string())))

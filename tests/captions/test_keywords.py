@@ -80,6 +80,7 @@ def test_inputs_of_the_model(labels: list[str], separator: str, inputs: list[str
     assert model_inputs(labels, separator) == inputs
 
 
+@pytest.mark.slow
 def test_a_sentence_for_every_clip_with_labels_once_per_list(model: str, tmp_path: Path) -> None:
     options = KeywordOptions(model, batch_size=2)
     run = write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=False)
@@ -119,6 +120,7 @@ def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: py
     assert write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=True).done == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", ["first batch", "second batch", "the new options", "the first removal", "nowhere"])
 def test_finished_batches_stay_until_all_that_replace_them_are_there(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
@@ -163,6 +165,7 @@ def test_a_model_that_cannot_be_loaded_replaces_nothing(model: str, tmp_path: Pa
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_damaged_options_are_told(model: str, tmp_path: Path) -> None:
     options = KeywordOptions(model, batch_size=2)
     write_sentences(CLIPS, tmp_path, options, "cpu", overwrite=False)

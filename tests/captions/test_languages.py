@@ -284,6 +284,7 @@ def texts(block: str) -> list[str]:
     return block.strip().replace("\n", "|").split("|")
 
 
+@pytest.mark.slow
 def test_captions_made_of_labels_are_english() -> None:
     labels = texts(LABELS)
     captions = [form.format(*pair) for form in TEMPLATES for pair in zip(labels, labels[7:] + labels[:7], strict=True)]

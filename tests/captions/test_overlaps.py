@@ -227,6 +227,7 @@ def test_malformed_metadata_is_named(tmp_path: Path, content: str, message: str)
     assert "m.csv" in str(caught.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(
     st.sampled_from(

@@ -86,6 +86,7 @@ def tasks(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
+@pytest.mark.slow
 def test_all_protocols_of_all_tasks(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
     words = (

@@ -150,6 +150,7 @@ def test_several_labels_per_clip(checkpoint: Path, folder: Path) -> None:
     assert found.metric == "mAP"
 
 
+@pytest.mark.slow
 def test_retrieval_with_any_number_of_captions(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     names = [f"{number:03}.wav" for number in range(6)]
     table = folder.parent / "audio" / "captions.csv"

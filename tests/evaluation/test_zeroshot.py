@@ -130,6 +130,7 @@ def test_predictions_are_the_nearest_captions(run: Path, held_out: Path, encoder
     )
 
 
+@pytest.mark.slow
 def test_unreadable_clips_are_rows(
     run: Path, held_out: Path, encoders: list[FakeEncoder], tmp_path: Path, make_log_mel: Callable[..., np.ndarray]
 ) -> None:

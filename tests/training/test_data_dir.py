@@ -137,6 +137,7 @@ def test_mixed_front_ends_are_refused(data: Path) -> None:
     assert len(open_training_data(DataChoice(data, (data / "files_made.csv",)), 80)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breaking", "message"),
     [

@@ -106,6 +106,7 @@ def test_workers_change_nothing(data: TrainingData, context: str) -> None:
     assert all(equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+@pytest.mark.slow
 def test_every_start_is_drawn_also_the_last(tmp_path: Path, data: TrainingData) -> None:
     """Frame t of every clip holds t, so the first value of a crop is its start."""
     frames = np.broadcast_to(np.arange(10, dtype=np.float32), (1, 80, 10))

@@ -79,6 +79,7 @@ def test_weight_decay_spares_the_originals_parameters(golden: Golden) -> None:
     assert spared == set(golden.arrays["no_decay_names"].tolist())
 
 
+@pytest.mark.slow
 def test_three_training_steps(golden: Golden) -> None:
     config = golden.config
     model = golden.model()

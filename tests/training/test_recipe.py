@@ -51,6 +51,7 @@ def test_flags_win_over_a_file_that_wins_over_the_model(data: Path, tmp_path: Pa
     assert (begun["train"]["epochs"], begun["train"]["weight_decay"]) == (1, 0.05)
 
 
+@pytest.mark.slow
 def test_a_runs_own_recipe_makes_the_same_run(data: Path, tmp_path: Path) -> None:
     path = settings(tmp_path, epochs=1, batch_size=4, seed=5, patch_size=[80, 2], log_every=1)
     assert run(data, "--config", path, "--output", tmp_path / "run", "--loss-clap", 0.5).exit_code == 0
@@ -121,6 +122,7 @@ def test_noise_needs_both_its_options(data: Path, tmp_path: Path) -> None:
         assert "go together" in result.stderr
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_line_and_is_asked_for_where_it_is_missing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExce
     monkeypatch.setattr(Path, "rename", rename)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes_on", ["the new store", "the old store", "a third one"])
 @pytest.mark.parametrize("renames", RENAMES)
 def test_killed_while_the_new_store_takes_its_place(
@@ -286,6 +287,7 @@ def test_killed_while_the_new_store_takes_its_place(
     EmbeddingStore.open(tmp_path).require_whole()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", RENAMES)
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_error_while_the_new_store_takes_its_place(
@@ -373,6 +375,7 @@ def test_a_reader_never_gets_rows_of_a_store_that_took_the_place(tmp_path: Path)
         map_array(tmp_path / "embeddings.npy", store.identity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["missing", "another", "garbage"])
 @pytest.mark.parametrize("stop_after", [3, None])
 def test_an_index_that_is_gone_comes_back(tmp_path: Path, what: str, stop_after: int | None) -> None:

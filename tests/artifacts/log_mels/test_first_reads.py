@@ -65,6 +65,7 @@ def crop(log_mels: LogMels, index: int) -> np.ndarray:
     return log_mels.crop(index, 0.0, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prepare", "file"), LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("read", [LogMels.__getitem__, crop], ids=["whole", "crop"])
 def test_one_bit_is_told_by_name(

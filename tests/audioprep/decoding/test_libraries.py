@@ -141,6 +141,7 @@ def test_without_pyav_the_row_says_what_to_install(tmp_path: Path, monkeypatch: 
     assert "pip install av" in record["message"]
 
 
+@pytest.mark.slow
 def test_pyav_is_imported_only_for_such_a_file() -> None:
     program = "import sys, m2dprep.audioprep.convert; sys.exit('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

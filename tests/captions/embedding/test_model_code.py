@@ -93,6 +93,7 @@ def test_classes_outside_the_library_are_refused_before_the_library_sees_them(
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_they_run_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     folder, marker = bert(tmp_path / "own"), tmp_path / "marker"

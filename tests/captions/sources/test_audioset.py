@@ -193,6 +193,7 @@ def test_any_bytes_give_segments_or_a_user_error(tmp_path_factory: pytest.TempPa
     assert all(set(names) <= set(NAMES.values()) for names in read.table["labels"].to_pylist())
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     st.one_of(st.text(max_size=60).map(str.encode), st.binary(max_size=60)),

@@ -390,6 +390,7 @@ def test_other_containers_are_told_apart_too(tmp_path: Path, name: str, given_as
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind.name for kind in ENTRIES])
 @settings(max_examples=25)
 @given(

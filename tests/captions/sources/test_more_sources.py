@@ -128,6 +128,7 @@ def test_bad_requests(tmp_path: Path) -> None:
             pairs(kind, tmp_path / name, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.sampled_from(["acalt4", "auto_acd", "audiocaps", "clotho", "wavcaps", "csv", "jsonl", "parquet"]),

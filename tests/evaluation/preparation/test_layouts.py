@@ -141,6 +141,7 @@ def test_every_task_is_tried() -> None:
     assert set(DOWNLOADS) == set(EXPECTED) == set(known_tasks())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", EXPECTED)
 def test_the_layout_of(task: str, tmp_path: Path) -> None:
     done = prepared(task, tmp_path, "--max-failures", "100%", "--json")
@@ -166,6 +167,7 @@ def known_counts(task: str) -> dict[str, int]:
     return dict(read_task(known_tasks()[task]).counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", EXPECTED)
 def test_counts_are_always_told_and_failures_give_their_exit_code(task: str, tmp_path: Path) -> None:
     done = prepared(task, tmp_path)

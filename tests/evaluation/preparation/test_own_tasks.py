@@ -72,6 +72,7 @@ def test_facts_of_the_tasks(name: str) -> None:
     read_rule(task.metadata)
 
 
+@pytest.mark.slow
 def test_the_list(tmp_path: Path) -> None:
     shown = run("evaluate", "list")
     assert shown.exit_code == 0, shown.output

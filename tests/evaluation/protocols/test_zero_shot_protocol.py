@@ -93,6 +93,7 @@ def test_captions_of_labels(name: str) -> None:
         assert rule.captions(label) == [caption]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 def test_average_precision_is_scikit_learns(ties: bool) -> None:
     metrics = pytest.importorskip("sklearn.metrics")

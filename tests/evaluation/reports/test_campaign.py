@@ -64,6 +64,7 @@ EVERY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_task_is_run_once_and_finished_ones_are_skipped(root: Path) -> None:
     fake = Fake()
     lines = campaign(root, fake)
@@ -77,6 +78,7 @@ def test_every_task_is_run_once_and_finished_ones_are_skipped(root: Path) -> Non
     assert sorted(other.asked) == sorted(EVERY), "another model has no results yet"
 
 
+@pytest.mark.slow
 def test_a_changed_table_or_result_is_run_again(root: Path) -> None:
     campaign(root, Fake())
     table = root / "tasks" / "emotions" / "metadata.csv"
@@ -88,6 +90,7 @@ def test_a_changed_table_or_result_is_run_again(root: Path) -> None:
     assert sorted(fake.asked) == [("cremad", "linear"), ("cremad", "zero-shot"), ("esc50", "linear")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [lambda: UserError("no text model"), lambda: RuntimeError("out of memory\nlong trace")]
 )
@@ -105,6 +108,7 @@ def test_a_failure_is_a_row_and_stops_nothing(root: Path, error: Callable[[], Ex
     assert later.asked == [("esc50", "zero-shot"), ("esc50", "linear")], "only what failed is run again"
 
 
+@pytest.mark.slow
 def test_the_report_has_the_papers_beside_and_links_to_pages(root: Path) -> None:
     lines = campaign(root, Fake())
     text = render(lines)
@@ -128,6 +132,7 @@ def test_only_some_protocols_and_tasks(root: Path) -> None:
     assert fake.asked == [("esc50", "linear")]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_cannot_be_prepared_is_a_row(root: Path) -> None:
     write(root / "esc50" / "ESC-50-master" / "meta" / "esc50.csv", "filename,fold\n1.wav,1\n")
     lines = campaign(root, Fake())
@@ -142,6 +147,7 @@ def test_two_sets_of_one_task_have_results_of_their_own(root: Path) -> None:
     assert len(set(stems)) == len(stems) == 4
 
 
+@pytest.mark.slow
 def test_a_data_set_that_lacks_a_list_is_a_row_that_says_where_it_is(root: Path) -> None:
     """CREMA-D's names have six emotions."""
     touch(root, *(f"more/AudioWAV/1001_DFA_{emotion}_XX.wav" for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")))

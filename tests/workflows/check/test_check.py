@@ -341,6 +341,7 @@ def as_an_earlier_version_wrote_it(data: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 def test_a_directory_of_an_earlier_version_is_checked_as_before_and_said_to_lack_digests(data: Path) -> None:
     pack(data)
     as_an_earlier_version_wrote_it(data)
@@ -471,6 +472,7 @@ EDITS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_a_list_that_was_edited_is_taken_when_its_owner_says_so(data: Path, edit: Callable[[str], str]) -> None:
     path = data / "files_audioset.csv"

@@ -35,6 +35,7 @@ def test_wall_times_that_are_none(text: str) -> None:
         wall_seconds(text)
 
 
+@pytest.mark.slow
 def test_values_stay_what_they_are_in_the_file(tmp_path: Path) -> None:
     """YAML would read an unquoted 12:00:00 as 43200, which SLURM takes for minutes."""
     path = settings_file(tmp_path, "walltime: 12:00:00\ncores: 8\nmemory: 16GB\njobs: 3\nprologue: |\n  a\n  b\n")
@@ -140,6 +141,7 @@ def test_a_line_break_is_refused(tmp_path: Path, name: str) -> None:
     assert (result.exit_code, f"{name} is one line of text" in result.output) == (2, True), result.output
 
 
+@pytest.mark.slow
 def test_settings_of_dask_that_cannot_be_read(tmp_path: Path) -> None:
     """Broken settings matter only if Dask does the work; then they are an error with the file's name."""
     home = tmp_path / "home" / ".config" / "dask"

@@ -60,6 +60,7 @@ ARCHIVES: dict[str, Callable[[Path, list[str]], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "by_archive"),
     [(name, layout) for name in ARCHIVES for layout in (False, True) if not (layout and name.endswith("parquet"))],

@@ -119,6 +119,7 @@ def made(folder: Path, kind: str, clips: Clips) -> Path:
     return folder / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_members_are_converted_as_files(tmp_path: Path, clips: Clips, as_files: Path, kind: str) -> None:
     """The same arrays and records, apart from the source's name and time; the same run again has nothing to do."""
@@ -183,6 +184,7 @@ def test_a_list_names_members_or_whole_archives(tmp_path: Path, clips: Clips) ->
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_damaged_member_is_a_row_and_the_others_are_converted(
     tmp_path: Path, clips: Clips, as_files: Path, kind: str
@@ -286,6 +288,7 @@ def test_bytes_that_have_changed_in_a_zip_are_found_by_their_crc(tmp_path: Path,
     assert (report.done, report.reasons) == (11, {"malformed": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "stored zip", "deflated zip"])
 def test_a_truncated_archive_gives_the_members_that_are_there(
     tmp_path: Path, clips: Clips, as_files: Path, kind: str

@@ -81,6 +81,7 @@ def no_sound(path: Path) -> None:
     path.write_bytes(b"no sound")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"overwrite": True}], ids=["resumed", "anew"])
 @pytest.mark.parametrize("names", [(), ("c0.flac", "c1.wav", "c2.wav")], ids=["scan", "list"])
 def test_an_array_stays_until_the_source_that_takes_it_over_is_converted(
@@ -117,6 +118,7 @@ HEIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heir", HEIRS)
 def test_every_kind_of_heir_leaves_the_array_when_it_fails(
     src: Path, monkeypatch: pytest.MonkeyPatch, heir: str
@@ -136,6 +138,7 @@ def test_every_kind_of_heir_leaves_the_array_when_it_fails(
         require_consistent(src, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["c0.wav", "c0.flac", "both", "none"])
 def test_an_array_of_two_records_stays_with_the_one_that_it_proves(src: Path, gone: str) -> None:
     convert(src)
