@@ -39,6 +39,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import store
 from m2dprep.audioprep.decoding.sound import AudioInfo
 from m2dprep.audioprep.pack import pack
+from m2dprep.audioprep.source import Source
 from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 from m2dprep.captions.embedding.export import export_dictionary, export_parquet
 from m2dprep.m2dclap.config import ModelConfig
@@ -62,7 +63,7 @@ def make_directory(data: Path, clips: int) -> None:
     write_config(layout, config.to_dict(), {"source_root": "wavs", "source_roots": ["wavs"]})
     noise = rng.normal(-10, 3, (1, 80, FRAMES + clips)).astype(np.float32)
     rows = [
-        store(f"c{n:06}.wav", noise[..., n : n + FRAMES], AudioInfo(), False, layout.root, durable=False)
+        store(Source(f"c{n:06}.wav", ""), noise[..., n : n + FRAMES], AudioInfo(), False, layout.root, durable=False)
         for n in range(clips)
     ]
     append_records(layout, rows)
