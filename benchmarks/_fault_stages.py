@@ -203,6 +203,13 @@ STAGES = (
         replaces=("merged.parquet",),
     ),
     Stage(
+        "captions exclude-list --overwrite",
+        "captions exclude-list mine_new.csv -o excluded.csv --overwrite",
+        after="captions fill",
+        setup=("captions exclude-list mine.csv -o excluded.csv",),
+        replaces=("excluded.csv",),
+    ),
+    Stage(
         "captions check", f"captions check {CAPTIONS} --drop near_duplicate -o checked.parquet", after="captions add"
     ),
     Stage(
