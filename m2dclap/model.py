@@ -15,28 +15,8 @@ from torch import nn
 
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import gather_rows
+from m2dprep.m2dclap.masking import Mask, random_mask
 from m2dprep.m2dclap.vit import Encoder, blocks, sincos_positions
-
-
-class Mask(NamedTuple):
-    """A split of L patches for each of B clips.
-
-    ``visible`` (B, V) and ``masked`` (B, L−V) are patch numbers; ``restore`` (B, L) takes the two, joined in this
-    order, back to their places; ``hidden`` (B, L) is 1.0 where a patch is masked, else 0.0.
-    """
-
-    visible: torch.Tensor
-    masked: torch.Tensor
-    restore: torch.Tensor
-    hidden: torch.Tensor
-
-
-def random_mask(noise: torch.Tensor, num_visible: int) -> Mask:
-    """Make the ``num_visible`` patches of smallest ``noise`` (B, L) visible and mask the rest."""
-    order = noise.argsort(dim=1)
-    visible, masked = order[:, :num_visible], order[:, num_visible:]
-    hidden = torch.ones_like(noise).scatter_(1, visible, 0.0)
-    return Mask(visible, masked, order.argsort(dim=1), hidden)
 
 
 def take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -131,21 +131,22 @@ Grid = tuple[int, int]
 SAME_TABLE = 1e-4
 
 
-def interpolate_pos_embed(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+def interpolate_pos_embed(table: torch.Tensor, old: Grid, new: Grid, *, always: bool = False) -> torch.Tensor:
     """Fit a position table (1, 1 + F·T, D) for the grid ``old`` of (F, T) patches to the grid ``new``.
 
-    The fixed sine-cosine table of one grid becomes exactly that of the other. A learned table keeps its first columns
-    if the new grid has fewer columns along time, and is interpolated linearly if it has more; along frequency, where a
-    row of another grid means something else, it is always interpolated. The class token's position stays.
+    The fixed sine-cosine table of one grid becomes exactly that of the other, unless it is to be interpolated
+    ``always``, as EVAR and the original of 2025 do. Any other table keeps its first columns if the new grid has fewer
+    columns along time, and is interpolated bicubically if it has more; along frequency, where a row of another grid
+    means something else, it is always interpolated. The class token's position stays.
     """
     dim = table.shape[-1]
     if old == new:
         return table
-    if dim % 4 == 0 and torch.allclose(table, sincos_positions(dim, old), rtol=0, atol=SAME_TABLE):
+    if not always and dim % 4 == 0 and torch.allclose(table, sincos_positions(dim, old), rtol=0, atol=SAME_TABLE):
         return sincos_positions(dim, new)
     rows, columns = new
     patches = table[:, 1:].view(1, *old, dim).permute(0, 3, 1, 2)  # (1, D, F, T)
     patches = patches[..., : min(columns, old[1])]
     if patches.shape[-2:] != (rows, columns):
-        patches = F.interpolate(patches, size=(rows, columns), mode="bilinear", align_corners=False)
+        patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).reshape(1, rows * columns, dim)], dim=1)

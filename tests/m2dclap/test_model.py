@@ -9,7 +9,8 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.model import M2DCLAP, clap_loss, m2d_loss, random_mask, standardise, take
+from m2dprep.m2dclap.masking import random_mask
+from m2dprep.m2dclap.model import M2DCLAP, clap_loss, m2d_loss, standardise, take
 from m2dprep.m2dclap.vit import sincos_positions
 from m2dprep.training.config import PRESETS, TrainConfig, preset
 from tests.tiny import TINY
