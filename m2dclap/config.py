@@ -44,6 +44,13 @@ class ModelConfig:
     mask_ratio: Share = option(0.7, "Hide this share of the patches from the encoder.")
     loss_m2d: Weight = option(1.0, "Give the loss of masked patches this weight.")
     loss_clap: Weight = option(0.01, "Give the loss of captions this weight.")
+    # 1 to 4 are semantic heads (`m2dclap.heads.SEMANTIC_SIZES`), the number is the original's.
+    sem_mode: Annotated[int, Range(0, 4)] = option(
+        0,
+        "Take this audio head for captions. 0 is that of 2024, two layers on the average of patches; 1 is that of "
+        "2025, a token that attends to all patches in one block, and 2, 3 and 4 have as many blocks.",
+        later=True,
+    )
     layer_norm_eps: Annotated[float, Range(0, 1, above=True)] = option(
         1e-6, "Keeps the variance in layer norms above 0.", flag=False
     )

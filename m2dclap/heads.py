@@ -1,11 +1,67 @@
-"""Heads on top of an encoder that is trained with labels."""
+"""Heads on top of an encoder: for classes, and the one of M2D-CLAP 2025 for captions."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from m2dprep.m2dclap.vit import Block
+
 WEIGHT_SPREAD = 0.01
+# Of the semantic head; the encoder's is 1e-6.
+SEMANTIC_NORM_EPS = 1e-5
+
+
+class SemanticSize(NamedTuple):
+    """The number of blocks of a semantic head, and how much wider their hidden layers are."""
+
+    blocks: int
+    mlp_ratio: int
+
+
+# The original's numbers for its heads (`sem_mode`); 0 is the two layers of 2024 on averaged patches.
+SEMANTIC_SIZES = {1: SemanticSize(1, 1), 2: SemanticSize(2, 1), 3: SemanticSize(3, 2), 4: SemanticSize(4, 2)}
+
+
+class SemanticHead(nn.Module):
+    """Patch latents (B, L, D) → (B, D): a learned token goes through a few blocks with them, and is normalised.
+
+    Source: Niizumi et al., M2D-CLAP of 2025, "semantic projection". Tokens bear no positions; a block has one head.
+    """
+
+    def __init__(self, dim: int, depth: int = 1, mlp_ratio: int = 1) -> None:
+        super().__init__()
+        self.sem_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.sem_blocks = nn.ModuleList(Block(dim, 1, SEMANTIC_NORM_EPS, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=SEMANTIC_NORM_EPS)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.sem_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in self.sem_blocks:
+            x = block(x)
+        return self.norm(x[:, 0])
+
+
+def new_audio_head(dim: int, sem_mode: int) -> nn.Module:
+    """The head for captions that ``sem_mode`` names. `xavier` starts its layers."""
+    if sem_mode:
+        return SemanticHead(dim, *SEMANTIC_SIZES[sem_mode])
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
+def project_tokens(head: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Patch latents (B, L, D) through a head for captions: all of them, or their average for the head of 2024."""
+    projected: torch.Tensor = head(tokens if isinstance(head, SemanticHead) else tokens.mean(dim=1))
+    return projected
+
+
+def xavier(module: nn.Module) -> None:
+    """Start linear layers Xavier-uniform without bias, and layer norms as the identity (PyTorch's default)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 class ClassifierHead(nn.Module):

@@ -16,6 +16,7 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.heads import SEMANTIC_SIZES, SemanticSize
 
 RUNTIME_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.", "backbone."
 TEXT_PREFIX, HEAD_PREFIX = "text_encoder.", "module.head."
@@ -113,6 +114,30 @@ def has_clap_head(weights: Mapping[str, torch.Tensor]) -> bool:
     return any(key in weights for key in heads)
 
 
+def semantic_size(weights: Mapping[str, torch.Tensor]) -> SemanticSize | None:
+    """The size of the semantic head that the weights have; None if they have none."""
+    if "audio_proj.sem_token" not in weights:
+        return None
+    fc1 = weights.get("audio_proj.sem_blocks.0.mlp.fc1.weight")
+    ratio = 1 if fc1 is None else max(1, fc1.shape[0] // weights["audio_proj.sem_token"].shape[-1])
+    return SemanticSize(max(1, depth_of(weights, "audio_proj.sem_blocks.")), ratio)
+
+
+def sem_mode_of(weights: Mapping[str, torch.Tensor], path: Path) -> int:
+    """The original's number for the audio head that the weights have. Raises `UserError` for a semantic head of
+    another size."""
+    size = semantic_size(weights)
+    if size is None:
+        return 0
+    modes = [mode for mode, known in SEMANTIC_SIZES.items() if known == size]
+    if not modes:
+        raise UserError(
+            f"{path}: its semantic head has {size.blocks} blocks of ratio {size.mlp_ratio}; known are "
+            f"{', '.join(f'{known.blocks} of {known.mlp_ratio}' for known in SEMANTIC_SIZES.values())}."
+        )
+    return modes[0]
+
+
 def require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Raise `UserError` if weights from which sizes are read have an unexpected number of dimensions."""
     for key, dimensions in DIMENSIONS.items():
@@ -136,6 +161,8 @@ def own_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], p
         "patch_size": tuple(weights["patch_embed.proj.weight"].shape[-2:]),
         "depth": depth_of(weights, "blocks."),
     }
+    if has_clap_head(weights):
+        held["sem_mode"] = sem_mode_of(weights, path)
     if "mask_token" in weights:
         held["decoder_embed_dim"] = weights["mask_token"].shape[-1]
         held["decoder_depth"] = depth_of(weights, "decoder_blocks.") or config.decoder_depth
@@ -168,6 +195,7 @@ def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig
         decoder_depth=max(depth_of(weights, "decoder_blocks."), 1),
         decoder_num_heads=max(decoder_dim // DECODER_HEAD_DIM, 1),
         off_emb_dim=dim if text is None else text.shape[1],
+        sem_mode=sem_mode_of(weights, path),
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import gather_rows
+from m2dprep.m2dclap.heads import new_audio_head, project_tokens, xavier
 from m2dprep.m2dclap.masking import Mask, random_mask
 from m2dprep.m2dclap.vit import Encoder, blocks, sincos_positions
 
@@ -93,7 +94,9 @@ class Output(NamedTuple):
 
 
 class M2DCLAP(Encoder):
-    """The model of Niizumi et al., "M2D-CLAP" (Interspeech 2024), with the parameter names of its authors' code.
+    """The model of Niizumi et al., "M2D-CLAP" (Interspeech 2024), and of stage 1 of 2025 with its semantic head.
+
+    Parameter names are those of its authors' code.
 
     The target has its own random start, as in that code, and follows the encoder by `update_target`; it takes no
     gradients. Log-mels are normalised with ``norm_stats`` (mean, standard deviation) before they come in.
@@ -115,12 +118,14 @@ class M2DCLAP(Encoder):
         self.target_blocks = blocks(config.depth, dim, config.num_heads, config.layer_norm_eps)
         self.target_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
-        self.audio_proj = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.audio_proj = new_audio_head(dim, config.sem_mode)
         self.text_proj = nn.Identity() if config.off_emb_dim == dim else nn.Linear(config.off_emb_dim, dim)
-        self.apply(_initialise)
+        self.apply(xavier)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
         for token in (self.cls_token, self.mask_token):
             nn.init.normal_(token, std=0.02)
+        if config.sem_mode and isinstance(self.text_proj, nn.Linear):
+            self.text_proj.reset_parameters()  # the original of 2025 makes it after it has started all others
         self.target_blocks.requires_grad_(False)
         self.target_norm.requires_grad_(False)
 
@@ -148,7 +153,7 @@ class M2DCLAP(Encoder):
         with torch.no_grad():
             to_predict = tokens if clean is None else self.embed_patches(clean)
             target = self.target(take(to_predict, mask.masked))
-        audio, text = self.project_audio(latent[:, 1:].mean(dim=1)), self.project_text(text_embedding)
+        audio, text = self.project_tokens(latent[:, 1:]), self.project_text(text_embedding)
         with torch.autocast(log_mel.device.type, enabled=False):
             loss_m2d = m2d_loss(pred, target)
             loss_clap = clap_loss(audio, text, self.logit_scale, gather=gather)
@@ -176,21 +181,20 @@ class M2DCLAP(Encoder):
         x = self.target_norm(x)
         return x[:, 1:]
 
-    def project_audio(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Averaged patch latents (B, D) → (B, D) in the space shared with captions; only directions matter."""
-        return self.audio_proj(pooled)
-
     def project_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Latents of all patches of all chunks (B, L, D), without class tokens → (B, D), as `project_audio`."""
-        return self.project_audio(tokens.mean(dim=1))
+        """Patch latents (B, L, D), without class tokens → (B, D) in the space shared with captions.
+
+        Only directions matter. In encoding, these are the patches of all chunks of a clip.
+        """
+        return project_tokens(self.audio_proj, tokens)
 
     def project_text(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """Sentence embeddings (B, off_emb_dim) → (B, D) in the space shared with audio; only directions matter."""
         return self.text_proj(text_embedding)
 
     def clap_audio(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) from the average of all patches."""
-        return self.project_audio(self.encode(log_mel)[:, 1:].mean(dim=1))
+        """Normalised log-mels (B, 1, F, T), T at most the model's → (B, D) from all patches."""
+        return self.project_tokens(self.encode(log_mel)[:, 1:])
 
     @torch.no_grad()
     def update_target(self, decay: float) -> None:
@@ -204,10 +208,3 @@ class M2DCLAP(Encoder):
     def clamp_logit_scale(self) -> None:
         """Keep the temperature within 0.01 … 1 (logit scale within 0 … ln 100)."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Start linear layers Xavier-uniform without bias, and layer norms as the identity (PyTorch's default)."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -59,7 +59,7 @@ def test_average_is_over_all_patches_of_all_chunks() -> None:
     normalised = torch.from_numpy(np.pad(STATS.normalise(clip), [(0, 0), (0, 0), (0, 4)]))[None]
     with torch.no_grad():
         patches = torch.cat([model.encode(normalised[..., :48])[:, 1:], model.encode(normalised[..., 48:])[:, 1:]], 1)
-        expected = F.normalize(model.project_audio(patches.mean(dim=1)), dim=-1)
+        expected = F.normalize(model.audio_proj(patches.mean(dim=1)), dim=-1)
     assert patches.shape[1] == 20
     assert AudioEncoder(model, STATS).embed([clip]) == pytest.approx(expected.numpy(), abs=1e-6)
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.m2dclap.audio_model import AudioModel, SemanticHead
+from m2dprep.m2dclap.audio_model import AudioModel
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.encode import AudioEncoder
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.layouts import FolderName, folder_name, infer_config, layout_of, parts_of
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.training.schedule import decays
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LAYOUTS = json.loads((GOLDEN / "keys_2025.json").read_text())["layouts"]
@@ -60,10 +62,17 @@ def test_every_layout_is_recognised_by_its_keys(name: str) -> None:
     )
 
 
-def test_the_semantic_head_has_the_size_of_the_original() -> None:
-    head = SemanticHead(768)
-    assert len(head.state_dict()) == 15
-    assert sum(value.numel() for value in head.parameters()) == 3_548_928
+@pytest.mark.parametrize("name", ["a_train_2024_406", "b_stage1_2025_419"])
+def test_models_of_both_generations_have_the_originals_keys_and_shapes(name: str) -> None:
+    listed = {key: tuple(shape) for key, shape, _ in LAYOUTS[name]["keys"]}
+    second = name.startswith("b_")
+    with torch.device("meta"):
+        model = M2DCLAP(ModelConfig(off_emb_dim=4096, sem_mode=1) if second else ModelConfig())
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == listed
+    groups = json.loads((GOLDEN / "keys_2025.json").read_text())["optimizer_groups"][name[0]]
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    assert {key for key, value in trained.items() if decays(key, value)} == set(groups["decay"])
+    assert {key for key, value in trained.items() if not decays(key, value)} == set(groups["no_decay"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from m2dprep.training.config import TrainConfig
 from m2dprep.training.schedule import decays, make_optimizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FILES = ["m2d_clap_tiny.npz", "m2d_clap_tiny_textproj.npz"]
+FILES = ["m2d_clap_tiny.npz", "m2d_clap_tiny_textproj.npz", "m2d_clap_2025_stage1_tiny.npz"]
 STEPS = range(3)
 
 
