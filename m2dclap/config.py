@@ -7,12 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import Range, check, option, recorded
+from m2dprep.artifacts.settings import OneOf, Range, check, option, recorded
 
 Length = Annotated[int, Range(1, 65536)]
 Blocks = Annotated[int, Range(1, 1024)]
 Weight = Annotated[float, Range(0, 1e9)]
 Share = Annotated[float, Range(0, 1)]
+# What decides which patches are hidden (`m2dclap.guided_masks`), and what a patch weighs.
+RANDOM, WEIGHTED, OBJECT, BLOCKS = MASKINGS = ("random", "weighted", "object", "blocks")
+DEVIATION, VARIANCE = MASK_WEIGHTS = ("deviation", "variance")
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +45,34 @@ class ModelConfig:
     decoder_num_heads: Length = option(16, "Attention heads in each block of the decoder.", flag=False)
     off_emb_dim: Length = 768
     mask_ratio: Share = option(0.7, "Hide this share of the patches from the encoder.")
+    masking: Annotated[str, OneOf(MASKINGS)] = option(
+        RANDOM,
+        "Choose the hidden patches at random; or hide those that vary much (weighted), those that are unlike the two "
+        "centres of a clip's patches (object), or all but some blocks (blocks).",
+        later=True,
+    )
+    mask_weight: Annotated[str, OneOf(MASK_WEIGHTS)] = option(
+        DEVIATION, "Let weighted masks weigh patches by their mean absolute deviation, or their variance.", later=True
+    )
+    hint_power: Annotated[float, Range(0, 1e3, above=True)] = option(
+        2.0,
+        "Draw the share 1 - (epoch / epochs) ^ POWER of a mask that is not random at random after all.",
+        metavar="POWER",
+        later=True,
+    )
+    hint_start: Annotated[int, Range(0, 1_000_000)] = option(
+        50, "Mask at random in this many epochs, before --masking decides.", later=True
+    )
+    hint_ratio: Share | None = option(
+        None,
+        "Draw this share of every mask at random, in place of one that falls with the epochs.",
+        shown="falls with the epochs",
+        later=True,
+    )
+    block_length: Length = option(5, "Rows and columns of a block that is seen.", flag=False, later=True)
+    block_adjust: Share = option(
+        0.07, "Let blocks cover this much more than the share that is seen, as they overlap.", flag=False, later=True
+    )
     loss_m2d: Weight = option(1.0, "Give the loss of masked patches this weight.")
     loss_clap: Weight = option(0.01, "Give the loss of captions this weight.")
     # 1 to 4 are semantic heads (`m2dclap.heads.SEMANTIC_SIZES`), the number is the original's.
@@ -70,6 +101,21 @@ class ModelConfig:
                 f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible; "
                 "at least one must be visible and one masked."
             )
+        self._require_used("mask_weight", WEIGHTED)
+        self._require_used("block_length", BLOCKS)
+        self._require_used("block_adjust", BLOCKS)
+        for name in ("hint_power", "hint_start", "hint_ratio"):
+            self._require_used(name, WEIGHTED, OBJECT, BLOCKS)
+        for name in ("hint_power", "hint_start"):
+            if self.hint_ratio is not None and getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{name} and hint_ratio do not go together: the latter is the same in every epoch.")
+
+    def _require_used(self, name: str, *maskings: str) -> None:
+        value = getattr(self, name)
+        if value != getattr(type(self), name) and self.masking not in maskings:
+            raise UserError(
+                f"{name} is {value}, which only masking {', '.join(maskings)} uses; masking is {self.masking}."
+            )
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -85,6 +131,18 @@ class ModelConfig:
         """The patches that the encoder sees, rounded down as in the original (57 of 190 for the base model)."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
+    @property
+    def num_blocks(self) -> int:
+        """The blocks of a mask of blocks, which overlap: at least one."""
+        return max(1, int(self.num_patches * ((1 - self.mask_ratio + self.block_adjust) / self.block_length**2)))
+
+    @property
+    def mask_numbers(self) -> int:
+        """The uniform numbers that a clip's mask takes (`m2dclap.guided_masks.Draws`)."""
+        if self.masking == RANDOM:
+            return self.num_patches
+        return 3 * self.num_patches + (self.num_blocks if self.masking == BLOCKS else 0)
+
     def to_dict(self) -> dict[str, Any]:
         return plain_values(recorded(self))
 
@@ -95,3 +153,38 @@ class ModelConfig:
         if unknown := sorted(set(values) - names):
             raise UserError(f"unknown model settings: {', '.join(unknown)} (known: {', '.join(sorted(names))}).")
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """The hint ratio of every epoch of a run: the share of a mask that is drawn at random after all.
+
+    Source: "Rethinking masking strategies" (2026), in the authors' code: 1 - (epoch / epochs) ^ power, and 1 before the
+    epoch ``start``; ``absolute`` is the same in every epoch.
+    """
+
+    absolute: float | None
+    power: float
+    start: int
+    epochs: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, epochs: int) -> Hints | None:
+        """Those of a run of so many epochs; None if all masks are random.
+
+        Raises `UserError` if masks would be random until the end, against the settings.
+        """
+        if model.masking == RANDOM:
+            return None
+        if model.hint_ratio is None and model.hint_start >= epochs:
+            raise UserError(
+                f"hint_start {model.hint_start} is not within the {epochs} epochs, so all masks would be random and "
+                f"masking {model.masking} would do nothing. Set a lower --hint-start."
+            )
+        return cls(model.hint_ratio, model.hint_power, model.hint_start, epochs)
+
+    def ratio(self, epoch: int) -> float:
+        """The share in an epoch (0, 1, …)."""
+        if self.absolute is not None:
+            return self.absolute
+        return 1.0 if epoch < self.start else 1.0 - (epoch / self.epochs) ** self.power

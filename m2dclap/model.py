@@ -15,8 +15,9 @@ from torch import nn
 
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import gather_rows
+from m2dprep.m2dclap.guided_masks import guided_mask, needs_latent
 from m2dprep.m2dclap.heads import new_audio_head, project_tokens, xavier
-from m2dprep.m2dclap.masking import Mask, random_mask
+from m2dprep.m2dclap.masking import Mask
 from m2dprep.m2dclap.vit import Encoder, blocks, sincos_positions
 
 
@@ -136,18 +137,20 @@ class M2DCLAP(Encoder):
         noise: torch.Tensor | None = None,
         clean: torch.Tensor | None = None,
         *,
+        hint: float = 1.0,
         gather: bool = False,
     ) -> Output:
         """Both losses of a batch.
 
         ``log_mel`` (B, 1, F, T) is normalised; ``text_embedding`` (B, off_emb_dim) has one caption per clip, of any
-        norm; ``noise`` (B, L), uniform, fixes the mask and is drawn if it is not given; ``clean`` is the target's input
-        if ``log_mel`` has noise mixed in. With ``gather``, captions are contrasted over all processes.
+        norm; ``noise`` (B, ``config.mask_numbers``), uniform, fixes the mask and is drawn if it is not given; ``hint``
+        is the share of the mask that is random (`m2dclap.guided_masks`); ``clean`` is the target's input if ``log_mel``
+        has noise mixed in. With ``gather``, captions are contrasted over all processes.
         """
         tokens = self.embed_patches(log_mel)
         if noise is None:
-            noise = torch.rand(tokens.shape[:2], device=tokens.device)
-        mask = random_mask(noise, self.config.num_visible)
+            noise = torch.rand(len(tokens), self.config.mask_numbers, device=tokens.device)
+        mask = self.draw_mask(log_mel, tokens, noise, hint)
         latent = self.encode_tokens(take(tokens, mask.visible))
         pred = self.predict(latent, mask)
         with torch.no_grad():
@@ -159,6 +162,13 @@ class M2DCLAP(Encoder):
             loss_clap = clap_loss(audio, text, self.logit_scale, gather=gather)
         loss = self.config.loss_m2d * loss_m2d + self.config.loss_clap * loss_clap
         return Output(loss, loss_m2d, loss_clap, mask.hidden, latent, pred, target, audio, text)
+
+    @torch.no_grad()
+    def draw_mask(self, log_mel: torch.Tensor, tokens: torch.Tensor, noise: torch.Tensor, hint: float) -> Mask:
+        """The mask of normalised log-mels (B, 1, F, T), whose patches are ``tokens`` (B, L, D); see `forward`."""
+        latent = self.encode_tokens(tokens)[:, 1:] if needs_latent(self.config, hint) else None
+        with torch.autocast(log_mel.device.type, enabled=False):
+            return guided_mask(self.config, log_mel, noise, hint, latent)
 
     def predict(self, latent: torch.Tensor, mask: Mask) -> torch.Tensor:
         """Latents of the visible patches (B, 1 + V, D) → predictions for the masked ones (B, L − V, D)."""

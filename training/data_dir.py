@@ -24,7 +24,7 @@ from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
 from m2dprep.artifacts.tables import read_csv_columns, read_file_list, verify_file_list, write_proven_csv
 from m2dprep.artifacts.training_lists import lists_to_train_on
 from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
-from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.dataset import DEAL_STREAM, Clips
@@ -83,13 +83,15 @@ class TrainingData:
         if config.shuffle_captions:
             clips = derange_captions(clips, np.random.default_rng((DEAL_STREAM, config.seed)))
         noise = self.backgrounds if config.noise_ratio > 0 else None
-        return Clips(self.training.log_mels, clips, self.captions, model, config.seed, noise)
+        hints = Hints.of(model, config.epochs)
+        return Clips(self.training.log_mels, clips, self.captions, model, config.seed, noise, hints)
 
     def held_out_dataset(self, model: ModelConfig, config: TrainConfig) -> Clips | None:
         """The held-out clips with their own captions, without noise; None if none were chosen."""
         if self.held_out is None:
             return None
-        return Clips(self.held_out.log_mels, self.held_out.clips, self.captions, model, config.seed)
+        hints = Hints.of(model, config.epochs)
+        return Clips(self.held_out.log_mels, self.held_out.clips, self.captions, model, config.seed, None, hints)
 
     def summary(self) -> str:
         """``input = used + skipped`` in one line."""

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from m2dprep.artifacts.log_mels.store import LogMels
-from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.training.pairing import CaptionRows
 from m2dprep.training.sampling.draws import draw_distinct, draw_with_repeats
 
@@ -130,8 +130,8 @@ class Batch(NamedTuple):
     """B samples with the values and strides that they have on disk.
 
     ``log_mel`` (B, 1, F, T), of which only the first ``frames`` (B,) of each sample are filled; ``background`` of the
-    same shape, or None if no noise is mixed in; ``text_embedding`` (B, D); ``noise`` (B, L) uniform; ``clip`` (B,)
-    numbers.
+    same shape, or None if no noise is mixed in; ``text_embedding`` (B, D); ``noise`` uniform, of `mask_numbers` each;
+    ``clip`` (B,) numbers. ``hint`` is the share of masks that is random, a float64 tensor; None means all of it.
     """
 
     log_mel: torch.Tensor
@@ -140,6 +140,7 @@ class Batch(NamedTuple):
     text_embedding: torch.Tensor
     noise: torch.Tensor
     clip: torch.Tensor
+    hint: torch.Tensor | None = None
 
 
 class Clips(Dataset[Batch]):
@@ -157,9 +158,10 @@ class Clips(Dataset[Batch]):
         model: ModelConfig,
         seed: int,
         background: LogMels | None = None,
+        hints: Hints | None = None,
     ) -> None:
         self._log_mels, self._clips, self._captions = log_mels, clips, captions
-        self._model, self._seed, self._background = model, seed, background
+        self._model, self._seed, self._background, self._hints = model, seed, background, hints
         self._at: tuple[LogMels, int] | None = None
 
     def __len__(self) -> int:
@@ -187,7 +189,7 @@ class Clips(Dataset[Batch]):
 
     def __getitems__(self, key: BatchKey) -> Batch:
         """The batch for ``key``; PyTorch's loader calls this with what the sampler yields."""
-        numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.num_patches)
+        numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.mask_numbers)
         log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
         background = None
         if self._background is not None:
@@ -200,6 +202,7 @@ class Clips(Dataset[Batch]):
             torch.from_numpy(self._text_embeddings(key.clips, numbers[:, CAPTION])),
             torch.from_numpy(numbers[:, MASK:].astype(np.float32)),
             torch.from_numpy(key.clips.astype(np.int64)),
+            None if self._hints is None else torch.tensor(self._hints.ratio(key.epoch), dtype=torch.float64),
         )
 
     __getitem__ = __getitems__

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from m2dprep.artifacts.console import duration
-from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import join_processes, resolve_amp
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
 from m2dprep.training.data_dir import open_training_data
@@ -66,6 +66,7 @@ class DryRun:
 
 def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options: RunOptions) -> DryRun:
     """Open the data, build the model, and measure one step after a first one. Raises the errors that `train` would."""
+    Hints.of(model, config.epochs)  # refused before anything is written
     with join_processes(options.device, was_told) as context, batch_in_memory(config):
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)

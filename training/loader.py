@@ -136,12 +136,13 @@ def as_user_error(error: Exception, reading: str | None) -> Exception:
 
 class ModelInput(NamedTuple):
     """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None if it is the same;
-    ``text_embedding`` (B, D); ``noise`` (B, L)."""
+    ``text_embedding`` (B, D); ``noise`` for the masks, of which the share ``hint`` is random."""
 
     log_mel: torch.Tensor
     clean: torch.Tensor | None
     text_embedding: torch.Tensor
     noise: torch.Tensor
+    hint: float = 1.0
 
 
 def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, device: torch.device) -> ModelInput:
@@ -159,7 +160,8 @@ def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, devic
         clean = log_mel
         log_mel = _normalised(mix_powers(raw, background, noise_ratio), frames, stats)
     text_embedding = batch.text_embedding.to(device, non_blocking=True)
-    return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True))
+    hint = 1.0 if batch.hint is None else float(batch.hint)  # on the CPU: no waiting
+    return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True), hint)
 
 
 def mix_powers(log_mel: torch.Tensor, background: torch.Tensor, ratio: float) -> torch.Tensor:

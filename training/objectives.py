@@ -127,7 +127,8 @@ class MaskedClap(Objective):
         return to_model_input(batch, self._stats, self._noise_ratio, self.device)
 
     def losses(self, inputs: ModelInput, *, gather: bool = False) -> dict[str, torch.Tensor]:
-        output = self.model(inputs.log_mel, inputs.text_embedding, inputs.noise, inputs.clean, gather=gather)
+        log_mel, clean, text, noise, hint = inputs
+        output = self.model(log_mel, text, noise, clean, hint=hint, gather=gather)
         return {name: getattr(output, name) for name in self.loss_names}
 
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:

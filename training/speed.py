@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.config import OBJECT, ModelConfig
 from m2dprep.m2dclap.distributed import AMP_DTYPES
 from m2dprep.m2dclap.vit import MLP_RATIO
 
@@ -83,7 +83,8 @@ def train_flops_per_clip(config: ModelConfig) -> int:
     """FLOPs of a training step per clip.
 
     That is three times the forward pass for what learns, once for the target, and twice for the patches, as log-mels
-    need no gradient. Projections of pooled vectors, norms, masks and losses are left out; they are less than a
+    need no gradient. Masking by objects adds a forward pass of all patches, in every epoch but the random ones, which
+    are not told apart here. Projections of pooled vectors, norms, masks and losses are left out; they are less than a
     hundredth.
     """
     visible, total, dim = config.num_visible, config.num_patches, config.embed_dim
@@ -93,7 +94,8 @@ def train_flops_per_clip(config: ModelConfig) -> int:
     decoder_dim = config.decoder_embed_dim
     decoder = config.decoder_depth * block_flops(1 + total, decoder_dim)
     ends = 2 * (1 + visible) * dim * decoder_dim + 2 * (1 + total) * decoder_dim * dim
-    return 2 * patch + 3 * (encoder + decoder + ends) + target
+    looking = config.depth * block_flops(1 + total, dim) if config.masking == OBJECT else 0
+    return 2 * patch + 3 * (encoder + decoder + ends) + target + looking
 
 
 def matrix_peak(device: torch.device, amp: str) -> float:

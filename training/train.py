@@ -17,7 +17,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
-from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, recipe_text
 from m2dprep.training.data_dir import TrainingData, open_training_data, write_skipped
@@ -89,6 +89,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     `FingerprintConflictError` if ``out`` holds a run with other settings, `NonFiniteLossError`, and `StoppedError`
     after a stop signal.
     """
+    Hints.of(model, config.epochs)  # refused before anything is written
     with join_processes(options.device, was_told) as context, batch_in_memory(config), ExitStack() as stack:
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
