@@ -70,7 +70,7 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
     with join_processes(options.device, was_told) as context, batch_in_memory(config):
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        context.broadcast_from_main(lambda: require_whole_batches(data, config, context.size))
+        context.broadcast_from_main(lambda: require_whole_batches(len(data), data.weights, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
         state = make_state(model, config, data, context.device)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
@@ -93,7 +94,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     with join_processes(options.device, was_told) as context, batch_in_memory(config), ExitStack() as stack:
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        context.broadcast_from_main(lambda: require_whole_batches(data, config, context.size))
+        context.broadcast_from_main(lambda: require_whole_batches(len(data), data.weights, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
         recipe = recipe_text(choice, out, model, config, options)
@@ -201,13 +202,12 @@ def compile_blocks(objective: Objective) -> None:
         block.compile()
 
 
-def require_whole_batches(data: TrainingData, config: TrainConfig, processes: int) -> None:
+def require_whole_batches(clips: int, weights: np.ndarray | None, config: TrainConfig, processes: int) -> None:
     """Raise `UserError` if a step's batch cannot be filled, or not divided evenly among ``processes``, or if there are
     not as many different clips as are to be drawn."""
-    clips = len(data)
     if clips < 2:
         raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
-    require_draws(clips, data.weights, config.draws, distinct=config.distinct)
+    require_draws(clips, weights, config.draws, distinct=config.distinct)
     if (of_epoch := config.epoch_clips(clips)) < config.batch_size:
         what = "captioned clips" if config.draws is None else "clips drawn per epoch"
         raise UserError(

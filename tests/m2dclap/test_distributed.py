@@ -107,9 +107,9 @@ def test_what_the_first_process_cannot_do_all_processes_report(
 
 
 def test_batches_that_processes_cannot_share_are_refused() -> None:
-    require_whole_batches(100, TRAIN, 3)
+    require_whole_batches(100, None, TRAIN, 3)
     with pytest.raises(UserError, match="multiple of 4"):
-        require_whole_batches(100, TRAIN, 4)
+        require_whole_batches(100, None, TRAIN, 4)
 
 
 def test_the_originals_gradient_is_one_over_w_of_it() -> None:
