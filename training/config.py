@@ -90,6 +90,16 @@ class TrainConfig:
         "Draw clips in proportion to the column weight of the lists, instead of each once per epoch.",
         group=DATA,
     )
+    draws: Count | None = option(
+        None,
+        "Draw this many clips per epoch instead of every one. An epoch is then as many clips long.",
+        group=DATA,
+        shown="as many as there are",
+        later=True,
+    )
+    distinct: bool = option(
+        False, "With --weighted and --draws, draw no clip twice within an epoch.", group=DATA, later=True
+    )
     # A model that still learns to match them betrays a leak.
     shuffle_captions: bool = option(False, "Give every clip the captions of another one, as a control.", group=DATA)
     objective: Annotated[str, OneOf(OBJECTIVES)] = option(
@@ -105,6 +115,8 @@ class TrainConfig:
             raise UserError(
                 f"accumulate {self.accumulate} does not divide the batch of {self.batch_size} into parts of 2 or more."
             )
+        if self.distinct and not (self.weighted and self.draws):
+            raise UserError("distinct needs weighted and draws: every clip comes once anyway without them.")
         if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
         if self.ema_decay_init > self.ema_decay_end:
@@ -116,6 +128,10 @@ class TrainConfig:
     def lr(self) -> float:
         """Peak learning rate."""
         return self.blr * self.batch_size / 256
+
+    def epoch_clips(self, clips: int) -> int:
+        """How many of ``clips`` an epoch holds; with weights, some of them may come more than once."""
+        return self.draws or clips
 
     def to_dict(self) -> dict[str, Any]:
         return plain_values(recorded(self))

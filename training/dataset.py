@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from m2dprep.artifacts.log_mels.store import LogMels
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.pairing import CaptionRows
+from m2dprep.training.sampling.draws import draw_distinct, draw_with_repeats
 
 # The purposes that random numbers serve; no two share a stream.
 SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM, FEATURE_STREAM = 0, 1, 2, 3
@@ -66,9 +67,10 @@ class BatchKey(NamedTuple):
 class TrainOrder(Sampler[BatchKey]):
     """The clips of every step, from ``first_step`` to the end of the run.
 
-    An epoch holds every clip once, or in proportion to ``weights`` (n,). The clips left over after its last whole batch
-    are dropped; they are different ones in every epoch. A step's batch is cut into ``accumulate`` parts and each part
-    into one piece per process, so the union over processes is the same whatever their number.
+    An epoch holds every clip once, or in proportion to ``weights`` (n,); with ``draws``, that many clips instead of as
+    many as there are, which are different ones if they are ``distinct`` or without weights. The clips left over after
+    its last whole batch are dropped; they are others in every epoch. A step's batch is cut into ``accumulate`` parts
+    and each part into one piece per process, so the union over processes is the same whatever their number.
     """
 
     def __init__(
@@ -83,11 +85,14 @@ class TrainOrder(Sampler[BatchKey]):
         rank: int = 0,
         world_size: int = 1,
         weights: np.ndarray | None = None,
+        draws: int | None = None,
+        distinct: bool = False,
     ) -> None:
         self._clips, self._batch_size, self._seed, self._weights = clips, batch_size, seed, weights
+        self._draws, self._distinct = draws or clips, distinct
         self._accumulate, self._rank, self._world_size = accumulate, rank, world_size
         self._steps = range(first_step, total_steps)
-        self.steps_per_epoch = clips // batch_size
+        self.steps_per_epoch = self._draws // batch_size
         self._epoch_order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -109,20 +114,16 @@ class TrainOrder(Sampler[BatchKey]):
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             rng = np.random.default_rng((ORDER_STREAM, self._seed, epoch))
-            order = rng.permutation(self._clips)
-            self._epoch_order = epoch, order if self._weights is None else _draw(self._weights, rng)[order]
+            self._epoch_order = epoch, self._drawn(rng)
         return self._epoch_order[1]
 
-
-def _draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw as many clip numbers as there are ``weights`` (n,), each in proportion to its weight.
-
-    Systematic resampling: a clip comes ⌊n·w/Σw⌋ or ⌈n·w/Σw⌉ times, so equal weights give every clip once.
-    """
-    ends = np.cumsum(weights) * (len(weights) / weights.sum())
-    ends[-1] = len(weights)
-    marks = np.arange(len(weights)) + rng.uniform()
-    return np.searchsorted(ends, marks, side="right").clip(max=len(weights) - 1)
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        if self._weights is None:
+            return rng.permutation(self._clips)[: self._draws]
+        if self._distinct:
+            return draw_distinct(self._weights, self._draws, rng)
+        order = rng.permutation(self._draws)
+        return draw_with_repeats(self._weights, self._draws, rng)[order]
 
 
 class Batch(NamedTuple):

@@ -69,7 +69,7 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
     with join_processes(options.device, was_told) as context, batch_in_memory(config):
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        context.broadcast_from_main(lambda: require_whole_batches(len(data), config, context.size))
+        context.broadcast_from_main(lambda: require_whole_batches(data, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
         state = make_state(model, config, data, context.device)
@@ -77,7 +77,7 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
             state.objective.begin_with(options.init)
         if options.compile:
             compile_blocks(state.objective)
-        schedule = Schedule(config, len(data) // config.batch_size)
+        schedule = Schedule(config, config.epoch_clips(len(data)) // config.batch_size)
         order = make_order(data, config, schedule, context, 0)
         batches = iter(make_loader(data.dataset(model, config), order, 0, context.device))
         parts = [next(batches) for _ in range(config.accumulate)]

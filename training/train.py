@@ -35,6 +35,7 @@ from m2dprep.training.run_folder import (
     make_way,
     model_name,
 )
+from m2dprep.training.sampling.draws import require_draws
 from m2dprep.training.schedule import Schedule, make_optimizer
 from m2dprep.training.signals import was_told
 from m2dprep.training.speed import Meter, matrix_peak
@@ -91,7 +92,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     with join_processes(options.device, was_told) as context, batch_in_memory(config), ExitStack() as stack:
         data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
         model = replace(model, off_emb_dim=data.captions.dim)
-        context.broadcast_from_main(lambda: require_whole_batches(len(data), config, context.size))
+        context.broadcast_from_main(lambda: require_whole_batches(data, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
         recipe = recipe_text(choice, out, model, config, options)
@@ -108,7 +109,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
             say(context, f"going on from {newest}")
         elif options.init is not None:
             say(context, state.objective.begin_with(options.init))
-        steps_per_epoch = len(data) // config.batch_size
+        steps_per_epoch = config.epoch_clips(len(data)) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
             _run(stack, state, schedule, data, model, run, context, options)
@@ -182,6 +183,8 @@ def make_order(
         rank=context.rank,
         world_size=context.size,
         weights=data.weights,
+        draws=config.draws,
+        distinct=config.distinct,
     )
 
 
@@ -197,13 +200,17 @@ def compile_blocks(objective: Objective) -> None:
         block.compile()
 
 
-def require_whole_batches(clips: int, config: TrainConfig, processes: int) -> None:
-    """Raise `UserError` if a step's batch cannot be filled, or not divided evenly among ``processes``."""
+def require_whole_batches(data: TrainingData, config: TrainConfig, processes: int) -> None:
+    """Raise `UserError` if a step's batch cannot be filled, or not divided evenly among ``processes``, or if there are
+    not as many different clips as are to be drawn."""
+    clips = len(data)
     if clips < 2:
         raise UserError("only one captioned clip can be used; captions are contrasted, so at least 2 are needed.")
-    if clips < config.batch_size:
+    require_draws(clips, data.weights, config.draws, distinct=config.distinct)
+    if (of_epoch := config.epoch_clips(clips)) < config.batch_size:
+        what = "captioned clips" if config.draws is None else "clips drawn per epoch"
         raise UserError(
-            f"{clips:,} captioned clips do not fill a batch of {config.batch_size:,}; use --batch-size {clips} or less."
+            f"{of_epoch:,} {what} do not fill a batch of {config.batch_size:,}; use --batch-size {of_epoch} or less."
         )
     if config.batch_size % (pieces := processes * config.accumulate):
         raise UserError(

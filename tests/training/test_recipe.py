@@ -154,12 +154,12 @@ def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 NUMBERS = ["many", ".nan", ".inf", "-.inf", '"3"', "true", "[1]", "{a: 1}", "1e400", "-1e9", "1" * 400, "2020-01-01"]
 WHOLE = [*NUMBERS, "1.5", "3.0", "1e3"]
 WRONG_BY_KEYS: dict[str, list[str]] = {
-    "epochs batch_size accumulate seed depth num_heads embed_dim": WHOLE,
+    "draws epochs batch_size accumulate seed depth num_heads embed_dim": WHOLE,
     "decoder_depth decoder_embed_dim decoder_num_heads": WHOLE,
     "save_every save_steps keep log_every valid_every features_every probe_every loader_workers": WHOLE,
     "blr min_lr warmup_epochs weight_decay clip_grad mask_ratio loss_clap loss_m2d noise_ratio": NUMBERS,
     "ema_decay_init ema_decay_end layer_norm_eps save_minutes": NUMBERS,
-    "weighted shuffle_captions compile": ["1", "maybe", '"true"', "[true]", ".nan"],
+    "weighted distinct shuffle_captions compile": ["1", "maybe", '"true"', "[true]", ".nan"],
     "input_size patch_size": ["80", "80 x", "[80]", "[80.5, 608]", "[true, 8]", "[0, 8]", ".nan"],
     "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
     "model device amp objective": ["1", "true", "[tiny]", "nothing"],

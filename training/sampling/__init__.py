@@ -1,0 +1,1 @@
+"""Which clips an epoch draws, by weights that follow from their labels."""
