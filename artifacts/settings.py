@@ -267,3 +267,19 @@ def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
         raise UserError(f"{name} is {shown(value)}; it must be {wanted}.")
     each = [kinds[0]] * len(value) if any_number else kinds
     return tuple(typed(kind, one, name) for kind, one in zip(each, value, strict=True))
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings by key as the text of a file for ``--config``."""
+    import yaml
+
+    return yaml.safe_dump({key: _plain(value) for key, value in values.items()}, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as absolute text; sequences as lists."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

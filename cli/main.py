@@ -34,6 +34,7 @@ SECTIONS = {
     },
     "Models": {
         "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
+        "fine-tune": ("m2dprep.cli.fine_tune", "fine_tune", "Fine-tune a checkpoint on labels, and test it."),
         "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
         "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
         "evaluate": (

@@ -33,7 +33,7 @@ class TrainRequest(NamedTuple):
 @stage(how=HOW, reads=for_training, shows=("epochs", "steps", "loss", "clips"))
 @click.command(cls=TableCommand)
 @click.argument("data", type=PLACE)
-@general_options
+@general_options()
 @setting_flags()
 @click.pass_context
 def train(context: click.Context, data: Path, output: Path, dry_run: bool, as_json: bool, **options: Any) -> None:

@@ -1,9 +1,9 @@
-"""The flags of the command train, made from the settings that `training.config` declares, and its settings file."""
+"""The flags of commands that train, made from the settings that are declared for them, and their settings files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from m2dprep.cli.options import (
     titled,
 )
 from m2dprep.training.config import SETTINGS, THE_MODELS, default_of
+
+DefaultOf = Callable[[Declared], Any]
 
 PLACES = "m2dprep.places"
 # Help does not say what no run comes near: limits above these.
@@ -57,9 +59,13 @@ class SettingType(click.ParamType):
 class SettingOption(click.Option):
     """A flag whose help also says which numbers it takes."""
 
+    def __init__(self, *names: Any, setting: Declared, **facts: Any) -> None:
+        super().__init__(*names, **facts)
+        self._setting = setting
+
     def get_help_extra(self, context: click.Context) -> Any:
         extra = super().get_help_extra(context)
-        setting = SETTINGS[str(self.name)]
+        setting = self._setting
         if isinstance(limits := setting.allowed, Range):
             low = "<" if limits.above else "<="
             near = limits.high <= NEAR[setting.base]
@@ -67,16 +73,21 @@ class SettingOption(click.Option):
         return extra
 
 
-def flag_of(setting: Declared) -> Callable[[Function], Function]:
+def flag_of(
+    setting: Declared, default_of: DefaultOf = default_of, whose: str = THE_MODELS
+) -> Callable[[Function], Function]:
     """The flag of a setting. It is None where the value depends on the model, and nobody gives one."""
     default, told = default_of(setting), setting.option
-    shown: str | bool = told.shown or (THE_MODELS if default is None and setting.default is not None else True)
+    differs = default is None and setting.default is not None
+    shown: str | bool = told.shown.replace(THE_MODELS, whose) or (whose if differs else True)
+    name = setting.key.replace("_", "-")
     if isinstance(default, tuple) and not setting.many:
         shown = "x".join(map(str, default))
     return click.option(
-        f"--{setting.key.replace('_', '-')}",
+        f"--{name}/--no-{name}" if differs and setting.base is bool else f"--{name}",
         setting.key,
         cls=SettingOption,
+        setting=setting,
         type=_type_of(setting),
         is_flag=setting.base is bool,
         multiple=setting.many,
@@ -95,11 +106,13 @@ def _type_of(setting: Declared) -> Any:
     return {str: click.STRING, bool: click.BOOL, Path: PATH}.get(setting.base) or SettingType(setting)
 
 
-def setting_flags(settings: Iterable[Declared] = SETTINGS.values()) -> Callable[[Function], Function]:
+def setting_flags(
+    settings: Mapping[str, Declared] = SETTINGS, default_of: DefaultOf = default_of, whose: str = THE_MODELS
+) -> Callable[[Function], Function]:
     """A decorator that adds the flags of all settings that have one, in their groups."""
     groups = [
-        titled(group, *(flag_of(one) for one in members if one.option.flag))
-        for group, members in groupby(settings, lambda one: one.group)
+        titled(group, *(flag_of(one, default_of, whose) for one in members if one.option.flag))
+        for group, members in groupby(settings.values(), lambda one: one.group)
     ]
 
     def add(function: Function) -> Function:
@@ -110,28 +123,31 @@ def setting_flags(settings: Iterable[Declared] = SETTINGS.values()) -> Callable[
     return add
 
 
-def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Make a settings file's values the defaults of the options; flags win over them."""
-    if path is None:
-        return
-    from m2dprep.artifacts.tables import verify_export
-    from m2dprep.artifacts.yaml_files import read_settings
+def _reads_config(settings: Mapping[str, Declared]) -> Callable[[click.Context, click.Parameter, Path | None], None]:
+    """A callback that makes a settings file's values the defaults of the options; flags win over them."""
 
-    found = read_settings(path, {*SETTINGS, "output"})
-    verify_export(path)  # a run's train.yaml
-    values = {}
-    for key, (value, place) in found.items():
-        try:
-            values[key] = _of_file(key, value)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-    context.default_map = values
-    context.meta[PLACES] = {key: setting.place for key, setting in found.items()}
+    def read(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        from m2dprep.artifacts.tables import verify_export
+        from m2dprep.artifacts.yaml_files import read_settings as read_yaml
+
+        found = read_yaml(path, {*settings, "output"})
+        verify_export(path)  # a run's train.yaml
+        values = {}
+        for key, (value, place) in found.items():
+            try:
+                values[key] = _of_file(key, value, settings["data" if key == "output" else key])
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+        context.default_map = values
+        context.meta[PLACES] = {key: setting.place for key, setting in found.items()}
+
+    return read
 
 
-def _of_file(key: str, value: Any) -> Any:
+def _of_file(key: str, value: Any, setting: Declared) -> Any:
     """The value of a setting in a file: of the type that it has there, and within what the flag may be."""
-    setting = SETTINGS["data" if key == "output" else key]
     if setting.many and not isinstance(value, list):
         value = [value]
     try:
@@ -154,24 +170,28 @@ def located(error: UserError, context: click.Context) -> UserError:
     return UserError(f"{error} ({'; '.join(named)})") if named else error
 
 
-# The run: its folder, and where its settings come from.
-general_options = titled(
-    "The run",
-    output_option(required=True, help="Write checkpoints, log and TensorBoard events to this folder, the run."),
-    click.option(
-        "--config",
-        type=PATH,
-        callback=_read_config,
-        is_eager=True,
-        expose_value=False,
-        help="Read settings from this YAML file, which may have a key for every option here (data for DATA) "
-        "and for every one in a run's train.yaml. Options on the command line win over it.",
-    ),
-    click.option(
-        "--dry-run",
-        is_flag=True,
-        help="Print parameters, memory, steps and the time of one measured step, but write nothing.",
-    ),
-    overwrite_option,
-    json_option,
-)
+def general_options(
+    settings: Mapping[str, Declared] = SETTINGS, arguments: Iterable[str] = ("data",)
+) -> Callable[[Function], Function]:
+    """A decorator that adds the options of a run: its folder, and where its settings come from."""
+    keys = " and ".join(f"{key} for {key.upper()}" for key in sorted(arguments))
+    return titled(
+        "The run",
+        output_option(required=True, help="Write checkpoints, log and TensorBoard events to this folder, the run."),
+        click.option(
+            "--config",
+            type=PATH,
+            callback=_reads_config(settings),
+            is_eager=True,
+            expose_value=False,
+            help=f"Read settings from this YAML file, which may have a key for every option here ({keys}) "
+            "and for every one in a run's train.yaml. Options on the command line win over it.",
+        ),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print parameters, memory, steps and the time of one measured step, but write nothing.",
+        ),
+        overwrite_option,
+        json_option,
+    )

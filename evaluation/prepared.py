@@ -153,12 +153,13 @@ def read_evaluation_set(
     *,
     captions: bool = False,
     classes: Sequence[str] = (),
+    packed: bool = False,
 ) -> EvaluationSet:
     """The clips of a prepared folder or of a CSV.
 
     ``task`` replaces the folder's, and says how a CSV is scored (by default: accuracy, whole clips). ``captions`` reads
     captions instead of labels. Raises `UserError`, naming the file and the row, if the table is not what it has to be
-    or none of its files exists.
+    or none of its files exists, unless they may be ``packed``.
     """
     columns = columns or Columns()
     if place.is_dir():
@@ -178,7 +179,7 @@ def read_evaluation_set(
         raise UserError(
             f"{table} lists no clips" + (f" ({found.ignored:,} without a split)." if found.ignored else ".")
         )
-    if not any(path.exists() for path in found.paths(range(len(found.files)))):
+    if not packed and not any(path.exists() for path in found.paths(range(len(found.files)))):
         raise UserError(
             f"none of the {len(found.files):,} files that {table} lists is under {root} ({found.files[0]} is the "
             "first); --root names the folder that they are in."

@@ -23,6 +23,7 @@ from m2dprep.artifacts.settings import (
     kinds_of,
     option,
     recorded,
+    settings_text,
     typed,
     values_of,
 )
@@ -235,23 +236,16 @@ class ValidationOptions:
         check(self)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run. None of this changes the result, except ``init``, a checkpoint whose weights training starts from.
+@dataclass(frozen=True, kw_only=True)
+class HowToRun:
+    """Where and how to run. None of this changes the result.
 
-    ``size`` is the model's name in its folder. If ``loader_workers`` is None, the training process loads the data on a
-    CPU, and several worker processes do on a GPU.
+    If ``loader_workers`` is None, the training process loads the data on a CPU, and several worker processes do on a
+    GPU.
     """
 
     GROUP: ClassVar[str] = LOCATION
 
-    size: Annotated[str, OneOf(SIZES)] = option("base", "Train a model of this size.", key="model", group=MODEL)
-    init: Path | None = option(
-        None,
-        "Begin with the weights of this checkpoint or run folder, ours or the original's.",
-        group=MODEL,
-        shown="random weights",
-    )
     device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = option(
         "auto", "Compute on this device. auto takes a GPU if there is one."
     )
@@ -264,8 +258,24 @@ class RunOptions:
     wandb: str | None = option(
         None, "Also send the log to this project of Weights & Biases.", group=SAVING, metavar="PROJECT"
     )
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions(HowToRun):
+    """How to run. None of this changes the result, except ``init``, a checkpoint whose weights training starts from.
+
+    ``size`` is the model's name in its folder.
+    """
+
+    size: Annotated[str, OneOf(SIZES)] = option("base", "Train a model of this size.", key="model", group=MODEL)
+    init: Path | None = option(
+        None,
+        "Begin with the weights of this checkpoint or run folder, ours or the original's.",
+        group=MODEL,
+        shown="random weights",
+    )
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
 
     def __post_init__(self) -> None:
         check(self)
@@ -359,17 +369,5 @@ def default_of(setting: Declared) -> Any:
 
 def recipe_text(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig, options: RunOptions) -> str:
     """Every setting of a run under its key for ``--config``; paths are absolute, so the file works from any folder."""
-    import yaml
-
     found = {"output": out, **values_of(choice), **values_of(model), **values_of(config), **values_of(options)}
-    values = {key: _plain(found[key]) for key in ("data", "output", *SETTINGS)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    """Paths as absolute text; sequences as lists."""
-    if isinstance(value, Path):
-        return str(value.resolve())
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+    return settings_text({key: found[key] for key in ("data", "output", *SETTINGS)})

@@ -124,7 +124,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
     listed = [name for name in weights if name not in held_names]
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
-    front_end = _front_end(layout.root, [*listed, *held_names])
+    front_end = recorded_front_end(layout.root, [*listed, *held_names])
     strange = require_own_statistics(layout, listed)
     pairs = match_files([*listed, *held_names], captions.clip_ids)
     without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
@@ -280,7 +280,7 @@ def _usable(
         raise UserError(f"none of {len(listed):,} listed files has captions: {skipped[0].message}.")
     listed, clips = _select(listed, clips, clips != NO_CLIP)
     log_mels = find_log_mels(root, listed)
-    problems = _unreadable(log_mels, n_mels)
+    problems = unreadable_log_mels(log_mels, n_mels)
     skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
     kept = np.flatnonzero([name not in problems for name in listed])
     return CaptionedFiles(log_mels.take(kept), clips[kept]), skipped
@@ -291,7 +291,7 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
     if not names:
         return None, []
     log_mels = find_log_mels(root, names)
-    problems = _unreadable(log_mels, n_mels)
+    problems = unreadable_log_mels(log_mels, n_mels)
     kept = np.flatnonzero([name not in problems for name in names])
     return log_mels.take(kept), [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
 
@@ -320,7 +320,7 @@ def _select(listed: Sequence[str], clips: np.ndarray, keep: np.ndarray) -> tuple
     return [listed[index] for index in np.flatnonzero(keep).tolist()], clips[keep]
 
 
-def _unreadable(log_mels: LogMels, n_mels: int) -> dict[str, str]:
+def unreadable_log_mels(log_mels: LogMels, n_mels: int) -> dict[str, str]:
     """The problem of each file that is not a whole log-mel of ``n_mels`` bins. Reads headers, not values.
 
     Packed log-mels were checked when they were packed. Raises `UserError` if every file has a problem.
@@ -348,7 +348,9 @@ def _problem(root: Path, name: str, *, n_mels: int) -> str | None:
     return None
 
 
-def _front_end(root: Path, file_names: Sequence[str]) -> LogMelConfig:
+def recorded_front_end(
+    root: Path, file_names: Sequence[str], otherwise: LogMelConfig = PRESETS[DEFAULT_FRONT_END]
+) -> LogMelConfig:
     """The front end recorded in the log-mels' own configurations; the original's 16 kHz one if none is recorded."""
     found: dict[str, LogMelConfig] = {}
     for folder in sorted({name.partition("/")[0] for name in file_names}):
@@ -361,4 +363,4 @@ def _front_end(root: Path, file_names: Sequence[str]) -> LogMelConfig:
                 f"log-mels of different front ends cannot be mixed: {first} and {other} ({'; '.join(lines)}). "
                 "Choose one of their file lists with --files."
             )
-    return found[first] if found else PRESETS[DEFAULT_FRONT_END]
+    return found[first] if found else otherwise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -82,18 +83,12 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
         order = make_order(data, config, schedule, context, 0)
         batches = iter(make_loader(data.dataset(model, config), order, 0, context.device))
         parts = [next(batches) for _ in range(config.accumulate)]
-        trainer = Trainer(state, schedule, context)
-        for _ in range(WARM_UP_STEPS):
-            losses, _ = trainer.step(parts)
-        loss = context.mean(losses)[0]
-        started = time.perf_counter()
-        context.mean(trainer.step(parts)[0])  # waits for the device
-        seconds = time.perf_counter() - started
+        seconds, loss = measure_step(Trainer(state, schedule, context), parts)
         return DryRun(
             clips=len(data),
             skipped=len(data.skipped),
-            parameters=_count(state.objective),
-            trained_parameters=_count(state.objective, trained=True),
+            parameters=count_parameters(state.objective),
+            trained_parameters=count_parameters(state.objective, trained=True),
             steps_per_epoch=schedule.steps_per_epoch,
             steps=schedule.total_steps,
             processes=context.size,
@@ -101,9 +96,19 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
             measured_gib=peak_memory(context.device) / GIB,
             step_seconds=seconds,
             samples_per_second=config.batch_size / seconds,
-            loss=float(loss),
+            loss=loss,
             is_main=context.is_main,
         )
+
+
+def measure_step(trainer: Trainer, parts: Sequence[Any]) -> tuple[float, float]:
+    """The seconds of a step after a first one, and the loss of the first."""
+    for _ in range(WARM_UP_STEPS):
+        losses, _ = trainer.step(parts)
+    loss = trainer.context.mean(losses)[0]
+    started = time.perf_counter()
+    trainer.context.mean(trainer.step(parts)[0])  # waits for the device
+    return time.perf_counter() - started, float(loss)
 
 
 def estimate_memory(
@@ -113,7 +118,7 @@ def estimate_memory(
 
     Libraries, buffers and fragmentation are not included; they take about a GiB on a GPU.
     """
-    state = 4 * (_count(objective) + 3 * _count(objective, trained=True))
+    state = 4 * (count_parameters(objective) + 3 * count_parameters(objective, trained=True))
     visible, total = 1 + shape.num_visible, 1 + shape.num_patches
     kept = shape.depth * visible * shape.embed_dim + shape.decoder_depth * total * shape.decoder_embed_dim
     width = 4 if resolve_amp(config.amp, device) == "none" else 2
@@ -122,5 +127,5 @@ def estimate_memory(
     return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
 
 
-def _count(model: nn.Module, *, trained: bool = False) -> int:
+def count_parameters(model: nn.Module, *, trained: bool = False) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,20 +16,19 @@ from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_text
 from m2dprep.m2dclap.distributed import DistributedContext, autocast, raised_on_all
-from m2dprep.training.config import SavePlan, TrainConfig
+from m2dprep.training.config import SavePlan
 from m2dprep.training.log import FILES_SHOWN, LossTracker, Metrics, NonFiniteLossError, RunLog, first_non_finite
 from m2dprep.training.run_folder import RunFolder
-from m2dprep.training.schedule import Schedule
+from m2dprep.training.schedule import LoopConfig, Steps
 from m2dprep.training.signals import StoppedError, StopSignals, WaitingEndedError
 from m2dprep.training.speed import Meter
 from m2dprep.training.state import TrainState
-from m2dprep.training.validation import Validation
 
 
 class Trainer:
     """One process's part in a run: the state, and its objective, wrapped to average gradients over processes."""
 
-    def __init__(self, state: TrainState[Any], schedule: Schedule, context: DistributedContext) -> None:
+    def __init__(self, state: TrainState[Any], schedule: Steps[Any], context: DistributedContext) -> None:
         self.state, self.schedule, self.context = state, schedule, context
         self._forward = context.averaging(state.objective)
 
@@ -45,7 +45,9 @@ class Trainer:
         state.optimizer.zero_grad()
         losses = torch.stack([self._backward(part, number == len(parts)) for number, part in enumerate(parts, 1)])
         state.scaler.unscale_(state.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad)
+        grad_norm = nn.utils.clip_grad_norm_(
+            state.objective.parameters(), math.inf if config.clip_grad is None else config.clip_grad
+        )
         state.scaler.step(state.optimizer)
         state.scaler.update()
         metrics = state.objective.after_step(state.step, self.schedule)
@@ -65,6 +67,16 @@ class Trainer:
         return torch.stack([losses[name].detach().float() for name in objective.loss_names])
 
 
+class Measuring(Protocol):
+    """What is measured between epochs, in the first process only."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether anything is to be measured after ``epoch`` epochs."""
+
+    def metrics(self, epoch: int) -> Metrics:
+        """The measurements that are due after ``epoch`` epochs, by their names in the log."""
+
+
 @dataclass(frozen=True)
 class Job:
     """The parts of a run besides the trainer. ``files_of`` names the log-mels of a step (0, 1, …).
@@ -79,8 +91,9 @@ class Job:
     files_of: Callable[[int], list[str]]
     meter: Meter
     log: RunLog | None
-    validation: Validation | None
+    validation: Measuring | None
     overwrites: bool = False
+    rate_option: str = "--blr"
 
 
 def run_steps(trainer: Trainer, batches: Iterator[Any], job: Job) -> None:
@@ -170,8 +183,8 @@ def _diverged(what: str, step: int, job: Job) -> NonFiniteLossError:
         f"{what}. Its batch: {shown}"
         + (f" and {len(names) - FILES_SHOWN:,} more, all in {listing}" if names[FILES_SHOWN:] else "")
         + f". The last good checkpoint: {job.run.newest() or 'none yet'}. Look for NaN in these files with "
-        "`m2dprep check`; where there is none, training has diverged: start anew (--overwrite) with a lower --blr, or "
-        "from that checkpoint (--init)."
+        f"`m2dprep check`; where there is none, training has diverged: start anew (--overwrite) with a lower "
+        f"{job.rate_option}, or from that checkpoint."
     )
 
 
@@ -264,7 +277,7 @@ class Saver:
 
 
 @contextmanager
-def batch_in_memory(config: TrainConfig) -> Iterator[None]:
+def batch_in_memory(config: LoopConfig) -> Iterator[None]:
     """Raise `UserError`, with what to change, if the work in this block does not fit in the memory of a GPU."""
     try:
         yield

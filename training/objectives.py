@@ -57,8 +57,9 @@ class Objective(nn.Module, ABC):
         """Call `losses` in the way that `DistributedDataParallel` sees."""
         return self.losses(inputs, gather=gather)
 
-    def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
-        """Work that follows the optimiser's ``step`` (0, 1, …). Returns metrics for the log, without waiting."""
+    def after_step(self, step: int, schedule: Any) -> dict[str, float | torch.Tensor]:
+        """Work that follows the optimiser's ``step`` (0, 1, …); ``schedule`` is the run's. Returns metrics for the
+        log, without waiting."""
         return {}
 
     @abstractmethod

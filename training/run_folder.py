@@ -22,7 +22,7 @@ from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.m2dclap.checkpoint import checkpoints_in
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.training.config import TrainConfig
+from m2dprep.training.schedule import LoopConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
 CONFIG = "config.json"
@@ -36,7 +36,11 @@ RUN_FILES = (
     "train.yaml.xxh3",
     "run.png",
     "nonfinite.txt",
+    "result.json",
+    "classes.csv",
 )
+# Weights alone, of a fine-tuning.
+WEIGHTS = "weights_ep*.pth"
 
 
 def model_name(size: str) -> str:
@@ -44,14 +48,16 @@ def model_name(size: str) -> str:
     return MODEL_PREFIX + size
 
 
-def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sample_rate: int, digest: str) -> str:
+def checkpoint_folder_name(
+    size: str, model: ModelConfig, train: LoopConfig, sample_rate: int, digest: str, letter: str = ""
+) -> str:
     """A folder name from which the original's loaders can read the shapes.
 
-    ``<model>-<F>x<T>p<f>x<t>p<kHz>k-<anything>``; the last part is ours: epochs, batch, seed and a digest of all
-    settings, so that two runs never share a name.
+    ``<model>-<F>x<T>p<f>x<t>p<kHz>k[p<letter>]-<anything>``; the letter is that of the text encoder, and the last
+    part is ours: epochs, batch, seed and a digest of all settings, so that two runs never share a name.
     """
-    size_and_patch = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k"
-    return f"{model_name(size)}-{size_and_patch}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
+    shape = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k{letter and f'p{letter}'}"
+    return f"{model_name(size)}-{shape}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,11 @@ def remove_run(root: Path) -> None:
 
 def _parts_of_run(root: Path) -> list[Path]:
     """All files of a run except its configuration."""
-    checkpoints = [path for folder in root.glob(f"{MODEL_PREFIX}*-*") for path in checkpoints_in(folder)]
+    checkpoints = [
+        path
+        for folder in root.glob(f"{MODEL_PREFIX}*-*")
+        for path in (*checkpoints_in(folder), *folder.glob(WEIGHTS), *folder.glob("classes.csv"))
+    ]
     others = [path for name in RUN_FILES if (path := root / name).exists()]
     return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -12,16 +13,47 @@ from torch import nn
 from m2dprep.training.config import TrainConfig
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate and target decay at each step 0, 1, …, ``total_steps`` − 1 of a run."""
+class LoopConfig(Protocol):
+    """The settings that the loop itself reads, of any stage of training. ``clip_grad`` None clips nothing."""
 
-    config: TrainConfig
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def clip_grad(self) -> float | None: ...
+    @property
+    def amp(self) -> str: ...
+
+
+Config = TypeVar("Config", bound=LoopConfig)
+
+
+class Steps(ABC, Generic[Config]):
+    """What the loop knows of a run's length and learning rates; steps are 0, 1, …, ``total_steps`` − 1."""
+
+    config: Config
     steps_per_epoch: int
 
     @property
     def total_steps(self) -> int:
         return self.config.epochs * self.steps_per_epoch
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """The learning rate that the optimiser's ``step`` uses."""
+
+
+@dataclass(frozen=True)
+class Schedule(Steps[TrainConfig]):
+    """Learning rate and target decay of a pre-training."""
+
+    config: TrainConfig
+    steps_per_epoch: int
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up over ``warmup_epochs``, then half a cosine down to ``min_lr``."""

@@ -92,6 +92,13 @@ class TrainState(Generic[Stage]):
             raise UserError(f"{path} cannot be gone on from: {first_line(error)}. --overwrite starts anew.") from error
 
 
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
+    """Write weights alone to ``path``, a flat dictionary, whole or not at all; equal weights give equal bytes."""
+    with atomic_file(path) as file:
+        _save(rebuilt(dict(weights), {}), file)
+        add_proof(file, place_of(path.name, settings))
+
+
 def place_of(name: str, settings: Mapping[str, Any]) -> str:
     """Where a checkpoint belongs: its name, and the settings of its run."""
     return f"{name} {fingerprint(settings)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
 from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
-from m2dprep.training.config import DataChoice, RunOptions, TrainConfig, recipe_text
-from m2dprep.training.data_dir import TrainingData, open_training_data, write_skipped
+from m2dprep.training.config import DataChoice, HowToRun, RunOptions, TrainConfig, recipe_text
+from m2dprep.training.data_dir import Skipped, TrainingData, open_training_data, write_skipped
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.log import Metrics, RunLog, open_wandb, read_log
@@ -37,7 +37,7 @@ from m2dprep.training.run_folder import (
     model_name,
 )
 from m2dprep.training.sampling.draws import require_draws
-from m2dprep.training.schedule import Schedule, make_optimizer
+from m2dprep.training.schedule import LoopConfig, Schedule, make_optimizer
 from m2dprep.training.signals import was_told
 from m2dprep.training.speed import Meter, matrix_peak
 from m2dprep.training.state import TrainState
@@ -154,7 +154,7 @@ def _run(
         log_every=options.log_every,
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
         meter=make_meter(objective, config, context),
-        log=_open_log(stack, run, state, options) if context.is_main else None,
+        log=open_log(stack, run, state, options) if context.is_main else None,
         validation=_validation_of_main(context, options, data, model, config, objective),
         overwrites=options.overwrite,
     )
@@ -190,7 +190,7 @@ def make_order(
     )
 
 
-def make_meter(objective: Objective, config: TrainConfig, context: DistributedContext) -> Meter:
+def make_meter(objective: Objective, config: LoopConfig, context: DistributedContext) -> Meter:
     """A meter whose peak is that of all devices, assuming that all are like this one."""
     peak = matrix_peak(context.device, resolve_amp(config.amp, context.device)) * context.size
     return Meter(context.device, objective.flops_per_clip(), peak)
@@ -243,23 +243,41 @@ def _open_run(
     amp: str,
 ) -> RunFolder:
     settings = settings_of(data, model, config, options)
+    name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
+    notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp}
+    return begin_run(stack, out, name, settings, notes, recipe, data.skipped, overwrite=options.overwrite)
+
+
+def begin_run(
+    stack: ExitStack,
+    out: Path,
+    name: str,
+    settings: dict[str, Any],
+    notes: dict[str, Any],
+    recipe: str,
+    skipped: Iterable[Skipped],
+    *,
+    overwrite: bool,
+) -> RunFolder:
+    """Open the run in ``out`` for this process alone, new or to go on with; with ``overwrite`` set another one aside.
+
+    ``name`` is that of its folder of checkpoints, and ``recipe`` the text of its train.yaml.
+    """
     out.mkdir(parents=True, exist_ok=True)
     stack.enter_context(exclusive(out))
-    if not options.overwrite:
+    if not overwrite:
         bring_back(out)
     elif make_way(out):
         print(f"train: the earlier run stays in {out / BEFORE} until this one is done", file=sys.stderr)
-    name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
     versions = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
-    notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp, "versions": versions}
-    run = RunFolder.open(out, name, settings, notes)
+    run = RunFolder.open(out, name, settings, {**notes, "versions": versions})
     with proven_file(run.recipe) as file:
         file.write(recipe.encode())
-    write_skipped(run.skipped, data.skipped)
+    write_skipped(run.skipped, skipped)
     return run
 
 
-def _open_log(stack: ExitStack, run: RunFolder, state: TrainState[Objective], options: RunOptions) -> RunLog:
+def open_log(stack: ExitStack, run: RunFolder, state: TrainState[Any], options: HowToRun) -> RunLog:
     also: Callable[[Metrics, int], None] | None = None
     if options.wandb is not None:
         also = stack.enter_context(open_wandb(options.wandb, run))

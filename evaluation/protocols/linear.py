@@ -138,7 +138,7 @@ class _Randomness:
         if self._strict:
             return self._as_evar(targets)
         rng = np.random.default_rng([self._seed, *fold.encode()])
-        return _stratified(targets, groups, rng)
+        return stratified(targets, groups, rng)
 
     def _as_evar(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = -(-len(targets) // 10)
@@ -157,9 +157,10 @@ def _classes_in(targets: np.ndarray) -> set[int]:
     return set((np.flatnonzero(targets.any(axis=0)) if targets.ndim == 2 else np.unique(targets)).tolist())
 
 
-def _stratified(targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A tenth of the rows of each class, at least one if the class has two; the rows of a group stay together.
+def stratified(targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay, and those that are held out: a tenth of each class, at least one if the class has two.
 
+    The rows of a group stay together.
     With several labels per row, groups are taken in a random order as long as they have a label that lacks some.
     """
     members: dict[Any, list[int]] = {}

@@ -151,7 +151,7 @@ def test_the_scaler_does_not_see_held_out_rows_by_default(monkeypatch: pytest.Mo
 def test_a_recordings_clips_stay_together_and_every_class_is_held_out() -> None:
     targets = np.arange(200) % 5
     groups = np.array([f"{target}-{row // 20}" for row, target in enumerate(targets)])
-    kept, held = module._stratified(targets, groups, np.random.default_rng(0))
+    kept, held = module.stratified(targets, groups, np.random.default_rng(0))
     assert not set(groups[kept]) & set(groups[held])
     assert set(targets[held]) == set(range(5))
     assert sorted([*kept, *held]) == list(range(200))
@@ -161,7 +161,7 @@ def test_a_recordings_clips_stay_together_and_every_class_is_held_out() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_rare_classes_stay_in_training(count: int) -> None:
     targets = np.array([0] * 40 + [1] * 40 + [2] * count)
-    kept, held = module._stratified(targets, np.array([]), np.random.default_rng(0))
+    kept, held = module.stratified(targets, np.array([]), np.random.default_rng(0))
     assert 2 in targets[kept]
     assert (2 in targets[held]) == (count > 1)
 
@@ -169,7 +169,7 @@ def test_rare_classes_stay_in_training(count: int) -> None:
 def test_rows_with_several_labels_are_held_out_so_that_both_sides_have_them() -> None:
     rng = np.random.default_rng(0)
     targets = rng.random((300, 20)) < 0.08
-    kept, held = module._stratified(targets, np.array([]), rng)
+    kept, held = module.stratified(targets, np.array([]), rng)
     assert targets[kept].any(axis=0).all()
     assert targets[held].any(axis=0).all()
     assert len(held) < 100

@@ -1,0 +1,338 @@
+"""Fine-tunes a checkpoint on labelled clips: one run, or one per fold. The same call continues one that was stopped.
+
+```
+RUN/                     as every run of training (`training.run_folder`), and
+RUN/result.json          the score on the test clips by the best epoch's weights
+RUN/classes.csv          index, label and name of each class, also beside the checkpoints
+RUN/<model>-…/weights_ep<epoch>it<step>-<score>_loss<loss>.pth      the best epoch's weights, as EVAR writes them
+RUN/fold-<name>/         the run of a fold; then RUN has the result of all of them alone
+```
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+
+from m2dprep.artifacts.digests import file_digest, fingerprint
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import write_csv
+from m2dprep.evaluation.protocols.result import Result
+from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+from m2dprep.m2dclap.checkpoint_file import read_file
+from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
+from m2dprep.m2dclap.fine_tuned import FineTuned, load_encoder
+from m2dprep.m2dclap.layouts import folder_name
+from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
+from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
+from m2dprep.training.fine_tuning.labels import fold_names, read_labels, split_rows
+from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
+from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
+from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
+from m2dprep.training.fine_tuning.settings import FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
+from m2dprep.training.fine_tuning.validation import EpochScores, judge
+from m2dprep.training.loader import Batches, make_loader
+from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
+from m2dprep.training.run_folder import RunFolder, checkpoint_folder_name, forget_before, model_name
+from m2dprep.training.sampling.draws import require_draws
+from m2dprep.training.signals import was_told
+from m2dprep.training.state import TrainState
+from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_log
+
+RESULT, CLASSES = "result.json", "classes.csv"
+DEFAULT_FRAMES = 1001
+# The size in a checkpoint's folder by the width of its encoder.
+SIZE_OF_WIDTH = {384: "small", 768: "base", 1024: "large"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to begin with, and the clips to fine-tune it on."""
+
+    checkpoint: Checkpoint
+    digest: str
+    clips: Clips
+    frames: int
+    asked_for: bool = False
+    """Whether the settings name the frames; else they follow from the task."""
+
+    @property
+    def input_frames(self) -> int | None:
+        """The width of the model: None is the checkpoint's, which suffices for the clips of a task."""
+        width = self.checkpoint.config.input_size[1]
+        return self.frames if self.asked_for or self.frames > width else None
+
+
+def fine_tune(choice: LabelChoice, out: Path, config: FineTuneConfig, options: FineTuneOptions) -> FineTuneResult:
+    """Fine-tune a checkpoint and test it, writing to the folder ``out``; resumes from its newest checkpoint.
+
+    Under torchrun this is one process of several, which together train what one would. Raises `UserError` if the clips
+    cannot be learnt, `FingerprintConflictError` if ``out`` holds a run with other settings, `NonFiniteLossError`, and
+    `StoppedError` after a stop signal.
+    """
+    with join_processes(options.device, was_told) as context, batch_in_memory(config):
+        start = open_start(context, choice, config, options, out)
+        folds = context.broadcast_from_main(lambda: fold_names(start.clips.found, config))
+        if len(folds) < 2:
+            return _run(context, start, choice, config, options, out, folds[0] if folds else None)
+        found = []
+        for fold in folds:
+            own = replace(config, fold=fold)
+            found.append(_run(context, start, choice, own, options, out / f"fold-{quote(fold, safe='')}", fold))
+        result = over_folds([one.result for one in found], folds)
+        with context.failing_together():
+            if context.is_main:
+                result.write(out / RESULT)
+        return replace(found[-1], result=result, checkpoint=str(out), is_main=context.is_main)
+
+
+def open_start(
+    context: DistributedContext, choice: LabelChoice, config: FineTuneConfig, options: FineTuneOptions, out: Path
+) -> Start:
+    """The checkpoint in every process, and the clips that the first one finds."""
+    path = context.broadcast_from_main(lambda: find_checkpoint(options.checkpoint))
+    checkpoint: Checkpoint | None = None
+    with context.failing_together():
+        checkpoint = Checkpoint.read(path)
+    assert checkpoint is not None
+    front_end = checkpoint.front_end
+
+    def opened() -> Clips:
+        found = read_labels(choice, config, packed=choice.root is not None)
+        return open_clips(found, config, front_end, out)
+
+    clips = context.broadcast_from_main(opened)
+    frames = frames_of(config, clips.found, front_end, DEFAULT_FRAMES)
+    return Start(checkpoint, file_digest(path), clips, frames, config.frames is not None)
+
+
+def data_of(start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None) -> FineTuneData:
+    """The clips of one run. Raises `UserError` if a split would be empty, or there are too few clips to draw."""
+    splits = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
+    data = FineTuneData(start.clips, splits, start.frames, fold)
+    require_draws(len(splits.train), data.weights(config), config.draws, distinct=True)
+    return data
+
+
+def make_state(
+    start: Start, data: FineTuneData, config: FineTuneConfig, device: torch.device
+) -> TrainState[FineTuning]:
+    """The checkpoint's encoder with a new head, which follows from the seed, and the optimiser."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = load_encoder(start.checkpoint, start.input_frames)
+        model = FineTuned(encoder, start.checkpoint.norm_stats, len(data.classes), flat=config.is_flat)
+    objective = FineTuning(
+        model, start.clips.front_end, several=data.several, freeze_patches=config.freeze_patches
+    )  # fmt: skip
+    objective = objective.to(device).train()
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
+    return TrainState(objective, make_optimizer(objective, config), scaler)
+
+
+def grid_of(objective: FineTuning, frames: int) -> Grid:
+    """Rows and columns of the patches of a crop, as `FineTuning.prepare` fills it up."""
+    config = objective.model.encoder.config
+    rows, columns = config.grid_size
+    return rows, min(columns, -(-frames // config.patch_size[1]))
+
+
+def require_division(config: FineTuneConfig, processes: int) -> None:
+    """Raise `UserError` if a batch cannot be divided evenly among ``processes``."""
+    if config.batch_size % (pieces := processes * config.accumulate):
+        raise UserError(
+            f"a batch of {config.batch_size:,} cannot be divided among {processes} processes and {config.accumulate} "
+            f"accumulated parts; use a --batch-size that is a multiple of {pieces}."
+        )
+
+
+def _run(
+    context: DistributedContext,
+    start: Start,
+    choice: LabelChoice,
+    config: FineTuneConfig,
+    options: FineTuneOptions,
+    out: Path,
+    fold: str | None,
+) -> FineTuneResult:
+    """One run: train, and test the best epoch's weights."""
+    with ExitStack() as stack:
+        data = context.broadcast_from_main(lambda: data_of(start, choice, config, fold))
+        context.broadcast_from_main(lambda: require_division(config, context.size))
+        for line in (data.summary(), *data.splits.notes):
+            say(context, line)
+        state = make_state(start, data, config, context.device)
+        run = context.broadcast_from_main(lambda: _open_run(stack, start, data, state, choice, config, options, out))
+        if (newest := context.broadcast_from_main(run.newest)) is not None:
+            state.restore(newest)
+            say(context, f"going on from {newest}")
+        else:
+            say(context, _began_with(start, state.objective))
+        schedule = FineTuneSchedule(config, steps_per_epoch(len(data.splits.train), config))
+        scores = _epoch_scores(data, state.objective, schedule, run, options)
+        if state.step < schedule.total_steps:
+            _train(stack, context, start, data, state, schedule, scores, run, options)
+        result: list[Result] = []
+        with context.failing_together():
+            if context.is_main:
+                result.append(_tested(start, data, state.objective, scores, run, schedule, options))
+                forget_before(out)
+        shown = result[0] if result else Result("fine-tune", data.clips.found.task.name, data.metric, None)
+        weights = str(scores.best_weights()) if context.is_main else ""
+        return FineTuneResult(
+            shown, weights, config.epochs, schedule.total_steps, len(start.clips.skipped), context.is_main
+        )
+
+
+def _open_run(
+    stack: ExitStack, start: Start, data: FineTuneData, state: TrainState[FineTuning], choice: LabelChoice,
+    config: FineTuneConfig, options: FineTuneOptions, out: Path,
+) -> RunFolder:  # fmt: skip
+    model = state.objective.model.encoder.config
+    settings = {
+        "model": model.to_dict(),
+        "train": config.to_dict(),
+        "data": data.identity(),
+        "init": start.digest,
+        "feature": "flat" if config.is_flat else "stacked",
+    }
+    named = folder_name(start.checkpoint.path)
+    letter = "" if named is None else named.letter
+    rate = start.clips.front_end.sample_rate
+    name = checkpoint_folder_name(_size(model.embed_dim), model, config, rate, fingerprint(settings), letter)
+    notes = {"labels": str(choice.labels), "checkpoint": str(start.checkpoint.path)}
+    recipe = recipe_text(choice, out, config, options)
+    run = begin_run(
+        stack, out, name, settings, notes, recipe, start.clips.skipped, overwrite=options.overwrite
+    )  # fmt: skip
+    names = data.clips.found.task.caption.names
+    rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
+    for folder in (out, run.checkpoints):
+        write_csv(folder / CLASSES, ("index", "label", "name"), rows)
+    return run
+
+
+def _size(width: int) -> str:
+    return SIZE_OF_WIDTH.get(width, "tiny")
+
+
+def _began_with(start: Start, objective: FineTuning) -> str:
+    checkpoint, config = start.checkpoint, objective.model.encoder.config
+    old, new = checkpoint.config.grid_size, config.grid_size
+    positions = "" if old == new else f"; positions of {old[0]}x{old[1]} patches fitted to {new[0]}x{new[1]}"
+    dropped = "; its classifier is replaced" if checkpoint.head_weights else ""
+    dropped += "; its text tower is left out" if checkpoint.text_weights else ""
+    return f"the encoder of {checkpoint.path} ({checkpoint.layout}) and a new head{positions}{dropped}"
+
+
+def _epoch_scores(
+    data: FineTuneData, objective: FineTuning, schedule: FineTuneSchedule, run: RunFolder, options: FineTuneOptions
+) -> EpochScores:
+    config = schedule.config
+    clips = data.dataset(
+        data.splits.valid, config, grid_of(objective, data.frames),
+        drawn_crops=config.strict_evar and not data.splits.validates_on_test,
+    )  # fmt: skip
+    return EpochScores(
+        objective, clips, run, split="test" if data.splits.validates_on_test else "valid", metric=data.metric,
+        every=options.valid_every, epochs=config.epochs, steps_per_epoch=schedule.steps_per_epoch, amp=config.amp,
+        workers=options.loader_workers,
+    )  # fmt: skip
+
+
+def _train(
+    stack: ExitStack,
+    context: DistributedContext,
+    start: Start,
+    data: FineTuneData,
+    state: TrainState[FineTuning],
+    schedule: FineTuneSchedule,
+    scores: EpochScores,
+    run: RunFolder,
+    options: FineTuneOptions,
+) -> None:
+    """Wire the parts of a run together and run its steps."""
+    config, objective = schedule.config, state.objective
+    dataset = data.dataset(data.splits.train, config, grid_of(objective, data.frames))
+    order = make_order(data, config, context, state.step)
+    loader = make_loader(dataset, order, options.loader_workers, context.device, context.size)
+    if options.compile:
+        compile_blocks(objective)
+    job = Job(
+        run=run,
+        args=_checkpoint_args(start, data, objective, config),
+        plan=options.save,
+        log_every=options.log_every,
+        files_of=lambda step: [dataset.file_name(clip) for clip in order.clips_of(step).tolist()],
+        meter=make_meter(objective, config, context),
+        log=open_log(stack, run, state, options) if context.is_main else None,
+        validation=scores if context.is_main else None,
+        overwrites=options.overwrite,
+        rate_option="--lr",
+    )
+    with Batches(loader) as batches:
+        run_steps(Trainer(state, schedule, context), batches, job)
+
+
+def make_order(data: FineTuneData, config: FineTuneConfig, context: DistributedContext, first_step: int) -> EpochOrder:
+    """The order of this process's clips from ``first_step`` (0, 1, …) to the end."""
+    return EpochOrder(
+        len(data.splits.train), config, first_step=first_step, rank=context.rank, world_size=context.size,
+        weights=data.weights(config),
+    )  # fmt: skip
+
+
+def _tested(
+    start: Start,
+    data: FineTuneData,
+    objective: FineTuning,
+    scores: EpochScores,
+    run: RunFolder,
+    schedule: FineTuneSchedule,
+    options: FineTuneOptions,
+) -> Result:
+    """The result in the run's folder or, if it is not there yet, that of the best epoch's weights on the test clips."""
+    place, weights = run.root / RESULT, scores.best_weights()
+    if place.exists():
+        return Result.read(place)
+    objective.load_weights(read_file(weights))
+    config = schedule.config
+    clips = data.dataset(data.splits.test, config, grid_of(objective, data.frames))
+    judged = judge(objective, clips, config.amp, options.loader_workers)
+    best = scores.best()
+    assert best is not None
+    result = result_of(data, judged, config, best).about(
+        digests={"checkpoint": file_digest(weights), "begun_with": start.digest},
+        model={"checkpoint": str(weights), "begun_with": str(start.checkpoint.path)},
+    )
+    result.write(place)
+    return result
+
+
+def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, config: FineTuneConfig) -> dict[str, Any]:
+    """A checkpoint's description of itself: the original's names at the top, our configurations below."""
+    model, front_end = objective.model.encoder.config, start.clips.front_end
+    return {
+        "model": model_name(_size(model.embed_dim)),
+        "input_size": list(model.input_size),
+        "patch_size": list(model.patch_size),
+        "sr": f"{front_end.sample_rate // 1000}k",
+        "front_end": asdict(front_end),
+        "norm_stats": list(start.checkpoint.norm_stats),
+        "text_model": start.checkpoint.text_model or None,
+        "model_config": model.to_dict(),
+        "train_config": config.to_dict(),
+        "classes": data.classes,
+        "several_labels": data.several,
+    }
+
+
+def say(context: DistributedContext, words: str) -> None:
+    if context.is_main:
+        print(f"fine-tune: {words}", file=sys.stderr)
