@@ -159,12 +159,16 @@ SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class AddOptions:
-    """``replace`` first removes what the source gave before. ``new_clips``: ids without a clip become clips."""
+    """``replace`` first removes what the source gave before. ``new_clips``: ids without a clip become clips.
+
+    ``instead``: where a clip gets a caption, those that it has from other sources are left out.
+    """
 
     replace: bool = False
     new_clips: bool = False
     debias: bool = False
     exclude: tuple[ExclusionList, ...] = ()
+    instead: bool = False
 
 
 def add(
@@ -196,8 +200,11 @@ def add(
     new = match_source(clean_source(source, rows), clips)
     once = new.once()
     keep, excluded = keep_clips(clips, options.exclude)
-    stays = np.flatnonzero(pc.not_equal(there["source"], source).to_numpy() & keep[clip_of_row])
     added = new.part(once[keep[new.clip[once]]])
+    staying = pc.not_equal(there["source"], source).to_numpy() & keep[clip_of_row]
+    if options.instead:
+        staying &= ~np.isin(clip_of_row, added.clip)
+    stays = np.flatnonzero(staying)
     if options.debias:
         added = added._replace(texts=debias(added.texts))
     sources = there["source"].take(pa.array(stays))

@@ -18,7 +18,14 @@ import pyarrow.csv
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.locks import writing_to
-from m2dprep.captions.sources.evaluation_sets import WRITTEN, Alias, EvaluationSet, Sound, read_evaluation_sets
+from m2dprep.captions.sources.evaluation_sets import (
+    KINDS_OF_NAMES,
+    WRITTEN,
+    Alias,
+    EvaluationSet,
+    Sound,
+    read_evaluation_sets,
+)
 
 Keys = dict[tuple[str, str], list[Sound]]
 
@@ -100,17 +107,28 @@ def read_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
 
 
 def write_exclude_list(
-    output: Path, paths: Sequence[Path], trained: Sequence[Path] = (), *, overwrite: bool = False
+    output: Path,
+    paths: Sequence[Path],
+    trained: Sequence[Path] = (),
+    *,
+    by: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> ExcludeListCounts:
     """Write ``output``: a CSV file of the names by which training data may have the sounds of evaluation sets.
 
-    Raises `UserError` if a file cannot be read, and `FingerprintConflictError` if ``output`` holds something else and
-    ``overwrite`` is not set.
+    ``by`` are the kinds of names that are wanted (keys of `KINDS_OF_NAMES`; by default all): a name that ``trained``
+    gives a sound is of the kind of id that told it. Raises `UserError` if a file cannot be read or no name is left, and
+    `FingerprintConflictError` if ``output`` holds something else and ``overwrite`` is not set.
     """
     if any(output.resolve() == path.resolve() for path in (*paths, *trained)):
         raise UserError(f"{output} is an input, and inputs are never changed: write to another file.")
     sets, own = read_sets(paths), read_sets(trained)
     found = dict.fromkeys((alias.clip_id, one.title, *alias[1:]) for one, alias in names_to_exclude(sets, own))
+    kinds = tuple(KINDS_OF_NAMES[kind] for kind in by)
+    if kinds:
+        found = {row: None for row in found if row[2].startswith(kinds)}
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: none of the sounds is known by {' or '.join(kinds)}.")
     table = pa.table({name: pa.array([row[at] for row in found], pa.string()) for at, name in enumerate(WRITTEN)})
     content = io.BytesIO()
     pyarrow.csv.write_csv(table, content)

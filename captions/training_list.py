@@ -51,7 +51,7 @@ def write_training_list(
     and ``overwrite`` is not set.
     """
     require_file(files, "the list of log-mel files")
-    _require_read_alone(output, files)
+    require_read_alone(output, files)
     if not keep_eval:
         require_file(captions, "the table of captions")
     verify_file_list(files)
@@ -71,7 +71,7 @@ def write_training_list(
     return TrainingListCounts(len(names), len(kept), int(is_eval.sum()), tuple(counts), changed)
 
 
-def _require_read_alone(output: Path, files: Path) -> None:
+def require_read_alone(output: Path, files: Path) -> None:
     """Raise `UserError` if training would read both lists, and so also the clips that ``output`` leaves out."""
     if output.resolve() == files.resolve() or (
         output.match(f"{LISTED}*.csv") and output.parent.resolve() == files.parent.resolve()

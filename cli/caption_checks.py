@@ -180,6 +180,14 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
         help="Read the metadata of a set in the training data, to know its sounds in EVAL by their ids. "
         "The option can be repeated.",
     ),
+    click.option(
+        "--by",
+        type=click.Choice(["freesound", "youtube", "name"]),
+        multiple=True,
+        show_default="all",
+        help="List only the names of this kind; names of --trained count as the kind of id that they share. "
+        "The option can be repeated.",
+    ),
 )
 @titled(
     OUTPUT,
@@ -188,7 +196,12 @@ def show(captions_path: Path, clip: str, as_json: bool) -> None:
     json_option,
 )
 def exclude_list(
-    sets: tuple[Path, ...], trained: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool
+    sets: tuple[Path, ...],
+    trained: tuple[Path, ...],
+    by: tuple[str, ...],
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """List the names by which training data may have the sounds of evaluation sets, from the metadata of these.
 
@@ -203,7 +216,7 @@ def exclude_list(
     """
     from m2dprep.captions.overlaps import write_exclude_list
 
-    counts = write_exclude_list(output, sets, trained, overwrite=overwrite)
+    counts = write_exclude_list(output, sets, trained, by=by, overwrite=overwrite)
     for title, sounds in counts.sounds.items():
         click.echo(f"{title}: {sounds:,} sounds.", err=True)
     for overlap in counts.overlaps:

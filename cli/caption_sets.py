@@ -204,6 +204,12 @@ def source_options(command: Function) -> Function:
         help=f"Read the ids in this form, an id of YouTube and what stands around it: {', '.join(ID_FORMS)}.",
     ),
     click.option(
+        "--id-prefix",
+        default="",
+        show_default="none",
+        help="Put this text before every id, such as a folder (AudioSet_SL/Y), to tell clips of several sets apart.",
+    ),
+    click.option(
         "--layout-from",
         type=click.Choice(["member", "archive"]),
         default="member",
@@ -235,6 +241,9 @@ def source_options(command: Function) -> Function:
     "What to add",
     click.option("--new-clips", is_flag=True, help="Make new clips, at the end, of ids that no clip has."),
     replace_option,
+    click.option(
+        "--instead", is_flag=True, help="Leave out the captions of other sources where a clip gets one of this source."
+    ),
     exclude_option,
 )
 @titled(OUTPUT, captions_output_option, unmatched_option, overwrite_table_option, json_option)
@@ -267,6 +276,8 @@ def add(
     kind = _chosen_kind(choices)
     if source is None and kind.needs_name:
         raise click.UsageError(f"{kind.option} needs --source NAME.")
+    if captions_path is None and choices["instead"]:
+        raise click.UsageError("--instead leaves out captions of CAPTIONS, which is not given.")
     if captions_path is None and kind.for_audioset and not choices["new_clips"]:
         raise click.UsageError(f"{kind.option} has captions of AudioSet's clips: give CAPTIONS, or --new-clips.")
     suit_large_tables()
@@ -277,7 +288,13 @@ def add(
         click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
     for line in found.lines():
         click.echo(line, err=True)
-    options = AddOptions(choices["replace"], choices["new_clips"], choices["debias"], read_lists(choices["exclude"]))
+    options = AddOptions(
+        choices["replace"],
+        choices["new_clips"],
+        choices["debias"],
+        read_lists(choices["exclude"]),
+        choices["instead"],
+    )
     coverage = add_file(
         captions_path,
         found.rows,
@@ -310,6 +327,7 @@ def _read_options(kind: Kind, choices: dict[str, Any]) -> ReadOptions:
         caption_columns=choices["caption_columns"],
         id_pattern=choices["id_pattern"],
         id_form=choices["id_form"],
+        id_prefix=choices["id_prefix"],
         by_archive=choices["layout_from"] == "archive",
         labels=choices["labels"],
         sentences=partial(label_captions, template=template),

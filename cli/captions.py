@@ -30,6 +30,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     PLACE,
+    REPEATED,
     M2dprepGroup,
     TableCommand,
     device_option,
@@ -214,5 +215,59 @@ def training_list(
     click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
 
 
-for command in (fill, add, merge, keywords, check, show, training_list, exclude_list):
+@stage()
+@click.command("join-lists", cls=TableCommand, short_help="Lists of files into one, with exclusions.")
+@click.argument("lists", metavar="FILES_CSV…", nargs=-1, required=True, type=PATH)
+@titled(
+    "What to keep",
+    click.option(
+        "--only",
+        type=PATH,
+        multiple=True,
+        help="Keep only the files that this list names, in a form that --exclude takes; with several lists, those of "
+        f"any. {REPEATED}",
+    ),
+    exclude_option,
+)
+@titled(
+    OUTPUT,
+    output_option(required=True, help="Write the list to this file."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that is another list."),
+    json_option,
+)
+def join_lists(
+    lists: tuple[Path, ...],
+    only: tuple[Path, ...],
+    exclude: tuple[Path, ...],
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Join lists of log-mels of one data directory into a list for train --files, in the order given.
+
+    A path that comes again is left out. A name in --only keeps the file that it means as the id of a clip would; where
+    no file has it, it is tried with "wav" for "npy", since some programs replaced every "wav" in names.
+
+    \b
+    Examples:
+      m2dprep captions join-lists data/files_audioset.csv data/files_vggsound.csv --exclude audiocaps.csv -o all.csv
+      m2dprep captions join-lists data/files_clotho.csv --only development.csv --exclude esc50.csv -o clotho.csv
+    """
+    from m2dprep.captions.file_lists import join_lists as join
+
+    counts = join(lists, output, read_lists(exclude), read_lists(only), overwrite=overwrite)
+    for line in counts.to_lines():
+        click.echo(line, err=True)
+    say_excluded(counts.excluded, "a file", counted=False)
+    say_unchanged(output, changed=counts.changed)
+    files = sum(counts.lists.values())
+    click.echo(
+        f"{files:,} files = {counts.kept:,} done + {files - counts.kept:,} skipped ({counts.repeated:,} repeated, "
+        f"{counts.not_named:,} not named) + 0 failed",
+        err=True,
+    )
+    click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
+
+
+for command in (fill, add, merge, keywords, check, show, training_list, join_lists, exclude_list):
     captions.add_command(command)

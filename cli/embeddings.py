@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
@@ -20,6 +19,7 @@ from m2dprep.cli.options import (
     M2dprepGroup,
     TableCommand,
     device_option,
+    is_given,
     json_option,
     overwrite_option,
     seed_option,
@@ -72,10 +72,16 @@ def embeddings() -> None:
     trust_remote_code_option,
     click.option(
         "--pooling",
-        type=click.Choice(["mean", "cls", "model"]),
+        type=click.Choice(["mean", "cls", "last", "model"]),
         default="mean",
-        help="Make one embedding of the tokens of a caption: their mean, the first token (cls), or what the "
+        help="Make one embedding of the tokens of a caption: their mean, the first (cls) or last one, or what the "
         "model does by itself, including its normalisation and prompt.",
+    ),
+    click.option(
+        "--eos/--no-eos",
+        default=None,
+        show_default="as the model's authors",
+        help="Put the token that ends a text behind every caption, if the tokenizer does not.",
     ),
     click.option(
         "--normalize/--no-normalize",
@@ -89,9 +95,7 @@ def embeddings() -> None:
         show_default="none; the model's own with --pooling model",
         help='Put this text before every caption, such as "passage: ".',
     ),
-    click.option(
-        "--max-length", type=int, default=None, show_default="the model's", help="Cut texts to this many tokens."
-    ),
+    click.option("--max-length", type=int, show_default="the model's", help="Cut texts to this many tokens."),
 )
 @titled(
     LOCATION,
@@ -107,8 +111,7 @@ def embeddings() -> None:
         type=click.IntRange(min=1),
         default=None,
         show_default="what suits the device",
-        help="Compute this many tokens per batch, padding included. They are halved if the memory of a GPU "
-        "does not suffice.",
+        help="Compute this many tokens per batch, padding included; half of them if a GPU has no memory for more.",
     ),
 )
 @functools.partial(pool_options, workers="one per GPU if there are several, else 0")
@@ -159,7 +162,7 @@ def encode(context: click.Context, captions: Path, out: Path, pool: WorkerPool, 
 
     known = options.keys() & EncoderRequest.__dataclass_fields__.keys()
     request = EncoderRequest(options["text_model"], **{key: options[key] for key in known})
-    chosen = _is_given(context, "workers") or pool.elsewhere
+    chosen = is_given(context, "workers") or pool.elsewhere
     result, encoder = embed_with_workers(
         captions,
         out,
@@ -223,7 +226,7 @@ def inspect(
     from m2dprep.artifacts.text_files import require_text
     from m2dprep.captions.embedding import inspect as embed_inspect
 
-    idle = [name for name in ("nearest", "text_model", "trust_remote_code", "device") if _is_given(context, name)]
+    idle = [name for name in ("nearest", "text_model", "trust_remote_code", "device") if is_given(context, name)]
     if idle and text is None:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise click.UsageError(f"{flags}: only with --text.")
@@ -394,7 +397,3 @@ def _report_export(exported: Exported, as_json: bool) -> None:
     result = {**asdict(exported), "file": str(exported.file)}
     summary = f"{exported.file}: {exported.rows} embeddings of {exported.clips} clips, {exported.dim} numbers each"
     click.echo(json.dumps(result, indent=2) if as_json else summary)
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

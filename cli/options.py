@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from m2dprep.artifacts.console import NORMAL, QUIET, VERBOSE, talking
 from m2dprep.workflows.recipe.declare import Role
@@ -178,6 +179,11 @@ def _talk_options() -> list[click.Parameter]:
         ),
     ]
     return options
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 @contextmanager

@@ -44,9 +44,6 @@ class LetterRule(NamedTuple):
 
 
 OTHER_LIBRARY = "its text encoder is OpenAI's CLIP, which is no sentence encoder that this version loads"
-NO_SUFFIX = (
-    "the original ends every text with a special token and runs code of the model's own, which this version does not"
-)
 # The original's letters (m2d/runtime_audio.py); a folder without one means GTE-base.
 LETTERS = {
     "": LetterRule("thenlper/gte-base", "mean"),
@@ -56,7 +53,7 @@ LETTERS = {
     "E": LetterRule("google-bert/bert-large-uncased", "cls"),
     "L": LetterRule("Alibaba-NLP/gte-large-en-v1.5", "model"),
     "M": LetterRule("answerdotai/ModernBERT-base", "cls"),
-    "N": LetterRule("nvidia/NV-Embed-v2", "model", NO_SUFFIX),
+    "N": LetterRule("nvidia/NV-Embed-v2", "model"),
     "Q": LetterRule("Alibaba-NLP/gte-Qwen2-7B-instruct", "model"),
     "R": LetterRule("FacebookAI/roberta-base", "cls"),
 }
@@ -263,6 +260,7 @@ def load_text_encoder(
         max_length=trained.get("max_length"),
         revision=None if text_model or Path(name).is_dir() else trained.get("revision"),
         trust_remote_code=trust_remote_code,
+        eos=None if "letter" in trained else bool(trained.get("eos")),
     )
     if encoder.dim != dim:
         raise UserError(

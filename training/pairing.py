@@ -21,7 +21,7 @@ from m2dprep.artifacts.reading import FileIdentity
 from m2dprep.artifacts.tables import read_captions, verify_export
 
 # The metadata of a store that says how a text becomes a vector; stores that differ in it are not mixed.
-TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length")
+TEXT_SETTINGS = ("weights", "pooling", "normalized", "prefix", "max_length", "eos")
 # Metadata that only names the encoder; a local copy may have another name.
 TEXT_NAMES = ("model", "revision", "model_path")
 # The number of clips of a dictionary that are read before they are joined.

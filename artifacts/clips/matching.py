@@ -9,14 +9,15 @@ From the most to the least literal reading:
 2. the id is the end of the name's path (``w_lms/FreeSound/1234.npy`` means ``FreeSound/1234``, or else ``1234``), or
    the path, with at least one folder, is the end of the id (``w_lms/dog/001.npy`` means ``audio/dog/001``)
 3. both are the same except for changes that file systems make: ``_`` for ``: ? * " < > | \``, white space around a
-   name, accents as characters of their own
+   name, accents as characters of their own; and for the name of a format at the end of a folder's (``FreeSound_flac``)
 4. the id is the YouTube id in the name's form (VGGSound's ``<id>_<6 digits>``, AudioSet's ``Y<id>[_<start>[_<end>]]``)
 5. the id is the first 11 characters of ``<id>_<start>[_<end>]``
 
 **If two listed files share a reading, it counts for neither of them**, unless it is more literal for one file, which
 then gets the clip alone: with ``dog/001.npy`` and ``cat/001.npy`` listed, neither is the clip ``001``. A reading that
-two clips share does not count either. Names in a table of captions may share a YouTube id (4), because a clip may have
-several captions.
+two clips share does not count either. A file that has a clip by one of the readings 1 to 3 does not contest the YouTube
+ids of 4 and 5: with ``<id>_000030.npy`` and ``Y<id>.npy`` listed, and clips of both forms, each has its own. Names in a
+table of captions may share a YouTube id (4), because a clip may have several captions.
 """
 
 from __future__ import annotations
@@ -179,6 +180,8 @@ class _Claims:
         rank_of = np.zeros(self._names, np.int64)
         taken = np.zeros(self._clips, bool)
         for rank, claims in enumerate(self._by_rank):
+            if rank in (FORM, TIMED):
+                claims = [_open(rows, wanted, clip) for rows, wanted in claims]
             alone = None if rank in self._shareable else self._alone(claims, taken)
             for rows, wanted in claims:
                 right = wanted != SEVERAL_CLIPS
@@ -206,6 +209,12 @@ class _Claims:
         who = rows if self.identity is None else self.identity[rows]
         least, greatest = _extremes(wanted, who, len(taken))
         return ~taken & (least == greatest)
+
+
+def _open(rows: np.ndarray, wanted: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The claims of names that have no clip yet."""
+    without = clip[rows] == NO_CLIP
+    return rows[without], wanted[without]
 
 
 class _Targets:

@@ -27,7 +27,10 @@ SUFFIX = rf"(?i)([^/])\.(?:{'|'.join(map(re.escape, sorted({*AUDIO_SUFFIXES, LOG
 SURPLUS = r"//|(?:^|/)\.(?:/|$)|^/|/$"
 # Differences between tables and file systems: characters that Windows forbids, white space around a name.
 FORBIDDEN = r'[:?*"<>|\\]'
-UNUSUAL = rf"{FORBIDDEN}|(?:^|/)\s|\s(?:/|$)|[^\x00-\x7f]"
+# A folder that is named after the format of its files, as WavCaps' FreeSound_flac: the same as without.
+FORMATS = ("flac", "wav", "mp3", "ogg", "opus", "m4a")
+FORMAT_FOLDER = rf"([^/])_(?:{'|'.join(FORMATS)})/"
+UNUSUAL = rf"{FORMAT_FOLDER}|{FORBIDDEN}|(?:^|/)\s|\s(?:/|$)|[^\x00-\x7f]"
 NAMELESS = f"/.{LOG_MEL_SUFFIX}"
 ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 USUAL_BYTES = ID_BYTES + b"./,;+=()[]{}&%$#@!~^'`"
@@ -105,13 +108,17 @@ def folded(texts: pa.Array) -> pa.Array | None:
     """Paths in a form on which tables and file systems agree; None if that changes no path.
 
     Characters that Windows forbids become ``_``, white space around a name or folder is removed, and letters with
-    accents become one character (macOS decomposes them).
+    accents become one character (macOS decomposes them). Folders lose the name of a format at their end.
     """
-    usual = not text_bytes(texts)[0].tobytes().translate(None, delete=USUAL_BYTES)
+    content = text_bytes(texts)[0].tobytes()
+    usual = not content.translate(None, delete=USUAL_BYTES) and not any(
+        f"_{one}/".encode() in content for one in FORMATS
+    )
     if usual or not pc.any(unusual := pc.match_substring_regex(texts, UNUSUAL)).as_py():
         return None
     odd = pc.utf8_normalize(texts.filter(unusual), form="NFC")
     odd = pc.utf8_trim_whitespace(pc.replace_substring_regex(odd, FORBIDDEN, "_"))
+    odd = pc.replace_substring_regex(odd, FORMAT_FOLDER, r"\1/")
     return pc.replace_with_mask(texts, unusual, pc.replace_substring_regex(odd, r"\s*/\s*", "/"))
 
 

@@ -153,14 +153,24 @@ class TextTokenizer:
     """A model's tokenizer with the settings of an encoder: ``prefix`` before every text, ``max_length`` tokens.
 
     Texts are lower-cased (``lower``) and stripped of surrounding white space (``strip``) if the model's library does
-    so.
+    so. ``ending`` is a token behind every text, also behind those that are cut. Batches are padded on the ``side``,
+    which is the tokenizer's until it is set.
     """
 
     def __init__(
-        self, tokenizer: Any, prefix: str, max_length: int | None, *, lower: bool = False, strip: bool = False
+        self,
+        tokenizer: Any,
+        prefix: str,
+        max_length: int | None,
+        *,
+        lower: bool = False,
+        strip: bool = False,
+        ending: int | None = None,
     ) -> None:
-        self._tokenizer, self._prefix, self._max_length = tokenizer, prefix, max_length
-        self._lower, self._strip = lower, strip
+        self._tokenizer, self._prefix, self._lower, self._strip = tokenizer, prefix, lower, strip
+        self._ending = [] if ending is None else [ending]
+        self._max_length = None if max_length is None else max_length - len(self._ending)
+        self.side = str(tokenizer.padding_side)
         probe = tokenizer(["a"], padding=False, return_attention_mask=False)
         self.takes_type_ids = "token_type_ids" in probe
         self._needs_type_ids = self.takes_type_ids and any(map(any, probe["token_type_ids"]))
@@ -180,12 +190,15 @@ class TextTokenizer:
 
     def is_empty(self, text: str) -> bool:
         """Whether a text has no token at all, not even a special one."""
-        return not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
+        return not self._ending and not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """The tokens of every text, at least one each: a text without any becomes a single padding token."""
         prepared = [self.prepared(text) for text in texts]
         ids, type_ids, truncated = self._fast(prepared) if self._tokenizer.is_fast else self._slow(prepared)
+        if self._ending:
+            ids = [[*row, *self._ending] for row in ids]
+            type_ids = type_ids and [[*row, *(row[-1:] or [0])] for row in type_ids]
         if not all(ids):
             nothing = [self.pad_id]
             ids = [row or nothing for row in ids]
@@ -205,7 +218,8 @@ class TextTokenizer:
         if unknown is None or unknown in others:
             return 0.0
         ids = self(texts).ids
-        ordinary = len(ids) - len(texts) * self._tokenizer.num_special_tokens_to_add()
+        special = self._tokenizer.num_special_tokens_to_add() + len(self._ending)
+        ordinary = len(ids) - len(texts) * special
         return int((ids == unknown).sum()) / ordinary if ordinary > 0 else 0.0
 
     def alone(self, text: str, device: torch.device) -> dict[str, torch.Tensor]:
@@ -213,6 +227,8 @@ class TextTokenizer:
         limit = self._max_length
         rows = self._tokenizer([self.prepared(text)], padding=False, truncation=limit is not None, max_length=limit)
         rows = {name: rows[name][0] for name in ("input_ids", "token_type_ids") if name in rows}
+        if self._ending:
+            rows = {n: [*row, *(self._ending if n == "input_ids" else row[-1:] or [0])] for n, row in rows.items()}
         if not rows["input_ids"]:
             rows = {name: [self.pad_id if name == "input_ids" else 0] for name in rows}
         rows["attention_mask"] = [1] * len(rows["input_ids"])
@@ -223,11 +239,11 @@ class TextTokenizer:
         return int(self._tokenizer.pad_token_id or 0)
 
     def pad(self, tokens: Tokens, rows: np.ndarray) -> Padded:
-        """A batch, padded to its longest text on the tokenizer's side."""
+        """A batch, padded to its longest text."""
         lengths = tokens.lengths[rows]
         width = int(lengths.max())
         places = np.arange(width)
-        left = self._tokenizer.padding_side == "left"
+        left = self.side == "left"
         mask = places >= width - lengths[:, None] if left else places < lengths[:, None]
         source = np.repeat(tokens.starts[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         ids = np.full(mask.shape, self.pad_id, np.int64)

@@ -36,6 +36,7 @@ class EncoderRequest:
     precision: str = "auto"
     batch_tokens: int | None = None
     trust_remote_code: bool = False
+    eos: bool | None = None
 
     def load(self) -> TextEncoder:
         """Load the encoder; imports torch. Raises the errors of `load_encoder`."""
@@ -58,22 +59,24 @@ def load_encoder(
     precision: str = "fp32",
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    eos: bool | None = None,
 ) -> TextEncoder:
     """Load a text encoder by its hub name or from a local folder.
 
-    ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, that of the first token; ``model``,
-    the result of `SentenceTransformer.encode`. ``normalize`` scales each embedding to length 1. ``prefix`` is put
-    before every text. If these two are None, the model decides with ``pooling="model"`` (its Normalize module, its
-    default prompt), and they are off otherwise. ``max_length`` None is the model's own limit. ``precision`` of the
-    computation: ``fp32``, ``bf16``, ``fp16``, or ``auto``, one that the device computes fast; pooling by ``mean`` and
-    ``cls`` is always in float32. ``batch_tokens`` None chooses for the device. Models with code of their own are
-    refused unless ``trust_remote_code``.
+    ``pooling``: ``mean`` of the last hidden states over a text's tokens; ``cls``, that of the first token; ``last``,
+    that of the last one; ``model``, the result of `SentenceTransformer.encode`. ``normalize`` scales each embedding to
+    length 1. ``prefix`` is put before every text. If these two are None, the model decides with ``pooling="model"``
+    (its Normalize module, its default prompt), and they are off otherwise. ``eos`` puts the token that ends a text
+    behind each, if the tokenizer does not; None does so if the model's authors do (`captions.embedding.endings`).
+    ``max_length`` None is the model's own limit. ``precision`` of the computation: ``fp32``, ``bf16``, ``fp16``, or
+    ``auto``, one that the device computes fast; pooling is in float32 unless it is the model's. ``batch_tokens`` None
+    chooses for the device. Models with code of their own are refused unless ``trust_remote_code``.
 
     Raises `UserError` if the model is unknown, unreachable, incomplete or cannot be loaded; if the device is missing or
     too small; or if a text of ``max_length`` tokens would not fit.
     """
     target = resolve_device(device)
-    settings = EncoderSettings(pooling, normalize, prefix, max_length, resolve_precision(precision, target))
+    settings = EncoderSettings(pooling, normalize, prefix, max_length, eos, resolve_precision(precision, target))
     files = find_model(name_or_path, revision)
     files = with_code(files) if trust_remote_code else require_no_code(files)
     if pooling == "model":

@@ -169,6 +169,7 @@ def encoder_request(store: EmbeddingStore, device: str, trust_remote_code: bool,
         None if model else meta.get("revision"),
         precision="fp32",
         trust_remote_code=trust_remote_code,
+        eos=bool(meta.get("eos")),
     )
 
 

@@ -22,9 +22,9 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import nn
 
-from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.reading import named, with_retries
-from m2dprep.captions.embedding.model_files import EXPORTS, ModelFiles
+from m2dprep.captions.embedding.model_files import EXPORTS, ModelFiles, refusal
 
 T = TypeVar("T")
 
@@ -224,7 +224,7 @@ DTYPE_SINCE = (4, 56)  # the first such release of transformers; before, the opt
 FLASH_CAPABILITY = (8, 0)  # of FlashAttention 2
 ATTENTION_WORDS = ("attention", "attn", "sdpa", "flash")
 
-Pooling = Literal["mean", "cls", "model"]
+Pooling = Literal["mean", "cls", "last", "model"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -276,7 +276,7 @@ def load_model(
                 # Some kinds of attention load and then fail to compute on this device.
                 due = model is not None or any(word in str(error).lower() for word in ATTENTION_WORDS)
                 if choice is None or not due:
-                    raise UserError(_refusal(files, error)) from error
+                    raise UserError(refusal(files, error)) from error
     finally:
         if had_bar:
             transformers_logging.enable_progress_bar()
@@ -335,15 +335,6 @@ def _attentions(device: str, precision: str) -> list[str]:
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
 
 
-def _refusal(files: ModelFiles, error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return (
-            f"{files.name} brings Python code of its own. Read it in {files.folder}; --trust-remote-code runs it on "
-            "this machine."
-        )
-    return f"{files.folder} cannot be loaded as a text encoder: {first_line(error)}"
-
-
 def attention_of(transformer: Any) -> str:
     """The kind of attention of a loaded transformer, as its configuration names it."""
     return str(getattr(getattr(transformer.auto_model, "config", None), "_attn_implementation", None) or "its own")
@@ -385,5 +376,10 @@ def positions(transformer: nn.Module) -> int | None:
     table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding):
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    limit = getattr(getattr(transformer, "config", None), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    config = getattr(transformer, "config", None)
+    for part in (config, getattr(config, "text_config", None)):  # of a model around a language model
+        limit = part.get("max_position_embeddings") if isinstance(part, dict) else None
+        limit = limit or getattr(part, "max_position_embeddings", None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ SETTINGS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
     "modules.json", "*config*.json", "*.py",
 )  # fmt: skip
+OWN_SETTINGS = "config_sentence_transformers.json"
+LIBRARIES = ("transformers", "sentence-transformers")
 EXPORTS = ("onnx", "openvino")  # folders of other frameworks, which nothing here loads
 
 
@@ -78,6 +81,32 @@ class ModelFiles:
             except (ValueError, RecursionError):
                 return True
         return any(_is_cut_off(path) for path in self.folder.glob("*.safetensors"))
+
+    def made_with(self) -> dict[str, str]:
+        """The versions of libraries with which its files were written, as far as they say so."""
+        found = {}
+        for file, keys in (("config.json", ("transformers_version",)), (OWN_SETTINGS, ("__version__",))):
+            said = self._said(file)
+            for key in keys:
+                versions = said.get(key)
+                named = versions if isinstance(versions, dict) else {"transformers": versions}
+                found |= {
+                    name.replace("_", "-"): number
+                    for name, number in named.items()
+                    if name.replace("_", "-") in LIBRARIES and isinstance(number, str)
+                }
+        return found
+
+    def has_code(self) -> bool:
+        """Whether its configuration names Python code of its own."""
+        return bool(self._said("config.json").get("auto_map"))
+
+    def _said(self, file: str) -> dict[str, Any]:
+        try:
+            said = json.loads((self.folder / file).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
     def _settings(self) -> set[Path]:
         folders = [self.folder, *(path for path in self.folder.iterdir() if path.is_dir())]
@@ -259,3 +288,26 @@ def unloadable(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it brings Python code of its own, which this command does not run"
     return first_line(error)
+
+
+def refusal(files: ModelFiles, error: Exception) -> str:
+    """Why a library could not load an encoder; with versions, if code of the model's own may need others."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"{files.name} brings Python code of its own. Read it in {files.folder}; --trust-remote-code runs it on "
+            "this machine."
+        )
+    return f"{files.folder} cannot be loaded as a text encoder: {first_line(error)}{_versions(files, error)}"
+
+
+def _versions(files: ModelFiles, error: Exception) -> str:
+    """What is installed, and what a model's files were written with, if its code may have needed that."""
+    made = files.made_with()
+    installed = {name: version(name) for name in made}
+    if made == installed or not (files.has_code() or isinstance(error, ImportError | AttributeError | TypeError)):
+        return ""
+    theirs, ours = (", ".join(f"{name} {number}" for name, number in found.items()) for found in (made, installed))
+    return (
+        f". Its files were written with {theirs}; {ours} is installed here. Encode with the former in an environment "
+        "of its own, and read the vectors with `m2dprep embeddings import`."
+    )

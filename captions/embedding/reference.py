@@ -56,13 +56,18 @@ def _with_weights_loaded_again(encoder: TextModel, device: torch.device, texts: 
 def _computed(encoder: TextModel, model: Any, device: torch.device, texts: Sequence[str]) -> np.ndarray:
     if encoder.settings.pooling != "model":
         return _by_hand(encoder, model, device, texts)
-    empty = [encoder.tokenizer.is_empty(text) for text in texts]  # the library cannot encode a text without tokens
+    ours = [not _library_encodes(encoder, text) for text in texts]
     embeddings = np.empty((len(texts), encoder.dim), np.float32)
-    if given := [row for row, nothing in enumerate(empty) if not nothing]:
+    if given := [row for row, by_hand in enumerate(ours) if not by_hand]:
         embeddings[given] = encoded_by_model(encoder, model, [texts[row] for row in given])
-    if rest := [row for row, nothing in enumerate(empty) if nothing]:
+    if rest := [row for row, by_hand in enumerate(ours) if by_hand]:
         embeddings[rest] = _by_hand(encoder, model, device, [texts[row] for row in rest])
     return embeddings
+
+
+def _library_encodes(encoder: TextModel, text: str) -> bool:
+    """Whether the library can make the encoder's tokens of a text: it has some, and its end is not cut off."""
+    return not encoder.tokenizer.is_empty(text) and not (encoder.ending and encoder.tokenizer([text]).truncated)
 
 
 def _by_hand(encoder: TextModel, model: Any, device: torch.device, texts: Sequence[str]) -> np.ndarray:
@@ -100,7 +105,9 @@ def _one(encoder: TextModel, model: Any, features: dict[str, Any]) -> np.ndarray
         embedding = encoder.through_head(features, list(model)[1 : 1 + len(encoder.head)])[0]
     else:
         hidden = features["token_embeddings"][0]  # (T, D)
-        embedding = hidden.mean(dim=0) if settings.pooling == "mean" else hidden[0]
+        embedding = (
+            hidden.mean(dim=0) if settings.pooling == "mean" else hidden[-1 if settings.pooling == "last" else 0]
+        )
     if settings.normalize is True:
         embedding = nn.functional.normalize(embedding, dim=0)
     return embedding.float().cpu().numpy()
@@ -111,7 +118,7 @@ def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np
     given: dict[str, Any] = {} if encoder.settings.prefix == encoder.own.prompt else {"prompt": encoder.settings.prefix}
     with _length(model, encoder.asked_length, encoder.settings.max_length):
         embeddings = model.encode(
-            list(texts),
+            [text + (encoder.ending.text if encoder.ending else "") for text in texts],
             batch_size=1,
             show_progress_bar=False,
             convert_to_tensor=True,
@@ -123,8 +130,9 @@ def encoded_by_model(encoder: TextModel, model: Any, texts: Sequence[str]) -> np
 
 def require_same_as_model(encoder: TextModel, model: Any, min_cosine: float) -> None:
     """Raise `UserError` if the model's own ``encode`` embeds some samples differently from ``encoder``."""
+    samples = [text for text in SAMPLES if _library_encodes(encoder, text)]
     try:
-        theirs = encoded_by_model(encoder, model, SAMPLES)
+        theirs = encoded_by_model(encoder, model, samples)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model that cannot do this makes the libraries raise any kind of error
@@ -133,8 +141,8 @@ def require_same_as_model(encoder: TextModel, model: Any, min_cosine: float) -> 
         ) from error
     if theirs.shape[1] != encoder.dim:
         raise UserError(_other(encoder, f"{theirs.shape[1]} numbers, not {encoder.dim}"))
-    tokens = encoder.tokenizer(SAMPLES)
-    for row, text in enumerate(SAMPLES):
+    tokens = encoder.tokenizer(samples)
+    for row, text in enumerate(samples):
         ours = encoder.forward(tokens, np.array([row])).float().cpu().numpy()[0]
         cosine = _cosine(ours, theirs[row])
         if not cosine >= min_cosine:

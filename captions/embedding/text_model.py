@@ -11,6 +11,7 @@ caught by `require_same_as_model`, which compares with the library's own ``encod
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.captions.embedding.batches import BLOCK_BATCHES, BatchBudget, Padded, TextTokenizer, Tokens, fitting_tokens
+from m2dprep.captions.embedding.endings import ending_of
 from m2dprep.captions.embedding.loading import Pooling, attention_of, max_tokens_of, own_pooling, require_vocabulary
 from m2dprep.captions.embedding.model_files import ModelFiles
 from m2dprep.captions.embedding.sample_check import MIN_COSINE
@@ -109,12 +111,16 @@ def require_own_type(files: ModelFiles) -> None:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Everything besides the weights that decides an embedding. ``max_length`` includes special tokens."""
+    """Everything besides the weights that decides an embedding. ``max_length`` includes special tokens.
+
+    ``eos`` says whether a token that ends a text is put behind each; None leaves it to the model.
+    """
 
     pooling: Pooling = "mean"
     normalize: Normalized | None = None
     prefix: str | None = None
     max_length: int | None = None
+    eos: bool | None = None
     precision: str = "fp32"
 
 
@@ -148,15 +154,16 @@ class TextModel:
             raise UserError(f"{files.name} has no pooling of its own; use --pooling mean or cls.")
         self.own = OwnHead.of(model)
         self.asked_length = settings.max_length
-        limit = max_tokens_of(
-            model, self.transformer, settings.max_length, tokenizer.num_special_tokens_to_add(), files.name
-        )
+        self.ending = ending_of(files, tokenizer, settings.eos)
+        special = tokenizer.num_special_tokens_to_add() + (self.ending is not None)
+        limit = max_tokens_of(model, self.transformer, settings.max_length, special, files.name)
         self.settings = settings = self._resolved(settings, limit)
         self.head = self.own.without_scaling(settings.normalize) if settings.pooling == "model" else ()
         prefix = require_text(settings.prefix or "", "--prefix")
         strip = settings.pooling == "model" and strips_texts(model, tokenizer)
         lower = lowers_texts(self.transformer, tokenizer)
-        self.tokenizer = TextTokenizer(tokenizer, prefix, limit, lower=lower, strip=strip)
+        ending = None if self.ending is None else self.ending.number
+        self.tokenizer = TextTokenizer(tokenizer, prefix, limit, lower=lower, strip=strip, ending=ending)
         self.unpooled = self.tokenizer.tokens_of_prefix() if not self.own.prompt_pooled else 0
         self.device = next(self.transformer.parameters()).device
         self._may_omit_mask = False
@@ -164,6 +171,7 @@ class TextModel:
         masked = self.forward(probe, np.arange(1))
         self.dim = masked.shape[1]
         self._may_omit_mask = self._is_same_without_mask(probe, masked)
+        self.tokenizer.side = self._side_of_padding()
         self.batches_for = self.device.type
         self._asked = batch_tokens is not None
         self._divide_by(batch_tokens or fitting_tokens(self.forward, self.device, limit))
@@ -204,6 +212,7 @@ class TextModel:
             "pooling": self.settings.pooling,
             "normalized": self.settings.normalize,
             "prefix": self.settings.prefix,
+            "eos": self.ending.text if self.ending else None,
             "max_length": self.settings.max_length,
             "precision": self.settings.precision,
             **(self.own.describe(self.settings.prefix or "") if self.settings.pooling == "model" else {}),
@@ -218,6 +227,7 @@ class TextModel:
             "model_pooling": self.own_pooling,
             "device": self.device_name,
             "attention": attention_of(self.transformer),
+            "padding": self.tokenizer.side,
             "batch_tokens": self.batch_tokens,
             "batch_halvings": self.budget.halvings,
         }
@@ -250,7 +260,13 @@ class TextModel:
         return embeddings.float()
 
     def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """float32 (B, D) from the last hidden states (B, T, D): their mean over a text's tokens, or the first one."""
+        """float32 (B, D) from the last hidden states (B, T, D): their mean over a text's tokens, the first, or the
+        last."""
+        if self.settings.pooling == "last":
+            if mask is None:
+                return hidden[:, -1].float()
+            last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+            return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
         if self.settings.pooling == "cls":
             if mask is None:
                 return hidden[:, 0].float()
@@ -273,6 +289,22 @@ class TextModel:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _side_of_padding(self) -> str:
+        """The side on which padding changes no embedding; to the right, positions are those of a text alone.
+
+        Some kinds of attention of language models take padding on the left only. If neither side will do, it is the
+        tokenizer's: the check of some rows refuses such an encoder.
+        """
+        probe, own = self.tokenizer(["a b c d e", "a"]), self.tokenizer.side
+        alone = self.forward(probe, np.array([1]))[0]
+        for side in ("right", "left"):
+            self.tokenizer.side = side
+            with contextlib.suppress(Exception):  # a model may raise any kind of error
+                cosine = nn.functional.cosine_similarity(self.forward(probe, np.arange(2))[1], alone, dim=0)
+                if cosine.item() >= MIN_COSINE[self.settings.precision]:
+                    return side
+        return own
 
     def _is_same_without_mask(self, probe: Tokens, masked: torch.Tensor) -> bool:
         """Whether the model takes texts of the same length without a mask, as its fastest attention often requires."""

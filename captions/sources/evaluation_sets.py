@@ -24,6 +24,8 @@ from m2dprep.captions.sources.label_sets import VGGSOUND_COLUMNS, table_rows
 from m2dprep.captions.sources.looks import look_at
 
 FREESOUND, YOUTUBE, NAME = "FreeSound id", "YouTube id", "name"
+# What users call these.
+KINDS_OF_NAMES = {"freesound": FREESOUND, "youtube": YOUTUBE, "name": NAME}
 # Folders whose files are named by their ids at FreeSound: WavCaps' and FSD50K's.
 FREESOUND_FOLDERS = ("FreeSound", "FSD50K.dev_audio", "FSD50K.eval_audio")
 NUMBER = re.compile(r"\d+", re.ASCII)

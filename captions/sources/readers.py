@@ -51,14 +51,16 @@ class ReadOptions:
 
     ``id_pattern`` is a regular expression that is searched for in every id; its first group (or the whole match, if it
     has none) becomes the id. Ids without a match count as missing. ``id_form`` is the form of the ids, one of
-    `artifacts.clips.caption_sets.ID_FORMS`, in place of those of the kind. ``by_archive`` puts an archive's path before
-    the ids in it. ``labels`` has the names of labels, of which ``sentences`` makes captions (`captions.template`).
+    `artifacts.clips.caption_sets.ID_FORMS`, in place of those of the kind. ``id_prefix`` is put before every id.
+    ``by_archive`` puts an archive's path before the ids in it. ``labels`` has the names of labels, of which
+    ``sentences`` makes captions (`captions.template`).
     """
 
     id_column: str | None = None
     caption_columns: tuple[str, ...] = ()
     id_pattern: str | None = None
     id_form: str | None = None
+    id_prefix: str = ""
     by_archive: bool = False
     labels: Path | None = None
     sentences: Sentences | None = None
@@ -101,6 +103,8 @@ def read_kind(name: str, paths: Sequence[Path], options: ReadOptions | None = No
         ids, odd = by_forms(rows["id"], forms, kind.title)
         rows = rows.set_column(0, CAPTION_ROWS.field(0), ids)
         notes += odd
+    if options.id_prefix:
+        rows = rows.set_column(0, CAPTION_ROWS.field(0), _prefixed(rows["id"], options.id_prefix))
     return Read(_without_placeholders(rows), notes)
 
 
@@ -143,6 +147,10 @@ def _without_placeholders(rows: pa.Table) -> pa.Table:
     if not pc.any(none).as_py():
         return rows
     return rows.set_column(1, CAPTION_ROWS.field(1), pc.if_else(none, "", rows["caption"]))
+
+
+def _prefixed(ids: pa.ChunkedArray, prefix: str) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(ids, ""), "", pc.binary_join_element_wise(prefix, ids, ""))
 
 
 def _by_pattern(rows: pa.Table, pattern: str) -> pa.Table:
