@@ -18,14 +18,16 @@ runs wherever the held-out rows are the same.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.protocols.lanes import Lanes
 from m2dprep.evaluation.protocols.linear_head import Draws, Head, HeadSettings, Part, Scaler, score_of, train_head
 from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
@@ -102,14 +104,8 @@ def linear(
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     )
-    runs: list[list[Run]] = []
-    for seed in settings.seeds:
-        draws = _Randomness(seed, settings.strict_evar)
-        of_seed = []
-        for fold in parts:
-            of_seed.append(_run(features, targets, fold, len(classes), settings, draws, np.array(groups), device))
-            finished()
-        runs.append(of_seed)
+    problem = _Problem(features, targets, len(classes), np.array(groups), settings, device)
+    runs = _all_runs(problem, parts, finished)
     score, interval = mean_and_interval([float(np.mean([run.score for run in of_seed])) for of_seed in runs])
     held_out = any(fold.valid is None for fold in parts)
     return Result(
@@ -185,34 +181,75 @@ def stratified(targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _run(
-    features: np.ndarray, targets: np.ndarray, fold: Fold, classes: int, settings: LinearSettings,
-    randomness: _Randomness, groups: np.ndarray, device: torch.device,
-) -> Run:  # fmt: skip
-    strict, several = settings.strict_evar, targets.ndim == 2
-    train, valid, scaled = fold.train, fold.valid, fold.train
-    if valid is None:
-        kept, held = randomness.hold_out(targets[train], groups[train] if len(groups) else groups, fold.name)
-        train, valid = train[kept], train[held]
-        scaled = scaled if strict else train
-    scaler = Scaler.fit(features, scaled)
-    batch = min(settings.head.batch, len(fold.train))
+@dataclass(frozen=True)
+class _Problem:
+    """What all runs have in common."""
 
-    def part(rows: np.ndarray) -> Part:
-        return Part(scaler(features, rows), _as_trained(targets[rows], classes, strict, fold.name)).to(device)
+    features: np.ndarray
+    targets: np.ndarray
+    classes: int
+    groups: np.ndarray
+    settings: LinearSettings
+    device: torch.device
 
-    training = part(train)
+    @property
+    def several(self) -> bool:
+        return self.targets.ndim == 2
+
+    def scaled(self, fold: Fold, train: np.ndarray, valid: np.ndarray, seen: np.ndarray) -> list[Part]:
+        """The rows to train, validate and test on, scaled as the rows ``seen`` are spread."""
+        scaler = Scaler.fit(self.features, seen)
+        return [
+            Part(
+                scaler(self.features, rows),
+                _as_trained(self.targets[rows], self.classes, self.settings.strict_evar, fold.name),
+            ).to(self.device)
+            for rows in (train, valid, fold.test)
+        ]
+
+
+def _all_runs(problem: _Problem, parts: Sequence[Fold], finished: Callable[[], object]) -> list[list[Run]]:
+    """The runs of each seed, one per fold. Seeds are independent; a seed's folds follow each other, as in EVAR."""
+    # All seeds have the same rows where none is held out; then they share the scaled ones.
+    shared = [
+        None if fold.valid is None else problem.scaled(fold, fold.train, fold.valid, fold.train) for fold in parts
+    ]
+    own = 0 if parts[0].valid is not None else problem.features.shape[1] * 4 * len(problem.features)
+    lanes = Lanes(problem.device, len(problem.settings.seeds), own)
+    one_at_a_time = threading.Lock()
+
+    def of_seed(seed: int) -> list[Run]:
+        randomness, runs = _Randomness(seed, problem.settings.strict_evar), []
+        for fold, scaled in zip(parts, shared, strict=True):
+            runs.append(_run(problem, fold, scaled, randomness, lanes))
+            with one_at_a_time:
+                finished()
+        return runs
+
+    return lanes.run(of_seed, problem.settings.seeds)
+
+
+def _run(problem: _Problem, fold: Fold, scaled: list[Part] | None, randomness: _Randomness, lanes: Lanes) -> Run:
+    strict, targets, groups = problem.settings.strict_evar, problem.targets, problem.groups
+    held_out = 0
+    if scaled is None:
+        rows = fold.train
+        kept, held = randomness.hold_out(targets[rows], groups[rows] if len(groups) else groups, fold.name)
+        scaled = problem.scaled(fold, rows[kept], rows[held], rows if strict else rows[kept])
+        held_out = len(held)
+    train, valid, test = scaled
+    batch = min(problem.settings.head.batch, len(fold.train))
     head = train_head(
-        training, part(valid),
-        randomness.draws.weights(classes, features.shape[1]), randomness.draws.orders(len(train)),
-        HeadSettings(**{**asdict(settings.head), "batch": batch}), several=several, squashed=strict, device=device,
+        train, valid,
+        randomness.draws.weights(problem.classes, problem.features.shape[1]),
+        randomness.draws.orders(len(train.features)),
+        replace(problem.settings.head, batch=batch), several=problem.several, squashed=strict,
+        device=problem.device, threads=lanes.threads, stopped=lanes.stopped,
     )  # fmt: skip
-    del training
     randomness.draws.skip_test()
-    test = part(fold.test)
     logits = head.logits(test.features)
-    score = score_of(logits, test.targets, several=several, squashed=strict)
-    return Run(score, head, logits.cpu().numpy(), len(valid) if fold.valid is None else 0)
+    score = score_of(logits, test.targets, several=problem.several, squashed=strict)
+    return Run(score, head, logits.cpu().numpy(), held_out)
 
 
 def _as_trained(targets: np.ndarray, classes: int, strict: bool, fold: str) -> torch.Tensor:

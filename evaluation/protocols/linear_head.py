@@ -1,24 +1,25 @@
 """Trains the linear head of EVAR's protocol: scaled features, one linear layer, Adam, early stopping by a score.
 
 EVAR feeds a `DataLoader` row by row and lets autograd differentiate; here a batch is one gather and two matrix
-products, with the same numbers. The features stay on the device.
+products (`linear_steps`), with the same numbers. The features stay on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Range, check
+from m2dprep.evaluation.protocols.linear_steps import BLOCK_ROWS, Steps, one_thread
 from m2dprep.evaluation.protocols.metrics import average_precision
 
-BLOCK_ROWS = 8192
+# Rows of features that are worked on at once while they fit a processor's cache.
+CACHED_ROWS = 256
 # The share of a GPU's free memory that features may take; larger ones stay in main memory.
 GPU_SHARE = 0.7
 
@@ -48,13 +49,14 @@ class Scaler(NamedTuple):
     def fit(cls, features: np.ndarray, rows: np.ndarray) -> Scaler:
         """The scaler of some rows of features (N, D), computed in float64."""
         count = len(rows)
-        mean = sum((block.sum(axis=0) for block in _wide(features, rows)), np.zeros(features.shape[1])) / count
-        squares, slips = np.zeros(features.shape[1]), np.zeros(features.shape[1])
-        for block in _wide(features, rows):
-            block -= mean
+        shift = features[rows[0]].astype(np.float64)  # near the mean, so that little is lost in the sums
+        squares, sums = np.zeros(features.shape[1]), np.zeros(features.shape[1])
+        for start in range(0, count, CACHED_ROWS):
+            block = np.subtract(features[rows[start : start + CACHED_ROWS]], shift, dtype=np.float64)
             squares += np.einsum("nd,nd->d", block, block)
-            slips += block.sum(axis=0)
-        variance = (squares - slips**2 / count) / count
+            sums += block.sum(axis=0)
+        mean = shift + sums / count
+        variance = np.maximum((squares - sums**2 / count) / count, 0)
         eps = np.finfo(np.float64).eps
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2
         return cls(mean, np.where(constant, 1.0, np.sqrt(variance)))
@@ -63,16 +65,11 @@ class Scaler(NamedTuple):
         """float32 (n, D): the scaled rows."""
         scaled = np.empty((len(rows), features.shape[1]), np.float32)
         mean, scale = self.mean.astype(np.float32), self.scale.astype(np.float32)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = scaled[start : start + BLOCK_ROWS]
-            np.subtract(features[rows[start : start + BLOCK_ROWS]], mean, out=block, casting="same_kind")
+        for start in range(0, len(rows), CACHED_ROWS):
+            block = scaled[start : start + CACHED_ROWS]
+            np.subtract(features[rows[start : start + CACHED_ROWS]], mean, out=block, casting="same_kind")
             block /= scale
         return torch.from_numpy(scaled)
-
-
-def _wide(features: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), BLOCK_ROWS):
-        yield features[rows[start : start + BLOCK_ROWS]].astype(np.float64)
 
 
 class Draws:
@@ -84,6 +81,7 @@ class Draws:
     """
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
     def weights(self, classes: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,73 +172,40 @@ def train_head(
     several: bool = False,
     squashed: bool = False,
     device: torch.device | None = None,
+    threads: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Head:
     """Train from ``initial`` weights (C, D) and bias (C,), with one of ``orders`` of the training rows per epoch.
 
     The loss is EVAR's: the cross entropy divided by the number of classes too, or the mean binary cross entropy of
     ``several`` labels. An epoch whose validation score is at least the best so far is the best; the training stops
-    after ``patience`` worse ones in a row, and the best epoch's weights are kept. Raises `UserError` if weights become
-    infinite.
+    after ``patience`` worse ones in a row, and the best epoch's weights are kept. The result does not depend on the
+    number of ``threads``. No epoch begins once it is ``stopped``. Raises `UserError` if weights become infinite.
     """
     device = device or train.features.device
-    weight, bias = (part.to(device, copy=True) for part in initial)
-    step = _Stepper(weight, bias, settings, several)
+    adam = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     curve: list[float] = []
-    best, best_epoch, waited = 0.0, -1, 0
-    kept = weight.clone(), bias.clone()
-    for epoch, order in zip(range(settings.epochs), orders, strict=False):
-        for batch in order.to(train.features.device).split(settings.batch):
-            step(train, batch)
-        score = score_of(
-            Head(weight, bias, (), 0).logits(valid.features), valid.targets, several=several, squashed=squashed
-        )
-        curve.append(score)
-        if score >= best:
-            best, best_epoch, waited = score, epoch, 0
-            kept = weight.clone(), bias.clone()
-        else:
-            waited += 1
-            if waited == settings.patience:
+    best, best_epoch, waited, finite = 0.0, -1, 0, True
+    weight, bias = (part.to(device) for part in initial)
+    with one_thread(device), Steps(weight, bias, adam, several=several, threads=threads) as steps:
+        kept = steps.head()
+        for _, order in zip(range(settings.epochs), orders, strict=False):
+            if stopped():
                 break
-    if best_epoch < 0 or not all(bool(part.isfinite().all()) for part in (weight, bias, *kept)):
+            steps.epoch(train, order.to(train.features.device).split(settings.batch))
+            logits = steps.logits(valid.features)
+            if not (finite := bool(logits.isfinite().all())):
+                break
+            score = score_of(logits, valid.targets, several=several, squashed=squashed)
+            curve.append(score)
+            if score >= best:
+                best, best_epoch, waited = score, len(curve) - 1, 0
+                kept = steps.head()
+            else:
+                waited += 1
+                if waited == settings.patience:
+                    break
+        finite = finite and all(bool(part.isfinite().all()) for part in (*steps.head(), *kept))
+    if best_epoch < 0 or not finite:
         raise UserError(f"a head diverges with the learning rate {settings.lr:g}; lower --lr.")
     return Head(*kept, tuple(curve), best_epoch)
-
-
-class _Stepper:
-    """One step of Adam on a batch, with the gradient written out."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, settings: HeadSettings, several: bool) -> None:
-        self._weight, self._bias, self._several = weight, bias, several
-        self._optimizer = torch.optim.Adam(
-            [weight, bias], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        self._rows = torch.empty(0)
-        weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
-
-    def __call__(self, part: Part, batch: torch.Tensor) -> None:
-        rows = self._gathered(part.features, batch)
-        logits = torch.addmm(self._bias, rows, self._weight.T)
-        targets = part.targets[batch].to(logits.device, non_blocking=True)
-        gradient = self._of_loss(logits, targets).div_(logits.numel())
-        assert self._weight.grad is not None and self._bias.grad is not None
-        torch.mm(gradient.T, rows, out=self._weight.grad)
-        torch.sum(gradient, dim=0, out=self._bias.grad)
-        self._optimizer.step()
-
-    def _gathered(self, features: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        if features.device != self._weight.device:
-            return features[batch].to(self._weight.device, non_blocking=True)
-        if self._rows.shape[0] < len(batch) or self._rows.device != features.device:
-            self._rows = features.new_empty(len(batch), features.shape[1])
-        return torch.index_select(features, 0, batch, out=self._rows[: len(batch)])
-
-    def _of_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The gradient of the loss by the logits, times their number."""
-        if self._several:
-            return logits.sigmoid_().sub_(targets)
-        shares = logits.softmax(dim=1)
-        if targets.ndim == 1:
-            return shares.sub_(F.one_hot(targets, shares.shape[1]))
-        spread = targets.expand_as(shares)
-        return shares.mul_(spread.sum(dim=1, keepdim=True)).sub_(spread)

@@ -200,6 +200,53 @@ def test_the_same_seeds_give_the_same_result() -> None:
     assert len(one.folds[0]) == 3
 
 
+@pytest.mark.parametrize("device_threads", [2, 3, 7])
+def test_the_number_of_threads_changes_no_bit(device_threads: int) -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 60)
+    features = (rng.normal(size=(60, 2100)) + targets[:, None]).astype(np.float32)  # four slices of columns
+    splits = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
+    found = []
+    before = torch.get_num_threads()
+    for threads, seeds in ((1, (1, 2, 3)), (device_threads, (1, 2, 3)), (device_threads, (1,))):
+        torch.set_num_threads(threads)
+        try:
+            result = linear(features, targets, list("abc"), LinearSettings(QUICK.head, seeds), splits=splits)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        found.append(result)
+    assert found[0].to_dict() == found[1].to_dict()
+    assert found[2].details["runs"] == found[0].details["runs"][:1]
+    part = Part(torch.from_numpy(features), torch.from_numpy(targets))
+    heads = [
+        train_head(part, part, Draws(1).weights(3, 2100), Draws(1).orders(60), QUICK.head, threads=threads)
+        for threads in (1, device_threads)
+    ]
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert torch.equal(heads[0].bias, heads[1].bias)
+    assert heads[0].curve == heads[1].curve
+
+
+def test_an_error_of_one_seed_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = small(60, 3)
+    draw = Draws.weights
+
+    def infinite(draws: Draws, classes: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = draw(draws, classes, dim)
+        return (weight * torch.inf, bias) if draws.seed == 2 else (weight, bias)
+
+    monkeypatch.setattr(Draws, "weights", infinite)
+    endless = LinearSettings(HeadSettings(lr=0.05, epochs=100_000, patience=100_000), (1, 2, 3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(UserError, match="a head diverges"):
+            linear(features, targets, list("abc"), endless, splits=["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_constant_columns_are_not_divided_by_nothing() -> None:
     features, _ = small(60, 3)
     features[:, 2] = 7.3
