@@ -5,6 +5,7 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,9 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
 def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     """Decode while listening to libmpg123; exclusively, if an error could be that of another thread's file."""
     for alone in (False, True):
-        if not isinstance(source.file, int):
+        if isinstance(source.file, int):
+            os.lseek(source.file, 0, os.SEEK_SET)
+        else:
             source.file.seek(0)
         with listening(alone) as heard, libsndfile_sound(source) as sound:
             waveform = _checked_waveform(sound, info, config, resample)

@@ -10,6 +10,7 @@ whose pages are all right is whole to the last bit.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,8 +104,7 @@ def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
     """The number of samples in the consecutive frames from the first one on, and the offset of the last frame."""
     first = content.at(stated.frames_start, MAX_FRAME_HEADER_BYTES)
     expected, samples, last = 0, 0, stated.frames_start
-    for position in content.positions(first[:2], stated.frames_start):
-        header = content.at(position, MAX_FRAME_HEADER_BYTES)
+    for position, header in _possible_headers(content, first, stated.frames_start):
         frame = _frame_header(header, first)
         if frame is None:
             continue
@@ -116,6 +116,20 @@ def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
         elif frame.number > expected and not stated.samples:
             raise DecodeError("malformed", f"the FLAC frame at byte {position} is not the one that must follow")
     return samples, last
+
+
+def _possible_headers(content: Content, first: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """Every place from ``start`` on where a frame header like ``first`` may begin, and the bytes there."""
+    if len(first) < 4:
+        return
+    third = bytes(byte for byte in range(0x10, 0x100) if not (byte ^ first[2]) & 0x0F)
+    fourth = bytes(byte for byte in range(0x100) if not (byte ^ first[3]) & 0x0F)
+    pattern = re.compile(re.escape(first[:2]) + b"(?=[%b][%b])" % (re.escape(third), re.escape(fourth)), re.DOTALL)
+    while start < content.size:
+        block = content.at(start, BLOCK_BYTES + MAX_FRAME_HEADER_BYTES)
+        for found in pattern.finditer(block, 0, min(len(block), BLOCK_BYTES + 3)):
+            yield start + found.start(), block[found.start() : found.start() + MAX_FRAME_HEADER_BYTES]
+        start += BLOCK_BYTES
 
 
 def _frame_header(header: bytes, first: bytes) -> FrameHeader | None:

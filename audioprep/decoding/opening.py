@@ -158,7 +158,7 @@ class Source(NamedTuple):
     ``mp3`` says that libmpg123 will decode it. Without ``checked``, libsndfile may only recognise the format.
     """
 
-    file: int | io.RawIOBase | io.BytesIO
+    file: int | io.RawIOBase
     mp3: bool = False
     checked: bool = True
 
@@ -249,7 +249,7 @@ def _mp3_source(content: Content, start: int) -> Source:
     _require_whole_mp3(data, mp3, start)
     if mp3.states_its_length and len(mp3.spans) == 1 and not start and mp3.start == 0:
         return Source(content.file(), mp3=True)
-    return Source(io.BytesIO(with_stated_length(data, mp3)), mp3=True)
+    return Source(content.instead(with_stated_length(data, mp3)), mp3=True)
 
 
 def _require_whole_mp3(data: bytes, mp3: Mp3, start: int) -> None:
