@@ -11,6 +11,7 @@ whose pages are all right is whole to the last bit.
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ CRC_TABLE = bytes(_crc_of_byte(value) for value in range(256))
 
 MAGIC = b"OggS"
 HEADER_BYTES, MAX_SEGMENTS = 27, 255
+MAX_PAGE_BYTES = HEADER_BYTES + MAX_SEGMENTS + MAX_SEGMENTS * 255
 FIRST_PAGE, LAST_PAGE = 0x02, 0x04
 # Ogg's CRC-32 has zlib's polynomial, but takes the bits in the opposite order and starts with zeros.
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -231,6 +233,25 @@ def require_whole_ogg(content: Content) -> Patches:
     if position < content.size and (kind := sound_at(content.at(position, LOOK_BYTES))):
         raise several_sounds(position, kind)
     return {} if ended or last is None else _marked_as_last(content, last)
+
+
+# The place of Opus's header in a file. If the encoder's input had at most this rate, libsndfile decodes to a lower one.
+OPUS_HEAD, MAX_LOW_RATE = 28, 24000
+
+
+def opus_samples(content: Content) -> int | None:
+    """The number of samples at 48 kHz that a whole Ogg file holds, if it is Opus of one or two channels; else None."""
+    head = content.head
+    if head[OPUS_HEAD : OPUS_HEAD + 8] != b"OpusHead" or len(head) < OPUS_HEAD + 19:
+        return None
+    skipped, rate, _, family = struct.unpack_from("<HIhB", head, OPUS_HEAD + 10)
+    if family or rate <= MAX_LOW_RATE:
+        return None
+    tail = content.at(max(0, content.size - MAX_PAGE_BYTES), MAX_PAGE_BYTES)
+    last = tail.rfind(MAGIC)
+    if last < 0 or len(tail) < last + HEADER_BYTES:
+        return None
+    return int(struct.unpack_from("<q", tail, last + 6)[0]) - int(skipped)
 
 
 def _marked_as_last(content: Content, page: Page) -> Patches:

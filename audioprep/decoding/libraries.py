@@ -8,6 +8,7 @@ of longer sounds go to an unnamed temporary file, so that an hour needs no more 
 from __future__ import annotations
 
 import errno
+import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ from m2dprep.audioprep.decoding.ffmpeg import (
 )
 from m2dprep.audioprep.decoding.following import require_no_second_beginning
 from m2dprep.audioprep.decoding.messages import Speakers, fault_in, not_among_formats
+from m2dprep.audioprep.decoding.opening import Source
 from m2dprep.audioprep.decoding.sound import FLOAT_FULL_SCALE, CannotOpenError, DecodeError
 
 READ_BYTES = 1 << 18
+LIBOPUS = "libopus"
 # A minute of 48 kHz stereo.
 MEMORY_BYTES = 24 << 20
 # Frames that are joined to one array.
@@ -173,26 +176,51 @@ def library_sound(content: Content, refusal: CannotOpenError, max_seconds: float
     require_no_second_beginning(content)
     said: list[tuple[int, str, str]]
     with av.logging.Capture() as said:
-        yield from _decoded(av, content, refusal, max_seconds, said)
+        yield from _decoded(av, Stretch(content), refusal, max_seconds, said)
+
+
+@contextmanager
+def opus_sound(source: Source, max_seconds: float) -> Iterator[LibrarySound]:
+    """An Ogg file of Opus, which has been checked, decoded by PyAV's libopus. Raises `DecodeError` if it cannot be.
+
+    It is the library that libsndfile uses too, so the samples are the same. FFmpeg's own decoder differs from it.
+    """
+    av, refusal = libraries(), CannotOpenError("unsupported", "PyAV's libopus does not read it")
+    if av is None or LIBOPUS not in av.codecs_available:
+        raise refusal
+    file = source.file if isinstance(source.file, io.RawIOBase) else io.FileIO(source.file, closefd=False)
+    file.seek(0)
+    with av.logging.Capture() as said:
+        for sound in _decoded(av, file, refusal, max_seconds, said, LIBOPUS):
+            if sound.frames != source.opus:
+                raise refusal
+            yield sound
 
 
 def _decoded(
-    av: ModuleType, content: Content, refusal: CannotOpenError, max_seconds: float, said: list[tuple[int, str, str]]
+    av: ModuleType,
+    file: io.RawIOBase,
+    refusal: CannotOpenError,
+    max_seconds: float,
+    said: list[tuple[int, str, str]],
+    decoder: str | None = None,
 ) -> Iterator[LibrarySound]:
     try:
-        container = av.open(Stretch(content), options=OPTIONS, buffer_size=READ_BYTES, metadata_errors="replace")
+        container = av.open(file, options=OPTIONS, buffer_size=READ_BYTES, metadata_errors="replace")
     except av.FFmpegError as error:
         raise _not_opened(error, said, refusal) from error
     with container:
         stream = _stream(container, said)
-        decoder = f"libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+        version = ".".join(map(str, av.library_versions["libavcodec"]))
+        name = " ".join(filter(None, ("libavcodec", version, decoder)))
         samples = _Samples(stream.channels)
         try:
             if stream.seconds is not None and stream.seconds > max_seconds:
-                yield LibrarySound(samples, int(stream.seconds * stream.rate), stream, decoder)  # to be refused unread
+                yield LibrarySound(samples, int(stream.seconds * stream.rate), stream, name)  # to be refused unread
                 return
-            _decode(av, container, stream, samples, max_seconds, said, refusal)
-            yield LibrarySound(samples, samples.frames, stream, decoder)
+            context = _context(av, container.streams.audio[0].codec_context, decoder)
+            _decode(av, container, context, stream, samples, max_seconds, said, refusal)
+            yield LibrarySound(samples, samples.frames, stream, name)
         finally:
             samples.close()
 
@@ -220,6 +248,17 @@ def _stream(container: Any, said: list[tuple[int, str, str]]) -> Stream:
     return Stream(first.codec_context.name.upper(), rate, channels, seconds, speakers)
 
 
+def _context(av: ModuleType, found: Any, decoder: str | None) -> Any:
+    """What decodes the stream whose decoder ``found`` is: that one, or the named ``decoder``, giving float32."""
+    context = found
+    if decoder is not None:
+        context = av.CodecContext.create(decoder, "r")
+        context.extradata, context.sample_rate, context.layout = found.extradata, found.sample_rate, found.layout
+        context.options = {"request_sample_fmt": "flt"}
+    context.thread_count = 1  # messages of other threads would be lost
+    return context
+
+
 def _codec(stream: Any) -> str:
     return stream.codec_context.name if stream.codec_context is not None else "unknown"
 
@@ -227,6 +266,7 @@ def _codec(stream: Any) -> str:
 def _decode(
     av: ModuleType,
     container: Any,
+    context: Any,
     stream: Stream,
     samples: _Samples,
     max_seconds: float,
@@ -235,13 +275,12 @@ def _decode(
 ) -> None:
     """Decode the stream into ``samples`` and require that it is whole."""
     first = container.streams.audio[0]
-    first.codec_context.thread_count = 1  # messages of other threads would be lost
     enough, ends, failed = int((max_seconds + 1) * stream.rate), 0, ""
     try:
         for packet in container.demux(first):
             if packet.pts is not None:
                 ends = max(ends, packet.pts + (packet.duration or 0))
-            for frame in packet.decode():
+            for frame in context.decode(packet):
                 if frame.sample_rate != stream.rate or frame.layout.nb_channels != stream.channels:
                     raise CannotOpenError("unsupported", "the rate or the channels change within the sound")
                 samples.add(frame)
