@@ -5,6 +5,7 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.decoding.containers import plain_pcm
 from m2dprep.audioprep.decoding.content import Content, is_plainly_no_sound, sampled_digest
 from m2dprep.audioprep.decoding.ffmpeg import ffmpeg_sound, has_ffmpeg, with_advice
-from m2dprep.audioprep.decoding.libraries import library_sound
+from m2dprep.audioprep.decoding.libraries import library_sound, opus_sound
 from m2dprep.audioprep.decoding.mp3 import listening
-from m2dprep.audioprep.decoding.opening import Source, checked_source, libsndfile_sound
+from m2dprep.audioprep.decoding.opening import Source, checked_source, libsndfile_sound, rewound
 from m2dprep.audioprep.decoding.sound import (
     UNKNOWN_FRAMES,
     AudioInfo,
@@ -53,7 +54,7 @@ def decode(
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
             try:
-                waveform = _decode_open(content, info, config, resample)
+                waveform = _decode_open(content, info, config, resample, libraries=ffmpeg is None)
             except CannotOpenError as refusal:
                 if ffmpeg is False:
                     raise with_advice(refusal, "--decoder auto would try FFmpeg") from refusal
@@ -67,7 +68,9 @@ def decode(
         raise
 
 
-def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
+def _decode_open(
+    content: Content, info: AudioInfo, config: ConvertConfig, resample: bool, libraries: bool
+) -> np.ndarray:
     try:
         pcm = plain_pcm(content)
         if pcm is not None and pcm.ends_the_file:
@@ -77,7 +80,10 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
             return _checked_waveform(pcm, info, config, resample)
         if source.mp3:
             return _decode_mp3(source, info, config, resample)
-        with libsndfile_sound(source) as sound:
+        if source.opus is not None and libraries:
+            with suppress(DecodeError), opus_sound(source, config.max_seconds) as sound:
+                return _checked_waveform(sound, info, config, resample)
+        with libsndfile_sound(rewound(source)) as sound:
             return _checked_waveform(sound, info, config, resample)
     except OSError as error:
         raise from_os_error(error, None) from error
@@ -86,9 +92,7 @@ def _decode_open(content: Content, info: AudioInfo, config: ConvertConfig, resam
 def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
     """Decode while listening to libmpg123; exclusively, if an error could be that of another thread's file."""
     for alone in (False, True):
-        if not isinstance(source.file, int):
-            source.file.seek(0)
-        with listening(alone) as heard, libsndfile_sound(source) as sound:
+        with listening(alone) as heard, libsndfile_sound(rewound(source)) as sound:
             waveform = _checked_waveform(sound, info, config, resample)
         if heard.error is None:
             break

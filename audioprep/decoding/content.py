@@ -33,6 +33,7 @@ class Content:
         self.size = os.fstat(descriptor).st_size if size is None else size
         self._is_whole = size is None
         self._copy: int | None = None
+        self._others: list[int] = []
         self.head = os.pread(descriptor, min(HEAD_BYTES, self.size), start)
 
     def at(self, offset: int, length: int) -> bytes:
@@ -56,13 +57,20 @@ class Content:
         if self._copy is None:
             copy = in_memory(self.at(start, BLOCK_BYTES) for start in range(0, self.size, BLOCK_BYTES))
             self._copy = copy
+            self._others.append(copy)
         return self._copy
 
+    def instead(self, data: bytes) -> int:
+        """The descriptor of a file in memory that holds ``data``; it is closed together with these bytes."""
+        descriptor = in_memory([data])
+        self._others.append(descriptor)
+        return descriptor
+
     def close(self) -> None:
-        os.close(self.descriptor)
-        if self._copy is not None:
-            os.close(self._copy)
-            self._copy = None
+        for descriptor in (self.descriptor, *self._others):
+            os.close(descriptor)
+        self._others.clear()
+        self._copy = None
 
     def positions(self, wanted: bytes, start: int = 0) -> Iterator[int]:
         """Every offset from ``start`` on at which the bytes ``wanted`` occur."""

@@ -10,6 +10,8 @@ whose pages are all right is whole to the last bit.
 
 from __future__ import annotations
 
+import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,8 +105,7 @@ def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
     """The number of samples in the consecutive frames from the first one on, and the offset of the last frame."""
     first = content.at(stated.frames_start, MAX_FRAME_HEADER_BYTES)
     expected, samples, last = 0, 0, stated.frames_start
-    for position in content.positions(first[:2], stated.frames_start):
-        header = content.at(position, MAX_FRAME_HEADER_BYTES)
+    for position, header in _possible_headers(content, first, stated.frames_start):
         frame = _frame_header(header, first)
         if frame is None:
             continue
@@ -116,6 +117,20 @@ def _count_samples(content: Content, stated: Stated) -> tuple[int, int]:
         elif frame.number > expected and not stated.samples:
             raise DecodeError("malformed", f"the FLAC frame at byte {position} is not the one that must follow")
     return samples, last
+
+
+def _possible_headers(content: Content, first: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """Every place from ``start`` on where a frame header like ``first`` may begin, and the bytes there."""
+    if len(first) < 4:
+        return
+    third = bytes(byte for byte in range(0x10, 0x100) if not (byte ^ first[2]) & 0x0F)
+    fourth = bytes(byte for byte in range(0x100) if not (byte ^ first[3]) & 0x0F)
+    pattern = re.compile(re.escape(first[:2]) + b"(?=[%b][%b])" % (re.escape(third), re.escape(fourth)), re.DOTALL)
+    while start < content.size:
+        block = content.at(start, BLOCK_BYTES + MAX_FRAME_HEADER_BYTES)
+        for found in pattern.finditer(block, 0, min(len(block), BLOCK_BYTES + 3)):
+            yield start + found.start(), block[found.start() : found.start() + MAX_FRAME_HEADER_BYTES]
+        start += BLOCK_BYTES
 
 
 def _frame_header(header: bytes, first: bytes) -> FrameHeader | None:
@@ -165,6 +180,7 @@ CRC_TABLE = bytes(_crc_of_byte(value) for value in range(256))
 
 MAGIC = b"OggS"
 HEADER_BYTES, MAX_SEGMENTS = 27, 255
+MAX_PAGE_BYTES = HEADER_BYTES + MAX_SEGMENTS + MAX_SEGMENTS * 255
 FIRST_PAGE, LAST_PAGE = 0x02, 0x04
 # Ogg's CRC-32 has zlib's polynomial, but takes the bits in the opposite order and starts with zeros.
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -217,6 +233,25 @@ def require_whole_ogg(content: Content) -> Patches:
     if position < content.size and (kind := sound_at(content.at(position, LOOK_BYTES))):
         raise several_sounds(position, kind)
     return {} if ended or last is None else _marked_as_last(content, last)
+
+
+# The place of Opus's header in a file. If the encoder's input had at most this rate, libsndfile decodes to a lower one.
+OPUS_HEAD, MAX_LOW_RATE = 28, 24000
+
+
+def opus_samples(content: Content) -> int | None:
+    """The number of samples at 48 kHz that a whole Ogg file holds, if it is Opus of one or two channels; else None."""
+    head = content.head
+    if head[OPUS_HEAD : OPUS_HEAD + 8] != b"OpusHead" or len(head) < OPUS_HEAD + 19:
+        return None
+    skipped, rate, _, family = struct.unpack_from("<HIhB", head, OPUS_HEAD + 10)
+    if family or rate <= MAX_LOW_RATE:
+        return None
+    tail = content.at(max(0, content.size - MAX_PAGE_BYTES), MAX_PAGE_BYTES)
+    last = tail.rfind(MAGIC)
+    if last < 0 or len(tail) < last + HEADER_BYTES:
+        return None
+    return int(struct.unpack_from("<q", tail, last + 6)[0]) - int(skipped)
 
 
 def _marked_as_last(content: Content, page: Page) -> Patches:

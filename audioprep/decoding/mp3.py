@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import IO, NamedTuple
 
 LAYER_2, LAYER_3 = 2, 1  # their codes in headers
@@ -255,7 +256,12 @@ def _run_length(data: bytes, position: int, free: int = 0) -> int:
 
 def _frame_at(data: bytes, position: int, free: int = 0) -> Frame | None:
     """The frame header of layer III or II at ``position``; None if there is none. ``free`` is as in `Mp3`."""
-    header = data[position : position + 4]
+    return _frame_of(data[position : position + 4], free)
+
+
+@lru_cache(maxsize=4096)  # the frames of a file have few different headers
+def _frame_of(header: bytes, free: int) -> Frame | None:
+    """The frame with this header of 4 bytes; None if it is no header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = (header[1] >> 3) & 3, (header[1] >> 1) & 3

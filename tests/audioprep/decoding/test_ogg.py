@@ -1,6 +1,7 @@
 """Ogg files are whole or failures: damaged, missing, repeated pages and chained files, which libsndfile reads over."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import soundfile
 
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.decode import decode
+from m2dprep.audioprep.decoding import libraries
+from m2dprep.audioprep.decoding.flac_ogg import _page_checksum
 from m2dprep.audioprep.decoding.sound import DecodeError
 
 CONFIG = ConvertConfig(PRESETS["16k"])
@@ -95,3 +98,82 @@ def test_several_files_in_a_row_are_not_taken_for_the_first(tmp_path: Path, subt
     data = encoded(subtype)
     reason, message = fault(tmp_path, data + encoded(subtype, seconds=1.0))
     assert (reason, f"begins at byte {len(data)}" in message) == ("unsupported", True)
+
+
+def with_head(data: bytes, **fields: int) -> bytes:
+    """An Opus file with other fields in its header, and the checksum of its first page mended."""
+    page = bytearray(data)
+    end = 27 + page[26] + page[27]
+    for name, value in fields.items():
+        form, at = {"skipped": ("<H", 10), "rate": ("<I", 12), "gain": ("<h", 16), "family": ("<B", 18)}[name]
+        struct.pack_into(form, page, 28 + at, value)
+    page[22:26] = bytes(4)
+    page[22:26] = _page_checksum(bytes(page[:end])).to_bytes(4, "little")
+    return bytes(page)
+
+
+def unmarked(data: bytes) -> bytes:
+    """An Opus file whose last page is not marked as the last one."""
+    start = page_starts(data)[-1]
+    page = bytearray(data[start:])
+    page[5] &= ~0x04
+    page[22:26] = bytes(4)
+    page[22:26] = _page_checksum(bytes(page)).to_bytes(4, "little")
+    return data[:start] + bytes(page)
+
+
+OPUS = [encoded("OPUS", 48000, channels, 1.2345) for channels in (1, 2)]
+# How many samples are skipped, the gain, the end of the stream: each read as libsndfile reads it.
+ALIKE = {
+    "mono": OPUS[0],
+    "stereo": OPUS[1],
+    "12.3 dB louder": with_head(OPUS[1], gain=round(12.3 * 256)),
+    "20 dB softer": with_head(OPUS[0], gain=-20 * 256),
+    "more samples skipped": with_head(OPUS[1], skipped=3840),
+    "none skipped": with_head(OPUS[0], skipped=0),
+    "input of 44.1 kHz": with_head(OPUS[1], rate=44100),
+    "input of 192 kHz": with_head(OPUS[0], rate=192000),
+    "no last page": unmarked(OPUS[1]),
+    "a tag behind": OPUS[1] + b"TAG".ljust(128),
+    "one packet": encoded("OPUS", 48000, 2, 0.01),
+}
+# Rates at which libsndfile decodes, by the rate in the header: FFmpeg would give 48 kHz.
+LOW = {"not said": (0, 8000), "8 kHz": (8000, 8000), "11 kHz": (11025, 12000), "16 kHz": (16000, 16000)}
+LOW |= {"22 kHz": (22050, 24000), "24 kHz": (24000, 24000)}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_opus_of_libopus_has_the_samples_of_libsndfile(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.opus").write_bytes(ALIKE[name])
+    waveform, info = decode(tmp_path / "x.opus", CONFIG, resample=False)
+    expected, by_libsndfile = decode(tmp_path / "x.opus", CONFIG, resample=False, ffmpeg=False)
+    assert len(waveform) == len(expected)
+    np.testing.assert_allclose(waveform, expected, rtol=0, atol=2e-6 * max(1.0, np.abs(expected).max()))
+    assert (info.decoder or "").startswith("libavcodec ")
+    assert (info.decoder or "").endswith(" libopus")
+    assert (by_libsndfile.decoder or "").startswith("libsndfile ")
+    assert (info.seconds, info.clipped) == (by_libsndfile.seconds, by_libsndfile.clipped)
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_opus_of_a_low_rate_keeps_it(tmp_path: Path, name: str) -> None:
+    stated, rate = LOW[name]
+    (tmp_path / "x.opus").write_bytes(with_head(OPUS[1], rate=stated))
+    _, info = decode(tmp_path / "x.opus", CONFIG)
+    assert (info.sample_rate, (info.decoder or "").split()[0]) == (rate, "libsndfile")
+
+
+@pytest.mark.parametrize("what", ["no PyAV", "no libopus", "another length"])
+def test_opus_that_libopus_does_not_read_is_left_to_libsndfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "x.opus").write_bytes(OPUS[1])
+    if what == "no PyAV":
+        monkeypatch.setattr(libraries, "libraries", lambda: None)
+    elif what == "no libopus":
+        monkeypatch.setattr(libraries, "LIBOPUS", "libnone")
+    else:
+        monkeypatch.setattr("m2dprep.audioprep.decoding.opening.opus_samples", lambda content: 12345)
+    waveform, info = decode(tmp_path / "x.opus", CONFIG)
+    assert (info.decoder or "").startswith("libsndfile ")
+    assert len(waveform) == -(-round(1.2345 * 48000) // 3)
