@@ -84,7 +84,7 @@ class ModelFiles:
 
     def made_with(self) -> dict[str, str]:
         """The versions of libraries with which its files were written, as far as they say so."""
-        found = {}
+        found: dict[str, str] = {}
         for file, keys in (("config.json", ("transformers_version",)), (OWN_SETTINGS, ("__version__",))):
             said = self._said(file)
             for key in keys:
