@@ -210,6 +210,13 @@ STAGES = (
         replaces=("excluded.csv",),
     ),
     Stage(
+        "captions join-lists --overwrite",
+        "captions join-lists data/files_audioset.csv --exclude mine_new.csv -o joined.csv --overwrite",
+        after="captions fill",
+        setup=("captions join-lists data/files_audioset.csv -o joined.csv",),
+        replaces=("joined.csv*",),
+    ),
+    Stage(
         "captions check", f"captions check {CAPTIONS} --drop near_duplicate -o checked.parquet", after="captions add"
     ),
     Stage(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-from _caption_tables import LABELS, sentences, write_segments, youtube_ids
+from _caption_tables import LABELS, one_array, sentences, write_segments, youtube_ids
 
 from m2dprep.artifacts.tables import write_file_list
 
@@ -99,11 +99,13 @@ def _vggsound_ids(n: Sizes) -> np.ndarray:
 
 
 def _texts(values: np.ndarray | pa.Array) -> pa.Array:
-    return pa.array(values).cast(pa.string()) if isinstance(values, np.ndarray) else values
+    return one_array(pa.array(values)).cast(pa.string()) if isinstance(values, np.ndarray) else values
 
 
 def _joined(*parts: str | np.ndarray | pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise(*(part if isinstance(part, str) else _texts(part) for part in parts), "")
+    return one_array(
+        pc.binary_join_element_wise(*(part if isinstance(part, str) else _texts(part) for part in parts), "")
+    )
 
 
 def _list(root: Path, name: str, *files: pa.Array) -> None:

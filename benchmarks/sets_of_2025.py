@@ -36,14 +36,14 @@ FOLDERS = ("audioset", "vggsound", "wavcaps", "audiocaps", "clotho", "auto_acd")
 
 
 def stages(root: Path) -> list[Stage]:
-    """The recipe's stages of lists and captions, on the sets in ``root``."""
+    """The recipe's stages of lists and captions, on the sets in ``root``, which the environment names from now on."""
     os.environ |= {name.upper(): str(root / name) for name in FOLDERS} | {"M2DPREP_DATA": str(root / "data")}
     recipe = read_recipe(RECIPE, all_stage_kinds())
     return [stage for stage in recipe.stages if stage.kind.name.startswith("captions ")]
 
 
-def run(stage: Stage) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak MiB of a stage."""
+def run(stage: Stage) -> tuple[float, float]:
+    """Seconds and CPU seconds of a stage."""
     started = time.perf_counter()
     words = [sys.executable, "-m", "m2dprep", *stage.kind.arguments(stage.values, "--json")]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -52,7 +52,7 @@ def run(stage: Stage) -> tuple[float, float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(words)}\n{said}")
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
 
 
 def counted(data: Path) -> dict[str, int]:
@@ -62,6 +62,7 @@ def counted(data: Path) -> dict[str, int]:
         for path in (data / "lists").glob("*.csv")
         if not path.stem.startswith("exclude_")
     }
+    found |= {path.stem.removeprefix("train_"): len(read_file_list(path)) for path in data.glob("train_*.csv")}
     for path in (data / "captions").glob("*.parquet"):
         found[path.stem] = len(read_captions(path, ["clip_id"])["clip_id"].unique())
     return found
@@ -95,7 +96,7 @@ def main() -> None:
         counts = {item["values"]: item["counts"] for item in of_source.value_counts().to_pylist()}
         rows_of_all = pq.ParquetFile(root / "data/captions.parquet").metadata.num_rows
     print(f"{machine()}; scale {scale:g}\n")
-    print(table(["stage", "seconds", "CPU seconds", "peak MiB"], rows))
+    print(table(["stage", "seconds", "CPU seconds"], rows))
     print()
     print(table(["list or table", "files or clips"], [[name, f"{number:,}"] for name, number in sorted(found.items())]))
     print(f"\nVGGSound's captions: {counts}; captions of all: {rows_of_all:,}")

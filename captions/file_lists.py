@@ -12,10 +12,11 @@ import pyarrow as pa
 from m2dprep.artifacts.clips.clip_id import LOG_MEL_SUFFIX
 from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
-from m2dprep.artifacts.layout import require_file
+from m2dprep.artifacts.layout import require_file, training_list_of
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import is_as_written, read_file_list, verify_file_list, write_proven_csv
 from m2dprep.artifacts.text_files import EXAMPLES, Tally
+from m2dprep.artifacts.training_lists import write_origin
 from m2dprep.captions.sources.exclusion import ExclusionCounts, ExclusionList, keep_clips
 from m2dprep.captions.training_list import require_read_alone
 
@@ -65,7 +66,7 @@ def join_lists(
     """Write ``output``: the files of all ``lists``, one list after the other, in the order of each; no path twice.
 
     With ``only``, a file stays if one of these lists means it (`artifacts.clips.matching`); then those that ``exclude``
-    names are left out, as from a training list. An equal list stays as it is.
+    names are left out, as from a training list; a list by itself may become its own training list. An equal one stays.
 
     Raises `UserError` if no file is left or a list is not as it was written, and `FingerprintConflictError` if
     ``output`` is another list and ``overwrite`` is not set.
@@ -87,6 +88,8 @@ def join_lists(
     if not kept:
         raise UserError(f"no file is left of {count:,} in {', '.join(read)}.")
     changed = _write(output, kept, overwrite)
+    if list(lists) == [path for path in lists if output == training_list_of(path)]:
+        write_origin(output, lists[0])
     return JoinedCounts(
         {path: len(part) for path, part in read.items()},
         len(kept),

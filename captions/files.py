@@ -6,8 +6,9 @@ Tables are read, ``captions.parquet`` is written atomically, and lists of rows a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,9 @@ def fill_file(
         more = pool.submit(read_source, ACALT4, acalt4) if acalt4 else None
         clips = read_segments(segments, names)
         merged = fill(clips, first and first.result(), options, more and more.result())
-    changed = write_result(output, merged.assembly, overwrite=overwrite)
-    write_unmatched(unmatched, merged)
+    changed = write_result(
+        output, merged.assembly, overwrite=overwrite, before=partial(write_unmatched, unmatched, merged)
+    )
     return dataclasses.replace(merged.coverage, changed=changed)
 
 
@@ -118,8 +120,9 @@ def add_file(
     else:
         require_file(captions, "the table of captions; `m2dprep captions fill` makes it")
         merged = add(read_captions(captions), rows, source, options=options)
-    changed = write_result(output, merged.assembly, overwrite=overwrite)
-    write_unmatched(unmatched, merged)
+    changed = write_result(
+        output, merged.assembly, overwrite=overwrite, before=partial(write_unmatched, unmatched, merged)
+    )
     return dataclasses.replace(merged.coverage, changed=changed)
 
 
@@ -146,8 +149,13 @@ def require_new_file(output: Path, inputs: Sequence[Path]) -> None:
             raise UserError(f"{output} is an input, and inputs are never changed: write to another file, as -o {other}")
 
 
-def write_result(output: Path, assembly: Assembly, *, overwrite: bool) -> bool:
+def write_result(
+    output: Path, assembly: Assembly, *, overwrite: bool, before: Callable[[], None] = lambda: None
+) -> bool:
     """Write a table, unless ``output`` already holds it. Returns whether it was written.
+
+    ``before`` writes what is said of the table: if it is stopped, there is no table yet, and the same command writes
+    both.
 
     Raises `FingerprintConflictError` if ``output`` holds something else and ``overwrite`` is not set.
     """
@@ -155,12 +163,14 @@ def write_result(output: Path, assembly: Assembly, *, overwrite: bool) -> bool:
         if output.exists() and not overwrite:
             there = read_captions(output)
             if assembly.table().equals(there):
+                before()
                 return False
             counts = ", ".join(f"{count:,} from {name}" for name, count in count_sources(there).items())
             raise FingerprintConflictError(
                 f"{output} is there already, with other captions than these inputs give ({counts or 'none'}). Choose "
                 "another --output, or --overwrite to replace all of it."
             )
+        before()
         write_captions(output, assembly)
     return True
 

@@ -37,8 +37,24 @@ captions_output_option = output_option(required=True, help="Write the captions t
 overwrite_table_option = click.option("--overwrite", is_flag=True, help="Replace an output that holds other captions.")
 
 
+class FillCommand(TableCommand):
+    """Says which command reads the other sets of captions."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, arguments)
+        except click.NoSuchOption as error:
+            if (kind := next((kind for kind in ENTRIES if kind.option == error.option_name), None)) is None:
+                raise
+            raise click.UsageError(
+                f"fill gives every segment one caption, and has no {kind.option}: add {kind.title} to its table with "
+                f"m2dprep captions add FILLED {kind.option} FILE -o OUTPUT",
+                context,
+            ) from error
+
+
 @stage()
-@click.command(cls=TableCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
+@click.command(cls=FillCommand, short_help="A caption for every AudioSet segment, Auto-ACD's or its labels.")
 @titled(
     "What to read",
     click.option(
@@ -288,13 +304,8 @@ def add(
         click.echo(f"{path}: ids from the column {names!r}, captions from {', '.join(map(repr, texts))}.", err=True)
     for line in found.lines():
         click.echo(line, err=True)
-    options = AddOptions(
-        choices["replace"],
-        choices["new_clips"],
-        choices["debias"],
-        read_lists(choices["exclude"]),
-        choices["instead"],
-    )
+    flags = {name: choices[name] for name in ("replace", "new_clips", "debias", "instead")}
+    options = AddOptions(**flags, exclude=read_lists(choices["exclude"]))
     coverage = add_file(
         captions_path,
         found.rows,

@@ -245,13 +245,14 @@ def join_lists(
 ) -> None:
     """Join lists of log-mels of one data directory into a list for train --files, in the order given.
 
-    A path that comes again is left out. A name in --only keeps the file that it means as the id of a clip would; where
-    no file has it, it is tried with "wav" for "npy", since some programs replaced every "wav" in names.
+    Of files_NAME.csv alone it may make train_NAME.csv, which train reads in its place. A path that comes again is left
+    out. A name in --only keeps the file that it means as the id of a clip would; where no file has it, it is tried with
+    "wav" for "npy", since some programs replaced every "wav" in names.
 
     \b
     Examples:
       m2dprep captions join-lists data/files_audioset.csv data/files_vggsound.csv --exclude audiocaps.csv -o all.csv
-      m2dprep captions join-lists data/files_clotho.csv --only development.csv --exclude esc50.csv -o clotho.csv
+      m2dprep captions join-lists data/files_clotho.csv --only development.csv -o data/train_clotho.csv
     """
     from m2dprep.captions.file_lists import join_lists as join
 

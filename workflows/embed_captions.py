@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from m2dprep.artifacts.embeddings.store import META, index_of
+from m2dprep.artifacts.embeddings.writer import require_captions_of
 from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.batches import GPU_BATCH_TOKENS, EncodedBlock
 from m2dprep.captions.embedding.embed import Advance, BlockRunner, Embedded, embed_captions, require_captions
@@ -43,7 +45,10 @@ def embed_with_workers(
     order in which they finish change no byte. Also returns the encoder. Raises what `embed_captions` raises, and
     `UserError` if a worker's encoder differs from this process's.
     """
-    require_captions(captions)  # before the seconds that an encoder takes
+    table = require_captions(captions)  # before the seconds that an encoder takes
+    if not overwrite and reuse is None and (out / META).exists():
+        require_captions_of(out, index_of(table), request.known_settings() | {"dtype": dtype})
+    del table
     pool = WorkerPool.of(pool)
     encoder = load_for_client(request, pool)
     runner = None if pool.here else run_on(encoder, request, pool)

@@ -309,18 +309,38 @@ class EmbeddingStoreWriter:
             return False
         old = settings_in(stored, self._identity)
         if {key for key in old if old[key] != self._identity[key]} in ({"rows_digest"}, {"rows_digest", "rows"}):
-            raise FingerprintConflictError(
-                f"{self.folder} holds the embeddings of other captions ({old['rows']:,} rows, now "
-                f"{self._identity['rows']:,}; their digests differ). With --overwrite "
-                "only the texts that are new are encoded, and this store stays until the new one is complete; --reuse "
-                f"{self.folder} does the same into another folder."
-            )
+            raise _of_other_captions(self.folder, old["rows"], self._identity["rows"])
         require_same(old, self._identity, self.folder)
         return True
 
     def _remove(self, *names: str) -> None:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _of_other_captions(folder: Path, there: int, now: int) -> FingerprintConflictError:
+    return FingerprintConflictError(
+        f"{folder} holds the embeddings of other captions ({there:,} rows, now {now:,}; their digests differ). With "
+        "--overwrite only the texts that are new are encoded, and this store stays until the new one is complete; "
+        f"--reuse {folder} does the same into another folder."
+    )
+
+
+def require_captions_of(folder: Path, index: pa.Table, settings: Mapping[str, Any]) -> None:
+    """Raise `FingerprintConflictError` if the finished store in ``folder`` was made of other captions than ``index``'s.
+
+    That is known before an encoder is loaded. A store that is unfinished, damaged, or made with other ``settings``, as
+    far as these are known, is left to the writer, which tells what differs.
+    """
+    try:
+        stored = read_object(folder / META)
+        if stored is None or (folder / PROGRESS).exists() or settings_in(stored, settings) != dict(settings):
+            return
+        rows = int(stored["rows"])
+    except (UserError, OSError, KeyError, TypeError, ValueError):
+        return
+    if rows != index.num_rows or stored.get("rows_digest") != rows_digest(index):
+        raise _of_other_captions(folder, rows, index.num_rows)
 
 
 def _packed(done: np.ndarray) -> str:

@@ -190,7 +190,10 @@ class TextTokenizer:
 
     def is_empty(self, text: str) -> bool:
         """Whether a text has no token at all, not even a special one."""
-        return not self._ending and not self._tokenizer([self.prepared(text)], padding=False)["input_ids"][0]
+        return (
+            not self._ending
+            and not self._tokenizer([self.prepared(text)], padding=False, verbose=False)["input_ids"][0]
+        )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """The tokens of every text, at least one each: a text without any becomes a single padding token."""

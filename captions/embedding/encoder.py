@@ -38,6 +38,11 @@ class EncoderRequest:
     trust_remote_code: bool = False
     eos: bool | None = None
 
+    def known_settings(self) -> dict[str, Any]:
+        """The settings of a store that are known before the encoder is loaded: those not left to the model."""
+        asked = {"prefix": self.prefix, "normalized": self.normalize, "max_length": self.max_length}
+        return {"pooling": self.pooling} | {key: value for key, value in asked.items() if value is not None}
+
     def load(self) -> TextEncoder:
         """Load the encoder; imports torch. Raises the errors of `load_encoder`."""
 

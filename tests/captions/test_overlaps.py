@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.captions.overlaps import overlaps, read_sets, write_exclude_list
 from m2dprep.captions.sources.evaluation_sets import FORMS, Sound, read_evaluation_sets
 from m2dprep.captions.sources.exclusion import keep_clips, read_exclusion
+from m2dprep.cli.main import m2dprep
 
 A, B, C = "-abcdefghi1", "Yabcdefg_i2", "abcdefghij_"
 
@@ -244,3 +246,35 @@ def test_any_bytes_give_sounds_or_a_user_error(
         assert read_evaluation_sets(path)
     except UserError as error:
         assert "any.set" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [
+        ([], {A, B, "FreeSound/7", "FSD50K.dev_audio/7", "FSD50K.eval_audio/7", "Sound 7.wav"}),
+        (["youtube"], {A, B}),
+        (["freesound"], {"FreeSound/7", "FSD50K.dev_audio/7", "FSD50K.eval_audio/7", "Sound 7.wav"}),
+        (["youtube", "freesound"], {A, B, "FreeSound/7", "FSD50K.dev_audio/7", "FSD50K.eval_audio/7", "Sound 7.wav"}),
+    ],
+)
+def test_only_the_names_of_some_kinds(tmp_path: Path, by: list[str], names: set[str]) -> None:
+    """The names that Clotho gives its sounds count as FreeSound's, whose ids tell which they are."""
+    (tmp_path / "list.json").write_text(json.dumps({"AudioSet": [f"Y{A}.wav", f"Y{B}.wav"], "FreeSound": ["7"]}))
+    clotho(tmp_path / "clotho.csv", 7, 8)
+    words = [word for kind in by for word in ("--by", kind)]
+    out = tmp_path / "out.csv"
+    start = ["captions", "exclude-list", str(tmp_path / "list.json")]
+    result = CliRunner().invoke(
+        m2dprep,
+        [*start, "--trained", str(tmp_path / "clotho.csv"), *words, "-o", str(out)],
+    )
+    assert result.exit_code == 0, result.output
+    assert {row.split(",")[0].strip('"') for row in out.read_text().splitlines()[1:]} == names
+
+
+def test_no_name_of_the_kind_is_an_error(tmp_path: Path) -> None:
+    vggsound(tmp_path / "v.csv", **{A: "test"})
+    words = ["captions", "exclude-list", str(tmp_path / "v.csv"), "--by", "freesound", "-o", str(tmp_path / "o.csv")]
+    result = CliRunner().invoke(m2dprep, words)
+    assert result.exit_code == 2
+    assert "none of the sounds is known by FreeSound id" in result.stderr

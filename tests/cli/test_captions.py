@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,10 @@ import pytest
 from click.testing import Result
 
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_parquet
+from m2dprep.captions import files
 from tests.cli.invocation import refused, run
 
-GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list"]
+GROUP = ["fill", "add", "merge", "keywords", "check", "show", "training-list", "join-lists"]
 
 
 @pytest.fixture
@@ -51,6 +53,75 @@ def rows(path: Path) -> list[tuple[str, str, str, int, str | None]]:
         (row["clip_id"], row["caption"], row["source"], row["caption_index"], row["split"])
         for row in read_captions(path).to_pylist()
     ]
+
+
+@pytest.mark.parametrize("option", ["--clotho", "--wavcaps", "--audiocaps", "--vggsound", "--csv", "--webdataset"])
+def test_fill_names_the_command_that_reads_other_sets(tables: Path, option: str) -> None:
+    result = fill(tables, option, tables / "train.csv")
+    assert result.exit_code == 2
+    assert f"m2dprep captions add FILLED {option} FILE" in result.stderr
+    assert not (tables / "c.parquet").exists()
+
+
+def test_fill_knows_no_option_that_nobody_has(tables: Path) -> None:
+    assert "captions add" not in fill(tables, "--clothing", tables / "train.csv").stderr
+
+
+@pytest.mark.parametrize("command", ["fill", "add"])
+def test_a_stop_leaves_no_table_without_what_is_said_of_it(
+    tables: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Stopped while the table is written: the same command then writes both, and an old table never lacks its list."""
+    unmatched, output = tables / "unmatched.csv", tables / "c.parquet"
+    run_it = partial(fill, tables, "--unmatched", unmatched)
+    if command == "add":
+        fill(tables)
+        output = tables / "d.parquet"
+        more = ("--acalt4", tables / "acalt4.csv", "-o", output, "--unmatched", unmatched)
+        run_it = partial(run, "captions", "add", tables / "c.parquet", *more)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_assembly", stopped)
+        assert run_it().exit_code == 130
+    assert unmatched.exists()
+    assert not output.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_csv", stopped)
+        assert run_it().exit_code == 130
+    assert not output.exists()
+    assert run_it().exit_code == 0
+    unmatched.unlink()
+    assert run_it().exit_code == 0  # the table is there, and its list is written again
+    assert unmatched.exists()
+
+
+def test_instead_leaves_out_what_other_sources_say_of_the_same_clips(tables: Path) -> None:
+    (tables / "vggsound.csv").write_text("YXqu1CeA2c4,30,dog,train\n-bcdefghijk,0,cat,test\n")
+    (tables / "acd.csv").write_text(
+        "youtube_id,caption\nYXqu1CeA2c4_000030,A.\nY-bcdefghijk,B.\nYXqu1CeA2c4_000040,C.\n"
+    )
+    assert run("captions", "add", "--vggsound", tables / "vggsound.csv", "-o", tables / "v.parquet").exit_code == 0
+    command = ("captions", "add", tables / "v.parquet", "--auto-acd", tables / "acd.csv", "--instead")
+    assert run(*command, "-o", tables / "o.parquet").exit_code == 0
+    assert rows(tables / "o.parquet") == [
+        ("YXqu1CeA2c4_000030", "A.", "auto_acd", 0, None),
+        ("-bcdefghijk_000000", "The sound of cat.", "vggsound", 0, None),
+    ]
+    alone = run("captions", "add", "--vggsound", tables / "vggsound.csv", "--instead", "-o", tables / "x.parquet")
+    assert alone.exit_code == 2
+    assert "--instead leaves out captions of CAPTIONS" in alone.stderr
+
+
+def test_a_prefix_tells_the_clips_of_two_sets_apart(tables: Path) -> None:
+    (tables / "audiocaps.csv").write_text("audiocap_id,youtube_id,start_time,caption\n1,-bcdefghijk,30,A.\n2,,3,B.\n")
+    command = ("captions", "add", "--audiocaps", tables / "audiocaps.csv", "--id-prefix", "Y")
+    result = run(*command, "-o", tables / "a.parquet")
+    assert result.exit_code == 0, result.stderr
+    assert rows(tables / "a.parquet") == [("Y-bcdefghijk", "A.", "audiocaps", 0, None)]
+    assert "2 captions = 1 done + 0 skipped + 1 failed" in result.stderr
 
 
 FILLED = [

@@ -90,7 +90,8 @@ def test_who_takes_what() -> None:
     assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--output"] == {
         "stats", "unpack", "captions fill", "captions add", "captions merge", "captions keywords", "captions check",
-        "captions training-list", "captions exclude-list", "train", "plot", "demo", "evaluate zero-shot",
+        "captions training-list", "captions exclude-list", "captions join-lists", "train", "plot", "demo",
+        "evaluate zero-shot",
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
         "evaluate compare",

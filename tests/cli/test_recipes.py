@@ -83,7 +83,7 @@ WRITTEN = {
     "sound-set": {"out"}, "melspec": {"dst"}, "stats": {"output"}, "unpack": {"output"},
     "captions fill": {"output", "unmatched"}, "captions add": {"output", "unmatched"}, "captions merge": {"output"},
     "captions keywords": {"output"}, "captions check": {"output", "findings"}, "captions training-list": {"output"},
-    "captions exclude-list": {"output"}, "check": {"leaks_csv"},
+    "captions exclude-list": {"output"}, "captions join-lists": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
     "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
@@ -158,7 +158,7 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return "80x208"
     numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
-    others = ("patience", "nodes", "gpus", "check", "port", "timeout")
+    others = ("patience", "nodes", "gpus", "check", "port", "timeout", "hint")
     number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))
     return (1 if "ratio" in key else 4) if number else f"-{key}"
 

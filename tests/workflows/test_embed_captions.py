@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.captions.embedding.encoder import EncoderRequest
 from m2dprep.workflows import embed_captions
@@ -53,6 +54,27 @@ def encode_after_a_death(shard: Any, marker: Path, **named: Any) -> Any:
         encode_shard(shard[:1], **named)
         os.kill(os.getpid(), signal.SIGKILL)
     return encode_shard(shard, **named)
+
+
+def test_a_store_of_other_captions_is_refused_before_the_encoder_is_loaded(
+    captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a recipe whose captions have changed, which then replaces the store, loads the encoder once."""
+    loads: list[str] = []
+    plain = EncoderRequest.load
+    monkeypatch.setattr(EncoderRequest, "load", lambda self: loads.append(self.name_or_path) or plain(self))
+    embed_with_workers(captions, tmp_path / "store", REQUEST)
+    rows = pq.read_table(captions)
+    for changed in (rows.slice(1), rows.take(pa.array([1, 0, *range(2, len(rows))]))):
+        write_captions(captions, changed.cast(CAPTIONS_SCHEMA))
+        loads.clear()
+        with pytest.raises(FingerprintConflictError, match=f"other captions .200 rows, now {len(changed)}"):
+            embed_with_workers(captions, tmp_path / "store", REQUEST)
+        assert loads == []
+    with pytest.raises(FingerprintConflictError, match="pooling"):  # whose settings it tells, too
+        embed_with_workers(captions, tmp_path / "store", replace(REQUEST, pooling="cls"))
+    result, _ = embed_with_workers(captions, tmp_path / "store", REQUEST, overwrite=True)
+    assert (result.done, result.reused) == (0, 200)
 
 
 def test_workers_change_no_byte_not_even_when_one_dies(

@@ -47,6 +47,29 @@ LISTED = {
     "two seconds of a video": ([f"l/{ID}_000010.npy", f"l/{ID}_000020.npy"], [ID], [None, None]),
     "two seconds of a video, one known": ([f"l/{ID}_000010.npy", f"l/{ID}_000020.npy"], [f"{ID}_000010"], [0, None]),
     "an id before its form": ([f"l/{ID}.npy", f"l/Y{ID}.npy"], [ID], [ID, None]),
+    "a video's own clip beside VGGSound's": (
+        [f"l/{ID}_000010.npy", f"k/Y{ID}.npy"],
+        [f"{ID}_000010", ID],
+        [f"{ID}_000010", ID],
+    ),
+    "two of VGGSound's beside it": (
+        [f"l/{ID}_000010.npy", f"l/{ID}_000020.npy", f"k/Y{ID}.npy"],
+        [f"{ID}_000010", ID],
+        [f"{ID}_000010", None, None],
+    ),
+    "a video in two sets": (
+        [f"as_lms/Y{OTHER}.npy", f"wavcaps_lms/AudioSet_SL_flac/Y{OTHER}.npy"],
+        [OTHER, f"AudioSet_SL/Y{OTHER}"],
+        [OTHER, f"AudioSet_SL/Y{OTHER}"],
+    ),
+    "AudioCaps' own ids": ([f"l/Y{OTHER}.npy"], [OTHER, f"Y{OTHER}"], [f"Y{OTHER}"]),
+    "a folder named after a format": (
+        ["w/FreeSound_flac/1.npy", "w/BBC_Sound_Effects_flac/1.npy", "w/a_wav/b_mp3/2.npy"],
+        ["FreeSound/1", "a/b/2"],
+        ["FreeSound/1", None, "a/b/2"],
+    ),
+    "a format in the id": (["w/FreeSound/1.npy"], ["FreeSound_flac/1"], ["FreeSound_flac/1"]),
+    "a word before a format": (["w/my_flac_files/1.npy"], ["my_files/1"], [None]),
     "numbered takes": (["l/dog_barking_01.npy", "l/dog_barking_02.npy"], ["dog_barking"], [None, None]),
     "a name and its takes": (["l/dog_barking.npy", "l/dog_barking_01.npy"], ["dog_barking"], ["dog_barking", None]),
     "ids in AudioSet's form": ([f"l/{ID}.npy", f"l/Y{OTHER}_30.npy"], [f"Y{ID}", f"Y{OTHER}"], [f"Y{ID}", f"Y{OTHER}"]),
@@ -125,15 +148,26 @@ def one_at_a_time(files: list[str], clips: list[str]) -> list[int]:
     for file in files:
         for rank, text in readings(file):
             claims[text].append((rank, file))
-    result = []
-    for file in files:
-        usable = [
-            text
-            for rank, text in readings(file)
-            if text in clips and not [other for level, other in claims[text] if level <= rank and other != file]
-        ]
-        result.append(clips.index(usable[0]) if usable else NO_CLIP)
-    return result
+    settled: dict[str, tuple[int, str]] = {}
+
+    def counts(level: int, other: str) -> bool:
+        """Whether a claim counts: not to a YouTube id, by a file that has a clip by a more literal reading."""
+        return level < 3 or other not in settled or settled[other][0] >= level
+
+    for rank in range(5):
+        found = {}
+        for file in files:
+            usable = [
+                text
+                for level, text in readings(file)
+                if level == rank
+                and text in clips
+                and not any(at <= rank and other != file and counts(at, other) for at, other in claims[text])
+            ]
+            if usable and file not in settled:
+                found[file] = rank, usable[0]
+        settled |= found
+    return [clips.index(settled[file][1]) if file in settled else NO_CLIP for file in files]
 
 
 STEMS = st.sampled_from(
