@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: tests and workers run side by side.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# Byte code is kept even where Python is told not to: pytest rewrites every test, and hundreds of processes are started.
+BYTE_CODE := PYTHONDONTWRITEBYTECODE=
 DEMO_DIR ?= m2dprep-demo
 
 # The Python that has the CUDA build of torch, the time for all parts of `make gpu`, and where its results go.
@@ -28,10 +30,10 @@ demo: install  ## every stage on a small synthetic AudioSet-like set, in $(DEMO_
 	$(BIN)/m2dprep demo --output $(DEMO_DIR) $(DEMO_FLAGS)
 
 check: lint  ## lint, types and the quick tests, while you work
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS)
+	$(ONE_THREAD) $(BYTE_CODE) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS)
 
 test: lint  ## lint and the whole test suite, in parallel
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+	$(ONE_THREAD) $(BYTE_CODE) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

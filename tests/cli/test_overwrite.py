@@ -25,24 +25,26 @@ sys.path.insert(0, str(BENCHMARKS))
 try:
     from _fault_injection import LIBRARY, compile_library
     from _fault_stages import STAGES
+    from _fault_trials import with_predecessors
 finally:
     sys.path.remove(str(BENCHMARKS))
 
 REPLACING = [stage for stage in STAGES if stage.replaces]
-# Stages that import the same modules run in one process.
+# Stages that need torch, themselves or for what comes before them, run in one process: it is imported once.
 GROUPS: dict[str, list[str]] = {}
 for _stage in REPLACING:
-    _group = "torch" if _stage.imports else _stage.name.split()[0].rstrip(",")
-    GROUPS.setdefault(_stage.name if _group == "torch" else _group, []).append(_stage.name)
+    _group = "torch" if any(each.imports for each in with_predecessors([_stage])) else "light"
+    GROUPS.setdefault(_group, []).append(_stage.name)
 
 # Tries every stage of NAMES at its last calls, and prints the problems by stage and failure.
 PROGRAM = """
 import errno, importlib, json, sys
 from pathlib import Path
 from _fault_injection import FAIL, KILL_AFTER, KILL_BEFORE, TAKES_SPACE, Injection, Injector
-from _fault_process import adopt_orphans, fork_stages
+from _fault_process import adopt_orphans, fork_stages, freeze
 from _fault_stages import STAGES, in_small_parts
 from _fault_trials import FAULT, KILL, Bench, with_predecessors
+from faults import import_noted
 
 def failures(calls):
     "The last calls that take space, rename, or read the inputs, refused or the last of the process."
@@ -66,7 +68,8 @@ in_small_parts()
 fork_stages()
 adopt_orphans()
 bench = Bench(root, Injector(root / "work"))
-bench.prepare(stages)
+bench.prepare(stages, lambda: import_noted(root / "modules"))
+freeze()
 found = {}
 for stage in stages:
     tried, struck, problems = 0, 0, {}

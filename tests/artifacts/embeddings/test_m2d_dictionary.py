@@ -249,11 +249,12 @@ def doubled(times: int) -> bytes:
     return b")q\x63" + b"h\x63h\x63\x86q\x63" * times
 
 
-DEEP = b")" + b"\x85" * 3_000_000
+# Deep enough to overflow the stack of whoever hashes or shows it.
+DEEP = b")" + b"\x85" * 300_000
 ARRAY = pickle.dumps(np.ones(4, np.float16), protocol=2)[2:-1]
 BOMBS = {
     f"{what} in {place}": opcodes
-    for what, bomb in (("doubled tuples", doubled(100)), ("three million tuples", DEEP))
+    for what, bomb in (("doubled tuples", doubled(100)), ("300,000 tuples", DEEP))
     for place, opcodes in {
         "a module's name": b"\x80\x04" + bomb + b"\x8c\x01x\x93.",
         "a name": b"\x80\x04\x8c\x05numpy" + bomb + b"\x93.",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,11 @@ def double(shard: Sequence[int]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wavs")
+    return write_clips(tmp_path_factory.mktemp("clips") / "wavs")
+
+
+def write_clips(folder: Path) -> Path:
+    folder.mkdir()
     for seed in range(CLIPS):
         noise = 0.1 * np.random.default_rng(seed).standard_normal(16000)
         soundfile.write(folder / f"{seed}.wav", noise, 16000, subtype="PCM_16")
@@ -71,13 +76,15 @@ SURROUNDINGS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("prefix", SURROUNDINGS.values(), ids=SURROUNDINGS.keys())
-def test_surroundings_in_which_workers_work(tmp_path: Path, src: Path, prefix: list[str]) -> None:
+def test_surroundings_in_which_workers_work(prefix: list[str]) -> None:
     tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"not allowed here: {tried.stderr.strip()}")
-    done = melspec(src, tmp_path / "a_lms", prefix)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "a_lms").glob("*.npy"))) == CLIPS
+    with tempfile.TemporaryDirectory() as folder:  # not below /dev/shm, where other folders of tests may be
+        write_clips(Path(folder, "wavs"))
+        done = melspec(Path(folder, "wavs"), Path(folder, "a_lms"), prefix)
+        assert done.returncode == 0, done.stderr
+        assert len(list(Path(folder, "a_lms").glob("*.npy"))) == CLIPS
 
 
 def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, src: Path) -> None:

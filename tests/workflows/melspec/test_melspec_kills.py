@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,17 +46,6 @@ def snapshot(data: Path) -> dict[str, bytes | None]:
         for path in data.rglob("*")
         if path.name != "lock"
     }
-
-
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory if possible: hundreds of runs sync every file that they write."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 200 << 20:
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(prefix="m2dprep-kills-", dir=memory) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
