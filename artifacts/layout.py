@@ -60,6 +60,11 @@ class LmsLayout:
         return Path(os.path.abspath(self.root))  # noqa: PTH100 (links are not followed)
 
     @property
+    def archives(self) -> Path:
+        """The indices of archives of sounds."""
+        return self.melspec / "archives"
+
+    @property
     def files_csv(self) -> Path:
         return self.data / f"files_{self.name}.csv"
 

@@ -19,12 +19,15 @@ from pathlib import Path
 from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
+from m2dprep.artifacts.reading import last_progress, progress, reads_given_up
 from m2dprep.audioprep.decoding.content import Content
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Input, Source
 
 FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
 WRITES_AT_ONCE = 8
+LOOK_SECONDS = 0.5
 # An operation that waits for longer than this on average is left to threads. Threads cost a worker some processor time
 # for each array, so that those that write must save more than the few milliseconds of a busy local disk.
 SLOW_OPEN_SECONDS, SLOW_WRITE_SECONDS = 0.005, 0.015
@@ -73,7 +76,7 @@ class Opened:
             with OPENING.watched():
                 return self._where.open(info)
         try:
-            content, found = begun.result()
+            content, found = _awaited(begun)
         except DecodeError as error:
             _copy(error.info, info)
             raise
@@ -84,6 +87,21 @@ class Opened:
         self._where.read_through()
 
 
+def _awaited(begun: Future[tuple[Content, AudioInfo]]) -> tuple[Content, AudioInfo]:
+    """The result of a thread that reads. While its read gives something, so does that of the thread that waits."""
+    seen = 0.0
+    while True:
+        try:
+            return begun.result(timeout=LOOK_SECONDS)
+        except TimeoutError:
+            if begun.done():
+                return begun.result()
+        latest = last_progress(getattr(begun, "thread", None))
+        if latest > seen:
+            seen = latest
+            progress()
+
+
 def _copy(found: AudioInfo | None, info: AudioInfo) -> None:
     if found is not None:
         info.source_bytes, info.source_mtime_ns = found.source_bytes, found.source_mtime_ns
@@ -92,15 +110,20 @@ def _copy(found: AudioInfo | None, info: AudioInfo) -> None:
 class ReadAhead:
     """Opens the sources of a shard, those after the present one in threads if opening is slow."""
 
-    def __init__(self, sources: Sequence[Source], src: Path) -> None:
+    def __init__(self, sources: Sequence[Source], src: Path | Address) -> None:
         self._sources, self._src = sources, src
         self._numbers = {source.relative: number for number, source in enumerate(sources)}
         self._begun: dict[int, Future[tuple[Content, AudioInfo]]] = {}
         self._threads: _Threads | None = None
+        self._given_up = reads_given_up()
 
     def opened(self, source: Source) -> Opened:
         """The input of ``source``. Sources are asked for in their order."""
         number = self._numbers[source.relative]
+        if self._given_up != reads_given_up():  # the threads hang as well
+            self._given_up = reads_given_up()
+            self.close()
+            self._threads = None
         if OPENING.is_slow:
             self._begin(number)
         return Opened(source.input(self._src), self._begun.pop(number, None))
@@ -201,6 +224,7 @@ class _Threads:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             future, function = call
+            future.thread = threading.get_ident()  # type: ignore[attr-defined]
             try:
                 result = function()
             except BaseException as error:

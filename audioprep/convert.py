@@ -30,6 +30,7 @@ from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.moments import Moments
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Opener, Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
@@ -62,7 +63,7 @@ def always() -> None:
 
 def convert_shard(
     sources: Sequence[Source],
-    src: Path,
+    src: Path | Address,
     dst: Path,
     config: ConvertConfig,
     *,
@@ -87,7 +88,7 @@ def convert_shard(
         where = ahead.opened(source)
         made = _convert(source, where, dst, config, ffmpeg=ffmpeg, claim=claim, permit=permit, writers=writers)
         failed = isinstance(made, dict) and made["reason"] in ("not_found", "io_error", "transient")
-        if failed and not src.is_dir():
+        if failed and isinstance(src, Path) and not src.is_dir():
             raise UserError(f"{src}: the folder has gone while its files were being converted.")
         return made
 
@@ -106,7 +107,7 @@ def convert_shard(
 
 
 def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
-    with reading(source.path):
+    with reading(str(source.path)):
         return convert(source, no_claim)
 
 

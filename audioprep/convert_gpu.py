@@ -25,6 +25,7 @@ from m2dprep.audioprep.convert import Record, as_stored, failure_record, row_of,
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
@@ -106,7 +107,7 @@ class DeviceConverter:
 
     def __init__(
         self,
-        src: Path,
+        src: Path | Address,
         config: ConvertConfig,
         *,
         device: str,
@@ -173,9 +174,12 @@ class DeviceConverter:
 
         found.record = row_of(source, dst, read) or None
         backlog.add(len(found.waveform))
-        if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and not self._src.is_dir():
+        if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and self._has_gone():
             raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
         return found
+
+    def _has_gone(self) -> bool:
+        return isinstance(self._src, Path) and not self._src.is_dir()
 
     def _in_time(self, source: Source) -> tuple[np.ndarray, AudioInfo] | None:
         """A source's waveform and info; None if it was not read in time and its thread was abandoned."""
@@ -185,7 +189,7 @@ class DeviceConverter:
             return read_with_retries(where, lambda: decode(where, self._config, ffmpeg=self._ffmpeg, resample=False))
 
         if not self._read_timeout:
-            with reading(source.path):
+            with reading(str(source.path)):
                 return work(source, no_claim)
         return next(limited(work, [source], self._read_timeout, lambda _: None))
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from m2dprep.artifacts.clips.addresses import is_address, without_secrets
 from m2dprep.artifacts.clips.clip_id import CODED_SUFFIXES, PLAIN_SUFFIXES, has_audio_suffix, suffix_of
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, EXACT, NameFolding, folder_id, holds_no_data, walk
@@ -16,6 +17,8 @@ from m2dprep.artifacts.layout import MELSPEC_FOLDER, inside
 from m2dprep.audioprep.archives.place import archive_kind, split_name
 from m2dprep.audioprep.decoding.sniff import holds_sound
 from m2dprep.audioprep.members import ArchiveOptions, kind_of, listed_members, member_sources, says_nothing
+from m2dprep.audioprep.remote.address import Address
+from m2dprep.audioprep.remote_scan import RemoteScan, as_text, remote_source
 from m2dprep.audioprep.source import Source
 
 # Threads that look into files; they mostly wait for the file system.
@@ -53,7 +56,7 @@ def _kinds(counted: Counter[str]) -> str:
 
 
 def discover(
-    src: Path,
+    src: Path | Address,
     exclude: Path | None = None,
     found: Callable[[int], object] | None = None,
     passed_over: PassedOver | None = None,
@@ -69,9 +72,12 @@ def discover(
     overwrite the bookkeeping. The folder ``exclude`` (the output's) below ``src`` is left out.
 
     The members of archives (`audioprep.archives`) are sources like files; ``archives`` says how they are named.
-    All other files are counted in ``passed_over``. ``found`` is called now and then with the number of new sources.
+    A folder on a server is looked through in the same way (`audioprep.remote_scan`). All other files are counted in
+    ``passed_over``. ``found`` is called now and then with the number of new sources.
     Raises `UserError` if ``src`` is not a folder or cannot be listed.
     """
+    if isinstance(src, Address):
+        return with_conflicts(_on_server(src, passed_over or PassedOver(), found, archives or ArchiveOptions()))
     root = os.fspath(src)
     try:
         excluded = [] if exclude is None or not exclude.exists() else [folder_id(exclude)]
@@ -84,6 +90,15 @@ def discover(
         raise UserError(f"{src} cannot be listed: {error.strerror}.") from error
     scan = _Scan(root, passed_over or PassedOver(), found or (lambda count: None), archives or ArchiveOptions())
     return with_conflicts(scan.sources(excluded))
+
+
+def _on_server(
+    src: Address, others: PassedOver, found: Callable[[int], object] | None, archives: ArchiveOptions
+) -> list[Source]:
+    scan = RemoteScan(src, files=others.files, folders=others.folders)
+    scan.run(found or (lambda count: None))
+    members = member_sources(src, sorted(scan.archives), archives, others.files, scan.archives)
+    return sorted([*scan.sources, *members], key=_by_name)
 
 
 class _Scan:
@@ -149,10 +164,11 @@ class _Scan:
 
 
 def archive_sources(
-    src: Path, archive: str, passed_over: PassedOver, archives: ArchiveOptions | None = None
+    src: Path | Address, archive: str, passed_over: PassedOver, archives: ArchiveOptions | None = None
 ) -> list[Source]:
     """All sources in one archive in the folder ``src``, sorted by name. Raises `UserError` if it cannot be read."""
-    found = member_sources(os.fspath(src), [archive], archives or ArchiveOptions(), passed_over.files)
+    root = src if isinstance(src, Address) else os.fspath(src)
+    found = member_sources(root, [archive], archives or ArchiveOptions(), passed_over.files)
     if [source.relative for source in found] == [archive]:
         raise UserError(f"{src / archive} cannot be read as an archive: {found[0].reason}: {found[0].message}.")
     return with_conflicts(sorted(found, key=_by_name))
@@ -162,7 +178,7 @@ def _by_name(source: Source) -> str:
     return source.relative
 
 
-def named_sources(src: Path, names: Iterable[str], archives: ArchiveOptions | None = None) -> list[Source]:
+def named_sources(src: Path | Address, names: Iterable[str], archives: ArchiveOptions | None = None) -> list[Source]:
     """The sources for these paths relative to ``src``, sorted, each once, without checking that they exist.
 
     A path may also name an archive, or a member of one (``shard.tar::a.wav``).
@@ -170,15 +186,15 @@ def named_sources(src: Path, names: Iterable[str], archives: ArchiveOptions | No
     Paths become what a scan would find: ``./a.wav`` is ``a.wav``, ``b//a.wav`` is ``b/a.wav``. Raises `UserError` for a
     path that leads out of ``src`` or cannot be that of a file.
     """
-    root = os.fspath(src)
+    root = src if isinstance(src, Address) else os.fspath(src)
     members, files = listed_members(root, {_normal(src, name) for name in names}, archives or ArchiveOptions())
     sources = [*members, *(_named_source(root, name) for name in files)]
     sources.sort(key=_by_name)
     return with_conflicts(sources)
 
 
-def _named_source(root: str, name: str) -> Source:
-    source = _source(root, name)
+def _named_source(root: str | Address, name: str) -> Source:
+    source = remote_source(root, name) if isinstance(root, Address) else _source(root, name)
     folder = next((folder for folder in name.split("/")[:-1] if holds_no_data(folder)), None) if "/" in name else None
     if folder is None or source.reason:
         return source
@@ -186,9 +202,15 @@ def _named_source(root: str, name: str) -> Source:
     return source._replace(reason="bad_name", message=message)
 
 
-def _normal(src: Path, name: str) -> str:
+def _normal(src: Path | Address, name: str) -> str:
+    if is_address(name):
+        below = src.relative_to_it(name) if isinstance(src, Address) else None
+        if below is None:
+            shown = without_secrets(name, name)
+            raise UserError(f"{shown} is an address that does not lie below {src}; give it as SRC.")
+        name = below
     if name.startswith("/") or ".." in name:
-        inside(src, name)
+        inside(Path() if isinstance(src, Address) else src, name)
     if not name or name == "." or name.endswith(("/", "/.")) or "\0" in name:
         raise UserError(f"{name!r} is no path of a file below {src}.")
     return Path(name).as_posix() if "./" in name or "//" in name else name
@@ -202,7 +224,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _source(root: str, relative: str) -> Source:
-    shown = _as_text(relative)
+    shown = as_text(relative)
     if shown != relative:
         return Source(shown, root, "bad_name", f"the name is not UTF-8: {os.fsencode(relative)!r}")
     if relative.startswith(MELSPEC_FOLDER + "/"):
@@ -211,13 +233,8 @@ def _source(root: str, relative: str) -> Source:
 
 
 def _unreadable(root: str, folder: str, error: OSError) -> Source:
-    relative = _as_text(folder.rstrip("/"))
+    relative = as_text(folder.rstrip("/"))
     return Source(relative, root, "unreadable_folder", f"the folder cannot be listed: {error.strerror}")
-
-
-def _as_text(name: str) -> str:
-    """``name`` with bytes that are not UTF-8 written as ``\\xNN``."""
-    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def with_conflicts(sources: list[Source], folding: NameFolding = EXACT) -> list[Source]:

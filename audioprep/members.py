@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from m2dprep.artifacts.clips.archive_names import without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of, without_suffix
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER
+from m2dprep.audioprep.archives.index import Shard, read_index, with_lost_members, write_index
 from m2dprep.audioprep.archives.parquet import list_parquet
 from m2dprep.audioprep.archives.place import (
     PARQUET,
     SEPARATOR,
+    TAR_GZ,
     ZIP,
     Listing,
     Member,
@@ -25,13 +28,16 @@ from m2dprep.audioprep.archives.place import (
 )
 from m2dprep.audioprep.archives.tar import list_tar
 from m2dprep.audioprep.archives.zip import list_zip
+from m2dprep.audioprep.decoding.content import Content, sampled_digest
 from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, begins_as_sound
-from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
+from m2dprep.audioprep.remote.address import HEADER_BLOCK_BYTES, UNKNOWN, Address, Status, local_or_address, opened
 from m2dprep.audioprep.source import Source, from_os_error, modification_time_ns
 
 # Threads that list archives; over a network, they mostly wait.
-LISTING_THREADS = 4
-NESTED = "archives within archives"
+LISTING_THREADS, THREADS_ON_SERVERS = 4, 16
+# What is asked for at once of a compressed tar on a server, which is read from end to end.
+STREAM_BLOCK_BYTES = 4 << 20
 # The longest suffix by which files are counted.
 MAX_KIND_LENGTH = 12
 
@@ -41,24 +47,36 @@ class ArchiveOptions:
     """How members become sources.
 
     ``by_archive`` puts the path of the archive, without its suffix, before the path of each array. ``id_column`` is the
-    column of Parquet files that names their rows.
+    column of Parquet files that names their rows. ``index`` is the folder of the indices of archives, none if None;
+    without ``writes`` they are only read.
     """
 
     by_archive: bool = False
     id_column: str | None = None
+    index: Path | None = None
+    writes: bool = True
 
 
-def member_sources(root: str, archives: Sequence[str], options: ArchiveOptions, others: Counter[str]) -> list[Source]:
-    """The sources in these archives, whose paths are relative to ``root``. Other members are counted in ``others``."""
+def member_sources(
+    root: str | Address,
+    archives: Sequence[str],
+    options: ArchiveOptions,
+    others: Counter[str],
+    known: Mapping[str, Status] | None = None,
+) -> list[Source]:
+    """The sources in these archives, whose paths are relative to ``root``. Other members are counted in ``others``.
+
+    ``known`` are the states of archives on a server, as far as it has told them.
+    """
 
     def listed(archive: str) -> tuple[Listing | None, Source | None]:
         try:
-            return _listing(Path(root, archive), archive, options), None
+            return _listing(local_or_address(root) / archive, archive, options, (known or {}).get(archive)), None
         except DecodeError as failure:
             return None, Source(archive, root, failure.reason, failure.message)
 
     sources = []
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS_ON_SERVERS if isinstance(root, Address) else LISTING_THREADS) as pool:
         for archive, (listing, failure) in zip(archives, pool.map(listed, archives), strict=True):
             if failure is not None:
                 sources.append(failure)
@@ -71,30 +89,69 @@ def member_sources(root: str, archives: Sequence[str], options: ArchiveOptions, 
             if listing.fault:
                 sources.append(Source(archive, root, *listing.fault))
             for name, count in listing.others.items():
-                others[NESTED if archive_kind(name) else kind_of(name)] += count
+                others[kind_of(name)] += count
     return sources
 
 
-def _listing(path: Path, archive: str, options: ArchiveOptions) -> Listing | None:
-    """The members of an archive; None for a Parquet file without audio. Raises `DecodeError` if it cannot be read."""
-    kind = archive_kind(archive)
+def _listing(path: Path | Address, archive: str, options: ArchiveOptions, told: Status | None = None) -> Listing | None:
+    """The members of an archive; None for a Parquet file without audio. Raises `DecodeError` if it cannot be read.
+
+    They are those of its index, if that is still right; if the archive cannot be looked at now, if it is there.
+    """
+    earlier = read_index(options.index, archive) if options.index is not None else None
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
-        time_ns = modification_time_ns(status)
-        if status.st_size == 0:
-            raise DecodeError("empty_file", "the archive has 0 bytes")
-        if kind == PARQUET:
-            return list_parquet(path, archive, time_ns, options.id_column)
-        if kind == ZIP:
-            return list_zip(path, archive, time_ns, is_sound)
-        return list_tar(path, archive, str(kind), time_ns, status.st_size, is_sound)
+        shard = _shard(path, archive, options.id_column, told)
+        if earlier is not None and earlier[0] == shard:
+            return earlier[1]
+        listing = _listed(path, shard)
     except OSError as error:
-        raise from_os_error(error, path) from error
+        failure = from_os_error(error, path)
+        if isinstance(path, Address) and failure.reason == "io_error":
+            failure = DecodeError("transient", f"{failure.message}; the next run tries again")
+        if earlier is not None and failure.reason in TRANSIENT:
+            return earlier[1]
+        raise failure from error
+    if listing is not None and earlier is not None:
+        listing = with_lost_members(listing, earlier[1])
+    if listing is not None and options.index is not None and options.writes:
+        write_index(options.index, shard, listing)
+    if shard.size == 0 and listing is not None and not listing.members:
+        raise DecodeError("empty_file", "the archive has 0 bytes")
+    return listing
 
 
-def _source(root: str, archive: str, member: Member, options: ArchiveOptions) -> Source:
+def _shard(path: Path | Address, archive: str, id_column: str | None, told: Status | None) -> Shard:
+    """What an archive is now. Raises `DecodeError` if it is no file, and `OSError`."""
+    if isinstance(path, Address):
+        status = told if told is not None and told.size != UNKNOWN else path.status()
+        if status.size == UNKNOWN:
+            raise DecodeError("unsupported", "the server does not say how long it is; copy it to a disk")
+        return Shard(archive, status.size, status.stamp, "", id_column)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DecodeError("not_a_file", "it is a pipe, a socket or a device")
+    content = Content(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        return Shard(archive, content.size, modification_time_ns(found), sampled_digest(content), id_column)
+    finally:
+        content.close()
+
+
+def _listed(path: Path | Address, shard: Shard) -> Listing | None:
+    """The members of an archive as it is now. Raises `OSError`."""
+    kind = archive_kind(shard.archive)
+    if shard.size == 0:
+        return Listing(fault=("truncated", "the archive has 0 bytes"))
+    block = STREAM_BLOCK_BYTES if kind == TAR_GZ else HEADER_BLOCK_BYTES
+    with opened(path, block) as file:
+        if kind == PARQUET:
+            return list_parquet(file, shard.archive, shard.stamp, shard.id_column)
+        if kind == ZIP:
+            return list_zip(file, shard.archive, shard.stamp, is_sound)
+        return list_tar(file, shard.archive, str(kind), shard.stamp, shard.size, is_sound)
+
+
+def _source(root: str | Address, archive: str, member: Member, options: ArchiveOptions) -> Source:
     before = without_ending(archive) + "/" if options.by_archive else ""
     array = before + (member.array or without_suffix(member.name)) + LMS_FILE_SUFFIX
     reason, message = member.reason, member.message
@@ -103,7 +160,9 @@ def _source(root: str, archive: str, member: Member, options: ArchiveOptions) ->
     return Source(archive + SEPARATOR + member.name, root, reason, message, place=member.place, array=array)
 
 
-def listed_members(root: str, names: Iterable[str], options: ArchiveOptions) -> tuple[list[Source], list[str]]:
+def listed_members(
+    root: str | Address, names: Iterable[str], options: ArchiveOptions
+) -> tuple[list[Source], list[str]]:
     """The sources that are members of archives, and all other names. An archive's own name stands for all its members.
 
     A member that its archive does not have becomes a failure.
@@ -113,7 +172,7 @@ def listed_members(root: str, names: Iterable[str], options: ArchiveOptions) -> 
     files: list[str] = []
     for name in names:
         member = split_name(name)
-        if member is not None and not Path(root, name).exists():
+        if member is not None and (isinstance(root, Address) or not Path(root, name).exists()):
             wanted.setdefault(member[0], []).append(name)
         elif archive_kind(name):
             whole.add(name)

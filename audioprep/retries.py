@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from m2dprep.audioprep.decoding.sound import DecodeError
@@ -49,7 +50,7 @@ def _machine_failure(where: Opener, error: DecodeError) -> str | None:
     """The machine's failure behind ``error``; None if the file itself is to blame."""
     if error.reason == "io_error":
         return error.message
-    if error.reason == "permission" and os.access(where.path, os.R_OK):
+    if error.reason == "permission" and isinstance(where.path, Path) and os.access(where.path, os.R_OK):
         return error.message
     if error.reason in DAMAGED:
         try:

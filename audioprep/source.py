@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol
 
 from m2dprep.artifacts.clips.clip_id import without_suffix
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
-from m2dprep.audioprep.archives.place import UNKNOWN_SIZE, Place, split_name
+from m2dprep.audioprep.archives.place import UNKNOWN_SIZE, WHOLE, Place, split_name
 from m2dprep.audioprep.archives.reading import open_member, read_through
 from m2dprep.audioprep.decoding.content import Content, sampled_digest
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
+from m2dprep.audioprep.remote.address import Address, local_or_address
 
 # Records hold times as int64 nanoseconds, which end in the year 2262; file systems allow later times.
 MIN_TIME_NS, MAX_TIME_NS = -(2**63), 2**63 - 1
@@ -27,7 +28,7 @@ class Opener(Protocol):
     """What is read: `Input`, or one that was opened ahead."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path | Address: ...
 
     def open(self, info: AudioInfo) -> Content: ...
 
@@ -35,14 +36,17 @@ class Opener(Protocol):
 
 
 class Input(NamedTuple):
-    """Where a source's bytes are: the file ``path``, or with a ``place`` a member of an archive below ``root``."""
+    """Where a source's bytes are: the file ``path``, or with a ``place`` a member of an archive below ``root``.
 
-    path: Path
-    root: Path = Path()
+    A file on a server has a ``place`` too.
+    """
+
+    path: Path | Address
+    root: Path | Address = Path()
     place: Place | None = None
 
     @property
-    def file(self) -> Path:
+    def file(self) -> Path | Address:
         """The file on disk: its own, or the archive."""
         return self.path if self.place is None else self.root / self.place.archive
 
@@ -57,6 +61,7 @@ class Input(NamedTuple):
             raise from_os_error(error, self.path) from error
 
     def _file(self, info: AudioInfo) -> Content:
+        assert isinstance(self.path, Path)  # what lies on a server has a place
         status = self.path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise DecodeError("is_directory", "it is a folder")
@@ -73,6 +78,8 @@ class Input(NamedTuple):
             raise
 
     def _member(self, info: AudioInfo, place: Place) -> Content:
+        if place.how == WHOLE and place.size == UNKNOWN_SIZE:
+            place = place_on_server(self.path, place)
         info.source_mtime_ns = place.time_ns
         if place.size >= 0:
             info.source_bytes = place.size
@@ -82,7 +89,7 @@ class Input(NamedTuple):
             if content.size:
                 return content
             content.close()
-        raise DecodeError("empty_file", "the member has 0 bytes")
+        raise DecodeError("empty_file", f"the {'file' if place.how == WHOLE else 'member'} has 0 bytes")
 
     def digest(self) -> str:
         """`sampled_digest` of the bytes. Raises `OSError`."""
@@ -90,6 +97,7 @@ class Input(NamedTuple):
             if self.place is not None:
                 content = open_member(self.root, self.place)
             else:
+                assert isinstance(self.path, Path)
                 content = Content(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except DecodeError as error:
             raise OSError(errno.EIO, error.message) from error
@@ -100,6 +108,8 @@ class Input(NamedTuple):
 
     def read_through(self) -> None:
         """Read all bytes. Raises `OSError` if the system cannot."""
+        if not isinstance(self.path, Path):  # it was read to its end before it was decoded
+            return
         if self.place is not None:
             read_through(self.root, self.place)
             return
@@ -113,11 +123,12 @@ class Source(NamedTuple):
 
     ``relative`` is always UTF-8 text; other bytes of a name appear as ``\\xNN``. ``keeps`` says that its array exists
     and is good, and stays if the source cannot be converted again. A member of an archive is called
-    ``shard.tar::path/in/it``, lies at ``place``, and has an ``array`` of its own name.
+    ``shard.tar::path/in/it``, lies at ``place``, and has an ``array`` of its own name. A file on a server has a
+    ``place`` too, with its size and stamp if they are known.
     """
 
     relative: str
-    root: str
+    root: str | Address
     reason: str = ""
     message: str = ""
     keeps: bool = False
@@ -125,23 +136,27 @@ class Source(NamedTuple):
     array: str = ""
 
     @property
-    def path(self) -> Path:
-        return Path(self.root, self.relative)
+    def path(self) -> Path | Address:
+        return local_or_address(self.root) / self.relative
 
     @property
     def output(self) -> str:
         """The path of its log-mel."""
         return self.array or output_name(self.relative)
 
-    def input(self, root: Path | None = None) -> Input:
+    def input(self, root: Path | Address | None = None) -> Input:
         """Where its bytes are; ``root`` takes the place of its own."""
-        root = Path(self.root) if root is None else root
+        root = local_or_address(self.root) if root is None else root
         return Input(root / self.relative, root, self.place)
 
     def size_and_time(self) -> tuple[int | None, int]:
         """Its size in bytes, None if that is unknown, and its modification time. Raises `OSError`."""
         if self.place is not None:
-            return (None if self.place.size == UNKNOWN_SIZE else self.place.size), self.place.time_ns
+            place = self.place
+            if place.how == WHOLE and place.size == UNKNOWN_SIZE:
+                place = place_on_server(self.path, place)
+            return (None if place.size == UNKNOWN_SIZE else place.size), place.time_ns
+        assert isinstance(self.path, Path)
         status = self.path.stat()
         return status.st_size, modification_time_ns(status)
 
@@ -156,11 +171,18 @@ def modification_time_ns(status: os.stat_result) -> int:
     return max(MIN_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
 
 
-def from_os_error(error: OSError, path: Path | None) -> DecodeError:
+def place_on_server(path: Path | Address, place: Place) -> Place:
+    """``place`` of a file on a server with the size and the stamp that it has now. Raises `OSError`."""
+    assert isinstance(path, Address)
+    status = path.status()
+    return place._replace(size=status.size, time_ns=status.stamp)
+
+
+def from_os_error(error: OSError, path: Path | Address | None) -> DecodeError:
     """The failure of one file that ``error`` means. Raises ``error`` itself if all files would fail with it."""
     if error.errno in MACHINE_ERRORS:
         raise error
-    if error.errno in (errno.ENOENT, errno.ELOOP) and path is not None and path.is_symlink():
+    if error.errno in (errno.ENOENT, errno.ELOOP) and isinstance(path, Path) and path.is_symlink():
         return DecodeError("broken_link", f"it leads to {os.fspath(path.readlink())!r}")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return DecodeError("not_found", "there is no such file (any more)")
@@ -169,8 +191,11 @@ def from_os_error(error: OSError, path: Path | None) -> DecodeError:
     return DecodeError("io_error", f"the system could not read it: {error.strerror or error}")
 
 
-def is_there(root: str, relative: str) -> bool:
+def is_there(root: str | Address, relative: str) -> bool:
     """Whether a source of this name, or at least the archive that it is a member of, exists."""
+    if isinstance(root, Address):
+        within = split_name(relative)
+        return (root / (within[0] if within else relative)).exists()
     if os.path.lexists(Path(root, relative)):
         return True
     member = split_name(relative)

@@ -81,7 +81,7 @@ class _Runner(threading.Thread):
                     if self._stopped:
                         return
                     self._begun = time.monotonic()
-                with reading(source.path):
+                with reading(str(source.path)):
                     result = self._work(source, self._claim)
                 self._claim()
                 self.results.put(result)

@@ -17,6 +17,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     OUTPUT_PATH,
     PATH,
+    SOURCES_PATH,
     Function,
     TableCommand,
     json_option,
@@ -28,6 +29,7 @@ from m2dprep.cli.options import (
 from m2dprep.workflows.recipe.declare import Given, stage
 
 if TYPE_CHECKING:
+    from m2dprep.audioprep.remote.address import Address
     from m2dprep.workflows.engine.pool import WorkerPool
 
 
@@ -53,7 +55,7 @@ def _file_list(given: Given) -> list[Path]:
 
 @stage(how=("workers", "max_failures", "ignore_space"), writes=_file_list, remade_from="src")
 @click.command(cls=TableCommand)
-@click.argument("src", type=PATH)
+@click.argument("src", type=SOURCES_PATH)
 @click.argument("dst", type=OUTPUT_PATH)
 @titled(
     "What to convert",
@@ -155,7 +157,7 @@ def _file_list(given: Given) -> list[Path]:
     json_option,
 )
 def melspec(
-    src: Path,
+    src: Path | Address,
     dst: Path,
     preset: str,
     dtype: str,
@@ -174,7 +176,7 @@ def melspec(
     """Turn every audio file under SRC into DST/<same relative path>.npy: float32 (1, 80, T), natural-log mel power.
 
     SRC may hold archives, or be one: the members of .tar, .tar.gz, .zip and of Parquet files with an audio column count
-    as files.
+    as files. With the extra `remote`, SRC may be an address (s3://, gs://, hf://, https://, …).
 
     DST/_melspec/records-*.parquet says what failed and why. The same command continues where it stopped.
 
@@ -183,6 +185,7 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dtype float16 --retry-failed --max-failures 2%
       m2dprep melspec shards/ data/audioset_lms --layout-from archive
+      m2dprep melspec hf://datasets/agkphysics/AudioSet/data data/audioset_lms
       m2dprep melspec audioset_wavs data/audioset_lms --dry-run
       m2dprep melspec audioset_wavs data/audioset_lms --cluster slurm --cluster-config slurm.yaml --jobs 20
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +15,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from m2dprep.artifacts.clips.addresses import is_address, without_secrets
 from m2dprep.artifacts.console import NORMAL, QUIET, VERBOSE, talking
 from m2dprep.workflows.recipe.declare import Role
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class LocalPath(click.Path):
@@ -38,14 +36,30 @@ class LocalPath(click.Path):
         text = os.fspath(value)
         if not text:
             self.fail("an empty path; the current folder is '.'.", parameter, context)
-        if ADDRESS.match(text):
-            self.fail(
-                f"{text} is an address, not a path; copy it to a disk of this machine, or mount it.", parameter, context
-            )
+        if is_address(text):
+            return self.address(text, parameter, context)
         return super().convert(value, parameter, context)
 
+    def address(self, text: str, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """What an address gives: here, a refusal."""
+        self.fail(
+            f"{without_secrets(text, text)} is an address, not a path; copy it to a disk of this machine, or mount it. "
+            "Only the SRC of melspec and of export may be an address, with the extra 'remote'.",
+            parameter,
+            context,
+        )
 
-PATH = LocalPath()
+
+class SourcePath(LocalPath):
+    """A folder of sounds: a path, or an address that fsspec reads where the extra ``remote`` is installed."""
+
+    def address(self, text: str, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        from m2dprep.audioprep.remote.address import address_of
+
+        return address_of(text)
+
+
+PATH, SOURCES_PATH = LocalPath(), SourcePath()
 OUTPUT_PATH, PLACE, SETTING_PATH = map(LocalPath, (Role.OUTPUT, Role.PLACE, Role.SETTING))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from m2dprep.artifacts.clips.archive_names import ROW_ID_COLUMNS
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of
@@ -17,8 +16,8 @@ AUDIO_COLUMNS = ("audio", "bytes", "flac", "wav", "mp3", "sound")
 BYTES, PATH = "bytes", "path"
 
 
-def list_parquet(path: Path, archive: str, time_ns: int, id_column: str | None) -> Listing | None:
-    """The rows of ``path``, called ``archive`` in their places; None if no column holds audio.
+def list_parquet(raw: IO[bytes], archive: str, time_ns: int, id_column: str | None) -> Listing | None:
+    """The rows of an open file, called ``archive`` in their places; None if no column holds audio.
 
     Raises `OSError`.
     """
@@ -26,7 +25,7 @@ def list_parquet(path: Path, archive: str, time_ns: int, id_column: str | None) 
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(raw) as file:
             schema = file.schema_arrow
             column = audio_column(schema)
             if column is None:
@@ -35,7 +34,7 @@ def list_parquet(path: Path, archive: str, time_ns: int, id_column: str | None) 
             if names is None:
                 return Listing(fault=("unsupported", _no_name(schema, id_column)))
     except (pa.ArrowException, UnicodeError) as error:
-        reason = "truncated" if _begins_as_parquet(path) else "not_audio"
+        reason = "truncated" if _begins_as_parquet(raw) else "not_audio"
         return Listing(fault=(reason, f"it cannot be read as a Parquet file: {first_line(error)}"))
     members = [_member(name, row, archive, time_ns, column) for row, name in enumerate(names)]
     return Listing(last_of_each_name(members))
@@ -103,6 +102,6 @@ def _no_name(schema: pa.Schema, id_column: str | None) -> str:
     )
 
 
-def _begins_as_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
+def _begins_as_parquet(raw: IO[bytes]) -> bool:
+    raw.seek(0)
+    return raw.read(4) == b"PAR1"

@@ -17,19 +17,21 @@ TAR, TAR_GZ, ZIP, PARQUET = "tar", "tar.gz", "zip", "parquet"
 # The kinds of archives by the ends of their names, in lower case.
 ENDINGS = {".tar": TAR, ".tar.gz": TAR_GZ, ".tgz": TAR_GZ, ".zip": ZIP, ".parquet": PARQUET}
 # How the bytes of a member are stored.
-PLAIN, STORED, DEFLATED, BZIPPED = "plain", "stored", "deflated", "bzipped"
+PLAIN, STORED, DEFLATED, BZIPPED, LZMA = "plain", "stored", "deflated", "bzipped", "lzma"
 GZIPPED, ROW = "gzipped", "row"
+# Not a member at all, but a whole file on a server.
+WHOLE = "whole"
 # The size of a member is unknown until it is read.
 UNKNOWN_SIZE = -1
 
 
 class Place(NamedTuple):
-    """A member of ``archive`` (relative to the folder of sources), as it was listed.
+    """A member of ``archive`` (relative to the folder of sources), as it was listed; or a whole file on a server.
 
     ``offset`` is that of its bytes in the archive, or in what a compressed tar unpacks to; of its header in a zip; or
     its row in a Parquet file. ``size`` is that of the member, ``stored`` that of its compressed bytes. ``time_ns`` is
-    the archive's modification time: another one means that the archive is another. ``check`` is the CRC-32 of the
-    member's bytes, and ``column`` the column of a Parquet file that holds them.
+    the archive's modification time (on a server, its stamp): another one means that the archive is another. ``check``
+    is the CRC-32 of the member's bytes, and ``column`` the column of a Parquet file that holds them.
     """
 
     archive: str
@@ -62,6 +64,14 @@ class Listing:
     members: list[Member] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     fault: tuple[str, str] | None = None
+
+    def pass_over(self, name: str) -> None:
+        """Count a member that is no source; an archive within this one, whose members nobody reads, is a failure."""
+        if archive_kind(name) and not name.rpartition("/")[2].startswith("."):
+            nested = named(name, None, "unsupported", "it is an archive within an archive; unpack the outer one first")
+            self.members.append(nested._replace(array=nested.array or nested.name))
+        else:
+            self.others[name] += 1
 
 
 # What a member's name and first bytes say: whether it is a source. The bytes are asked for only if needed.

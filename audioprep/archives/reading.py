@@ -1,92 +1,126 @@
 """Reads members of archives: a window into a tar, or the bytes of a compressed member in memory, never on disk.
 
-A process keeps the last archives open. A compressed tar is read forwards, once, and members are asked for in the order
-in which they lie in it; the last bytes are kept, so that threads may be a little out of order. So are the rows of a
-Parquet file.
+A process keeps the last archives open. A compressed tar and the rows of a Parquet file are read forwards, once, and
+members are asked for in the order in which they lie there (`archives.forwards`). Of archives on servers, the parts that
+members lie in are asked for.
 """
 
 from __future__ import annotations
 
 import bz2
-import gzip
+import lzma
 import os
 import threading
+import zipfile
 import zlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any
 
-from m2dprep.audioprep.archives.place import BZIPPED, DEFLATED, GZIPPED, PLAIN, ROW, STORED, Place
+from m2dprep.artifacts.reading import reads_given_up
+from m2dprep.audioprep.archives.forwards import BLOCK_BYTES, MAX_UNPACKED_BYTES, Rows, Unpacked
+from m2dprep.audioprep.archives.place import (
+    BZIPPED,
+    DEFLATED,
+    GZIPPED,
+    LZMA,
+    PLAIN,
+    ROW,
+    STORED,
+    WHOLE,
+    Place,
+)
 from m2dprep.audioprep.archives.zip import LOCAL, LOCAL_SIGNATURE
 from m2dprep.audioprep.decoding.content import Content, in_memory
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.remote.address import UNKNOWN, Address
 
 ARCHIVES_KEPT_OPEN = 8
-BLOCK_BYTES = 1 << 20
-# Members that must be unpacked in memory may have this size.
-MAX_UNPACKED_BYTES = 2 << 30
-# Of a compressed tar, so many of the bytes that were read last are kept.
-BLOCKS_KEPT = 64
-ROWS_AT_ONCE, BATCHES_KEPT = 16, 8
+# What is asked for at once of a compressed tar on a server.
+STREAM_BLOCK_BYTES = 4 << 20
 
 
-def open_member(root: Path, place: Place) -> Content:
+class _AsItIs:
+    """Unpacks what is not packed."""
+
+    eof = False
+
+    def decompress(self, data: bytes) -> bytes:
+        return data
+
+
+UNPACKERS: dict[str, Callable[[], Any]] = {
+    STORED: _AsItIs,
+    DEFLATED: lambda: zlib.decompressobj(-15),
+    BZIPPED: bz2.BZ2Decompressor,
+    LZMA: zipfile.LZMADecompressor,  # type: ignore[attr-defined]
+}
+UNPACKING = (zlib.error, lzma.LZMAError, EOFError, OSError)
+
+
+def open_member(root: Path | Address, place: Place) -> Content:
     """The bytes of a member of an archive below ``root``. Raises `DecodeError` and `OSError`."""
     path = root / place.archive
-    with _lock:
-        archive = _kept(path, place)
+    if place.how == WHOLE:
+        return _whole(path, place)
+    with _kept(path, place) as archive:
         if place.how == GZIPPED:
-            return Content(in_memory([archive.unpacked().read(place.offset, place.size)]))
+            with archive.lock:
+                return Content(in_memory([archive.unpacked().read(place.offset, place.size)]))
         if place.how == ROW:
-            return Content(in_memory([archive.rows(path, place.column).read(place.offset)]))
-        descriptor = os.dup(archive.descriptor)
-    try:
-        return _WAYS[place.how](descriptor, place)
-    except BaseException:
-        os.close(descriptor)
-        raise
+            with archive.lock:
+                return Content(in_memory([archive.rows(place.column).read(place.offset)]))
+        return _WAYS[place.how](archive, place)
 
 
-def _window(descriptor: int, place: Place) -> Content:
-    if place.offset + place.size > os.fstat(descriptor).st_size:
+def _whole(path: Path | Address, place: Place) -> Content:
+    if not isinstance(path, Address):
+        raise ValueError(f"{path} is not on a server")
+    if place.size > MAX_UNPACKED_BYTES:
+        raise DecodeError("too_long", f"it has {place.size} bytes, too many to hold it in memory")
+    return Content(in_memory(path.read_whole(place.size)))
+
+
+def _window(archive: _Archive, place: Place) -> Content:
+    if place.offset + place.size > archive.present_size():
         raise DecodeError("truncated", "the archive ends within it")
-    return Content(descriptor, place.offset, place.size)
+    return archive.window(place.offset, place.size)
 
 
-def _stored(descriptor: int, place: Place) -> Content:
-    start = _bytes_at(descriptor, place)
+def _stored(archive: _Archive, place: Place) -> Content:
+    if archive.descriptor is None:  # every byte is asked for once
+        return _unpacked(archive, place)
+    start = _bytes_at(archive, place)
     check, position = 0, 0
     while position < place.size:
-        block = os.pread(descriptor, min(BLOCK_BYTES, place.size - position), start + position)
+        block = archive.read(min(BLOCK_BYTES, place.size - position), start + position)
         if not block:
             raise DecodeError("truncated", "the archive ends within it")
         check, position = zlib.crc32(block, check), position + len(block)
     _require_check(check, place)
-    return Content(descriptor, start, place.size)
+    return archive.window(start, place.size)
 
 
-def _unpacked(descriptor: int, place: Place) -> Content:
+def _unpacked(archive: _Archive, place: Place) -> Content:
     if place.size > MAX_UNPACKED_BYTES:
         raise DecodeError("too_long", f"it has {place.size} bytes, too many to unpack it in memory")
     try:
-        content = Content(in_memory(_blocks(descriptor, place)))
-    except (zlib.error, OSError) as error:
+        return Content(in_memory(_blocks(archive, place)))
+    except UNPACKING as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DecodeError("malformed", f"it cannot be unpacked: {error}") from error
-    os.close(descriptor)
-    return content
 
 
-def _blocks(descriptor: int, place: Place) -> Iterator[bytes]:
+def _blocks(archive: _Archive, place: Place) -> Iterator[bytes]:
     """The unpacked bytes of a member of a zip. Raises `DecodeError` unless they are all there, with their CRC."""
-    start = _bytes_at(descriptor, place)
-    unpacker = zlib.decompressobj(-15) if place.how == DEFLATED else bz2.BZ2Decompressor()
+    start = _bytes_at(archive, place)
+    unpacker = UNPACKERS[place.how]()
     check = position = done = 0
     while position < place.stored and not unpacker.eof:
-        packed = os.pread(descriptor, min(BLOCK_BYTES, place.stored - position), start + position)
+        packed = archive.read(min(BLOCK_BYTES, place.stored - position), start + position)
         if not packed:
             break
         position += len(packed)
@@ -100,9 +134,9 @@ def _blocks(descriptor: int, place: Place) -> Iterator[bytes]:
     _require_check(check, place)
 
 
-def _bytes_at(descriptor: int, place: Place) -> int:
+def _bytes_at(archive: _Archive, place: Place) -> int:
     """Where the bytes of a member of a zip begin: behind a header of its own."""
-    header = os.pread(descriptor, LOCAL.size, place.offset)
+    header = archive.read(LOCAL.size, place.offset)
     if len(header) < LOCAL.size or header[:4] != LOCAL_SIGNATURE:
         raise DecodeError("malformed", "the archive has no header where its directory says that it begins")
     return place.offset + LOCAL.size + sum(LOCAL.unpack(header)[-2:])
@@ -113,55 +147,126 @@ def _require_check(check: int, place: Place) -> None:
         raise DecodeError("malformed", f"its CRC is {check:08x}, in the archive's directory it is {place.check:08x}")
 
 
-_WAYS: dict[str, Callable[[int, Place], Content]] = {
+_WAYS: dict[str, Callable[[_Archive, Place], Content]] = {
     PLAIN: _window,
+    **dict.fromkeys((DEFLATED, BZIPPED, LZMA), _unpacked),
     STORED: _stored,
-    DEFLATED: _unpacked,
-    BZIPPED: _unpacked,
 }
 
 
 class _Archive:
-    """An open archive: its descriptor, and readers of it that go forwards."""
+    """An open archive: a descriptor or an address, and readers of it that go forwards, which need the ``lock``.
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.time_ns = os.fstat(self.descriptor).st_mtime_ns
-        self._unpacked: _Unpacked | None = None
-        self._rows: _Rows | None = None
+    It is closed when nobody uses it any more.
+    """
 
-    def unpacked(self) -> _Unpacked:
-        self._unpacked = self._unpacked or _Unpacked(self.descriptor)
+    def __init__(self, path: Path | Address) -> None:
+        self.path, self.lock, self._users, self._dropped = path, threading.Lock(), 0, False
+        self.descriptor: int | None = None
+        if isinstance(path, Address):
+            self.size, self.time_ns, _ = path.status()
+        else:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(self.descriptor)
+            self.size, self.time_ns = status.st_size, status.st_mtime_ns
+        self._unpacked: Unpacked | None = None
+        self._rows: Rows | None = None
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Bytes from ``offset`` on; fewer only at the end."""
+        if self.descriptor is not None:
+            return os.pread(self.descriptor, length, offset)
+        assert isinstance(self.path, Address)
+        length = max(0, min(length, self.size - offset)) if self.size != UNKNOWN else length
+        return self.path.read(offset, length) if length else b""
+
+    def present_size(self) -> int:
+        return self.size if self.descriptor is None else os.fstat(self.descriptor).st_size
+
+    def window(self, offset: int, size: int) -> Content:
+        """A part of the file; of one on a server, a copy in memory."""
+        if self.descriptor is None:
+            blocks = range(offset, offset + size, BLOCK_BYTES)
+            return Content(in_memory(self.read(min(BLOCK_BYTES, offset + size - at), at) for at in blocks))
+        descriptor = os.dup(self.descriptor)
+        try:
+            return Content(descriptor, offset, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def opened(self, block: int) -> IO[bytes]:
+        """A file of its own to read from."""
+        if isinstance(self.path, Address):
+            return self.path.open(block, self.size)
+        return os.fdopen(os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC), "rb")
+
+    def unpacked(self) -> Unpacked:
+        self._unpacked = self._unpacked or Unpacked(lambda: self.opened(STREAM_BLOCK_BYTES))
         return self._unpacked
 
-    def rows(self, path: Path, column: str) -> _Rows:
-        self._rows = self._rows or _Rows(path, column)
+    def rows(self, column: str) -> Rows:
+        if self._rows is None or self._rows.column != column:
+            self._rows = Rows(self.path if isinstance(self.path, Path) else self.opened(BLOCK_BYTES), column)
         return self._rows
 
-    def close(self) -> None:
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with _lock:
+            self._users -= 1
+            last = self._dropped and not self._users
+        if last:
+            self._close()
+
+    def taken(self) -> _Archive:
+        """It, for one more user. The caller holds the lock of all archives."""
+        self._users += 1
+        return self
+
+    def dropped(self) -> bool:
+        """Note that nobody will ask for it again; True if nobody uses it. The caller holds the lock of all archives."""
+        self._dropped = True
+        return not self._users
+
+    def _close(self) -> None:
         for reader in (self._unpacked, self._rows):
             if reader is not None:
                 reader.close()
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
-_lock = threading.RLock()
-_open: OrderedDict[str, _Archive] = OrderedDict()
+_lock = threading.Lock()
+# By path, and by the reads that were given up: an archive whose reader hangs is opened anew.
+_open: OrderedDict[tuple[str, int], _Archive] = OrderedDict()
 
 
-def _kept(path: Path, place: Place) -> _Archive:
+def _kept(path: Path | Address, place: Place) -> _Archive:
     """The open archive. Raises `DecodeError` if it is not the one that was listed."""
-    key = os.fspath(path)
-    archive = _open.pop(key, None)
-    if archive is not None and archive.time_ns != place.time_ns:  # another run in this process listed another version
-        archive.close()
-        archive = None
-    archive = archive or _Archive(path)
-    _open[key] = archive
-    while len(_open) > ARCHIVES_KEPT_OPEN:
-        _open.popitem(last=False)[1].close()
+    key = (str(path), reads_given_up())
+    with _lock:
+        archive = _open.get(key)
+        if archive is not None and place.time_ns in (archive.time_ns, _limited(archive.time_ns)):
+            _open.move_to_end(key)
+            return archive.taken()
+    # Either it is not open, or another run in this process listed another version.
+    archive = _Archive(path)
+    with _lock:
+        others = [_open.pop(key)] if key in _open else []
+        if others and others[0].time_ns == archive.time_ns:  # another thread was as quick
+            archive, others = others[0], [archive]
+        _open[key] = archive
+        while len(_open) > ARCHIVES_KEPT_OPEN:
+            others.append(_open.popitem(last=False)[1])
+        idle = [other for other in others if other.dropped()]
+        archive.taken()
+    for other in idle:
+        other._close()
     if place.time_ns not in (archive.time_ns, _limited(archive.time_ns)):
-        raise DecodeError("transient", "the archive has changed since it was listed; the next run reads it anew")
+        with archive:
+            raise DecodeError("transient", "the archive has changed since it was listed; the next run reads it anew")
     return archive
 
 
@@ -169,126 +274,7 @@ def _limited(time_ns: int) -> int:
     return max(-(2**63), min(time_ns, 2**63 - 1))
 
 
-class _Reader(Protocol):
-    def close(self) -> None: ...
-
-
-class _Unpacked:
-    """A compressed tar, read forwards."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._begin()
-
-    def _begin(self) -> None:
-        raw = os.fdopen(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC), "rb")
-        self._raw, self._file = raw, gzip.GzipFile(fileobj=raw)
-        self._blocks: deque[bytes] = deque()
-        self._first = self._end = 0  # the stretch that the kept blocks cover
-        self._fault: Exception | None = None
-
-    def read(self, offset: int, size: int) -> bytes:
-        if size > MAX_UNPACKED_BYTES:
-            raise DecodeError("too_long", f"it has {size} bytes, too many to unpack it in memory")
-        if offset < self._first:
-            self.close()
-            self._begin()
-        parts: list[bytes] = []
-        position = self._first
-        for block in self._blocks:
-            parts.append(block[max(0, offset - position) : max(0, offset + size - position)])
-            position += len(block)
-        while self._end < offset + size and (block := self._block()):
-            parts.append(block[max(0, offset - self._end) : offset + size - self._end])
-            self._keep(block)
-        data = b"".join(parts)
-        if len(data) < size:
-            why = (
-                f"the archive cannot be unpacked further: {self._fault}"
-                if self._fault
-                else "the archive ends within it"
-            )
-            raise DecodeError("truncated", why)
-        return data
-
-    def _block(self) -> bytes:
-        """The next bytes, `BLOCK_BYTES` of them except at the end; what comes before damage is not lost."""
-        parts: list[bytes] = []
-        count = 0
-        while count < BLOCK_BYTES and self._fault is None:
-            try:
-                part = self._file.read1(BLOCK_BYTES - count)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                self._fault = error
-                break
-            if not part:
-                break
-            parts.append(part)
-            count += len(part)
-        return b"".join(parts)
-
-    def _keep(self, block: bytes) -> None:
-        self._blocks.append(block)
-        self._end += len(block)
-        while len(self._blocks) > BLOCKS_KEPT:
-            self._first += len(self._blocks.popleft())
-
-    def close(self) -> None:
-        self._file.close()
-        self._raw.close()
-
-
-class _Rows:
-    """The bytes of the audio column of a Parquet file, read forwards within each group of rows."""
-
-    def __init__(self, path: Path, column: str) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._file, self._column = pq.ParquetFile(path, pre_buffer=False), column
-        kind = self._file.schema_arrow.field(column).type
-        self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
-        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
-        self._starts = [sum(counts[:group]) for group in range(len(counts) + 1)]
-        self._batches: Iterator[Any] | None = None
-        self._kept: deque[tuple[int, Any]] = deque(maxlen=BATCHES_KEPT)
-        self._group = self._next = -1
-
-    def read(self, row: int) -> bytes:
-        import pyarrow as pa
-
-        try:
-            value = self._value(row)
-        except pa.ArrowException as error:
-            raise DecodeError("malformed", f"its row cannot be read: {error}") from error
-        if value is None:
-            raise DecodeError("not_found", "the row holds no bytes, at most the path of a file elsewhere")
-        return value
-
-    def _value(self, row: int) -> bytes | None:
-        group = next(number for number, end in enumerate(self._starts[1:]) if row < end)
-        if group != self._group or (self._kept and row < self._kept[0][0]) or (not self._kept and row < self._next):
-            self._batches = self._file.iter_batches(
-                batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[self._leaf], use_threads=False
-            )
-            self._kept.clear()
-            self._group, self._next = group, self._starts[group]
-        while row >= self._next and self._batches is not None:
-            column = next(self._batches).column(0)
-            self._kept.append((self._next, column))
-            self._next += len(column)
-        for start, column in self._kept:
-            if start <= row < start + len(column):
-                value = column[row - start].as_py()
-                found: bytes | None = value["bytes"] if isinstance(value, dict) else value
-                return found
-        raise DecodeError("malformed", "the row is not where the file says")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_through(root: Path, place: Place) -> None:
+def read_through(root: Path | Address, place: Place) -> None:
     """Read all bytes of a member. Raises `OSError` if the system cannot."""
     with suppress(DecodeError), closing(open_member(root, place)) as content:
         for start in range(0, content.size, BLOCK_BYTES):

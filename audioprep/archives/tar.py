@@ -6,7 +6,6 @@ import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from m2dprep.audioprep.archives.place import GZIPPED, PLAIN, TAR_GZ, IsSource, Listing, Place, last_of_each_name, named
@@ -23,14 +22,14 @@ KINDS = (
 )
 
 
-def list_tar(path: Path, archive: str, kind: str, time_ns: int, size: int, is_source: IsSource) -> Listing:
-    """The members of ``path``, called ``archive`` in their places. Raises `OSError`.
+def list_tar(raw: IO[bytes], archive: str, kind: str, time_ns: int, size: int, is_source: IsSource) -> Listing:
+    """The members of an open file, called ``archive`` in their places. Raises `OSError`.
 
     If the archive is cut off or damaged, the members before that place are listed, and one that is not whole fails.
     """
     listing = Listing()
     how = GZIPPED if kind == TAR_GZ else PLAIN
-    with path.open("rb") as raw, _unpacked(raw, kind) as file:
+    with _unpacked(raw, kind) as file:
         try:
             end = 0
             for info, following in _headers(file):
@@ -91,7 +90,7 @@ def _add(listing: Listing, file: IO[bytes], info: tarfile.TarInfo, place: Place,
             return file.read(min(HEAD_BYTES, info.size))
 
         if not is_source(info.name, head):
-            listing.others[info.name] += 1
+            listing.pass_over(info.name)
         elif info.issparse():
             listing.members.append(named(info.name, None, "unsupported", "a sparse file in an archive is not read"))
         else:
@@ -102,4 +101,4 @@ def _add(listing: Listing, file: IO[bytes], info: tarfile.TarInfo, place: Place,
         said = f"it is {kind} in the archive" + (f", to {info.linkname!r}" if info.linkname else "") + ", not a file"
         listing.members.append(named(info.name, None, "not_a_file", said))
     else:
-        listing.others[info.name] += 1
+        listing.pass_over(info.name)

@@ -6,12 +6,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import IO
 
 from m2dprep.audioprep.archives.place import (
     BZIPPED,
     DEFLATED,
+    LZMA,
     STORED,
     IsSource,
     Listing,
@@ -22,7 +22,18 @@ from m2dprep.audioprep.archives.place import (
 )
 
 HEAD_BYTES = 4096
-METHODS = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED, zipfile.ZIP_BZIP2: BZIPPED}
+METHODS = {
+    zipfile.ZIP_STORED: STORED,
+    zipfile.ZIP_DEFLATED: DEFLATED,
+    zipfile.ZIP_BZIP2: BZIPPED,
+    zipfile.ZIP_LZMA: LZMA,
+}
+# Compressions that nothing here unpacks, by their numbers in zip files.
+OTHER_METHODS = {
+    **{1: "shrink", 2: "reduce", 3: "reduce", 4: "reduce", 5: "reduce", 6: "implode", 9: "Deflate64", 10: "PKWARE DCL"},
+    **{16: "IBM z/OS CMPSC", 18: "IBM TERSE", 19: "IBM LZ77", 20: "Zstandard (old number)", 93: "Zstandard"},
+    **{94: "MP3", 95: "XZ", 96: "JPEG", 97: "WavPack", 98: "PPMd", 99: "AES encryption"},
+}
 ENCRYPTED, SIZES_FOLLOW, UTF8 = 1, 8, 0x800
 # The header before a member's bytes: signature, flags, method, CRC, compressed and true size, and two lengths.
 LOCAL = struct.Struct("<4s2xHH4xIIIHH")
@@ -30,18 +41,31 @@ LOCAL_SIGNATURE = b"PK\3\4"
 ZIP64 = 0xFFFFFFFF
 
 
-def list_zip(path: Path, archive: str, time_ns: int, is_source: IsSource) -> Listing:
-    """The members of ``path``, called ``archive`` in their places. Raises `OSError`."""
+def list_zip(file: IO[bytes], archive: str, time_ns: int, is_source: IsSource) -> Listing:
+    """The members of an open file, called ``archive`` in their places. Raises `OSError`."""
     listing = Listing()
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as opened:
-                for info in opened.infolist():
-                    _add(listing, file, info, archive, time_ns, is_source)
-        except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeError, ValueError) as error:
-            listing = _from_local_headers(file, archive, time_ns, is_source, str(error))
+    try:
+        with zipfile.ZipFile(file) as opened:
+            for info in opened.infolist():
+                _add(listing, file, info, archive, time_ns, is_source)
+            begin = min((info.header_offset for info in opened.infolist()), default=opened.start_dir)
+        if begin > 0 and _begins_as_zip(file):
+            listing.fault = ("malformed", _ANOTHER_BEFORE.format(begin))
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeError, ValueError) as error:
+        listing = _from_local_headers(file, archive, time_ns, is_source, str(error))
     listing.members = last_of_each_name(listing.members)
     return listing
+
+
+_ANOTHER_BEFORE = (
+    "several archives in a row: another zip lies before byte {}, where the members begin that its directory names; "
+    "split the file"
+)
+
+
+def _begins_as_zip(file: IO[bytes]) -> bool:
+    file.seek(0)
+    return file.read(4) in (LOCAL_SIGNATURE, b"PK\5\6")
 
 
 def _add(
@@ -57,7 +81,7 @@ def _add(
         return b"" if encrypted or how is None else member_head(file, place)
 
     if not is_source(info.orig_filename, head):
-        listing.others[info.orig_filename] += 1
+        listing.pass_over(info.orig_filename)
     else:
         listing.members.append(
             _member(info.orig_filename, place, encrypted, info.compress_type, info.external_attr >> 16)
@@ -70,7 +94,8 @@ def _member(name: str, place: Place, encrypted: bool, method: int, mode: int = 0
     if encrypted:
         return named(name, None, "unsupported", "it is encrypted in the archive")
     if not place.how:
-        return named(name, None, "unsupported", f"it is compressed by method {method} of zip, which is not read here")
+        how = f"{OTHER_METHODS.get(method, 'an unknown method')} (method {method} of zip)"
+        return named(name, None, "unsupported", f"it is compressed with {how}, which is not read; pack it anew")
     return named(name, place)
 
 
@@ -113,7 +138,7 @@ def _from_local_headers(file: IO[bytes], archive: str, time_ns: int, is_source: 
         if name.endswith("/"):
             continue
         if not is_source(name, lambda place=place: member_head(file, place)):  # type: ignore[misc]
-            listing.others[name] += 1
+            listing.pass_over(name)
         elif position > size:
             listing.members.append(named(name, None, "truncated", "the archive ends within it"))
         else:

@@ -6,13 +6,12 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import require_same
-from m2dprep.artifacts.errors import FailureLimit, UserError, top_reasons
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.folders import EXACT, NameFolding, probe_folding
 from m2dprep.artifacts.layout import LmsLayout
@@ -31,7 +30,7 @@ from m2dprep.audioprep.config import DEVICE_RESAMPLER, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard, software_versions
 from m2dprep.audioprep.decoding.ffmpeg import require_ffmpeg
 from m2dprep.audioprep.discover import PassedOver, with_conflicts
-from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Source, in_reading_order
 from m2dprep.workflows.engine.engine import ShardFunction, run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
@@ -64,89 +63,16 @@ from m2dprep.workflows.melspec.plan import (
     require_unpacked,
     shared_with_workers,
 )
+from m2dprep.workflows.melspec.request import READ_TIMEOUT, MelspecOptions, MelspecReport
 from m2dprep.workflows.melspec.results import RecordBuffer, list_path, require_own, require_place, write_list
 
 # About 2.5 s of work: long enough to hide the cost of a task, short enough to lose little.
 MAX_SHARD_SIZE = 256
 # Fewer clips are converted in the time that a forecast takes.
 MIN_CLIPS_FOR_FORECAST = 2048
-# Longer than a healthy file gives nothing, even over a slow network: such a read hangs.
-READ_TIMEOUT = 120.0
 
 
-@dataclass(frozen=True)
-class MelspecReport:
-    """How a conversion went: ``inputs = done + skipped + failed``; ``passed_over`` counts the other files in SRC.
-
-    Of the failed sources, ``kept`` still have their arrays of an earlier conversion in place, and ``set_aside`` have
-    them in a folder of their own.
-    """
-
-    inputs: int
-    done: int
-    skipped: int
-    failed: int
-    reasons: dict[str, int]
-    seconds: float
-    files_csv: str
-    listed: int
-    records: str
-    kept: int = 0
-    set_aside: int = 0
-    passed_over: PassedOver = field(default_factory=PassedOver)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "passed_over": self.passed_over.to_dict()}
-
-    def summary(self) -> str:
-        """``inputs = done + skipped + failed`` in one line, with the commonest reasons and the files passed over."""
-        line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
-        reasons = f" ({top_reasons(self.reasons)}; rows in {self.records})" if self.failed else ""
-        return line + reasons + (f"; {self.passed_over}" if str(self.passed_over) else "")
-
-    def require(self, limit: FailureLimit) -> None:
-        """Raise `TooManyFailuresError` if more sources failed than ``limit`` allows."""
-        limit.require(self.failed, self.inputs, f"the rows with status failed in {self.records}/records-*.parquet")
-
-
-@dataclass(frozen=True)
-class MelspecOptions:
-    """How to carry out a conversion; nothing here changes a byte of its arrays.
-
-    - ``workers``: where workers come from. A number means local processes; 0 works in this process.
-    - ``retry_failed``: also convert sources that failed before.
-    - ``check_sources``: also convert sources whose size or modification time differs from the record. Sizes are
-      compared anyway if the sources lie in another folder than the one recorded.
-    - ``files``: a CSV file whose column ``source`` names the sources, in place of a scan.
-    - ``ffmpeg``: what decodes files that libsndfile cannot open. None takes FFmpeg's libraries, and then the program
-      if it is installed; True requires the program and takes it alone; False takes nothing.
-    - ``name``: the name in ``files_<name>.csv``.
-    - ``archives``: how members of archives are named.
-    - ``device``: a device other than ``cpu`` computes in one process, with as many decoding threads as ``workers``. It
-      belongs to a configuration with `DEVICE_RESAMPLER`.
-    - ``ignore_space``: start even if the file system looks too small.
-    - ``read_timeout``: the seconds for which reading a source may give nothing; 0 means no limit. Such a source becomes
-      a failure row, which the next run tries again.
-    - ``max_failures``: with ``overwrite`` and a new configuration, how many sources that were converted before may
-      fail; if more do, the earlier conversion stays as it is.
-    """
-
-    workers: WorkerPool | int = 1
-    overwrite: bool = False
-    retry_failed: bool = False
-    check_sources: bool = False
-    replace: bool = False
-    files: Path | None = None
-    ffmpeg: bool | None = None
-    name: str | None = None
-    archives: ArchiveOptions = field(default_factory=ArchiveOptions)
-    device: str = "cpu"
-    ignore_space: bool = False
-    read_timeout: float = READ_TIMEOUT
-    max_failures: FailureLimit | None = None
-
-
-def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
+def run_melspec(src: Path | Address, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call resumes.
 
     ``src`` may also be an archive; its members are then called as they would be in a scan of its folder.
@@ -159,7 +85,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
     """
     started = time.monotonic()
     passed_over = PassedOver()
-    src, only = folder_and_archive(src)
+    src, only = folder_and_archive(_patient(src, options))
     sources = _sources(src, dst, config, options, passed_over, only)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
@@ -211,7 +137,7 @@ def run_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOpt
 
 
 def _cleaned_up(
-    layout: LmsLayout, files_csv: Path, src: Path, config: ConvertConfig, options: MelspecOptions
+    layout: LmsLayout, files_csv: Path, src: Path | Address, config: ConvertConfig, options: MelspecOptions
 ) -> MelspecOptions:
     """Remove the leftovers of killed runs, and finish a replacement that was interrupted.
 
@@ -228,13 +154,13 @@ def _cleaned_up(
     return replace(options, overwrite=options.overwrite and not is_resumable(layout, config.to_dict(), src))
 
 
-def forecast_melspec(src: Path, dst: Path, config: ConvertConfig, options: MelspecOptions) -> Forecast:
+def forecast_melspec(src: Path | Address, dst: Path, config: ConvertConfig, options: MelspecOptions) -> Forecast:
     """Estimate what `run_melspec` would cost with the same arguments, and leave nothing behind.
 
     Raises `FingerprintConflictError` and `UserError` as `run_melspec` would.
     """
-    src, only = folder_and_archive(src)
-    sources = _sources(src, dst, config, options, only=only)
+    src, only = folder_and_archive(_patient(src, options))
+    sources = _sources(src, dst, config, options, only=only, writes=False)
     convert, pool = _converter(src, config, options)
     layout = LmsLayout(dst)
     into = conversion_layout(layout, config.to_dict(), src, options.overwrite)
@@ -245,7 +171,7 @@ def _plan(
     layout: LmsLayout,
     into: LmsLayout,
     sources: list[Source],
-    src: Path,
+    src: Path | Address,
     config: ConvertConfig,
     options: MelspecOptions,
     folding: NameFolding = EXACT,
@@ -293,7 +219,7 @@ def _forecast(
         return forecast(pending, layout.root, config, pool.promised, convert)
 
 
-def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, replaces: bool) -> None:
+def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path | Address, *, replaces: bool) -> None:
     """Freeze the configuration, once there are workers and before the first clip is converted.
 
     If the conversion ``replaces`` another one, remove what was begun for it with another configuration.
@@ -307,9 +233,11 @@ def _begin(layout: LmsLayout, plan: Plan, config: ConvertConfig, src: Path, *, r
         write_config(layout, config.to_dict(), {"source_root": roots[0], "source_roots": roots, "versions": versions})
 
 
-def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
+def _converter(src: Path | Address, config: ConvertConfig, options: MelspecOptions) -> tuple[ConvertSample, WorkerPool]:
     """The function that converts a shard, and the pool that runs it. Raises `UserError` if a device is missing."""
     pool = WorkerPool.of(options.workers)
+    if isinstance(src, Address):
+        src = src.patient(0)  # what converts has retries and a time limit of its own
     if options.device == "cpu":
         root = src.absolute() if pool.elsewhere else src
         convert = functools.partial(
@@ -336,25 +264,35 @@ def _converter(src: Path, config: ConvertConfig, options: MelspecOptions) -> tup
 
 
 def _sources(
-    src: Path,
+    src: Path | Address,
     dst: Path,
     config: ConvertConfig,
     options: MelspecOptions,
     passed_over: PassedOver | None = None,
     only: str | None = None,
+    writes: bool = True,
 ) -> list[Source]:
-    """The sources of a run. Raises `UserError` if the run cannot be carried out, before anything is written."""
+    """The sources of a run. Raises `UserError` if the run cannot be carried out, before anything is written.
+
+    If it ``writes``, indices of archives are kept, because listing them may take hours.
+    """
     if options.ffmpeg:
         require_ffmpeg()
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
     with slow_reads_said(), reading(f"the list of files in {src}"):
-        return find_sources(src, dst, options.files, passed_over, options.archives, only)
+        archives = replace(options.archives, index=LmsLayout(dst).archives, writes=writes)
+        return find_sources(src, dst, options.files, passed_over, archives, only)
+
+
+def _patient(src: Path | Address, options: MelspecOptions) -> Path | Address:
+    """``src``; a server is asked again, and for so long, as files are."""
+    return src.patient(options.read_timeout or READ_TIMEOUT) if isinstance(src, Address) else src
 
 
 def _convert(
     layout: LmsLayout,
-    src: Path,
+    src: Path | Address,
     function: ShardFunction,
     plan: Plan,
     pool: WorkerPool,

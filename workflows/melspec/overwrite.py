@@ -22,12 +22,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m2dprep.artifacts.clips.addresses import is_address
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import sweep_temporaries, write_bytes
 from m2dprep.artifacts.folders import remove_folder
 from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import OK, frozen_config, read_records, record_parts
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Source
 from m2dprep.workflows.melspec.plan import Plan
 
@@ -82,13 +84,13 @@ def known_roots(frozen: Mapping[str, Any] | None) -> list[str]:
     return [root for root in roots if isinstance(root, str)]
 
 
-def is_only_root(frozen: Mapping[str, Any] | None, src: Path) -> bool:
+def is_only_root(frozen: Mapping[str, Any] | None, src: Path | Address) -> bool:
     """Whether everything was converted from ``src``."""
     return frozen is None or known_roots(frozen) == [str(src.resolve())]
 
 
 def require_replacement(
-    layout: LmsLayout, frozen: Mapping[str, Any] | None, src: Path, plan: Plan, allowed: bool
+    layout: LmsLayout, frozen: Mapping[str, Any] | None, src: Path | Address, plan: Plan, allowed: bool
 ) -> None:
     """Report on stderr if ``src`` is another folder than before.
 
@@ -113,10 +115,14 @@ def require_replacement(
         )
 
 
-def roots_with(frozen: Mapping[str, Any] | None, src: Path, plan: Plan) -> list[str]:
-    """The roots after ``src`` is converted. A root that is gone, and whose files ``src`` has, was moved there."""
+def roots_with(frozen: Mapping[str, Any] | None, src: Path | Address, plan: Plan) -> list[str]:
+    """The roots after ``src`` is converted. A root that is gone, and whose files ``src`` has, was moved there.
+
+    Servers are not asked whether their folders have gone.
+    """
     root = str(src.resolve())
-    kept = [other for other in known_roots(frozen) if other == root or not plan.done or Path(other).is_dir()]
+    there = [other for other in known_roots(frozen) if other == root or is_address(other) or Path(other).is_dir()]
+    kept = there if plan.done else known_roots(frozen)
     return kept if root in kept else [*kept, root]
 
 
@@ -133,7 +139,7 @@ def is_converted(layout: LmsLayout) -> bool:
     return bool(record_parts(layout)) or layout.config.exists() or (layout.root / PACKED_FOLDER).is_dir()
 
 
-def conversion_layout(layout: LmsLayout, config: Mapping[str, Any], src: Path, overwrite: bool) -> LmsLayout:
+def conversion_layout(layout: LmsLayout, config: Mapping[str, Any], src: Path | Address, overwrite: bool) -> LmsLayout:
     """The layout to convert into: ``layout`` itself, or the place `beside` it.
 
     The place beside it is used with ``overwrite`` if ``layout`` holds a conversion. Without ``overwrite`` it is used if
@@ -157,7 +163,7 @@ def conversion_layout(layout: LmsLayout, config: Mapping[str, Any], src: Path, o
     return layout
 
 
-def is_resumable(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
+def is_resumable(new: LmsLayout, config: Mapping[str, Any], src: Path | Address) -> bool:
     """Whether the conversion begun in ``new`` converts ``src`` with ``config``."""
     try:
         begun = frozen_config(new)
@@ -166,7 +172,7 @@ def is_resumable(new: LmsLayout, config: Mapping[str, Any], src: Path) -> bool:
     return begun is not None and begun["config"] == dict(config) and is_only_root(begun, src)
 
 
-def begin_replacement(new: LmsLayout, config: Mapping[str, Any], src: Path) -> None:
+def begin_replacement(new: LmsLayout, config: Mapping[str, Any], src: Path | Address) -> None:
     """Prepare ``new``, and remove a conversion that another request began there."""
     if not is_resumable(new, config, src):
         remove_folder(new.root)

@@ -23,10 +23,11 @@ from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, arrays_below, req
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import FAILED, KEPT, KEPT_FOR_NOW, OK, read_records, record_parts
 from m2dprep.artifacts.tables import SOURCE_COLUMNS, read_names
-from m2dprep.audioprep.archives.place import archive_kind
+from m2dprep.audioprep.archives.place import WHOLE, archive_kind
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
 from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Source
 from m2dprep.workflows.engine.workers import Shared
 from m2dprep.workflows.melspec.owners import Owners, Superseded, folded, misnamed, resolve_conflicts
@@ -77,7 +78,8 @@ def changed_in_place(
 
     def changed(index: int) -> bool:
         if failed[index] and not recorded.has_size(row_of[index]):
-            return sources[index].place is not None or sources[index].path.exists()
+            source = sources[index]
+            return (source.place is not None and source.place.how != WHOLE) or source.path.exists()
         answer = recorded.is_another(sources[index], row_of[index], by_time=True)
         return bool(good[index]) if answer is None else answer
 
@@ -140,7 +142,7 @@ class Plan:
 
 
 def find_sources(
-    src: Path,
+    src: Path | Address,
     dst: Path,
     files: Path | None,
     passed_over: PassedOver | None = None,
@@ -155,8 +157,9 @@ def find_sources(
     if ``src`` is not a folder, the list cannot be read, a path leads out of ``src``, there are no sources, or the name
     of one of the two folders is not UTF-8.
     """
-    for path in (src.resolve(), dst.absolute()):
-        _require_text(path)
+    for path in (src, dst):
+        if isinstance(path, Path):
+            _require_text(path.resolve() if path is src else path.absolute())
     if files is None:
         others = PassedOver() if passed_over is None else passed_over
         if only is not None:
@@ -166,7 +169,8 @@ def find_sources(
         if not sources:
             raise UserError(f"{src / (only or '')} holds no audio files" + (f"; {others}." if str(others) else "."))
         return sources
-    require_folder(src, "the audio files to convert")
+    if isinstance(src, Path):
+        require_folder(src, "the audio files to convert")
     sources = named_sources(src, read_names(files, "the list of sources", SOURCE_COLUMNS), archives)
     if not sources:
         raise UserError(f"{files} lists no audio files.")
@@ -175,8 +179,18 @@ def find_sources(
     return sources
 
 
-def folder_and_archive(src: Path) -> tuple[Path, str | None]:
-    """The folder of sources, and the one archive in it that ``src`` names, if it names one."""
+def folder_and_archive(src: Path | Address) -> tuple[Path | Address, str | None]:
+    """The folder of sources, and the one archive in it that ``src`` names, if it names one.
+
+    Raises `UserError` if a server does not give the archive.
+    """
+    if isinstance(src, Address):
+        if not archive_kind(src.name):
+            return src, None
+        try:
+            return (src, None) if src.status().is_folder else (src.parent, src.name)
+        except OSError as error:
+            raise UserError(f"{src} cannot be read: {error.strerror}.") from error
     return (src.parent, src.name) if archive_kind(src.name) and src.is_file() else (src, None)
 
 
@@ -287,7 +301,10 @@ def require_unpacked(layout: LmsLayout, pending: Sequence[Source]) -> None:
         )
 
 
-def shared_with_workers(layout: LmsLayout, src: Path, pending: Sequence[Source]) -> Shared:
+def shared_with_workers(layout: LmsLayout, src: Path | Address, pending: Sequence[Source]) -> Shared:
     """What workers on other machines must see: the output, and the sources, represented by one existing source."""
-    paths = (source.input(src).file for source in pending[:MAX_PROBED_SOURCES])
+    if isinstance(src, Address):
+        return Shared((), layout.temporaries)
+    some = pending[:MAX_PROBED_SOURCES]
+    paths = (src / (source.place.archive if source.place else source.relative) for source in some)
     return Shared((src, next(filter(os.path.lexists, paths), src)), layout.temporaries)
