@@ -8,59 +8,27 @@ writing takes long, threads write. Where the file system is fast, nothing of thi
 from __future__ import annotations
 
 import os
-import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
+from m2dprep.artifacts.log_mels.read_ahead import BYTES_AHEAD, FILES_AHEAD, Pace, Threads
 from m2dprep.artifacts.reading import last_progress, progress, reads_given_up
 from m2dprep.audioprep.decoding.content import Content
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Input, Source
 
-FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
 WRITES_AT_ONCE = 8
 LOOK_SECONDS = 0.5
 # An operation that waits for longer than this on average is left to threads. Threads cost a worker some processor time
 # for each array, so that those that write must save more than the few milliseconds of a busy local disk.
 SLOW_OPEN_SECONDS, SLOW_WRITE_SECONDS = 0.005, 0.015
-# How much the latest operation counts in the average.
-LATEST = 0.2
-
-
-class _Pace:
-    """The average time for which operations of one kind have waited lately in this process."""
-
-    def __init__(self, slow: float) -> None:
-        self.seconds, self._slow = 0.0, slow
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Note for how long the block waits: the time that it takes, if it gave up the processor by itself.
-
-        A thread that a busy machine suspends does not wait for a file system.
-        """
-        started, pauses = time.perf_counter(), getrusage(RUSAGE_THREAD).ru_nvcsw
-        try:
-            yield
-        finally:
-            # One long wait alone does not make a file system a slow one.
-            waited = time.perf_counter() - started if getrusage(RUSAGE_THREAD).ru_nvcsw > pauses else 0.0
-            self.seconds += LATEST * (min(waited, 4 * self._slow) - self.seconds)
-
-    @property
-    def is_slow(self) -> bool:
-        return self.seconds > self._slow
-
-
-OPENING, WRITING = _Pace(SLOW_OPEN_SECONDS), _Pace(SLOW_WRITE_SECONDS)
+OPENING, WRITING = Pace(SLOW_OPEN_SECONDS), Pace(SLOW_WRITE_SECONDS)
 
 
 class Opened:
@@ -114,7 +82,7 @@ class ReadAhead:
         self._sources, self._src = sources, src
         self._numbers = {source.relative: number for number, source in enumerate(sources)}
         self._begun: dict[int, Future[tuple[Content, AudioInfo]]] = {}
-        self._threads: _Threads | None = None
+        self._threads: Threads | None = None
         self._given_up = reads_given_up()
 
     def opened(self, source: Source) -> Opened:
@@ -130,7 +98,7 @@ class ReadAhead:
 
     def _begin(self, number: int) -> None:
         """Begin with the next sources, and with this one, so that its opening does not precede theirs."""
-        self._threads = self._threads or _Threads(FILES_AHEAD)
+        self._threads = self._threads or Threads(FILES_AHEAD)
         for later in range(number, min(number + FILES_AHEAD + 1, len(self._sources))):
             if later not in self._begun and not self._sources[later].reason and (later > number or not self._begun):
                 where = self._sources[later].input(self._src)
@@ -170,7 +138,7 @@ class Writers:
 
     def __init__(self) -> None:
         self._room = threading.BoundedSemaphore(WRITES_AT_ONCE)
-        self._threads: _Threads | None = None
+        self._threads: Threads | None = None
 
     def call(self, write: Callable[[], Any]) -> Any:
         """The result of ``write``, or a future of it."""
@@ -181,7 +149,7 @@ class Writers:
 
         if not WRITING.is_slow:
             return timed()
-        self._threads = self._threads or _Threads(WRITES_AT_ONCE)
+        self._threads = self._threads or Threads(WRITES_AT_ONCE)
         self._room.acquire()
         future = self._threads.call(timed)
         future.add_done_callback(lambda _: self._room.release())
@@ -205,35 +173,3 @@ def in_order(results: Iterable[Any]) -> Iterator[Any]:
 
 def _given(result: Any) -> Any:
     return result.result() if isinstance(result, Future) else result
-
-
-class _Threads:
-    """Threads that do not keep the process from ending, because they may hang for ever in a read of a dead mount."""
-
-    def __init__(self, count: int) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._count = count
-        for number in range(count):
-            threading.Thread(target=self._work, name=f"m2dprep-waits-{number}", daemon=True).start()
-
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._calls.put((future, function))
-        return future
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, function = call
-            future.thread = threading.get_ident()  # type: ignore[attr-defined]
-            try:
-                result = function()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            del call, future, function
-
-    def close(self) -> None:
-        """Let the threads end when they have done what was asked of them."""
-        for _ in range(self._count):
-            self._calls.put(None)

@@ -222,6 +222,7 @@ class Clips(Dataset[Batch]):
         n_mels, width = self._model.input_size
         crops: np.ndarray | None = None
         frames = np.full(len(indices), width, np.int64)
+        log_mels.expect(indices)
         for place, (index, share) in enumerate(zip(indices.tolist(), shares.tolist(), strict=True)):
             self._at = log_mels, index
             place_of_it = None if crops is None else crops[place, 0]

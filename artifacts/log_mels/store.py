@@ -16,8 +16,9 @@ from m2dprep.artifacts.layout import LmsLayout, inside
 from m2dprep.artifacts.log_mels.array import HEADER_BYTES, read_lms
 from m2dprep.artifacts.log_mels.first_reads import UNKNOWN, FirstReads, digests_of_files
 from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.read_ahead import FilesAhead
 from m2dprep.artifacts.log_mels.records import read_config
-from m2dprep.artifacts.reading import open_regular, read_at
+from m2dprep.artifacts.reading import read_at
 
 NPY = -1
 MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
@@ -53,12 +54,20 @@ class LogMels:
         self.first_reads = FirstReads(np.ones(len(file_names), bool))
         self._headers: dict[bytes, NpyHeader] = {}
         self._buffer = np.empty(0, np.uint8)
+        self._ahead = FilesAhead()
 
     def __len__(self) -> int:
         return len(self.file_names)
 
     def name(self, index: int) -> str:
         return str(self.file_names[index].as_py())
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Say which log-mels will be read next, in their order: on a slow file system, threads read them ahead."""
+        self._ahead.expect(indices[self._pack_of[indices] == NPY].tolist())
+
+    def _path(self, index: int) -> Path:
+        return inside(self.root, self.name(index))
 
     def __getitem__(self, index: int) -> np.ndarray:
         """A log-mel (F, T), float32 or float16. It may overwrite the array that was returned before.
@@ -118,18 +127,22 @@ class LogMels:
 
         This takes a third of the time of `numpy.load`, which parses each header as Python and uses new, cold memory.
         """
-        path = inside(self.root, self.name(index))
+        path = self._path(index)
         try:
-            with open_regular(path) as file:
-                size = file.size
-                if len(self._buffer) < size:
-                    self._buffer = np.empty(size, np.uint8)
-                read = read_at(file, self._buffer.data[:size], 0)
+            with self._ahead.opened(index, self._path) as opened:
+                size, read = opened.file.size, opened.read
+                if opened.content is not None:
+                    buffer = opened.content
+                else:
+                    if len(self._buffer) < size:
+                        self._buffer = np.empty(size, np.uint8)
+                    buffer = self._buffer
+                    read = read_at(opened.file, buffer.data[:size], 0)
         except UserError as error:
             raise UserError(f"{error} It was there when training began.") from error
         if self.first_reads[index]:
-            self._prove(index, path, self._buffer.data[:read])
-        head = self._buffer[:HEADER_BYTES].tobytes()
+            self._prove(index, path, buffer.data[:read])
+        head = buffer[:HEADER_BYTES].tobytes()
         header = self._headers.get(head)
         if header is None:
             array = read_lms(path).array
@@ -137,7 +150,7 @@ class LogMels:
                 first: np.ndarray = array[0]
                 return first
             header = self._headers[head] = NpyHeader(array.dtype, array.shape[2])
-        values = self._buffer[HEADER_BYTES:size].view(header.dtype)
+        values = buffer[HEADER_BYTES:size].view(header.dtype)
         if read != size or len(values) % header.frames:
             raise UserError(f"{path} has changed since training began.")
         return values.reshape(-1, header.frames)

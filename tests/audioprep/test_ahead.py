@@ -97,7 +97,7 @@ def test_sources_are_opened_while_others_wait(tmp_path: Path, src: Path, monkeyp
 def test_on_a_fast_file_system_nothing_is_left_to_threads(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "_Threads", None)
+    monkeypatch.setattr(ahead, "Threads", None)
     assert len(convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)) == CLIPS
 
 
