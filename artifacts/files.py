@@ -12,8 +12,10 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -128,6 +130,35 @@ def rename_all(moves: Iterable[tuple[Path, Path]]) -> None:
             with suppress(OSError):
                 new.rename(old)
         raise
+
+
+EXCHANGE = ".m2dprep-exchange-"
+
+
+def replace_together(folder: Path, names: Sequence[str], write: Callable[[Path], object]) -> None:
+    """Replace files of ``folder`` by those that ``write`` puts into a folder that it is given: all, or none.
+
+    ``names`` are the names of all of them; those that are not written now are removed. The last one is the marker: it
+    loses its place first and gets it last, so that the files belong together wherever it is. What a killed process has
+    left is removed once the new files have their places.
+    """
+    exchange = Path(tempfile.mkdtemp(prefix=EXCHANGE, dir=folder))
+    new, earlier = exchange / "new", exchange / "earlier"
+    try:
+        new.mkdir()
+        earlier.mkdir()
+        write(new)
+        there = [name for name in reversed(names) if (folder / name).exists()]
+        written = [name for name in names if (new / name).exists()]
+        moves = [(folder / name, earlier / name) for name in there] + [(new / name, folder / name) for name in written]
+        rename_all(moves)
+    except BaseException:
+        if not any(earlier.glob("*")):  # else an earlier file could not get its place back
+            shutil.rmtree(exchange, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for left in folder.glob(f"{EXCHANGE}*"):
+        shutil.rmtree(left)
 
 
 def _name(error: BaseException, path: Path) -> None:

@@ -26,6 +26,7 @@ KEYWORDS = f"captions keywords {FILLED} --keyword-model keyword_model --batch-si
 ADD_MINE = "captions add --csv mine.csv --source mine -o other.parquet"
 SOUNDS = "sound-set sounds --clips 4 --held-out 1 --workers 0"
 PACK = f"pack {LMS} --clips-per-shard 3"
+JUDGE = "--root data/audioset_lms --features kept --device cpu -o result.json"
 TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
 TRAIN += " --device cpu"
 # Times, places and processes may differ; everything else must be the same.
@@ -116,6 +117,26 @@ def _another_length(folder: Path) -> None:
 def _short_list(folder: Path) -> None:
     lines = (folder / "data/files_audioset.csv").read_text().splitlines(keepends=True)
     (folder / "data/some.csv").write_text("".join(lines[:4]))
+
+
+def _two_tasks(folder: Path) -> None:
+    """Two tasks on the same sounds: the second has labels with words of their own, and other splits."""
+    (folder / "tasks").mkdir()
+    rule = "  names: '(?P<part>[^/]+)/[^/]+'\n  label: \"{part}\"\n"
+    words = "  label_names: {table: words.csv, label: label, name: name}\n"
+    (folder / "wavs/words.csv").write_text("label,name\ntrain 0,a bark\ntrain 1,a horn\n")
+    (folder / "tasks/first.yaml").write_text(f"name: first\nmetadata:\n{rule}{words}")
+    (folder / "tasks/second.yaml").write_text(f'name: second\nmetadata:\n{rule}  group: "{{path}}"\n')
+
+
+def _clips_to_judge(folder: Path) -> None:
+    """Tables of the converted clips, with two classes and splits, and with captions."""
+    clips = sorted(path.relative_to(folder / LMS).as_posix() for path in (folder / LMS).rglob("Y*.npy"))
+    rows = [f"{clip},{'dog' if row % 2 else 'horn'},{'test' if row > 5 else 'train'}" for row, clip in enumerate(clips)]
+    for protocol in ("zero-shot", "linear"):
+        (folder / f"judged_{protocol}.csv").write_text("\n".join(["file_name,label,split", *rows]) + "\n")
+    said = [f"{clip},a {'dog' if row % 2 else 'horn'} number {row}" for row, clip in enumerate(clips)]
+    (folder / "judged_retrieval.csv").write_text("\n".join(["file_name,caption", *said]) + "\n")
 
 
 def _run_in_data(folder: Path) -> None:
@@ -301,6 +322,26 @@ STAGES = (
         weight=2,
     ),
     Stage("check of a run", "check data --workers 0", after="train", edit=_run_in_data, reads_only=True),
+    Stage(
+        "evaluate prepare --overwrite",
+        "evaluate prepare tasks/second.yaml wavs -o prepared --overwrite",
+        edit=_two_tasks,
+        setup=("evaluate prepare tasks/first.yaml wavs -o prepared",),
+        replaces=("prepared/*.csv", "prepared/*.yaml", "prepared/*.json"),
+    ),
+    *(
+        Stage(
+            f"evaluate {protocol} --overwrite",
+            f"{line} --overwrite",
+            after="train",
+            edit=_clips_to_judge,
+            setup=(line,),
+            imports=("m2dprep.evaluation.run", "m2dprep.evaluation.encoders"),
+            replaces=("kept/*/*/*.npy", "kept/*/*/*.parquet", "kept/*/*/meta.json", "result.json"),
+        )
+        for protocol in ("zero-shot", "linear", "retrieval")
+        for line in [f"evaluate {protocol} run judged_{protocol}.csv {JUDGE}"]
+    ),
     Stage("sound-set --overwrite", SOUNDS + " --seed 1 --overwrite", setup=(SOUNDS,), replaces=("sounds/*",)),
     Stage("run recipe.yaml", "run recipe.yaml", ignored=TIMED, imports=TEXT_IMPORTS),
     Stage("run light.yaml", "run light.yaml", ignored=TIMED, weight=0),

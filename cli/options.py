@@ -69,7 +69,14 @@ class ModelName(click.types.StringParamType):
     role = Role.MODEL
 
 
+class TaskName(click.types.StringParamType):
+    """A task of evaluation: its name, or a YAML file, which a recipe then knows to be read."""
+
+    role = Role.TASK
+
+
 MODEL_NAME = ModelName()
+TASK_NAME = TaskName()
 
 
 class Number(click.FloatRange):

@@ -14,6 +14,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     PLACE,
+    TASK_NAME,
     Function,
     Number,
     device_option,
@@ -103,6 +104,7 @@ def clip_options(function: Function) -> Function:
         CLIPS,
         click.option(
             "--task",
+            type=TASK_NAME,
             default=None,
             show_default="the folder's, or accuracy on whole clips",
             help="Score by the rules of this task: a YAML file, or the name of a task that comes with m2dprep.",

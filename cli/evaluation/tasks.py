@@ -11,6 +11,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     PLACE,
+    TASK_NAME,
     TableCommand,
     json_option,
     max_failures_option,
@@ -42,7 +43,7 @@ def list_tasks(as_json: bool) -> None:
 
 @stage(how=("max_failures",), shows=("found", "expected"))
 @click.command("prepare", cls=TableCommand)
-@click.argument("task")
+@click.argument("task", type=TASK_NAME)
 @click.argument("download", type=PATH)
 @titled(
     "The data set",

@@ -10,9 +10,10 @@ from typing import Any
 
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import FailureLimit, UserError, top_reasons
-from m2dprep.artifacts.files import write_bytes, write_json
+from m2dprep.artifacts.files import replace_together, write_bytes, write_json
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.json_files import read_json_object
+from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import read_csv_columns, write_csv
 from m2dprep.evaluation.preparation.clips import MISSING, Collected, LeftOut, collect
 from m2dprep.evaluation.preparation.download import AS_NAMED, Download, candidates
@@ -172,25 +173,28 @@ def _require_free(folder: Path, preparation: Preparation, overwrite: bool) -> No
 
 
 def _write(preparation: Preparation, task_file: Path, place: Download, rule: Rule, found: Collected) -> None:
-    """prepared.json comes last: a folder with it is whole."""
-    folder = preparation.folder
-    make_folder(folder)
-    (folder / PREPARED).unlink(missing_ok=True)
-    write_csv(folder / METADATA, *_table(preparation.task, found, rule))
-    write_csv(
-        folder / LEFT_OUT,
-        ["file_name", "where", "reason", "message"],
-        [[row.file_name, row.where, row.reason, row.message] for row in preparation.left_out],
-    )
-    write_csv(folder / EXTRA, ["file_name"], [[name] for name in preparation.extra])
-    if rule.label_names is not None:
-        names = rule.label_names
-        table = required(place, rule, names.table[0], preparation.task.title)
-        values = read_csv_columns(table, [names.label, names.name], "the names of labels")
-        write_csv(folder / LABELS, ["label", "name"], zip(values[names.label], values[names.name], strict=True))
-    if not (folder / TASK).exists() or not task_file.samefile(folder / TASK):
-        write_bytes(folder / TASK, task_file.read_bytes())
-    write_json(folder / PREPARED, preparation.to_dict())
+    """Replace the folder's files, all together; a folder with prepared.json is whole."""
+    task_text = task_file.read_bytes()
+
+    def write(folder: Path) -> None:
+        write_csv(folder / METADATA, *_table(preparation.task, found, rule))
+        write_csv(
+            folder / LEFT_OUT,
+            ["file_name", "where", "reason", "message"],
+            [[row.file_name, row.where, row.reason, row.message] for row in preparation.left_out],
+        )
+        write_csv(folder / EXTRA, ["file_name"], [[name] for name in preparation.extra])
+        if rule.label_names is not None:
+            names = rule.label_names
+            table = required(place, rule, names.table[0], preparation.task.title)
+            values = read_csv_columns(table, [names.label, names.name], "the names of labels")
+            write_csv(folder / LABELS, ["label", "name"], zip(values[names.label], values[names.name], strict=True))
+        write_bytes(folder / TASK, task_text)
+        write_json(folder / PREPARED, preparation.to_dict())
+
+    make_folder(preparation.folder)
+    with exclusive(preparation.folder):
+        replace_together(preparation.folder, (METADATA, LEFT_OUT, EXTRA, LABELS, TASK, PREPARED), write)
 
 
 def _relative(root: Path, folder: Path) -> str:

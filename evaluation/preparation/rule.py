@@ -20,6 +20,7 @@ metadata:
   optional: true                     # rows of this place may be missing as a whole
   missing: allowed                   # a row without a file is none of the failures
   fetched: {name: address}           # lists that are no part of the download, and where they are
+  signs: ['(?:.*/)?etc/PROMPTS', …]  # names of files (whole paths) that tell the download without these lists
   label_names: {table: …, label: …, name: …}
   sources: [{table: …, split: …}, …] # several places; what stands beside holds for all of them
 ```
@@ -139,9 +140,10 @@ class Rule:
     label_names: LabelNames | None = None
     missing_allowed: bool = False
     fetched: Mapping[str, str] = field(default_factory=dict)
+    signs: tuple[re.Pattern[str], ...] = ()
 
 
-FOR_ALL = ("missing", "fetched", "label_names", "sources")
+FOR_ALL = ("missing", "fetched", "label_names", "signs", "sources")
 OF_SOURCE = (*PLACES, *(one.name for one in fields(Source) if one.name not in ("kind", "places", "names")))
 
 
@@ -168,6 +170,10 @@ def read_rule(metadata: Mapping[str, Any]) -> Rule:
         None if names is None else _label_names(names),
         missing == "allowed",
         _texts(metadata.get("fetched", {}), "metadata.fetched"),
+        tuple(
+            _regex(sign, "metadata.signs")
+            for sign in typed(tuple[str, ...], metadata.get("signs", []), "metadata.signs")
+        ),
     )
 
 

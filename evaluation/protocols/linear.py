@@ -29,7 +29,13 @@ import torch
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.lanes import Lanes
 from m2dprep.evaluation.protocols.linear_head import Draws, Head, HeadSettings, Part, Scaler, score_of, train_head
-from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
+from m2dprep.evaluation.protocols.metrics import (
+    average_precision,
+    clip_draws,
+    confusion,
+    confusion_details,
+    drawn_average_precisions,
+)
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
 
 SEEDS = (42, 43, 44)
@@ -333,6 +339,7 @@ def _details(runs: list[list[Run]], parts: list[Fold], targets: np.ndarray, clas
             {"label": label, "n": int(count), "ap": float(ap) if count else None}
             for label, count, ap in zip(classes, truth.sum(axis=0), precision, strict=True)
         ]
+        found |= clip_draws(np.mean([drawn_average_precisions(truth, one) for one in logits], axis=0))
         return found
     right = np.mean([one.argmax(axis=1) == truth for one in logits], axis=0)
     found["correct_share"] = right.tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -24,6 +26,39 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     positives = hits[-1] if len(hits) else np.zeros(scores.shape[1], np.int64)
     area: np.ndarray = (gained * precision).sum(axis=0) / np.maximum(positives, 1)
     return area
+
+
+# Draws of clips of which a result holds the score: all runs on the same clips have the same draws.
+CLIP_DRAWS, CLIP_SEED = 500, 0
+
+
+def drawn_average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The mean average precision of each of `CLIP_DRAWS` draws of the clips with replacement, float64 (draws,).
+
+    Each is the mean over the classes that have a positive among the drawn clips; NaN if none has.
+    """
+    n = len(truth)
+    rng = np.random.default_rng(CLIP_SEED)
+    counts = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(CLIP_DRAWS)]).astype(np.int32)
+    totals, classes = np.zeros(CLIP_DRAWS), np.zeros(CLIP_DRAWS)
+    for column in np.flatnonzero(truth.any(axis=0)).tolist():
+        order = np.argsort(-scores[:, column], kind="stable")
+        ranked, positive = scores[order, column], np.flatnonzero(truth[order, column])
+        end = np.searchsorted(-ranked, -ranked[positive], side="right") - 1  # the last of the equal scores
+        seen = counts[:, order].cumsum(axis=1, dtype=np.int32)[:, end]
+        drawn = counts[:, order[positive]]
+        hits = drawn.cumsum(axis=1)[:, np.searchsorted(positive, end, side="right") - 1]
+        there = drawn.sum(axis=1)
+        precision = (drawn * hits / np.maximum(seen, 1)).sum(axis=1) / np.maximum(there, 1)
+        totals += np.where(there > 0, precision, 0)
+        classes += there > 0
+    mean: np.ndarray = totals / np.where(classes > 0, classes, np.nan)
+    return mean
+
+
+def clip_draws(means: np.ndarray) -> dict[str, Any]:
+    """The details of a result that hold `drawn_average_precisions`."""
+    return {"drawn_clips": {"draws": CLIP_DRAWS, "seed": CLIP_SEED, "mAP": means.tolist()}}
 
 
 # Classes of which a result has the whole table of confusions, and the number of the commonest that others have.

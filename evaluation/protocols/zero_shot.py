@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
+from m2dprep.evaluation.protocols.metrics import (
+    average_precision,
+    clip_draws,
+    confusion,
+    confusion_details,
+    drawn_average_precisions,
+)
 from m2dprep.evaluation.protocols.result import Result
 
 TOP = 5
@@ -98,6 +104,7 @@ def _by_average_precision(cosines: np.ndarray, targets: np.ndarray, classes: Seq
             {"label": label, "n": int(count), "ap": float(ap) if count else None}
             for label, count, ap in zip(classes, positives, precision, strict=True)
         ],
+        **clip_draws(drawn_average_precisions(targets, cosines)),
     }
     n = {"clips": len(targets), "classes": len(classes), "labels": int(positives.sum())}
     return Result("zero-shot", task, "mAP", float(precision.mean()) if len(targets) else None, n=n, details=details)

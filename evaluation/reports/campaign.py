@@ -158,11 +158,14 @@ def _sets(campaign: Campaign) -> Iterator[tuple[str, Path | None, str]]:
             yield name, folder, ""
     missing = [name for name in known_tasks() if name not in {name for name, _ in found}]
     wanted = [name for name in missing if not campaign.only or name in campaign.only]
-    for name, folder in recognised(campaign.root, wanted, campaign.lists):
+    for name, download, problem in recognised(campaign.root, wanted, campaign.lists):
+        if download is None:
+            yield name, None, problem
+            continue
         target = campaign.report / PREPARED_SETS / name
         try:
             file = task_file(name)
-            prepare(read_task(file), file, folder, target, lists=campaign.lists, overwrite=True)
+            prepare(read_task(file), file, download, target, lists=campaign.lists, overwrite=True)
             yield name, target, ""
         except UserError as error:
             yield name, None, str(error)

@@ -2,12 +2,14 @@
 
 Clips are drawn with replacement, the same ones for both runs, and the score is computed anew from each draw; the
 interval is from the 2.5th to the 97.5th percentile of the differences. All captions of a clip are drawn with it. A
-macro average precision is bootstrapped over classes instead: it is no mean over clips.
+macro average precision is no mean over clips: its results hold its value in each of a fixed sequence of draws, which
+are compared if both are of the same clips. It has another interval over classes, which tells whether another choice of
+classes would show the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +94,8 @@ def compare(first: Reported, second: Reported, *, draws: int = DRAWS, seed: int 
             )
     notes = list(_conditions(a, b))
     if a.metric == "mAP":
-        return Comparison(first, second, (_over_classes(first, second, draws, seed),), tuple(notes))
+        differences = (*_over_clips(first, second, notes), _over_classes(first, second, draws, seed))
+        return Comparison(first, second, differences, tuple(notes))
     ours, theirs = _shared(first, second, notes)
     metrics = _metrics(a.protocol, a.metric)
     sums = [(value(ours), value(theirs)) for _, value in metrics]
@@ -155,6 +158,31 @@ def _bootstrap(
 def _ratios(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums and counts of the first and of the second run → both scores."""
     return values[..., 0] / np.maximum(values[..., 1], 1), values[..., 2] / np.maximum(values[..., 3], 1)
+
+
+def _over_clips(first: Reported, second: Reported, notes: list[str]) -> list[Difference]:
+    """The difference of average precisions with its interval over clips, if both results have the same draws."""
+    details = [one.result.details for one in (first, second)]
+    files = [one.get("files") for one in details]
+    drawn: list[Mapping[str, Any]] = [found for one in details if isinstance(found := one.get("drawn_clips"), Mapping)]
+    if len(drawn) < 2 or not files[0]:
+        notes.append("no interval over clips: not both results hold their scores in draws of clips.")
+        return []
+    if files[0] != files[1] or any(drawn[0].get(key) != drawn[1].get(key) for key in ("draws", "seed")):
+        notes.append("no interval over clips: the runs are not of the same clips, in one order.")
+        return []
+    try:
+        values = [np.array(one["mAP"], np.float64) for one in drawn]
+        ours, theirs = map(_mean_precision, details)
+        low, high = np.nanpercentile(values[1] - values[0], LEVEL)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the draws of clips of {first.name} or {second.name} are damaged.") from error
+    return [Difference("mAP", "clips", len(files[0]), ours, theirs, float(low), float(high))]
+
+
+def _mean_precision(details: Mapping[str, Any]) -> float:
+    """The mean over the classes with positives."""
+    return float(np.mean([row["ap"] for row in details["per_class"] if row["ap"] is not None]))
 
 
 def _over_classes(first: Reported, second: Reported, draws: int, seed: int) -> Difference:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from m2dprep.workflows.recipe.declare import Declared, Given, Role, Values
+from m2dprep.workflows.recipe.declare import Declared, Given, Role, Values, is_task_file
 from m2dprep.workflows.recipe.entries import Entry, did_you_mean
 
 # Options of commands that recipes do not take, with the reason.
@@ -171,8 +171,17 @@ class StageKind:
     def paths(self, given: Given, *roles: Role) -> list[Path]:
         """The paths of settings with one of these roles."""
         found = [path for option in self.options if option.role in roles for path in given.paths(option.key)]
-        models = [option for option in self.options if option.role == Role.MODEL and Role.INPUT in roles]
-        return found + [path for option in models for path in given.paths(option.key) if path.is_dir()]
+        if Role.INPUT in roles:
+            named = [option for option in self.options if option.role in (Role.MODEL, Role.TASK)]
+            found += [path for option in named for path in self._named(option, given)]
+        return found
+
+    def _named(self, option: Option, given: Given) -> list[Path]:
+        """The values of a model or a task that are paths and no names."""
+        if option.role == Role.MODEL:
+            return [path for path in given.paths(option.key) if path.is_dir()]
+        texts = given.values.get(option.key, ())
+        return [path for text, path in zip(texts, given.paths(option.key), strict=True) if is_task_file(text)]
 
     def reads(self, given: Given) -> list[Path]:
         """The absolute paths that a stage with these settings reads."""

@@ -23,9 +23,15 @@ import click
 
 
 class Role(StrEnum):
-    """What a command does with a path. A model is a name or a folder, which is read; a setting says how to work."""
+    """What a command does with a path. A model is a name or a folder, a task a name or a file; these are read. A
+    setting says how to work."""
 
-    INPUT, OUTPUT, PLACE, MODEL, SETTING = "input", "output", "place", "model", "setting"
+    INPUT, OUTPUT, PLACE, MODEL, TASK, SETTING = "input", "output", "place", "model", "task", "setting"
+
+
+def is_task_file(text: str) -> bool:
+    """Whether a task is given as a file of its own; names of tasks have neither folders nor suffixes."""
+    return text.lower().endswith((".yaml", ".yml")) or "/" in text
 
 
 Values = dict[str, list[str]]

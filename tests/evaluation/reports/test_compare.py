@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.protocols.metrics import CLIP_SEED, average_precision, drawn_average_precisions
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.protocols.zero_shot import zero_shot
 from m2dprep.evaluation.reports.compare import compare, render
 from m2dprep.evaluation.reports.outcomes import Outcome, Reported
 
@@ -91,6 +93,47 @@ def test_average_precision_is_compared_over_classes() -> None:
     assert (found.over, found.n) == ("classes", 3)
     assert found.difference == pytest.approx(0.1)
     assert found.low == pytest.approx(0.1)
+
+
+def labelled(shift: float, name: str, clips: int = 300) -> Reported:
+    """A run with several labels per clip; a larger ``shift`` finds them better. The noise is common to all runs."""
+    rng = np.random.default_rng(0)
+    truth = rng.random((clips, 4)) < np.array([0.5, 0.2, 0.05, 0.0])
+    found = zero_shot(rng.normal(size=truth.shape) + shift * truth, truth, list("abcd"), task="fsd50k")
+    return Reported(found.about(details={"files": [f"{n}.wav" for n in range(clips)]}), name=name)
+
+
+def test_average_precision_is_compared_over_clips_too() -> None:
+    clips, classes = compare(labelled(1.0, "a"), labelled(1.4, "b")).differences
+    assert [(one.over, one.n) for one in (clips, classes)] == [("clips", 300), ("classes", 3)]
+    assert (clips.first, clips.second) == pytest.approx((classes.first, classes.second))
+    assert 0 < clips.low < clips.difference < clips.high
+    more, _ = compare(labelled(1.0, "a", 3000), labelled(1.4, "b", 3000)).differences
+    assert more.high - more.low < (clips.high - clips.low) / 2
+    same, _ = compare(labelled(1.0, "a"), labelled(1.0, "b")).differences
+    assert (same.low, same.high, same.verdict) == (0, 0, "not told apart")
+    assert [row["over"] for row in compare(labelled(1.0, "a"), labelled(1.4, "b")).to_dict()["differences"]] == [
+        "clips",
+        "classes",
+    ]
+
+
+def test_other_clips_have_no_interval_over_clips() -> None:
+    found = compare(labelled(1.0, "a"), labelled(1.0, "b", 299))
+    assert [one.over for one in found.differences] == ["classes"]
+    assert any("not of the same clips" in note for note in found.notes)
+    assert any("not both" in note for note in compare(several([0.1, 0.2]), several([0.2, 0.3])).notes)
+
+
+def test_a_draw_scores_as_the_drawn_clips_do() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.random((40, 3)) < np.array([0.5, 0.1, 0.02])
+    scores = rng.normal(size=truth.shape).round(1)  # with ties
+    drawn = np.random.default_rng(CLIP_SEED)
+    for found in drawn_average_precisions(truth, scores)[:50]:
+        rows = drawn.integers(40, size=40)
+        some = truth[rows].any(axis=0)
+        assert found == pytest.approx(average_precision(truth[rows], scores[rows])[some].mean())
 
 
 def test_other_conditions_are_told() -> None:

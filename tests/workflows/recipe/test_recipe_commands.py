@@ -17,7 +17,9 @@ from click.testing import CliRunner
 from m2dprep.artifacts.embeddings.store import EmbeddingStore
 from m2dprep.artifacts.tables import read_captions, read_file_list
 from m2dprep.cli.main import COMMANDS, m2dprep
+from m2dprep.cli.recipe import all_stage_kinds
 from m2dprep.workflows.recipe import stage_process
+from m2dprep.workflows.recipe.declare import Given
 from tests.workflows.recipe.conftest import Project
 
 pytestmark = pytest.mark.slow
@@ -157,3 +159,40 @@ def test_a_command_of_ones_own_is_a_stage_by_its_own_lines(project: Project, mon
     assert project.done() == ["count-letters", "twice"]
     project.change("text: a.txt", "txt: a.txt")
     assert "count-letters has no 'txt'; did you mean 'text'?" in project.run().stderr
+
+
+def test_a_task_file_of_ones_own_is_read_by_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has changed, the stage runs again; a name of a task, also of a folder with that name, is no file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sounds" / "dog").mkdir(parents=True)
+    (tmp_path / "sounds" / "dog" / "1.wav").write_bytes(b"")
+    (tmp_path / "sounds" / "cat").mkdir()
+    (tmp_path / "sounds" / "cat" / "2.wav").write_bytes(b"")
+    task = "name: mine\nmetadata:\n  names: '(?P<kind>[a-z]+)/.*'\n  label: \"{kind}\"\n"
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(task)
+    project = Project(tmp_path)
+    stage = "{stage: evaluate prepare, task: tasks/mine.yaml, download: sounds, output: prepared}"
+    project.write(recipe=f"data: data\nstages:\n  tables: {stage}\n")
+    assert project.done() == ["tables"]
+    assert project.done() == []
+    (tmp_path / "tasks" / "mine.yaml").write_text(task.replace("label: ", 'group: "{kind}"\n  label: '))
+    assert project.done() == ["tables"]
+    assert "group" in (tmp_path / "prepared" / "metadata.csv").read_text()
+    assert project.done() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "read"),
+    [
+        ("evaluate prepare", "mine.yaml", True),
+        ("evaluate prepare", "folder/mine.YML", True),
+        ("evaluate prepare", "esc50", False),
+        ("evaluate linear", "folder/mine.yaml", True),
+        ("evaluate zero-shot", "us8k", False),
+    ],
+)
+def test_which_tasks_are_files(command: str, task: str, read: bool, tmp_path: Path) -> None:
+    (tmp_path / "esc50").mkdir()
+    kind = all_stage_kinds()[command]
+    assert (tmp_path / task in kind.reads(Given({"task": [task]}, tmp_path))) == read
