@@ -5,8 +5,10 @@ Channels are averaged before resampling. Integer samples are scaled to [-1, 1) a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,27 +40,59 @@ MAX_RECORDED_RATE = 2**31 - 1
 SAMPLES_PER_BLOCK = 1 << 20
 
 
+class Parts(Protocol):
+    """What takes up a waveform part by part."""
+
+    def append(self, part: np.ndarray, /) -> None: ...
+
+    def joined(self, length: int) -> np.ndarray:
+        """The joined parts, cut or padded with zeros to ``length``: a resampler may give one sample more or less."""
+
+
+class InMemory(list[np.ndarray]):
+    """The parts in memory."""
+
+    def joined(self, length: int) -> np.ndarray:
+        waveform: np.ndarray = self[0] if len(self) == 1 else np.concatenate(self)
+        if len(waveform) < length:
+            return np.pad(waveform, (0, length - len(waveform)))
+        return waveform[:length]
+
+
+class Wanted(NamedTuple):
+    """Whether the waveform is resampled, and what takes it up."""
+
+    resample: bool
+    parts: Callable[[], Parts]
+
+
 def decode(
-    where: Path | Opener, config: ConvertConfig, *, ffmpeg: bool | None = None, resample: bool = True
+    where: Path | Opener,
+    config: ConvertConfig,
+    *,
+    ffmpeg: bool | None = None,
+    resample: bool = True,
+    keep: Callable[[], Parts] | None = None,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a source to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
     ``ffmpeg`` says what decodes files that libsndfile cannot open: FFmpeg's libraries and, if they cannot open it
     either, the program, if it is installed (None); the program alone (True); or nothing (False). Without ``resample``
-    the waveform keeps its own rate, which is in the info. Nothing is padded; the caller decides about that. Raises
+    the waveform keeps its own rate, which is in the info. ``keep`` makes what takes up the waveform part by part, anew
+    for each attempt; by default it is joined in memory. Nothing is padded; the caller decides about that. Raises
     `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and `OSError` if the machine
     runs out of memory or descriptors.
     """
-    info = AudioInfo()
+    info, wanted = AudioInfo(), Wanted(resample, keep or InMemory)
     try:
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
             try:
-                waveform = _decode_open(content, info, config, resample, libraries=ffmpeg is None)
+                waveform = _decode_open(content, info, config, wanted, libraries=ffmpeg is None)
             except CannotOpenError as refusal:
                 if ffmpeg is False:
                     raise with_advice(refusal, "--decoder auto would try FFmpeg") from refusal
-                waveform = _through_ffmpeg(content, refusal, info, config, resample, program=ffmpeg)
+                waveform = _through_ffmpeg(content, refusal, info, config, wanted, program=ffmpeg)
             info.source_digest = sampled_digest(content)  # the pages are in memory now
             return waveform, info
         finally:
@@ -69,31 +103,31 @@ def decode(
 
 
 def _decode_open(
-    content: Content, info: AudioInfo, config: ConvertConfig, resample: bool, libraries: bool
+    content: Content, info: AudioInfo, config: ConvertConfig, wanted: Wanted, libraries: bool
 ) -> np.ndarray:
     try:
         pcm = plain_pcm(content)
         if pcm is not None and pcm.ends_the_file:
-            return _checked_waveform(pcm, info, config, resample)
+            return _checked_waveform(pcm, info, config, wanted)
         source = checked_source(content)
         if pcm is not None:
-            return _checked_waveform(pcm, info, config, resample)
+            return _checked_waveform(pcm, info, config, wanted)
         if source.mp3:
-            return _decode_mp3(source, info, config, resample)
+            return _decode_mp3(source, info, config, wanted)
         if source.opus is not None and libraries:
             with suppress(DecodeError), opus_sound(source, config.max_seconds) as sound:
-                return _checked_waveform(sound, info, config, resample)
+                return _checked_waveform(sound, info, config, wanted)
         with libsndfile_sound(rewound(source)) as sound:
-            return _checked_waveform(sound, info, config, resample)
+            return _checked_waveform(sound, info, config, wanted)
     except OSError as error:
         raise from_os_error(error, None) from error
 
 
-def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
+def _decode_mp3(source: Source, info: AudioInfo, config: ConvertConfig, wanted: Wanted) -> np.ndarray:
     """Decode while listening to libmpg123; exclusively, if an error could be that of another thread's file."""
     for alone in (False, True):
         with listening(alone) as heard, libsndfile_sound(rewound(source)) as sound:
-            waveform = _checked_waveform(sound, info, config, resample)
+            waveform = _checked_waveform(sound, info, config, wanted)
         if heard.error is None:
             break
         if heard.alone:
@@ -106,7 +140,7 @@ def _through_ffmpeg(
     refusal: CannotOpenError,
     info: AudioInfo,
     config: ConvertConfig,
-    resample: bool,
+    wanted: Wanted,
     program: bool | None,
 ) -> np.ndarray:
     """Decode a file with FFmpeg that libsndfile could not open: with its libraries, or else with the ``program``.
@@ -118,16 +152,16 @@ def _through_ffmpeg(
     if not program:
         try:
             with library_sound(content, refusal, config.max_seconds) as sound:
-                return _checked_waveform(sound, info, config, resample)
+                return _checked_waveform(sound, info, config, wanted)
         except CannotOpenError as error:
             if not has_ffmpeg():
                 raise
             refusal = error
     with ffmpeg_sound(content, refusal, config.max_seconds) as sound:
-        return _checked_waveform(sound, info, config, resample)
+        return _checked_waveform(sound, info, config, wanted)
 
 
-def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resample: bool) -> np.ndarray:
+def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, wanted: Wanted) -> np.ndarray:
     """Store the header's values in ``info``, refuse sounds that must not be decoded, and decode the others."""
     info.channels, info.decoder = sound.channels, sound.decoder
     # A damaged header may give a rate that no record can hold; the message still gives it.
@@ -143,17 +177,18 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, resa
         raise DecodeError("no_samples", "it holds no samples")
     if info.seconds > config.max_seconds:
         raise DecodeError("too_long", f"{info.seconds:.1f} s, --max-seconds allows {config.max_seconds:g}")
-    return _read_resampled(sound, info, config.log_mel.sample_rate if resample else sound.sample_rate, config.resampler)
+    rate_out = config.log_mel.sample_rate if wanted.resample else sound.sample_rate
+    return _read_resampled(sound, info, rate_out, config.resampler, wanted.parts())
 
 
-def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) -> np.ndarray:
+def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str, parts: Parts) -> np.ndarray:
     """Decode, mix and resample block by block to a waveform (n,). Sets ``info.peak`` and ``info.clipped``."""
     rate_in = sound.sample_rate
     block_frames = max(1, SAMPLES_PER_BLOCK // sound.channels)
     resample = resampler(rate_in, rate_out, quality, sound.frames <= block_frames)
     level = LevelMeter(sound.full_scale, sound.unit * sound.channels)
     scale = np.float32(1 / (sound.unit * sound.channels))
-    parts, decoded = [], 0
+    decoded = 0
     while decoded < sound.frames and len(block := sound.read(decoded, block_frames)):
         # After a short block, libsndfile reads on from an arbitrary place, so nothing after it can be trusted.
         progress()
@@ -170,12 +205,4 @@ def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str) 
     if decoded < sound.frames:
         raise DecodeError("truncated", f"the header promises {sound.frames} samples, {decoded} could be decoded")
     info.peak, info.clipped = level.peak, level.clipped
-    return _with_length(parts, -(-decoded * rate_out // rate_in))
-
-
-def _with_length(parts: list[np.ndarray], length: int) -> np.ndarray:
-    """The joined parts, cut or padded with zeros to ``length``: a resampler may give one sample more or less."""
-    waveform = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if len(waveform) < length:
-        return np.pad(waveform, (0, length - len(waveform)))
-    return waveform[:length]
+    return parts.joined(-(-decoded * rate_out // rate_in))

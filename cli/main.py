@@ -42,6 +42,7 @@ SECTIONS = {
             "evaluate",
             "Judge a model by EVAR's protocols (zero-shot, linear, retrieval, …).",
         ),
+        "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
     "All of it": {

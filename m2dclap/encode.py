@@ -78,6 +78,26 @@ class AudioEncoder:
         projected = [part.clap for part in parts if part.clap is not None]
         return Encoded(torch.cat([part.rows for part in parts]), torch.cat(projected) if projected else None)
 
+    @torch.inference_mode()
+    def latents(self, log_mels: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The latents (F, T, D) of all patches of each log-mel (1, F, T), not normalised, on the model's device.
+
+        The columns of its chunks stand one after another. All of them are held at once, so long clips come in pieces of
+        whole chunks.
+        """
+        rows = self._model.config.grid_size[0]
+        by_width: dict[int, list[_Chunk]] = defaultdict(list)
+        for clip, log_mel in enumerate(log_mels):
+            for chunk in self._chunks(clip, log_mel):
+                by_width[chunk.values.shape[-1]].append(chunk)
+        pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
+        for chunks in by_width.values():
+            for start in range(0, len(chunks), self._batch_size):
+                batch = chunks[start : start + self._batch_size]
+                for chunk, own in zip(batch, self._tokens(batch).unflatten(1, (rows, -1)), strict=True):
+                    pieces[chunk.clip][chunk.number] = own
+        return [torch.cat([own[number] for number in sorted(own)], dim=1) for own in pieces]
+
     def _groups(self, log_mels: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
         """Runs of clips whose patch latents fit in memory."""
         config = self._model.config

@@ -1,0 +1,236 @@
+"""What is to be tagged: files, folders, archives, lists, and folders of log-mels or packs, one after another.
+
+Everything that `melspec` reads is read: audio files of all its formats, members of archives, CSV lists of files; and
+what it writes: ``.npy`` log-mels, folders of them, and packs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from m2dprep.artifacts.digests import differing_keys
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import (
+    LMS_FILE_SUFFIX,
+    LMS_SUFFIX,
+    MELSPEC_FOLDER,
+    PACKED_FOLDER,
+    LmsLayout,
+    arrays_below,
+)
+from m2dprep.artifacts.log_mels.array import read_lms
+from m2dprep.artifacts.log_mels.pack import META, PackedStore
+from m2dprep.artifacts.log_mels.records import read_config
+from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
+from m2dprep.artifacts.tables import read_names, require_inside
+from m2dprep.audioprep.archives.place import archive_kind
+from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
+from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
+from m2dprep.audioprep.source import Source
+from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
+
+LIST_SUFFIX = ".csv"
+# Why a scan refuses sources whose log-mels would have one name; tags have no such names.
+SAME_OUTPUT = "name_conflict"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sounds become log-mels: the model's front end, the longest sound, and what decodes (as for `melspec`)."""
+
+    log_mel: LogMelConfig
+    max_seconds: float
+    ffmpeg: bool | None = None
+
+    @property
+    def config(self) -> ConvertConfig:
+        return ConvertConfig(self.log_mel, min_seconds=0.0, max_seconds=self.max_seconds)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess.
+
+    ``open`` raises `DecodeError` or `UserError` if the sound cannot be read.
+    """
+
+    name: str
+    stamp: str
+    size: int
+    open: Callable[[], Sound]
+
+
+GUESSED_BYTES = 1 << 20
+
+
+def find_items(paths: Sequence[Path], reading: Reading, root: Path | None, passed_over: PassedOver) -> list[Item]:
+    """All sounds of the arguments ``paths``, in their order; those of a folder are sorted.
+
+    Names are relative to a folder that is given alone; of several arguments, each has its own name before them.
+    ``root`` is what the names in lists are relative to, by default the list's folder. Raises `UserError` for an
+    argument that is not there or holds nothing, and for log-mels of another front end than the model's.
+    """
+    found: list[Item] = []
+    for path in paths:
+        own = list(_items_of(path, reading, root, passed_over))
+        if not own:
+            others = f" ({passed_over})" if str(passed_over) else ""
+            raise UserError(f"{path} holds no sound that could be tagged{others}.")
+        before = f"{_text(path).rstrip('/')}/" if len(paths) > 1 and not _is_one_file(path) else ""
+        found += [replace(item, name=before + item.name) for item in own]
+    return found
+
+
+def _text(path: Path) -> str:
+    """A path as the user gave it; bytes that are not UTF-8 are written as ``\\xNN``."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _is_one_file(path: Path) -> bool:
+    return path.is_file() and not archive_kind(path.name) and path.suffix.lower() != LIST_SUFFIX
+
+
+def _items_of(path: Path, reading: Reading, root: Path | None, passed_over: PassedOver) -> Iterator[Item]:
+    if path.is_dir():
+        yield from _folder(path, reading, passed_over)
+    elif not path.exists():
+        raise UserError(f"{path}: no such file or folder (sounds to tag).")
+    elif path.suffix.lower() == LIST_SUFFIX:
+        yield from _list(path, reading, root)
+    elif archive_kind(path.name):
+        yield from _sounds(archive_sources(path.parent, path.name, passed_over), reading)
+    elif path.suffix.lower() == LMS_FILE_SUFFIX:
+        yield _log_mel_file(path, reading)
+    else:
+        yield from _sounds([Source(path.name, str(path.parent))], reading, as_given=_text(path))
+
+
+def _folder(path: Path, reading: Reading, passed_over: PassedOver) -> Iterator[Item]:
+    layout = LmsLayout(path)
+    if _is_store(path):
+        yield from _log_mels(layout, reading)
+        return
+    stores = [one for one in sorted(path.glob(f"*{LMS_SUFFIX}")) if one.is_dir() and _is_store(one)]
+    found = list(_sounds(discover(path, passed_over=passed_over), reading))
+    for one in stores:
+        found += [replace(item, name=f"{one.name}/{item.name}") for item in _log_mels(LmsLayout(one), reading)]
+    within = tuple(f"{one.name}/" for one in stores)
+    arrays = sorted(name for name in arrays_below(path) if not (within and name.startswith(within)))
+    found += [_log_mel_file(path / name, reading, name) for name in arrays]
+    yield from sorted(found, key=lambda item: item.name)
+
+
+def _is_store(path: Path) -> bool:
+    return (path / MELSPEC_FOLDER).is_dir() or (path / PACKED_FOLDER).is_dir()
+
+
+def _list(path: Path, reading: Reading, root: Path | None) -> Iterator[Item]:
+    names = read_names(path, "a list of sounds")
+    require_inside(names, path, first_row=2)
+    base = root or path.parent
+    arrays = [name for name in dict.fromkeys(names) if name.lower().endswith(LMS_FILE_SUFFIX)]
+    others = [name for name in dict.fromkeys(names) if not name.lower().endswith(LMS_FILE_SUFFIX)]
+    by_name = {item.name: item for item in _sounds(named_sources(base, others), reading)} if others else {}
+    if arrays:
+        for folder in sorted({name.partition("/")[0] for name in arrays if "/" in name}):
+            _require_front_end(LmsLayout(base / folder), reading)
+        by_name |= {item.name: item for item in _in_store(find_log_mels(base, arrays), arrays, base, "", reading)}
+    yield from (by_name[name] for name in sorted(by_name))
+
+
+def _sounds(sources: Sequence[Source], reading: Reading, as_given: str = "") -> Iterator[Item]:
+    for source in sources:
+        plain = source._replace(reason="", message="") if source.reason == SAME_OUTPUT else source
+        yield _sound(plain, reading, as_given or source.relative)
+
+
+def _sound(source: Source, reading: Reading, name: str) -> Item:
+    def opened() -> Sound:
+        if source.reason:
+            raise DecodeError(source.reason, source.message)
+        return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+
+    stamp, size = "", None
+    if not source.reason:
+        try:
+            size, time_ns = source.size_and_time()
+            stamp = f"{size} {time_ns}"
+        except OSError:
+            stamp = "missing"
+    return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened)
+
+
+def _log_mel_file(path: Path, reading: Reading, name: str = "") -> Item:
+    return Item(
+        name or _text(path), *_stamp(path),
+        lambda: StoredLogMel(read_lms(path, n_mels=reading.log_mel.n_mels).array[0], reading.log_mel),
+    )  # fmt: skip
+
+
+def _stamp(path: Path) -> tuple[str, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing", GUESSED_BYTES
+    return f"{status.st_size} {status.st_mtime_ns}", status.st_size
+
+
+def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
+    """The log-mels of a folder, whether they lie in files or in a pack."""
+    config = _require_front_end(layout, reading)
+    packed = PackedStore.open(layout.root, config)
+    names = sorted({*layout.array_files(), *(packed[1].to_pylist() if packed is not None else ())})
+    folder = layout.folder
+    listed = [f"{folder}/{name}" for name in names]
+    root = layout.root.absolute().parent if layout.root.name in ("", "..") else layout.data
+    yield from _in_store(find_log_mels(root, listed), names, root, f"{folder}/", reading)
+
+
+def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, reading: Reading) -> Iterator[Item]:
+    lock = Lock()
+
+    def opened(row: int) -> Sound:
+        with lock:  # a store reads every log-mel into the same memory
+            log_mel = np.array(store[row])
+        return StoredLogMel(log_mel, reading.log_mel)
+
+    for row, name in enumerate(names):
+        path = root / (below + name)
+        stamp, size = _stamp(path)
+        if stamp == "missing" and "/" in below + name:
+            stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
+        yield Item(name, stamp, size, lambda row=row: opened(row))  # type: ignore[misc]
+
+
+def _require_front_end(layout: LmsLayout, reading: Reading) -> str | None:
+    """Raise `UserError` if the folder's log-mels are of another front end than the model's; the fingerprint of its
+    conversion, None if it is unknown."""
+    config = read_config(layout)
+    if config is None:
+        return None
+    found = ConvertConfig.from_dict(config["config"]).log_mel
+    if lines := differing_keys(asdict(found), asdict(reading.log_mel)):
+        raise UserError(
+            f"{layout.root} holds log-mels of another front end than the model's ({'; '.join(lines)}); convert the "
+            "sounds anew, or tag the sounds themselves."
+        )
+    fingerprint: str = config["fingerprint"]
+    return fingerprint
+
+
+def sources_digest(items: Sequence[Item]) -> str:
+    """A digest of all names and stamps."""
+    state = hashlib.sha256()
+    for item in items:
+        for text in (item.name, item.stamp):
+            data = text.encode("utf-8", "surrogatepass")
+            state.update(len(data).to_bytes(4, "little") + data)
+    return state.hexdigest()
