@@ -37,12 +37,18 @@ class Sizes:
     def __call__(self, number: int) -> int:
         return number if self.scale == 1 else max(2, round(number * self.scale))
 
+    def steps_of_wavcaps(self) -> list[int]:
+        """What is left of WavCaps without the clips of AudioCaps, then of Clotho, then of ESC-50 and UrbanSound8K."""
+        left = [sum(map(self, (FREESOUND, BBC, SOUNDBIBLE, AUDIOSET_SL)))]
+        for removed in (AC_IN_AUDIOSET_SL, CLOTHO_IN_FREESOUND, ESC_US_IN_FREESOUND):
+            left.append(left[-1] - self(removed))
+        return left
+
     def expected(self) -> dict[str, int]:
         """The files of every list, and the clips of every table."""
         audioset = self(AUDIOSET) - self(AC_IN_AUDIOSET)
         vggsound = self(VGGSOUND) - self(AC_IN_VGGSOUND)
-        parts = sum(map(self, (FREESOUND, BBC, SOUNDBIBLE, AUDIOSET_SL)))
-        wavcaps = parts - sum(map(self, (AC_IN_AUDIOSET_SL, CLOTHO_IN_FREESOUND, ESC_US_IN_FREESOUND)))
+        parts, *_, wavcaps = self.steps_of_wavcaps()
         both = self(AUDIOCAPS_THERE) + self(CLOTHO_THERE) - self(ESC_US_IN_CLOTHO)
         return {
             "audioset": audioset,

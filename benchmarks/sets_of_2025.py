@@ -8,12 +8,14 @@ for trying it out, with the numbers that follow from that scale.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from _machine import machine, table
@@ -32,6 +34,7 @@ PUBLISHED = {
     "stage_2": 2_585_227,
     "stage_2_1": 439_743,
 }
+STEPS = (403_050, 394_051, 388_791, 386_731)  # of WavCaps
 FOLDERS = ("audioset", "vggsound", "wavcaps", "audiocaps", "clotho", "auto_acd")
 
 
@@ -42,17 +45,25 @@ def stages(root: Path) -> list[Stage]:
     return [stage for stage in recipe.stages if stage.kind.name.startswith("captions ")]
 
 
-def run(stage: Stage) -> tuple[float, float]:
-    """Seconds and CPU seconds of a stage."""
+class Ran(NamedTuple):
+    """Seconds and CPU seconds of a stage, and its result."""
+
+    seconds: float
+    cpu_seconds: float
+    result: dict[str, Any]
+
+
+def run(stage: Stage) -> Ran:
     started = time.perf_counter()
     words = [sys.executable, "-m", "m2dprep", *stage.kind.arguments(stage.values, "--json")]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(words)}\n{said}")
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(words, stdout=printed, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        printed.seek(0), said.seek(0)
+        if status:
+            raise SystemExit(f"failed: {' '.join(words)}\n{said.read()}")
+        return Ran(seconds, usage.ru_utime + usage.ru_stime, json.load(printed))
 
 
 def counted(data: Path) -> dict[str, int]:
@@ -68,14 +79,28 @@ def counted(data: Path) -> dict[str, int]:
     return found
 
 
-def require_counts(data: Path, sizes: Sizes) -> dict[str, int]:
-    """The counts. Raises `SystemExit` if one is not as it must be, or a stage-1 list is not in the published order."""
+def steps(joined: dict[str, Any]) -> list[int]:
+    """The files of a list, and those that are left after each list to exclude, by the result of its stage."""
+    left = [sum(joined["lists"].values())]
+    for excluded in joined["excluded"]:
+        left.append(left[-1] - excluded["removed"])
+    return left
+
+
+def require_counts(data: Path, sizes: Sizes, wavcaps: dict[str, Any]) -> dict[str, int]:
+    """The counts; ``wavcaps`` is the result of the stage that makes its list.
+
+    Raises `SystemExit` if one is not as it must be, or a list is not in the published order.
+    """
     found, expected = counted(data), sizes.expected()
     if sizes.scale == 1:
         assert expected | PUBLISHED == expected, "the sizes made up are not those published"
+        assert sizes.steps_of_wavcaps() == list(STEPS)
     wrong = [
         f"{name}: {found.get(name)}, not {number}" for name, number in expected.items() if found.get(name) != number
     ]
+    if steps(wavcaps) != sizes.steps_of_wavcaps():
+        wrong.append(f"WavCaps: {steps(wavcaps)}, not {sizes.steps_of_wavcaps()}")
     if wrong:
         raise SystemExit("; ".join(wrong))
     order = list(dict.fromkeys(name.partition("/")[0] for name in read_file_list(data / "lists/stage_2.csv")))
@@ -90,12 +115,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sizes = make_sets(root, scale)
-        rows = [[stage.name, *(f"{figure:,.1f}" for figure in run(stage))] for stage in stages(root)]
-        found = require_counts(root / "data", sizes)
+        ran = {stage.name: run(stage) for stage in stages(root)}
+        found = require_counts(root / "data", sizes, ran["wavcaps-list"].result)
         of_source = read_captions(root / "data/captions/auto_acd_vggsound.parquet", ["source"])["source"]
         counts = {item["values"]: item["counts"] for item in of_source.value_counts().to_pylist()}
         rows_of_all = pq.ParquetFile(root / "data/captions.parquet").metadata.num_rows
     print(f"{machine()}; scale {scale:g}\n")
+    rows = [[name, *(f"{figure:,.1f}" for figure in one[:2])] for name, one in ran.items()]
     print(table(["stage", "seconds", "CPU seconds"], rows))
     print()
     print(table(["list or table", "files or clips"], [[name, f"{number:,}"] for name, number in sorted(found.items())]))

@@ -168,8 +168,9 @@ class SegmentCounts:
 class Coverage:
     """The captions table after a command, and the counts of the command's inputs.
 
-    ``added`` counts captions that `fill` added to those of ``source``, so that a clip has several. ``changed`` says
-    whether the table was written, or held all this already.
+    ``added`` counts captions that `fill` added to those of ``source``, so that a clip has several. ``gave_way`` counts
+    captions of other sources that were left out for those added. ``changed`` says whether the table was written, or
+    held all this already.
     """
 
     clips: int
@@ -180,6 +181,7 @@ class Coverage:
     segments: SegmentCounts | None = None
     excluded: tuple[ExclusionCounts, ...] = ()
     added: SourceCounts | None = None
+    gave_way: int = 0
     changed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class Coverage:
             rows.append(("  repeated ids (first kept)", self.segments.duplicates))
             rows.append(("  unknown labels (left out)", self.segments.unknown_labels))
         rows.append(("  clips without a caption" if self.segments else "clips left without one", self.without_caption))
+        rows += [("captions that gave way to these", self.gave_way)] if self.gave_way else []
         rows += [(f"  excluded by {counts.path}", counts) for counts in self.excluded]
         rows += [row for source in (self.source, self.added) if source for row in _source_rows(source)]
         width = max(len(name) for name, _ in rows)

@@ -202,9 +202,8 @@ def add(
     keep, excluded = keep_clips(clips, options.exclude)
     added = new.part(once[keep[new.clip[once]]])
     staying = pc.not_equal(there["source"], source).to_numpy() & keep[clip_of_row]
-    if options.instead:
-        staying &= ~np.isin(clip_of_row, added.clip)
-    stays = np.flatnonzero(staying)
+    gives_way = staying & np.isin(clip_of_row, added.clip) & options.instead
+    stays = np.flatnonzero(staying & ~gives_way)
     if options.debias:
         added = added._replace(texts=debias(added.texts))
     sources = there["source"].take(pa.array(stays))
@@ -220,6 +219,7 @@ def add(
         without_caption=places(clips, np.flatnonzero((captions_of_clip == 0) & keep)),
         source=new.counts(len(once)),
         excluded=tuple(excluded),
+        gave_way=int(gives_way.sum()),
     )
     return Merged(assemble(about, parts), coverage, new.unmatched)
 

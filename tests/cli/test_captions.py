@@ -105,7 +105,10 @@ def test_instead_leaves_out_what_other_sources_say_of_the_same_clips(tables: Pat
     )
     assert run("captions", "add", "--vggsound", tables / "vggsound.csv", "-o", tables / "v.parquet").exit_code == 0
     command = ("captions", "add", tables / "v.parquet", "--auto-acd", tables / "acd.csv", "--instead")
-    assert run(*command, "-o", tables / "o.parquet").exit_code == 0
+    result = run(*command, "-o", tables / "o.parquet", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["gave_way"] == 1
+    assert "captions that gave way to these  1" in result.stderr
     assert rows(tables / "o.parquet") == [
         ("YXqu1CeA2c4_000030", "A.", "auto_acd", 0, None),
         ("-bcdefghijk_000000", "The sound of cat.", "vggsound", 0, None),

@@ -187,9 +187,12 @@ def test_its_counts_are_those_of_the_authors_at_a_small_scale(tmp_path: Path, mo
 
     environment(tmp_path, monkeypatch)
     sizes = _sets_of_2025.make_sets(tmp_path, 0.002)
+    results = {}
     for stage in sets_of_2025.stages(tmp_path):
         done = CliRunner().invoke(m2dprep, stage.kind.arguments(stage.values, "--json"))
         assert done.exit_code == 0, done.output
-    sets_of_2025.require_counts(tmp_path / "data", sizes)
-    full = _sets_of_2025.Sizes(1).expected()
-    assert full | sets_of_2025.PUBLISHED == full
+        results[stage.name] = json.loads(done.stdout)
+    sets_of_2025.require_counts(tmp_path / "data", sizes, results["wavcaps-list"])
+    full = _sets_of_2025.Sizes(1)
+    assert full.expected() | sets_of_2025.PUBLISHED == full.expected()
+    assert tuple(full.steps_of_wavcaps()) == sets_of_2025.STEPS
