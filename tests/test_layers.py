@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,7 +58,7 @@ class Source:
     lines: int
     docstring: str | None
     statements: int
-    statements_at_top: ast.Module
+    imports_at_top: tuple[ast.stmt, ...]
     imports: frozenset[str]
     own_imports: tuple[tuple[str, str], ...]
     """(module, name) of every ``from m2dprep.… import …``."""
@@ -73,7 +73,8 @@ def parsed(path: Path) -> Source:
     text = path.read_text()
     tree = ast.parse(text)
     own, roots, names = [], set(), set()
-    for node in ast.walk(tree):
+    nodes = list(walk(tree))
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
             written = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -84,22 +85,35 @@ def parsed(path: Path) -> Source:
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    top = tuple(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     return Source(
         lines=len(text.splitlines()),
         docstring=ast.get_docstring(tree),
         statements=len(tree.body),
-        statements_at_top=top,
-        imports=frozenset(imported(tree)),
+        imports_at_top=top,
+        imports=frozenset(imported(nodes)),
         own_imports=tuple(own),
         roots=frozenset(roots),
         names=frozenset(names),
     )
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Full names of everything that is imported anywhere, without the ``m2dprep.`` of our own."""
-    for node in ast.walk(tree):
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """As ``ast.walk``, in half its time: a node and everything below it."""
+    waiting = [node]
+    while waiting:
+        yield (node := waiting.pop())
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                waiting += [one for one in value if isinstance(one, ast.AST)]
+            elif isinstance(value, ast.AST):
+                waiting.append(value)
+
+
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Full names of everything that these nodes import, without the ``m2dprep.`` of our own."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("m2dprep.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -152,7 +166,7 @@ def test_what_these_tests_look_for_is_found() -> None:
         "if TYPE_CHECKING:\n    from m2dprep.cli.main import x\n"
         "def f():\n    import torch\n"
     )
-    assert {"cli.main", "training.loop", "torch"} <= set(imported(ast.parse(text)))
+    assert {"cli.main", "training.loop", "torch"} <= set(imported(walk(ast.parse(text))))
     assert circles({"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": {"a.x"}, "d": {"a.x"}}) != []
     assert circles({"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": set()}) == []
     assert rooms_of({"a.x": {"a.b.y"}, "a.b.y": {"a.z"}, "a.z": set()}) == {"a": {"a.b"}, "a.b": {"a"}}
@@ -208,7 +222,7 @@ def test_modules_fit_a_reader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").rglob("*.py")), ids=lambda path: path.name)
 def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    others = [name for name in imported(parsed(path).statements_at_top) if not name.startswith(LIGHT)]
+    others = [name for name in imported(parsed(path).imports_at_top) if not name.startswith(LIGHT)]
     names = {name.split(".")[0] for name in others}
     assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
@@ -224,7 +238,7 @@ def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Ite
         seen.add(name)
         path = ROOT / Path(*name.split("."))
         source = parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-        for other in imported(source.statements_at_top):
+        for other in imported(source.imports_at_top):
             yield name, other
             if other in arrows:
                 waiting.append(other)

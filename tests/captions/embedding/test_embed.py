@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2dprep.artifacts.embeddings import writer
 from m2dprep.artifacts.embeddings.store import EmbeddingStore
 from m2dprep.artifacts.errors import CheckFailedError, FingerprintConflictError, UserError
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+# Children are forks of a server that has imported torch, so that each may be killed for real.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])
+PATIENCE = 120.0
 DIM = 6
 
 
@@ -175,55 +180,42 @@ def test_a_run_that_stops_anywhere_goes_on_and_ends_with_the_same_bytes(tmp_path
     assert again.calls == whole.calls[stop_after:]  # the other blocks, divided as ever
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1])))
-from embedding_test import HashEncoder
-from m2dprep.captions.embedding.embed import embed_captions
-from m2dprep.captions.embedding.batches import EncodedBlock
-import m2dprep.artifacts.embeddings.writer
-m2dprep.artifacts.embeddings.writer.SYNC_SECONDS = 0
-folder = Path(sys.argv[1])
-embed_captions(folder / "captions.parquet", folder / "killed", HashEncoder(5, kill=True))
-"""
+class Slow(HashEncoder):
+    """Leaves time to be killed in."""
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.03)
+        return super().vectors(texts)
+
+
+def embed_to_be_killed(folder: Path, encoder: HashEncoder, **choice: Any) -> None:
+    """What a child does: embed a folder's captions, with each shard synced."""
+    writer.SYNC_SECONDS = 0.0
+    embed_captions(folder / "captions.parquet", folder / "killed", encoder, **choice)
+
+
+def start(folder: Path, encoder: HashEncoder, **choice: Any) -> ForkServerProcess:
+    child = CONTEXT.Process(target=embed_to_be_killed, args=(folder, encoder), kwargs=choice)
+    child.start()
+    return child
 
 
 def test_kill_minus_nine(tmp_path: Path) -> None:
     path = captions_in(tmp_path, TEXTS)
-    (tmp_path / "embedding_test.py").write_bytes(Path(__file__).read_bytes())
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start(tmp_path, HashEncoder(5, kill=True))
+    killed.join(PATIENCE)
+    assert killed.exitcode == -signal.SIGKILL
     assert (tmp_path / "killed" / "progress.json").exists()
     embed_captions(path, tmp_path / "killed", HashEncoder())
     embed_captions(path, tmp_path / "whole", HashEncoder())
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1])))
-from embedding_test import HashEncoder
-from m2dprep.captions.embedding.embed import embed_captions
-import m2dprep.artifacts.embeddings.writer
-m2dprep.artifacts.embeddings.writer.SYNC_SECONDS = 0
-class Slow(HashEncoder):
-    def vectors(self, texts):
-        time.sleep(0.03)
-        return super().vectors(texts)
-folder = Path(sys.argv[1])
-choice = {"overwrite": True} if sys.argv[2] == "in place" else {"reuse": folder / "old"}
-embed_captions(folder / "captions.parquet", folder / "killed", Slow(), **choice)
-"""
-
-
-def wait_for_change(file: Path, run: subprocess.Popen[bytes]) -> None:
+def wait_for_change(file: Path, run: ForkServerProcess) -> None:
     """Wait until ``file`` is written anew."""
     before = file.stat().st_mtime_ns if file.exists() else 0
     while (file.stat().st_mtime_ns if file.exists() else 0) == before:
-        assert run.poll() is None, "it ended before it was killed"
+        assert run.is_alive(), "it ended before it was killed"
         time.sleep(0.001)
 
 
@@ -238,17 +230,17 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path, where: str) -> None:
         shutil.copytree(tmp_path / "old", tmp_path / "killed")
     path = captions_in(tmp_path, [*TEXTS, *(f"added {i}" for i in range(80))])
     embed_captions(path, tmp_path / "whole", HashEncoder(), reuse=tmp_path / "old")
-    (tmp_path / "embedding_test.py").write_bytes(Path(__file__).read_bytes())
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    choice: dict[str, Any] = {"overwrite": True} if where == "in place" else {"reuse": tmp_path / "old"}
     rng, progress = np.random.default_rng(0), tmp_path / "killed" / "progress.json"
     for kill in (True, True, True, True, False):
-        run = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path), where], env=environment)
+        run = start(tmp_path, Slow(), **choice)
         if kill:
             for _ in range(int(rng.integers(1, 4))):
                 wait_for_change(progress, run)
             time.sleep(float(rng.uniform(0, 0.02)))
             run.kill()
-        assert run.wait(timeout=120) == (-signal.SIGKILL if kill else 0)
+        run.join(PATIENCE)
+        assert run.exitcode == (-signal.SIGKILL if kill else 0)
         if kill and where == "in place":
             EmbeddingStore.open(tmp_path / "killed").require_whole()
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")

@@ -3,6 +3,7 @@
 A program for test_melspec_kills.py: it reads one JSON request per line on stdin, and answers how the fork ended.
 """
 
+import gc
 import json
 import os
 import signal
@@ -79,5 +80,7 @@ def in_fork(request: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     melspec.MAX_SHARD_SIZE = 3
     record_buffer.PART_SECONDS = 0.0  # one part per shard
+    gc.collect()
+    gc.freeze()  # forks share what has been imported
     for line in sys.stdin:
         print(json.dumps(in_fork(json.loads(line))), flush=True)
