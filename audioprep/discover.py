@@ -97,7 +97,7 @@ def _on_server(
 ) -> list[Source]:
     scan = RemoteScan(src, files=others.files, folders=others.folders)
     scan.run(found or (lambda count: None))
-    members = member_sources(src, sorted(scan.archives), archives, others.files, scan.archives)
+    members = member_sources(src, sorted(scan.archives), archives, others.files)
     return sorted([*scan.sources, *members], key=_by_name)
 
 

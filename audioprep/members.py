@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,14 @@ from m2dprep.audioprep.archives.zip import list_zip
 from m2dprep.audioprep.decoding.content import Content, sampled_digest
 from m2dprep.audioprep.decoding.sniff import OTHER_SUFFIXES, begins_as_sound
 from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
-from m2dprep.audioprep.remote.address import HEADER_BLOCK_BYTES, UNKNOWN, Address, Status, local_or_address, opened
+from m2dprep.audioprep.remote.address import (
+    HEADER_BLOCK_BYTES,
+    UNKNOWN,
+    Address,
+    NoRangesError,
+    local_or_address,
+    opened,
+)
 from m2dprep.audioprep.source import Source, from_os_error, modification_time_ns
 
 # Threads that list archives; over a network, they mostly wait.
@@ -62,16 +69,12 @@ def member_sources(
     archives: Sequence[str],
     options: ArchiveOptions,
     others: Counter[str],
-    known: Mapping[str, Status] | None = None,
 ) -> list[Source]:
-    """The sources in these archives, whose paths are relative to ``root``. Other members are counted in ``others``.
-
-    ``known`` are the states of archives on a server, as far as it has told them.
-    """
+    """The sources in these archives, whose paths are relative to ``root``. Other members are counted in ``others``."""
 
     def listed(archive: str) -> tuple[Listing | None, Source | None]:
         try:
-            return _listing(local_or_address(root) / archive, archive, options, (known or {}).get(archive)), None
+            return _listing(local_or_address(root) / archive, archive, options), None
         except DecodeError as failure:
             return None, Source(archive, root, failure.reason, failure.message)
 
@@ -93,18 +96,20 @@ def member_sources(
     return sources
 
 
-def _listing(path: Path | Address, archive: str, options: ArchiveOptions, told: Status | None = None) -> Listing | None:
+def _listing(path: Path | Address, archive: str, options: ArchiveOptions) -> Listing | None:
     """The members of an archive; None for a Parquet file without audio. Raises `DecodeError` if it cannot be read.
 
     They are those of its index, if that is still right; if the archive cannot be looked at now, if it is there.
     """
     earlier = read_index(options.index, archive) if options.index is not None else None
     try:
-        shard = _shard(path, archive, options.id_column, told)
+        shard = _shard(path, archive, options.id_column)
         if earlier is not None and earlier[0] == shard:
             return earlier[1]
         listing = _listed(path, shard)
     except OSError as error:
+        if isinstance(error, NoRangesError):
+            raise DecodeError("unsupported", f"{error.strerror}; copy the archive to a disk") from error
         failure = from_os_error(error, path)
         if isinstance(path, Address) and failure.reason == "io_error":
             failure = DecodeError("transient", f"{failure.message}; the next run tries again")
@@ -120,10 +125,10 @@ def _listing(path: Path | Address, archive: str, options: ArchiveOptions, told: 
     return listing
 
 
-def _shard(path: Path | Address, archive: str, id_column: str | None, told: Status | None) -> Shard:
+def _shard(path: Path | Address, archive: str, id_column: str | None) -> Shard:
     """What an archive is now. Raises `DecodeError` if it is no file, and `OSError`."""
     if isinstance(path, Address):
-        status = told if told is not None and told.size != UNKNOWN else path.status()
+        status = path.status()  # as workers will ask: a listing may say other things
         if status.size == UNKNOWN:
             raise DecodeError("unsupported", "the server does not say how long it is; copy it to a disk")
         return Shard(archive, status.size, status.stamp, "", id_column)

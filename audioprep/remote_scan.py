@@ -27,11 +27,11 @@ MAX_DEPTH = 64
 
 @dataclass
 class RemoteScan:
-    """What a scan finds: sources, archives with their states, and counts of other files and left-out folders."""
+    """What a scan finds: sources, archives, and counts of other files and left-out folders."""
 
     root: Address
     sources: list[Source] = field(default_factory=list)
-    archives: dict[str, Status] = field(default_factory=dict)
+    archives: list[str] = field(default_factory=list)
     files: Counter[str] = field(default_factory=Counter)
     folders: Counter[str] = field(default_factory=Counter)
     unknown: list[tuple[str, Status]] = field(default_factory=list)
@@ -55,6 +55,7 @@ class RemoteScan:
                     self.sources.append(remote_source(self.root, name, status))
                 else:
                     self.files[kind_of(name)] += 1
+        self.root.forget()
 
     def _entered(self, prefix: str, listed: Future[list[tuple[str, Status]]]) -> Iterator[str]:
         """Note the files of a folder; the folders in it that are to be listed."""
@@ -81,7 +82,7 @@ class RemoteScan:
         if has_audio_suffix(name) and not name.startswith(APPLE_DOUBLE_PREFIX):
             self.sources.append(remote_source(self.root, path, status))
         elif archive_kind(name) and not name.startswith((APPLE_DOUBLE_PREFIX, ".")):
-            self.archives[path] = status
+            self.archives.append(path)
         elif says_nothing(name):
             self.unknown.append((path, status))
         else:

@@ -271,7 +271,10 @@ def _file_system(url: str) -> tuple[Any, str]:
             raise UserError(f"{shown} is an address, which needs fsspec: {ADVICE}; or copy it to a disk.") from None
         path, rest = _parts(url)
         try:
-            files, base = url_to_fs(path if url.startswith(WEB) else url)
+            if url.startswith(WEB):
+                files, base = url_to_fs(quote(path, safe=PLAIN + "%"), encoded=True)
+            else:
+                files, base = url_to_fs(url)
         except ImportError as error:
             raise UserError(f"{shown} cannot be read: {without_secrets(str(error), url)}. {ADVICE}.") from None
         except ValueError as error:

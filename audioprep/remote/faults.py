@@ -72,14 +72,12 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status in an error of aiohttp, gcsfs, huggingface_hub, botocore, …"""
-    response = getattr(error, "response", None)
-    for found in (getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)):
-        try:
-            if found is not None and 400 <= int(found) < 600:
-                return int(found)
-        except (TypeError, ValueError):
-            continue
-    return None
+    for holder, name in ((error, "status"), (error, "status_code"), (getattr(error, "response", None), "status_code")):
+        found = getattr(holder, name, None)
+        if isinstance(found, int) and 400 <= found < 600:
+            return int(found)
+    code = None if hasattr(error, "status") else getattr(error, "code", None)  # gcsfs has it as a number or a text
+    return int(code) if str(code).isdecimal() and 400 <= int(str(code)) < 600 else None
 
 
 def _may_pass(error: BaseException) -> bool:
