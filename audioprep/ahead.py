@@ -81,6 +81,11 @@ class ReadAhead:
                 where = self._sources[later].input(self._src)
                 self._begun[later] = self._threads.call(lambda where=where: _open_and_read(where))  # type: ignore[misc]
 
+    def begin_anew(self) -> None:
+        """Leave the threads to themselves, as some of them hang, and open what comes next with others."""
+        self.close()
+        self._threads = None
+
     def close(self) -> None:
         """Close what was opened and not asked for."""
         if self._threads is not None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import stat
 import threading
+import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -30,17 +32,19 @@ MAX_UNPACKED_BYTES = 2 << 30
 # Of a compressed tar, so many of the bytes that were read last are kept.
 BLOCKS_KEPT = 64
 ROWS_AT_ONCE, BATCHES_KEPT = 16, 8
+# How long all members of an archive fail at once after reading one of them gave nothing.
+GIVEN_UP_SECONDS = 600.0
 
 
 def open_member(root: Path, place: Place) -> Content:
     """The bytes of a member of an archive below ``root``. Raises `DecodeError` and `OSError`."""
-    path = root / place.archive
-    with _lock:
-        archive = _kept(path, place)
+    archive = _kept(root / place.archive)
+    with archive.lock:
+        archive.open(place)
         if place.how == GZIPPED:
             return Content(in_memory([archive.unpacked().read(place.offset, place.size)]))
         if place.how == ROW:
-            return Content(in_memory([archive.rows(path, place.column).read(place.offset)]))
+            return Content(in_memory([archive.rows(place.column).read(place.offset)]))
         descriptor = os.dup(archive.descriptor)
     try:
         return _WAYS[place.how](descriptor, place)
@@ -122,47 +126,74 @@ _WAYS: dict[str, Callable[[int, Place], Content]] = {
 
 
 class _Archive:
-    """An open archive: its descriptor, and readers of it that go forwards."""
+    """An archive that is kept open: its descriptor, and readers of it that go forwards. Used with its ``lock``."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.time_ns = os.fstat(self.descriptor).st_mtime_ns
+        self._path, self.lock = path, threading.Lock()
+        self.descriptor, self._time_ns = -1, 0
         self._unpacked: _Unpacked | None = None
         self._rows: _Rows | None = None
+
+    def open(self, place: Place) -> None:
+        """Open the file, if it is not open. Raises `DecodeError` if it is not the one that was listed."""
+        if self.descriptor >= 0 and self._time_ns != place.time_ns:  # another run here listed another version
+            self.close()
+        if self.descriptor < 0:
+            # O_NONBLOCK: without it, opening a pipe would wait for a writer. It changes nothing for files.
+            self.descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            status = os.fstat(self.descriptor)
+            self._time_ns = status.st_mtime_ns
+            if not stat.S_ISREG(status.st_mode):
+                self.close()
+                raise DecodeError("not_a_file", "the archive has become a pipe, a socket, a device or a folder")
+        if place.time_ns not in (self._time_ns, _limited(self._time_ns)):
+            raise DecodeError("transient", "the archive has changed since it was listed; the next run reads it anew")
 
     def unpacked(self) -> _Unpacked:
         self._unpacked = self._unpacked or _Unpacked(self.descriptor)
         return self._unpacked
 
-    def rows(self, path: Path, column: str) -> _Rows:
-        self._rows = self._rows or _Rows(path, column)
+    def rows(self, column: str) -> _Rows:
+        self._rows = self._rows or _Rows(self._path, column)
         return self._rows
 
     def close(self) -> None:
         for reader in (self._unpacked, self._rows):
             if reader is not None:
                 reader.close()
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor, self._unpacked, self._rows = -1, None, None
+
+    def __del__(self) -> None:  # once no thread uses it any more
+        self.close()
 
 
-_lock = threading.RLock()
+_lock = threading.Lock()  # never held while something is read, which may take for ever
 _open: OrderedDict[str, _Archive] = OrderedDict()
+_given_up: dict[str, float] = {}  # until when
 
 
-def _kept(path: Path, place: Place) -> _Archive:
-    """The open archive. Raises `DecodeError` if it is not the one that was listed."""
+def _kept(path: Path) -> _Archive:
+    """The archive, perhaps open. Raises `DecodeError` if reading it has given nothing lately."""
     key = os.fspath(path)
-    archive = _open.pop(key, None)
-    if archive is not None and archive.time_ns != place.time_ns:  # another run in this process listed another version
-        archive.close()
-        archive = None
-    archive = archive or _Archive(path)
-    _open[key] = archive
-    while len(_open) > ARCHIVES_KEPT_OPEN:
-        _open.popitem(last=False)[1].close()
-    if place.time_ns not in (archive.time_ns, _limited(archive.time_ns)):
-        raise DecodeError("transient", "the archive has changed since it was listed; the next run reads it anew")
+    with _lock:
+        if _given_up.get(key, 0.0) > time.monotonic():
+            raise DecodeError("read_timeout", "reading another member of its archive gave nothing")
+        archive = _open.pop(key, None) or _Archive(path)
+        _open[key] = archive
+        dropped = [_open.popitem(last=False)[1] for _ in range(len(_open) - ARCHIVES_KEPT_OPEN)]
+    del dropped
     return archive
+
+
+def give_up(root: Path, place: Place) -> None:
+    """Do not wait for this archive again for `GIVEN_UP_SECONDS`: a thread hangs in it, and others would follow."""
+    key = os.fspath(root / place.archive)
+    with _lock:
+        _given_up[key] = time.monotonic() + GIVEN_UP_SECONDS
+        hangs = _open.pop(key, None)
+    del hangs
 
 
 def _limited(time_ns: int) -> int:
