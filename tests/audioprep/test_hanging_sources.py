@@ -174,12 +174,8 @@ os.open = open_
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_over_all_of_them_ends_and_leaves_no_process(tmp_path: Path, src: Path, workers: str) -> None:
-    expected = {
-        "pipe.wav": "not_a_file",
-        "socket.wav": "not_a_file",
-        "pipe.tar": "not_a_file",
-        "pipe.zip": "not_a_file",
-    }
+    expected = dict.fromkeys(("pipe.wav", "socket.wav", "pipe.tar", "pipe.zip"), "not_a_file")
+    expected["folder.wav"] = "is_directory"
     for name in ("pipe.wav", "pipe.tar", "pipe.zip"):
         os.mkfifo(src / name)
     (src / "folder.wav").mkdir()
