@@ -93,6 +93,7 @@ def convert_shard(
         return made
 
     def late(source: Source) -> Record:
+        source.input(src).give_up()
         return failure_record(source, "read_timeout", f"reading it gave nothing for {read_timeout:g} s", look=False)
 
     try:

@@ -165,6 +165,7 @@ class DeviceConverter:
         def read() -> Record:
             decoded = self._in_time(source)
             if decoded is None:
+                source.input(self._src).give_up()
                 message = f"reading it gave nothing for {self._read_timeout:g} s"
                 return failure_record(source, "read_timeout", message, look=False)
             waveform, found.info = decoded

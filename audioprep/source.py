@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from m2dprep.artifacts.clips.clip_id import without_suffix
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
 from m2dprep.audioprep.archives.place import UNKNOWN_SIZE, WHOLE, Place, split_name
-from m2dprep.audioprep.archives.reading import open_member, read_through
+from m2dprep.audioprep.archives.reading import give_up, open_member, read_through
 from m2dprep.audioprep.decoding.content import Content, sampled_digest
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.remote.address import Address, local_or_address
@@ -70,7 +70,8 @@ class Input(NamedTuple):
         info.source_bytes, info.source_mtime_ns = status.st_size, modification_time_ns(status)
         if status.st_size == 0:
             raise DecodeError("empty_file", "the file has 0 bytes")
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK, because it may have become a pipe. It changes nothing for files.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return Content(descriptor)
         except BaseException:
@@ -105,6 +106,11 @@ class Input(NamedTuple):
             return sampled_digest(content)
         finally:
             content.close()
+
+    def give_up(self) -> None:
+        """Note that reading it gave nothing, so that nobody waits for the same archive again."""
+        if self.place is not None:
+            give_up(self.root, self.place)
 
     def read_through(self) -> None:
         """Read all bytes. Raises `OSError` if the system cannot."""

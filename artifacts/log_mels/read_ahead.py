@@ -11,10 +11,10 @@ import os
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_THREAD, getrusage
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ import numpy as np
 from m2dprep.artifacts.reading import RegularFile, open_regular, read_at
 
 FILES_AHEAD, BYTES_AHEAD = 8, 32 << 20
-# A read that waits for longer than this on average is left to threads.
-SLOW_READ_SECONDS = 0.005
+# A read that waits for longer than this on average is left to threads. Watching costs some per cent of a read from the
+# page cache, so that only some of them are watched.
+SLOW_READ_SECONDS, WATCHED_EACH = 0.005, 8
 # How much the latest operation counts in the average.
 LATEST = 0.2
 
@@ -46,15 +47,11 @@ class Pace:
         try:
             yield
         finally:
-            self.took(started, pauses)
-
-    def took(self, started: float, pauses: int) -> None:
-        """Note an operation that began at ``started``, when the thread had paused ``pauses`` times, and ends now."""
-        waited = time.perf_counter() - started
-        if waited > self._slow and getrusage(RUSAGE_THREAD).ru_nvcsw == pauses:
-            waited = 0.0
-        # One long wait alone does not make a file system a slow one.
-        self.seconds += LATEST * (min(waited, 4 * self._slow) - self.seconds)
+            waited = time.perf_counter() - started
+            if waited > self._slow and getrusage(RUSAGE_THREAD).ru_nvcsw == pauses:
+                waited = 0.0
+            # One long wait alone does not make a file system a slow one.
+            self.seconds += LATEST * (min(waited, 4 * self._slow) - self.seconds)
 
     @property
     def is_slow(self) -> bool:
@@ -109,60 +106,70 @@ class Opened(NamedTuple):
 
 
 class FilesAhead:
-    """Opens files, those that are expected next in threads if reading is slow."""
+    """Reads files, those that are expected next in threads if reading is slow."""
 
     def __init__(self) -> None:
-        self._expected: deque[int] = deque()
-        self._begun: deque[Future[Opened]] = deque()  # for the first of `_expected`
+        self._expected: list[int] = []
+        self._place = 0  # of the present file in `_expected`
+        self._begun: dict[int, Future[Opened]] = {}  # by place
+        self._buffer = np.empty(0, np.uint8)
         self._threads: Threads | None = None
         self._process = 0
 
-    def expect(self, numbers: Iterable[int]) -> None:
-        """Say which files will be opened next, in their order; what was expected before is forgotten."""
-        self._forget()
-        self._expected = deque(numbers)
+    def expect(self, numbers: list[int]) -> None:
+        """Say which files will be read next, in their order; what was expected before is forgotten."""
+        if self._begun:
+            self._forget()
+        self._expected, self._place = numbers, 0
 
-    @contextmanager
-    def opened(self, number: int, path_of: Callable[[int], Path]) -> Iterator[Opened]:
-        """File ``number``, open, to be read within the block. Raises the errors of `open_regular` and `read_at`."""
-        begun = self._next(number, path_of)
-        if begun is not None:
-            found = begun.result()
-            try:
-                yield found
-            finally:
-                found.close()
-            return
-        started, pauses = time.perf_counter(), getrusage(RUSAGE_THREAD).ru_nvcsw
-        with open_regular(path_of(number)) as file:
-            yield Opened(file, None, 0, _nothing)
-        READING.took(started, pauses)
+    def read(self, number: int, path_of: Callable[[int], Path]) -> tuple[np.ndarray, int]:
+        """The bytes (n,) of file ``number``, and how many of them were there. They may overwrite those returned before.
 
-    def _next(self, number: int, path_of: Callable[[int], Path]) -> Future[Opened] | None:
-        """What was begun for file ``number``; begins with the files after it if reading is slow."""
-        if not self._expected or self._expected[0] != number:
-            return None
-        if self._process != os.getpid():  # threads do not outlive a fork
-            self._begun, self._threads, self._process = deque(), None, os.getpid()
-        if READING.is_slow:
-            self._begin(path_of)
-        self._expected.popleft()
-        return self._begun.popleft() if self._begun else None
+        Raises the errors of `open_regular` and `read_at`.
+        """
+        place = self._place
+        self._place += 1
+        if (self._begun or READING.is_slow) and self._expected[place : place + 1] == [number]:
+            if READING.is_slow:
+                self._begin(place, path_of)
+            if self._process == os.getpid() and (begun := self._begun.pop(place, None)) is not None:
+                return self._result(begun)
+        if place % WATCHED_EACH:
+            with open_regular(path_of(number)) as file:
+                return self._read(file)
+        path = path_of(number)
+        with READING.watched(), open_regular(path) as file:
+            return self._read(file)
 
-    def _begin(self, path_of: Callable[[int], Path]) -> None:
+    def _result(self, begun: Future[Opened]) -> tuple[np.ndarray, int]:
+        opened = begun.result()
+        try:
+            return self._read(opened.file) if opened.content is None else (opened.content, opened.read)
+        finally:
+            opened.close()
+
+    def _read(self, file: RegularFile) -> tuple[np.ndarray, int]:
+        if len(self._buffer) < file.size:
+            self._buffer = np.empty(file.size, np.uint8)
+        content = self._buffer[: file.size]
+        return content, read_at(file, content.data, 0)
+
+    def _begin(self, place: int, path_of: Callable[[int], Path]) -> None:
         """Begin with the next files, and with this one, so that its opening does not precede theirs."""
-        self._threads = self._threads or Threads(FILES_AHEAD)
-        for place in range(len(self._begun), min(FILES_AHEAD, len(self._expected))):
-            number = self._expected[place]
-            self._begun.append(self._threads.call(lambda number=number: _open_and_read(path_of(number))))  # type: ignore[misc]
+        if self._threads is None or self._process != os.getpid():  # threads do not outlive a fork
+            self._begun, self._threads, self._process = {}, Threads(FILES_AHEAD), os.getpid()
+        for later in range(place, min(place + FILES_AHEAD, len(self._expected))):
+            if later not in self._begun:
+                path = partial(path_of, self._expected[later])
+                self._begun[later] = self._threads.call(partial(_open_and_read, path))
 
     def _forget(self) -> None:
-        for begun in self._begun:
+        for begun in self._begun.values():
             begun.add_done_callback(_close)
-        self._begun = deque()
+        self._begun = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_expected": deque(), "_begun": deque(), "_threads": None, "_process": 0}
+        return FilesAhead().__dict__
 
     def __del__(self) -> None:
         self._forget()
@@ -170,11 +177,11 @@ class FilesAhead:
             self._threads.close()
 
 
-def _open_and_read(path: Path) -> Opened:
+def _open_and_read(path: Callable[[], Path]) -> Opened:
     with ExitStack() as stack:
         content, read = None, 0
         with READING.watched():
-            file = stack.enter_context(open_regular(path))
+            file = stack.enter_context(open_regular(path()))
             if file.size <= BYTES_AHEAD // FILES_AHEAD:
                 content = np.empty(file.size, np.uint8)
                 read = read_at(file, content.data, 0)
@@ -184,7 +191,3 @@ def _open_and_read(path: Path) -> Opened:
 def _close(begun: Future[Opened]) -> None:
     if not begun.cancelled() and begun.exception() is None:
         begun.result().close()
-
-
-def _nothing() -> None:
-    """There is nothing to close."""

@@ -18,7 +18,6 @@ from m2dprep.artifacts.log_mels.first_reads import UNKNOWN, FirstReads, digests_
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.read_ahead import FilesAhead
 from m2dprep.artifacts.log_mels.records import read_config
-from m2dprep.artifacts.reading import read_at
 
 NPY = -1
 MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
@@ -53,7 +52,6 @@ class LogMels:
         self._packs, self._pack_of, self._row_of, self._digests = packs, pack_of, row_of, digests
         self.first_reads = FirstReads(np.ones(len(file_names), bool))
         self._headers: dict[bytes, NpyHeader] = {}
-        self._buffer = np.empty(0, np.uint8)
         self._ahead = FilesAhead()
 
     def __len__(self) -> int:
@@ -127,32 +125,23 @@ class LogMels:
 
         This takes a third of the time of `numpy.load`, which parses each header as Python and uses new, cold memory.
         """
-        path = self._path(index)
         try:
-            with self._ahead.opened(index, self._path) as opened:
-                size, read = opened.file.size, opened.read
-                if opened.content is not None:
-                    buffer = opened.content
-                else:
-                    if len(self._buffer) < size:
-                        self._buffer = np.empty(size, np.uint8)
-                    buffer = self._buffer
-                    read = read_at(opened.file, buffer.data[:size], 0)
+            content, read = self._ahead.read(index, self._path)
         except UserError as error:
             raise UserError(f"{error} It was there when training began.") from error
         if self.first_reads[index]:
-            self._prove(index, path, buffer.data[:read])
-        head = buffer[:HEADER_BYTES].tobytes()
+            self._prove(index, self._path(index), content.data[:read])
+        head = content[:HEADER_BYTES].tobytes()
         header = self._headers.get(head)
         if header is None:
-            array = read_lms(path).array
-            if not array.flags.c_contiguous or size != HEADER_BYTES + array.nbytes:
+            array = read_lms(self._path(index)).array
+            if not array.flags.c_contiguous or len(content) != HEADER_BYTES + array.nbytes:
                 first: np.ndarray = array[0]
                 return first
             header = self._headers[head] = NpyHeader(array.dtype, array.shape[2])
-        values = buffer[HEADER_BYTES:size].view(header.dtype)
-        if read != size or len(values) % header.frames:
-            raise UserError(f"{path} has changed since training began.")
+        values = content[HEADER_BYTES:].view(header.dtype)
+        if read != len(content) or len(values) % header.frames:
+            raise UserError(f"{self._path(index)} has changed since training began.")
         return values.reshape(-1, header.frames)
 
     def _prove(self, index: int, path: Path, content: memoryview) -> None:
@@ -165,7 +154,7 @@ class LogMels:
         self.first_reads.done(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_headers": {}, "_buffer": np.empty(0, np.uint8)}
+        return {**self.__dict__, "_headers": {}}
 
 
 def crop_of(share: float, frames: int, width: int) -> tuple[int, int]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
+import stat
 import threading
+import time
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -40,6 +42,8 @@ from m2dprep.audioprep.remote.address import UNKNOWN, Address
 ARCHIVES_KEPT_OPEN = 8
 # What is asked for at once of a compressed tar on a server.
 STREAM_BLOCK_BYTES = 4 << 20
+# How long all members of an archive fail at once after reading one of them gave nothing.
+GIVEN_UP_SECONDS = 600.0
 
 
 class _AsItIs:
@@ -166,8 +170,12 @@ class _Archive:
         if isinstance(path, Address):
             self.size, self.time_ns, _ = path.status()
         else:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: without it, opening a pipe would wait for a writer. It changes nothing for files.
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(self.descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(self.descriptor)
+                raise DecodeError("not_a_file", "the archive has become a pipe, a socket, a device or a folder")
             self.size, self.time_ns = status.st_size, status.st_mtime_ns
         self._unpacked: Unpacked | None = None
         self._rows: Rows | None = None
@@ -241,12 +249,15 @@ class _Archive:
 _lock = threading.Lock()
 # By path, and by the reads that were given up: an archive whose reader hangs is opened anew.
 _open: OrderedDict[tuple[str, int], _Archive] = OrderedDict()
+_given_up: dict[str, float] = {}  # until when
 
 
 def _kept(path: Path | Address, place: Place) -> _Archive:
-    """The open archive. Raises `DecodeError` if it is not the one that was listed."""
+    """The open archive. Raises `DecodeError` if it is not the one that was listed, or gave nothing lately."""
     key = (str(path), reads_given_up())
     with _lock:
+        if _given_up.get(str(path), 0.0) > time.monotonic():
+            raise DecodeError("read_timeout", "reading another member of its archive gave nothing")
         archive = _open.get(key)
         if archive is not None and place.time_ns in (archive.time_ns, _limited(archive.time_ns)):
             _open.move_to_end(key)
@@ -268,6 +279,17 @@ def _kept(path: Path | Address, place: Place) -> _Archive:
         with archive:
             raise DecodeError("transient", "the archive has changed since it was listed; the next run reads it anew")
     return archive
+
+
+def give_up(root: Path | Address, place: Place) -> None:
+    """Do not wait for this archive again for `GIVEN_UP_SECONDS`: a thread hangs in it, and others would follow.
+
+    A server that did not answer once may answer the next time, so members of archives there are asked for as before.
+    """
+    path = root / place.archive
+    if isinstance(path, Path):
+        with _lock:
+            _given_up[str(path)] = time.monotonic() + GIVEN_UP_SECONDS
 
 
 def _limited(time_ns: int) -> int:
