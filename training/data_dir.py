@@ -142,8 +142,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             "embeddings": [source.fingerprint for source in sources],
             "norm_stats": list(stats),
             "weights": None if drawn is None else fingerprint({"weights": drawn.tolist()}),
-            "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
-            "backgrounds": _names_fingerprint(backgrounds),
+            **_others_identity(held_out, backgrounds),
         },
         notes=[
             f"files listed in {', '.join(path.name for path in lists)}",
@@ -154,6 +153,14 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             *pairs.lines([*listed, *held_names], captions.clip_ids),
         ],
     )
+
+
+def _others_identity(held_out: CaptionedFiles | None, backgrounds: LogMels | None) -> dict[str, Any]:
+    """What identifies the files that are not trained on."""
+    return {
+        "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
+        "backgrounds": _names_fingerprint(backgrounds),
+    }
 
 
 def _weights_of(names: list[str], weights: Mapping[str, float]) -> np.ndarray:
