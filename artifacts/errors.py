@@ -1,4 +1,15 @@
-"""Errors that a user can act on, each with its exit code, and the number of failures that a run may have."""
+"""Errors that a user can act on, each with its exit code, and what may fail without stopping a run.
+
+The words of the house, each for one thing:
+
+- A *failure* (`Failure`) is one item that could not be processed: a clip, a row or a listed file, with a short code for
+  the reason and a message. It is a row somewhere, and counts for ``--max-failures``.
+- A *fault* (`audioprep.decoding.messages.Fault`) is what a decoder says is wrong with the bytes of a sound. The sound
+  is a failure then, unless the rest of it will do.
+- A *problem* (`workflows.check.result.Problem`) is what `m2dprep check` finds: files that do not fit together, without
+  anything having failed.
+- A *finding* of `m2dprep captions check` is a caption that looks odd; people decide what becomes of it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class UserError(Exception):
@@ -30,6 +42,14 @@ class FingerprintConflictError(UserError):
     """An output was begun with another configuration than the one asked for now."""
 
     exit_code = 5
+
+
+class Failure(NamedTuple):
+    """An item that could not be processed: its name, a short code for the reason, and what is wrong in words."""
+
+    file_name: str
+    reason: str
+    message: str
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ the disk, and ``syncfs`` pays once for all.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -142,6 +143,9 @@ def replace_together(folder: Path, names: Sequence[str], write: Callable[[Path],
     loses its place first and gets it last, so that the files belong together wherever it is. What a killed process has
     left is removed once the new files have their places.
     """
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, and would be replaced by a file", str(folder / name))
     exchange = Path(tempfile.mkdtemp(prefix=EXCHANGE, dir=folder))
     new, earlier = exchange / "new", exchange / "earlier"
     try:

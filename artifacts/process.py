@@ -21,6 +21,8 @@ from types import ModuleType
 # Parameters of mallopt(3); new processes get them as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
+# Of a GPU, from which on it computes in bf16 itself: Ampere.
+BF16_CAPABILITY = (8, 0)
 
 
 def keep_freed_memory() -> None:

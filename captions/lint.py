@@ -37,7 +37,7 @@ from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.tables import read_captions
 from m2dprep.captions.assembly import Assembly
 from m2dprep.captions.clean import unwrap
-from m2dprep.captions.embedding.model_files import unloadable
+from m2dprep.captions.embedding.model_files import UNLIMITED_TOKENS, unloadable
 from m2dprep.captions.files import require_new_file, write_csv, write_result
 
 RULES = (
@@ -237,9 +237,6 @@ CHECKS: Mapping[str, Callable[[pa.Table], np.ndarray]] = {
 }
 
 
-UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
-
-
 @dataclass(frozen=True)
 class Checked:
     """The findings of every rule in `check_file`, the captions that have one, and the captions dropped.
@@ -320,7 +317,7 @@ def token_limit(model: str, max_tokens: int | None) -> TokenLimit:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{model!r} has no tokenizer that can be loaded: {unloadable(error)}") from error
     limit = max_tokens or min(tokenizer.model_max_length, _sentence_length(model))
-    if limit > UNLIMITED:
+    if limit > UNLIMITED_TOKENS:
         raise UserError(f"{model!r} does not say how many tokens it takes; --max-tokens says it.")
     return lambda texts: [
         len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
@@ -334,4 +331,4 @@ def _sentence_length(model: str) -> int:
     path = cached_file(model, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
     settings = read_json_object(Path(path), "the settings of a text encoder", any_number=True) if path else {}
     length = settings.get("max_seq_length")
-    return length if isinstance(length, int) and length > 0 else UNLIMITED + 1
+    return length if isinstance(length, int) and length > 0 else UNLIMITED_TOKENS + 1

@@ -1,7 +1,4 @@
-"""The labelled clips of an evaluation: a CSV of file names and labels, and a reader of log-mel .npy or audio files.
-
-Each label also has a caption that stands for it.
-"""
+"""The labelled clips of the short form of zero-shot: a CSV of file names and labels, each with a caption for it."""
 
 from __future__ import annotations
 
@@ -11,62 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import inside, require_file, require_folder
-from m2dprep.artifacts.log_mels.array import read_lms
-from m2dprep.artifacts.log_mels.first_reads import recorded_digests
 from m2dprep.artifacts.tables import FILE_COLUMNS, choose_column, read_csv_columns
 from m2dprep.artifacts.text_files import read_header
-from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
-from m2dprep.audioprep.convert import log_mel_of_file
-from m2dprep.audioprep.decoding.sound import DecodeError
-from m2dprep.audioprep.retries import read_with_retries
-from m2dprep.audioprep.source import Input
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Why a clip could not be read."""
-
-    reason: str
-    message: str
-
-
-class ClipReader:
-    """Reads clips as log-mels (1, n_mels, T) of one front end; picklable, and safe to share between threads.
-
-    Short sounds are not padded, since the encoder takes any length. Those of ``clips`` that a conversion has recorded
-    are compared with their digests. Raises `UserError` if its records cannot be read.
-    """
-
-    def __init__(self, front_end: LogMelConfig, clips: Sequence[LabelledClip]) -> None:
-        self._config = ConvertConfig(front_end, min_seconds=0.0)
-        self._digests = recorded_digests(clip.path for clip in clips if is_array(clip.path))
-
-    def __call__(self, path: Path) -> np.ndarray | Unreadable:
-        """The log-mel of ``path`` as float32, or the reason why it cannot be read."""
-        try:
-            if is_array(path):
-                found = read_lms(path, n_mels=self._config.log_mel.n_mels)
-                if path in self._digests and int(found.digest, 16) not in self._digests[path]:
-                    return Unreadable("damaged", "it is damaged, or was replaced: its digest is not that of its record")
-                log_mel = np.asarray(found.array, np.float32)
-            else:
-                log_mel = read_with_retries(Input(path), lambda: log_mel_of_file(path, self._config))[0]
-        except DecodeError as error:
-            return Unreadable(error.reason, error.message)
-        except UserError as error:
-            return Unreadable("not_a_log_mel", str(error))
-        if not np.isfinite(log_mel).all():
-            return Unreadable("nonfinite", "not all its values are finite numbers")
-        return log_mel
-
-
-def is_array(path: Path) -> bool:
-    return path.suffix.lower() == ".npy"
-
 
 # Other names for the two columns: ESC-50 has filename and category, UrbanSound8K slice_file_name and class.
 CLIP_COLUMNS = (*FILE_COLUMNS, "filename", "fname", "slice_file_name", "file")
@@ -85,10 +30,12 @@ class LabelledClip(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips with labels, and the sorted classes to choose from."""
+    """Clips with labels, and the sorted classes to choose from; ``table`` lists the clips, which lie below ``root``."""
 
     clips: list[LabelledClip]
     classes: list[str]
+    table: Path = Path("clips.csv")
+    root: Path = Path()
 
     @classmethod
     def read(
@@ -135,7 +82,7 @@ class ClipSet:
                 f"none of the {len(clips):,} files that {clips_csv} lists is under {base} ({clips[0].file_name} is the "
                 f"first); file names are relative to {where}, {root_option} names another."
             )
-        return cls(clips, classes)
+        return cls(clips, classes, clips_csv, base)
 
 
 def choose_columns(clips_csv: Path, file_column: str | None = None, label_column: str | None = None) -> tuple[str, str]:
@@ -192,16 +139,3 @@ def check_template(template: str) -> str:
     if LABEL_FIELD not in template:
         raise UserError(f"template {template!r} has no {LABEL_FIELD}, so all classes would have one caption.")
     return template
-
-
-def require_different_captions(classes: Sequence[str], template: str) -> None:
-    """Raise `UserError` if two classes have the same caption, such as ``dog bark`` and ``dog_bark``."""
-    seen: dict[str, str] = {}
-    for label in classes:
-        caption = " ".join(caption_of(label, template).split())
-        if caption in seen:
-            raise UserError(
-                f"the classes {seen[caption]!r} and {label!r} have one caption, {caption!r}, so that every clip of one "
-                "would count as wrong. Give them one label."
-            )
-        seen[caption] = label

@@ -30,7 +30,7 @@ from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import fingerprint, utf8_digest
 from m2dprep.artifacts.embeddings.store import INDEX_SCHEMA, EmbeddingStore, rows_digest
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
-from m2dprep.evaluation.clip_set import Unreadable
+from m2dprep.artifacts.errors import Failure
 from m2dprep.evaluation.encoders import ClipEncoder, split_parts
 from m2dprep.evaluation.reading import Clip, ClipLoader, Crop
 
@@ -94,7 +94,9 @@ def features(
         dim = sum(encoder.parts.values())
         with EmbeddingStoreWriter(place, index, dim, "float32", settings, overwrite=overwrite) as writer:
             if not writer.finished:
-                _fill(writer, encoder, encoder.loader(crop), paths, names, f"embeddings of {split}", quiet=quiet)
+                loader = encoder.loader(crop)
+                loader.remember_records(paths)
+                _fill(writer, encoder, loader, paths, names, f"embeddings of {split}", quiet=quiet)
         store = EmbeddingStore.open(place)
         rows = np.array(store.embeddings) if folder is None else store.embeddings
     notes = store.meta.get("evaluation", {})
@@ -153,17 +155,14 @@ def _fill(
             good = [number for number, one in enumerate(read) if isinstance(one, Clip)]
             if good:
                 rows[good] = encoder.encode([one.values for one in read if isinstance(one, Clip)])
-            bad = [(number, one) for number, one in enumerate(read) if isinstance(one, Unreadable)]
-            bad += [
-                (number, Unreadable("nonfinite", "what the model makes of it is not all finite numbers"))
-                for number in good
-                if not np.isfinite(rows[number]).all()
-            ]
-            rows[[number for number, _ in bad]] = np.nan
-            failures[str(start)] = [
-                {"file_name": names[start + number], "reason": why.reason, "message": why.message}
-                for number, why in sorted(bad, key=lambda one: one[0])
-            ]
+            bad = {number: one for number, one in enumerate(read) if isinstance(one, Failure)}
+            for number in good:
+                if not np.isfinite(rows[number]).all():
+                    bad[number] = Failure(
+                        names[start + number], "nonfinite", "what the model makes of it is not all finite numbers"
+                    )
+            rows[list(bad)] = np.nan
+            failures[str(start)] = [bad[number]._asdict() for number in sorted(bad)]
             longer[str(start)] = sum(one.longer for one in read if isinstance(one, Clip))
             writer.write_shard(np.arange(start, start + len(read)), rows, np.arange(len(read)))
             if progress is not None:
@@ -174,9 +173,9 @@ def _fill(
 
 def _read_ahead(
     loader: ClipLoader, paths: Sequence[Path], names: Sequence[str], starts: Sequence[int]
-) -> Iterator[tuple[int, list[Clip | Unreadable]]]:
+) -> Iterator[tuple[int, list[Clip | Failure]]]:
     """The clips of each window, of which some are read ahead in threads."""
-    waiting: deque[tuple[int, list[Future[Clip | Unreadable]]]] = deque()
+    waiting: deque[tuple[int, list[Future[Clip | Failure]]]] = deque()
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS)) as pool:
         try:
             for start in starts:

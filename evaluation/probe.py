@@ -12,7 +12,7 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.evaluation.encoders import CLAP
-from m2dprep.evaluation.prepared import TASK, read_evaluation_set
+from m2dprep.evaluation.prepared import TASK, EvaluationSet, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.reading import ClipLoader, Crop
 from m2dprep.evaluation.run import RunOptions, class_texts, run_retrieval, run_zero_shot
@@ -28,23 +28,35 @@ EncodeTexts = Callable[[Sequence[str]], np.ndarray]
 
 
 class TaskProbe:
-    """Measures a model on the test clips of a prepared folder.
+    """Measures a model on the test clips of a task.
 
-    ``encode_texts`` gives the sentence embeddings that the model is trained with. Each caption is encoded once.
+    ``encode_texts`` gives the sentence embeddings that the model is trained with. Each caption is encoded once. The
+    names of what is measured begin with ``prefix``.
     """
 
-    def __init__(self, folder: Path, front_end: LogMelConfig, encode_texts: EncodeTexts) -> None:
-        """Raises `UserError` if the folder is not a prepared task of zero-shot or retrieval, or its captions are not
-        different."""
-        if not (folder / TASK).is_file():
-            raise UserError(f"{folder} is no prepared task (`m2dprep evaluate prepare`): it has no {TASK}.")
-        self._protocol = _protocol(read_task(folder / TASK), folder)
-        self._clips = read_evaluation_set(folder, captions=self._protocol == RETRIEVAL)
+    def __init__(
+        self,
+        clips: EvaluationSet,
+        protocol: str,
+        front_end: LogMelConfig,
+        encode_texts: EncodeTexts,
+        prefix: str = "probe",
+    ) -> None:
+        """Raises `UserError` if the captions of classes are not different."""
+        self._clips, self._protocol, self._prefix = clips, protocol, prefix
         self._encoder = _InTraining(front_end, encode_texts)
         if self._protocol == RETRIEVAL:
             self._encoder.remember([text for row in self._clips.captions for text in row])
         else:
             class_texts(self._encoder, self._clips)
+
+    @classmethod
+    def of_folder(cls, folder: Path, front_end: LogMelConfig, encode_texts: EncodeTexts) -> TaskProbe:
+        """Raises `UserError` if the folder is not a prepared task of zero-shot or retrieval."""
+        if not (folder / TASK).is_file():
+            raise UserError(f"{folder} is no prepared task (`m2dprep evaluate prepare`): it has no {TASK}.")
+        protocol = _protocol(read_task(folder / TASK), folder)
+        return cls(read_evaluation_set(folder, captions=protocol == RETRIEVAL), protocol, front_end, encode_texts)
 
     def metrics(self, model: M2DCLAP, stats: Normalization) -> dict[str, float | int | None]:
         """``probe_accuracy`` or ``probe_map``, or ``probe_t2a_r1``, ``probe_t2a_map10`` and ``probe_a2t_r1``: shares,
@@ -52,24 +64,24 @@ class TaskProbe:
         self._encoder.take(model, stats)
         run = run_retrieval if self._protocol == RETRIEVAL else run_zero_shot
         try:
-            result = run(self._encoder, self._clips, RunOptions(quiet=True))
+            result = run(self._encoder, self._clips, RunOptions(quiet=True, may_be_empty=True))
         except UserError as error:
             print(f"train: the probe could not be measured: {error}", file=sys.stderr)
-            return {**dict.fromkeys(self._names), "probe_failed": len(self._clips.rows("test"))}
+            return {**dict.fromkeys(self._names), f"{self._prefix}_failed": len(self._clips.rows("test"))}
         if result.failures:
-            first = result.failures[0]["file_name"]
+            first = "{file_name} ({reason})".format(**result.failures[0])
             print(f"train: {len(result.failures)} clips of the probe failed, {first} first", file=sys.stderr)
-        return {**self._figures(result), "probe_failed": len(result.failures)}
+        return {**self._figures(result), f"{self._prefix}_failed": len(result.failures)}
 
     @property
     def _names(self) -> list[str]:
         if self._protocol == RETRIEVAL:
-            return [f"probe_{name}" for name in RANKS]
-        return [f"probe_{self._clips.task.metric.lower()}"]
+            return [f"{self._prefix}_{name}" for name in RANKS]
+        return [f"{self._prefix}_{self._clips.task.metric.lower()}"]
 
     def _figures(self, result: Result) -> dict[str, float | int | None]:
         if self._protocol == RETRIEVAL:
-            return {f"probe_{name}": result.details[way][figure] for name, (way, figure) in RANKS.items()}
+            return {f"{self._prefix}_{name}": result.details[way][figure] for name, (way, figure) in RANKS.items()}
         return {self._names[0]: result.score}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,15 +12,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import soundfile
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.log_mels.array import read_lms
+from m2dprep.artifacts.log_mels.first_reads import recorded_digests
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.convert import front_end, log_mel_of_file
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Input
-from m2dprep.evaluation.clip_set import Unreadable
 
 # One frame of a log-mel, and four hours.
 MIN_SECONDS, MAX_SECONDS = 0.01, 4 * 3600.0
@@ -71,17 +72,27 @@ class ClipLoader:
     def __init__(self, log_mel: LogMelConfig, crop: Crop, *, waveforms: bool = False) -> None:
         self._crop, self._waveforms = crop, waveforms
         self._config = ConvertConfig(log_mel, min_seconds=0.0, max_seconds=MAX_SECONDS)
+        self._digests: dict[Path, np.ndarray] = {}
 
-    def __call__(self, path: Path, name: str) -> Clip | Unreadable:
+    def remember_records(self, paths: Iterable[Path]) -> None:
+        """Compare those log-mels of ``paths`` that a conversion has recorded with their digests when they are read.
+
+        Raises `UserError` if the records cannot be read.
+        """
+        self._digests = recorded_digests(path for path in paths if _is_array(path))
+
+    def __call__(self, path: Path, name: str) -> Clip | Failure:
         """The clip, or the reason why it cannot be read; ``name`` is its name in the table."""
         try:
-            clip = self._stored(path, name) if path.suffix.lower() == ".npy" else self._sound(path, name)
+            clip = self._stored(path, name) if _is_array(path) else self._sound(path, name)
         except DecodeError as error:
-            return Unreadable(error.reason, error.message)
+            return Failure(name, error.reason, error.message)
         except UserError as error:
-            return Unreadable("not_a_log_mel", str(error))
+            return Failure(name, "not_a_log_mel", str(error))
+        if clip is None:
+            return Failure(name, "damaged", "it is damaged, or was replaced: its digest is not that of its record")
         if not np.isfinite(clip.values).all():
-            return Unreadable("nonfinite", "not all its values are finite numbers")
+            return Failure(name, "nonfinite", "not all its values are finite numbers")
         return clip
 
     def _sound(self, path: Path, name: str) -> Clip:
@@ -97,11 +108,15 @@ class ClipLoader:
             waveform = self._cut(waveform, wanted, name, 0.0)
         return Clip(waveform if self._waveforms else front_end(config)(waveform), longer)
 
-    def _stored(self, path: Path, name: str) -> Clip:
+    def _stored(self, path: Path, name: str) -> Clip | None:
+        """None if the file is not what its record says."""
         config = self._config.log_mel
         if self._waveforms:
             raise UserError(f"{path} is a log-mel; this model needs the sound itself.")
-        log_mel = np.asarray(read_lms(path, n_mels=config.n_mels).array, np.float32)
+        found = read_lms(path, n_mels=config.n_mels)
+        if path in self._digests and int(found.digest, 16) not in self._digests[path]:
+            return None
+        log_mel = np.asarray(found.array, np.float32)
         samples = self._crop.samples(config.sample_rate)
         if samples is None:
             return Clip(log_mel, False)
@@ -115,6 +130,10 @@ class ClipLoader:
             start = self._crop.start(length, wanted, name)
             return values[..., start : start + wanted]
         return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, wanted - length)], constant_values=silence)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"
 
 
 def through_file(waveform: np.ndarray, rate: int, suffix: str) -> np.ndarray:

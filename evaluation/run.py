@@ -20,18 +20,27 @@ from m2dprep.evaluation.protocols.label_free import label_free
 from m2dprep.evaluation.protocols.linear import LinearSettings, linear
 from m2dprep.evaluation.protocols.result import Result, software_versions
 from m2dprep.evaluation.protocols.retrieval import retrieval
-from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
+from m2dprep.evaluation.protocols.zero_shot import (
+    PREDICTION_COLUMNS,
+    first_equal,
+    prediction_rows,
+    similarities,
+    zero_shot,
+)
 from m2dprep.evaluation.reading import Crop
-from m2dprep.evaluation.zeroshot import first_equal
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """``features`` is the folder in which embeddings are kept, or None; ``overwrite`` computes them anew."""
+    """``features`` is the folder in which embeddings are kept, or None; ``overwrite`` computes them anew.
+
+    ``may_be_empty``: zero-shot classification of clips that all failed is a result without a score, and no error.
+    """
 
     features: Path | None = None
     overwrite: bool = False
     quiet: bool = False
+    may_be_empty: bool = False
 
 
 def run_zero_shot(
@@ -43,6 +52,7 @@ def run_zero_shot(
     have the same caption, or no clip can be read.
     """
     options = options or RunOptions()
+    class_captions(clips)
     classes, targets = clips.classes, clips.targets()
     text = class_texts(encoder, clips)
     rows = np.arange(len(clips.files)) if clips.folds else clips.rows("test")
@@ -51,7 +61,8 @@ def run_zero_shot(
     crop = Crop(clips.task.unit_seconds)
     found = _features(encoder, clips, rows, crop, "all" if clips.folds else "test", options)
     kept = rows[found.whole]
-    _require_some(kept, found, clips)
+    if not options.may_be_empty:
+        _require_some(kept, found, clips)
     cosines = similarities(found.part(CLAP)[found.whole], text)
     folds = [clips.folds[row] for row in kept] if clips.folds else []
     result = zero_shot(cosines, targets[kept], classes, folds=folds, task=clips.task.name)
@@ -69,8 +80,8 @@ def run_zero_shot(
     )  # fmt: skip
 
 
-def class_texts(encoder: ClipEncoder, clips: EvaluationSet) -> np.ndarray:
-    """The embeddings (P, C, D) of the captions of all classes, by each of the task's P templates."""
+def class_captions(clips: EvaluationSet) -> list[list[str]]:
+    """The captions of each class, one per template. Raises `UserError` if two classes have the same."""
     captions = [clips.task.caption.captions(label) for label in clips.classes]
     seen: dict[tuple[str, ...], str] = {}
     for label, said in zip(clips.classes, captions, strict=True):
@@ -81,9 +92,24 @@ def class_texts(encoder: ClipEncoder, clips: EvaluationSet) -> np.ndarray:
                 "would count as wrong. Give them one label, or names of their own."
             )
         seen[key] = label
+    return captions
+
+
+def class_texts(encoder: ClipEncoder, clips: EvaluationSet) -> np.ndarray:
+    """The embeddings (P, C, D) of the captions of all classes, by each of the task's P templates.
+
+    Raises `UserError` if two classes have the same caption, or captions that the encoder does not tell apart.
+    """
+    captions = class_captions(clips)
     flat = [said[number] for number in range(len(clips.task.caption.templates)) for said in captions]
     text = encoder.encode_texts(flat).reshape(len(clips.task.caption.templates), len(captions), -1)
-    if np.isfinite(text).all() and (same := first_equal(text.transpose(1, 0, 2).reshape(len(captions), -1))):
+    finite = np.isfinite(text).all(axis=(0, 2))
+    if not finite.all():
+        first = clips.classes[int(finite.argmin())]
+        raise UserError(
+            f"the text encoder makes embeddings that are not finite of {int((~finite).sum())} classes ({first} first)."
+        )
+    if same := first_equal(text.transpose(1, 0, 2).reshape(len(captions), -1)):
         one, other = (clips.classes[row] for row in same)
         raise UserError(
             f"the classes {one!r} and {other!r} have captions that the text encoder does not tell apart "

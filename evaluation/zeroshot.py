@@ -1,54 +1,30 @@
-"""Zero-shot classification: every clip gets the class whose caption is nearest to it."""
+"""The short form of zero-shot classification: a CSV of clips and labels, one template, all clips, one report.
+
+It is `evaluation.run.run_zero_shot` on whole clips, without a task and without features that are kept.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m2dprep.artifacts.console import Progress
-from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.clip_set import (
-    DEFAULT_TEMPLATE,
-    ClipReader,
-    ClipSet,
-    LabelledClip,
-    Unreadable,
-    caption_of,
-    check_template,
-    require_different_captions,
-)
-from m2dprep.evaluation.text_towers import TextTower, text_tower
-from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
-from m2dprep.m2dclap.distributed import pick_device
-from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
-
-# The number of clips in memory at once: about 100 MB of ten-second log-mels.
-BLOCK_CLIPS = 256
-# Embeddings of captions with the same tokens differ only by rounding, about 1e-9 of this; others by far more.
-SAME_COSINE = 1 - 1e-9
-SAME_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A clip that could not be read, and so was not classified."""
-
-    file_name: str
-    label: str
-    reason: str
-    message: str
+from m2dprep.artifacts.errors import Failure
+from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE, ClipSet, check_template
+from m2dprep.evaluation.encoders import CheckpointEncoder
+from m2dprep.evaluation.prepared import EvaluationSet
+from m2dprep.evaluation.protocols.metrics import confusion
+from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.run import RunOptions, run_zero_shot
+from m2dprep.evaluation.task import CaptionRule, Task
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """``confusion[i][j]`` is the number of clips of class i that were classified as class j."""
+    """``confusion[i][j]`` is the number of clips of class i that were classified as class j. Failure i has label i of
+    ``failed_labels``."""
 
     checkpoint: str
     text_model: str
@@ -56,6 +32,7 @@ class ZeroShotResult:
     classes: list[str]
     confusion: list[list[int]]
     failures: list[Failure]
+    failed_labels: list[str] = field(default_factory=list)
 
     @property
     def classified(self) -> int:
@@ -87,7 +64,10 @@ class ZeroShotResult:
                 for index, (label, row) in enumerate(zip(self.classes, self.confusion, strict=True))
             ],
             "confusion": {"classes": self.classes, "counts": self.confusion},
-            "failures": [asdict(failure) for failure in self.failures],
+            "failures": [
+                {**failure._asdict(), "label": label}
+                for failure, label in zip(self.failures, self.failed_labels, strict=True)
+            ],
         }
 
 
@@ -107,99 +87,42 @@ def zero_shot(
     checkpoint cannot classify or is not finite, the text model is unknown or its embeddings do not fit, or two classes
     cannot be told apart by their captions.
     """
-    template = check_template(template)
-    require_different_captions(clip_set.classes, template)
-    checkpoint = Checkpoint.read(find_checkpoint(checkpoint_path))
-    checkpoint.require_clap_head()
-    encoder = text_tower(checkpoint, text_model, pick_device(device), trust_remote_code=trust_remote_code)
-    name = str(encoder.describe()["model"])
-    model = checkpoint.load_audio_model(pick_device(device))
-    directions = embed_texts(model, class_embeddings(encoder, clip_set.classes, template))
-    if bad := [label for label, row in zip(clip_set.classes, np.isfinite(directions), strict=True) if not row.all()]:
-        raise UserError(f"{name} makes embeddings that are not finite of {len(bad)} classes ({bad[0]} first).")
-    predictions = classify(
-        clip_set.clips,
-        directions,
-        AudioEncoder(model, checkpoint.norm_stats, batch_size),
-        ClipReader(checkpoint.front_end, clip_set.clips),
-    )
-    confusion, failures = tally(clip_set, predictions)
-    return ZeroShotResult(str(checkpoint.path), name, template, clip_set.classes, confusion, failures)
+    clips = evaluation_set(clip_set, check_template(template))
+    encoder = CheckpointEncoder(
+        checkpoint_path, device=device, batch_size=batch_size, text_model=text_model,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    encoder.checkpoint.require_clap_head()
+    result = run_zero_shot(encoder, clips, RunOptions(may_be_empty=True))
+    failures, labels = failures_of(result, clip_set)
+    return ZeroShotResult(
+        str(encoder.checkpoint.path), str(encoder.text_tower.describe()["model"]), template, clip_set.classes,
+        confusion_of(result, clip_set), failures, labels,
+    )  # fmt: skip
 
 
-def class_embeddings(encoder: TextTower, classes: Sequence[str], template: str) -> np.ndarray:
-    """The sentence embeddings (C, off_emb_dim) of the classes' captions.
-
-    Raises `UserError` if two classes have the same caption, or captions that the encoder does not tell apart.
-    """
-    require_different_captions(classes, template)
-    embeddings = encoder.encode([caption_of(label, template) for label in classes])
-    if same := first_equal(embeddings) if np.isfinite(embeddings).all() else None:
-        one, other = (classes[row] for row in same)
-        raise UserError(
-            f"the classes {one!r} and {other!r} have captions that the text encoder does not tell apart "
-            f"({caption_of(one, template)!r}, {caption_of(other, template)!r}), so that every clip of one would count "
-            "as wrong. Give them one label, or a name that differs in more than case and spaces."
-        )
-    return embeddings
+def evaluation_set(clip_set: ClipSet, template: str = DEFAULT_TEMPLATE) -> EvaluationSet:
+    """The clips as the protocols take them: all of them are tested, whole."""
+    task = Task(clip_set.table.stem, caption=CaptionRule((template,)))
+    return EvaluationSet(
+        task, clip_set.table, clip_set.root, [clip.file_name for clip in clip_set.clips],
+        [clip.label for clip in clip_set.clips], ["test"] * len(clip_set.clips),
+        listed_classes=tuple(clip_set.classes),
+    )  # fmt: skip
 
 
-def first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
-    """The first two rows (C, D) that point the same way up to rounding."""
-    wide = embeddings.astype(np.float64)
-    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    for start in range(0, len(unit), SAME_BLOCK):
-        cosines = unit[start : start + SAME_BLOCK] @ unit.T
-        pairs = np.argwhere(np.triu(cosines >= SAME_COSINE, k=start + 1))
-        if len(pairs):
-            return start + int(pairs[0][0]), int(pairs[0][1])
-    return None
+def confusion_of(result: Result, clip_set: ClipSet) -> list[list[int]]:
+    """How many clips of class i were classified as class j."""
+    labels, predicted = (np.array(result.details[key], np.int64) for key in ("labels", "predicted"))
+    counts: list[list[int]] = confusion(labels, predicted, len(clip_set.classes)).tolist()
+    return counts
 
 
-def classify(
-    clips: Sequence[LabelledClip],
-    directions: np.ndarray,
-    encoder: AudioEncoder,
-    reader: ClipReader,
-    *,
-    quiet: bool = False,
-) -> Iterator[int | Unreadable]:
-    """For each clip the row of ``directions`` (C, D) with the largest cosine to it, or the reason why there is none.
-
-    Ties go to the first class. Threads read the clips one block at a time; ``quiet`` shows no progress.
-    """
-    threads = min(len(os.sched_getaffinity(0)), 8)
-    shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(len(clips), "zero-shot")
-    with ThreadPoolExecutor(threads) as pool, shown as progress:
-        for start in range(0, len(clips), BLOCK_CLIPS):
-            read = list(pool.map(reader, [clip.path for clip in clips[start : start + BLOCK_CLIPS]]))
-            log_mels = [log_mel for log_mel in read if isinstance(log_mel, np.ndarray)]
-            nearest = iter(_nearest(encoder.embed(log_mels), directions) if log_mels else [])
-            yield from (one if isinstance(one, Unreadable) else next(nearest) for one in read)
-            if progress is not None:
-                progress.advance(len(read), failed=len(read) - len(log_mels))
-
-
-def _nearest(embeddings: np.ndarray, directions: np.ndarray) -> list[int | Unreadable]:
-    """For each row of (N, D) the row of ``directions`` (C, D) with the largest cosine; a failure if not finite."""
-    cosines = embeddings @ directions.T
-    nearest: list[int | Unreadable] = cosines.argmax(axis=1).tolist()
-    for row in np.flatnonzero(~np.isfinite(cosines).all(axis=1)).tolist():
-        nearest[row] = Unreadable("nonfinite", "what the model makes of it is not all finite numbers")
-    return nearest
-
-
-def tally(clip_set: ClipSet, predictions: Iterator[int | Unreadable]) -> tuple[list[list[int]], list[Failure]]:
-    """The confusion matrix, and a `Failure` for every clip that was not classified."""
-    numbers = {label: number for number, label in enumerate(clip_set.classes)}
-    confusion = [[0] * len(numbers) for _ in numbers]
-    failures = []
-    for clip, predicted in zip(clip_set.clips, predictions, strict=True):
-        if isinstance(predicted, Unreadable):
-            failures.append(Failure(clip.file_name, clip.label, predicted.reason, predicted.message))
-        else:
-            confusion[numbers[clip.label]][predicted] += 1
-    return confusion, failures
+def failures_of(result: Result, clip_set: ClipSet) -> tuple[list[Failure], list[str]]:
+    """The clips that could not be classified, in the order of the table, and their labels."""
+    clips = iter(clip_set.clips)
+    failures = [Failure(**failure) for failure in result.failures]
+    return failures, [next(clip.label for clip in clips if clip.file_name == one.file_name) for one in failures]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -15,10 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from m2dprep.artifacts.errors import UserError, first_line
-from m2dprep.artifacts.process import stop_without_parent
+from m2dprep.artifacts.process import BF16_CAPABILITY, stop_without_parent
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_CAPABILITY = (8, 0)  # of a GPU: Ampere
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,7 +43,7 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 Value = TypeVar("Value")
-Failure = TypeVar("Failure", bound=Exception)
+AnyError = TypeVar("AnyError", bound=Exception)
 # Validation and probes run in the first process; the others wait for it for this long at most.
 PATIENCE = timedelta(hours=2)
 # How long processes wait for each other at the start. If the launcher of one is gone by then, the others never come.
@@ -138,7 +137,7 @@ def averaging(module: nn.Module, device: torch.device) -> nn.Module:
     return wrapped
 
 
-def raised_on_all(error: Failure) -> Failure:
+def raised_on_all(error: AnyError) -> AnyError:
     """Mark ``error`` as one that every process raises at the same point, so that the group can be left cleanly."""
     error.raised_on_all = True  # type: ignore[attr-defined]
     return error

@@ -15,7 +15,7 @@ import numpy as np
 from m2dprep.artifacts.clips.matching import NO_CLIP, FileMatches, match_files
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import differing_keys, fingerprint
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.layout import LMS_SUFFIX, DataLayout, LmsLayout, inside, require_file, require_folder
 from m2dprep.artifacts.log_mels.array import lms_form
@@ -33,17 +33,6 @@ from m2dprep.training.pairing import CaptionRows, CaptionSource, caption_sources
 DEFAULT_FRONT_END = "16k"
 # Opening headers is bound by the file system rather than by computation.
 HEADER_THREADS = 16
-
-
-class Skipped(NamedTuple):
-    """A listed file that is left out: ``reason`` is ``no_captions``, ``shared_name`` or ``unreadable``.
-
-    ``shared_name``: its captions may as well belong to another listed file (`artifacts.clips.matching`).
-    """
-
-    file_name: str
-    reason: str
-    message: str
 
 
 class CaptionedFiles(NamedTuple):
@@ -70,7 +59,7 @@ class TrainingData:
     stats: Normalization
     front_end: LogMelConfig
     text_model: dict[str, Any] | None
-    skipped: list[Skipped]
+    skipped: list[Failure]  # listed files that are left out: no_captions, shared_name or unreadable
     identity: dict[str, Any]
     notes: list[str]
 
@@ -155,8 +144,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             "embeddings": [source.fingerprint for source in sources],
             "norm_stats": list(stats),
             "weights": None if drawn is None else fingerprint({"weights": drawn.tolist()}),
-            "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
-            "backgrounds": _names_fingerprint(backgrounds),
+            **_others_identity(held_out, backgrounds),
         },
         notes=[
             f"files listed in {', '.join(path.name for path in lists)}",
@@ -167,6 +155,14 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
             *pairs.lines([*listed, *held_names], captions.clip_ids),
         ],
     )
+
+
+def _others_identity(held_out: CaptionedFiles | None, backgrounds: LogMels | None) -> dict[str, Any]:
+    """What identifies the files that are not trained on."""
+    return {
+        "held_out": _names_fingerprint(held_out.log_mels if held_out is not None else None),
+        "backgrounds": _names_fingerprint(backgrounds),
+    }
 
 
 def _weights_of(names: list[str], weights: Mapping[str, float]) -> np.ndarray:
@@ -229,9 +225,9 @@ def _edited(lists: Iterable[Path]) -> list[str]:
     return lines
 
 
-def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
+def write_skipped(path: Path, skipped: Iterable[Failure]) -> None:
     """Write the files that are left out, one row per file, with the reason."""
-    write_proven_csv(path, Skipped._fields, skipped)
+    write_proven_csv(path, Failure._fields, skipped)
 
 
 def _listed_files(layout: DataLayout, lists: Sequence[Path], weighted: bool) -> dict[str, float]:
@@ -272,8 +268,8 @@ def _names_in(lists: Sequence[Path]) -> dict[str, None]:
 
 
 def _usable(
-    root: Path, listed: list[str], clips: np.ndarray, without: dict[str, Skipped], n_mels: int
-) -> tuple[CaptionedFiles, list[Skipped]]:
+    root: Path, listed: list[str], clips: np.ndarray, without: dict[str, Failure], n_mels: int
+) -> tuple[CaptionedFiles, list[Failure]]:
     """The ``listed`` files that have captions and can be read, and the reasons why the others are left out."""
     skipped = [without[name] for name in listed if name in without]
     if len(skipped) == len(listed):
@@ -281,24 +277,24 @@ def _usable(
     listed, clips = _select(listed, clips, clips != NO_CLIP)
     log_mels = find_log_mels(root, listed)
     problems = unreadable_log_mels(log_mels, n_mels)
-    skipped += [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
+    skipped += [Failure(name, "unreadable", problem) for name, problem in problems.items()]
     kept = np.flatnonzero([name not in problems for name in listed])
     return CaptionedFiles(log_mels.take(kept), clips[kept]), skipped
 
 
-def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMels | None, list[Skipped]]:
+def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMels | None, list[Failure]]:
     names = list(_names_in(lists))
     if not names:
         return None, []
     log_mels = find_log_mels(root, names)
     problems = unreadable_log_mels(log_mels, n_mels)
     kept = np.flatnonzero([name not in problems for name in names])
-    return log_mels.take(kept), [Skipped(name, "unreadable", problem) for name, problem in problems.items()]
+    return log_mels.take(kept), [Failure(name, "unreadable", problem) for name, problem in problems.items()]
 
 
 def _without_captions(
     listed: Sequence[str], pairs: FileMatches, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
-) -> dict[str, Skipped]:
+) -> dict[str, Failure]:
     """The files without captions, by name. Raises `UserError` if none of the files has captions."""
     names = ", ".join(source.name for source in sources)
     if (pairs.clip == NO_CLIP).all():
@@ -309,10 +305,10 @@ def _without_captions(
             + " ".join(pairs.lines(listed, clip_ids))
         )
     without = [listed[index] for index in np.flatnonzero(pairs.clip == NO_CLIP).tolist()]
-    skipped = {name: Skipped(name, "no_captions", f"none of its ids is in {names}") for name in without}
+    skipped = {name: Failure(name, "no_captions", f"none of its ids is in {names}") for name in without}
     for row, wanted in zip(pairs.shared.tolist(), pairs.wanted.tolist(), strict=True):
         clip = repr(clip_ids[wanted]) if wanted != NO_CLIP else "one of several clips"
-        skipped[listed[row]] = Skipped(listed[row], "shared_name", f"may be {clip}, but another may be it as well")
+        skipped[listed[row]] = Failure(listed[row], "shared_name", f"may be {clip}, but another may be it as well")
     return skipped
 
 

@@ -6,7 +6,6 @@ Effective rank and cumulative explained variance show whether the features use t
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,14 +15,13 @@ from torch import nn
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.captions.embedding.encoder import TextEncoder
-from m2dprep.evaluation.clip_set import ClipReader, ClipSet, check_template
-from m2dprep.evaluation.probe import TaskProbe
+from m2dprep.evaluation.clip_set import ClipSet, check_template
+from m2dprep.evaluation.probe import ZERO_SHOT, TaskProbe
 from m2dprep.evaluation.text_towers import load_text_encoder
-from m2dprep.evaluation.zeroshot import class_embeddings, classify, tally
+from m2dprep.evaluation.zeroshot import evaluation_set
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import autocast
-from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
-from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.encode import AudioEncoder
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.training.config import TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import TrainingData
@@ -83,7 +81,7 @@ class Validation:
         self._objective, measured = objective, objective.measured()
         self._held_out = data.held_out_dataset(model, config)
         self._feature_clips = self._held_out or data.dataset(model, config)
-        self._probes: list[ZeroShotProbe | TaskProbe] = []
+        self._probes: list[TaskProbe] = []
         if options.probe_clips is not None or options.probe is not None:
             if measured is None:
                 option = "--probe-clips" if options.probe is None else "--probe"
@@ -156,7 +154,7 @@ def feature_metrics(model: M2DCLAP, clips: Clips, data: TrainingData, seed: int)
     return {"rank_me": rank_me(features), "explained_variance_area": explained_variance_area(features)}
 
 
-def _probes(options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> list[ZeroShotProbe | TaskProbe]:
+def _probes(options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> list[TaskProbe]:
     """The probes that the options ask for, with one text encoder, which is loaded once their clips are found."""
 
     @functools.cache
@@ -165,38 +163,20 @@ def _probes(options: ValidationOptions, data: TrainingData, model: M2DCLAP) -> l
         dim = model.config.off_emb_dim
         return load_text_encoder(data.text_model or {}, dim, options.probe_text_model, "the data", device)
 
-    found: list[ZeroShotProbe | TaskProbe] = []
+    found: list[TaskProbe] = []
     if options.probe_clips is not None:
-        found.append(ZeroShotProbe(options, data, encoder))
+        found.append(_zero_shot_probe(options, data, encoder))
     if options.probe is not None:
-        found.append(TaskProbe(options.probe, data.front_end, lambda texts: encoder().encode(texts)))
+        found.append(TaskProbe.of_folder(options.probe, data.front_end, lambda texts: encoder().encode(texts)))
     return found
 
 
-class ZeroShotProbe:
-    """Zero-shot classification of a fixed table of clips, with the text encoder of the training captions."""
-
-    def __init__(self, options: ValidationOptions, data: TrainingData, encoder: Callable[[], TextEncoder]) -> None:
-        assert options.probe_clips is not None
-        self._clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
-        template = check_template(options.probe_template)
-        self._texts = class_embeddings(encoder(), self._clips.classes, template)
-        self._reader = ClipReader(data.front_end, self._clips.clips)
-
-    def metrics(self, model: M2DCLAP, stats: Normalization) -> Metrics:
-        """``zero_shot_accuracy`` (a share; None if no clip could be read) and the count ``zero_shot_failed``."""
-        encoder = AudioEncoder(model, stats)
-        predictions = classify(self._clips.clips, embed_texts(model, self._texts), encoder, self._reader, quiet=True)
-        confusion, failures = tally(self._clips, predictions)
-        classified = sum(map(sum, confusion))
-        right = sum(row[index] for index, row in enumerate(confusion))
-        if failures:
-            first = f"{failures[0].file_name} ({failures[0].reason})"
-            print(f"train: {len(failures)} clips of the probe failed, {first} first", file=sys.stderr)
-        return {
-            "zero_shot_accuracy": right / classified if classified else None,
-            "zero_shot_failed": len(failures),
-        }
+def _zero_shot_probe(options: ValidationOptions, data: TrainingData, encoder: Callable[[], TextEncoder]) -> TaskProbe:
+    """Zero-shot classification of a fixed table of clips: ``zero_shot_accuracy`` and the count ``zero_shot_failed``."""
+    assert options.probe_clips is not None
+    clips = ClipSet.read(options.probe_clips, options.probe_root, root_option="--probe-root")
+    clip_set = evaluation_set(clips, check_template(options.probe_template))
+    return TaskProbe(clip_set, ZERO_SHOT, data.front_end, lambda texts: encoder().encode(texts), "zero_shot")
 
 
 def _is_due(epoch: int, every: int) -> bool:

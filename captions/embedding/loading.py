@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.process import BF16_CAPABILITY
 from m2dprep.artifacts.reading import named, with_retries
-from m2dprep.captions.embedding.model_files import EXPORTS, ModelFiles, refusal
+from m2dprep.captions.embedding.model_files import EXPORTS, UNLIMITED_TOKENS, ModelFiles, refusal
 
 T = TypeVar("T")
 
@@ -218,8 +219,7 @@ def require_known_words(name: str, unknown: float) -> None:
         )
 
 
-UNLIMITED = 1_000_000  # tokenizers use a number beyond any text for "no limit"
-BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)  # of a GPU: Ampere, Volta
+FP16_CAPABILITY = (7, 0)  # of a GPU: Volta
 DTYPE_SINCE = (4, 56)  # the first such release of transformers; before, the option was torch_dtype
 FLASH_CAPABILITY = (8, 0)  # of FlashAttention 2
 ATTENTION_WORDS = ("attention", "attn", "sdpa", "flash")
@@ -360,7 +360,7 @@ def max_tokens_of(model: nn.Sequential, transformer: Any, asked: int | None, spe
     one.
     """
     own = getattr(model, "max_seq_length", None)
-    own = own if own is not None and own < UNLIMITED else None
+    own = own if own is not None and own < UNLIMITED_TOKENS else None
     possible = positions(transformer.auto_model)
     if asked is None:
         return min((limit for limit in (own, possible) if limit is not None), default=None)

@@ -21,6 +21,8 @@ from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.json_files import read_json
 
+UNLIMITED_TOKENS = 1_000_000  # tokenizers use a number beyond any text for "no limit"
+
 HUB_ORGANISATION = "sentence-transformers"  # for names without one, as in sentence-transformers itself
 HUB_TIMEOUT_SECONDS = 10.0
 # Files of other frameworks, which would be downloaded for nothing.

@@ -10,16 +10,18 @@ import click
 from m2dprep.cli.evaluation.options import (
     MODEL_KEYS,
     clap_option,
+    lr_option,
     make_encoder,
     model_and_clips,
     place_options,
+    seeds_option,
+    strict_evar_option,
     text_options,
 )
 from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     REPEATED,
-    Number,
     TableCommand,
     json_option,
     max_failures_option,
@@ -59,11 +61,9 @@ PROTOCOLS = ("zero-shot", "linear", "retrieval")
 )
 @titled(
     "The linear protocol",
-    click.option("--seeds", default="42,43,44", help="Repeat with each of these seeds, separated by commas."),
-    click.option(
-        "--lr", type=Number(min=0, min_open=True), default=3e-5, help="Train the heads with this learning rate."
-    ),
-    click.option("--strict-evar", is_flag=True, help="Reproduce EVAR where it is wrong (see `evaluate linear`)."),
+    seeds_option,
+    lr_option,
+    strict_evar_option,
 )
 @clap_option
 @text_options

@@ -41,12 +41,27 @@ evaluation_stage = stage(
     reads=lambda given: given.made_below("root"),
     shows=("metric", "score", "n"),
 )
-root_option = click.option(
-    "--root",
-    type=PLACE,
-    default=None,
-    show_default="the CSV's folder",
-    help="Look for the files relative to this folder.",
+
+
+def root_option(otherwise: str = "the CSV's folder") -> Callable[[Function], Function]:
+    """``--root``; ``otherwise`` says where files are looked for without it."""
+    return click.option(
+        "--root",
+        type=PLACE,
+        default=None,
+        show_default=otherwise,
+        help="Look for the files relative to this folder.",
+    )
+
+
+seeds_option = click.option("--seeds", default="42,43,44", help="Repeat with each of these seeds, separated by commas.")
+lr_option = click.option(
+    "--lr", type=Number(min=0, min_open=True), default=3e-5, help="Train the heads with this learning rate."
+)
+strict_evar_option = click.option(
+    "--strict-evar",
+    is_flag=True,
+    help="Reproduce EVAR where it is wrong: the scaler, two classes, classes of a split, 16-bit sounds.",
 )
 file_column_option = click.option(
     "--file-column",
@@ -109,7 +124,7 @@ def clip_options(function: Function) -> Function:
             show_default="the folder's, or accuracy on whole clips",
             help="Score by the rules of this task: a YAML file, or the name of a task that comes with m2dprep.",
         ),
-        root_option,
+        root_option(),
         file_column_option,
         click.option(
             "--split-column",

@@ -18,10 +18,13 @@ from m2dprep.cli.evaluation.options import (
     file_column_option,
     label_column_option,
     label_options,
+    lr_option,
     model_options,
     place_options,
     root_option,
     run_command,
+    seeds_option,
+    strict_evar_option,
     text_options,
 )
 from m2dprep.cli.evaluation.tasks import compare, list_tasks, prepare, report
@@ -31,7 +34,6 @@ from m2dprep.cli.options import (
     PATH,
     REPEATED,
     M2dprepGroup,
-    Number,
     TableCommand,
     json_option,
     max_failures_option,
@@ -51,7 +53,7 @@ from m2dprep.workflows.recipe.declare import stage
 @click.argument("clips_csv", type=PATH)
 @titled(
     CLIPS,
-    root_option,
+    root_option(),
     file_column_option,
     label_column_option,
     classes_option,
@@ -166,14 +168,8 @@ def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path |
 @label_options
 @titled(
     "The protocol",
-    click.option(
-        "--seeds",
-        default="42,43,44",
-        help="Repeat with each of these seeds, separated by commas.",
-    ),
-    click.option(
-        "--lr", type=Number(min=0, min_open=True), default=3e-5, help="Train the heads with this learning rate."
-    ),
+    seeds_option,
+    lr_option,
     click.option("--epochs", type=click.IntRange(min=1), default=200, help="Train for at most this many epochs."),
     click.option(
         "--patience", type=click.IntRange(min=1), default=20, help="Stop after this many epochs without a better one."
@@ -192,11 +188,7 @@ def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path |
         default="evar",
         help="Cut longer training clips at random as EVAR does, or all clips at their start.",
     ),
-    click.option(
-        "--strict-evar",
-        is_flag=True,
-        help="Reproduce EVAR where it is wrong: the scaler, two classes, classes of a split, 16-bit sounds.",
-    ),
+    strict_evar_option,
 )
 @model_options
 def evaluate_linear(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
+from m2dprep.cli.evaluation.options import root_option
 from m2dprep.cli.options import (
     OUTPUT,
     PATH,
-    PLACE,
     TASK_NAME,
     TableCommand,
     json_option,
@@ -107,13 +107,7 @@ def prepare(
         show_default="no players, no published figures of a task of your own",
         help="Look for the clips in this prepared folder or table, which the result is of.",
     ),
-    click.option(
-        "--root",
-        type=PLACE,
-        default=None,
-        show_default="that of --clips",
-        help="Look for the files relative to this folder.",
-    ),
+    root_option("that of --clips"),
     click.option(
         "--predictions",
         type=PATH,

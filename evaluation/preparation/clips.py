@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.layout import leads_out
 from m2dprep.evaluation.preparation.download import AS_NAMED, Download
 from m2dprep.evaluation.preparation.rows import rows_of
@@ -29,14 +30,11 @@ class Clip:
     captions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A row that became no clip: what it names, where it stands, and why."""
+class LeftOutRow(NamedTuple):
+    """A row that became no clip: where it stands, and why it is left out; the file's name is empty if it names none."""
 
-    file_name: str
     where: str
-    reason: str
-    message: str
+    failure: Failure
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Collected:
     """Everything that the sources gave, in their order."""
 
     clips: dict[str, Clip] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[LeftOutRow] = field(default_factory=list)
     how_found: Counter[str] = field(default_factory=Counter)
     absent: list[str] = field(default_factory=list)
 
@@ -63,7 +61,7 @@ class Collected:
 
     def leave_out(self, file_name: str, where: str, reason: str, message: str) -> None:
         """Note a row that becomes no clip."""
-        self.left_out.append(LeftOut(file_name, where, reason, message))
+        self.left_out.append(LeftOutRow(where, Failure(file_name, reason, message)))
 
 
 class RowError(Exception):

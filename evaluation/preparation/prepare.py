@@ -15,7 +15,7 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import read_csv_columns, write_csv
-from m2dprep.evaluation.preparation.clips import MISSING, Collected, LeftOut, collect
+from m2dprep.evaluation.preparation.clips import MISSING, Collected, LeftOutRow, collect
 from m2dprep.evaluation.preparation.download import AS_NAMED, Download, candidates
 from m2dprep.evaluation.preparation.rule import Rule, read_rule
 from m2dprep.evaluation.preparation.splits import required
@@ -39,7 +39,7 @@ class Preparation:
     expected: dict[str, int]
     classes: int
     captions: int
-    left_out: list[LeftOut]
+    left_out: list[LeftOutRow]
     extra: list[str]
     without_split: int
     how_found: dict[str, int]
@@ -48,9 +48,9 @@ class Preparation:
     sources: dict[str, str]
 
     @property
-    def failures(self) -> list[LeftOut]:
+    def failures(self) -> list[LeftOutRow]:
         """The rows that count as failures: all that are left out, without missing files if the rule allows these."""
-        return [row for row in self.left_out if not (self.missing_allowed and row.reason == MISSING)]
+        return [row for row in self.left_out if not (self.missing_allowed and row.failure.reason == MISSING)]
 
     def require(self, limit: FailureLimit) -> None:
         """Raise `TooManyFailuresError` if more rows were left out than the limit allows."""
@@ -68,7 +68,7 @@ class Preparation:
             "classes": self.classes,
             "captions": self.captions,
             "without_split": self.without_split,
-            "left_out": dict(sorted(Counter(row.reason for row in self.left_out).items())),
+            "left_out": dict(sorted(Counter(row.failure.reason for row in self.left_out).items())),
             "extra_files": len(self.extra),
             "how_found": self.how_found,
             "absent": self.absent,
@@ -92,8 +92,8 @@ def prepare(
     scanned = Download.scan(download, lists)
     place, found = _first_with_clips(candidates(scanned, rule, title), rule, title)
     if not found.clips:
-        reasons = top_reasons(Counter(row.reason for row in found.left_out))
-        example = f"; {found.left_out[0].file_name} is the first" if found.left_out else ""
+        reasons = top_reasons(Counter(row.failure.reason for row in found.left_out))
+        example = f"; {found.left_out[0].failure.file_name} is the first" if found.left_out else ""
         raise UserError(f"{download} has no clip of {title} ({reasons or 'its tables have no rows'}{example}).")
     preparation = _preparation(task, folder, place, rule, found, title)
     _require_free(folder, preparation, overwrite)
@@ -181,7 +181,10 @@ def _write(preparation: Preparation, task_file: Path, place: Download, rule: Rul
         write_csv(
             folder / LEFT_OUT,
             ["file_name", "where", "reason", "message"],
-            [[row.file_name, row.where, row.reason, row.message] for row in preparation.left_out],
+            [
+                [row.failure.file_name, row.where, row.failure.reason, row.failure.message]
+                for row in preparation.left_out
+            ],
         )
         write_csv(folder / EXTRA, ["file_name"], [[name] for name in preparation.extra])
         if rule.label_names is not None:
@@ -228,7 +231,7 @@ def _notes(preparation: Preparation) -> list[str]:
     if preparation.without_split:
         notes.append(f"{preparation.without_split:,} clips are in no split and take no part")
     if preparation.left_out:
-        reasons = top_reasons(Counter(row.reason for row in preparation.left_out))
+        reasons = top_reasons(Counter(row.failure.reason for row in preparation.left_out))
         notes.append(f"{len(preparation.left_out):,} rows left out ({reasons}): {preparation.folder / LEFT_OUT}")
     if preparation.extra:
         notes.append(f"{len(preparation.extra):,} audio files belong to no row: {preparation.folder / EXTRA}")

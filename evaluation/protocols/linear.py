@@ -39,6 +39,7 @@ from m2dprep.evaluation.protocols.metrics import (
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval
 
 SEEDS = (42, 43, 44)
+MAX_SEED = 2**32 - 1  # of NumPy's generator that EVAR splits with
 HELD_OUT = 0.1
 ATTEMPTS = 100
 SPLITS = ("train", "valid", "test")
@@ -56,6 +57,8 @@ class LinearSettings:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds {', '.join(map(str, self.seeds)) or 'of none'}: give at least one, and none twice.")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed <= MAX_SEED]:
+            raise UserError(f"--seeds: {wrong[0]} is no seed; it must be 0 to {MAX_SEED:,}.")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

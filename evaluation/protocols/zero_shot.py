@@ -23,6 +23,9 @@ from m2dprep.evaluation.protocols.metrics import (
 from m2dprep.evaluation.protocols.result import Result
 
 TOP = 5
+# Embeddings of captions with the same tokens differ only by rounding, about 1e-9 of this; others by far more.
+SAME_COSINE = 1 - 1e-9
+SAME_BLOCK = 1024
 
 
 def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
@@ -48,6 +51,18 @@ def similarities(audio: np.ndarray, text: np.ndarray) -> np.ndarray:
         raise UserError(f"clips have embeddings of {audio.shape[-1]} numbers, captions of {captions.shape[-1]}.")
     cosines: np.ndarray = unit_rows(audio, "clips") @ captions.T
     return cosines
+
+
+def first_equal(embeddings: np.ndarray) -> tuple[int, int] | None:
+    """The first two rows (C, D) that point the same way up to rounding."""
+    wide = embeddings.astype(np.float64)
+    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    for start in range(0, len(unit), SAME_BLOCK):
+        cosines = unit[start : start + SAME_BLOCK] @ unit.T
+        pairs = np.argwhere(np.triu(cosines >= SAME_COSINE, k=start + 1))
+        if len(pairs):
+            return start + int(pairs[0][0]), int(pairs[0][1])
+    return None
 
 
 def zero_shot(

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.audioprep.config import PRESETS
 from m2dprep.audioprep.logmel import LogMel
-from m2dprep.evaluation.clip_set import Unreadable
 from m2dprep.evaluation.reading import Clip, ClipLoader, Crop, through_file
 from tests.evaluation.made_clips import tone
 
@@ -99,7 +98,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     found = ClipLoader(CONFIG, Crop(1.0))(tmp_path / name, name)
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, Failure)
     assert found.reason == reason
 
 
@@ -112,5 +111,5 @@ def test_lengths_that_cannot_be(seconds: float) -> None:
 def test_log_mels_are_nothing_for_a_model_of_sounds(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 80, 50), np.float32))
     found = ClipLoader(CONFIG, Crop(1.0), waveforms=True)(tmp_path / "a.npy", "a.npy")
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, Failure)
     assert "needs the sound itself" in found.message

@@ -17,10 +17,13 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
-from m2dprep.evaluation import text_towers, zeroshot
+from m2dprep.evaluation import text_towers
 from m2dprep.evaluation.clip_set import ClipSet, caption_of
+from m2dprep.evaluation.encoders import CheckpointEncoder
+from m2dprep.evaluation.protocols import zero_shot as protocol
 from m2dprep.evaluation.report import render
-from m2dprep.evaluation.zeroshot import ZeroShotResult, zero_shot
+from m2dprep.evaluation.run import class_texts
+from m2dprep.evaluation.zeroshot import ZeroShotResult, evaluation_set, zero_shot
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.train import train
@@ -260,14 +263,14 @@ def test_what_is_not_finite_is_no_result(
         patched.setattr(text_towers, "load_encoder", lambda name, **_: FakeEncoder(directions, {"name": name}))
         with pytest.raises(UserError, match=r"not finite of 1 classes \(kind_2 first\)"):
             zero_shot(run, ClipSet.read(held_out))
-    embed = zeroshot.AudioEncoder.embed
+    encode = CheckpointEncoder.encode
 
-    def overflow(encoder: zeroshot.AudioEncoder, log_mels: Sequence[np.ndarray]) -> np.ndarray:
-        embeddings = embed(encoder, log_mels)
+    def overflow(encoder: CheckpointEncoder, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+        embeddings = encode(encoder, log_mels)
         embeddings[3] = np.nan
         return embeddings
 
-    monkeypatch.setattr(zeroshot.AudioEncoder, "embed", overflow)
+    monkeypatch.setattr(CheckpointEncoder, "encode", overflow)
     result = zero_shot(run, ClipSet.read(held_out))
     assert [(failure.file_name, failure.reason) for failure in result.failures] == [("3.npy", "nonfinite")]
     assert result.classified == 19
@@ -369,7 +372,7 @@ def test_classes_that_have_one_caption_are_refused_before_anything_is_loaded(
 class UncasedEncoder(FakeEncoder):
     """Knows a text's letters, not their case, and takes the first twelve of them."""
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         rows = [np.random.default_rng(list(text.lower()[:12].encode())).standard_normal(self.dim) for text in texts]
         return np.stack(rows).astype(np.float32) * (1 + 1e-6 * np.arange(len(texts), dtype=np.float32)[:, None])
 
@@ -382,16 +385,16 @@ def test_classes_that_the_encoder_does_not_tell_apart_are_refused(
     with pytest.raises(
         UserError, match=f"'{labels[0]}' and '{labels[1]}' have captions that the text encoder does not"
     ):
-        zeroshot.class_embeddings(encoder, ["cat", *labels, "cow"], "{label} can be heard")
-    assert zeroshot.class_embeddings(encoder, ["cat", "dog", "cow"], "{label} can be heard").shape[0] == 3
+        class_texts(encoder, evaluation_set(ClipSet([], ["cat", *labels, "cow"])))
+    assert class_texts(encoder, evaluation_set(ClipSet([], ["cat", "dog", "cow"]))).shape[1] == 3
 
 
 def test_many_classes_are_compared_in_parts(class_directions: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zeroshot, "SAME_BLOCK", 2)
+    monkeypatch.setattr(protocol, "SAME_BLOCK", 2)
     rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    assert zeroshot.first_equal(rows) is None
+    assert protocol.first_equal(rows) is None
     rows[7] = rows[3] * 2
-    assert zeroshot.first_equal(rows) == (3, 7)
+    assert protocol.first_equal(rows) == (3, 7)
 
 
 def test_class_lists_are_checked(tmp_path: Path, held_out: Path) -> None:
@@ -403,7 +406,7 @@ def test_class_lists_are_checked(tmp_path: Path, held_out: Path) -> None:
 
 
 def test_report_as_text() -> None:
-    result = ZeroShotResult("c.pth", "m", "{label}", ["bark", "purr"], [[3, 1], [0, 0]], [])
+    result = ZeroShotResult("c.pth", "m", "{label}", ["bark", "purr"], [[3, 1], [0, 0]], [], [])
     assert render(result).splitlines() == [
         "accuracy 75.00% (3 of 4 clips, 2 classes, chance 50.00%)",
         "4 clips = 4 classified + 0 failed",

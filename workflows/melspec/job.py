@@ -75,16 +75,14 @@ MIN_CLIPS_FOR_FORECAST = 2048
 def run_melspec(src: Path | Address, dst: Path, config: ConvertConfig, options: MelspecOptions) -> MelspecReport:
     """Convert every audio file under ``src`` to ``dst/<same relative path>.npy``; the same call resumes.
 
-    ``src`` may also be an archive; its members are then called as they would be in a scan of its folder.
-    A source is done if its record says so and its array exists. Rows of earlier failures are dropped if their source no
-    longer exists; arrays stay. A source that was converted before and fails now keeps its array. With ``overwrite`` all
-    sources are converted again, beside the earlier conversion, which stays until the new one is complete.
-    Raises `FingerprintConflictError` if ``dst`` was begun with another configuration, `UserError` for requests that
-    cannot be carried out, `TooManyFailuresError` if ``overwrite`` would lose too many arrays, and `OSError` if ``dst``
-    cannot be written to.
+    ``src`` may also be an archive; its members are then called as they would be in a scan of its folder. A source is
+    done if its record says so and its array exists. Rows of earlier failures are dropped if their source no longer
+    exists; arrays stay. A source that fails now keeps an earlier array. With ``overwrite`` all are converted again,
+    beside the earlier conversion, which stays until the new one is complete. Raises `FingerprintConflictError` if
+    ``dst`` was begun with another configuration, `UserError` for requests that cannot be carried out,
+    `TooManyFailuresError` if ``overwrite`` would lose too many arrays, and `OSError` if ``dst`` cannot be written to.
     """
-    started = time.monotonic()
-    passed_over = PassedOver()
+    started, passed_over = time.monotonic(), PassedOver()
     src, only = folder_and_archive(_patient(src, options))
     sources = _sources(src, dst, config, options, passed_over, only)
     convert, pool = _converter(src, config, options)

@@ -278,6 +278,9 @@ def test_other_requests_that_cannot_be() -> None:
     splits = ["train"] * 40 + ["test"] * 20
     with pytest.raises(UserError, match="none twice"):
         LinearSettings(seeds=(1, 1))
+    for seed in (-1, 2**32, 10**30):
+        with pytest.raises(UserError, match=f"{seed} is no seed"):
+            LinearSettings(seeds=(1, seed))
     with pytest.raises(UserError, match="at least two"):
         linear(features, np.zeros(60, int), ["a"], QUICK, splits=splits)
     features[7] = np.inf
