@@ -28,7 +28,7 @@ from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
 from m2dprep.m2dclap.fine_tuned import FineTuned, load_encoder
-from m2dprep.m2dclap.layouts import folder_name
+from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
 from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
 from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
 from m2dprep.training.fine_tuning.labels import fold_names, read_labels, split_rows
@@ -228,6 +228,9 @@ def _began_with(start: Start, objective: FineTuning) -> str:
     positions = "" if old == new else f"; positions of {old[0]}x{old[1]} patches fitted to {new[0]}x{new[1]}"
     dropped = "; its classifier is replaced" if checkpoint.head_weights else ""
     dropped += "; its text tower is left out" if checkpoint.text_weights else ""
+    if config.embed_dim != HEAD_DIM * config.num_heads:  # which loaders of weights alone take for granted
+        dropped += f"; with heads of {config.embed_dim // config.num_heads} dimensions, not {HEAD_DIM}, weights_*.pth "
+        dropped += "is misread without its run: use checkpoint-*.pth"
     return f"the encoder of {checkpoint.path} ({checkpoint.layout}) and a new head{positions}{dropped}"
 
 
