@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from _machine import machine, table
+from _machine import ONE_THREAD, machine, restart_with, table
 
 from m2dprep.artifacts.embeddings.store import index_of
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
@@ -143,4 +143,5 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, list[float]]
 
 
 if __name__ == "__main__":
+    restart_with(ONE_THREAD)  # so that the figures are the same on any machine
     main()

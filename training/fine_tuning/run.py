@@ -3,7 +3,8 @@
 ```
 RUN/                     as every run of training (`training.run_folder`), and
 RUN/result.json          the score on the test clips by the best epoch's weights
-RUN/classes.csv          index, label and name of each class, also beside the checkpoints
+RUN/classes.csv          index, label and name of each class
+RUN/<model>-…/classes.txt                the labels, a line each, in the order of the scores
 RUN/<model>-…/weights_ep<epoch>it<step>-<score>_loss<loss>.pth      the best epoch's weights, as EVAR writes them
 RUN/fold-<name>/         the run of a fold; then RUN has the result of all of them alone
 ```
@@ -22,6 +23,7 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
@@ -46,6 +48,8 @@ from m2dprep.training.state import TrainState
 from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_log
 
 RESULT, CLASSES = "result.json", "classes.csv"
+# Beside the checkpoints: a class per line, in the order of the scores.
+CLASS_LIST = "classes.txt"
 DEFAULT_FRAMES = 1001
 # The size in a checkpoint's folder by the width of its encoder.
 SIZE_OF_WIDTH = {384: "small", 768: "base", 1024: "large"}
@@ -175,13 +179,13 @@ def _run(
         else:
             say(context, _began_with(start, state.objective))
         schedule = FineTuneSchedule(config, steps_per_epoch(len(data.splits.train), config))
-        scores = _epoch_scores(data, state.objective, schedule, run, options)
+        scores = _epoch_scores(data, state.objective, schedule, run, options, context.size)
         if state.step < schedule.total_steps:
             _train(stack, context, start, data, state, schedule, scores, run, options)
         result: list[Result] = []
         with context.failing_together():
             if context.is_main:
-                result.append(_tested(start, data, state.objective, scores, run, schedule, options))
+                result.append(_tested(start, data, state.objective, scores, run, schedule, options, context.size))
                 forget_before(out)
         shown = result[0] if result else Result("fine-tune", data.clips.found.task.name, data.metric, None)
         weights = str(scores.best_weights()) if context.is_main else ""
@@ -213,8 +217,8 @@ def _open_run(
     )  # fmt: skip
     names = data.clips.found.task.caption.names
     rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
-    for folder in (out, run.checkpoints):
-        write_csv(folder / CLASSES, ("index", "label", "name"), rows)
+    write_csv(out / CLASSES, ("index", "label", "name"), rows)
+    write_text(run.checkpoints / CLASS_LIST, "".join(f"{label}\n" for label in data.classes))
     return run
 
 
@@ -235,7 +239,12 @@ def _began_with(start: Start, objective: FineTuning) -> str:
 
 
 def _epoch_scores(
-    data: FineTuneData, objective: FineTuning, schedule: FineTuneSchedule, run: RunFolder, options: FineTuneOptions
+    data: FineTuneData,
+    objective: FineTuning,
+    schedule: FineTuneSchedule,
+    run: RunFolder,
+    options: FineTuneOptions,
+    processes: int,
 ) -> EpochScores:
     config = schedule.config
     clips = data.dataset(
@@ -245,7 +254,7 @@ def _epoch_scores(
     return EpochScores(
         objective, clips, run, split="test" if data.splits.validates_on_test else "valid", metric=data.metric,
         every=options.valid_every, epochs=config.epochs, steps_per_epoch=schedule.steps_per_epoch, amp=config.amp,
-        workers=options.loader_workers,
+        workers=options.loader_workers, processes=processes,
     )  # fmt: skip
 
 
@@ -299,6 +308,7 @@ def _tested(
     run: RunFolder,
     schedule: FineTuneSchedule,
     options: FineTuneOptions,
+    processes: int,
 ) -> Result:
     """The result in the run's folder or, if it is not there yet, that of the best epoch's weights on the test clips."""
     place, weights = run.root / RESULT, scores.best_weights()
@@ -307,7 +317,7 @@ def _tested(
     objective.load_weights(read_file(weights))
     config = schedule.config
     clips = data.dataset(data.splits.test, config, grid_of(objective, data.frames))
-    judged = judge(objective, clips, config.amp, options.loader_workers)
+    judged = judge(objective, clips, config.amp, options.loader_workers, processes)
     best = scores.best()
     assert best is not None
     result = result_of(data, judged, config, best).about(
@@ -321,6 +331,8 @@ def _tested(
 def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, config: FineTuneConfig) -> dict[str, Any]:
     """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     model, front_end = objective.model.encoder.config, start.clips.front_end
+    names = data.clips.found.task.caption.names
+    named = any(label in names for label in data.classes)
     return {
         "model": model_name(_size(model.embed_dim)),
         "input_size": list(model.input_size),
@@ -331,7 +343,8 @@ def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, co
         "text_model": start.checkpoint.text_model or None,
         "model_config": model.to_dict(),
         "train_config": config.to_dict(),
-        "classes": data.classes,
+        "classes": [names.get(label, label) for label in data.classes],
+        "class_ids": data.classes if named else [],
         "several_labels": data.several,
     }
 

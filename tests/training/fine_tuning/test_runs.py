@@ -76,9 +76,12 @@ def test_files_of_a_run(finished: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line["step"] for line in lines if "valid_accuracy" in line] == [3, 6, 9]
     assert [line["lr"] for line in lines][:2] == [0.0, 0.0]
-    for where in (finished, folder):
-        assert read_csv_columns(where / "classes.csv", ["label"], "x")["label"] == [f"kind_{n}" for n in range(4)]
-    assert all(proof() for _, proof in proofs_of_run(finished))
+    kinds = [f"kind_{n}" for n in range(4)]
+    assert read_csv_columns(finished / "classes.csv", ["label"], "x")["label"] == kinds
+    assert (folder / "classes.txt").read_text().splitlines() == kinds
+    proofs = dict(proofs_of_run(finished))
+    assert {best_weights(finished), finished / "result.json"} <= set(proofs)
+    assert all(proof() for proof in proofs.values())
 
 
 def test_the_best_epochs_weights_are_kept_and_tested(finished: Path) -> None:
