@@ -33,7 +33,7 @@ from m2dprep.m2dclap.fine_tuned import FineTuned, load_encoder
 from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
 from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
 from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
-from m2dprep.training.fine_tuning.labels import fold_names, read_labels, split_rows
+from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows
 from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
 from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
@@ -116,12 +116,18 @@ def open_start(
     return Start(checkpoint, file_digest(path), clips, frames, config.frames is not None)
 
 
-def data_of(start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None) -> FineTuneData:
+def data_of(
+    context: DistributedContext, start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None
+) -> FineTuneData:
     """The clips of one run. Raises `UserError` if a split would be empty, or there are too few clips to draw."""
-    splits = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
-    data = FineTuneData(start.clips, splits, start.frames, fold)
-    require_draws(len(splits.train), data.weights(config), config.draws, distinct=True)
-    return data
+
+    def splits() -> Splits:
+        found = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
+        weights = FineTuneData(start.clips, found, start.frames, fold).weights(config)
+        require_draws(len(found.train), weights, config.draws, distinct=True)
+        return found
+
+    return FineTuneData(start.clips, context.broadcast_from_main(splits), start.frames, fold)
 
 
 def make_state(
@@ -167,7 +173,7 @@ def _run(
 ) -> FineTuneResult:
     """One run: train, and test the best epoch's weights."""
     with ExitStack() as stack:
-        data = context.broadcast_from_main(lambda: data_of(start, choice, config, fold))
+        data = data_of(context, start, choice, config, fold)
         context.broadcast_from_main(lambda: require_division(config, context.size))
         for line in (data.summary(), *data.splits.notes):
             say(context, line)
