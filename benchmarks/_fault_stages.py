@@ -29,8 +29,11 @@ PACK = f"pack {LMS} --clips-per-shard 3"
 JUDGE = "--root data/audioset_lms --features kept --device cpu -o result.json"
 TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4 --epochs 2 --save-steps 2 --keep 2"
 TRAIN += " --device cpu"
+FINE_TUNE = "fine-tune run labels.csv data --output tuned --recipe small --batch-size 4 --epochs 2 --frames 48"
+FINE_TUNE += " --save-steps 2 --device cpu --loader-workers 0"
 # Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
+FINE_TUNE_IMPORTS = ("torch._dynamo", "m2dprep.training.fine_tuning.run")
 TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
 Edit = Callable[[Path], None]
@@ -71,6 +74,13 @@ class Stage:
     @property
     def arguments(self) -> list[str]:
         return self.command.split()
+
+
+def _label_the_log_mels(folder: Path) -> None:
+    """Two classes in turn."""
+    names = [f"audioset_lms/{path.relative_to(folder / LMS)}" for path in sorted((folder / LMS).rglob("*.npy"))]
+    rows = [f"{name},kind {number % 2}" for number, name in enumerate(names)]
+    (folder / "labels.csv").write_text("\n".join(["file_name,label", *rows, ""]))
 
 
 def _break_a_sound(folder: Path) -> None:
@@ -319,6 +329,16 @@ STAGES = (
         after="embed-captions",
         setup=(PACK,),
         imports=TRAIN_IMPORTS,
+        weight=2,
+    ),
+    Stage("fine-tune", FINE_TUNE, after="train", edit=_label_the_log_mels, imports=FINE_TUNE_IMPORTS, weight=2),
+    Stage(
+        "fine-tune --overwrite",
+        FINE_TUNE + " --seed 1 --overwrite",
+        after="fine-tune",
+        imports=FINE_TUNE_IMPORTS,
+        replaces=("tuned/*/*.pth", "tuned/config.json", "tuned/result.json"),
+        moves=True,
         weight=2,
     ),
     Stage("check of a run", "check data --workers 0", after="train", edit=_run_in_data, reads_only=True),

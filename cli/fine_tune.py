@@ -30,6 +30,16 @@ from m2dprep.workflows.recipe.declare import stage
 SAVE_EVERY = 5
 
 
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help="Begin with the settings that the papers used for this data set; small is for some hundred clips. "
+    "Other options change them.",
+)
+
+
 class FineTuneRequest(NamedTuple):
     """What a command line of ``fine-tune`` asks for."""
 
@@ -38,20 +48,16 @@ class FineTuneRequest(NamedTuple):
     options: FineTuneOptions
 
 
-@stage(how=(*HOW, "valid_every"), shows=("task", "metric", "score", "epochs", "steps"))
+@stage(
+    how=(*HOW, "valid_every"),
+    reads=lambda given: given.made_below("data"),
+    shows=("task", "metric", "score", "epochs", "steps"),
+)
 @click.command("fine-tune", cls=TableCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("labels", type=PATH)
 @click.argument("data", type=PLACE, required=False)
-@general_options(SETTINGS, {"checkpoint", "labels", "data"})
-@click.option(
-    "--recipe",
-    type=click.Choice(list(RECIPES)),
-    default=DEFAULT_RECIPE,
-    show_default=True,
-    help="Begin with the settings that the papers used for this data set; small is for some hundred clips. "
-    "Other options change them.",
-)
+@general_options(recipe_option, settings=SETTINGS, arguments=("checkpoint", "labels", "data"))
 @setting_flags(SETTINGS, default_of, "the recipe's")
 @click.pass_context
 def fine_tune(

@@ -171,10 +171,12 @@ def located(error: UserError, context: click.Context) -> UserError:
 
 
 def general_options(
-    settings: Mapping[str, Declared] = SETTINGS, arguments: Iterable[str] = ("data",)
+    *more: Callable[[Any], Any],
+    settings: Mapping[str, Declared] = SETTINGS,
+    arguments: Iterable[str] = ("data",),
 ) -> Callable[[Function], Function]:
-    """A decorator that adds the options of a run: its folder, and where its settings come from."""
-    keys = " and ".join(f"{key} for {key.upper()}" for key in sorted(arguments))
+    """A decorator that adds the options of a run: its folder, and where its settings come from, and ``more``."""
+    keys = ", ".join(f"{key} for {key.upper()}" for key in arguments)
     return titled(
         "The run",
         output_option(required=True, help="Write checkpoints, log and TensorBoard events to this folder, the run."),
@@ -187,6 +189,7 @@ def general_options(
             help=f"Read settings from this YAML file, which may have a key for every option here ({keys}) "
             "and for every one in a run's train.yaml. Options on the command line win over it.",
         ),
+        *more,
         click.option(
             "--dry-run",
             is_flag=True,

@@ -29,7 +29,7 @@ from m2dprep.artifacts.reading import read_file
 from m2dprep.artifacts.tables import list_digest_path, verify_export
 from m2dprep.m2dclap.checkpoint_file import CHECKPOINT_NAME, checkpoints_in, require_whole
 from m2dprep.m2dclap.proof import proven_place
-from m2dprep.training.run_folder import BEFORE, CONFIG, MODEL_PREFIX, RunFolder
+from m2dprep.training.run_folder import BEFORE, CONFIG, MODEL_PREFIX, WEIGHTS, RunFolder
 
 DIGEST = "digest"
 RUN = "run"
@@ -202,8 +202,11 @@ def proofs_of_run(root: Path, quick: bool = False) -> Iterator[tuple[Path, Calla
             yield path, partial(verify_export, path)
     checkpoints = [path for folder in sorted(root.glob(f"{MODEL_PREFIX}*-*")) for path in checkpoints_in(folder)]
     yield root / "log.jsonl", lambda: _reaches(root, checkpoints)
-    for path in () if quick else checkpoints:
+    weights = sorted(root.glob(f"{MODEL_PREFIX}*-*/{WEIGHTS}"))
+    for path in () if quick else (*checkpoints, *weights):
         yield path, partial(_is_in_place, root, path)
+    if (result := root / "result.json").exists():
+        yield result, partial(is_proven, result)
     if (root / BEFORE / CONFIG).exists():
         yield from proofs_of_run(root / BEFORE, quick)
 

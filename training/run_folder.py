@@ -166,7 +166,7 @@ def _parts_of_run(root: Path) -> list[Path]:
     checkpoints = [
         path
         for folder in root.glob(f"{MODEL_PREFIX}*-*")
-        for path in (*checkpoints_in(folder), *folder.glob(WEIGHTS), *folder.glob("classes.csv"))
+        for path in (*checkpoints_in(folder), *folder.glob(WEIGHTS), *folder.glob("classes.txt"))
     ]
     others = [path for name in RUN_FILES if (path := root / name).exists()]
     return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]

@@ -87,10 +87,11 @@ def test_who_takes_what() -> None:
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
         "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all",
     }  # fmt: skip
-    assert taken["--loader-workers"] == taken["--probe-text-model"] == taken["--model"] == {"train"}
+    assert taken["--probe-text-model"] == taken["--model"] == {"train"}
+    assert taken["--loader-workers"] == taken["--log-every"] == {"train", "fine-tune"}
     assert taken["--output"] == {
         "stats", "unpack", "captions fill", "captions add", "captions merge", "captions keywords", "captions check",
-        "captions training-list", "captions exclude-list", "captions join-lists", "train", "plot", "demo",
+        "captions training-list", "captions exclude-list", "captions join-lists", "train", "fine-tune", "plot", "demo",
         "evaluate zero-shot",
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",

@@ -86,12 +86,14 @@ WRITTEN = {
     "captions exclude-list": {"output"}, "captions join-lists": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
+    "fine-tune": {"output"},
     "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
     "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
     "evaluate report": {"output"}, "evaluate compare": {"output"},
 }  # fmt: skip
 PLACES = {
-    "check": {"data"}, "train": {"data", "probe_root"}, "zero-shot": {"root"}, "captions keywords": {"work"},
+    "check": {"data"}, "fine-tune": {"data"}, "train": {"data", "probe_root"},
+    "zero-shot": {"root"}, "captions keywords": {"work"},
     "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
     "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"},
 }  # fmt: skip
@@ -154,9 +156,28 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return choices[-1]
     if key == "draws":  # at least a hundred
         return 1000
+    if key == "momentum":  # below 1
+        return 0
     if key in ("input_size", "patch_size"):
         return "80x208"
-    numbers = ("seconds", "size", "epochs", "ratio", "loss", "lr", "decay", "grad", "steps", "minutes", "every", "seed")
+    numbers = (
+        "seconds",
+        "size",
+        "epochs",
+        "ratio",
+        "loss",
+        "lr",
+        "decay",
+        "frames",
+        "bins",
+        "mixup",
+        "momentum",
+        "grad",
+        "steps",
+        "minutes",
+        "every",
+        "seed",
+    )
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
     others = ("patience", "nodes", "gpus", "check", "port", "timeout", "hint")
     number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))

@@ -65,7 +65,8 @@ def _the_report_has_all_protocols_with_controls(demo: dict[str, Any]) -> None:
     assert "Published" not in (page := Path(demo["evaluation"]["report"]).read_text())
     assert page.count("<a ") == len(rows)
     shown = evaluation_table(demo["evaluation"])
-    assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["retrieval", "zero-shot", "linear"]
+    assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["retrieval", "zero-shot", "linear", "fine-tune"]
+    assert (demo["evaluation"]["fine_tuned"]["clips"], demo["evaluation"]["fine_tuned"]["metric"]) == (10, "accuracy")
 
 
 def _the_recipe_gives_the_same(folder: Path, demo: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Clips:
     identity: str
     log_mels: LogMels | None
 
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """int64 (N,), or bool (N, C) for several labels; of all AudioSet this is a gigabyte."""
+        return self.found.targets()
+
     def source(self, frames: int, filling: float) -> Source:
         """Their crops of ``frames``, in which log-mels are filled up with ``filling``."""
         if self.log_mels is not None:
@@ -95,7 +101,7 @@ class FineTuneData:
         """The clips at ``rows``, by their number among these."""
         silence = float(np.log(self.clips.front_end.eps))
         source = self.clips.source(self.frames, 0.0 if config.strict_evar else silence)
-        files, targets = self.clips.found.files, self.clips.found.targets()
+        files, targets = self.clips.found.files, self.clips.targets
         return LabelledClips(
             _Chosen(source, rows), [files[row] for row in rows.tolist()], targets[rows], len(self.classes), config,
             grid, drawn_crops,

@@ -114,8 +114,6 @@ def fold_names(found: EvaluationSet, config: FineTuneConfig) -> list[str]:
 
 def split_rows(found: EvaluationSet, config: FineTuneConfig, choice: LabelChoice, fold: str | None) -> Splits:
     """Which clips train, validate and test; ``fold`` is the one to test. Raises `UserError` if none can be held out."""
-    if config.weighted and fold is not None and config.draws is not None and config.draws > len(found.files):
-        raise UserError(f"{config.draws:,} different clips cannot be drawn of {len(found.files):,}.")
     notes: list[str] = []
     groups = np.array(found.groups)
     train, valid, test = _given_rows(found, choice, fold)

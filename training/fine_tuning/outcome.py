@@ -91,7 +91,7 @@ def result_of(data: FineTuneData, judged: Judged, config: FineTuneConfig, best: 
 
 
 def _per_class(data: FineTuneData, judged: Judged, rows: Sequence[int]) -> dict[str, Any]:
-    truth = data.clips.found.targets()[list(rows)]
+    truth = data.clips.targets[list(rows)]
     if truth.ndim == 2:
         precision, counts = average_precision(truth, judged.scores), truth.sum(axis=0)
         there = counts > 0

@@ -41,7 +41,7 @@ def rehearse(choice: LabelChoice, config: FineTuneConfig, options: FineTuneOptio
     ):
         start = open_start(context, choice, config, options, Path(folder))
         folds = context.broadcast_from_main(lambda: fold_names(start.clips.found, config))
-        data = context.broadcast_from_main(lambda: data_of(start, choice, config, folds[0] if folds else None))
+        data = data_of(context, start, choice, config, folds[0] if folds else None)
         context.broadcast_from_main(lambda: require_division(config, context.size))
         for line in (data.summary(), *data.splits.notes):
             say(context, line)

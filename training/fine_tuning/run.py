@@ -3,7 +3,8 @@
 ```
 RUN/                     as every run of training (`training.run_folder`), and
 RUN/result.json          the score on the test clips by the best epoch's weights
-RUN/classes.csv          index, label and name of each class, also beside the checkpoints
+RUN/classes.csv          index, label and name of each class
+RUN/<model>-…/classes.txt                the labels, a line each, in the order of the scores
 RUN/<model>-…/weights_ep<epoch>it<step>-<score>_loss<loss>.pth      the best epoch's weights, as EVAR writes them
 RUN/fold-<name>/         the run of a fold; then RUN has the result of all of them alone
 ```
@@ -22,16 +23,17 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
 from m2dprep.m2dclap.fine_tuned import FineTuned, load_encoder
-from m2dprep.m2dclap.layouts import folder_name
+from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
 from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
 from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
-from m2dprep.training.fine_tuning.labels import fold_names, read_labels, split_rows
+from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows
 from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
 from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
@@ -46,6 +48,8 @@ from m2dprep.training.state import TrainState
 from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_log
 
 RESULT, CLASSES = "result.json", "classes.csv"
+# Beside the checkpoints: a class per line, in the order of the scores.
+CLASS_LIST = "classes.txt"
 DEFAULT_FRAMES = 1001
 # The size in a checkpoint's folder by the width of its encoder.
 SIZE_OF_WIDTH = {384: "small", 768: "base", 1024: "large"}
@@ -112,12 +116,18 @@ def open_start(
     return Start(checkpoint, file_digest(path), clips, frames, config.frames is not None)
 
 
-def data_of(start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None) -> FineTuneData:
+def data_of(
+    context: DistributedContext, start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None
+) -> FineTuneData:
     """The clips of one run. Raises `UserError` if a split would be empty, or there are too few clips to draw."""
-    splits = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
-    data = FineTuneData(start.clips, splits, start.frames, fold)
-    require_draws(len(splits.train), data.weights(config), config.draws, distinct=True)
-    return data
+
+    def splits() -> Splits:
+        found = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
+        weights = FineTuneData(start.clips, found, start.frames, fold).weights(config)
+        require_draws(len(found.train), weights, config.draws, distinct=True)
+        return found
+
+    return FineTuneData(start.clips, context.broadcast_from_main(splits), start.frames, fold)
 
 
 def make_state(
@@ -163,7 +173,7 @@ def _run(
 ) -> FineTuneResult:
     """One run: train, and test the best epoch's weights."""
     with ExitStack() as stack:
-        data = context.broadcast_from_main(lambda: data_of(start, choice, config, fold))
+        data = data_of(context, start, choice, config, fold)
         context.broadcast_from_main(lambda: require_division(config, context.size))
         for line in (data.summary(), *data.splits.notes):
             say(context, line)
@@ -175,13 +185,13 @@ def _run(
         else:
             say(context, _began_with(start, state.objective))
         schedule = FineTuneSchedule(config, steps_per_epoch(len(data.splits.train), config))
-        scores = _epoch_scores(data, state.objective, schedule, run, options)
+        scores = _epoch_scores(data, state.objective, schedule, run, options, context.size)
         if state.step < schedule.total_steps:
             _train(stack, context, start, data, state, schedule, scores, run, options)
         result: list[Result] = []
         with context.failing_together():
             if context.is_main:
-                result.append(_tested(start, data, state.objective, scores, run, schedule, options))
+                result.append(_tested(start, data, state.objective, scores, run, schedule, options, context.size))
                 forget_before(out)
         shown = result[0] if result else Result("fine-tune", data.clips.found.task.name, data.metric, None)
         weights = str(scores.best_weights()) if context.is_main else ""
@@ -213,8 +223,8 @@ def _open_run(
     )  # fmt: skip
     names = data.clips.found.task.caption.names
     rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
-    for folder in (out, run.checkpoints):
-        write_csv(folder / CLASSES, ("index", "label", "name"), rows)
+    write_csv(out / CLASSES, ("index", "label", "name"), rows)
+    write_text(run.checkpoints / CLASS_LIST, "".join(f"{label}\n" for label in data.classes))
     return run
 
 
@@ -228,11 +238,19 @@ def _began_with(start: Start, objective: FineTuning) -> str:
     positions = "" if old == new else f"; positions of {old[0]}x{old[1]} patches fitted to {new[0]}x{new[1]}"
     dropped = "; its classifier is replaced" if checkpoint.head_weights else ""
     dropped += "; its text tower is left out" if checkpoint.text_weights else ""
+    if config.embed_dim != HEAD_DIM * config.num_heads:  # which loaders of weights alone take for granted
+        dropped += f"; with heads of {config.embed_dim // config.num_heads} dimensions, not {HEAD_DIM}, weights_*.pth "
+        dropped += "is misread without its run: use checkpoint-*.pth"
     return f"the encoder of {checkpoint.path} ({checkpoint.layout}) and a new head{positions}{dropped}"
 
 
 def _epoch_scores(
-    data: FineTuneData, objective: FineTuning, schedule: FineTuneSchedule, run: RunFolder, options: FineTuneOptions
+    data: FineTuneData,
+    objective: FineTuning,
+    schedule: FineTuneSchedule,
+    run: RunFolder,
+    options: FineTuneOptions,
+    processes: int,
 ) -> EpochScores:
     config = schedule.config
     clips = data.dataset(
@@ -242,7 +260,7 @@ def _epoch_scores(
     return EpochScores(
         objective, clips, run, split="test" if data.splits.validates_on_test else "valid", metric=data.metric,
         every=options.valid_every, epochs=config.epochs, steps_per_epoch=schedule.steps_per_epoch, amp=config.amp,
-        workers=options.loader_workers,
+        workers=options.loader_workers, processes=processes,
     )  # fmt: skip
 
 
@@ -296,6 +314,7 @@ def _tested(
     run: RunFolder,
     schedule: FineTuneSchedule,
     options: FineTuneOptions,
+    processes: int,
 ) -> Result:
     """The result in the run's folder or, if it is not there yet, that of the best epoch's weights on the test clips."""
     place, weights = run.root / RESULT, scores.best_weights()
@@ -304,7 +323,7 @@ def _tested(
     objective.load_weights(read_file(weights))
     config = schedule.config
     clips = data.dataset(data.splits.test, config, grid_of(objective, data.frames))
-    judged = judge(objective, clips, config.amp, options.loader_workers)
+    judged = judge(objective, clips, config.amp, options.loader_workers, processes)
     best = scores.best()
     assert best is not None
     result = result_of(data, judged, config, best).about(
@@ -318,6 +337,8 @@ def _tested(
 def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, config: FineTuneConfig) -> dict[str, Any]:
     """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     model, front_end = objective.model.encoder.config, start.clips.front_end
+    names = data.clips.found.task.caption.names
+    named = any(label in names for label in data.classes)
     return {
         "model": model_name(_size(model.embed_dim)),
         "input_size": list(model.input_size),
@@ -328,7 +349,8 @@ def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, co
         "text_model": start.checkpoint.text_model or None,
         "model_config": model.to_dict(),
         "train_config": config.to_dict(),
-        "classes": data.classes,
+        "classes": [names.get(label, label) for label in data.classes],
+        "class_ids": data.classes if named else [],
         "several_labels": data.several,
     }
 

@@ -112,7 +112,7 @@ class FineTuneConfig:
     mask_ratio: Share = option(0.5, "Hide rows and columns with this share of the patches in training.", group=MODEL)
     feature: Annotated[str, OneOf(("auto", "flat", "stacked"))] = option(
         "auto",
-        "What of a clip enters the head: flat is the average over all patches, stacked that over time with the rows "
+        "Give this of a clip to the head: flat is the average over all patches, stacked that over time with the rows "
         "side by side. auto is flat with a mask, else stacked.",
         group=MODEL,
     )

@@ -37,11 +37,14 @@ class Judged(NamedTuple):
     score: float
 
 
-def judge(objective: FineTuning, clips: LabelledClips, amp: str, workers: int | None) -> Judged:
-    """The scores of whole ``clips``, in their order, as the model is now."""
+def judge(objective: FineTuning, clips: LabelledClips, amp: str, workers: int | None, processes: int = 1) -> Judged:
+    """The scores of whole ``clips``, in their order, as the model is now; ``workers`` load them.
+
+    This is one of several ``processes`` of a run.
+    """
     parts = np.array_split(np.arange(len(clips)), -(-len(clips) // BATCH))
     found, total = [], 0.0
-    loader = make_loader(clips, [BatchKey(0, part) for part in parts], workers, objective.device)
+    loader = make_loader(clips, [BatchKey(0, part) for part in parts], workers, objective.device, processes)
     with evaluating(objective), Batches(loader) as batches:
         for part in parts:
             inputs = objective.prepare(next(batches))
@@ -84,10 +87,11 @@ class EpochScores:
         steps_per_epoch: int,
         amp: str,
         workers: int | None,
+        processes: int = 1,
     ) -> None:
         self._objective, self._clips, self._run = objective, clips, run
         self._every, self._epochs, self._steps = every, epochs, steps_per_epoch
-        self._amp, self._workers = amp, workers
+        self._amp, self._workers, self._processes = amp, workers, processes
         self._loss_name, self.score_name = f"{split}_loss", f"{split}_{metric.lower()}"
 
     def due(self, epoch: int) -> bool:
@@ -95,7 +99,7 @@ class EpochScores:
 
     def metrics(self, epoch: int) -> Metrics:
         """Loss and score after ``epoch`` epochs; if it is the best so far, its weights are written."""
-        judged = judge(self._objective, self._clips, self._amp, self._workers)
+        judged = judge(self._objective, self._clips, self._amp, self._workers, self._processes)
         best = self.best()
         if best is None or judged.score > best.score:
             name = f"weights_ep{epoch - 1}it{self._steps - 1}-{judged.score:.5f}_loss{judged.loss:.4f}.pth"
@@ -127,7 +131,8 @@ class EpochScores:
 
 def best_in_log(log: Path, name: str) -> Best | None:
     """The first epoch with the highest value of the metric ``name``."""
-    scores = [(round(line["epoch"]), line[name]) for line in read_log(log) if line.get(name) is not None]
+    lines = read_log(log, damaged=lambda _: None)
+    scores = [(round(line["epoch"]), line[name]) for line in lines if line.get(name) is not None]
     if not scores:
         return None
     epoch, score = max(scores, key=lambda one: one[1])
