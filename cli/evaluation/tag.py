@@ -94,7 +94,7 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         "activation",
         type=click.Choice(["sigmoid", "softmax", "logits"]),
         default="sigmoid",
-        help="Give scores as this: sigmoid is a probability for each class, softmax shares of 1, if a sound has one class, "
+        help="Give scores as this: sigmoid is a probability for each class, softmax shares of 1 (of one class), "
         "and logits are the classifier's numbers as they are.",
     ),
 )

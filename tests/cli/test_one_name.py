@@ -93,7 +93,7 @@ def test_who_takes_what() -> None:
         "captions training-list", "captions exclude-list", "train", "plot", "demo", "evaluate zero-shot",
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
-        "evaluate compare", "evaluate tagging", "tag",
+        "evaluate compare", "evaluate tagging", "tag", "captions weights",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

@@ -81,10 +81,10 @@ for stage in stages:
 
 
 # Commands that are not tried here: each result is one file, written at once as those of other commands are; what
-# `evaluate prepare` writes can be made again in seconds, and its marker comes last. `tag` replaces one file too, and
-# tests/evaluation/tagging/test_tag_resume.py stops it.
+# `evaluate prepare` writes can be made again in seconds, and its marker comes last. `captions weights` writes as
+# `captions training-list` does. `tag` replaces one file too, and tests/evaluation/tagging/test_tag_resume.py stops it.
 PROTOCOLS = ("zero-shot", "linear", "retrieval", "tagging", "prepare")
-NOT_TRIED = {*(f"evaluate {name} " for name in PROTOCOLS), "tag "}
+NOT_TRIED = {*(f"evaluate {name} " for name in PROTOCOLS), "tag ", "captions weights "}
 
 
 def test_every_command_with_overwrite_is_tried() -> None:
