@@ -239,12 +239,12 @@ def weights(files: Path, labels: Path, added: float, output: Path, overwrite: bo
 
     LABELS is a captions.parquet with labels, or a CSV of file names and labels (label or labels, separated by commas).
     A clip weighs (Σ 1000 / (clips of its class + 0.01)) ^ (1 / 1.5), counted over the files that have labels; the
-    others are left out.
+    others are left out. `m2dprep train data --files OUTPUT --weighted --draws 200000 --distinct` then draws as EVAR.
 
     \b
     Examples:
       m2dprep captions weights data/train_audioset.csv data/captions.parquet -o data/weighted_audioset.csv
-      m2dprep train data --files data/weighted_audioset.csv --weighted --draws 200000 --distinct -o runs/weighted
+      m2dprep captions weights data/files_mine.csv labels.csv --added 100 -o data/weighted_mine.csv
     """
     from m2dprep.captions.weighted_list import write_weighted_list
 
