@@ -32,6 +32,7 @@ from m2dprep.cli.options import (
     PLACE,
     REPEATED,
     M2dprepGroup,
+    Number,
     TableCommand,
     device_option,
     json_option,
@@ -270,5 +271,48 @@ def join_lists(
     click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
 
 
-for command in (fill, add, merge, keywords, check, show, training_list, join_lists, exclude_list):
+@stage()
+@click.command("weights", cls=TableCommand, short_help="A list with weights, so that rare classes come more often.")
+@click.argument("files", metavar="FILES_CSV", type=PATH)
+@click.argument("labels", type=PATH)
+@titled(
+    "The weights",
+    click.option(
+        "--added",
+        type=Number(min=0, min_open=True),
+        default=0.01,
+        help="Add this to the number of a class's clips: 0.01 as EVAR does, 100 as for M2D-AS.",
+    ),
+)
+@titled(
+    OUTPUT,
+    output_option(required=True, help="Write the list to this file, for train --files."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that is another list."),
+    json_option,
+)
+def weights(files: Path, labels: Path, added: float, output: Path, overwrite: bool, as_json: bool) -> None:
+    """Write the files that FILES_CSV lists with a column weight, from LABELS, for train --weighted.
+
+    LABELS is a captions.parquet with labels, or a CSV of file names and labels (label or labels, separated by commas).
+    A clip weighs (Σ 1000 / (clips of its class + 0.01)) ^ (1 / 1.5), counted over the files that have labels; the
+    others are left out. `m2dprep train data --files OUTPUT --weighted --draws 200000 --distinct` then draws as EVAR.
+
+    \b
+    Examples:
+      m2dprep captions weights data/train_audioset.csv data/captions.parquet -o data/weighted_audioset.csv
+      m2dprep captions weights data/files_mine.csv labels.csv --added 100 -o data/weighted_mine.csv
+    """
+    from m2dprep.captions.weighted_list import write_weighted_list
+
+    counts = write_weighted_list(files, labels, output, added=added, overwrite=overwrite)
+    say_unchanged(output, changed=counts.changed)
+    click.echo(
+        f"{counts.files:,} files = {counts.weighted:,} done + {counts.without_labels:,} skipped (without labels) "
+        f"+ 0 failed; {counts.classes:,} classes",
+        err=True,
+    )
+    click.echo(json.dumps({"files": str(output), **asdict(counts)}, indent=2) if as_json else str(output))
+
+
+for command in (fill, add, merge, keywords, check, show, training_list, weights, join_lists, exclude_list):
     captions.add_command(command)

@@ -26,6 +26,8 @@ def summary(result: Result, task: Task | None = None) -> str:
         lines.append("seeds: " + "  ".join(f"{s} {v:.2%}" for s, v in zip(result.seeds, result.scores, strict=True)))
     elif result.metric == "accuracy" and result.details.get("top5") is not None:
         lines.append(f"top-5 {result.details['top5']:.2%}, chance {result.details['chance']:.2%}")
+    elif result.protocol == "tagging" and result.metric == "mAP":
+        lines += _tagging(result)
     elif result.metric == "mAP" and result.details.get("classes_without_positives"):
         others = result.details["mAP_of_classes_with_positives"]
         empty = len(result.details["classes_without_positives"])
@@ -40,6 +42,17 @@ def summary(result: Result, task: Task | None = None) -> str:
     if len(result.failures) > FAILURES_SHOWN:
         lines.append(f"… and {len(result.failures) - FAILURES_SHOWN:,} more failures (--json lists all)")
     return "\n".join(lines)
+
+
+def _tagging(result: Result) -> list[str]:
+    details, lines = result.details, []
+    if details["auc"] is not None:
+        lines.append(f"AUC {details['auc']:.4f}  d' {details['d_prime']:.3f}")
+    if empty := len(details["classes_without_positives"]):
+        others = details["mAP_of_classes_with_positives"]
+        lines.append(f"{empty} classes have no positive: their AP counts as 0, and they have no AUC")
+        lines += [] if others is None else [f"mAP of the others {others:.2%}"]
+    return lines
 
 
 def _headline(result: Result) -> str:

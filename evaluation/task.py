@@ -35,7 +35,7 @@ from m2dprep.artifacts.yaml_files import Setting, read_settings
 from m2dprep.evaluation.clip_set import DEFAULT_TEMPLATE, LABEL_FIELD, check_template
 
 METRICS = ("accuracy", "mAP", "t2a_R@1")
-PROTOCOLS = ("zero-shot", "linear", "retrieval")
+PROTOCOLS = ("zero-shot", "linear", "retrieval", "tagging")
 LAYOUTS = ("splits", "folds", "captions")
 SPLITS = ("train", "valid", "test")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from m2dprep.cli.options import (
 )
 from m2dprep.workflows.recipe.declare import stage
 
-PROTOCOLS = ("zero-shot", "linear", "retrieval")
+PROTOCOLS = ("zero-shot", "linear", "retrieval", "tagging")
 
 
 @stage(how=("device", "batch_size", "max_failures"), reads=lambda given: given.made_below("root"))
@@ -99,7 +100,8 @@ def evaluate_all(
     from m2dprep.evaluation.protocols.linear import LinearSettings, parse_seeds
     from m2dprep.evaluation.protocols.linear_head import HeadSettings
     from m2dprep.evaluation.reports.campaign import Campaign, render, run_campaign
-    from m2dprep.evaluation.run import run_any
+    from m2dprep.evaluation.run import RunOptions, run_any
+    from m2dprep.evaluation.tagging.evaluate import run_tagging, tagging_of
 
     weights, place = model_and_clips(checkpoint, root, model["clap_model"])
     require_folder(place, "the folder of tasks")
@@ -116,9 +118,13 @@ def evaluate_all(
     }
 
     def run(clips: Any, protocol: str, folder: Path) -> Any:
+        if protocol == "tagging":
+            return run_tagging(encoder, clips, RunOptions(folder / "features"))
         return run_any(protocol, encoder, clips, folder / "features", linear)
 
-    campaign = Campaign(place, output, about, run, protocols or PROTOCOLS, lists, tasks, limit)
+    campaign = Campaign(
+        place, output, about, run, protocols or PROTOCOLS, lists, tasks, limit, partial(tagging_of, encoder)
+    )
     lines = run_campaign(campaign, lambda text: click.echo(text, err=True))
     click.echo((output / "report.json").read_text() if as_json else render(lines), nl=not as_json)
     problems = sum(bool(line.problem) for line in lines)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.task import Task
 
 CLIPS = "The clips"
+MANY = "labels"
 # For recipes: what does not change a score, and clips that other stages make below their root.
 evaluation_stage = stage(
     how=("device", "batch_size", "max_failures", "features"),
@@ -160,26 +161,24 @@ label_options = titled(
 )
 
 
+result_options = titled(
+    OUTPUT,
+    click.option(
+        "--features",
+        type=PLACE,
+        default=None,
+        show_default="DIR/features, or nowhere for a CSV",
+        help="Keep the embeddings of clips in this folder, and take them from there.",
+    ),
+    overwrite_option,
+    output_option(default=None, help="Write the result to this JSON file."),
+    json_option,
+)
+
+
 def model_options(function: Function) -> Function:
     """What says which model, where it runs, and where its embeddings and its result go."""
-    options: list[Callable[[Any], Any]] = [
-        clap_option,
-        text_options,
-        place_options,
-        titled(
-            OUTPUT,
-            click.option(
-                "--features",
-                type=PLACE,
-                default=None,
-                show_default="DIR/features, or nowhere for a CSV",
-                help="Keep the embeddings of clips in this folder, and take them from there.",
-            ),
-            overwrite_option,
-            output_option(default=None, help="Write the result to this JSON file."),
-            json_option,
-        ),
-    ]
+    options: list[Callable[[Any], Any]] = [clap_option, text_options, place_options, result_options]
     for option in reversed(options):
         function = option(function)
     return function
@@ -205,7 +204,10 @@ def read_clips(
     from m2dprep.evaluation.task import CaptionRule, Task, find_task
 
     given = None if task is None else find_task(task)
-    if given is None and not place.is_dir():
+    is_table = given is None and not place.is_dir()
+    if is_table and not captions and _has_labels_alone(place, columns.get("label_column")):
+        columns["label_column"], multi_label = MANY, True
+    if is_table:
         given = Task(place.stem, "mAP" if multi_label else "accuracy", multi_label=multi_label)
     found = read_evaluation_set(
         place,
@@ -223,6 +225,17 @@ def read_clips(
     if templates:
         used = replace(used, caption=CaptionRule(templates, used.caption.names))
     return replace(found, task=used)
+
+
+def _has_labels_alone(table: Path, column: str | None) -> bool:
+    """Whether labels are read from the column ``labels``: several per clip, separated by commas, as FSD50K has them."""
+    from m2dprep.artifacts.text_files import read_header
+    from m2dprep.evaluation.clip_set import LABEL_COLUMNS
+
+    if column is not None or not table.is_file():
+        return column == MANY
+    header = read_header(table, "the table of clips")
+    return MANY in header and not set(LABEL_COLUMNS) & set(header)
 
 
 def make_encoder(

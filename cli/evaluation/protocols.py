@@ -21,6 +21,7 @@ from m2dprep.cli.evaluation.options import (
     lr_option,
     model_options,
     place_options,
+    result_options,
     root_option,
     run_command,
     seeds_option,
@@ -225,6 +226,63 @@ def evaluate_linear(
         return run_linear(encoder, clips, settings, kept, embedding, crops == "start")
 
     run_command(checkpoint, place, options, run)
+
+
+@evaluation_stage
+@evaluate.command("tagging", cls=TableCommand)
+@click.argument("checkpoint", type=PATH)
+@click.argument("place", type=PATH, metavar="DIR|CSV")
+@clip_options
+@label_options
+@titled(
+    CLIPS,
+    click.option(
+        "--head-classes",
+        type=PATH,
+        default=None,
+        show_default="the checkpoint's own, else the table's, sorted",
+        help="Read the names of the classifier's classes from this file, as for `m2dprep tag --classes`.",
+    ),
+    click.option(
+        "--fold",
+        default=None,
+        show_default="all",
+        help="Test the clips of this fold, the one that the checkpoint was not fine-tuned on.",
+    ),
+)
+@place_options
+@result_options
+@titled(
+    OUTPUT,
+    click.option(
+        "--predictions", type=OUTPUT_PATH, default=None, help="Write the scores of each clip to this CSV file."
+    ),
+)
+def evaluate_tagging(
+    checkpoint: Path,
+    place: Path,
+    head_classes: Path | None,
+    fold: str | None,
+    predictions: Path | None,
+    **options: Any,
+) -> None:
+    """Score clips with the classifier of a fine-tuned CHECKPOINT: DIR|CSV is a prepared folder or a table of clips.
+
+    Several labels per clip (separated by commas, or in a column labels) are scored by mAP, AUC and d', over all classes
+    and for each; one label by accuracy and the best five. The table's labels are the classifier's, by their ids or
+    names.
+
+    \b
+    Examples:
+      m2dprep evaluate tagging as_ft.pth data/audioset --head-classes class_labels_indices.csv -o tagging.json
+      m2dprep evaluate tagging as_ft.pth clips.csv --multi-label --unit-seconds 10 --predictions predictions.csv
+      m2dprep evaluate tagging esc50_fold1.pth data/esc50 --fold 1
+    """
+    from m2dprep.evaluation.tagging.evaluate import run_tagging
+
+    run = partial(run_tagging, predictions=predictions, classes=head_classes, fold=fold)
+    model = {"clap_model": None, "text_model": None, "trust_remote_code": False}
+    run_command(checkpoint, place, {**options, **model}, run)
 
 
 @evaluation_stage

@@ -42,7 +42,7 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         type=PLACE,
         default=None,
         show_default="the list's folder",
-        help="Look for the files of a list relative to this folder.",
+        help="Look for the files relative to this folder, those that a list names.",
     ),
     click.option(
         "--window",
@@ -94,8 +94,8 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         "activation",
         type=click.Choice(["sigmoid", "softmax", "logits"]),
         default="sigmoid",
-        help="sigmoid: a probability for each class; softmax: shares of 1, if a sound has one class; logits: the "
-        "classifier's numbers as they are.",
+        help="Give scores as this: sigmoid is a probability for each class, softmax shares of 1 (of one class), "
+        "and logits are the classifier's numbers as they are.",
     ),
 )
 @place_options

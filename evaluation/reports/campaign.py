@@ -46,6 +46,8 @@ class Campaign:
     lists: Path | None = None
     only: Sequence[str] = ()
     limit: FailureLimit = field(default_factory=FailureLimit)
+    more: Callable[[Path], Sequence[str]] = lambda folder: ()
+    """Protocols beside those of a prepared task, which the model allows."""
 
 
 @dataclass
@@ -100,7 +102,8 @@ def _run_set(stem: str, folder: Path, campaign: Campaign, said: Callable[[str], 
         said(f"{stem}: {error}")
         yield Line(stem, "", problem=str(error))
         return
-    for protocol in (one for one in task.protocols if one in campaign.protocols):
+    protocols = dict.fromkeys((*task.protocols, *campaign.more(folder)))
+    for protocol in (one for one in protocols if one in campaign.protocols):
         line = Line(task.name, protocol, task, expected=dict(task.counts), stem=f"{stem}.{protocol}")
         path = campaign.report / RESULTS / f"{line.stem}.json"
         try:

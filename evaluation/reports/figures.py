@@ -9,7 +9,8 @@ from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.task import PaperScore, Task
 
 # Scores that are shares and shown in per cent; others, such as RankMe, are shown as they are.
-SHARES = ("accuracy", "mAP", "t2a_", "a2t_")
+SHARES = ("accuracy", "mAP", "AUC", "t2a_", "a2t_")
+TAGGING = (("auc", "AUC"), ("d_prime", "d'"))
 FACTS = ("protocol", "task", "metric", "score", "clips")
 
 
@@ -48,6 +49,7 @@ def all_figures(result: Result) -> list[tuple[str, float | None]]:
         found.append(("accuracy of the best five", top5))
     if (some := result.details.get("mAP_of_classes_with_positives")) is not None:
         found.append(("mAP of classes with positives", some))
+    found += [(name, result.details[key]) for key, name in TAGGING if result.details.get(key) is not None]
     for side in ("t2a", "a2t"):
         values = result.details.get(side)
         if isinstance(values, Mapping):

@@ -120,6 +120,7 @@ def _folder(path: Path, reading: Reading, passed_over: PassedOver) -> Iterator[I
         return
     stores = [one for one in sorted(path.glob(f"*{LMS_SUFFIX}")) if one.is_dir() and _is_store(one)]
     found = list(_sounds(discover(path, passed_over=passed_over), reading))
+    passed_over.files.pop(LMS_FILE_SUFFIX, None)  # these are tagged as well
     for one in stores:
         found += [replace(item, name=f"{one.name}/{item.name}") for item in _log_mels(LmsLayout(one), reading)]
     within = tuple(f"{one.name}/" for one in stores)

@@ -73,7 +73,7 @@ def finished(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> d
         return None
     known = read_object(sidecar_of(output))
     begun = read_object(partial_of(output) / RUN)
-    if begun is not None and not differing_keys(begun["settings"], dict(settings)):
+    if begun is not None and not differing_keys(begun.get("settings", {}), dict(settings)):
         return None
     if known is None or known.get("output_digest") != plain_digest(output):
         raise FingerprintConflictError(
@@ -105,7 +105,7 @@ def begun(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Iter
         sweep_temporaries(folder)
         sweep_temporaries(output.absolute().parent, shared=True)
         there = read_object(folder / RUN)
-        if there is not None and (lines := differing_keys(there["settings"], dict(settings))):
+        if there is not None and (lines := differing_keys(there.get("settings", {}), dict(settings))):
             if not overwrite:
                 raise FingerprintConflictError(f"{folder} was begun with other settings: {'; '.join(_told(lines))}.")
             there = None

@@ -80,6 +80,8 @@ def failed_row(name: str, reason: str, message: str) -> Row:
 
 def format_of(output: Path | None, given: str | None) -> str:
     """``given``, or what the suffix of the output says. Raises `UserError` if neither is a format."""
+    if output is not None and (output.is_dir() or not output.name):
+        raise UserError(f"{output} is a folder; --output names the file of the tags.")
     if given is not None:
         return given
     suffix = (output.suffix if output is not None else ".jsonl").lower().lstrip(".")

@@ -60,7 +60,7 @@ ONE_THING = {
 }
 # How no help text begins: with what the option is, instead of what the command then does.
 NO_VERB = re.compile(r"(The|A|An|Of|In|On|At|By|For|How|What|Where|Which|Number|Names?|Paths?|Folder|File)\b|[^A-Z]")
-GONE = {"--out", "--dir", "--launch", "--plot", "--inspect", "--check", "--from-m2d", "--dst", "--out-dir"}
+GONE = {"--out", "--dir", "--launch", "--inspect", "--check", "--from-m2d", "--dst", "--out-dir"}
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
@@ -95,7 +95,7 @@ def test_who_takes_what() -> None:
         "evaluate zero-shot",
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
-        "evaluate compare",
+        "evaluate compare", "evaluate tagging", "tag", "captions weights",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

@@ -74,7 +74,7 @@ def test_several_labels_and_map_go_together(tmp_path: Path) -> None:
         ("name: x\ncounts: {train: many}\n", "line 2.*counts.train"),
         ("name: x\ncounts: {dev: 3}\n", "line 2.*unknown dev"),
         ("name: x\npapers: [{model: y}]\n", "line 2.*entry 1 lacks protocol, score"),
-        ("name: x\nprotocols: [tagging]\n", "protocols has tagging"),
+        ("name: x\nprotocols: [guessing]\n", "protocols has guessing"),
         ("name: x\nmetadata: 3\n", "line 2.*metadata"),
     ],
 )

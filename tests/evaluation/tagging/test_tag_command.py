@@ -294,6 +294,8 @@ def test_names_that_hurt(checkpoint: Path, tmp_path: Path) -> None:
         (("--classes", "missing.txt"), "missing.txt"),
         (("-o", "tags.xyz"), ".jsonl, .csv and .parquet"),
         (("--format", "csv"), "--format needs --output"),
+        (("-o", "."), "is a folder"),
+        (("-o", "/", "--format", "csv"), "is a folder"),
         (("--window", "nan"), "finite"),
         (("--window", 0), "--window"),
         (("--top", -1), "--top"),
