@@ -24,8 +24,9 @@ from m2dprep.cli.options import (
     titled,
 )
 from m2dprep.training.config import SETTINGS, THE_MODELS, default_of
+from m2dprep.training.recipes.second_generation import RECIPES
 
-PLACES = "m2dprep.places"
+PLACES, RECIPE = "m2dprep.places", "m2dprep.recipe"
 # Help does not say what no run comes near: limits above these.
 NEAR = {int: 1024, float: 1}
 PAIR = "BINSxFRAMES"
@@ -125,7 +126,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
             values[key] = _of_file(key, value)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-    context.default_map = values
+    context.default_map = {**(context.default_map or {}), **values}
     context.meta[PLACES] = {key: setting.place for key, setting in found.items()}
 
 
@@ -154,6 +155,14 @@ def located(error: UserError, context: click.Context) -> UserError:
     return UserError(f"{error} ({'; '.join(named)})") if named else error
 
 
+def _read_recipe(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Make a named recipe's values the defaults of the options; files and flags win over them."""
+    if name is None:
+        return
+    context.meta[RECIPE] = RECIPES[name]
+    context.default_map = {**RECIPES[name], **(context.default_map or {})}
+
+
 # The run: its folder, and where its settings come from.
 general_options = titled(
     "The run",
@@ -166,6 +175,15 @@ general_options = titled(
         expose_value=False,
         help="Read settings from this YAML file, which may have a key for every option here (data for DATA) "
         "and for every one in a run's train.yaml. Options on the command line win over it.",
+    ),
+    click.option(
+        "--recipe",
+        type=click.Choice(list(RECIPES)),
+        callback=_read_recipe,
+        is_eager=True,
+        expose_value=False,
+        help="Take the settings of this recipe of the authors. A settings file and options win over it, and it wins "
+        "over the named size.",
     ),
     click.option(
         "--dry-run",

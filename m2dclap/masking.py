@@ -60,14 +60,28 @@ def structured_mask(
     shows them first, and unmarked ones, here drawn at random, only until V patches are seen; V is the same.
     """
     share = float(torch.rand((), dtype=torch.float64))
+    rows, columns = torch.rand(batch, grid[0]), torch.rand(batch, grid[1])
+    order = torch.rand(batch, math.prod(grid)) if inverted else None
+    return structured_visible(grid, ratio, share, rows, columns, order).to(device, non_blocking=True)
+
+
+def structured_visible(
+    grid: tuple[int, int],
+    ratio: float,
+    share: float,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The patches that the encoder sees, (B, V), ascending, from numbers in [0, 1) that were drawn before.
+
+    ``share`` is that of `structured_counts`; the rows and columns with the smallest of the numbers ``rows`` (B, F) and
+    ``columns`` (B, T) are marked. Without ``order`` the marked patches are hidden; with it (B, F·T), they are shown
+    first, as by the original's defect, and then the unmarked ones of smallest number.
+    """
     count_rows, count_columns = structured_counts(grid, ratio, share)
-    rows = torch.rand(batch, grid[0]).argsort(dim=1)[:, :count_rows]
-    columns = torch.rand(batch, grid[1]).argsort(dim=1)[:, :count_columns]
-    marks = structured_marks(grid, rows, columns)
+    marks = structured_marks(grid, rows.argsort(dim=1)[:, :count_rows], columns.argsort(dim=1)[:, :count_columns])
     num_visible = math.prod(grid) - int(marks[0].sum())
-    if inverted:
-        order = (torch.rand(batch, math.prod(grid)) - marks.float()).argsort(dim=1)
-    else:
-        order = marks.byte().argsort(dim=1, stable=True)
-    visible: torch.Tensor = order[:, :num_visible].sort(dim=1).values
-    return visible.to(device, non_blocking=True)
+    ranked = marks.byte().argsort(dim=1, stable=True) if order is None else (order - marks.float()).argsort(dim=1)
+    visible: torch.Tensor = ranked[:, :num_visible].sort(dim=1).values
+    return visible

@@ -13,14 +13,14 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.process import die_with_parent
 from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.training.dataset import Batch, BatchKey, Clips, TrainOrder, whole_batch
+from m2dprep.training.dataset import Batch, whole_batch
 from m2dprep.training.signals import WATCHED, ignore_stop_signals, stop_signals_held_back
 
 SHARED_MEMORY = (
@@ -52,6 +52,18 @@ WHY_KILLED = {
 }
 
 
+class Samples(Protocol):
+    """A data set that makes a whole batch for a key, such as `training.dataset.Clips`."""
+
+    @property
+    def reading(self) -> str | None:
+        """The file that was read last, for errors that name no file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
 class Parcel:
     """Either a batch, as bytes that name its shared memory, or an error for the training process to raise.
 
@@ -59,18 +71,18 @@ class Parcel:
     never arrives. Here it happens where errors are caught.
     """
 
-    def __init__(self, content: bytes | Batch | Exception) -> None:
+    def __init__(self, content: bytes | tuple[Any, ...] | Exception) -> None:
         self._content = content
 
     @classmethod
-    def pack(cls, clips: Clips, key: BatchKey) -> Parcel:
+    def pack(cls, clips: Samples, key: Any) -> Parcel:
         """The batch for ``key``, or the error that prevented it."""
         try:
             return cls(bytes(ForkingPickler.dumps(clips[key])))
         except Exception as error:
             return cls(as_user_error(error, clips.reading))
 
-    def open(self) -> Batch:
+    def open(self) -> Any:
         """The batch. Raises the error that prevented it."""
         if isinstance(self._content, bytes):
             self._content = self._unpacked(self._content)
@@ -81,8 +93,7 @@ class Parcel:
     @staticmethod
     def _unpacked(content: bytes) -> Batch | Exception:
         try:
-            batch: Batch = pickle.loads(content)  # noqa: S301 (of our own loading process)
-            return batch
+            return pickle.loads(content)  # noqa: S301 (of our own loading process)
         except EOFError as error:  # the worker that holds the batch is gone
             return ConnectionError(f"a batch could not be fetched: {first_line(error)}")
         except Exception as error:
@@ -91,8 +102,9 @@ class Parcel:
     def pin_memory(self) -> Parcel:
         """The same with the batch in pinned memory; PyTorch's loader calls this in a thread of its own."""
         try:
-            parts = {name: None if part is None else part.pin_memory() for name, part in self.open()._asdict().items()}
-            return Parcel(Batch(**parts))  # type: ignore[arg-type]
+            batch = self.open()
+            parts = {name: None if part is None else part.pin_memory() for name, part in batch._asdict().items()}
+            return Parcel(type(batch)(**parts))
         except Exception as error:
             return Parcel(as_user_error(error, None))
 
@@ -100,13 +112,13 @@ class Parcel:
 class Parcels(Dataset[Parcel]):
     """Batches of ``clips`` for worker processes; an error becomes part of a parcel and is never raised."""
 
-    def __init__(self, clips: Clips) -> None:
+    def __init__(self, clips: Samples) -> None:
         self._clips = clips
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def __getitems__(self, key: BatchKey) -> Parcel:
+    def __getitems__(self, key: Any) -> Parcel:
         return Parcel.pack(self._clips, key)
 
     __getitem__ = __getitems__
@@ -153,11 +165,11 @@ def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, devic
     raw = batch.log_mel.to(device, non_blocking=True).contiguous().float()
     if frames is not None:
         frames = frames.to(device, non_blocking=True)
-    log_mel, clean = _normalised(raw, frames, stats), None
+    log_mel, clean = normalised(raw, frames, stats), None
     if batch.background is not None:
         background = batch.background.to(device, non_blocking=True).contiguous().float()
         clean = log_mel
-        log_mel = _normalised(mix_powers(raw, background, noise_ratio), frames, stats)
+        log_mel = normalised(mix_powers(raw, background, noise_ratio), frames, stats)
     text_embedding = batch.text_embedding.to(device, non_blocking=True)
     return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True))
 
@@ -169,7 +181,7 @@ def mix_powers(log_mel: torch.Tensor, background: torch.Tensor, ratio: float) ->
     return torch.logaddexp(log_mel + math.log1p(-ratio), background + math.log(ratio))
 
 
-def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Normalization) -> torch.Tensor:
+def normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Normalization) -> torch.Tensor:
     normalised = (log_mel - stats.mean) / stats.std
     if frames is None:
         return normalised
@@ -178,7 +190,7 @@ def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Norma
 
 
 def make_loader(
-    dataset: Clips, order: TrainOrder, workers: int | None, device: torch.device, processes: int = 1
+    dataset: Samples, order: Iterable[Any], workers: int | None, device: torch.device, processes: int = 1
 ) -> DataLoader[Any]:
     """Batches in the order of ``order``, in pinned memory for a GPU; as parcels if ``workers`` load them.
 
@@ -189,8 +201,8 @@ def make_loader(
         workers = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
     forked_here = processes == 1 and multiprocessing.get_start_method() == "fork"
     return DataLoader(
-        Parcels(dataset) if workers else dataset,
-        batch_sampler=order,  # type: ignore[arg-type]  # a key for a whole batch instead of a list
+        Parcels(dataset) if workers else dataset,  # type: ignore[arg-type]  # has all that a data set needs
+        batch_sampler=order,
         num_workers=workers,
         collate_fn=whole_parcel if workers else whole_batch,  # type: ignore[arg-type]  # gets what is made of a key
         pin_memory=device.type == "cuda",
@@ -240,7 +252,7 @@ class Batches:
     def __iter__(self) -> Batches:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         try:
             given = next(self._batches)
             return given.open() if isinstance(given, Parcel) else given

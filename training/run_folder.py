@@ -6,6 +6,7 @@ RUN/log.jsonl, RUN/events.out.tfevents.*   how it went
 RUN/skipped.csv, skipped.csv.xxh3          listed files that are not trained on, and why; the digest of that
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth          after so many epochs
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and so many steps of the next one
+RUN/m2d_clap_vit_base-80x1001p16x16p16kpBpTI-…/text_encoder/             configuration and tokenizer of a text tower
 RUN/earlier-run/                           the run that this one replaces (--overwrite), until this one is done
 """
 
@@ -22,6 +23,7 @@ from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.m2dclap.checkpoint import checkpoints_in
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.layouts import TEXT_FOLDER
 from m2dprep.training.config import TrainConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
@@ -44,13 +46,18 @@ def model_name(size: str) -> str:
     return MODEL_PREFIX + size
 
 
-def checkpoint_folder_name(size: str, model: ModelConfig, train: TrainConfig, sample_rate: int, digest: str) -> str:
+def checkpoint_folder_name(
+    size: str, model: ModelConfig, train: TrainConfig, sample_rate: int, digest: str, letter: str = ""
+) -> str:
     """A folder name from which the original's loaders can read the shapes.
 
-    ``<model>-<F>x<T>p<f>x<t>p<kHz>k-<anything>``; the last part is ours: epochs, batch, seed and a digest of all
-    settings, so that two runs never share a name.
+    ``<model>-<F>x<T>p<f>x<t>p<kHz>k[p<letter>]-<anything>``; the letter is that of the text encoder, with ``pTI`` after
+    it if the checkpoint holds that too, and the last part is ours: epochs, batch, seed and a digest of all settings, so
+    that two runs never share a name.
     """
-    size_and_patch = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k"
+    size_and_patch = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k" + (
+        f"p{letter}" if letter else ""
+    )
     return f"{model_name(size)}-{size_and_patch}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
 
 
@@ -158,6 +165,7 @@ def remove_run(root: Path) -> None:
 def _parts_of_run(root: Path) -> list[Path]:
     """All files of a run except its configuration."""
     checkpoints = [path for folder in root.glob(f"{MODEL_PREFIX}*-*") for path in checkpoints_in(folder)]
+    checkpoints += [path for path in root.glob(f"{MODEL_PREFIX}*-*/{TEXT_FOLDER}/*") if path.is_file()]
     others = [path for name in RUN_FILES if (path := root / name).exists()]
     return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]
 
@@ -183,7 +191,7 @@ def _remove_empty_folders(root: Path) -> None:
 
 def _remove_run_folder(folder: Path) -> None:
     """Remove a folder if it holds nothing but empty folders."""
-    for inner in folder.glob(f"{MODEL_PREFIX}*-*"):
+    for inner in (*folder.glob(f"{MODEL_PREFIX}*-*"), *folder.glob(TEXT_FOLDER)):
         _remove_run_folder(inner)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
