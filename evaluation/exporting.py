@@ -71,9 +71,10 @@ def released_name(checkpoint: Checkpoint, *, text_inside: bool) -> str:
         letter = letter_of(str(known), kind) if text_inside or letter_of(str(known), kind) != "X" else ""
     if text_inside:
         letter = f"{letter or 'B'}pTI"
-    rest = checkpoint.path.resolve().parent.name.split("-", 2)[2:] if named is not None else []
+    fields = checkpoint.path.resolve().parent.name.split("-", 2) if named is not None else []
+    model, rest = fields[0] if fields else f"m2d_clap_vit_{size}", fields[2:]
     shape = f"{_by(config.input_size)}p{_by(config.patch_size)}p{rate}" + (f"p{letter}" if letter else "")
-    return "-".join([f"m2d_clap_vit_{size}", shape, rest[0] if rest else checkpoint.path.stem])
+    return "-".join([model, shape, rest[0] if rest else checkpoint.path.stem])
 
 
 def _whole(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:

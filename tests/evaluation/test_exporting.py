@@ -23,9 +23,10 @@ from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.exporting import LAYOUTS, laid_out, spectrogram_tables
 from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.m2dclap.layouts import folder_name, infer_config, layout_of, parts_of
+from m2dprep.m2dclap.layouts import TEXT_FOLDER, folder_name, infer_config, layout_of, parts_of
 from m2dprep.m2dclap.text.model import TextClap
 from m2dprep.m2dclap.text.tower import TextTower
+from tests.evaluation.made_clips import write_tones
 from tests.tiny import TINY_INFERABLE, state_of
 from tests.training.tiny_tower import make_tower
 
@@ -111,6 +112,15 @@ def released(folder: Path, tower: Path, *, position_ids: bool = False, patch: tu
     return path
 
 
+def put_beside(checkpoint: Path, tower: Path) -> None:
+    """The configuration and tokenizer of a tower where they are looked for."""
+    beside = checkpoint.parent / TEXT_FOLDER
+    beside.mkdir()
+    for one in tower.iterdir():
+        if one.suffix in (".json", ".txt"):
+            (beside / one.name).write_bytes(one.read_bytes())
+
+
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tower(
@@ -127,11 +137,7 @@ def test_a_released_file_compares_clips_with_captions_also_when_it_was_exported(
     clip = np.random.default_rng(0).normal(-7, 4, (1, 80, 100)).astype(np.float32)
     texts = ["the sound of kind 1", "said"]
     audio, text = encoder.encode([clip]), encoder.encode_texts(texts)
-    beside = path.parent / "text_encoder"
-    beside.mkdir()
-    for one in tower.iterdir():
-        if one.suffix in (".json", ".txt"):
-            (beside / one.name).write_bytes(one.read_bytes())
+    put_beside(path, tower)
     exported = export_checkpoint(path, tmp_path / "ours", "stage2")
     assert exported.file.parent.name == path.parent.name
     again = CheckpointEncoder(exported.file)
@@ -164,3 +170,30 @@ def test_a_run_is_exported_by_command(tmp_path: Path, make_data: Callable[..., P
     assert set(value) == {"model", "epoch", "args"}
     assert len(value["model"]) == told["tensors"]
     assert Checkpoint.read(file).config.sem_mode == 1
+
+
+def test_a_released_file_goes_through_every_protocol(tmp_path: Path, tower: Path) -> None:
+    """Its tokenizer is beside it, so that no text model is named."""
+    path = released(tmp_path / "theirs", tower)
+    put_beside(path, tower)
+    names = write_tones(tmp_path / "audio", 18)
+    rows = ["file_name,label,split,group"]
+    rows += [f"{name},kind {n % 3},{'test' if n >= 12 else 'train'},{n // 6}" for n, name in enumerate(names)]
+    place = tmp_path / "set"
+    place.mkdir()
+    (place / "metadata.csv").write_text("\n".join(rows) + "\n")
+    (place / "task.yaml").write_text("name: tones\nunit_seconds: 0.7\n")
+    (place / "prepared.json").write_text(json.dumps({"root": "../audio"}))
+    table = tmp_path / "audio" / "captions.csv"
+    table.write_text("file_name,caption\n" + "".join(f"{name},the sound of kind {n}\n" for n, name in enumerate(names)))
+    for protocol, clips, more in (
+        ("zero-shot", place, []),
+        ("retrieval", table, []),
+        ("linear", place, ["--epochs", "1", "--seeds", "1"]),
+    ):
+        result = CliRunner().invoke(m2dprep, ["evaluate", protocol, str(path), str(clips), *more, "--json"])
+        assert result.exit_code == 0, (protocol, result.output)
+        found = json.loads(result.stdout)
+        assert found["model"]["layout"] == "with its text tower, 2025"
+        if protocol != "linear":
+            assert found["model"]["text_model"]["pooling"] == "cls"
