@@ -33,8 +33,8 @@ def export() -> None:
         type=click.Choice(LAYOUTS),
         default="encoder-only",
         show_default=True,
-        help="training holds encoder, predictor and target; stage2 the encoder and a text tower; fine-tuned the "
-        "encoder and a classifier; encoder-only the encoder and its heads for captions.",
+        help="Write this layout: training holds encoder, predictor and target; stage2 the encoder and a text tower; "
+        "fine-tuned the encoder and a classifier; encoder-only the encoder and its heads for captions.",
     ),
     json_option,
 )

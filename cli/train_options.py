@@ -179,11 +179,12 @@ general_options = titled(
     click.option(
         "--recipe",
         type=click.Choice(list(RECIPES)),
+        metavar="NAME",
         callback=_read_recipe,
         is_eager=True,
         expose_value=False,
-        help="Take the settings of this recipe of the authors. A settings file and options win over it, and it wins "
-        "over the named size.",
+        help=f"Take the settings of this recipe of the authors: {', '.join(RECIPES)}. A settings file and options win "
+        "over it, and it wins over the named size.",
     ),
     click.option(
         "--dry-run",
