@@ -36,6 +36,7 @@ SECTIONS = {
         "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
         "fine-tune": ("m2dprep.cli.fine_tune", "fine_tune", "Fine-tune a checkpoint on labels, and test it."),
         "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
+        "export": ("m2dprep.cli.export", "export", "Checkpoints in the layouts of the original's programs."),
         "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
         "evaluate": (
             "m2dprep.cli.evaluation.protocols",

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import filled
 from m2dprep.cli.options import OUTPUT, PATH, PLACE, M2dprepCommand, TableCommand, json_option, output_option, titled
-from m2dprep.cli.train_options import general_options, located, setting_flags
+from m2dprep.cli.train_options import PLACES, RECIPE, general_options, located, recipe_option, setting_flags
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.training.config import SETTINGS, DataChoice, RunOptions, TrainConfig, preset
+from m2dprep.training.recipes.second_generation import RECIPES, TEXT
 from m2dprep.workflows.recipe.data_directory import for_training
-from m2dprep.workflows.recipe.declare import stage
+from m2dprep.workflows.recipe.declare import Given, stage
 
 # Options that do not decide what is trained.
 HOW = ("device", "compile", "save_every", "save_steps", "save_minutes", "keep", "log_every", "wandb", "loader_workers")
@@ -30,10 +32,17 @@ class TrainRequest(NamedTuple):
     options: RunOptions
 
 
-@stage(how=HOW, reads=for_training, shows=("epochs", "steps", "loss", "clips"))
+def what_is_read(given: Given) -> list[Path]:
+    """What a stage of training reads in its data directory, by what it trains for."""
+    recipe = RECIPES.get((given.values.get("recipe") or [""])[0], {})
+    named = given.values.get("objective")
+    return for_training(given, raw_captions=(named[0] if named else recipe.get("objective")) == TEXT)
+
+
+@stage(how=HOW, reads=what_is_read, shows=("epochs", "steps", "loss", "clips"))
 @click.command(cls=TableCommand)
 @click.argument("data", type=PLACE)
-@general_options()
+@general_options(recipe_option)
 @setting_flags()
 @click.pass_context
 def train(context: click.Context, data: Path, output: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
@@ -49,6 +58,7 @@ def train(context: click.Context, data: Path, output: Path, dry_run: bool, as_js
     Examples:
       m2dprep train data --model tiny -o runs/tiny
       m2dprep train data --embeddings data/capemb_gte-base --batch-size 512 --epochs 300 -o runs/base
+      m2dprep train data --recipe m2d-clap-2025-stage2 --init runs/base -o runs/text
       m2dprep train --config runs/base/train.yaml --seed 1 -o runs/again
     """
     request = read_request(context, data, options)
@@ -90,7 +100,10 @@ def read_request(context: click.Context, data: Path, options: dict[str, Any]) ->
     """What ``options``, and the settings file of ``context``, ask for. Raises `UserError` where they do not fit."""
     values = {**(context.default_map or {}), **options, "data": data}
     given = {key: value for key, value in values.items() if value is not None}
-    chosen = preset(options["model"])
+    recipe = context.meta.get(RECIPE, {})
+    chosen = preset(options["model"]).following(recipe)
+    # Not a user's change, but what the recipe has made the default.
+    given = {key: value for key, value in given.items() if not _is_of_recipe(context, key)}
     changes = {
         one.field: given[key]
         for key, one in SETTINGS.items()
@@ -105,3 +118,10 @@ def read_request(context: click.Context, data: Path, options: dict[str, Any]) ->
     if bool(config.noise_ratio) != bool(choice.backgrounds):
         raise click.UsageError("--noise-ratio and --noise-files go together: how much to mix in, and of what.")
     return TrainRequest(choice, model, config, run)
+
+
+def _is_of_recipe(context: click.Context, key: str) -> bool:
+    """Whether a setting has its value from the named recipe, and neither from a file nor from the command line."""
+    if key not in context.meta.get(RECIPE, {}) or key in context.meta.get(PLACES, {}):
+        return False
+    return context.get_parameter_source(key) in (None, ParameterSource.DEFAULT_MAP, ParameterSource.DEFAULT)

@@ -24,10 +24,11 @@ from m2dprep.cli.options import (
     titled,
 )
 from m2dprep.training.config import SETTINGS, THE_MODELS, default_of
+from m2dprep.training.recipes.second_generation import RECIPES
 
 DefaultOf = Callable[[Declared], Any]
 
-PLACES = "m2dprep.places"
+PLACES, RECIPE = "m2dprep.places", "m2dprep.recipe"
 # Help does not say what no run comes near: limits above these.
 NEAR = {int: 1024, float: 1}
 PAIR = "BINSxFRAMES"
@@ -140,7 +141,7 @@ def _reads_config(settings: Mapping[str, Declared]) -> Callable[[click.Context, 
                 values[key] = _of_file(key, value, settings["data" if key == "output" else key])
             except UserError as error:
                 raise UserError(f"{place}: {error}") from error
-        context.default_map = values
+        context.default_map = {**(context.default_map or {}), **values}
         context.meta[PLACES] = {key: setting.place for key, setting in found.items()}
 
     return read
@@ -198,3 +199,23 @@ def general_options(
         overwrite_option,
         json_option,
     )
+
+
+def _read_recipe(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Make a named recipe's values the defaults of the options; files and flags win over them."""
+    if name is None:
+        return
+    context.meta[RECIPE] = RECIPES[name]
+    context.default_map = {**RECIPES[name], **(context.default_map or {})}
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    metavar="NAME",
+    callback=_read_recipe,
+    is_eager=True,
+    expose_value=False,
+    help=f"Take the settings of this recipe of the authors: {', '.join(RECIPES)}. A settings file and options win "
+    "over it, and it wins over the named size.",
+)

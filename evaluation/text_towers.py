@@ -21,7 +21,8 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
 from m2dprep.captions.embedding.model_files import ModelFiles, find_model, require_no_code
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.layouts import depth_of, folder_name
+from m2dprep.m2dclap.layouts import TEXT_FOLDER, depth_of, folder_name
+from m2dprep.m2dclap.text.tower import POOLINGS, TowerFiles, pretrained_weights, read_tower
 
 
 class TextTower(Protocol):
@@ -158,66 +159,133 @@ def _in_cache(model: str) -> Iterator[Path]:
         yield from sorted(cache.glob(f"models--*{name}/snapshots/*"))
 
 
+class TowerSource(NamedTuple):
+    """A text tower that can be trained or encode: its files, its pooling, and where its weights are.
+
+    ``inside`` are weights that a checkpoint holds; without them they are in ``folder``, and ``digest`` is theirs.
+    """
+
+    files: TowerFiles
+    pooling: str
+    origin: str
+    folder: Path
+    digest: str | None = None
+    inside: Mapping[str, torch.Tensor] | None = None
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of the transformer. Raises `UserError` if they cannot be read."""
+        if self.inside is None:
+            return pretrained_weights(self.folder, self.files.name)
+        return {key: value for key, value in self.inside.items() if not key.endswith("position_ids")}
+
+
+def tower_source(checkpoint: Checkpoint, model: str | None, default: str) -> TowerSource:
+    """The text encoder ``model`` (a folder, or a name on the hub), or else the tower in a checkpoint, or ``default``.
+
+    Raises `UserError` if there is no such model, or it needs code of its own.
+    """
+    if model is None and checkpoint.text_weights:
+        return tower_inside(checkpoint)
+    found = require_no_code(find_model(model or default))
+    files = read_tower(found.folder, found.name)
+    return TowerSource(files, "cls", found.name, found.folder, found.weights_digest())
+
+
+def tower_inside(checkpoint: Checkpoint, model: str | None = None) -> TowerSource:
+    """The tower that a checkpoint holds; ``model`` is a folder or hub name with its tokenizer and configuration.
+
+    Without ``model`` these are beside the checkpoint, in the folder `TEXT_FOLDER`, or else those of the model that the
+    tower began as, with the sizes of the weights. Raises `UserError` if there are none.
+    """
+    trained = trained_with(checkpoint, replaced=True)
+    beside = checkpoint.path.parent / TEXT_FOLDER
+    there = (beside / CONFIGURATIONS[0]).is_file()
+    found = require_no_code(find_model(model or (str(beside) if there else _tokenizer_of(checkpoint, trained))))
+    try:
+        files = read_tower(found.folder, str(trained.get("model") or found.name) if there and not model else found.name)
+        if not model and not there:
+            files = files._replace(config=_fitted(files.config, checkpoint.text_weights))
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint.path} holds a text tower whose tokenizer cannot be read: {error} --text-model names a folder "
+            "with its config.json and tokenizer."
+        ) from error
+    pooling = str(trained.get("pooling") or "cls")
+    pooling = pooling if pooling in POOLINGS else "cls"
+    digest = trained.get("weights")
+    return TowerSource(files, pooling, f"{checkpoint.path}", found.folder, digest, checkpoint.text_weights)
+
+
 class TowerInside:
-    """The text tower that a checkpoint holds: the last hidden state at the first token, as the original takes it."""
+    """The text tower that a checkpoint holds, with the pooling of its training: by default, as in the original, the
+    last hidden state at the first token."""
 
     def __init__(self, checkpoint: Checkpoint, model: str | None, device: torch.device, batch_size: int = 64) -> None:
-        """``model`` is a folder or hub name with the tokenizer, and the configuration if the folder has one.
+        """``model`` is a folder or hub name with the tokenizer and configuration, if they are not to be found.
 
         Raises `UserError` if there is no such model, or its configuration does not fit the weights.
         """
-        from transformers import AutoConfig, AutoModel, AutoTokenizer  # seconds to import
-
         self._owner, self._batch_size, self._device = checkpoint.path, batch_size, device
-        weights = {k: v for k, v in checkpoint.text_weights.items() if not k.endswith("position_ids")}
-        files = require_no_code(find_model(model or _tokenizer_of(checkpoint)))
+        source = tower_inside(checkpoint, model)
+        self._source, self._tokenizer = source, source.files.tokenizer
+        weights = source.weights()
         try:
-            config: Any = AutoConfig.from_pretrained(files.folder)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(files.folder)
-            config = config if model else _fitted(config, weights)
-            self._model: Any = AutoModel.from_config(config)
-            self._model.load_state_dict(weights)
-        except Exception as error:  # the libraries raise any kind of error for a foreign folder
+            self._tower = source.files.new(source.pooling)
+            self._tower.text_encoder.load_state_dict(weights)
+        except (UserError, RuntimeError) as error:
             raise UserError(
-                f"{checkpoint.path} holds a text tower that the configuration of {files.name} does not fit "
+                f"{checkpoint.path} holds a text tower that the configuration of {source.files.name} does not fit "
                 f"({first_line(error)}). --text-model names a folder with its config.json and tokenizer."
             ) from error
         bad = [key for key, value in weights.items() if not bool(value.isfinite().all())]
         if bad:
             raise UserError(f"{checkpoint.path}: weights of its text tower are not finite ({bad[0]} first).")
-        self._model.to(device).eval()
-        self._limit = getattr(config, "max_position_embeddings", None)
-        self._name = files.name
+        self._tower.to(device).eval()
+        self._limit = min(checkpoint.text_model.get("max_length") or source.files.max_tokens, source.files.max_tokens)
         self.truncated = 0
 
     @property
     def dim(self) -> int:
-        return int(self._model.config.hidden_size)
+        return self._tower.dim
 
     def describe(self) -> dict[str, Any]:
-        return {"model": f"{self._owner.name}'s own, tokenizer of {self._name}", "pooling": "cls", "weights": None}
+        name = f"{self._owner.name}'s own, tokenizer of {self._source.files.name}"
+        return {"model": name, "pooling": self._source.pooling, "weights": None}
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, dim). A text of more tokens than the model has positions for is cut, and counted."""
         found = []
         for start in range(0, len(texts), self._batch_size):
-            batch = list(texts[start : start + self._batch_size])
-            tokens = self._tokenizer(batch, padding="longest", truncation=False, return_tensors="pt")
-            if self._limit is not None and tokens["input_ids"].shape[1] > self._limit:
-                self.truncated += int((tokens["attention_mask"].sum(dim=1) > self._limit).sum())
-                tokens = self._tokenizer(
-                    batch, padding="longest", truncation=True, max_length=self._limit, return_tensors="pt"
-                )
-            inputs = {key: tokens[key].to(self._device) for key in ("input_ids", "attention_mask")}
-            found.append(self._model(**inputs).last_hidden_state[:, 0].float().cpu().numpy())
+            rows = self._tokenizer(list(texts[start : start + self._batch_size]), truncation=False)["input_ids"]
+            self.truncated += sum(len(row) > self._limit for row in rows)
+            if any(len(row) > self._limit for row in rows):
+                part = list(texts[start : start + self._batch_size])
+                rows = self._tokenizer(part, truncation=True, max_length=self._limit)["input_ids"]
+            lengths = [len(row) for row in rows]
+            tokens = torch.full((len(rows), max(lengths)), self._source.files.padding)
+            for place, row in zip(tokens, rows, strict=True):
+                place[: len(row)] = torch.tensor(row)
+            found.append(self._tower(tokens.to(self._device), lengths).float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
 
 
-def _tokenizer_of(checkpoint: Checkpoint) -> str:
+def _tokenizer_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     """Where the tokenizer of a tower inside a checkpoint is: with the model that the tower began as."""
-    trained = trained_with(checkpoint, replaced=True)
     return place_by_digest(trained, checkpoint.path) or str(trained.get("model") or LETTERS["B"].model)
+
+
+# For towers of which the original has no letter. Its loaders refuse this one.
+NO_LETTER = "X"
+
+
+def letter_of(model: str, kind: str) -> str:
+    """The original's letter for a text encoder: by its name, or that of its kind of transformer."""
+    short = Path(model).name
+    for letter, rule in LETTERS.items():
+        if letter and short == Path(rule.model).name:
+            return letter
+    return {"bert": "B", "roberta": "R", "modernbert": "M"}.get(kind, NO_LETTER)
 
 
 def _fitted(config: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -61,6 +61,7 @@ class Checkpoint:
     text_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     head_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layout: str = ""
+    scale: torch.Tensor | None = None
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -77,7 +78,7 @@ class Checkpoint:
         else:
             config = infer_config(parts.model, path)
         own = dict(args) if isinstance(args, Mapping) else {}
-        return cls(path, config, parts.model, own, parts.text, parts.head, layout_of(parts))
+        return cls(path, config, parts.model, own, parts.text, parts.head, layout_of(parts), parts.scale)
 
     @property
     def has_clap_head(self) -> bool:
@@ -161,6 +162,13 @@ class Checkpoint:
                 f"{self.path}: {len(bad)} of its weights are not finite ({bad[0]} first): its training has "
                 "diverged. Take an earlier checkpoint."
             )
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The logarithm of the inverse temperature, (). Raises `UserError` if there is none, or it is none."""
+        if self.scale is None or self.scale.numel() != 1 or not bool(self.scale.isfinite().all()):
+            raise UserError(f"{self.path} has no logit_scale, the temperature of its captions.")
+        return self.scale.reshape(())
 
     @property
     def norm_stats(self) -> Normalization:

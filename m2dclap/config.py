@@ -75,6 +75,13 @@ class ModelConfig:
     )
     loss_m2d: Weight = option(1.0, "Give the loss of masked patches this weight.")
     loss_clap: Weight = option(0.01, "Give the loss of captions this weight.")
+    # Weights change after each epoch, in equal steps (`epoch_weights`).
+    loss_m2d_end: Weight | None = option(
+        None, "Let the weight of masked patches' loss come to this after the last epoch.", shown="stays", later=True
+    )
+    loss_clap_end: Weight | None = option(
+        None, "Let the weight of captions' loss come to this after the last epoch.", shown="stays", later=True
+    )
     # 1 to 4 are semantic heads (`m2dclap.heads.SEMANTIC_SIZES`), the number is the original's.
     sem_mode: Annotated[int, Range(0, 4)] = option(
         0,
@@ -142,6 +149,12 @@ class ModelConfig:
         if self.masking == RANDOM:
             return self.num_patches
         return 3 * self.num_patches + (self.num_blocks if self.masking == BLOCKS else 0)
+
+    def epoch_weights(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """The weights of both losses, M2D and CLAP, in an ``epoch`` (0, 1, …) of a run of so many."""
+        ends = (self.loss_m2d, self.loss_m2d_end), (self.loss_clap, self.loss_clap_end)
+        m2d, clap = (first if last is None else first + epoch * (last - first) / epochs for first, last in ends)
+        return m2d, clap
 
     def to_dict(self) -> dict[str, Any]:
         return plain_values(recorded(self))

@@ -113,9 +113,9 @@ class DistributedContext:
             failure = error
         self.raise_any(failure)
 
-    def averaging(self, module: nn.Module) -> nn.Module:
+    def averaging(self, module: nn.Module, *, leaves_unused: bool = False) -> nn.Module:
         """``module`` itself, or with several processes a wrapper that averages gradients as they are computed."""
-        return module if self.size == 1 else averaging(module, self.device)
+        return module if self.size == 1 else averaging(module, self.device, leaves_unused=leaves_unused)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The average of ``values`` over all processes, on the CPU."""
@@ -126,14 +126,23 @@ class DistributedContext:
         return values
 
 
-def averaging(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap ``module`` so that its gradients are averaged over all processes; ``device`` is this process's."""
+def averaging(module: nn.Module, device: torch.device, *, leaves_unused: bool = False) -> nn.Module:
+    """Wrap ``module`` so that its gradients are averaged over all processes; ``device`` is this process's.
+
+    If it ``leaves_unused`` some parameters that are trained, they get no gradient, instead of being waited for.
+    """
     parallel: Any = nn.parallel.DistributedDataParallel
     device_ids = [device.index] if device.type == "cuda" else None
     # Buffers are constants here, equal in all processes; torch 2.13 renamed the option that leaves them alone.
     names = inspect.signature(parallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    wrapped: nn.Module = parallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **{leave_buffers: False})
+    wrapped: nn.Module = parallel(
+        module,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=leaves_unused,
+        **{leave_buffers: False},
+    )
     return wrapped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def initialise(model: M2DCLAP, path: Path) -> str:
         wanted = [key for key in own if key.startswith(target)]
         if any(key not in given for key in wanted):
             given |= {key: given[key.replace(target, source, 1)] for key in wanted}
-    fresh = _drop_what_does_not_fit(given, own)
+    fresh = _drop_what_does_not_fit(given, own, checkpoint.weights)
     checkpoint.require_finite(key for key in given if key in checkpoint.weights)
     model.load_state_dict(given, strict=False)
     unused = sorted(set(checkpoint.weights) - set(own))
@@ -82,13 +83,19 @@ def _positions(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, torch.T
     return {"pos_embed": interpolate_pos_embed(table, checkpoint.config.grid_size, config.grid_size)}
 
 
-def _drop_what_does_not_fit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Counter[str]:
-    """Remove every weight of the parts that are not whole, so that these start at random. Returns counts per part."""
+def _drop_what_does_not_fit(
+    given: dict[str, torch.Tensor], own: dict[str, torch.Tensor], held: Mapping[str, torch.Tensor]
+) -> Counter[str]:
+    """Remove every weight of the parts that are not whole, so that these start at random. Returns counts per part.
+
+    A part of more blocks than the model's, of which the checkpoint has others ``held``, is not whole either.
+    """
     given.pop("decoder_pos_embed", None)
     fresh: Counter[str] = Counter()
     for part in OPTIONAL:
         keys = [key for key in own if key.startswith(part)]
-        if any(key not in given or given[key].shape != own[key].shape for key in keys):
+        more = any(key.startswith(part) and key not in own for key in held)
+        if keys and (more or any(key not in given or given[key].shape != own[key].shape for key in keys)):
             fresh[part] = len(keys)
             for key in keys:
                 given.pop(key, None)

@@ -20,6 +20,8 @@ from m2dprep.m2dclap.heads import SEMANTIC_SIZES, SemanticSize
 
 RUNTIME_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.", "backbone."
 TEXT_PREFIX, HEAD_PREFIX = "text_encoder.", "module.head."
+# The folder beside a checkpoint that has the configuration and tokenizer of the text tower in it.
+TEXT_FOLDER = "text_encoder"
 DEFAULT_MEL_BINS = 80
 HEAD_DIM, DECODER_HEAD_DIM = 64, 32
 # A folder's name is <model>-<F>x<T>p<f>x<t>[p<kHz>k[p<letter>[pTI]]]-<anything>.
@@ -71,11 +73,15 @@ def folder_name(path: Path) -> FolderName | None:
 
 
 class Parts(NamedTuple):
-    """A checkpoint's tensors by what they belong to, with plain names: the model, its text tower, a classifier."""
+    """A checkpoint's tensors by what they belong to, with plain names: the model, its text tower, a classifier.
+
+    ``scale`` is the logarithm of the inverse temperature, None if the checkpoint holds none.
+    """
 
     model: dict[str, torch.Tensor]
     text: dict[str, torch.Tensor]
     head: dict[str, torch.Tensor]
+    scale: torch.Tensor | None = None
 
 
 def parts_of(value: Mapping[str, Any]) -> Parts:
@@ -87,7 +93,7 @@ def parts_of(value: Mapping[str, Any]) -> Parts:
     text = _below(plain, TEXT_PREFIX)
     backbone = _below(plain, BACKBONE_PREFIX)
     model = backbone or {key: tensor for key, tensor in plain.items() if not key.startswith((TEXT_PREFIX, HEAD_PREFIX))}
-    return Parts(model, _below(text, TEXT_PREFIX) or text, head)
+    return Parts(model, _below(text, TEXT_PREFIX) or text, head, plain.get("logit_scale"))
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ MAX_LOGIT_SCALE = math.log(100)
 class Output(NamedTuple):
     """The results of a training step for B clips of L patches, of which V are visible.
 
-    ``loss`` = ``config.loss_m2d`` · ``loss_m2d`` + ``config.loss_clap`` · ``loss_clap``. ``mask`` (B, L) is 1 for
+    ``loss`` is the sum of ``loss_m2d`` and ``loss_clap`` with the model's ``loss_weights``. ``mask`` (B, L) is 1 for
     masked patches; ``latent`` (B, 1 + V, D) holds the visible patches after the class token; ``pred`` and ``target``
     (B, L − V, D) hold the masked ones; ``audio_embedding`` and ``text_embedding`` (B, D) are not yet of unit length.
     """
@@ -121,6 +121,7 @@ class M2DCLAP(Encoder):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self.audio_proj = new_audio_head(dim, config.sem_mode)
         self.text_proj = nn.Identity() if config.off_emb_dim == dim else nn.Linear(config.off_emb_dim, dim)
+        self.loss_weights = config.epoch_weights(0, 1)
         self.apply(xavier)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
         for token in (self.cls_token, self.mask_token):
@@ -160,7 +161,7 @@ class M2DCLAP(Encoder):
         with torch.autocast(log_mel.device.type, enabled=False):
             loss_m2d = m2d_loss(pred, target)
             loss_clap = clap_loss(audio, text, self.logit_scale, gather=gather)
-        loss = self.config.loss_m2d * loss_m2d + self.config.loss_clap * loss_clap
+        loss = self.loss_weights[0] * loss_m2d + self.loss_weights[1] * loss_clap
         return Output(loss, loss_m2d, loss_clap, mask.hidden, latent, pred, target, audio, text)
 
     @torch.no_grad()

@@ -32,7 +32,12 @@ BY_COMMANDS_ONLY = {"workflows": {"m2dclap", "evaluation", "training"}}
 # What an audio worker may import from outside the standard library.
 WORKER_MODULES = ["audioprep.convert", "audioprep.decode", "audioprep.logmel", "audioprep.config"]
 # Declarations of settings, from which commands make their flags. They import only the standard library.
-DECLARATIONS = ["training.config", "m2dclap.config", "training.fine_tuning.settings"]
+DECLARATIONS = [
+    "training.config",
+    "training.fine_tuning.settings",
+    "training.recipes.second_generation",
+    "m2dclap.config",
+]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
 # What commands say of themselves for recipes: light enough to be imported with every command.
 STAGES = ["workflows.recipe.declare", "workflows.recipe.data_directory"]

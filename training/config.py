@@ -28,15 +28,20 @@ from m2dprep.artifacts.settings import (
     values_of,
 )
 from m2dprep.m2dclap.config import ModelConfig, Share, plain_values
+from m2dprep.training.recipes.second_generation import MASKED, TEXT, TEXT_GROUP, TextTowerSettings
 
 # What is trained for, by the names that users choose from: what makes the `Objective` (module:name; it imports torch)
 # from a `ModelConfig`, a `TrainConfig` and the statistics of the data.
-OBJECTIVES = {"masked-clap": "m2dprep.training.objectives:MaskedClap.make"}
+# It may also be a `Plan`, which opens data of its own.
+OBJECTIVES = {
+    MASKED: "m2dprep.training.objectives:MaskedClap.make",
+    TEXT: "m2dprep.training.second_generation.plan:TextClapPlan",
+}
 SIZES = ("tiny", "small", "base", "large")
 # Titles of the groups of settings, in the order of help and of a run's train.yaml.
 DATA, MODEL, OPTIMISATION, LOCATION = "Data", ModelConfig.GROUP, "Optimisation", "Where it runs"
 SAVING, VALIDATION = "Saving and logging", "Validation"
-GROUPS = (DATA, MODEL, OPTIMISATION, LOCATION, SAVING, VALIDATION)
+GROUPS = (DATA, MODEL, OPTIMISATION, TEXT_GROUP, LOCATION, SAVING, VALIDATION)
 LIST_COLUMNS = "The column file_name is read, or else source or path; names are relative to DATA."
 THE_MODELS = "the model's"
 
@@ -48,7 +53,7 @@ CountOrNever = Annotated[int, Range(0, 1_000_000_000)]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TextTowerSettings):
     """How a model is trained. The defaults are the original trainer's, for one process.
 
     It holds only settings that change the result: not the number of processes or workers, nor how often to log or save.
@@ -104,8 +109,10 @@ class TrainConfig:
     # A model that still learns to match them betrays a leak.
     shuffle_captions: bool = option(False, "Give every clip the captions of another one, as a control.", group=DATA)
     objective: Annotated[str, OneOf(OBJECTIVES)] = option(
-        "masked-clap",
-        "Train for this. masked-clap is M2D-CLAP of 2024: predict masked patches, and tell clips apart by captions.",
+        MASKED,
+        "Train for this. masked-clap is M2D-CLAP of 2024 and stage 1 of 2025: predict masked patches, and tell clips "
+        "apart by embeddings of captions. text-clap is stages 2 and 2.1 of 2025: train a text encoder on captions "
+        "against the frozen audio encoder of --init.",
         group=MODEL,
         later=True,
     )
@@ -120,6 +127,9 @@ class TrainConfig:
             raise UserError("distinct needs weighted and draws: every clip comes once anyway without them.")
         if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs {self.warmup_epochs:g} must be within the {self.epochs} epochs.")
+        self.require_used(self.objective)
+        if self.objective == TEXT and self.noise_ratio:
+            raise UserError(f"noise_ratio is {self.noise_ratio}; the objective {TEXT} mixes no noise in.")
         if self.ema_decay_init > self.ema_decay_end:
             raise UserError(
                 f"ema_decay_init {self.ema_decay_init} must not be above ema_decay_end {self.ema_decay_end}."
@@ -165,6 +175,10 @@ class DataChoice:
         "Train with this pickled capemb_*.npy of the original; nothing but plain arrays in it is read.",
         key="m2d_embeddings",
     )
+    captions: Path | None = option(
+        None, "Train a text encoder (--objective text-clap) on the captions of this table.",
+        shown="captions.parquet of DATA",
+    )  # fmt: skip
     held_out: tuple[Path, ...] = option(
         (),
         "Validate on the log-mels of this list, which is like one of --files, and never train on them.",
@@ -289,6 +303,13 @@ class Preset:
     train: TrainConfig
     save_every: int
     """Epochs between checkpoints."""
+
+    def following(self, recipe: Mapping[str, Any]) -> Preset:
+        """The same with the settings of a named recipe, by key."""
+        values = dict(recipe)
+        every = values.pop("save_every", self.save_every)
+        model, train = self.with_changes(values)
+        return Preset(model, train, every)
 
     def with_changes(self, changes: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
         """Model and training with the settings in ``changes``; None keeps the preset's value.

@@ -28,7 +28,7 @@ from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.dataset import DEAL_STREAM, Clips
-from m2dprep.training.pairing import CaptionRows, CaptionSource, caption_sources, derange_captions
+from m2dprep.training.pairing import CaptionRows, RowsByClip, caption_sources, derange_captions
 
 DEFAULT_FRONT_END = "16k"
 # Opening headers is bound by the file system rather than by computation.
@@ -55,7 +55,7 @@ class TrainingData:
     weights: np.ndarray | None
     held_out: CaptionedFiles | None
     backgrounds: LogMels | None
-    captions: CaptionRows
+    captions: RowsByClip
     stats: Normalization
     front_end: LogMelConfig
     text_model: dict[str, Any] | None
@@ -68,17 +68,23 @@ class TrainingData:
 
     def dataset(self, model: ModelConfig, config: TrainConfig) -> Clips:
         """The samples for a model; with ``shuffle_captions``, every clip gets another clip's captions."""
-        clips = self.training.clips
-        if config.shuffle_captions:
-            clips = derange_captions(clips, np.random.default_rng((DEAL_STREAM, config.seed)))
+        clips = self.dealt(config)
+        assert isinstance(self.captions, CaptionRows)
         noise = self.backgrounds if config.noise_ratio > 0 else None
         hints = Hints.of(model, config.epochs)
         return Clips(self.training.log_mels, clips, self.captions, model, config.seed, noise, hints)
+
+    def dealt(self, config: TrainConfig) -> np.ndarray:
+        """The number of each log-mel's clip within the captions (n,); shuffled, those of another log-mel."""
+        if not config.shuffle_captions:
+            return self.training.clips
+        return derange_captions(self.training.clips, np.random.default_rng((DEAL_STREAM, config.seed)))
 
     def held_out_dataset(self, model: ModelConfig, config: TrainConfig) -> Clips | None:
         """The held-out clips with their own captions, without noise; None if none were chosen."""
         if self.held_out is None:
             return None
+        assert isinstance(self.captions, CaptionRows)
         hints = Hints.of(model, config.epochs)
         return Clips(self.held_out.log_mels, self.held_out.clips, self.captions, model, config.seed, None, hints)
 
@@ -95,28 +101,38 @@ class TrainingData:
         )
 
 
-def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
+def open_training_data(
+    choice: DataChoice,
+    n_mels: int,
+    texts: RowsByClip | None = None,
+    stats: Normalization | None = None,
+) -> TrainingData:
     """Open ``choice.root``, match files with captions and check every file's header before training starts.
 
-    Raises `UserError` if a part is missing or unusable, or if no listed file is left.
+    With ``texts``, clips are matched with those instead of with embeddings; with ``stats``, log-mels are normalised by
+    those instead of by the data directory's. Raises `UserError` if a part is missing or unusable, or if no listed file
+    is left.
     """
     layout = DataLayout(require_folder(choice.root, "a data directory"))
     if LmsLayout(choice.root).melspec.is_dir() or (choice.root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
         raise UserError(
             f"{choice.root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(choice.root).data}."
         )
-    stats = read_norm_stats(layout.norm_stats)
+    own_stats = stats is None
+    stats = read_norm_stats(layout.norm_stats) if stats is None else stats
     lists, in_place = (list(choice.file_lists), []) if choice.file_lists else lists_to_train_on(layout)
     weights, held_names = _listed_files(layout, lists, choice.weighted), _names_in(choice.held_out)
-    sources, text_model, notes = caption_sources(layout, choice.stores, choice.dictionaries)
-    captions = CaptionRows(sources)
+    captions, text_model, notes = texts, None, list[str]()
+    if captions is None:
+        sources, text_model, notes = caption_sources(layout, choice.stores, choice.dictionaries)
+        captions = CaptionRows(sources)
     listed = [name for name in weights if name not in held_names]
     if not listed:
         raise UserError("every file that is listed for training is held out; choose other lists with --files.")
     front_end = recorded_front_end(layout.root, [*listed, *held_names])
-    strange = require_own_statistics(layout, listed)
+    strange = require_own_statistics(layout, listed) if own_stats else []
     pairs = match_files([*listed, *held_names], captions.clip_ids)
-    without = _without_captions([*listed, *held_names], pairs, sources, captions.clip_ids)
+    without = _without_captions([*listed, *held_names], pairs, captions)
     training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
     held_out = None
     if held_names:
@@ -141,7 +157,7 @@ def open_training_data(choice: DataChoice, n_mels: int) -> TrainingData:
         identity={
             "clips": len(used),
             "file_names": fingerprint({"names": used}),
-            "embeddings": [source.fingerprint for source in sources],
+            captions.kind: captions.fingerprints,
             "norm_stats": list(stats),
             "weights": None if drawn is None else fingerprint({"weights": drawn.tolist()}),
             **_others_identity(held_out, backgrounds),
@@ -292,11 +308,9 @@ def _backgrounds(root: Path, lists: Sequence[Path], n_mels: int) -> tuple[LogMel
     return log_mels.take(kept), [Failure(name, "unreadable", problem) for name, problem in problems.items()]
 
 
-def _without_captions(
-    listed: Sequence[str], pairs: FileMatches, sources: Sequence[CaptionSource], clip_ids: Sequence[str]
-) -> dict[str, Failure]:
+def _without_captions(listed: Sequence[str], pairs: FileMatches, captions: RowsByClip) -> dict[str, Failure]:
     """The files without captions, by name. Raises `UserError` if none of the files has captions."""
-    names = ", ".join(source.name for source in sources)
+    names, clip_ids = ", ".join(captions.names), captions.clip_ids
     if (pairs.clip == NO_CLIP).all():
         raise UserError(
             f"none of the {len(listed):,} listed files has captions in {names}; for example {listed[0]!r}, "

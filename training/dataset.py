@@ -58,10 +58,11 @@ def _splitmix64(value: np.ndarray) -> np.ndarray:
 
 
 class BatchKey(NamedTuple):
-    """The key of a batch: the numbers of its clips (n,), and the epoch."""
+    """The key of a batch: the numbers of its clips (n,), the epoch, and the step whose batch it is, or is a part of."""
 
     epoch: int
     clips: np.ndarray
+    step: int = 0
 
 
 class TrainOrder(Sampler[BatchKey]):
@@ -103,13 +104,13 @@ class TrainOrder(Sampler[BatchKey]):
         for step in self._steps:
             key = self.batch(step)
             for part in np.split(key.clips, self._accumulate):
-                yield BatchKey(key.epoch, np.split(part, self._world_size)[self._rank])
+                yield BatchKey(key.epoch, np.split(part, self._world_size)[self._rank], step)
 
     def batch(self, step: int) -> BatchKey:
         """All clips of a step (0, 1, …), over all parts and processes."""
         epoch, place = divmod(step, self.steps_per_epoch)
         start = place * self._batch_size
-        return BatchKey(epoch, self._order(epoch)[start : start + self._batch_size])
+        return BatchKey(epoch, self._order(epoch)[start : start + self._batch_size], step)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch_order is None or self._epoch_order[0] != epoch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from m2dprep.artifacts.console import duration
 from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import join_processes, resolve_amp
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
-from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.loader import make_loader
 from m2dprep.training.loop import Trainer, batch_in_memory
+from m2dprep.training.objectives import Objective, plan_of
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.signals import was_told
 from m2dprep.training.speed import GIB, peak_memory
@@ -69,12 +69,13 @@ def dry_run(choice: DataChoice, model: ModelConfig, config: TrainConfig, options
     """Open the data, build the model, and measure one step after a first one. Raises the errors that `train` would."""
     Hints.of(model, config.epochs)  # refused before anything is written
     with join_processes(options.device, was_told) as context, batch_in_memory(config):
-        data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
-        model = replace(model, off_emb_dim=data.captions.dim)
+        plan = plan_of(model, config, options)
+        data = context.broadcast_from_main(lambda: plan.open(choice))
+        model = plan.model(data)
         context.broadcast_from_main(lambda: require_whole_batches(len(data), data.weights, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
-        state = make_state(model, config, data, context.device)
+        state = make_state(model, config, data, context.device, plan)
         if options.init is not None:
             state.objective.begin_with(options.init)
         if options.compile:
@@ -112,15 +113,14 @@ def measure_step(trainer: Trainer, parts: Sequence[Any]) -> tuple[float, float]:
 
 
 def estimate_memory(
-    objective: nn.Module, shape: ModelConfig, config: TrainConfig, device: torch.device, processes: int
+    objective: Objective, shape: ModelConfig, config: TrainConfig, device: torch.device, processes: int
 ) -> int:
     """Bytes for weights, gradients, Adam's two moments, and what the backward pass needs from the forward pass.
 
     Libraries, buffers and fragmentation are not included; they take about a GiB on a GPU.
     """
     state = 4 * (count_parameters(objective) + 3 * count_parameters(objective, trained=True))
-    visible, total = 1 + shape.num_visible, 1 + shape.num_patches
-    kept = shape.depth * visible * shape.embed_dim + shape.decoder_depth * total * shape.decoder_embed_dim
+    kept = objective.kept_per_clip(shape)
     width = 4 if resolve_amp(config.amp, device) == "none" else 2
     clips = config.batch_size // (config.accumulate * processes)
     inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1]

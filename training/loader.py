@@ -166,11 +166,11 @@ def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, devic
     raw = batch.log_mel.to(device, non_blocking=True).contiguous().float()
     if frames is not None:
         frames = frames.to(device, non_blocking=True)
-    log_mel, clean = _normalised(raw, frames, stats), None
+    log_mel, clean = normalised(raw, frames, stats), None
     if batch.background is not None:
         background = batch.background.to(device, non_blocking=True).contiguous().float()
         clean = log_mel
-        log_mel = _normalised(mix_powers(raw, background, noise_ratio), frames, stats)
+        log_mel = normalised(mix_powers(raw, background, noise_ratio), frames, stats)
     text_embedding = batch.text_embedding.to(device, non_blocking=True)
     hint = 1.0 if batch.hint is None else float(batch.hint)  # on the CPU: no waiting
     return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True), hint)
@@ -183,7 +183,7 @@ def mix_powers(log_mel: torch.Tensor, background: torch.Tensor, ratio: float) ->
     return torch.logaddexp(log_mel + math.log1p(-ratio), background + math.log(ratio))
 
 
-def _normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Normalization) -> torch.Tensor:
+def normalised(log_mel: torch.Tensor, frames: torch.Tensor | None, stats: Normalization) -> torch.Tensor:
     normalised = (log_mel - stats.mean) / stats.std
     if frames is None:
         return normalised

@@ -30,7 +30,7 @@ class Trainer:
 
     def __init__(self, state: TrainState[Any], schedule: Steps[Any], context: DistributedContext) -> None:
         self.state, self.schedule, self.context = state, schedule, context
-        self._forward = context.averaging(state.objective)
+        self._forward = context.averaging(state.objective, leaves_unused=state.objective.leaves_unused)
 
     def step(self, parts: Sequence[Any]) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
         """One step on a batch in parts, as the loader made them: forward, backward, clip, update.
@@ -42,6 +42,7 @@ class Trainer:
         lr = self.schedule.learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
+        state.objective.before_step(state.step, self.schedule)
         state.optimizer.zero_grad()
         losses = torch.stack([self._backward(part, number == len(parts)) for number, part in enumerate(parts, 1)])
         state.scaler.unscale_(state.optimizer)

@@ -1,7 +1,8 @@
 """The stages of training, one class each: the losses of a batch, what learns from them, and what is saved.
 
 The loop, its state, the log and the validation know only an `Objective` and no model, so they need no change for a
-stage that trains something else. `training.config.OBJECTIVES` names the stages that the settings can choose.
+stage that trains something else. A `Plan` opens its data and makes it. `training.config.OBJECTIVES` names the stages
+that the settings can choose.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.initialise import initialise
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import M2DCLAP
-from m2dprep.training.config import OBJECTIVES, TrainConfig
+from m2dprep.training.config import OBJECTIVES, DataChoice, RunOptions, TrainConfig
+from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch
 from m2dprep.training.loader import ModelInput, to_model_input
+from m2dprep.training.pairing import CaptionRows
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.speed import train_flops_per_clip
 
@@ -35,6 +40,8 @@ class Objective(nn.Module, ABC):
     """
 
     loss_names: ClassVar[tuple[str, ...]]
+    leaves_unused: ClassVar[bool] = False
+    """Whether some of what is trained takes no part in the losses, such as the last layer of a foreign model."""
 
     def __init_subclass__(cls) -> None:
         names = cls.loss_names
@@ -56,6 +63,9 @@ class Objective(nn.Module, ABC):
     def forward(self, inputs: Any, *, gather: bool = False) -> dict[str, torch.Tensor]:
         """Call `losses` in the way that `DistributedDataParallel` sees."""
         return self.losses(inputs, gather=gather)
+
+    def before_step(self, step: int, schedule: Any) -> None:
+        """Work that precedes a ``step`` (0, 1, …), such as what changes with the epoch; ``schedule`` is the run's."""
 
     def after_step(self, step: int, schedule: Any) -> dict[str, float | torch.Tensor]:
         """Work that follows the optimiser's ``step`` (0, 1, …); ``schedule`` is the run's. Returns metrics for the
@@ -90,17 +100,64 @@ class Objective(nn.Module, ABC):
     def flops_per_clip(self) -> int:
         """Floating-point operations per clip of a step, forward and backward."""
 
+    def kept_per_clip(self, model: ModelConfig) -> int:
+        """Numbers per clip that enter the blocks whose backward pass needs them, for estimates of memory."""
+        visible, total = 1 + model.num_visible, 1 + model.num_patches
+        return model.depth * visible * model.embed_dim + model.decoder_depth * total * model.decoder_embed_dim
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
 
-def make_objective(model: ModelConfig, config: TrainConfig, stats: Normalization) -> Objective:
-    """The stage that ``config`` chooses; its new weights follow from the seed and are the same on every device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        made: Objective = pkgutil.resolve_name(OBJECTIVES[config.objective])(model, config, stats)
+class Plan:
+    """How a run opens its data and makes its objective. This is the way of stages that learn from stored embeddings."""
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, options: RunOptions) -> None:
+        self.config, self.options = config, options
+        self._asked = model
+
+    def open(self, choice: DataChoice) -> TrainingData:
+        """The data to train on; called in the first process only. Raises `UserError` if they cannot be trained on."""
+        if choice.captions is not None:
+            raise UserError("--captions is for the objective text-clap; this one trains on --embeddings of captions.")
+        return open_training_data(choice, self._asked.input_size[0])
+
+    def model(self, data: TrainingData) -> ModelConfig:
+        """The model, with the length of the text embeddings found."""
+        assert isinstance(data.captions, CaptionRows)
+        return replace(self._asked, off_emb_dim=data.captions.dim)
+
+    def size(self) -> str:
+        """The size in the model's name."""
+        return self.options.size
+
+    def letter(self) -> str:
+        """What the folder of checkpoints says of a text encoder, as the original's loaders read it."""
+        return ""
+
+    def make(self, model: ModelConfig, data: TrainingData) -> Objective:
+        """The objective, with new weights from torch's seed."""
+        made: Objective = pkgutil.resolve_name(OBJECTIVES[self.config.objective])(model, self.config, data.stats)
+        return made
+
+    def write_beside(self, folder: Path) -> None:
+        """Write to the ``folder`` of checkpoints what belongs to all of them."""
+
+
+def plan_of(model: ModelConfig, config: TrainConfig, options: RunOptions) -> Plan:
+    """The plan of the stage that ``config`` chooses."""
+    named = pkgutil.resolve_name(OBJECTIVES[config.objective])
+    own = isinstance(named, type) and issubclass(named, Plan)
+    made: Plan = named(model, config, options) if own else Plan(model, config, options)
     return made
+
+
+def make_objective(plan: Plan, model: ModelConfig, data: TrainingData) -> Objective:
+    """The objective of a plan; its new weights follow from the seed and are the same on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.config.seed)
+        return plan.make(model, data)
 
 
 class MaskedClap(Objective):
@@ -132,12 +189,25 @@ class MaskedClap(Objective):
         output = self.model(log_mel, text, noise, clean, hint=hint, gather=gather)
         return {name: getattr(output, name) for name in self.loss_names}
 
+    def before_step(self, step: int, schedule: Schedule) -> None:
+        """Weigh the losses as this epoch does."""
+        epoch = step // schedule.steps_per_epoch
+        self.model.loss_weights = self.model.config.epoch_weights(epoch, schedule.config.epochs)
+
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
         """Let the target follow the encoder, and keep the temperature within its bounds."""
         decay = schedule.target_decay(step)
         self.model.update_target(decay)
         self.model.clamp_logit_scale()
-        return {"target_decay": decay, "logit_scale": self.model.logit_scale.detach().exp()}
+        metrics: dict[str, float | torch.Tensor] = {
+            "target_decay": decay,
+            "logit_scale": self.model.logit_scale.detach().exp(),
+        }
+        config = self.model.config
+        if config.loss_m2d_end is None and config.loss_clap_end is None:
+            return metrics
+        weights = dict(zip(("weight_m2d", "weight_clap"), self.model.loss_weights, strict=True))
+        return {**metrics, **weights}
 
     def begin_with(self, path: Path) -> str:
         return initialise(self.model, path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -116,29 +116,45 @@ def _settings(source: CaptionSource) -> dict[str, Any]:
     return {key: (source.text_model or {}).get(key) for key in TEXT_SETTINGS}
 
 
-class CaptionRows:
-    """The rows of all sources under one numbering, grouped by clip. Stores stay on disk, also for worker processes.
+class RowsByClip:
+    """The rows of a table grouped by clip: ``clip_ids`` are the different ids, in the order of their first rows.
 
-    The copy that is sent to workers has no ``clip_ids``, which are large and no longer needed by then.
+    ``names`` and ``fingerprints`` are those of the tables, of the ``kind`` of captions that they hold. The copy that is
+    sent to workers has no ``clip_ids``, which are large and no longer needed by then.
     """
 
-    def __init__(self, sources: Sequence[CaptionSource]) -> None:
-        self._arrays = [_on_disk(source) for source in sources]
-        self._ends = np.cumsum([len(array) for array in self._arrays])
-        ids = [chunk for source in sources for chunk in _chunks(source.clip_ids)]
+    kind: ClassVar[str]
+
+    def __init__(self, ids: Sequence[pa.Array], names: Sequence[str], fingerprints: Sequence[str]) -> None:
+        self.names, self.fingerprints = list(names), list(fingerprints)
         encoded = pa.chunked_array(ids, pa.string()).combine_chunks().dictionary_encode()
         numbers = encoded.indices.to_numpy()
         self._rows = np.argsort(numbers, kind="stable")
         self._starts = np.searchsorted(numbers[self._rows], np.arange(len(encoded.dictionary) + 1))
         self.clip_ids: list[str] = encoded.dictionary.to_pylist()
 
-    @property
-    def dim(self) -> int:
-        return int(self._arrays[0].shape[1])
-
     def of_clip(self, clip: int) -> np.ndarray:
         """Row numbers of a clip's captions."""
         return self._rows[self._starts[clip] : self._starts[clip + 1]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "clip_ids": []}
+
+
+class CaptionRows(RowsByClip):
+    """The rows of all sources under one numbering, grouped by clip. Stores stay on disk, also for worker processes."""
+
+    kind = "embeddings"
+
+    def __init__(self, sources: Sequence[CaptionSource]) -> None:
+        self._arrays = [_on_disk(source) for source in sources]
+        self._ends = np.cumsum([len(array) for array in self._arrays])
+        ids = [chunk for source in sources for chunk in _chunks(source.clip_ids)]
+        super().__init__(ids, [source.name for source in sources], [source.fingerprint for source in sources])
+
+    @property
+    def dim(self) -> int:
+        return int(self._arrays[0].shape[1])
 
     def __getitem__(self, row: int) -> np.ndarray:
         """One caption's embedding (D,), float32."""
@@ -156,9 +172,6 @@ class CaptionRows:
             places = np.flatnonzero(sources == number)
             embeddings[places] = _rows(self._arrays[number], rows[places] - (self._ends[number - 1] if number else 0))
         return embeddings
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "clip_ids": []}
 
 
 def _on_disk(source: CaptionSource) -> np.ndarray | RowFile:

@@ -6,6 +6,7 @@ RUN/log.jsonl, RUN/events.out.tfevents.*   how it went
 RUN/skipped.csv, skipped.csv.xxh3          listed files that are not trained on, and why; the digest of that
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>.pth          after so many epochs
 RUN/m2d_clap_vit_base-80x608p16x16p16k-…/checkpoint-<epoch>-<steps>.pth  and so many steps of the next one
+RUN/m2d_clap_vit_base-80x1001p16x16p16kpBpTI-…/text_encoder/             configuration and tokenizer of a text tower
 RUN/earlier-run/                           the run that this one replaces (--overwrite), until this one is done
 """
 
@@ -22,6 +23,7 @@ from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.m2dclap.checkpoint import checkpoints_in
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.layouts import TEXT_FOLDER
 from m2dprep.training.schedule import LoopConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
@@ -53,8 +55,9 @@ def checkpoint_folder_name(
 ) -> str:
     """A folder name from which the original's loaders can read the shapes.
 
-    ``<model>-<F>x<T>p<f>x<t>p<kHz>k[p<letter>]-<anything>``; the letter is that of the text encoder, and the last
-    part is ours: epochs, batch, seed and a digest of all settings, so that two runs never share a name.
+    ``<model>-<F>x<T>p<f>x<t>p<kHz>k[p<letter>]-<anything>``; the letter is that of the text encoder, with ``pTI`` after
+    it if the checkpoint holds that too, and the last part is ours: epochs, batch, seed and a digest of all settings, so
+    that two runs never share a name.
     """
     shape = f"{_by(model.input_size)}p{_by(model.patch_size)}p{sample_rate // 1000}k{letter and f'p{letter}'}"
     return f"{model_name(size)}-{shape}-e{train.epochs}b{train.batch_size}s{train.seed}-{digest[:8]}"
@@ -168,6 +171,7 @@ def _parts_of_run(root: Path) -> list[Path]:
         for folder in root.glob(f"{MODEL_PREFIX}*-*")
         for path in (*checkpoints_in(folder), *folder.glob(WEIGHTS), *folder.glob("classes.txt"))
     ]
+    checkpoints += [path for path in root.glob(f"{MODEL_PREFIX}*-*/{TEXT_FOLDER}/*") if path.is_file()]
     others = [path for name in RUN_FILES if (path := root / name).exists()]
     return [*checkpoints, *others, *root.glob("events.out.tfevents.*")]
 
@@ -193,7 +197,7 @@ def _remove_empty_folders(root: Path) -> None:
 
 def _remove_run_folder(folder: Path) -> None:
     """Remove a folder if it holds nothing but empty folders."""
-    for inner in folder.glob(f"{MODEL_PREFIX}*-*"):
+    for inner in (*folder.glob(f"{MODEL_PREFIX}*-*"), *folder.glob(TEXT_FOLDER)):
         _remove_run_folder(inner)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
 from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
 from m2dprep.training.config import DataChoice, HowToRun, RunOptions, TrainConfig, recipe_text
-from m2dprep.training.data_dir import Skipped, TrainingData, open_training_data, write_skipped
+from m2dprep.training.data_dir import TrainingData, write_skipped
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.log import Metrics, RunLog, open_wandb, read_log
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
-from m2dprep.training.objectives import Objective, make_objective
+from m2dprep.training.objectives import Objective, Plan, make_objective, plan_of
 from m2dprep.training.run_folder import (
     BEFORE,
     RunFolder,
@@ -92,20 +92,21 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
     """
     Hints.of(model, config.epochs)  # refused before anything is written
     with join_processes(options.device, was_told) as context, batch_in_memory(config), ExitStack() as stack:
-        data = context.broadcast_from_main(lambda: open_training_data(choice, model.input_size[0]))
-        model = replace(model, off_emb_dim=data.captions.dim)
+        plan = plan_of(model, config, options)
+        data = context.broadcast_from_main(lambda: plan.open(choice))
+        recipe = recipe_text(choice, out, model, config, options)
+        model = plan.model(data)
         context.broadcast_from_main(lambda: require_whole_batches(len(data), data.weights, config, context.size))
         for line in (*data.notes, data.summary()):
             say(context, line)
-        recipe = recipe_text(choice, out, model, config, options)
         amp = resolve_amp(config.amp, context.device)
-        run = context.broadcast_from_main(lambda: _open_run(stack, out, data, model, config, options, recipe, amp))
+        run = context.broadcast_from_main(lambda: _open_run(stack, out, data, model, plan, recipe, amp))
         if (begun_in := run.notes.get("amp", amp)) != amp:
             say(
                 context,
                 f"begun with --amp {begun_in} and going on with {amp}, which --amp {config.amp} means on this device",
             )
-        state = make_state(model, config, data, context.device)
+        state = make_state(model, config, data, context.device, plan)
         if (newest := context.broadcast_from_main(run.newest)) is not None:
             state.restore(newest)
             say(context, f"going on from {newest}")
@@ -114,7 +115,7 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         steps_per_epoch = config.epoch_clips(len(data)) // config.batch_size
         schedule = Schedule(config, steps_per_epoch)
         if state.step < schedule.total_steps:
-            _run(stack, state, schedule, data, model, run, context, options)
+            _run(stack, state, schedule, data, model, run, context, plan)
         if context.is_main:
             forget_before(out)
         epochs = state.step // steps_per_epoch
@@ -138,10 +139,10 @@ def _run(
     model: ModelConfig,
     run: RunFolder,
     context: DistributedContext,
-    options: RunOptions,
+    plan: Plan,
 ) -> None:
     """Wire the parts of a run together and run its steps."""
-    config, objective = schedule.config, state.objective
+    config, objective, options = schedule.config, state.objective, plan.options
     dataset = data.dataset(model, config)
     order = make_order(data, config, schedule, context, state.step)
     loader = make_loader(dataset, order, options.loader_workers, context.device, context.size)
@@ -149,7 +150,7 @@ def _run(
         compile_blocks(objective)
     job = Job(
         run=run,
-        args=_checkpoint_args(data, model, config, options),
+        args=_checkpoint_args(data, model, config, plan.size()),
         plan=options.save,
         log_every=options.log_every,
         files_of=lambda step: [dataset.file_name(index) for index in order.batch(step).clips.tolist()],
@@ -163,10 +164,10 @@ def _run(
 
 
 def make_state(
-    model_config: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device
+    model: ModelConfig, config: TrainConfig, data: TrainingData, device: torch.device, plan: Plan | None = None
 ) -> TrainState[Objective]:
     """A new objective, with weights from the seed, and its optimiser."""
-    objective = make_objective(model_config, config, data.stats).to(device).train()
+    objective = make_objective(plan or plan_of(model, config, RunOptions()), model, data).to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
     return TrainState(objective, make_optimizer(objective, config), scaler)
 
@@ -237,15 +238,18 @@ def _open_run(
     out: Path,
     data: TrainingData,
     model: ModelConfig,
-    config: TrainConfig,
-    options: RunOptions,
+    plan: Plan,
     recipe: str,
     amp: str,
 ) -> RunFolder:
+    config, options = plan.config, plan.options
     settings = settings_of(data, model, config, options)
-    name = checkpoint_folder_name(options.size, model, config, data.front_end.sample_rate, fingerprint(settings))
+    rate, digest = data.front_end.sample_rate, fingerprint(settings)
+    name = checkpoint_folder_name(plan.size(), model, config, rate, digest, plan.letter())
     notes = {"data": str(data.choice.root), "text_model": data.text_model, "amp": amp}
-    return begin_run(stack, out, name, settings, notes, recipe, data.skipped, overwrite=options.overwrite)
+    run = begin_run(stack, out, name, settings, notes, recipe, data.skipped, overwrite=options.overwrite)
+    plan.write_beside(run.checkpoints)
+    return run
 
 
 def begin_run(
@@ -255,7 +259,7 @@ def begin_run(
     settings: dict[str, Any],
     notes: dict[str, Any],
     recipe: str,
-    skipped: Iterable[Skipped],
+    skipped: Iterable[Failure],
     *,
     overwrite: bool,
 ) -> RunFolder:
@@ -303,12 +307,10 @@ def say(context: DistributedContext, words: str) -> None:
         print(f"train: {words}", file=sys.stderr)
 
 
-def _checkpoint_args(
-    data: TrainingData, model: ModelConfig, config: TrainConfig, options: RunOptions
-) -> dict[str, Any]:
+def _checkpoint_args(data: TrainingData, model: ModelConfig, config: TrainConfig, size: str) -> dict[str, Any]:
     """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     return {
-        "model": model_name(options.size),
+        "model": model_name(size),
         "input_size": list(model.input_size),
         "patch_size": list(model.patch_size),
         "sr": f"{data.front_end.sample_rate // 1000}k",

@@ -37,6 +37,7 @@ NO_STAGES = {
     "status",
     "init",
     "plot",
+    "export checkpoint",
     "submit",
     *(
         f"evaluate {name}"
@@ -154,6 +155,8 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return True
     if choices:
         return choices[-1]
+    if key == "audio_mask":
+        return 0.5
     if key == "draws":  # at least a hundred
         return 1000
     if key == "momentum":  # below 1
@@ -179,7 +182,7 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         "seed",
     )
     words = ("workers", "threads", "shard", "length", "tokens", "keep", "accumulate", "jobs", "clips", "held", "rows")
-    others = ("patience", "nodes", "gpus", "check", "port", "timeout", "hint")
+    others = ("patience", "nodes", "gpus", "check", "port", "timeout", "hint", "sem_mode", "audio_frames")
     number = any(word in key for word in (*numbers, *words, *others)) and not key.endswith(("clips_csv", "probe_clips"))
     return (1 if "ratio" in key else 4) if number else f"-{key}"
 

@@ -28,7 +28,7 @@ def test_help_offers_every_model() -> None:
     assert set(SIZES) == set(PRESETS)
     result = run("-h")
     assert result.exit_code == 0
-    assert result.stdout.count("m2dprep train") == 5, "usage, three examples, and torchrun"
+    assert result.stdout.count("m2dprep train") == 6, "usage, four examples, and torchrun"
     assert "train" in COMMANDS
 
 

@@ -155,16 +155,23 @@ NUMBERS = ["many", ".nan", ".inf", "-.inf", '"3"', "true", "[1]", "{a: 1}", "1e4
 WHOLE = [*NUMBERS, "1.5", "3.0", "1e3"]
 WRONG_BY_KEYS: dict[str, list[str]] = {
     "draws epochs batch_size accumulate seed depth num_heads embed_dim": WHOLE,
+    "sem_mode text_tokens audio_frames hint_start block_length": WHOLE,
     "decoder_depth decoder_embed_dim decoder_num_heads": WHOLE,
     "save_every save_steps keep log_every valid_every features_every probe_every loader_workers": WHOLE,
     "blr min_lr warmup_epochs weight_decay clip_grad mask_ratio loss_clap loss_m2d noise_ratio": NUMBERS,
-    "ema_decay_init ema_decay_end layer_norm_eps save_minutes hint_power hint_ratio block_adjust": NUMBERS,
-    "hint_start block_length": WHOLE,
-    "weighted distinct shuffle_captions compile": ["1", "maybe", '"true"', "[true]", ".nan"],
+    "ema_decay_init ema_decay_end layer_norm_eps save_minutes loss_m2d_end loss_clap_end audio_mask hint_power "
+    "hint_ratio block_adjust": NUMBERS,
+    "weighted distinct shuffle_captions compile random_mask strict_original": [
+        "1",
+        "maybe",
+        '"true"',
+        "[true]",
+        ".nan",
+    ],
     "input_size patch_size": ["80", "80 x", "[80]", "[80.5, 608]", "[true, 8]", "[0, 8]", ".nan"],
     "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
-    "model device amp objective masking mask_weight": ["1", "true", "[tiny]", "nothing"],
-    "data output init wandb": ["1", "true", "[a]", "{a: b}"],
+    "model device amp objective text_pooling heads masking mask_weight": ["1", "true", "[tiny]", "nothing"],
+    "data output init wandb captions text_model": ["1", "true", "[a]", "{a: b}"],
     "probe probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
     "files valid_files noise_files embeddings m2d_embeddings": ["1", "[1]", "{a: b}"],
 }
@@ -173,7 +180,7 @@ WRONG = {key: values for keys, values in WRONG_BY_KEYS.items() for key in keys.s
 
 def test_the_table_of_wrong_values_has_every_key() -> None:
     assert {*SETTINGS, "output"} == set(WRONG)
-    flags = {option.name for option in train.params} - {"config", "as_json", "dry_run", "overwrite"}
+    flags = {option.name for option in train.params} - {"config", "recipe", "as_json", "dry_run", "overwrite"}
     assert flags <= set(WRONG)
 
 

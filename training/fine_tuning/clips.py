@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.log_mels.store import LogMels, crop_of
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.audioprep.convert import front_end
-from m2dprep.evaluation.clip_set import Unreadable
 from m2dprep.evaluation.reading import ClipLoader, Crop
 from m2dprep.m2dclap.masking import structured_visible
 from m2dprep.training.dataset import counter_rng, empty
@@ -166,7 +165,7 @@ class Sounds:
     def crop(self, clip: int, share: float) -> np.ndarray:
         self.reading = str(self._paths[clip])
         found = self._loader(self._paths[clip], self._names[clip])
-        if isinstance(found, Unreadable):
+        if isinstance(found, Failure):
             raise UserError(f"{self._paths[clip]}: {found.message} ({found.reason}). It could be read before.")
         first, count = crop_of(share, len(found.values), self._samples)
         crop = np.zeros(self._samples, np.float32)

@@ -24,7 +24,7 @@ import numpy as np
 from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import differing_keys, fingerprint
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import DataLayout, inside
@@ -32,10 +32,9 @@ from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
 from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.captions.label_weights import label_weights
-from m2dprep.evaluation.clip_set import Unreadable
 from m2dprep.evaluation.prepared import EvaluationSet
 from m2dprep.evaluation.reading import ClipLoader, Crop
-from m2dprep.training.data_dir import Skipped, recorded_front_end, unreadable_log_mels
+from m2dprep.training.data_dir import recorded_front_end, unreadable_log_mels
 from m2dprep.training.fine_tuning.clips import Grid, LabelledClips, Sounds, Source, StoredLogMels
 from m2dprep.training.fine_tuning.labels import Splits, describe
 from m2dprep.training.fine_tuning.settings import LOG_MELS, WAVEFORMS, FineTuneConfig
@@ -57,7 +56,7 @@ class Clips:
     kind: str
     front_end: LogMelConfig
     there: np.ndarray
-    skipped: list[Skipped]
+    skipped: list[Failure]
     identity: str
     log_mels: LogMels | None
 
@@ -223,9 +222,9 @@ def _matched(found: EvaluationSet, listed: list[str], config: FineTuneConfig, fr
         if row in of_clip:
             names[row] = of_clip[row]
         elif row in shared:
-            skipped.append(Skipped(name, "shared_name", "several log-mels may be this clip"))
+            skipped.append(Failure(name, "shared_name", "several log-mels may be this clip"))
         else:
-            skipped.append(Skipped(name, "no_log_mel", "none of the listed log-mels is this clip"))
+            skipped.append(Failure(name, "no_log_mel", "none of the listed log-mels is this clip"))
     if not of_clip:
         raise UserError(
             f"none of the {len(names):,} clips of {found.place} is among the {len(listed):,} log-mels that "
@@ -241,7 +240,7 @@ def _stored(
     front_end: LogMelConfig,
     names: Sequence[str] = (),
     there: np.ndarray | None = None,
-    skipped: Sequence[Skipped] = (),
+    skipped: Sequence[Failure] = (),
 ) -> Clips:
     """Log-mels that are there already, under ``names`` if they are others than the table's."""
     if config.inputs == WAVEFORMS:
@@ -254,7 +253,7 @@ def _stored(
     bad = [row for row in rows.tolist() if names[row] in problems]
     there[bad] = False
     _require_front_end(found.root, [names[row] for row in rows.tolist()], front_end)
-    left_out = [Skipped(found.files[row], "unreadable", problems[names[row]]) for row in bad]
+    left_out = [Failure(found.files[row], "unreadable", problems[names[row]]) for row in bad]
     return Clips(found, LOG_MELS, front_end, there, [*skipped, *left_out], fingerprint({"names": names}), log_mels)
 
 
@@ -283,7 +282,7 @@ def _sounds(found: EvaluationSet, config: FineTuneConfig, front_end: LogMelConfi
         problems = {int(row): (str(why[0]), str(why[1])) for row, why in known["unreadable"].items()}
     there = np.ones(len(paths), bool)
     there[list(problems)] = False
-    skipped = [Skipped(found.files[row], *why) for row, why in sorted(problems.items())]
+    skipped = [Failure(found.files[row], *why) for row, why in sorted(problems.items())]
     if not there.any():
         raise UserError(f"none of the {len(paths):,} sounds can be read: {skipped[0].file_name}: {skipped[0].message}.")
     log_mels = None
@@ -313,12 +312,12 @@ def _read_all(
     if arrays is not None:
         arrays.mkdir(parents=True, exist_ok=True)
 
-    def read(row: int) -> Unreadable | None:
+    def read(row: int) -> Failure | None:
         place = None if arrays is None else inside(arrays, _array_name(row))
         if place is not None and place.exists():
             return None
         clip = loader(paths[row], found.files[row])
-        if isinstance(clip, Unreadable):
+        if isinstance(clip, Failure):
             return clip
         if place is not None:
             write_array(place, clip.values, durable=False)

@@ -38,8 +38,11 @@ def all_of_it(given: Given) -> list[Path]:
     return sorted(known | found.lists | found.training_lists | found.stores | folders)
 
 
-def for_training(given: Given) -> list[Path]:
-    """What training reads: named lists and stores, or else all of them, and the log-mels that the lists are of."""
+def for_training(given: Given, *, raw_captions: bool = False) -> list[Path]:
+    """What training reads: named lists and stores, or else all of them, and the log-mels that the lists are of.
+
+    With ``raw_captions`` it reads those instead of stores, and needs no statistics.
+    """
     data, found = given.path("data"), _Contents(given)
     replaced = {files for files in found.lists if training_list_of(files) in found.training_lists}
     lists, folders = (found.lists - replaced) | found.training_lists, found.folders
@@ -47,5 +50,8 @@ def for_training(given: Given) -> list[Path]:
         lists = {path for key in ("files", "valid_files", "noise_files") for path in given.paths(key)}
         named = {data / f"{path.stem.removeprefix('files_').removeprefix('train_')}_lms" for path in lists}
         folders = named if named <= folders else folders  # lists with other names may belong to any folder
+    if raw_captions:
+        table = set() if given.values.get("captions") else {data / "captions.parquet"}
+        return sorted(lists | folders | found.packs(folders) | table)
     stores = set() if given.values.get("embeddings") or given.values.get("m2d_embeddings") else found.stores
     return sorted(lists | stores | folders | found.packs(folders) | {data / "norm_stats.json"})
