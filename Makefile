@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # Byte code is kept even where Python is told not to: pytest rewrites every test, and hundreds of processes are started.
 BYTE_CODE := PYTHONDONTWRITEBYTECODE=
+# One process more than there are cores: tests of SLURM and of hosts wait most of the time.
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
 DEMO_DIR ?= m2dprep-demo
 
 # The Python that has the CUDA build of torch, the time for all parts of `make gpu`, and where its results go.
@@ -33,7 +35,7 @@ check: lint  ## lint, types and the quick tests, while you work
 	$(ONE_THREAD) $(BYTE_CODE) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS)
 
 test: lint  ## lint and the whole test suite, in parallel
-	$(ONE_THREAD) $(BYTE_CODE) $(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+	$(ONE_THREAD) $(BYTE_CODE) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from m2dprep.cli.main import m2dprep
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +81,8 @@ def test_a_run_records_and_compares_it(command: list[Any], tmp_path: Path) -> No
 
 
 def test_runs_begun_before_it_go_on(command: list[Any], tmp_path: Path) -> None:
-    before = [sys.executable, "-m", "m2dprep", "train", *map(str, command), "-o", str(tmp_path / "run")]
-    subprocess.run(before, check=True, capture_output=True)
+    before = CliRunner().invoke(m2dprep, ["train", *map(str, command), "-o", str(tmp_path / "run")])
+    assert before.exit_code == 0, before.output
     begun = (tmp_path / "run/config.json").read_bytes()
     same, other = run([*command, "-o", tmp_path / "run"], [*command, "-o", tmp_path / "run", "--calm", 0.5])
     assert (same[0], other[0]) == (0, 5), (same, other)

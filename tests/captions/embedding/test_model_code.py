@@ -18,6 +18,8 @@ from m2dprep.captions.embedding.model_files import ModelFiles, require_no_code
 from m2dprep.cli.main import m2dprep
 from tests.captions.embedding.test_encoder_models import bert
 
+pytestmark = pytest.mark.slow  # models are made with transformers, which takes seconds to import
+
 CANARY = """
 from pathlib import Path
 Path({marker!r}).write_text("it ran")
@@ -93,7 +95,6 @@ def test_classes_outside_the_library_are_refused_before_the_library_sees_them(
     assert not marker.exists()
 
 
-@pytest.mark.slow
 def test_they_run_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     folder, marker = bert(tmp_path / "own"), tmp_path / "marker"
