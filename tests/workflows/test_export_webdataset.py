@@ -155,7 +155,7 @@ def test_the_same_bytes_after_a_stop_and_from_another_form(
 
 def test_shards_have_the_size_that_was_asked_for_and_faults_are_rows(tmp_path: Path, src: Path) -> None:
     (src / "empty.wav").write_bytes(b"")
-    (src / "b.c/plain.flac").write_bytes(b"of the same array")
+    (src / "b.c/plain.mp4").write_bytes(b"of the same array")
     report = export_webdataset(src, tmp_path / "out", ExportOptions(bytes_per_shard=30_000))
     assert (report.done, report.failed, report.reasons) == (5, 2, {"empty_file": 1, "name_conflict": 1})
     assert all(path.stat().st_size <= 30_000 + 10240 for path in (tmp_path / "out").glob("*.tar"))
