@@ -58,14 +58,13 @@ def pack(path: Path, kind: str, members: Members) -> None:
 
 def listed(folder: str) -> None:
     """Print the number of sources in ``folder``, and the seconds and the memory that finding them takes."""
-    options = ArchiveOptions(index=Path(folder) / "index")
-    discover(Path(folder) / "warm", archives=options)
+    discover(Path(folder) / "warm", archives=ArchiveOptions(index=Path(folder) / "warm index"))
     before, started, worked = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         time.perf_counter(),
         time.process_time(),
     )
-    sources = discover(Path(folder) / "cold", archives=options)
+    sources = discover(Path(folder) / "cold", archives=ArchiveOptions(index=Path(folder) / "cold index"))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps([len(sources), seconds, cpu, (after - before) / 1024]))
