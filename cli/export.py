@@ -1,26 +1,148 @@
-"""The commands export: what m2dprep has made, in the forms that other programs read."""
+"""The commands export: sounds, captions and checkpoints in the forms that other programs read."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.options import OUTPUT, PATH, M2dprepCommand, M2dprepGroup, json_option, titled
+from m2dprep.cli.options import (
+    OUTPUT,
+    OUTPUT_PATH,
+    PATH,
+    SOURCES_PATH,
+    M2dprepCommand,
+    M2dprepGroup,
+    TableCommand,
+    json_option,
+    max_failures_option,
+    overwrite_option,
+    titled,
+)
+from m2dprep.workflows.recipe.declare import stage
+
+if TYPE_CHECKING:
+    from m2dprep.audioprep.remote.address import Address
 
 LAYOUTS = ("training", "stage2", "fine-tuned", "encoder-only")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Size(click.ParamType):
+    """A number of bytes, such as 500MB or 1G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(value), re.IGNORECASE)
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is no size such as 500MB or 1G.", param, ctx)
+        return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 @click.group(cls=M2dprepGroup)
 def export() -> None:
-    """Write what m2dprep has made in the forms that other programs read.
+    """Write sounds and captions, or checkpoints, in the forms in which other programs read them.
 
     \b
     Examples:
+      m2dprep export webdataset audioset_wavs shards --captions data/captions.parquet
       m2dprep export checkpoint runs/text released --layout stage2
     """
+
+
+@stage(how=("max_failures",))
+@export.command(cls=TableCommand)
+@click.argument("src", type=SOURCES_PATH)
+@click.argument("out", type=OUTPUT_PATH)
+@titled(
+    "What to pack",
+    click.option("--captions", type=PATH, default=None, help="Add the captions of this captions.parquet."),
+    click.option(
+        "--files",
+        type=PATH,
+        default=None,
+        help="Pack the files that this CSV file lists, instead of all that are under SRC. The column source is read, "
+        "or else file_name or path; names are relative to SRC.",
+    ),
+    click.option(
+        "--layout-from",
+        type=click.Choice(["member", "archive"]),
+        default="member",
+        help="Name members of archives by their path within the archive alone, or with the archive's own path before.",
+    ),
+    click.option(
+        "--id-column",
+        metavar="NAME",
+        default=None,
+        show_default="video_id, ytid, id, path, …",
+        help="Take the names of the rows of Parquet files from this column.",
+    ),
+    max_failures_option,
+)
+@titled(
+    OUTPUT,
+    click.option("--name", default="shard", help="Call the shards NAME-000000.tar, NAME-000001.tar, …"),
+    click.option("--shard-size", type=Size(), default="1GB", help="Begin a new shard rather than exceed this size."),
+    click.option(
+        "--clips-per-shard",
+        type=click.IntRange(min=1),
+        default=None,
+        show_default="as many as fit",
+        help="Put this many clips into a shard, whatever its size.",
+    ),
+    overwrite_option,
+    json_option,
+)
+def webdataset(
+    src: Path | Address,
+    out: Path,
+    captions: Path | None,
+    files: Path | None,
+    layout_from: str,
+    id_column: str | None,
+    max_failures: str,
+    name: str,
+    shard_size: int,
+    clips_per_shard: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Pack the sounds under SRC, as they are, and their captions into WebDataset's shards in OUT.
+
+    A sample is the sound, and with --captions a .txt (its first caption) and a .json (all of them). Its key is the
+    sound's path without its suffix, with %2E for each dot in the name; melspec and captions --webdataset read it back.
+    The same command continues where it stopped.
+
+    \b
+    Examples:
+      m2dprep export webdataset audioset_wavs shards --captions data/captions.parquet
+      m2dprep export webdataset audioset_wavs shards --shard-size 500MB --files chosen.csv
+    """
+    from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.audioprep.members import ArchiveOptions
+    from m2dprep.workflows.export_webdataset import ExportOptions, export_webdataset
+
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise click.BadParameter(f"{name!r}: letters, digits, _, - and dots only.", param_hint="--name")
+    limit = FailureLimit.parse(max_failures)
+    options = ExportOptions(
+        captions=captions,
+        files=files,
+        name=name,
+        bytes_per_shard=shard_size,
+        clips_per_shard=clips_per_shard,
+        archives=ArchiveOptions(by_archive=layout_from == "archive", id_column=id_column),
+        overwrite=overwrite,
+    )
+    report = export_webdataset(src, out, options)
+    click.echo(report.summary(), err=True)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.folder)
+    report.require(limit)
 
 
 @export.command(cls=M2dprepCommand, short_help="A checkpoint in one of the layouts of the original's programs.")

@@ -22,6 +22,7 @@ SECTIONS = {
         "stats": ("m2dprep.cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
         "pack": ("m2dprep.cli.audio", "pack", "Log-mel arrays → a few large files, which training reads faster."),
         "unpack": ("m2dprep.cli.audio", "unpack", "A pack → the .npy files that it holds."),
+        "export": ("m2dprep.cli.export", "export", "Sounds and their captions → WebDataset shards."),
     },
     "From captions to embeddings": {
         "captions": (

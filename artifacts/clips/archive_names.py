@@ -6,6 +6,8 @@ clip of a row in a Parquet file by the first of `ROW_ID_COLUMNS`, or else by the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # The ends of archives' names, in lower case.
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 PARQUET_ENDING = ".parquet"
@@ -23,3 +25,21 @@ def without_ending(name: str) -> str:
 def member_path(name: str) -> str:
     """The path of a member without what adds nothing: ``./a//b.flac`` → ``a/b.flac``."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+# In the global header of a tar that we pack: dots in its members' names are written as %2E, because WebDataset takes
+# what follows the first dot of a name for a suffix.
+NAMES_MARK, PERCENT = "M2DPREP.names", "percent"
+
+
+def packed_name(path: str) -> str:
+    """The path of a sample without its suffix as our tars have it: ``a/Y_30.000`` → ``a/Y_30%2E000``."""
+    folder, slash, last = path.replace("%", "%25").rpartition("/")
+    return folder + slash + last.replace(".", "%2E")
+
+
+def unpacked_name(name: str, header: Mapping[str, str]) -> str:
+    """The name of a member of a tar with this global header, as it was before it was packed."""
+    if header.get(NAMES_MARK) != PERCENT or "%" not in name:
+        return name
+    return name.replace("%2E", ".").replace("%25", "%")

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from m2dprep.artifacts.clips.archive_names import unpacked_name
 from m2dprep.audioprep.archives.place import GZIPPED, PLAIN, TAR_GZ, IsSource, Listing, Place, last_of_each_name, named
 
 HEAD_BYTES = 4096
@@ -60,6 +61,7 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, int]]:
     archive = tarfile.TarFile(fileobj=file, mode="r", errors="surrogateescape")
     while (info := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # 70,000 of them would take 100 MB
+        info.name = unpacked_name(info.name, archive.pax_headers)
         yield info, archive.offset
 
 

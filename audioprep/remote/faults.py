@@ -77,7 +77,8 @@ def _status(error: BaseException) -> int | None:
         if isinstance(found, int) and 400 <= found < 600:
             return int(found)
     code = None if hasattr(error, "status") else getattr(error, "code", None)  # gcsfs has it as a number or a text
-    return int(str(code)) if str(code).isdecimal() and 400 <= int(str(code)) < 600 else None
+    text = str(code)
+    return int(text) if text.isdecimal() and 400 <= int(text) < 600 else None
 
 
 def _may_pass(error: BaseException) -> bool:

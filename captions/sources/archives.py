@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from m2dprep.artifacts.clips.archive_names import ARCHIVE_ENDINGS, member_path, without_ending
+from m2dprep.artifacts.clips.archive_names import ARCHIVE_ENDINGS, member_path, unpacked_name, without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, without_suffix
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
@@ -32,6 +32,8 @@ LARGEST_TEXT = 1 << 26  # bytes of a .txt or .json member
 OUTSIDE = "members whose path leads out, left out"
 REPLACED = "texts that a later member of the same name replaces"
 ALONE = "captions of no sound in their archive"
+BY_ARCHIVE = "--layout-from archive puts the shard's path before the id, as it does for melspec."
+SEVERAL = f"sounds of one name in several shards, whose captions may be any's and are left out ({BY_ARCHIVE[:-1]})"
 BLOCK = 512  # of tar files, which end with a block of zeros
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
@@ -55,25 +57,31 @@ def read_webdataset(paths: Sequence[Path], keys: Sequence[str], *, by_archive: b
 
     ``keys`` are the keys of .json members, and ``txt``; by default the .txt and the first of `DEFAULT_KEYS`. With
     ``by_archive`` the id begins with the shard's name. A sound without a caption has an empty one, so that it is
-    counted. Raises `UserError` for damaged shards, and if two shards hold a sound of the same name.
+    counted. Captions of sounds that have one name in several shards may be any's: they are left out, and counted.
+    Raises `UserError` for damaged shards.
     """
     pairs: Pairs = []
     odd: dict[str, list[str]] = {}
     shard_of: dict[str, Path] = {}
+    several: dict[str, list[Path]] = {}
     for shard, found in read_each(expanded(paths, ARCHIVE_ENDINGS, PURPOSE), lambda path: read_shard(path, keys)):
         before = f"{without_ending(shard.relative)}/" if by_archive else ""
-        for name in dict.fromkeys(name for name, _ in found.pairs):
-            other = shard_of.setdefault(before + name, shard.path)
+        for name in dict.fromkeys(before + name for name, _ in found.pairs):
+            other = shard_of.setdefault(name, shard.path)
             if other != shard.path:
-                raise UserError(
-                    f"{other} and {shard.path} both hold a sound {name!r}, so its captions could be either's; "
-                    "--layout-from archive puts the shard's path before the id, as it does for melspec."
-                )
+                several.setdefault(name, [other]).append(shard.path)
         pairs += [(before + name, text) for name, text in found.pairs]
         for what, names in found.odd.items():
             odd.setdefault(what, []).extend(f"{shard.path}::{name}" for name in names)
     if not pairs:
         raise UserError(f"{paths[0]} holds neither sounds nor captions ({PURPOSE}).")
+    if several:
+        odd[SEVERAL] = [f"{name} in {' and '.join(map(str, shards))}" for name, shards in several.items()]
+        pairs = [(name, "" if name in several else text) for name, text in pairs]
+        if not any(text for _, text in pairs):
+            raise UserError(
+                f"every sound in the shards has its name in several of them ({odd[SEVERAL][0]}). {BY_ARCHIVE}"
+            )
     notes += [(what, Tally(len(names), tuple(names[:EXAMPLES]))) for what, names in odd.items()]
     return pairs
 
@@ -173,7 +181,8 @@ def _tar_members(path: Path) -> Iterator[Member]:
     with tarfile.open(path) as archive:
         for info in archive:
             if info.isfile():
-                yield Member(info.name, _content(info.name, info.size, lambda at=info: archive.extractfile(at)))  # type: ignore[misc]
+                name = unpacked_name(info.name, archive.pax_headers)
+                yield Member(name, _content(info.name, info.size, lambda at=info: archive.extractfile(at)))  # type: ignore[misc]
         _require_end(cast(IO[bytes], archive.fileobj), archive.offset)
 
 

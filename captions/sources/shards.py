@@ -69,4 +69,6 @@ def read_each(shards: Sequence[ShardFile], read: Callable[[Path], T]) -> Iterato
             progress.advance(1)
     if errors:
         rest = len(errors) - 1
-        raise UserError(errors[0] + (f" And {rest:,} more: {listing(errors[1:], rest)}" if rest else ""))
+        more = f" And {rest:,} more: {listing(errors[1:], rest)}" if rest else ""
+        such = "the files" if rest else "the file"
+        raise UserError(f"{errors[0]}{more} Nothing was written: get {such} again, or leave {such} out.")

@@ -92,7 +92,7 @@ BAD_REQUESTS = [
     ("melspec a_file out", "is not a folder"),
     ("melspec empty out --max-failures many", "--max-failures"),
     ("melspec empty out --preset 44k", "44k"),
-    ("melspec s3://bucket/wavs out", "s3://bucket/wavs is an address, not a path"),
+    ("melspec nosuch://bucket/wavs out", "nosuch://bucket/wavs is no address that fsspec reads"),
     ("melspec empty gs://bucket/x_lms", "is an address, not a path"),
     ("melspec empty out --files arrays.csv", "lists arrays (x_lms/a.npy, …), not the audio files to convert"),
     (

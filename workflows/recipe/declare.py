@@ -21,6 +21,8 @@ from pathlib import Path
 
 import click
 
+from m2dprep.artifacts.clips.addresses import is_address
+
 
 class Role(StrEnum):
     """What a command does with a path. A model is a name or a folder, a task a name or a file; these are read. A
@@ -48,8 +50,8 @@ class Given:
     made: Mapping[Path, str] = field(default_factory=dict)
 
     def paths(self, key: str) -> list[Path]:
-        """The absolute paths of a setting, none if it is not set."""
-        return [absolute(self.root, text) for text in self.values.get(key, ())]
+        """The absolute paths of a setting, none if it is not set. Addresses on servers are none."""
+        return [absolute(self.root, text) for text in self.values.get(key, ()) if not is_address(text)]
 
     def path(self, key: str) -> Path:
         """The path of a setting that is required."""

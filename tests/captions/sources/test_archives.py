@@ -130,8 +130,16 @@ def test_a_name_in_two_shards_is_no_clip(tmp_path: Path) -> None:
     for shard in ("a.tar", "b.tar"):
         write_tar(tmp_path / shard, {"1.wav": SOUND, "1.txt": shard.encode()})
     (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match=r"a\.tar and .*b\.tar both hold a sound '1'.* --layout-from archive"):
+    with pytest.raises(UserError, match=r"every sound .*\(1 in .*a\.tar and .*b\.tar.* --layout-from archive"):
         read("webdataset", tmp_path)
+    write_tar(tmp_path / "b.tar", {"1.wav": SOUND, "1.txt": b"b.tar", "2.wav": SOUND, "2.txt": b"two"})
+    found = read("webdataset", tmp_path)
+    assert pairs(found) == [("1", ""), ("1", ""), ("2", "two")]
+    assert found.lines()[0].startswith(
+        "sounds of one name in several shards, whose captions may be any's and are left out"
+    )
+    assert ": 1 (1 in " in found.lines()[0]
+    write_tar(tmp_path / "b.tar", {"1.wav": SOUND, "1.txt": b"b.tar"})
     assert pairs(read("webdataset", tmp_path, by_archive=True)) == [("a/1", "a.tar"), ("b/1", "b.tar")]
     (tmp_path / "b.tar").rename(tmp_path / "in" / "a.tar")
     assert pairs(read("webdataset", tmp_path, by_archive=True)) == [("a/1", "a.tar"), ("in/a/1", "b.tar")]

@@ -1,0 +1,280 @@
+"""Packs sounds, as they are, and their captions into shards that `webdataset`, `datasets` and m2dprep itself read.
+
+A sample is the sound, and with captions a text (its first caption) and a JSON object with all of them. Its key is the
+path of the sound without its suffix, as `m2dprep melspec` names its array. Shards are written one after another, each
+whole or not at all; the same command goes on after the last one, and equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from m2dprep.artifacts.clips.archive_names import NAMES_MARK, PERCENT, packed_name
+from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of
+from m2dprep.artifacts.clips.matching import match_files
+from m2dprep.artifacts.columns import one_array, runs
+from m2dprep.artifacts.console import Progress
+from m2dprep.artifacts.digests import file_digest, fingerprint
+from m2dprep.artifacts.errors import FailureLimit, FingerprintConflictError, UserError, top_reasons
+from m2dprep.artifacts.files import atomic_file, sweep_temporaries
+from m2dprep.artifacts.json_files import read_object, write_object
+from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
+from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.tables import read_captions, write_csv
+from m2dprep.audioprep.decoding.content import format_of
+from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
+from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.remote.address import Address
+from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.source import Source
+from m2dprep.workflows.melspec.plan import find_sources, folder_and_archive
+from m2dprep.workflows.melspec.request import READ_TIMEOUT
+
+BOOKS = "_export"
+STATE, FAILURES = "state.json", "failures.csv"
+BLOCK = 512  # of tar files
+# The suffix of a sound whose name has none, by its format; others get this one, which no reader takes for another kind.
+SUFFIXES = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "AIFF": "aiff", "MP4": "m4a", "WebM/Matroska": "webm"}
+UNKNOWN_SUFFIX = "audio"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What goes into a shard: ``bytes_per_shard`` of samples at most, unless one is larger, or ``clips_per_shard``."""
+
+    captions: Path | None = None
+    files: Path | None = None
+    name: str = "shard"
+    bytes_per_shard: int = 10**9
+    clips_per_shard: int | None = None
+    archives: ArchiveOptions = field(default_factory=ArchiveOptions)
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """How an export went: ``inputs = done + skipped + failed``. ``uncaptioned`` samples have an empty text."""
+
+    inputs: int
+    done: int
+    skipped: int
+    failed: int
+    shards: int
+    uncaptioned: int
+    reasons: dict[str, int]
+    folder: str
+
+    def summary(self) -> str:
+        line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
+        why = f" ({top_reasons(self.reasons)}; rows in {self.folder}/{BOOKS}/{FAILURES})" if self.failed else ""
+        without = f"; {self.uncaptioned:,} have no caption" if self.uncaptioned else ""
+        return f"{line}{why}; {self.shards:,} shards{without}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def require(self, limit: FailureLimit) -> None:
+        limit.require(self.failed, self.inputs, f"{self.folder}/{BOOKS}/{FAILURES}")
+
+
+def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) -> ExportReport:
+    """Pack the sounds under ``src`` into shards in ``out``. Raises `UserError`, and `OSError` if ``out`` fails."""
+    if isinstance(src, Address):
+        src = src.patient(READ_TIMEOUT)
+    folder, only = folder_and_archive(src)
+    sources = find_sources(folder, out, options.files, None, options.archives, only)
+    captions = _Captions(options.captions, sources)
+    asked = _asked(sources, captions, options)
+    books = out / BOOKS
+    books.mkdir(parents=True, exist_ok=True)
+    with exclusive(books):
+        sweep_temporaries(out)
+        state = _state(out, asked, options.overwrite)
+        skipped = state["next"] - len(state["failed"])
+        with Progress(len(sources), "export", initial=state["next"]) as progress:
+            for shard in _shards(out, folder, sources, captions, options, state, progress):
+                state["shards"].append(shard)
+                write_object(books / STATE, state)
+        write_object(books / STATE, state)
+        write_csv(books / FAILURES, ("source", "reason", "message"), state["failed"])
+    reasons: dict[str, int] = {}
+    for _, reason, _ in state["failed"]:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    failed = len(state["failed"])
+    done = len(sources) - failed - skipped
+    return ExportReport(len(sources), done, skipped, failed, len(state["shards"]), captions.missing, reasons, str(out))
+
+
+def _asked(sources: Sequence[Source], captions: _Captions, options: ExportOptions) -> dict[str, Any]:
+    """What was asked for, as far as it decides the bytes."""
+    return {
+        "sources": fingerprint({"names": [source.relative for source in sources]}),
+        "captions": captions.digest,
+        "name": options.name,
+        "bytes_per_shard": options.bytes_per_shard,
+        "clips_per_shard": options.clips_per_shard,
+        "by_archive": options.archives.by_archive,
+    }
+
+
+def _state(out: Path, asked: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """How far an export of this request has come. Raises `FingerprintConflictError` if ``out`` holds another one."""
+    found = read_object(out / BOOKS / STATE) or {}
+    begun = found.get("asked")
+    missing = [shard["name"] for shard in found.get("shards", ()) if not _is_there(out, shard)]
+    if begun == asked and not missing and not overwrite:
+        return {key: found[key] for key in ("asked", "shards", "next", "failed")}
+    if begun is not None and not overwrite:
+        keys = [key for key in asked if begun.get(key) != asked[key]]
+        what = f"other {', '.join(keys)}" if keys else f"shards that are not there any more, such as {missing[0]}"
+        raise FingerprintConflictError(f"{out} holds an export with {what}. Choose another folder, or --overwrite.")
+    strangers = [path.name for path in out.glob("*.tar")] if begun is None else []
+    if strangers and not overwrite:
+        raise UserError(
+            f"{out} holds shards that are not of an export, such as {min(strangers)}; choose another folder."
+        )
+    for shard in found.get("shards", ()):
+        (out / shard["name"]).unlink(missing_ok=True)
+    return {"asked": asked, "shards": [], "next": 0, "failed": []}
+
+
+def _is_there(out: Path, shard: dict[str, Any]) -> bool:
+    path = out / shard["name"]
+    return path.is_file() and path.stat().st_size == shard["bytes"]
+
+
+def _shards(
+    out: Path,
+    folder: Path | Address,
+    sources: Sequence[Source],
+    captions: _Captions,
+    options: ExportOptions,
+    state: dict[str, Any],
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """Write the shards that are missing, and yield what the state says of each; its place moves with them."""
+    waiting: tuple[int, bytes] | None = None
+    at = state["next"]
+    while at < len(sources) or waiting is not None:
+        name = f"{options.name}-{len(state['shards']):06d}.tar"
+        clips, failed = 0, list[list[str]]()
+        with atomic_file(out / name) as file:
+            pax = {NAMES_MARK: PERCENT}
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=pax) as tar:
+                while at < len(sources) or waiting is not None:
+                    if waiting is None:
+                        content = _content(sources[at], folder, failed)
+                        progress.advance(1, failed=content is None)
+                        at += 1
+                        if content is None:
+                            continue
+                        waiting = at - 1, content
+                    sample = _sample(sources[waiting[0]], waiting[1], captions.of(waiting[0]))
+                    if clips and _is_full(tar.offset, clips, sample, options):
+                        break
+                    for member, data in sample:
+                        _add(tar, member, data)
+                    clips, waiting = clips + 1, None
+        state["next"] = at if waiting is None else waiting[0]
+        # What failed behind a sample that opens the next shard is noted with that shard.
+        state["failed"] += failed
+        if not clips:
+            (out / name).unlink()
+            return
+        yield {"name": name, "clips": clips, "bytes": (out / name).stat().st_size}
+
+
+def _content(source: Source, folder: Path | Address, failed: list[list[str]]) -> bytes | None:
+    """The bytes of a source; None, with a row in ``failed``, if it cannot be read."""
+    reason, message = source.reason, source.message
+    if not reason:
+        where = source.input(folder.patient(0) if isinstance(folder, Address) else folder)
+
+        def read() -> bytes:
+            content = where.open(AudioInfo())
+            try:
+                return content.at(0, content.size)
+            finally:
+                content.close()
+
+        try:
+            return read_with_retries(where, read)
+        except DecodeError as error:
+            reason, message = error.reason, error.message
+    failed.append([source.relative, reason, one_line(message)])
+    return None
+
+
+Sample = list[tuple[str, bytes]]
+
+
+def _sample(source: Source, content: bytes, captions: dict[str, Any] | None) -> Sample:
+    """The members of a sample: the sound, and its captions in the two forms in which others look for them."""
+    key = source.output.removesuffix(LMS_FILE_SUFFIX)
+    name = packed_name(key)
+    kind = format_of(content[:4096])
+    own = suffix_of(source.relative) if has_audio_suffix(source.relative) else ""
+    suffix = own or SUFFIXES.get(kind or "", (kind or "").lower() if kind in ("FLAC", "OGG") else UNKNOWN_SUFFIX)
+    if captions is None:
+        return [(f"{name}.{suffix}", content)]
+    texts = captions["text"]
+    told = json.dumps({"clip_id": key, **captions}, ensure_ascii=False, sort_keys=True).encode()
+    return [
+        (f"{name}.{suffix}", content),
+        (f"{name}.json", told),
+        (f"{name}.txt", (texts[0] if texts else "").encode()),
+    ]
+
+
+def _is_full(size: int, clips: int, sample: Sample, options: ExportOptions) -> bool:
+    if options.clips_per_shard is not None:
+        return clips >= options.clips_per_shard
+    more = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for _, data in sample)
+    return size + more > options.bytes_per_shard
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+class _Captions:
+    """The captions of every source, from a table; of none without one."""
+
+    def __init__(self, path: Path | None, sources: Sequence[Source]) -> None:
+        self.digest: str | None = None
+        self.missing = 0
+        self._table: pa.Table | None = None
+        if path is None:
+            return
+        table = read_captions(path)
+        clips, clip_of_row = runs(one_array(table["clip_id"]))
+        self._clip = match_files([source.output for source in sources], clips).clip
+        if len(sources) and not (self._clip >= 0).any():
+            raise UserError(
+                f"not one of the sounds is a clip of {path}. The sounds: {sources[0].relative}, …; the clips: "
+                f"{clips[0].as_py() if len(clips) else 'none'}, …"
+            )
+        order = np.argsort(clip_of_row, kind="stable")
+        self._rows, self._starts = order, np.searchsorted(clip_of_row[order], np.arange(len(clips) + 1))
+        self._table, self.digest = table, file_digest(path)
+        self.missing = int((self._clip < 0).sum())
+
+    def of(self, number: int) -> dict[str, Any] | None:
+        """The texts of a source and where each is from; None without a table."""
+        if self._table is None:
+            return None
+        clip = int(self._clip[number])
+        rows = self._rows[self._starts[clip] : self._starts[clip + 1]] if clip >= 0 else self._rows[:0]
+        found = self._table.select(["caption", "source"]).take(pa.array(rows, pa.int64())).to_pydict()
+        return {"text": found["caption"], "source": found["source"]}
