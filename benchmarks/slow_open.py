@@ -1,8 +1,10 @@
-"""Claim: a file system that takes 30 ms to open a file costs hardly any throughput, for reading nor for writing.
+"""Claim: a file system that takes 30 ms to open a file costs hardly any throughput, for converting nor for training.
 
-A preloaded library delays every open below the folder of sources, then every open below that of arrays. Runs
-`m2dprep melspec` with the default workers, with and without the delay, taking turns, and prints clips/s and the ratios
-to the runs without. Needs gcc.
+A preloaded library delays every open below a folder. `m2dprep melspec` with the default workers converts clips, as
+files and in tars, while the opening of sources, archives, or arrays is slow; a run of few clips is subtracted from one
+of many, so that what remains is the rate without start and end. Training's loader with two workers gives batches of 64
+clips to steps of 0.25 s, while the opening of .npy files is slow; its first batches do not count. All take turns.
+Prints clips/s and the ratios to the runs without delay. Needs gcc.
 """
 
 from __future__ import annotations
@@ -12,27 +14,101 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
 from _clips import make_clips
-from _machine import machine, table
+from _machine import ONE_THREAD, machine, table
 
-CLIPS, ROUNDS, DELAY_MS = 400, 3, 30
+FEW, MANY, ROUNDS, DELAY_MS = 100, 700, 5, 30
+SHARDS = 8
+BATCH, BATCHES, STEP_SECONDS, LOADERS = 64, 24, 0.25, 2
+FIRST_BATCHES = 8
 SOURCE = Path(__file__).with_name("_slow_open.c")
-WAYS = ("no delay", "opening sources", "opening arrays")
+# What is slow, what is read, and the folder whose files are slow to open.
+CONVERTING = [
+    ("converting files", "wavs", ""),
+    ("... opening sources is slow", "wavs", "wavs"),
+    ("... opening arrays is slow", "wavs", "data/x_lms"),
+    ("converting archives", "tars", ""),
+    ("... opening archives is slow", "tars", "tars"),
+]
+LOADING = [("training from .npy files", ""), ("... opening arrays is slow", "npy")]
 
 
-def clips_per_second(root: Path, library: Path, way: str) -> float:
+def delayed(root: Path, folder: str) -> dict[str, str]:
+    """The environment in which files below ``folder`` are slow to open; none are, if it is empty."""
+    environment = {**os.environ, "LD_PRELOAD": str(root / "slow_open.so")}
+    if folder:
+        environment |= {"SLOW_OPEN_PREFIX": f"{root / folder}/", "SLOW_OPEN_MS": str(DELAY_MS)}
+    return environment
+
+
+def make_archives(root: Path, count: int) -> None:
+    (root / f"tars/{count}").mkdir(parents=True)
+    clips = sorted((root / f"wavs/{count}").iterdir())
+    for shard in range(SHARDS):
+        with tarfile.open(root / f"tars/{count}/{shard}.tar", "w") as archive:
+            for path in clips[shard::SHARDS]:
+                archive.add(path, path.name)
+
+
+def conversion_seconds(root: Path, read: str, slow: str, count: int) -> float:
     shutil.rmtree(root / "data", ignore_errors=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
-    if way != "no delay":
-        slow = root / ("wavs" if way == "opening sources" else "data/x_lms")
-        environment |= {"SLOW_OPEN_PREFIX": f"{slow}/", "SLOW_OPEN_MS": str(DELAY_MS)}
-    command = [sys.executable, "-m", "m2dprep", "melspec", root / "wavs", root / "data/x_lms", "--json", "-q"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return CLIPS / float(json.loads(done.stdout)["seconds"])
+    source, target = root / read / str(count), root / "data/x_lms"
+    command = [sys.executable, "-m", "m2dprep", "melspec", source, target, "--json", "-q"]
+    done = subprocess.run(command, env=delayed(root, slow), capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["seconds"])
+
+
+def converted_per_second(root: Path, read: str, slow: str) -> float:
+    few, many = (conversion_seconds(root, read, slow, count) for count in (FEW, MANY))
+    return (MANY - FEW) / (many - few)
+
+
+def loaded_per_second(root: Path, slow: str) -> float:
+    environment = {**delayed(root, slow), **ONE_THREAD}
+    done = subprocess.run(
+        [sys.executable, __file__, "--load", root], env=environment, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def load(root: Path) -> None:
+    """Print how many clips/s training's loader gives, its first batches left out."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from m2dprep.artifacts.log_mels.store import find_log_mels
+    from m2dprep.m2dclap.config import ModelConfig
+    from m2dprep.training.dataset import Clips, TrainOrder
+    from m2dprep.training.loader import Batches, make_loader
+    from m2dprep.training.pairing import CaptionRows, CaptionSource
+
+    names = sorted(str(path.relative_to(root)) for path in (root / "npy").glob("*.npy"))
+    embeddings = np.zeros((len(names), 768), np.float16)
+    captions = CaptionRows([CaptionSource("made", embeddings, pa.array(names), None, "made")])
+    clips = Clips(find_log_mels(root, names), np.arange(len(names)), captions, ModelConfig(), 0)
+    order = TrainOrder(len(names), BATCH, 0, total_steps=BATCHES)
+    with Batches(make_loader(clips, order, LOADERS, torch.device("cpu"))) as batches:
+        for number, _ in enumerate(batches):
+            if number == FIRST_BATCHES:
+                started = time.perf_counter()
+            time.sleep(STEP_SECONDS)
+    print((BATCHES - FIRST_BATCHES) * BATCH / (time.perf_counter() - started))
+
+
+def make_arrays(folder: Path) -> None:
+    import numpy as np
+
+    folder.mkdir()
+    values = np.random.default_rng(0).normal(-7, 4, (1, 80, 1001)).astype(np.float32)
+    for number in range(BATCH * BATCHES):
+        np.save(folder / f"{number:05d}.npy", values)
 
 
 def main() -> None:
@@ -40,18 +116,28 @@ def main() -> None:
         sys.exit("gcc is not installed; it compiles the delay.")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        library = root / "slow_open.so"
-        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
-        make_clips(root / "wavs", CLIPS)
-        rounds = [{way: clips_per_second(root, library, way) for way in WAYS} for _ in range(ROUNDS)]
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", root / "slow_open.so", SOURCE, "-ldl"], check=True)
+        for count in (FEW, MANY):
+            make_clips(root / f"wavs/{count}", count)
+            make_archives(root, count)
+        make_arrays(root / "npy")
+        found: list[list[float]] = []
+        for _ in range(ROUNDS):
+            converted = [converted_per_second(root, read, slow) for _, read, slow in CONVERTING]
+            found.append(converted + [loaded_per_second(root, slow) for _, slow in LOADING])
+    names = [name for name, *_ in CONVERTING] + [name for name, _ in LOADING]
     print(machine())
-    print(f"{CLIPS} clips, {DELAY_MS} ms more for each open, median of {ROUNDS} rounds\n")
-    rows = []
-    for way in WAYS:
-        ratio = median(found[way] / found["no delay"] for found in rounds)
-        rows.append([way, f"{median(found[way] for found in rounds):.1f}", f"{ratio:.2f}"])
-    print(table(["delay", "clips/s", "ratio"], rows))
+    print(f"{DELAY_MS} ms more for each open, median of {ROUNDS} rounds, load {os.getloadavg()[0]:.1f} at the end\n")
+    rows, base = [], 0
+    for place, what in enumerate(names):
+        base = base if what.startswith("...") else place
+        ratio = median(rates[place] / rates[base] for rates in found)
+        rows.append([what, f"{median(rates[place] for rates in found):.1f}", f"{ratio:.2f}"])
+    print(table(["", "clips/s", "ratio"], rows))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--load"]:
+        load(Path(sys.argv[2]))
+    else:
+        main()
