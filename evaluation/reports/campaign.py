@@ -264,4 +264,4 @@ def tested(result: Result) -> int:
 def render(lines: Sequence[Line]) -> str:
     """The table as text."""
     header, rows = summary(lines)
-    return aligned([header, *rows])
+    return aligned([header, *rows], [0, header.index("problem")] if "problem" in header else [0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from m2dprep.evaluation.protocols.result import Result
@@ -112,13 +112,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def aligned(rows: Iterable[Iterable[str]]) -> str:
-    """Rows as columns two spaces apart, the first one to the left and all others to the right."""
+def aligned(rows: Iterable[Iterable[str]], left: Collection[int] = (0,)) -> str:
+    """Rows as columns two spaces apart, those with a number in ``left`` to the left and all others to the right."""
     table = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table

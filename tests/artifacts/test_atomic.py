@@ -15,6 +15,7 @@ from m2dprep.artifacts.files import (
     TEMPORARY_PREFIX,
     atomic_file,
     rename_all,
+    replace_together,
     sweep_temporaries,
     temporary_path,
     write_array,
@@ -188,3 +189,57 @@ def test_any_writer_removes_what_a_killed_one_left_beside_its_file(tmp_path: Pat
         path.touch()
     write_json(tmp_path / "a.json", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, "a.json"])
+
+
+NAMES = ("table.csv", "words.csv", "done.json")
+
+
+def put(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / f"{name}.{'json' if name == 'done' else 'csv'}").write_text(text)
+
+
+def held(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_are_replaced_together(tmp_path: Path) -> None:
+    """One that is not written now is removed, and other files stay."""
+    put(tmp_path, table="old", words="old", done="old", mine="mine")
+    replace_together(tmp_path, NAMES, lambda folder: put(folder, table="new", done="new"))
+    assert held(tmp_path) == {"table.csv": "new", "done.json": "new", "mine.csv": "mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done.json", "mine.csv", "table.csv"]
+
+
+@pytest.mark.parametrize("failing", ["write", 1, 2, 3, 4, 5])
+def test_where_one_of_them_fails_the_earlier_ones_stay(
+    tmp_path: Path, failing: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are written, or at any of the renames."""
+    put(tmp_path, table="old", words="old", done="old")
+    rename, calls = Path.rename, []
+
+    def refused(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == failing:
+            raise PermissionError(13, "no", str(path))
+        return rename(path, target)
+
+    def write(folder: Path) -> None:
+        put(folder, table="new", done="new")
+        if failing == "write":
+            raise OSError(28, "full")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match=r"no|full"):
+        replace_together(tmp_path, NAMES, write)
+    assert held(tmp_path) == {"table.csv": "old", "words.csv": "old", "done.json": "old"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_of_that_name_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").mkdir()
+    (tmp_path / "table.csv" / "mine").write_text("mine")
+    with pytest.raises(IsADirectoryError):
+        replace_together(tmp_path, NAMES, lambda folder: put(folder, table="new", done="new"))
+    assert held(tmp_path) == {"table.csv/mine": "mine"}
