@@ -1,4 +1,4 @@
-"""Claim: with few labels, fine-tuning a model beats a linear probe of it, and fine-tuning from random weights.
+"""Compares, with few labels, fine-tuning a model with a linear probe of it, and with fine-tuning from random weights.
 
 Sounds of the demo's ten classes, 2 s long and with more noise, are synthesised. A tiny model is trained on those of
 ``--unlabelled`` with captions that name their kind unreliably (a random direction per class, and as much noise), for
