@@ -135,6 +135,7 @@ def test_what_metadata_say(encoder: TextEncoder, minilm: Path) -> None:
         "pooling": "mean",
         "normalized": False,
         "prefix": "",
+        "eos": None,
         "max_length": 256,
         "precision": "fp32",
     }
@@ -145,6 +146,7 @@ def test_what_metadata_say(encoder: TextEncoder, minilm: Path) -> None:
         "model_pooling": "mean",
         "device": "cpu",
         "attention": "sdpa",
+        "padding": "right",
         "batch_tokens": 2048,
         "batch_halvings": 0,
     }
