@@ -22,7 +22,6 @@ SECTIONS = {
         "stats": ("m2dprep.cli.audio", "stats", "Exact normalisation statistics of a folder of log-mels."),
         "pack": ("m2dprep.cli.audio", "pack", "Log-mel arrays → a few large files, which training reads faster."),
         "unpack": ("m2dprep.cli.audio", "unpack", "A pack → the .npy files that it holds."),
-        "export": ("m2dprep.cli.export", "export", "Sounds and their captions → WebDataset shards."),
     },
     "From captions to embeddings": {
         "captions": (
@@ -37,7 +36,7 @@ SECTIONS = {
         "train": ("m2dprep.cli.train", "train", "Train M2D-CLAP on a data directory."),
         "fine-tune": ("m2dprep.cli.fine_tune", "fine_tune", "Fine-tune a checkpoint on labels, and test it."),
         "submit": ("m2dprep.cli.submit", "submit", "Submit a training as a SLURM job that queues itself again."),
-        "export": ("m2dprep.cli.export", "export", "Checkpoints in the layouts of the original's programs."),
+        "export": ("m2dprep.cli.export", "export", "Write checkpoints, or sounds, as other programs read them."),
         "plot": ("m2dprep.cli.train", "plot", "Draw the log of a training run."),
         "evaluate": (
             "m2dprep.cli.evaluation.protocols",

@@ -15,8 +15,8 @@ from m2dprep.artifacts.files import atomic_file
 from m2dprep.evaluation.text_towers import letter_of, tower_inside, trained_with
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
-from m2dprep.m2dclap.exporting import STAGE2, laid_out
 from m2dprep.m2dclap.layouts import TEXT_FOLDER, folder_name
+from m2dprep.m2dclap.reuse.exporting import STAGE2, laid_out
 
 # The widths and depths of the original's named models.
 NAMED = {(768, 12): "base", (1024, 24): "large", (384, 12): "small"}

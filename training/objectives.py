@@ -19,9 +19,9 @@ from torch import nn
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.initialise import initialise
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.reuse.initialise import initialise
 from m2dprep.training.config import OBJECTIVES, DataChoice, RunOptions, TrainConfig
 from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch

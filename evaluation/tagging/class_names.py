@@ -17,7 +17,7 @@ from m2dprep.artifacts.tables import read_csv_columns
 from m2dprep.artifacts.text_files import read_header
 from m2dprep.captions.sources.audioset import read_label_names
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.classifier import head_size
+from m2dprep.m2dclap.reuse.classifier import head_size
 
 AUDIOSET_CLASSES = 527
 AUDIOSET_LIST = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/class_labels_indices.csv"

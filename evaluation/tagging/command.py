@@ -20,8 +20,8 @@ from m2dprep.evaluation.tagging.rows import Choice, Row, format_of
 from m2dprep.evaluation.tagging.scores import Activation
 from m2dprep.evaluation.tagging.sounds import Windows
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
-from m2dprep.m2dclap.classifier import Classifier
 from m2dprep.m2dclap.distributed import pick_device
+from m2dprep.m2dclap.reuse.classifier import Classifier
 
 DAY = 24 * 3600.0
 # Where the rows lie if no output is wanted.

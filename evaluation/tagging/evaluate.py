@@ -22,7 +22,7 @@ from m2dprep.evaluation.run import RunOptions
 from m2dprep.evaluation.tagging.class_names import AUDIOSET_CLASSES, ClassNames, own_class_names, read_class_names
 from m2dprep.evaluation.tagging.scores import activated
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.classifier import feature_of, head_size, load_head
+from m2dprep.m2dclap.reuse.classifier import feature_of, head_size, load_head
 
 SHOWN = 5
 

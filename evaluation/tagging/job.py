@@ -27,7 +27,7 @@ from m2dprep.evaluation.tagging.picture import Picture
 from m2dprep.evaluation.tagging.rows import FAILED, Choice, Row, failed_row, scored_row, write_rows
 from m2dprep.evaluation.tagging.scores import Activation, Batcher, Scored, activated
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
-from m2dprep.m2dclap.classifier import Classifier
+from m2dprep.m2dclap.reuse.classifier import Classifier
 
 # A shard is so many sounds, or fewer of so many bytes together.
 SHARD_SOUNDS, SHARD_BYTES = 64, 256 << 20

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from m2dprep.evaluation.tagging.sounds import Segment
-from m2dprep.m2dclap.classifier import Classifier, column_frames
+from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames
 
 Activation = Literal["sigmoid", "softmax", "logits"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "logits")

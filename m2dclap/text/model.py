@@ -14,10 +14,10 @@ from torch import nn
 
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.exporting import spectrogram_tables
 from m2dprep.m2dclap.heads import new_audio_head, project_tokens, xavier
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.model import take
+from m2dprep.m2dclap.reuse.spectrogram import spectrogram_tables
 from m2dprep.m2dclap.text.tower import TextTower
 from m2dprep.m2dclap.vit import Encoder
 

@@ -21,9 +21,10 @@ from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.exporting import export_checkpoint
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.exporting import LAYOUTS, laid_out, spectrogram_tables
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.layouts import TEXT_FOLDER, folder_name, infer_config, layout_of, parts_of
+from m2dprep.m2dclap.reuse.exporting import LAYOUTS, laid_out
+from m2dprep.m2dclap.reuse.spectrogram import spectrogram_tables
 from m2dprep.m2dclap.text.model import TextClap
 from m2dprep.m2dclap.text.tower import TextTower
 from tests.evaluation.made_clips import write_tones

@@ -17,9 +17,9 @@ import torch
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
-from m2dprep.m2dclap.initialise import initialise
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.proof import DamagedError
+from m2dprep.m2dclap.reuse.initialise import initialise
 from m2dprep.training.objectives import MaskedClap
 from m2dprep.training.state import TrainState
 from tests.tiny import TINY, state_of

@@ -17,17 +17,17 @@ from m2dprep.audioprep.logmel import LogMel
 from m2dprep.m2dclap.audio_model import AudioModel
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.fine_tuned import (
+from m2dprep.m2dclap.inputs import Normalization
+from m2dprep.m2dclap.layouts import parts_of
+from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.reuse.fine_tuned import (
     FineTuned,
     evar_weights,
     load_encoder,
     load_evar_weights,
-    spectrogram_tables,
 )
-from m2dprep.m2dclap.initialise import initialise
-from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.m2dclap.layouts import parts_of
-from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.reuse.initialise import initialise
+from m2dprep.m2dclap.reuse.spectrogram import spectrogram_tables
 from m2dprep.m2dclap.vit import interpolate_pos_embed
 from tests.evaluation.made_clips import write_checkpoint
 from tests.tiny import TINY, TINY_INFERABLE

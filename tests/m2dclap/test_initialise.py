@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
-from m2dprep.m2dclap.initialise import initialise
 from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.reuse.initialise import initialise
 from m2dprep.m2dclap.vit import interpolate_pos_embed, sincos_positions
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
 from m2dprep.training.train import train

@@ -13,7 +13,8 @@ from torch import nn
 
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.m2dclap.distributed import gather_rows
-from m2dprep.m2dclap.fine_tuned import FineTuned, evar_weights, load_evar_weights, spectrogram_tables
+from m2dprep.m2dclap.reuse.fine_tuned import FineTuned, evar_weights, load_evar_weights
+from m2dprep.m2dclap.reuse.spectrogram import spectrogram_tables
 from m2dprep.training.fine_tuning.augment import crop_and_resize, mask_stripes
 from m2dprep.training.fine_tuning.clips import LabelledBatch
 from m2dprep.training.fine_tuning.settings import FineTuneConfig

@@ -29,8 +29,8 @@ from m2dprep.evaluation.protocols.result import Result
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
-from m2dprep.m2dclap.fine_tuned import FineTuned, load_encoder
 from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
+from m2dprep.m2dclap.reuse.fine_tuned import FineTuned, load_encoder
 from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
 from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
 from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows

@@ -11,9 +11,9 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.classifier import Classifier, column_frames, feature_of
 from m2dprep.m2dclap.encode import AudioEncoder
 from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames, feature_of
 from tests.evaluation.tagging.made_classifiers import HEAD, write_classifier
 from tests.tiny import TINY_INFERABLE
 

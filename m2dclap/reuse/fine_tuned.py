@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.audioprep.config import LogMelConfig
-from m2dprep.audioprep.logmel import mel_filters, periodic_hann
 from m2dprep.m2dclap.audio_model import AudioModel
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.heads import ClassifierHead
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX
 from m2dprep.m2dclap.model import take
+from m2dprep.m2dclap.reuse.spectrogram import TABLES_PREFIX
 from m2dprep.m2dclap.vit import interpolate_pos_embed
 
-TABLES_PREFIX = "to_spec."
 # Where EVAR's files have the statistics: behind the positions.
 STATS, BEFORE_STATS = "norm_stats", "pos_embed"
 
@@ -106,17 +103,3 @@ def load_evar_weights(model: FineTuned, weights: Mapping[str, torch.Tensor]) -> 
     model.head.load_state_dict(
         {key.removeprefix(HEAD_PREFIX): value for key, value in weights.items() if key.startswith(HEAD_PREFIX)}
     )
-
-
-def spectrogram_tables(front_end: LogMelConfig) -> dict[str, torch.Tensor]:
-    """The constants of nnAudio's mel spectrogram: mel filters, and windowed sines and cosines of each bin."""
-    length = front_end.n_fft
-    window = np.zeros(length, np.float32)
-    start = (length - front_end.win_length) // 2
-    window[start : start + front_end.win_length] = periodic_hann(front_end.win_length)
-    angles = 2 * np.pi * np.outer(np.arange(length // 2 + 1), np.arange(length)) / length
-    waves = {"wsin": np.sin(angles), "wcos": np.cos(angles)}
-    tables = {"mel_basis": mel_filters(front_end)}
-    tables |= {f"stft.{name}": wave.astype(np.float32)[:, None] * window for name, wave in waves.items()}
-    tables["stft.window_mask"] = window[None, :, None]
-    return {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}

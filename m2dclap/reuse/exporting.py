@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.audioprep.config import LogMelConfig
-from m2dprep.audioprep.logmel import mel_filters, periodic_hann
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX, TEXT_PREFIX
+from m2dprep.m2dclap.reuse.spectrogram import TABLES_PREFIX, spectrogram_tables
 
 LAYOUTS = TRAINING, STAGE2, FINE_TUNED, ENCODER_ONLY = "training", "stage2", "fine-tuned", "encoder-only"
-TABLES_PREFIX = "to_spec."
 # What encodes, in the order of the original's files.
 ENCODER_PARTS = (
     "cls_token",
@@ -26,20 +23,6 @@ ENCODER_PARTS = (
     "audio_proj.",
     "text_proj.",
 )
-
-
-def spectrogram_tables(front_end: LogMelConfig) -> dict[str, torch.Tensor]:
-    """The constants of nnAudio's mel spectrogram: mel filters, and windowed sines and cosines of each bin."""
-    length = front_end.n_fft
-    window = np.zeros(length, np.float32)
-    start = (length - front_end.win_length) // 2
-    window[start : start + front_end.win_length] = periodic_hann(front_end.win_length)
-    angles = 2 * np.pi * np.outer(np.arange(length // 2 + 1), np.arange(length)) / length
-    waves = {"wsin": np.sin(angles), "wcos": np.cos(angles)}
-    tables = {"mel_basis": mel_filters(front_end)}
-    tables |= {f"stft.{name}": wave.astype(np.float32)[:, None] * window for name, wave in waves.items()}
-    tables["stft.window_mask"] = window[None, :, None]
-    return {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}
 
 
 def encoder_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
