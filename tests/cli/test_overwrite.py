@@ -81,9 +81,10 @@ for stage in stages:
 
 
 # Commands that are not tried here: each result is one file, written at once as those of other commands are; what
-# `evaluate prepare` writes can be made again in seconds, and its marker comes last.
+# `evaluate prepare` writes can be made again in seconds, and its marker comes last. Shards that `export webdataset` wrote
+# are copies of sounds that it reads; it removes them first, because there is rarely room for both.
 PROTOCOLS = ("zero-shot", "linear", "retrieval", "prepare")
-NOT_TRIED = {f"evaluate {name} " for name in PROTOCOLS}
+NOT_TRIED = {*(f"evaluate {name} " for name in PROTOCOLS), "export webdataset "}
 
 
 def test_every_command_with_overwrite_is_tried() -> None:
