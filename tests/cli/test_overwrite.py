@@ -81,8 +81,8 @@ for stage in stages:
 
 
 # Commands that are not tried here: each result is one file, written at once as those of other commands are; what
-# `evaluate prepare` writes can be made again in seconds, and its marker comes last. Shards that `export webdataset` wrote
-# are copies of sounds that it reads; it removes them first, because there is rarely room for both.
+# `evaluate prepare` writes can be made again in seconds, and its marker comes last. The shards of
+# `export webdataset` are copies of sounds that it reads; it removes them first, because there is rarely room for both.
 PROTOCOLS = ("zero-shot", "linear", "retrieval", "prepare")
 NOT_TRIED = {*(f"evaluate {name} " for name in PROTOCOLS), "export webdataset "}
 
