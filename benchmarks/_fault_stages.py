@@ -31,8 +31,12 @@ TRAIN = "train data --output run --model tiny --config model.yaml --batch-size 4
 TRAIN += " --device cpu"
 FINE_TUNE = "fine-tune run labels.csv data --output tuned --recipe small --batch-size 4 --epochs 2 --frames 48"
 FINE_TUNE += " --save-steps 2 --device cpu --loader-workers 0"
+TAG = f"tag tuned {LMS} --window 0.25 --device cpu -o tags.jsonl"
+JUDGE_TAGS = f"evaluate tagging tuned judged_tagging.csv --root {LMS} --device cpu -o judged_tags.json"
+SHARDS = "export webdataset wavs shards"
 # Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
+TAG_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.tagging.evaluate", "m2dprep.evaluation.tagging.command")
 FINE_TUNE_IMPORTS = ("torch._dynamo", "m2dprep.training.fine_tuning.run")
 TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
@@ -149,6 +153,13 @@ def _clips_to_judge(folder: Path) -> None:
     (folder / "judged_retrieval.csv").write_text("\n".join(["file_name,caption", *said]) + "\n")
 
 
+def _clips_to_tag(folder: Path) -> None:
+    """A table of the converted clips with the labels that the classifier has learned."""
+    clips = sorted(path.relative_to(folder / LMS).as_posix() for path in (folder / LMS).rglob("Y*.npy"))
+    rows = [f"{clip},kind {row % 2}" for row, clip in enumerate(clips)]
+    (folder / "judged_tagging.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+
+
 def _run_in_data(folder: Path) -> None:
     (folder / "run").rename(folder / "data/run")
 
@@ -248,6 +259,13 @@ STAGES = (
         replaces=("joined.csv*",),
     ),
     Stage(
+        "captions weights --overwrite",
+        f"captions weights data/files_audioset.csv {FILLED} --added 100 -o weighted.csv --overwrite",
+        after="captions fill",
+        setup=(f"captions weights data/files_audioset.csv {FILLED} -o weighted.csv",),
+        replaces=("weighted.csv*",),
+    ),
+    Stage(
         "captions check", f"captions check {CAPTIONS} --drop near_duplicate -o checked.parquet", after="captions add"
     ),
     Stage(
@@ -340,6 +358,31 @@ STAGES = (
         replaces=("tuned/*/*.pth", "tuned/config.json", "tuned/result.json"),
         moves=True,
         weight=2,
+    ),
+    Stage(
+        "tag --overwrite",
+        TAG + " --top 3 --overwrite",
+        after="fine-tune",
+        setup=(TAG,),
+        imports=TAG_IMPORTS,
+        replaces=("tags.jsonl*",),
+    ),
+    Stage(
+        "evaluate tagging --overwrite",
+        JUDGE_TAGS + " --overwrite",
+        after="fine-tune",
+        edit=_clips_to_tag,
+        setup=(JUDGE_TAGS,),
+        imports=TAG_IMPORTS,
+        replaces=("judged_tags.json",),
+    ),
+    Stage("export webdataset", SHARDS, after="captions fill", weight=2),
+    Stage(
+        "export webdataset --overwrite",
+        SHARDS + f" --captions {FILLED} --clips-per-shard 4 --overwrite",
+        after="export webdataset",
+        replaces=("shards/*.tar", "shards/_export/state.json"),
+        moves=True,
     ),
     Stage("check of a run", "check data --workers 0", after="train", edit=_run_in_data, reads_only=True),
     Stage(

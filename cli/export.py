@@ -73,7 +73,8 @@ def export() -> None:
         "--layout-from",
         type=click.Choice(["member", "archive"]),
         default="member",
-        help="Name members of archives by their path within the archive alone, or with the archive's own path before.",
+        help="Take the names of members of archives from their path within the archive alone, or put the archive's own path "
+        "before it.",
     ),
     click.option(
         "--id-column",

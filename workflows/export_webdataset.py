@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from m2dprep.artifacts.columns import one_array, runs
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import FailureLimit, FingerprintConflictError, UserError, top_reasons
-from m2dprep.artifacts.files import atomic_file, sweep_temporaries
+from m2dprep.artifacts.files import atomic_file, rename_all, sweep_temporaries
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
 from m2dprep.artifacts.locks import exclusive
@@ -41,6 +43,8 @@ from m2dprep.workflows.melspec.request import READ_TIMEOUT
 
 BOOKS = "_export"
 STATE, FAILURES = "state.json", "failures.csv"
+# In the folder of the books, while an export replaces another one: the new one, and the earlier one as it is replaced.
+NEW, EARLIER = "new", "earlier"
 BLOCK = 512  # of tar files
 # The suffix of a sound whose name has none, by its format; others get this one, which no reader takes for another kind.
 SUFFIXES = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "AIFF": "aiff", "MP4": "m4a", "WebM/Matroska": "webm"}
@@ -98,20 +102,82 @@ def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) ->
     books.mkdir(parents=True, exist_ok=True)
     with exclusive(books):
         sweep_temporaries(out)
-        state = _state(out, asked, options.overwrite)
-        skipped = state["next"] - len(state["failed"])
-        with Progress(len(sources), "export", initial=state["next"]) as progress:
-            for shard in _shards(out, folder, sources, captions, options, state, progress):
-                state["shards"].append(shard)
-                write_object(books / STATE, state)
-        write_object(books / STATE, state)
-        write_csv(books / FAILURES, ("source", "reason", "message"), state["failed"])
+        _finish_exchange(out)
+        replaces = options.overwrite and (books / STATE).exists()
+        place = books / NEW if replaces else out
+        state, skipped = _export(place, folder, sources, captions, options, asked)
+        if replaces:
+            _exchange(out)
     reasons: dict[str, int] = {}
     for _, reason, _ in state["failed"]:
         reasons[reason] = reasons.get(reason, 0) + 1
     failed = len(state["failed"])
     done = len(sources) - failed - skipped
     return ExportReport(len(sources), done, skipped, failed, len(state["shards"]), captions.missing, reasons, str(out))
+
+
+def _export(
+    out: Path,
+    folder: Path | Address,
+    sources: Sequence[Source],
+    captions: _Captions,
+    options: ExportOptions,
+    asked: dict[str, Any],
+) -> tuple[dict[str, Any], int]:
+    """Write all shards that are missing in ``out``; returns its state, and how many sources were skipped."""
+    books = out / BOOKS
+    books.mkdir(parents=True, exist_ok=True)
+    state = _state(out, asked, options.overwrite)
+    skipped = state["next"] - len(state["failed"])
+    with Progress(len(sources), "export", initial=state["next"]) as progress:
+        for shard in _shards(out, folder, sources, captions, options, state, progress):
+            state["shards"].append(shard)
+            write_object(books / STATE, state)
+    write_csv(books / FAILURES, ("source", "reason", "message"), state["failed"])
+    write_object(books / STATE, state)
+    return state, skipped
+
+
+def _exchange(out: Path) -> None:
+    """Put the new export in the place of the earlier one. An error leaves the earlier one in its place."""
+    new, earlier = out / BOOKS / NEW, out / BOOKS / EARLIER
+    earlier.mkdir()
+    try:
+        rename_all(_moves(out))
+    except BaseException:
+        with suppress(OSError):  # it is not empty if an earlier file could not get its place back
+            earlier.rmdir()
+        raise
+    shutil.rmtree(new)
+    shutil.rmtree(earlier)
+
+
+def _finish_exchange(out: Path) -> None:
+    """Finish the exchange in which a process was killed. The new state moves last, so without it all have moved."""
+    new, earlier = out / BOOKS / NEW, out / BOOKS / EARLIER
+    if not earlier.exists():
+        return
+    if (new / BOOKS / STATE).exists():
+        rename_all(_moves(out))
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(earlier)
+
+
+def _moves(out: Path) -> list[tuple[Path, Path]]:
+    """What is left of an exchange: the earlier state and files leave, then the new files come, and their state."""
+    books, new, earlier = out / BOOKS, out / BOOKS / NEW, out / BOOKS / EARLIER
+    begun = (earlier / STATE).exists()
+    former = read_object((earlier if begun else books) / STATE) or {}
+    coming = read_object(new / BOOKS / STATE) or {}
+    leave = [] if begun else [(books / STATE, earlier / STATE)]
+    leaving = [out / shard["name"] for shard in former.get("shards", ())]
+    leaving += [books / FAILURES] if former else []
+    come = [(new / shard["name"], out / shard["name"]) for shard in coming["shards"]]
+    come += [(new / BOOKS / FAILURES, books / FAILURES), (new / BOOKS / STATE, books / STATE)]
+    arrived = {target for source, target in come if not source.exists()}
+    leaving = [path for path in leaving if path not in arrived and not (earlier / path.name).exists()]
+    leave += [(path, earlier / path.name) for path in leaving if path.exists()]
+    return leave + [(source, target) for source, target in come if source.exists()]
 
 
 def _asked(sources: Sequence[Source], captions: _Captions, options: ExportOptions) -> dict[str, Any]:
@@ -131,7 +197,7 @@ def _state(out: Path, asked: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     found = read_object(out / BOOKS / STATE) or {}
     begun = found.get("asked")
     missing = [shard["name"] for shard in found.get("shards", ()) if not _is_there(out, shard)]
-    if begun == asked and not missing and not overwrite:
+    if begun == asked and not missing:
         return {key: found[key] for key in ("asked", "shards", "next", "failed")}
     if begun is not None and not overwrite:
         keys = [key for key in asked if begun.get(key) != asked[key]]
