@@ -73,8 +73,8 @@ def export() -> None:
         "--layout-from",
         type=click.Choice(["member", "archive"]),
         default="member",
-        help="Take the names of members of archives from their path within the archive alone, or put the archive's own path "
-        "before it.",
+        help="Take the names of members of archives from their path within the archive alone, or put the archive's own "
+        "path before it.",
     ),
     click.option(
         "--id-column",
