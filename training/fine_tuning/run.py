@@ -260,7 +260,7 @@ def _epoch_scores(
     return EpochScores(
         objective, clips, run, split="test" if data.splits.validates_on_test else "valid", metric=data.metric,
         every=options.valid_every, epochs=config.epochs, steps_per_epoch=schedule.steps_per_epoch, amp=config.amp,
-        workers=options.loader_workers, processes=processes,
+        workers=options.loader_workers, processes=processes, first_wins=config.strict_evar,
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ class FineTuneConfig:
     strict_evar: bool = option(
         False,
         "Do as EVAR, with its faults: show the patches that a mask should hide, validate on the test clips if there "
-        "are no valid ones, crop valid clips at random, and pad log-mels with 0.",
+        "are no valid ones, crop valid clips at random, keep the first of equal epochs, and pad log-mels with 0.",
         group=VALIDATION,
     )
 
@@ -220,8 +220,12 @@ RECIPES = {
         FineTuneConfig(), epochs=50, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=1e-4, resize=False,
         mask_ratio=0.0, frames=821,
     ),
-    # For some hundred clips and a small model on two cores.
-    "small": replace(FineTuneConfig(), epochs=30, warmup_epochs=3.0, batch_size=32, lr=0.1, mask_ratio=0.3, mixup=0.3),
+    # For some hundred clips and a small model on two cores: small batches for enough updates, and of the augmentation
+    # crops alone, as nothing else pays in so few of them (benchmarks/results/fine_tuning.md).
+    "small": replace(
+        FineTuneConfig(), epochs=30, warmup_epochs=3.0, batch_size=16, optimizer="adamw", lr=1e-3, mask_ratio=0.0,
+        mask_bins=0, mask_frames=0,
+    ),
 }  # fmt: skip
 DEFAULT_RECIPE = "esc50"
 

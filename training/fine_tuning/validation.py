@@ -65,14 +65,18 @@ def score_of(scores: np.ndarray, targets: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch (1, 2, …) whose weights are kept: the first with the highest score."""
+    """The epoch (1, 2, …) whose weights are kept: the one with the highest score."""
 
     epoch: int
     score: float
 
 
 class EpochScores:
-    """Measures the clips of a split after epochs, under names that begin with ``split``, and keeps the best weights."""
+    """Measures the clips of a split after epochs, under names that begin with ``split``, and keeps the best weights.
+
+    Of equal epochs, which few valid clips often give, the last is best, as in linear evaluation: its learning rate is
+    the lowest. ``first_wins`` takes the first instead, as EVAR does in fine-tuning.
+    """
 
     def __init__(
         self,
@@ -88,7 +92,9 @@ class EpochScores:
         amp: str,
         workers: int | None,
         processes: int = 1,
+        first_wins: bool = False,
     ) -> None:
+        self._first_wins = first_wins
         self._objective, self._clips, self._run = objective, clips, run
         self._every, self._epochs, self._steps = every, epochs, steps_per_epoch
         self._amp, self._workers, self._processes = amp, workers, processes
@@ -101,7 +107,7 @@ class EpochScores:
         """Loss and score after ``epoch`` epochs; if it is the best so far, its weights are written."""
         judged = judge(self._objective, self._clips, self._amp, self._workers, self._processes)
         best = self.best()
-        if best is None or judged.score > best.score:
+        if best is None or judged.score > best.score or (judged.score == best.score and not self._first_wins):
             name = f"weights_ep{epoch - 1}it{self._steps - 1}-{judged.score:.5f}_loss{judged.loss:.4f}.pth"
             self._remove_but({epoch, *([] if best is None else [best.epoch])})
             write_weights(self._run.checkpoints / name, self._objective.weights(), self._run.settings)
@@ -109,7 +115,7 @@ class EpochScores:
 
     def best(self) -> Best | None:
         """The best epoch in the log."""
-        return best_in_log(self._run.log, self.score_name)
+        return best_in_log(self._run.log, self.score_name, first_wins=self._first_wins)
 
     def best_weights(self) -> Path:
         """The file of the best epoch's weights; all others are removed. Raises `UserError` if it is gone."""
@@ -129,13 +135,13 @@ class EpochScores:
                 path.unlink(missing_ok=True)
 
 
-def best_in_log(log: Path, name: str) -> Best | None:
-    """The first epoch with the highest value of the metric ``name``."""
+def best_in_log(log: Path, name: str, *, first_wins: bool = False) -> Best | None:
+    """The last epoch with the highest value of the metric ``name``, or the first one."""
     lines = read_log(log, damaged=lambda _: None)
     scores = [(round(line["epoch"]), line[name]) for line in lines if line.get(name) is not None]
     if not scores:
         return None
-    epoch, score = max(scores, key=lambda one: one[1])
+    epoch, score = max(scores if first_wins else reversed(scores), key=lambda one: one[1])
     return Best(epoch, score)
 
 

@@ -14,7 +14,10 @@ from m2dprep.training.log import read_log
 from m2dprep.training.speed import TIMING_METRICS
 
 # Settings of a run of seconds; every augmentation has something to do.
-SMALL = ("--recipe", "small", "--batch-size", 8, "--epochs", 3, "--log-every", 1, "--lr", 0.05, "--loader-workers", 0)
+SMALL = (
+    "--recipe", "small", "--batch-size", 8, "--epochs", 3, "--log-every", 1, "--optimizer", "sgd", "--lr", 0.05,
+    "--mixup", 0.3, "--mask-ratio", 0.3, "--mask-bins", 30, "--mask-frames", 48, "--loader-workers", 0,
+)  # fmt: skip
 
 
 def write_labels(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str] = ("file_name", "label")) -> Path:

@@ -86,7 +86,7 @@ def test_files_of_a_run(finished: Path) -> None:
 
 def test_the_best_epochs_weights_are_kept_and_tested(finished: Path) -> None:
     lines = [line for line in lines_of(finished) if "valid_accuracy" in line]
-    best = max(lines, key=lambda line: line["valid_accuracy"])
+    best = max(reversed(lines), key=lambda line: line["valid_accuracy"])
     epoch = round(best["epoch"]) - 1
     assert best_weights(finished).name == (
         f"weights_ep{epoch}it2-{best['valid_accuracy']:.5f}_loss{best['valid_loss']:.4f}.pth"
