@@ -145,6 +145,11 @@ def check(
         help="Encode captions with this text encoder: a name on the Hugging Face hub, or a folder.",
     ),
     click.option("--shuffle-captions", is_flag=True, help="Give every clip the captions of another one, as a control."),
+    click.option(
+        "--second-generation",
+        is_flag=True,
+        help="Train the four stages of M2D-CLAP 2025 instead, and a control; --epochs is then that of every stage.",
+    ),
 )
 @titled(LOCATION, workers_option())
 @titled(
@@ -159,6 +164,7 @@ def demo(
     epochs: int | None,
     text_model: str | None,
     shuffle_captions: bool,
+    second_generation: bool,
     seed: int,
     workers: int,
     as_json: bool,
@@ -169,8 +175,13 @@ def demo(
     Examples:
       m2dprep demo
       m2dprep demo -o /tmp/demo --shuffle-captions
+      m2dprep demo --second-generation
     """
     from m2dprep.workflows.demo import DemoSettings, bundled_text_model, demo_summary, run_demo
+    from m2dprep.workflows.second_act import run_second_act, second_act_summary
+
+    if second_generation and shuffle_captions:
+        raise click.UsageError("--second-generation trains a control with shuffled captions itself.")
 
     settings = DemoSettings(
         folder=output,
@@ -182,8 +193,9 @@ def demo(
         text_model=text_model or bundled_text_model(),
         shuffle_captions=shuffle_captions,
     )
-    result = run_demo(settings)
-    click.echo(json.dumps(result, indent=2) if as_json else demo_summary(result, output))
+    result = run_second_act(settings) if second_generation else run_demo(settings)
+    shown = second_act_summary(result) if second_generation else demo_summary(result, output)
+    click.echo(json.dumps(result, indent=2) if as_json else shown)
 
 
 @stage(how=("workers",))

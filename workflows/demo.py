@@ -130,9 +130,9 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     )
     run = root / ("run-shuffled" if settings.shuffle_captions else "run")
     for command in _commands(settings, source, data, run):
-        _run(command)
-    zero_shot = json.loads(_run(_zero_shot_command(settings, source, run), capture=True))
-    evaluation = evaluate_demo(_run, root, source, run, settings.text_model, settings.seed)
+        run_command(command)
+    zero_shot = json.loads(run_command(_zero_shot_command(settings, source, run), capture=True))
+    evaluation = evaluate_demo(run_command, root, source, run, settings.text_model, settings.seed)
     return {
         **zero_shot,
         "seconds": round(time.monotonic() - started, 1),
@@ -163,7 +163,7 @@ def _zero_shot_command(settings: DemoSettings, source: Path, run: Path) -> list[
     return ["zero-shot", str(run), str(source / "held_out.csv"), "--text-model", settings.text_model, "--json"]
 
 
-def _run(command: Sequence[str], *, capture: bool = False) -> str:
+def run_command(command: Sequence[str], *, capture: bool = False) -> str:
     """Run ``m2dprep <command>`` as a process of its own. Its stdout goes to stderr or, with ``capture``, is returned.
 
     The demo's own stdout carries nothing but its result.

@@ -99,7 +99,7 @@ def _write_tables(folder: Path, source: Path, seed: int) -> None:
     names = {sound.mid: sound.name for sound in CLASSES}
     clips, training = [], Counter[str]()
     for part in (TRAIN, HELD_OUT):
-        for clip_id, mids in _segments(source / f"{part}.csv"):
+        for clip_id, mids in segments_in(source / f"{part}.csv"):
             training[mids] += part == TRAIN
             if mids in names and (part != TRAIN or training[mids] <= PER_CLASS):
                 clips.append((f"audio/{part}/Y{clip_id}.wav", names[mids], "train" if part == TRAIN else "test"))
@@ -121,7 +121,7 @@ def _write_tables(folder: Path, source: Path, seed: int) -> None:
         write_csv(folder / f"{name}.csv", ("file", "caption"), rows)
 
 
-def _segments(path: Path) -> list[tuple[str, str]]:
+def segments_in(path: Path) -> list[tuple[str, str]]:
     """(clip id, label ids) of a list of segments."""
     with path.open(newline="") as file:
         rows = csv.reader((line for line in file if not line.startswith("#")), skipinitialspace=True)
@@ -136,12 +136,13 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
         control = controls.get((f"{row['task']}_control", row["protocol"]))
         if control is not None:
             lines.append(
-                f"{row['protocol']:<14}{row['metric']:<12}{_percent(row['score']):>7}{_percent(control['score']):>9}"
+                f"{row['protocol']:<14}{row['metric']:<12}{percent(row['score']):>7}{percent(control['score']):>9}"
             )
     tuned = evaluation["fine_tuned"]
-    lines.append(f"{'fine-tune':<14}{tuned['metric']:<12}{_percent(tuned['score']):>7}{_percent(None):>9}")
+    lines.append(f"{'fine-tune':<14}{tuned['metric']:<12}{percent(tuned['score']):>7}{percent(None):>9}")
     return "\n".join([*lines, f"report: {evaluation['report']}"])
 
 
-def _percent(score: float | None) -> str:
+def percent(score: float | None) -> str:
+    """``0.25`` → ``25.0%``; None → a dash."""
     return "–" if score is None else f"{score:.1%}"

@@ -15,8 +15,11 @@ from m2dprep.cli.main import m2dprep
 from m2dprep.cli.recipe import all_stage_kinds
 from m2dprep.workflows.demo import DemoSettings, _commands, _zero_shot_command
 from m2dprep.workflows.engine.job_settings import read_job_settings
+from m2dprep.workflows.recipe.plan import Choice, make_plan, missing_inputs
 from m2dprep.workflows.recipe.recipe import Recipe, read_recipe
+from m2dprep.workflows.recipe.state import RecipeState
 from m2dprep.workflows.recipe.template import audioset_recipe, demo_recipe
+from m2dprep.workflows.second_act import recipe_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
 KINDS = all_stage_kinds()
@@ -292,6 +295,33 @@ def test_the_demo_as_a_recipe_types_what_the_demo_types(tmp_path: Path) -> None:
     assert _meaning(recipe.stages[0].kind.arguments(recipe.stages[0].values)) == (
         "sound-set", {"clips": 40, "held_out": 10, "seed": 0, "out": Path("demo/source")},
     )  # fmt: skip
+
+
+def test_the_second_acts_recipe_trains_the_four_stages_one_after_another(tmp_path: Path) -> None:
+    settings = DemoSettings(tmp_path, 8, 2, 5, 1, 3, "the-model", False)
+    recipe = read(tmp_path / "second_generation.yaml", recipe_of(settings))
+    needs = {stage.name: set(stage.needs) for stage in recipe.stages}
+    assert "stage-1" in needs["stage-1.1"]
+    assert "stage-1.1" in needs["stage-2"]
+    assert "stage-2" in needs["stage-2.1"]
+    assert {"control", "sounds", "descriptions", "all-descriptions"} <= needs["evaluate-control"]
+    values = {stage.name: stage.values for stage in recipe.stages}
+    differing = {key for key, value in values["control"].items() if values["stage-1"].get(key) != value}
+    assert differing == {"shuffle_captions", "output"}, "the control differs in nothing else"
+    assert {value["seed"][0] for value in values.values() if "seed" in value} == {"5"}
+    assert {value["epochs"][0] for value in values.values() if "epochs" in value} == {"3"}
+    assert (values["sound-set"]["clips"], values["sound-set"]["held_out"]) == (["8"], ["2"])
+    assert values["stage-2"]["text_model"] == values["embed-captions"]["text_model"] == ["the-model"]
+
+
+def test_a_folder_that_stages_fill_is_not_missing_but_its_tables_are(tmp_path: Path) -> None:
+    (tmp_path / "the-model").mkdir()
+    settings = DemoSettings(tmp_path, 8, 2, 0, 1, None, str(tmp_path / "the-model"), False)
+    recipe = read(tmp_path / "second_generation.yaml", recipe_of(settings))
+    missing = missing_inputs(recipe, make_plan(recipe, RecipeState.of(recipe), Choice()))
+    found = {path for line in missing for path in re.findall(r"reads (\S+),", line)}
+    names = ("", "/labels.csv", "/sounds.yaml", "/descriptions.yaml", "/all_descriptions.yaml")
+    assert found == {f"{tmp_path}/second_generation/tables{name}" for name in names}
 
 
 def _meaning(line: list[str]) -> tuple[str, dict[str, object]]:

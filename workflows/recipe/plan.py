@@ -110,13 +110,14 @@ def make_plan(recipe: Recipe, state: RecipeState, choice: Choice) -> list[Decisi
 def missing_inputs(recipe: Recipe, plan: list[Decision]) -> list[str]:
     """A message, with the line of the recipe, for every missing input of a stage that will run.
 
-    Inputs that another stage of the run makes are not missing.
+    Inputs that another stage of the run makes, or makes something below, are not missing.
     """
     lines = []
     runs = {decision.stage for decision in plan if decision.action in (RUN, REDO)}
     for stage in recipe.stages:
         for path in [*stage.reads, *stage.how] if stage.name in runs else ():
-            makers = recipe.makers_of(path) - {stage.name}
+            below = {maker for made, maker in recipe.makers.items() if made.is_relative_to(path)}
+            makers = (recipe.makers_of(path) | (below & set(stage.needs))) - {stage.name}
             if path.exists() or makers & runs:
                 continue
             why = f"; {', '.join(sorted(makers))} makes it and is left out" if makers else ", and no stage makes it"

@@ -25,6 +25,11 @@ def demo_recipe() -> str:
     return _text("demo.yaml")
 
 
+def second_generation_recipe() -> str:
+    """The text of the recipe of the demo's second act."""
+    return _text("second_generation.yaml")
+
+
 def audioset_recipe(kinds: Mapping[str, StageKind], name: str = "recipe.yaml") -> str:
     """The text of a recipe for AudioSet, with every option of its stages in comments."""
 
