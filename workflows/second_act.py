@@ -6,19 +6,22 @@ are by chance about 10 %.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from m2dprep.artifacts.files import write_text
-from m2dprep.artifacts.tables import write_csv
+from m2dprep.artifacts.json_files import read_object
 from m2dprep.workflows.demo import DemoSettings, run_command
 from m2dprep.workflows.demo_report import CAPTIONS, LABELS, percent, segments_in
 from m2dprep.workflows.recipe.template import second_generation_recipe
-from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN, make_sound_set
+from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, NOTE, TRAIN, make_sound_set
 
 RECIPE, FOLDER = "second_generation.yaml", "second_generation"
 # folder of a model: what it is.
@@ -46,13 +49,7 @@ def run_second_act(settings: DemoSettings) -> dict[str, Any]:
     """
     started = time.monotonic()
     root = settings.folder.resolve()
-    make_sound_set(
-        root / "source",
-        train_per_class=settings.train_per_class,
-        held_out_per_class=settings.held_out_per_class,
-        seed=settings.seed,
-        workers=settings.workers,
-    )
+    _make_sounds(root / "source", settings)
     write_tables(root / "source", root / FOLDER / "tables")
     write_text(root / RECIPE, recipe_of(settings))
     run_command(["run", str(root / RECIPE)])
@@ -60,6 +57,24 @@ def run_second_act(settings: DemoSettings) -> dict[str, Any]:
     report = root / FOLDER / "report.md"
     write_text(report, markdown(scores))
     return {"scores": scores, "seconds": round(time.monotonic() - started, 1), "report": str(report)}
+
+
+def _make_sounds(source: Path, settings: DemoSettings) -> None:
+    """Make the set, unless it is whole: its tables would be written again, and what is made of them with them."""
+    numbers = {
+        "training_a_class": settings.train_per_class,
+        "held_out_a_class": settings.held_out_per_class,
+        "seed": settings.seed,
+    }
+    if (source / "held_out.csv").exists() and read_object(source / NOTE) == numbers:
+        return
+    make_sound_set(
+        source,
+        train_per_class=settings.train_per_class,
+        held_out_per_class=settings.held_out_per_class,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
 
 
 def recipe_of(settings: DemoSettings) -> str:
@@ -83,9 +98,9 @@ def write_tables(source: Path, folder: Path) -> None:
         for part in (TRAIN, HELD_OUT)
     )
     rows = [(*one, "train") for one in training] + [(*one, "test") for one in held_out]
-    write_csv(folder / "labels.csv", ("file_name", "label", "split"), rows)
+    _write_csv(folder / "labels.csv", ("file_name", "label", "split"), rows)
     labelled = [(file, names[mid]) for file, mid in held_out]
-    write_csv(folder / "sounds.csv", ("file", "label", "split"), [(*one, "test") for one in labelled])
+    _write_csv(folder / "sounds.csv", ("file", "label", "split"), [(*one, "test") for one in labelled])
     first = {label: file for file, label in reversed(labelled)}
     texts = {sound.name: sound.descriptions for sound in CLASSES}
     for name, clips in (
@@ -93,9 +108,22 @@ def write_tables(source: Path, folder: Path) -> None:
         ("all_descriptions", labelled),
     ):
         captions = [(file, text) for file, label in clips for text in texts[label]]
-        write_csv(folder / f"{name}.csv", ("file", "caption"), captions)
+        _write_csv(folder / f"{name}.csv", ("file", "caption"), captions)
     for name, (form, title, *_) in TASKS.items():
-        write_text(folder / f"{name}.yaml", form.format(name=name, title=json.dumps(title), classes=len(CLASSES)))
+        _write(folder / f"{name}.yaml", form.format(name=name, title=json.dumps(title), classes=len(CLASSES)))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    _write(path, text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, unless it holds just that: a folder that is written to counts as changed, and tasks of it are made
+    anew."""
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)
 
 
 def read_scores(report: Path) -> dict[str, float]:
