@@ -90,14 +90,15 @@ WRITTEN = {
     "captions exclude-list": {"output"}, "captions join-lists": {"output"}, "check": {"leaks_csv"},
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
-    "fine-tune": {"output"},
+    "fine-tune": {"output"}, "captions weights": {"output"}, "export webdataset": {"out"}, "tag": {"output", "plot"},
+    "evaluate tagging": {"output", "predictions"},
     "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
     "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
     "evaluate report": {"output"}, "evaluate compare": {"output"},
 }  # fmt: skip
 PLACES = {
     "check": {"data"}, "fine-tune": {"data"}, "train": {"data", "probe_root"},
-    "zero-shot": {"root"}, "captions keywords": {"work"},
+    "zero-shot": {"root"}, "captions keywords": {"work"}, "tag": {"root"}, "evaluate tagging": {"root", "features"},
     "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
     "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"},
 }  # fmt: skip
@@ -164,6 +165,8 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return 1000
     if key == "momentum":  # below 1
         return 0
+    if key in ("added", "window", "hop", "top", "threshold"):
+        return 1
     if key in ("input_size", "patch_size"):
         return "80x208"
     numbers = (
