@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from m2dprep.artifacts.clips.archive_names import without_ending
 from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of, without_suffix
 from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER
+from m2dprep.artifacts.log_mels.read_ahead import Threads
+from m2dprep.artifacts.reading import give_up, last_progress, progress
 from m2dprep.audioprep.archives.index import Shard, read_index, with_lost_members, write_index
 from m2dprep.audioprep.archives.parquet import list_parquet
 from m2dprep.audioprep.archives.place import (
@@ -47,6 +52,7 @@ LISTING_THREADS, THREADS_ON_SERVERS = 4, 16
 STREAM_BLOCK_BYTES = 4 << 20
 # The longest suffix by which files are counted.
 MAX_KIND_LENGTH = 12
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,15 @@ class ArchiveOptions:
 
     ``by_archive`` puts the path of the archive, without its suffix, before the path of each array. ``id_column`` is the
     column of Parquet files that names their rows. ``index`` is the folder of the indices of archives, none if None;
-    without ``writes`` they are only read.
+    without ``writes`` they are only read. An archive on a disk that gives nothing for ``read_timeout`` seconds (0 means
+    no limit) while it is listed is a row, or has the members of its index.
     """
 
     by_archive: bool = False
     id_column: str | None = None
     index: Path | None = None
     writes: bool = True
+    read_timeout: float = 0.0
 
 
 def member_sources(
@@ -73,14 +81,29 @@ def member_sources(
     """The sources in these archives, whose paths are relative to ``root``. Other members are counted in ``others``."""
 
     def listed(archive: str) -> tuple[Listing | None, Source | None]:
+        progress()  # it begins
         try:
             return _listing(local_or_address(root) / archive, archive, options), None
         except DecodeError as failure:
             return None, Source(archive, root, failure.reason, failure.message)
 
+    def late(archive: str) -> tuple[Listing | None, Source | None]:
+        earlier = read_index(options.index, archive) if options.index is not None else None
+        if earlier is not None:
+            return earlier[1], None
+        return None, Source(archive, root, "read_timeout", f"reading it gave nothing for {options.read_timeout:g} s")
+
+    on_server = isinstance(root, Address)
+    threads = Threads(min(len(archives), THREADS_ON_SERVERS if on_server else LISTING_THREADS))
     sources = []
-    with ThreadPoolExecutor(THREADS_ON_SERVERS if isinstance(root, Address) else LISTING_THREADS) as pool:
-        for archive, (listing, failure) in zip(archives, pool.map(listed, archives), strict=True):
+    try:
+        futures = [threads.call(partial(listed, archive)) for archive in archives]
+        for archive, future in zip(archives, futures, strict=True):
+            if _is_done(future, 0.0 if on_server else options.read_timeout):
+                listing, failure = future.result()
+            else:
+                threads.add()
+                listing, failure = late(archive)
             if failure is not None:
                 sources.append(failure)
                 continue
@@ -93,7 +116,21 @@ def member_sources(
                 sources.append(Source(archive, root, *listing.fault))
             for name, count in listing.others.items():
                 others[kind_of(name)] += count
+    finally:
+        threads.close()
     return sources
+
+
+def _is_done(future: Future[Any], seconds: float) -> bool:
+    """Wait for ``future``; False if its thread has begun, and what it reads has given nothing for ``seconds``."""
+    while True:
+        wait([future], timeout=min(LOOK_SECONDS, seconds / 4) if seconds else None)
+        thread = getattr(future, "thread", None)
+        if future.done():
+            return True
+        if thread is not None and 0 < last_progress(thread) < time.monotonic() - seconds:
+            give_up(thread)
+            return False
 
 
 def _listing(path: Path | Address, archive: str, options: ArchiveOptions) -> Listing | None:

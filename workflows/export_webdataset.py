@@ -13,7 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) ->
     if isinstance(src, Address):
         src = src.patient(READ_TIMEOUT)
     folder, only = folder_and_archive(src)
-    sources = find_sources(folder, out, options.files, None, options.archives, only)
+    archives = replace(options.archives, read_timeout=READ_TIMEOUT)
+    sources = find_sources(folder, out, options.files, None, archives, only)
     captions = _Captions(options.captions, sources)
     asked = _asked(sources, captions, options)
     books = out / BOOKS

@@ -69,9 +69,14 @@ class Threads:
 
     def __init__(self, count: int) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._count = count
-        for number in range(count):
-            threading.Thread(target=self._work, name=f"m2dprep-waits-{number}", daemon=True).start()
+        self._count = 0
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        """One more thread, for instance in the place of one that hangs."""
+        threading.Thread(target=self._work, name=f"m2dprep-waits-{self._count}", daemon=True).start()
+        self._count += 1
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()

@@ -258,7 +258,16 @@ def address_of(text: str) -> Address:
 
 def opened(path: Path | Address, block: int = HEADER_BLOCK_BYTES) -> IO[bytes]:
     """A file to read from, here or on a server. Raises `OSError`."""
-    return path.open(block) if isinstance(path, Address) else path.open("rb")
+    return path.open(block) if isinstance(path, Address) else io.BufferedReader(_File(path))
+
+
+class _File(io.FileIO):
+    """A file on a disk whose reads are noted as progress."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        progress()
+        return count
 
 
 @lru_cache(maxsize=64)

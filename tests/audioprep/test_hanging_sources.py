@@ -24,6 +24,7 @@ from m2dprep.audioprep import ahead
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import Record, convert_shard
 from m2dprep.audioprep.discover import discover
+from m2dprep.audioprep.members import ArchiveOptions, member_sources
 
 pytestmark = pytest.mark.slow
 
@@ -186,7 +187,7 @@ def test_a_run_over_all_of_them_ends_and_leaves_no_process(tmp_path: Path, src: 
     (src / "dead.wav").write_bytes(sound(0))
     expected["dead.wav"] = "read_timeout"
     tar(src / "dead.tar")
-    expected |= {f"dead.tar::dead/{number:02d}.wav": "read_timeout" for number in range(MEMBERS)}
+    expected["dead.tar"] = "read_timeout"  # not one of its members is known
     if os.geteuid() == 0:
         os.mknod(src / "device.wav", 0o600 | 0o020000, os.makedev(1, 5))
         expected["device.wav"] = "not_a_file"
@@ -222,3 +223,28 @@ def alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["never listed", "listed before"])
+def test_an_archive_that_hangs_while_it_is_listed(
+    tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """It is a row, or has the members of its index; the others are listed."""
+    tar(src / "dead.tar")
+    options = ArchiveOptions(index=tmp_path / "indices", read_timeout=1.0)
+    if known:
+        member_sources(str(src), ["dead.tar"], options, Counter())
+    back, original = threading.Event(), os.open
+
+    def hang(path: object, *arguments: Any, **named: Any) -> int:
+        if str(path).endswith("dead.tar"):
+            back.wait(300)
+        return original(path, *arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", hang)
+        found = member_sources(str(src), ["dead.tar", "alive.tar"], options, Counter())
+        back.set()
+    by_archive = Counter(source.relative.partition("::")[0] for source in found)
+    assert by_archive == {"alive.tar": MEMBERS, "dead.tar": MEMBERS if known else 1}
+    assert {source.reason for source in found} == ({""} if known else {"", "read_timeout"})

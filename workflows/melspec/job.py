@@ -279,7 +279,9 @@ def _sources(
     if (config.resampler == DEVICE_RESAMPLER) != (options.device != "cpu"):
         raise UserError(f"resampler {config.resampler!r} does not belong to --device {options.device}.")
     with slow_reads_said(), reading(f"the list of files in {src}"):
-        archives = replace(options.archives, index=LmsLayout(dst).archives, writes=writes)
+        archives = replace(
+            options.archives, index=LmsLayout(dst).archives, writes=writes, read_timeout=options.read_timeout
+        )
         return find_sources(src, dst, options.files, passed_over, archives, only)
 
 
