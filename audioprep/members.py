@@ -19,7 +19,6 @@ from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER
 from m2dprep.artifacts.log_mels.read_ahead import Threads
 from m2dprep.artifacts.reading import give_up, last_progress, progress
-from m2dprep.audioprep.archives.index import Shard, read_index, with_lost_members, write_index
 from m2dprep.audioprep.archives.parquet import list_parquet
 from m2dprep.audioprep.archives.place import (
     PARQUET,
@@ -28,6 +27,7 @@ from m2dprep.audioprep.archives.place import (
     ZIP,
     Listing,
     Member,
+    Shard,
     archive_kind,
     split_name,
 )
@@ -88,6 +88,8 @@ def member_sources(
             return None, Source(archive, root, failure.reason, failure.message)
 
     def late(archive: str) -> tuple[Listing | None, Source | None]:
+        from m2dprep.audioprep.archives.index import read_index
+
         earlier = read_index(options.index, archive) if options.index is not None else None
         if earlier is not None:
             return earlier[1], None
@@ -138,6 +140,8 @@ def _listing(path: Path | Address, archive: str, options: ArchiveOptions) -> Lis
 
     They are those of its index, if that is still right; if the archive cannot be looked at now, if it is there.
     """
+    from m2dprep.audioprep.archives.index import read_index, with_lost_members, write_index  # imports pyarrow
+
     earlier = read_index(options.index, archive) if options.index is not None else None
     try:
         shard = _shard(path, archive, options.id_column)

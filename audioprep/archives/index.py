@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.tables import open_parquet, read_parquet, write_parquet
-from m2dprep.audioprep.archives.place import Listing, Member, Place
+from m2dprep.audioprep.archives.place import INDEX_VERSION, Listing, Member, Place, Shard
 
-VERSION = 1
 HEAD = b"m2dprep.archive"
 PURPOSE = "the index of an archive"
 SCHEMA = pa.schema(
@@ -31,21 +30,6 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("column", "reason", "message", "array")),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What an archive was when it was listed, and the settings that the listing depends on.
-
-    ``stamp`` is its modification time, or that of a server; ``digest`` is the sampled one, and empty on a server.
-    """
-
-    archive: str
-    size: int
-    stamp: int
-    digest: str
-    id_column: str | None
-    version: int = VERSION
 
 
 def index_path(folder: Path, archive: str) -> Path:
@@ -83,7 +67,7 @@ def read_index(folder: Path, archive: str) -> tuple[Shard, Listing] | None:
         shard = Shard(**head)
     except (UserError, OSError, KeyError, ValueError, TypeError, pa.ArrowException):
         return None
-    if shard.version != VERSION or shard.archive != archive:
+    if shard.version != INDEX_VERSION or shard.archive != archive:
         return None
     columns = [column.to_pylist() for column in table.columns]
     listing = Listing(_members(shard, columns), Counter(others), None if fault is None else (fault[0], fault[1]))

@@ -129,3 +129,21 @@ def last_of_each_name(members: list[Member]) -> list[Member]:
             )
         )
     return found
+
+
+INDEX_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What an archive was when it was listed, and the settings that the listing depends on.
+
+    ``stamp`` is its modification time, or that of a server; ``digest`` is the sampled one, and empty on a server.
+    """
+
+    archive: str
+    size: int
+    stamp: int
+    digest: str
+    id_column: str | None
+    version: int = INDEX_VERSION

@@ -130,10 +130,6 @@ def test_the_same_bytes_after_a_stop_and_from_another_form(
     expected = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     packed(src, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == expected
-    for path in out.glob("*.tar"):
-        path.unlink()
-    with pytest.raises(FingerprintConflictError, match="not there any more"):
-        packed(src)
 
     def stop(*_: object) -> bytes:
         raise KeyboardInterrupt
@@ -142,6 +138,18 @@ def test_the_same_bytes_after_a_stop_and_from_another_form(
     monkeypatch.setattr(module, "_content", lambda *a: original(*a) if next(count) < 3 else stop())
     with pytest.raises(KeyboardInterrupt):
         packed(src, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == expected  # until the new one is complete
+    monkeypatch.setattr(module, "_content", original)
+    packed(src, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == expected
+    for path in out.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(FingerprintConflictError, match="not there any more"):
+        packed(src)
+    monkeypatch.setattr(module, "_content", lambda *a: original(*a) if next(count) < 7 else stop())
+    (out / "_export" / "state.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        packed(src)
     monkeypatch.setattr(module, "_content", original)
     assert len(list(out.glob("*.tar"))) == 1
     packed(src)
