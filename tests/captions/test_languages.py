@@ -292,6 +292,7 @@ def test_captions_made_of_labels_are_english() -> None:
     assert [text for text in captions if is_other_language(text)] == []
 
 
+@pytest.mark.slow
 def test_hard_english_captions_are_english() -> None:
     captions = texts(ENGLISH)
     assert len(captions) > 500

@@ -127,6 +127,7 @@ def test_all_protocols_of_all_tasks(checkpoint: Path, tasks: Path, tmp_path: Pat
     assert compared.stdout.count("not told apart") == 1 + 1 + 7
 
 
+@pytest.mark.slow
 def test_clips_that_cannot_be_read_and_tasks_that_fail(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
     """A damaged clip is a problem of its task; a task that cannot be run at all is a row."""
     (tmp_path / "sounds" / "tone" / "test-6.wav").write_bytes(b"no sound")
@@ -151,6 +152,7 @@ def test_clips_that_cannot_be_read_and_tasks_that_fail(checkpoint: Path, tasks: 
     assert "2 of 2 have a problem" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(run("evaluate", "all", checkpoint, tmp_path / "no", "-o", tmp_path / "r"), 2, "no such folder")

@@ -92,6 +92,7 @@ def test_several_templates_are_averaged_and_said_to_be_no_evars(checkpoint: Path
     assert "2 templates" in found.deviations[0]
 
 
+@pytest.mark.slow
 def test_linear_learns_tones_and_shares_the_test_clips_with_zero_shot(checkpoint: Path, folder: Path) -> None:
     quick = ("--lr", "0.01", "--epochs", "60", "--seeds", "42,43")
     found = measured("linear", checkpoint, folder, *quick)
@@ -119,6 +120,7 @@ def test_linear_as_evar_does_it(checkpoint: Path, folder: Path, tmp_path: Path) 
     assert not any("16-bit" in one for one in found.deviations)
 
 
+@pytest.mark.slow
 def test_a_table_with_folds(checkpoint: Path, folder: Path) -> None:
     rows = list(csv.reader((folder / "metadata.csv").open()))
     table = folder.parent / "clips.csv"

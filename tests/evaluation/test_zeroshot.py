@@ -191,6 +191,7 @@ def test_log_mels_that_are_not_what_their_records_say_are_rows(
     assert "digest is not that of its record" in result.failures[0].message
 
 
+@pytest.mark.slow
 def test_audio_files_go_through_the_trainings_front_end(run: Path, encoders: list[FakeEncoder], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(2):

@@ -30,6 +30,7 @@ def hidden_by(config: ModelConfig, clips: int, hint: float, seed: int = 0) -> to
     return mask.hidden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masking", GUIDED)
 @pytest.mark.parametrize("hint", [0.0, 0.01, 0.3, 0.999, 1.0])
 @pytest.mark.parametrize(("size", "ratio"), [((80, 48), 0.7), ((80, 208), 0.7), ((80, 608), 0.5), ((16, 64), 0.75)])
@@ -48,6 +49,7 @@ def test_a_hint_of_one_is_the_plain_random_mask(masking: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(mask, plain, strict=True))
 
 
+@pytest.mark.slow
 def test_the_swap_changes_no_more_than_its_share_and_chance_decides_where() -> None:
     config = replace(WIDE, masking="object")
     count = config.num_patches - config.num_visible

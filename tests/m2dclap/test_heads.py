@@ -57,6 +57,7 @@ def test_audio_heads_have_the_size_of_the_original(sem_mode: int, tensors: int, 
     assert sum(value.numel() for value in head.parameters()) == parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sem_mode", [1, 2])
 def test_a_semantic_head_starts_as_the_originals(sem_mode: int) -> None:
     torch.manual_seed(0)
@@ -76,6 +77,7 @@ def test_a_semantic_head_starts_as_the_originals(sem_mode: int) -> None:
     assert model.text_proj.bias.any()
 
 
+@pytest.mark.slow
 def test_the_text_head_of_2024_starts_as_before() -> None:
     torch.manual_seed(0)
     model = M2DCLAP(ModelConfig(depth=1, decoder_depth=1, off_emb_dim=4096))

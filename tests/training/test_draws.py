@@ -26,6 +26,7 @@ def label_table(clips: int) -> list[list[str]]:
     return [[f"class {number}" for number in own] for own in table]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distinct", [False, True], ids=["with repeats", "distinct"])
 def test_classes_come_as_often_as_expected(distinct: bool) -> None:
     table = label_table(4000)
@@ -44,6 +45,7 @@ def test_classes_come_as_often_as_expected(distinct: bool) -> None:
     assert (counts @ of_class / unweighted).max() > 1.5, "rare classes come more often than without weights"
 
 
+@pytest.mark.slow
 def test_distinct_draws_are_those_of_drawing_one_after_another() -> None:
     """The chance of every ordered pair out of five clips is w_i/Σw · w_j/(Σw − w_i)."""
     weights = np.array([1.0, 2.0, 4.0, 0.0, 8.0])

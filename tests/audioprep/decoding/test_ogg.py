@@ -83,6 +83,7 @@ def test_within_its_last_page_it_is_truncated(tmp_path: Path) -> None:
         assert (reason, "within the Ogg page" in said) == ("truncated", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_whole_pages_are_a_whole_sound(tmp_path: Path, subtype: str) -> None:
     """Recorders that are stopped mark no page as the last; what is there of them is read to the last sample."""

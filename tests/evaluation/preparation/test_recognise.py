@@ -39,6 +39,7 @@ def test_characteristic_names_tell_before_the_lists_are_fetched(downloads: tuple
     assert [one for one in recognised(root, ["esc50", "us8k", "fsd50k"]) if one.folder == found.folder] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files",
     [
@@ -56,6 +57,7 @@ def test_other_folders_are_not_taken_for_them(tmp_path: Path, files: tuple[str, 
     assert recognised(tmp_path, TASKS) == []
 
 
+@pytest.mark.slow
 def test_copies_are_told_and_none_is_taken(tmp_path: Path) -> None:
     for name in ("one", "two"):
         DOWNLOADS["esc50"](tmp_path / name, tmp_path)

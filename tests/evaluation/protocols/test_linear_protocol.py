@@ -200,6 +200,7 @@ def test_the_same_seeds_give_the_same_result() -> None:
     assert len(one.folds[0]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_threads", [2, 3, 7])
 def test_the_number_of_threads_changes_no_bit(device_threads: int) -> None:
     rng = np.random.default_rng(0)

@@ -103,6 +103,7 @@ def labelled(shift: float, name: str, clips: int = 300) -> Reported:
     return Reported(found.about(details={"files": [f"{n}.wav" for n in range(clips)]}), name=name)
 
 
+@pytest.mark.slow
 def test_average_precision_is_compared_over_clips_too() -> None:
     clips, classes = compare(labelled(1.0, "a"), labelled(1.4, "b")).differences
     assert [(one.over, one.n) for one in (clips, classes)] == [("clips", 300), ("classes", 3)]

@@ -70,6 +70,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_an_archive_is_listed_once(tmp_path: Path, kind: str, listed: list[str]) -> None:
     (tmp_path / "src").mkdir()
@@ -103,6 +104,7 @@ def test_an_archive_is_listed_once(tmp_path: Path, kind: str, listed: list[str])
     assert listed == [kind] * 3, "neither size nor time tell, but the digest does"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.6])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_members_that_a_cut_has_taken_away_fail_by_name(tmp_path: Path, kind: str, kept: float) -> None:
