@@ -113,11 +113,7 @@ def open_training_data(
     those instead of by the data directory's. Raises `UserError` if a part is missing or unusable, or if no listed file
     is left.
     """
-    layout = DataLayout(require_folder(choice.root, "a data directory"))
-    if LmsLayout(choice.root).melspec.is_dir() or (choice.root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
-        raise UserError(
-            f"{choice.root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(choice.root).data}."
-        )
+    layout = _data_layout(choice.root)
     own_stats = stats is None
     stats = read_norm_stats(layout.norm_stats) if stats is None else stats
     lists, in_place = (list(choice.file_lists), []) if choice.file_lists else lists_to_train_on(layout)
@@ -134,12 +130,8 @@ def open_training_data(
     pairs = match_files([*listed, *held_names], captions.clip_ids)
     without = _without_captions([*listed, *held_names], pairs, captions)
     training, skipped = _usable(layout.root, listed, pairs.clip[: len(listed)], without, n_mels)
-    held_out = None
-    if held_names:
-        held_out, more = _usable(layout.root, list(held_names), pairs.clip[len(listed) :], without, n_mels)
-        skipped += more
-        if len(held_out.clips) < 2:
-            raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
+    held_out, more = _held_out(layout.root, list(held_names), pairs.clip[len(listed) :], without, n_mels)
+    skipped += more
     backgrounds, more = _backgrounds(layout.root, choice.backgrounds, n_mels)
     used = training.log_mels.file_names.to_pylist()
     drawn = _weights_of(used, weights) if choice.weighted else None
@@ -171,6 +163,26 @@ def open_training_data(
             *pairs.lines([*listed, *held_names], captions.clip_ids),
         ],
     )
+
+
+def _data_layout(root: Path) -> DataLayout:
+    """The layout of a data directory. Raises `UserError` if ``root`` is none, or the folder of its log-mels."""
+    layout = DataLayout(require_folder(root, "a data directory"))
+    if LmsLayout(root).melspec.is_dir() or (root.name.endswith(LMS_SUFFIX) and not layout.file_lists()):
+        raise UserError(f"{root} is a folder of log-mels; DATA is the folder that it lies in: {LmsLayout(root).data}.")
+    return layout
+
+
+def _held_out(
+    root: Path, names: list[str], clips: np.ndarray, without: dict[str, Failure], n_mels: int
+) -> tuple[CaptionedFiles | None, list[Failure]]:
+    """The held-out files that can be used, None if none were named, and those that cannot."""
+    if not names:
+        return None, []
+    found, skipped = _usable(root, names, clips, without, n_mels)
+    if len(found.clips) < 2:
+        raise UserError("only one held-out clip can be used; captions are contrasted, so at least 2 are needed.")
+    return found, skipped
 
 
 def _others_identity(held_out: CaptionedFiles | None, backgrounds: LogMels | None) -> dict[str, Any]:
