@@ -20,6 +20,7 @@ from m2dprep.cli.options import (
     SOURCES_PATH,
     Function,
     TableCommand,
+    id_column_option,
     json_option,
     max_failures_option,
     output_option,
@@ -85,13 +86,7 @@ def _file_list(given: Given) -> list[Path]:
         help="Lay out the arrays of members of archives by the path within the archive alone, or with the archive's "
         "own path, without its suffix, before that.",
     ),
-    click.option(
-        "--id-column",
-        metavar="NAME",
-        default=None,
-        show_default="video_id, ytid, id, path, …",
-        help="Take the names of the rows of Parquet files from this column.",
-    ),
+    id_column_option,
     click.option("--retry-failed", is_flag=True, help="Try the files again that failed in earlier runs."),
     click.option(
         "--check-sources", is_flag=True, help="Convert files again that have changed in size or time since then."

@@ -18,6 +18,7 @@ from m2dprep.cli.options import (
     M2dprepCommand,
     M2dprepGroup,
     TableCommand,
+    id_column_option,
     json_option,
     max_failures_option,
     overwrite_option,
@@ -76,13 +77,7 @@ def export() -> None:
         help="Take the names of members of archives from their path within the archive alone, or put the archive's own "
         "path before it.",
     ),
-    click.option(
-        "--id-column",
-        metavar="NAME",
-        default=None,
-        show_default="video_id, ytid, id, path, …",
-        help="Take the names of the rows of Parquet files from this column.",
-    ),
+    id_column_option,
     max_failures_option,
 )
 @titled(

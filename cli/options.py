@@ -127,6 +127,13 @@ def titled(title: str, *options: Callable[[Function], Function]) -> Callable[[Fu
     return add
 
 
+id_column_option = click.option(
+    "--id-column",
+    metavar="NAME",
+    default=None,
+    show_default="video_id, ytid, id, path, …",
+    help="Take the names of the rows of Parquet files from this column.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Start over and replace what is there, instead of continuing with it."

@@ -102,10 +102,7 @@ class TrainingData:
 
 
 def open_training_data(
-    choice: DataChoice,
-    n_mels: int,
-    texts: RowsByClip | None = None,
-    stats: Normalization | None = None,
+    choice: DataChoice, n_mels: int, texts: RowsByClip | None = None, stats: Normalization | None = None
 ) -> TrainingData:
     """Open ``choice.root``, match files with captions and check every file's header before training starts.
 
