@@ -112,7 +112,8 @@ def run_checks(
     if not (runs or layout.holds_anything()):
         raise UserError(f"{data} holds no file list, no log-mels, no captions, no embeddings and no training runs.")
     files = check_files(layout, quick)
-    lists, listed = check_file_lists(layout)
+    lists, listed, trained_on = check_file_lists(layout)
+    captioned = _trained_together(layout, trained_on)
     conversions, expected, packs = check_conversions(layout, listed)
     arrays = check_arrays(expected, packs, pool, quick)
     captions_result, captions = check_captions(layout)
@@ -123,8 +124,8 @@ def run_checks(
         arrays,
         check_statistics(layout, listed, quick),
         captions_result,
-        check_captioned(_trained_together(layout, listed), captions),
-        check_embeddings(layout, _trained_together(layout, listed), captions, quick),
+        check_captioned(captioned, captions),
+        check_embeddings(layout, captioned, captions, quick),
         *runs,
     ]
 
@@ -147,10 +148,15 @@ def accept_lists(data: Path, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
-    """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside."""
+def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str], list[str]]:
+    """Check that every list is readable and not empty, without repeats, evaluation clips or paths that lead outside.
+
+    Also returns all listed files, and those of them that training reads: where a training list was made, what it
+    leaves out needs neither captions nor embeddings.
+    """
     result = CheckResult("file lists")
     names: set[str] = set()
+    trained_on: set[str] = set()
     made = layout.training_lists()
     for files, path in made.items():
         with Collecting(result, path.name):
@@ -171,8 +177,13 @@ def check_file_lists(layout: DataLayout) -> tuple[CheckResult, list[str]]:
                 with Collecting(result, path.name):
                     inside(layout.root, name)
                     names.add(name)
+                    if path not in made:
+                        trained_on.add(name)
+    left_out = len(names) - len(trained_on)
+    if left_out:
+        result.notes.append(f"training lists leave out {left_out:,} files, which need no captions")
     result.absent = "" if layout.file_lists() else "no files_*.csv"
-    return result, sorted(names)
+    return result, sorted(names), sorted(trained_on)
 
 
 def check_conversions(
@@ -332,7 +343,7 @@ def _trained_together(layout: DataLayout, listed: Sequence[str]) -> list[list[st
 
 
 def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) -> CheckResult:
-    """Check that every listed clip has a caption."""
+    """Check that every clip that training reads has a caption."""
     result = CheckResult("every clip captioned")
     if captions is None or not listed:
         result.absent = "no captions or no file list"
@@ -344,7 +355,7 @@ def check_captioned(listed: Sequence[Sequence[str]], captions: pa.Table | None) 
 def check_embeddings(
     layout: DataLayout, listed: Sequence[Sequence[str]], captions: pa.Table | None, quick: bool
 ) -> CheckResult:
-    """Check that every store is complete, is row-aligned with the captions, and has every listed clip.
+    """Check that every store is complete, is row-aligned with the captions, and has every clip of ``listed``.
 
     ``quick`` reads no values. A store's digests prove its embeddings, and its ``meta.json`` says whether they are
     finite and not zero. For stores of earlier versions, the embeddings themselves are examined.

@@ -20,6 +20,7 @@ from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.records import append_records, read_records, write_config
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions, write_file_list
+from m2dprep.artifacts.training_lists import write_origin
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 from m2dprep.cli.main import m2dprep
@@ -99,6 +100,26 @@ def test_a_name_that_two_listed_files_share_is_no_caption_of_theirs(data: Path) 
     rows = [{**row, "clip_id": row["clip_id"].replace("plain", "dog/plain")} for row in caption_rows()]
     write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
     assert problems(data)["every clip captioned"] == [f"{listed[0]}: has no caption"]
+
+
+def test_what_a_training_list_leaves_out_needs_no_caption(data: Path) -> None:
+    """Training never reads it; the notes say how many files that are."""
+    rows = [row for row in caption_rows() if row["clip_id"] != "plain"]
+    write_captions(data / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA))
+    shutil.rmtree(data / "capemb_tiny")
+    write_store(data)
+    listed = [f"audioset_lms/{name}.npy" for name in CLIPS]
+    assert problems(data)["every clip captioned"] == ["audioset_lms/plain.npy: has no caption"]
+    for kept, missing in ((listed[:2], []), (listed, ["audioset_lms/plain.npy"])):
+        write_file_list(data / "train_audioset.csv", kept)
+        write_origin(data / "train_audioset.csv", data / "files_audioset.csv")
+        found = problems(data)
+        assert [line.partition(":")[0] for line in found.get("every clip captioned", [])] == missing
+        assert [line.partition(":")[0] for line in found.get("embeddings", [])] == missing
+    write_file_list(data / "train_audioset.csv", listed[1:2])
+    write_origin(data / "train_audioset.csv", data / "files_audioset.csv")
+    (lists,) = (result for result in run_checks(data, workers=0) if result.check == "file lists")
+    assert "training lists leave out 2 files, which need no captions" in lists.notes
 
 
 def test_two_conversions_of_a_clip_share_its_caption(data: Path) -> None:
