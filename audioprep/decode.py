@@ -60,10 +60,10 @@ class InMemory(list[np.ndarray]):
 
 
 class Wanted(NamedTuple):
-    """Whether the waveform is resampled, and what takes it up."""
+    """Whether the waveform is resampled, and what takes it up, made for the rate that it has."""
 
     resample: bool
-    parts: Callable[[], Parts]
+    parts: Callable[[int], Parts]
 
 
 def decode(
@@ -72,18 +72,18 @@ def decode(
     *,
     ffmpeg: bool | None = None,
     resample: bool = True,
-    keep: Callable[[], Parts] | None = None,
+    keep: Callable[[int], Parts] | None = None,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a source to its mono waveform, float32 (n,) with n = ceil(frames · rate out / rate in).
 
     ``ffmpeg`` says what decodes files that libsndfile cannot open: FFmpeg's libraries and, if they cannot open it
     either, the program, if it is installed (None); the program alone (True); or nothing (False). Without ``resample``
-    the waveform keeps its own rate, which is in the info. ``keep`` makes what takes up the waveform part by part, anew
-    for each attempt; by default it is joined in memory. Nothing is padded; the caller decides about that. Raises
-    `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and `OSError` if the machine
-    runs out of memory or descriptors.
+    the waveform keeps its own rate, which is in the info. ``keep`` makes what takes up the waveform part by part, for
+    the rate of the waveform and anew for each attempt; by default it is joined in memory. Nothing is padded; the caller
+    decides about that. Raises `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and
+    `OSError` if the machine runs out of memory or descriptors.
     """
-    info, wanted = AudioInfo(), Wanted(resample, keep or InMemory)
+    info, wanted = AudioInfo(), Wanted(resample, keep or (lambda rate: InMemory()))
     try:
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
@@ -186,7 +186,7 @@ def _checked_waveform(sound: Sound, info: AudioInfo, config: ConvertConfig, want
     if info.seconds > config.max_seconds:
         raise DecodeError("too_long", f"{info.seconds:.1f} s, --max-seconds allows {config.max_seconds:g}")
     rate_out = config.log_mel.sample_rate if wanted.resample else sound.sample_rate
-    return _read_resampled(sound, info, rate_out, config.resampler, wanted.parts())
+    return _read_resampled(sound, info, rate_out, config.resampler, wanted.parts(rate_out))
 
 
 def _read_resampled(sound: Sound, info: AudioInfo, rate_out: int, quality: str, parts: Parts) -> np.ndarray:

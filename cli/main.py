@@ -46,6 +46,9 @@ SECTIONS = {
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
+    "Using a model": {
+        "serve": ("m2dprep.cli.use.serve", "serve", "A store of sounds as a page: search, listen, look at the map."),
+    },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
         "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),

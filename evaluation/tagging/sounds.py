@@ -93,7 +93,7 @@ class Waveform:
         """Decode a source. Raises `DecodeError` if it cannot be."""
         made: list[_Spool] = []
 
-        def keep() -> _Spool:
+        def keep(rate: int) -> _Spool:
             for earlier in made:
                 earlier.file.close()
             made[:] = [_Spool()]

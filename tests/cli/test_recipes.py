@@ -40,6 +40,7 @@ NO_STAGES = {
     "status",
     "init",
     "plot",
+    "serve",
     "export checkpoint",
     "submit",
     *(

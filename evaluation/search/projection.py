@@ -1,0 +1,144 @@
+"""A store as a map: its rows as points in a plane, near each other if they sound alike (t-SNE).
+
+The map is made once and kept in the store as ``map.npz``, with a fingerprint of the embeddings and the settings:
+another store, or other settings, make a new one. Of a large store, a sample of the rows is on the map.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from m2dprep.artifacts.digests import fingerprint
+from m2dprep.artifacts.embeddings.audio_store import AudioStore
+from m2dprep.artifacts.embeddings.store import EMBEDDINGS
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_bytes
+from m2dprep.artifacts.reading import read_file
+
+FILE = "map.npz"
+FORM = 1
+# Components that t-SNE starts from; more add noise and time, as its author advises.
+COMPONENTS = 50
+PERPLEXITY = 30.0
+# Fewer points than these have no neighbourhoods to keep; they are laid out by their principal components.
+FEWEST = 6
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """At most ``points`` rows are on the map, drawn with ``seed``, which t-SNE uses too."""
+
+    points: int = 10_000
+    seed: int = 0
+    perplexity: float = PERPLEXITY
+
+
+@dataclass(frozen=True)
+class Map:
+    """``rows`` int64 (n,), ascending, and their places ``points`` float32 (n, 2), within -1 to 1."""
+
+    rows: np.ndarray
+    points: np.ndarray
+
+
+def map_fingerprint(store: AudioStore, settings: MapSettings) -> str:
+    """What the map depends on: the embeddings, by their digests, and the settings."""
+    digests = store.meta.get("digests", {}).get(EMBEDDINGS, "")
+    return fingerprint({"form": FORM, "embeddings": digests, "rows": len(store), **asdict(settings)})
+
+
+def read_map(store: AudioStore, settings: MapSettings) -> Map | None:
+    """The map that is kept in the store; None if there is none, it is damaged, or it is of other embeddings."""
+    try:
+        return map_from_bytes(read_file(store.folder / FILE).tobytes(), store, settings)
+    except (UserError, OSError):
+        return None
+
+
+def map_from_bytes(data: bytes, store: AudioStore, settings: MapSettings) -> Map | None:
+    """The map in the bytes of a file; None if it is damaged, or of other embeddings. Nothing is unpickled."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) != map_fingerprint(store, settings):
+                return None
+            rows, points = kept["rows"].astype(np.int64), kept["points"].astype(np.float32)
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
+        return None
+    fits = rows.ndim == 1 and points.shape == (len(rows), 2) and bool(np.isfinite(points).all())
+    ascending = fits and bool((np.diff(rows) > 0).all())
+    return Map(rows, points) if ascending and (not len(rows) or 0 <= rows[0] <= rows[-1] < len(store)) else None
+
+
+def make_map(store: AudioStore, settings: MapSettings) -> bytes:
+    """Make the map of a store, and keep it there if the folder can be written to. Returns the bytes of its file."""
+    rows = rows_of_map(len(store), settings)
+    embeddings = np.empty((len(rows), store.dim), np.float32)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        embeddings[start : start + ROWS_AT_ONCE] = store.embeddings[rows[start : start + ROWS_AT_ONCE]]
+    file = io.BytesIO()
+    points = project(embeddings, settings)
+    np.savez_compressed(file, fingerprint=map_fingerprint(store, settings), rows=rows, points=points)
+    with suppress(OSError):  # a store that only others may write to
+        write_bytes(store.folder / FILE, file.getvalue())
+    return file.getvalue()
+
+
+def rows_of_map(count: int, settings: MapSettings) -> np.ndarray:
+    """The rows that are on the map, int64, ascending."""
+    if count <= settings.points:
+        return np.arange(count)
+    drawn = np.random.default_rng(settings.seed).choice(count, settings.points, replace=False)
+    found: np.ndarray = np.sort(drawn)
+    return found
+
+
+def project(embeddings: np.ndarray, settings: MapSettings) -> np.ndarray:
+    """Embeddings (n, D) → places float32 (n, 2) within -1 to 1. Lengths do not matter, as in a search.
+
+    Raises `UserError` if they are not finite.
+    """
+    values = np.asarray(embeddings, np.float32)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise UserError(f"the embeddings have values that are not finite (point {row:,} first), so there is no map.")
+    values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    start = _principal(values, min(COMPONENTS, *values.shape))
+    if len(values) < FEWEST or not np.ptp(start, axis=0).any():
+        return _scaled(start)
+    from sklearn.manifold import TSNE  # a second to import
+
+    perplexity = min(settings.perplexity, (len(values) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=settings.seed)
+    return _scaled(tsne.fit_transform(_with_two(start)))
+
+
+def _principal(values: np.ndarray, components: int) -> np.ndarray:
+    """The first principal components (n, components); the sign of each is such that its largest value is positive."""
+    centred = values - values.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    found: np.ndarray = centred @ vectors[:, ::-1][:, :components]
+    at = np.abs(found).argmax(axis=0)
+    signs = np.sign(found[at, np.arange(found.shape[1])])
+    return found * np.where(signs == 0, 1, signs)
+
+
+def _with_two(points: np.ndarray) -> np.ndarray:
+    """At least two columns: t-SNE begins with the first two."""
+    missing = max(0, 2 - points.shape[1])
+    return np.pad(points, ((0, 0), (0, missing)))
+
+
+def _scaled(points: np.ndarray) -> np.ndarray:
+    """The first two columns (n, 2), centred, the farther axis from -1 to 1."""
+    plane = _with_two(points)[:, :2].astype(np.float32)
+    if not len(plane):
+        return plane
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    return (plane - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)

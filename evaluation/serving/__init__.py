@@ -1,0 +1,1 @@
+"""The web page of a store of sounds: words, clips, neighbours and a map, served on this machine."""

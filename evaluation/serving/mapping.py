@@ -1,0 +1,102 @@
+"""The map of a store while the page is served: read if it was made before, else made in a process of its own.
+
+t-SNE takes a minute for ten thousand points. It must neither hold up the page nor the end of the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from m2dprep.artifacts.embeddings.audio_store import AudioStore
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.process import die_with_parent
+from m2dprep.evaluation.search.projection import Map, MapSettings, make_map, map_from_bytes, read_map
+
+# People look at the page while the map is made.
+NICENESS = 10
+FAILED = "The map could not be made"
+
+
+class MapInTheMaking:
+    """The map of a store: ``state`` is ``making``, ``ready`` or ``none``, and ``reason`` says why there is none."""
+
+    def __init__(self, store: AudioStore, settings: MapSettings) -> None:
+        self._store, self._settings = store, settings
+        self.map = read_map(store, settings)
+        self.reason = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._ended = self.map is not None
+        if not self._ended:
+            threading.Thread(target=self._make, name="m2dprep-map", daemon=True).start()
+
+    @property
+    def state(self) -> str:
+        return "ready" if self.map is not None else "none" if self._ended else "making"
+
+    def close(self) -> None:
+        """Stop making it."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                with suppress(OSError):
+                    self._process.kill()
+
+    def _make(self) -> None:
+        command = [sys.executable, "-P", "-m", __name__, str(os.getpid())]
+        request = json.dumps({"store": str(self._store.folder.absolute()), "settings": asdict(self._settings)})
+        try:
+            with self._lock:
+                if self._ended:
+                    return
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            made, said = self._process.communicate(request.encode())
+            self.map = map_from_bytes(made, self._store, self._settings) if self._process.returncode == 0 else None
+            if self.map is None:
+                last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
+                self.reason = f"{FAILED}: {last[0] if last else f'its process ended with {self._process.returncode}'}"
+        except OSError as error:
+            self.reason = f"{FAILED}: {error}"
+        finally:
+            self._ended = True
+
+
+def points_as_bytes(made: Map, labels: np.ndarray) -> bytes:
+    """The points for the page, little-endian: their number, then all rows and label numbers (uint32 and int32), then
+    all places (float32)."""
+    count = len(made.rows)
+    parts = (
+        np.array([count], "<u4"),
+        made.rows.astype("<u4"),
+        labels[made.rows].astype("<i4"),
+        made.points.astype("<f4"),
+    )
+    return b"".join(part.tobytes() for part in parts)
+
+
+def main() -> None:
+    """The process that makes a map: a request as JSON on stdin, the file on stdout, what is wrong on stderr."""
+    die_with_parent(int(sys.argv[1]))
+    os.nice(NICENESS)
+    request = json.load(sys.stdin)
+    try:
+        made = make_map(AudioStore.open(Path(request["store"])), MapSettings(**request["settings"]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    sys.stdout.buffer.write(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The log-mels of rows from a folder of log-mels or a pack, where they need not be computed again."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.layout import LmsLayout, require_lms_folder
+from m2dprep.artifacts.log_mels.pack import PackedStore
+from m2dprep.artifacts.log_mels.records import read_config
+from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
+from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.evaluation.serving.excerpts import Stretch
+from m2dprep.evaluation.serving.sources import log_mel_names
+
+
+class StoredLogMels:
+    """The log-mels below ``folder``; they are listed when the first is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `UserError` if it is no folder of log-mels."""
+        self._layout = LmsLayout(require_lms_folder(folder))
+        config = read_config(self._layout)
+        self._fingerprint = None if config is None else config["fingerprint"]
+        self._front_end = PRESETS["16k"] if config is None else ConvertConfig.from_dict(config["config"]).log_mel
+        self._lock = threading.Lock()
+        self._rows: dict[str, int] | None = None
+        self._store: LogMels | None = None
+
+    def read(self, name: str, stretch: Stretch) -> np.ndarray:
+        """The log-mel (n_mels, T) of a stretch of the sound that a row calls ``name``. Raises `DecodeError`."""
+        names = log_mel_names(name)
+        names += [one.removeprefix(f"{self._layout.folder}/") for one in names]
+        with self._lock:
+            if self._rows is None or self._store is None:
+                self._list()
+            assert self._rows is not None
+            assert self._store is not None
+            row = next((self._rows[one] for one in names if one in self._rows), None)
+            if row is None:
+                raise DecodeError("not_found", f"{self._layout.root} holds no log-mel of this sound")
+            try:
+                whole = np.array(self._store[row])
+            except UserError as error:
+                raise DecodeError("malformed", str(error)) from error
+        hop = self._front_end.hop_length
+        first, stop = (sample // hop for sample in stretch.samples(self._front_end.sample_rate))
+        part = whole[:, first : stop + 1]
+        if not part.shape[1] or not np.isfinite(part).all():
+            raise DecodeError("malformed", "the log-mel is too short, or holds values that are not numbers")
+        return part
+
+    def _list(self) -> None:
+        packed = PackedStore.open(self._layout.root, self._fingerprint)
+        names = sorted({*self._layout.array_files(), *(packed[1].to_pylist() if packed is not None else ())})
+        self._store = find_log_mels(self._layout.data, [f"{self._layout.folder}/{name}" for name in names])
+        self._rows = {name: row for row, name in enumerate(names)}
