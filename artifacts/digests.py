@@ -87,6 +87,15 @@ def fingerprint(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def texts_digest(texts: Iterable[str]) -> str:
+    """SHA-256, in hex, of texts in their order; of two texts and of one that joins them it differs."""
+    state = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        state.update(len(data).to_bytes(4, "little") + data)
+    return state.hexdigest()
+
+
 def caption_digest(caption: str) -> bytes:
     """16 bytes that identify a caption's text, byte for byte. They tie a row of embeddings to the text it came from."""
     return utf8_digest(caption.encode())

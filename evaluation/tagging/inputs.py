@@ -6,7 +6,6 @@ what it writes: ``.npy`` log-mels, folders of them, and packs.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from threading import Lock
 
 import numpy as np
 
-from m2dprep.artifacts.digests import differing_keys
+from m2dprep.artifacts.digests import differing_keys, texts_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import (
     LMS_FILE_SUFFIX,
@@ -229,9 +228,4 @@ def _require_front_end(layout: LmsLayout, reading: Reading) -> str | None:
 
 def sources_digest(items: Sequence[Item]) -> str:
     """A digest of all names and stamps."""
-    state = hashlib.sha256()
-    for item in items:
-        for text in (item.name, item.stamp):
-            data = text.encode("utf-8", "surrogatepass")
-            state.update(len(data).to_bytes(4, "little") + data)
-    return state.hexdigest()
+    return texts_digest(text for item in items for text in (item.name, item.stamp))
