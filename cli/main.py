@@ -46,6 +46,10 @@ SECTIONS = {
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
+    "Use": {
+        "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
+        "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
+    },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
         "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),
