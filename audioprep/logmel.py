@@ -103,11 +103,17 @@ def periodic_hann(length: int) -> np.ndarray:
 def mel_filters(config: LogMelConfig) -> np.ndarray:
     """Triangular filters on Slaney's mel scale, each of unit area in Hz: float32 (n_mels, n_fft // 2 + 1)."""
     bins = np.arange(config.n_fft // 2 + 1) * (config.sample_rate / config.n_fft)
-    low, high = _hz_to_mel(np.array([config.f_min, config.f_max]))
-    edges = _mel_to_hz(np.linspace(low, high, config.n_mels + 2))
+    edges = mel_edges(config)
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     triangles = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
     return (triangles * (2 / (right - left))).astype(np.float32)
+
+
+def mel_edges(config: LogMelConfig) -> np.ndarray:
+    """Where the triangles of the filters begin, peak and end, in Hz: (n_mels + 2,); filter i peaks at ``[i + 1]``."""
+    low, high = _hz_to_mel(np.array([config.f_min, config.f_max]))
+    edges: np.ndarray = _mel_to_hz(np.linspace(low, high, config.n_mels + 2))
+    return edges
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:

@@ -185,6 +185,7 @@ def melspec(
       m2dprep melspec audioset_wavs data/audioset_lms --cluster slurm --cluster-config slurm.yaml --jobs 20
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.audioprep.config import DEVICE_RESAMPLER, PRESETS, ConvertConfig
     from m2dprep.audioprep.members import ArchiveOptions
     from m2dprep.workflows.melspec.job import MelspecOptions, forecast_melspec, run_melspec
@@ -210,6 +211,7 @@ def melspec(
         return
     report = run_melspec(src, dst, config, request)
     click.echo(report.summary(), err=True)
+    say_first_in(dst, report.failed)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.files_csv)
     report.require(limit)
 
@@ -329,6 +331,7 @@ def pack(
       m2dprep pack data/audioset_lms --dtype float32 --threads 8
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.audioprep.pack import pack as run_pack
 
     limit = FailureLimit.parse(max_failures)
@@ -340,5 +343,6 @@ def pack(
         overwrite=overwrite,
     )
     click.echo(result.summary(), err=True)
+    say_first_in(result.folder, result.failed)
     click.echo(json.dumps(asdict(result), indent=2) if as_json else result.folder)
     result.require(limit)

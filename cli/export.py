@@ -120,6 +120,7 @@ def webdataset(
       m2dprep export webdataset audioset_wavs shards --shard-size 500MB --files chosen.csv
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.audioprep.members import ArchiveOptions
     from m2dprep.workflows.export_webdataset import ExportOptions, export_webdataset
 
@@ -137,6 +138,7 @@ def webdataset(
     )
     report = export_webdataset(src, out, options)
     click.echo(report.summary(), err=True)
+    say_first_in(report.folder, report.failed)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.folder)
     report.require(limit)
 

@@ -46,8 +46,10 @@ SECTIONS = {
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
-    "Using a model": {
+    "Use what was made": {
         "serve": ("m2dprep.cli.use.serve", "serve", "A store of sounds as a page: search, listen, look at the map."),
+        "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
+        "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
     },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.evaluation.zeroshot import ZeroShotResult
 
-FAILURES_SHOWN = 10
 # A wider table wraps in a terminal; for more classes the most common confusions are listed instead.
 MAX_COLUMNS = 20
 CONFUSIONS_SHOWN = 20
@@ -14,7 +14,7 @@ def render(result: ZeroShotResult) -> str:
     """The report in several paragraphs, the accuracy first."""
     parts = [_headline(result), _per_class(result), _confusion(result)]
     if result.failures:
-        parts.append(_failures(result))
+        parts.append("\n".join(first_lines(result.failures, len(result.failures), "--json lists all")))
     return "\n\n".join(parts)
 
 
@@ -58,13 +58,6 @@ def _commonest_confusions(result: ZeroShotResult) -> str:
     wrong.sort(key=lambda item: (-item[0], item[1], item[2]))
     rows = [["clips", "true", "predicted"], *([str(count), a, b] for count, a, b in wrong[:CONFUSIONS_SHOWN])]
     return "commonest confusions\n" + _table(rows) if wrong else "no confusions"
-
-
-def _failures(result: ZeroShotResult) -> str:
-    rows = [["failed", "reason", "message"]]
-    rows += [[failure.file_name, failure.reason, failure.message] for failure in result.failures[:FAILURES_SHOWN]]
-    more = len(result.failures) - FAILURES_SHOWN
-    return _table(rows) + (f"\n… and {more:,} more (--json lists all)" if more > 0 else "")
 
 
 def _table(rows: list[list[str]]) -> str:

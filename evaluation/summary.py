@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from m2dprep.artifacts.errors import Failure
+from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.task import Task
-
-FAILURES_SHOWN = 10
 
 
 def summary(result: Result, task: Task | None = None) -> str:
@@ -36,11 +36,7 @@ def summary(result: Result, task: Task | None = None) -> str:
     if result.strict_evar:
         lines.append("as EVAR computes it, its defects included (--strict-evar)")
     lines += [f"not as in EVAR: {sentence}" for sentence in result.deviations]
-    lines += [
-        f"failed: {one['file_name']}: {one['reason']}, {one['message']}" for one in result.failures[:FAILURES_SHOWN]
-    ]
-    if len(result.failures) > FAILURES_SHOWN:
-        lines.append(f"… and {len(result.failures) - FAILURES_SHOWN:,} more failures (--json lists all)")
+    lines += first_lines((Failure(**one) for one in result.failures), len(result.failures), "--json lists all")
     return "\n".join(lines)
 
 

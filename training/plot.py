@@ -21,6 +21,8 @@ PANELS = (
 )
 LOSS, VALID = "loss", "valid_"
 COLUMNS = 3
+# Epochs and values by the names of metrics.
+Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def plot_run(run: Path, output: Path | None = None) -> Path:
@@ -38,10 +40,10 @@ def plot_run(run: Path, output: Path | None = None) -> Path:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    panels = [(title, curves) for title, names in (*_losses(lines), *PANELS) if (curves := _curves(lines, names))]
-    rows = -(-len(panels) // COLUMNS)
+    drawn = panels(lines)
+    rows = -(-len(drawn) // COLUMNS)
     figure = Figure(figsize=(5 * COLUMNS, 3 * rows), layout="constrained")
-    for number, (title, curves) in enumerate(panels, start=1):
+    for number, (title, curves) in enumerate(drawn, start=1):
         axes = figure.add_subplot(rows, COLUMNS, number, title=title, xlabel="epoch")
         for name, (epochs, values) in curves.items():
             axes.plot(epochs, values, label=name, marker="." if len(values) < 50 else None)
@@ -54,13 +56,18 @@ def plot_run(run: Path, output: Path | None = None) -> Path:
     return path
 
 
+def panels(lines: list[dict[str, Any]]) -> list[tuple[str, Curves]]:
+    """The title and the curves of each panel, with the epochs and values that a log has; empty panels are left out."""
+    return [(title, curves) for title, names in (*_losses(lines), *PANELS) if (curves := _curves(lines, names))]
+
+
 def _losses(lines: list[dict[str, Any]]) -> list[tuple[str, tuple[str, str]]]:
     """A panel for each loss in the log of any objective: ``loss`` and its parts."""
     names = dict.fromkeys(name for line in lines for name in line if name == LOSS or name.startswith(f"{LOSS}_"))
     return [(name.replace("_", " "), (name, VALID + name)) for name in names]
 
 
-def _curves(lines: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, tuple[list[float], list[float]]]:
+def _curves(lines: list[dict[str, Any]], names: tuple[str, ...]) -> Curves:
     """Epochs and values for each name that the log has."""
     curves = {}
     for name in names:

@@ -27,13 +27,13 @@ from m2dprep.m2dclap.layouts import TEXT_FOLDER
 from m2dprep.training.schedule import LoopConfig
 
 MODEL_PREFIX = "m2d_clap_vit_"
-CONFIG = "config.json"
+CONFIG, SKIPPED = "config.json", "skipped.csv"
 # The folder within a run that holds the earlier run which it replaces.
 BEFORE = "earlier-run"
 RUN_FILES = (
     "log.jsonl",
-    "skipped.csv",
-    "skipped.csv.xxh3",
+    SKIPPED,
+    f"{SKIPPED}.xxh3",
     "train.yaml",
     "train.yaml.xxh3",
     "run.png",
@@ -103,7 +103,7 @@ class RunFolder:
 
     @property
     def skipped(self) -> Path:
-        return self.root / "skipped.csv"
+        return self.root / SKIPPED
 
     def checkpoint(self, epoch: int, steps: int = 0) -> Path:
         """The path of the checkpoint after ``epoch`` epochs and ``steps`` steps of the next one."""

@@ -15,6 +15,7 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import Failure, UserError
+from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import proven_file
 from m2dprep.m2dclap.checkpoint import find_checkpoint
@@ -29,6 +30,7 @@ from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
 from m2dprep.training.objectives import Objective, Plan, make_objective, plan_of
 from m2dprep.training.run_folder import (
     BEFORE,
+    SKIPPED,
     RunFolder,
     bring_back,
     checkpoint_folder_name,
@@ -97,7 +99,8 @@ def train(choice: DataChoice, out: Path, model: ModelConfig, config: TrainConfig
         recipe = recipe_text(choice, out, model, config, options)
         model = plan.model(data)
         context.broadcast_from_main(lambda: require_whole_batches(len(data), data.weights, config, context.size))
-        for line in (*data.notes, data.summary()):
+        unreadable = [one for one in data.skipped if one.reason == "unreadable"]
+        for line in (*data.notes, data.summary(), *first_lines(unreadable, len(unreadable), f"all are in {SKIPPED}")):
             say(context, line)
         amp = resolve_amp(config.amp, context.device)
         run = context.broadcast_from_main(lambda: _open_run(stack, out, data, model, plan, recipe, amp))

@@ -148,6 +148,7 @@ def tag(
       m2dprep tag as_ft.pth data/audioset_lms --frames --top 1 -o frames.csv
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.evaluation.tagging.command import TagRequest, lines_of
     from m2dprep.evaluation.tagging.command import tag as run_tagging
 
@@ -159,6 +160,8 @@ def tag(
     if str(request.passed_over):
         click.echo(f"{request.passed_over}.", err=True)
     click.echo(report.summary(), err=True)
+    if output is not None:
+        say_first_in(output, report.failed)
     if output is None:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join(lines_of(rows)))
     else:

@@ -84,6 +84,7 @@ def prepare(
       m2dprep evaluate prepare my_task.yaml downloads/mine -o tasks/mine
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.evaluation.preparation.prepare import prepare as prepare_task
     from m2dprep.evaluation.preparation.prepare import render
     from m2dprep.evaluation.task import read_task, task_file
@@ -92,6 +93,7 @@ def prepare(
     file = task_file(task)
     prepared = prepare_task(read_task(file), file, download, output, lists=lists, overwrite=overwrite)
     click.echo(json.dumps(prepared.to_dict(), indent=2, ensure_ascii=False) if as_json else render(prepared))
+    say_first_in(output, len(prepared.failures))
     prepared.require(limit)
 
 

@@ -1,1 +1,1 @@
-"""Commands that use a trained model on sounds of one's own."""
+"""Commands that use what was made: look at it, search it, serve it."""

@@ -15,15 +15,16 @@ from m2dprep.artifacts.digests import digest_of, file_digest, fingerprint
 from m2dprep.artifacts.errors import FailureLimit, UserError, first_line
 from m2dprep.artifacts.files import write_json, write_text
 from m2dprep.artifacts.folders import make_folder, walk
+from m2dprep.artifacts.pages.document import document
+from m2dprep.artifacts.pages.markup import Markup, table, tag
 from m2dprep.evaluation.preparation.prepare import prepare
 from m2dprep.evaluation.preparation.recognise import recognised
 from m2dprep.evaluation.prepared import METADATA, PREPARED, TASK, EvaluationSet, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.reports.figures import aligned, papers_for, score_text
 from m2dprep.evaluation.reports.markdown import markdown, markdown_table
-from m2dprep.evaluation.reports.markup import Markup, table, tag
 from m2dprep.evaluation.reports.outcomes import Reported, outcomes_of
-from m2dprep.evaluation.reports.page import Players, document, page
+from m2dprep.evaluation.reports.page import Players, page
 from m2dprep.evaluation.task import Task, known_tasks, read_task, task_file
 
 RESULTS, PREPARED_SETS = "results", "prepared"

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.pages.document import document
+from m2dprep.artifacts.pages.markup import Markup, table, tag
 from m2dprep.evaluation.reports.compare import Comparison, Difference, compare
 from m2dprep.evaluation.reports.figures import shown, signed
 from m2dprep.evaluation.reports.markdown import markdown_table, text_cell
-from m2dprep.evaluation.reports.markup import Markup, table, tag
 from m2dprep.evaluation.reports.outcomes import Reported, read_reported
-from m2dprep.evaluation.reports.page import document
 
 RESULTS = "results"
 HEADER = ("metric", "first", "second", "difference", "95 % interval", "over", "the second is")

@@ -95,7 +95,7 @@ def test_who_takes_what() -> None:
         "evaluate zero-shot",
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
-        "evaluate compare", "evaluate tagging", "tag", "captions weights",
+        "evaluate compare", "evaluate tagging", "tag", "captions weights", "report",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}

@@ -23,6 +23,7 @@ import torch
 
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
@@ -41,7 +42,7 @@ from m2dprep.training.fine_tuning.settings import FineTuneConfig, FineTuneOption
 from m2dprep.training.fine_tuning.validation import EpochScores, judge
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
-from m2dprep.training.run_folder import RunFolder, checkpoint_folder_name, forget_before, model_name
+from m2dprep.training.run_folder import SKIPPED, RunFolder, checkpoint_folder_name, forget_before, model_name
 from m2dprep.training.sampling.draws import require_draws
 from m2dprep.training.signals import was_told
 from m2dprep.training.state import TrainState
@@ -175,7 +176,9 @@ def _run(
     with ExitStack() as stack:
         data = data_of(context, start, choice, config, fold)
         context.broadcast_from_main(lambda: require_division(config, context.size))
-        for line in (data.summary(), *data.splits.notes):
+        skipped = start.clips.skipped
+        first = first_lines(skipped, len(skipped), f"all are in {SKIPPED}")
+        for line in (data.summary(), *data.splits.notes, *first):
             say(context, line)
         state = make_state(start, data, config, context.device)
         run = context.broadcast_from_main(lambda: _open_run(stack, start, data, state, choice, config, options, out))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.pages.markup import Markup, tag
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.protocols.retrieval import retrieval
 from m2dprep.evaluation.protocols.zero_shot import zero_shot
 from m2dprep.evaluation.reports.markdown import markdown, markdown_table
-from m2dprep.evaluation.reports.markup import Markup, tag
 from m2dprep.evaluation.reports.outcomes import (
     Outcome,
     Reported,

@@ -1,0 +1,1 @@
+"""What failed and why, whatever command made the rows: read from disk, and shown."""

@@ -1,0 +1,1 @@
+"""Pages of HTML that need nothing but themselves: markup, the look that all pages share, charts and players."""

@@ -1,0 +1,50 @@
+"""Embeddings on a plane: t-SNE, as in the notebooks of the original's authors, with some groups in colour."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.pages.charts import COLOURS, scatter
+from m2dprep.artifacts.pages.markup import Markup
+
+# scikit-learn's default, which the original's notebooks take.
+PERPLEXITY = 30.0
+FEWEST = 5
+OTHERS = "others"
+
+
+def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Vectors (N, D) → places (N, 2), with scikit-learn's defaults and a seed; N must be at least `FEWEST`."""
+    try:
+        from sklearn.manifold import TSNE  # a second to import
+    except ImportError as error:
+        raise UserError("maps need scikit-learn: pip install 'm2dprep[viz]'.") from error
+    found: np.ndarray = TSNE(
+        n_components=2, perplexity=min(PERPLEXITY, (len(vectors) - 1) / 3), random_state=seed, init="pca"
+    ).fit_transform(np.asarray(vectors, np.float32))
+    return found
+
+
+def commonest(labels: Sequence[str], most: int = COLOURS) -> list[str]:
+    """The commonest labels; of equal counts by name."""
+    counts = Counter(label for label in labels if label)
+    return [label for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
+
+
+def drawn_map(vectors: np.ndarray, labels: Sequence[str], titles: Sequence[str], seed: int) -> Markup:
+    """A map of at most ten groups, each in a colour: the commonest labels, and all others together if there are more.
+
+    Nothing if there are too few vectors for a map.
+    """
+    if len(vectors) < FEWEST:
+        return Markup("")
+    names = commonest(labels)
+    if set(labels) - set(names):
+        names = [*names[: COLOURS - 1], OTHERS]
+    number = {name: at for at, name in enumerate(names)}
+    places = [(float(x), float(y)) for x, y in tsne(vectors, seed)]
+    return scatter(places, [number.get(label, number.get(OTHERS, 0)) for label in labels], names, titles)
