@@ -14,6 +14,8 @@ from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of, resized, r
 from m2dprep.m2dclap.fusion.operators import new_fusion
 from m2dprep.m2dclap.fusion.patches import FusedPatchEmbed
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "laion_fusion.npz")
 SALT = str(GOLDEN["salt"])
 WIDTH = 1001
