@@ -165,6 +165,10 @@ class RowFile:
         if read_at(self._file, out.data.cast("B"), offset) != out.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened.")
 
+    def mapped(self) -> np.memmap:
+        """All rows as a read-only memory map, for the few that are wanted of very many (but see above)."""
+        return map_npy(self._file, NpyForm(self.shape, False, self.dtype, self._offset))
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given ``rows`` (n,) in their order: (n, columns)."""
         taken = np.empty((len(rows), self.shape[1]), self.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ SEED = 0
 
 class ClapEncoder:
     """A CLAP model of transformers (`ClapModel`): its one part is ``clap``."""
+
+    length_settings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, name_or_path: str, *, device: str = "auto", batch_size: int = 32) -> None:
         """Load a model by its name on the hub or from a folder. Raises `UserError` if it is none, or is MS-CLAP."""

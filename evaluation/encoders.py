@@ -21,6 +21,7 @@ from m2dprep.evaluation.text_towers import TextTower, text_tower
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.encode import AudioEncoder, Encoded, embed_texts
+from m2dprep.m2dclap.fusion.kinds import CHUNKS, FUSED, INTERPOLATED, WHOLE
 
 STACKED, FLAT, CLAP = "stacked", "flat", "clap"
 
@@ -39,6 +40,11 @@ class ClipEncoder(Protocol):
 
     @property
     def parts(self) -> dict[str, int]: ...
+
+    @property
+    def length_settings(self) -> dict[str, str]:
+        """How the length of clips is dealt with; nothing if they are encoded in chunks, or the model's own way is the
+        only one."""
 
     def loader(self, crop: Crop) -> ClipLoader:
         """A reader of clips for `encode`."""
@@ -67,18 +73,24 @@ class CheckpointEncoder:
         batch_size: int = 32,
         text_model: str | None = None,
         trust_remote_code: bool = False,
+        length: str | None = None,
+        positions: str = INTERPOLATED,
     ) -> None:
         """``checkpoint`` is a .pth file, a run folder (its newest is taken), or one that was read.
 
-        ``text_model`` is only loaded when texts are encoded. Raises `UserError` if there is no such checkpoint or its
-        weights are not whole.
+        ``text_model`` is only loaded when texts are encoded; ``length`` and ``positions`` are those of `AudioEncoder`.
+        Raises `UserError` if there is no such checkpoint, its weights are not whole, or it cannot deal with length so.
         """
         self.checkpoint = (
             checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.read(find_checkpoint(checkpoint))
         )
         self._device = pick_device(device)
         self.model = self.checkpoint.load_audio_model(self._device)
-        self._encoder = AudioEncoder(self.model, self.checkpoint.norm_stats, batch_size)
+        self._encoder = AudioEncoder(
+            self.model, self.checkpoint.norm_stats, batch_size, length=length, positions=positions
+        )
+        found = {"length": self._encoder.length, "positions": positions}
+        self.length_settings = {CHUNKS: {}, WHOLE: found}.get(self._encoder.length, {"length": FUSED})
         self._text_model, self._trust = text_model, trust_remote_code
 
     @property
@@ -133,6 +145,7 @@ class CheckpointEncoder:
             "input_size": list(config.input_size),
             "patch_size": list(config.patch_size),
             "norm_stats": list(self.checkpoint.norm_stats),
+            **self.length_settings,
         }
         return {**found, "text_model": self.text_tower.describe()} if "text_tower" in self.__dict__ else found
 

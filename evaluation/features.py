@@ -82,7 +82,7 @@ def features(
     """
     settings = {
         "model": encoder.name, "weights": encoder.digest, "parts": encoder.parts, "patch_rows": patch_rows_of(encoder),
-        "crop": asdict(crop), "kind": "clips",
+        "crop": asdict(crop), "kind": "clips", **encoder.length_settings,
     }  # fmt: skip
     index = _index(paths, names, split)
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -96,6 +96,7 @@ class _InTraining:
     """The model of a training as evaluation sees models (`evaluation.encoders.ClipEncoder`)."""
 
     name, digest = "training", ""
+    length_settings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, front_end: LogMelConfig, encode_texts: EncodeTexts) -> None:
         self._front_end, self._encode_texts = front_end, encode_texts

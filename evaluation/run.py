@@ -284,11 +284,14 @@ def _about(
     if (text := encoder.text_digest()) is not None:
         digests["text_model"] = text
     failures = tuple(failure for one in made for failure in one.failures)
+    length = encoder.length_settings.get("length")
+    other = () if length is None else (f"Longer clips are encoded {length}; EVAR averages their chunks.",)
     return replace(result, failures=failures).about(
         digests=digests,
         settings=settings,
         model=encoder.describe(),
         versions=software_versions(),
+        deviations=other,
         n={"failed": len(failures), "without_split": clips.ignored},
     )
 

@@ -19,6 +19,7 @@ from m2dprep.evaluation.protocols.metrics import confusion
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.run import RunOptions, run_zero_shot
 from m2dprep.evaluation.task import CaptionRule, Task
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,20 @@ def zero_shot(
     device: str = "auto",
     batch_size: int = 32,
     trust_remote_code: bool = False,
+    length: str | None = None,
+    positions: str = INTERPOLATED,
 ) -> ZeroShotResult:
     """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder, of which the newest is taken).
 
-    ``text_model`` is a name or path; by default the one that made the training embeddings. Raises `UserError` if the
+    ``text_model`` is a name or path; by default the one that made the training embeddings. ``length`` and ``positions``
+    are those of `m2dclap.encode.AudioEncoder`. Raises `UserError` if the
     checkpoint cannot classify or is not finite, the text model is unknown or its embeddings do not fit, or two classes
     cannot be told apart by their captions.
     """
     clips = evaluation_set(clip_set, check_template(template))
     encoder = CheckpointEncoder(
         checkpoint_path, device=device, batch_size=batch_size, text_model=text_model,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, length=length, positions=positions,
     )  # fmt: skip
     encoder.checkpoint.require_clap_head()
     result = run_zero_shot(encoder, clips, RunOptions(may_be_empty=True))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import OneOf, Range, check, option, recorded
+from m2dprep.m2dclap.fusion.kinds import FILLS, FUSIONS, NONE, PAD, PARTS
 
 Length = Annotated[int, Range(1, 65536)]
 Blocks = Annotated[int, Range(1, 1024)]
@@ -89,6 +90,25 @@ class ModelConfig:
         "2025, a token that attends to all patches in one block, and 2, 3 and 4 have as many blocks.",
         later=True,
     )
+    # How clips that are longer than the input are seen (`m2dclap.fusion`).
+    fusion: Annotated[str, OneOf(FUSIONS)] = option(
+        NONE,
+        "See clips that are longer than a crop whole: fuse their front, middle and back parts into the whole clip, "
+        "shrunk to the width of a crop, as LAION-CLAP does. daf adds, aff weighs, iaff weighs twice.",
+        later=True,
+    )
+    fusion_fill: Annotated[str, OneOf(FILLS)] = option(
+        PAD,
+        "With --fusion, fill up clips that are shorter than a crop with nothing (pad), with whole copies and then "
+        "nothing (repeatpad), or with copies alone (repeat).",
+        later=True,
+    )
+    antialias: bool = option(
+        False,
+        "With --fusion, smooth the whole clip before it is shrunk, as today's torchvision does and that of "
+        "LAION-CLAP's checkpoints did not.",
+        later=True,
+    )
     layer_norm_eps: Annotated[float, Range(0, 1, above=True)] = option(
         1e-6, "Keeps the variance in layer norms above 0.", flag=False
     )
@@ -108,6 +128,7 @@ class ModelConfig:
                 f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible; "
                 "at least one must be visible and one masked."
             )
+        self._check_fusion()
         self._require_used("mask_weight", WEIGHTED)
         self._require_used("block_length", BLOCKS)
         self._require_used("block_adjust", BLOCKS)
@@ -116,6 +137,17 @@ class ModelConfig:
         for name in ("hint_power", "hint_start"):
             if self.hint_ratio is not None and getattr(self, name) != getattr(type(self), name):
                 raise UserError(f"{name} and hint_ratio do not go together: the latter is the same in every epoch.")
+
+    def _check_fusion(self) -> None:
+        if self.fusion == NONE:
+            for name in ("fusion_fill", "antialias"):
+                if (value := getattr(self, name)) != getattr(type(self), name):
+                    raise UserError(f"{name} is {value}, which only fusion {', '.join(FUSIONS[:-1])} uses.")
+        elif self.input_size[1] < PARTS * self.patch_size[1]:
+            raise UserError(
+                f"fusion {self.fusion} needs {PARTS} patches along time or more; input_size has {self.input_size[1]} "
+                f"frames, patch_size {self.patch_size[1]}."
+            )
 
     def _require_used(self, name: str, *maskings: str) -> None:
         value = getattr(self, name)

@@ -1,24 +1,33 @@
-"""Encodes clips of any length as the original evaluates them: in chunks of the model's width, without overlap.
+"""Encodes clips of any length: in chunks, whole, or fused.
 
-The last chunk is padded with zeros after normalisation to whole patches; frames that make no whole patch at the end of
-a full chunk are lost, as in the original. Three embeddings come from one pass: ``stacked``, the latents of a column of
-patches side by side, the lowest frequency first, averaged over columns; ``flat``, the average over all patches; and
-``clap``, the one that is compared with captions.
+The original evaluates in ``chunks`` of the model's width, without overlap. The last chunk is padded with zeros after
+normalisation to whole patches; frames that make no whole patch at the end of a full chunk are lost, as in the original.
+A clip that is encoded ``whole`` is one sequence of patches (`m2dclap.whole`), and one that is ``fused`` is seen as a
+whole and in three parts, by a model that was trained so (`m2dclap.fusion`).
+
+Three embeddings come from one pass: ``stacked``, the latents of a column of patches side by side, the lowest frequency
+first, averaged over columns; ``flat``, the average over all patches; and ``clap``, the one that is compared with
+captions.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import OneOf, typed
 from m2dprep.m2dclap.audio_model import AudioModel
+from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of
+from m2dprep.m2dclap.fusion.kinds import CHUNKS, FUSED, INTERPOLATED, LENGTHS, NONE, PAD, POSITIONS, WHOLE
 from m2dprep.m2dclap.inputs import Normalization, pad_frames
 from m2dprep.m2dclap.model import M2DCLAP
+from m2dprep.m2dclap.whole import encode_whole, length_batches
 
 # Patch latents that are held at once for heads that need all of a clip's: 1 GB for the base model.
 TOKENS_AT_ONCE = 300_000
@@ -42,18 +51,39 @@ class Encoded(NamedTuple):
         return self.rows.mean(dim=1)
 
 
-class _Chunk(NamedTuple):
+class _Piece(NamedTuple):
+    """What goes through the model at once: piece ``number`` of a clip, its channels (C, F, T) normalised, of which the
+    first ``columns`` of patches count, and whether the clip is ``longer`` than a piece and fused."""
+
     clip: int
     number: int
     values: np.ndarray
+    columns: int
+    longer: bool = False
 
 
 class AudioEncoder:
-    """Encodes log-mels with a trained model. Chunks of equal width go through it in one batch."""
+    """Encodes log-mels with a trained model, in the way that the ``length`` of clips is dealt with.
 
-    def __init__(self, model: M2DCLAP | AudioModel, stats: Normalization, batch_size: int = 32) -> None:
+    ``length`` None is the model's own way: ``fused`` if it fuses, else ``chunks``. ``positions`` are those of clips
+    that are encoded whole (`m2dclap.whole`).
+    """
+
+    def __init__(
+        self,
+        model: M2DCLAP | AudioModel,
+        stats: Normalization,
+        batch_size: int = 32,
+        *,
+        length: str | None = None,
+        positions: str = INTERPOLATED,
+    ) -> None:
+        """A batch has at most as many patches as ``batch_size`` inputs of the model. Raises `UserError` if there is no
+        such ``length`` or ``positions``, or the model does not fuse and is to."""
         self._model, self._stats, self._batch_size = model.eval(), stats, batch_size
         self._device = model.cls_token.device
+        self.length = length_of(model.config.fusion, length)
+        self._positions = typed(Annotated[str, OneOf(POSITIONS)], positions, "positions")
 
     @torch.inference_mode()
     def embed(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
@@ -64,7 +94,7 @@ class AudioEncoder:
         return F.normalize(clap, dim=-1).cpu().numpy()
 
     def pool(self, log_mels: Sequence[np.ndarray]) -> torch.Tensor:
-        """The average (N, D) over all patches of all chunks of each clip, before the projection."""
+        """The average (N, D) over all patches of all pieces of each clip, before the projection."""
         return self.encode(log_mels, clap=False).flat
 
     @torch.inference_mode()
@@ -82,29 +112,23 @@ class AudioEncoder:
     def latents(self, log_mels: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The latents (F, T, D) of all patches of each log-mel (1, F, T), not normalised, on the model's device.
 
-        The columns of its chunks stand one after another. All of them are held at once, so long clips come in pieces of
-        whole chunks.
+        The columns of its pieces stand one after another; those of a clip that was fused are not its own in time. All
+        of them are held at once, so long clips come in pieces of whole chunks.
         """
-        rows = self._model.config.grid_size[0]
-        by_width: dict[int, list[_Chunk]] = defaultdict(list)
-        for clip, log_mel in enumerate(log_mels):
-            for chunk in self._chunks(clip, log_mel):
-                by_width[chunk.values.shape[-1]].append(chunk)
         pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
-        for chunks in by_width.values():
-            for start in range(0, len(chunks), self._batch_size):
-                batch = chunks[start : start + self._batch_size]
-                for chunk, own in zip(batch, self._tokens(batch).unflatten(1, (rows, -1)), strict=True):
-                    pieces[chunk.clip][chunk.number] = own
+        for batch, grid in self._batches(log_mels):
+            for piece, own in zip(batch, grid, strict=True):
+                pieces[piece.clip][piece.number] = own[:, : piece.columns]
         return [torch.cat([own[number] for number in sorted(own)], dim=1) for own in pieces]
 
     def _groups(self, log_mels: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
         """Runs of clips whose patch latents fit in memory."""
-        config = self._model.config
+        rows, most = self._model.config.grid_size
         groups: list[Sequence[np.ndarray]] = []
         start = tokens = 0
         for index, log_mel in enumerate(log_mels):
-            own = config.grid_size[0] * -(-log_mel.shape[-1] // config.patch_size[1])
+            columns = -(-log_mel.shape[-1] // self._model.config.patch_size[1])
+            own = rows * (min(columns, most) if self.length == FUSED else columns)
             if index > start and tokens + own > TOKENS_AT_ONCE:
                 groups.append(log_mels[start:index])
                 start, tokens = index, 0
@@ -113,28 +137,54 @@ class AudioEncoder:
 
     def _encode_group(self, log_mels: Sequence[np.ndarray], clap: bool) -> Encoded:
         rows = self._model.config.grid_size[0]
-        by_width: dict[int, list[_Chunk]] = defaultdict(list)
-        for clip, log_mel in enumerate(log_mels):
-            for chunk in self._chunks(clip, log_mel):
-                by_width[chunk.values.shape[-1]].append(chunk)
         sums = torch.zeros(len(log_mels), rows, self._model.config.embed_dim, device=self._device)
         columns = torch.zeros(len(log_mels), device=self._device)
         pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
-        for chunks in by_width.values():
-            for start in range(0, len(chunks), self._batch_size):
-                batch = chunks[start : start + self._batch_size]
-                tokens = self._tokens(batch)  # (b, F · T, D)
-                grid = tokens.unflatten(1, (rows, -1))
-                clips = torch.tensor([chunk.clip for chunk in batch], device=self._device)
-                sums.index_add_(0, clips, grid.sum(dim=2))
-                columns.index_add_(0, clips, torch.full((len(batch),), float(grid.shape[2]), device=self._device))
-                if clap:
-                    for chunk, own in zip(batch, tokens, strict=True):
-                        pieces[chunk.clip][chunk.number] = own
+        for batch, grid in self._batches(log_mels):  # (b, F, T, D)
+            clips = torch.tensor([piece.clip for piece in batch], device=self._device)
+            counts = torch.tensor([float(piece.columns) for piece in batch], device=self._device)
+            if any(piece.columns < grid.shape[2] for piece in batch):
+                behind = torch.arange(grid.shape[2], device=self._device) >= counts[:, None]
+                grid = grid.masked_fill(behind[:, None, :, None], 0.0)
+            sums.index_add_(0, clips, grid.sum(dim=2))
+            columns.index_add_(0, clips, counts)
+            if clap:
+                for piece, own in zip(batch, grid, strict=True):
+                    pieces[piece.clip][piece.number] = own[:, : piece.columns].flatten(0, 1)
         averaged = sums / columns[:, None, None]
         return Encoded(averaged, self._projected(pieces) if clap else None)
 
-    def _chunks(self, clip: int, log_mel: np.ndarray) -> list[_Chunk]:
+    def _batches(self, log_mels: Sequence[np.ndarray]) -> Iterator[tuple[list[_Piece], torch.Tensor]]:
+        """Pieces, and the latents (b, F, T, D) of their patches."""
+        rows, most = self._model.config.grid_size
+        if self.length == WHOLE:
+            widths = [self._columns(log_mel) for log_mel in log_mels]
+            for clips in length_batches(widths, self._batch_size * most):
+                padded = [self._whole(clip, log_mels[clip], widths[clips[0]]) for clip in clips]
+                counts = [piece.columns for piece in padded]
+                yield padded, encode_whole(self._model, self._stacked(padded), counts, self._positions)
+            return
+        alike: dict[tuple[tuple[int, ...], bool], list[_Piece]] = defaultdict(list)
+        make = self._fused if self.length == FUSED else self._chunks
+        for clip, log_mel in enumerate(log_mels):
+            for piece in make(clip, log_mel):
+                alike[piece.values.shape, piece.longer].append(piece)
+        for (_, longer), found in alike.items():
+            for start in range(0, len(found), self._batch_size):
+                batch = found[start : start + self._batch_size]
+                flags = [torch.ones(len(batch), dtype=torch.bool, device=self._device)] if longer else []
+                yield batch, self._model.encode(self._stacked(batch), *flags)[:, 1:].unflatten(1, (rows, -1))
+
+    def _columns(self, log_mel: np.ndarray) -> int:
+        """The columns of patches of a clip that is encoded whole."""
+        return -(-log_mel.shape[-1] // self._model.config.patch_size[1])
+
+    def _whole(self, clip: int, log_mel: np.ndarray, columns: int) -> _Piece:
+        """A normalised log-mel, padded to so many columns of patches."""
+        padded = pad_frames(self._stats.normalise(log_mel), columns * self._model.config.patch_size[1])
+        return _Piece(clip, 0, padded, self._columns(log_mel))
+
+    def _chunks(self, clip: int, log_mel: np.ndarray) -> list[_Piece]:
         """A normalised log-mel in chunks, the last padded to whole patches but not beyond the model's width."""
         width, patch = self._model.config.input_size[1], self._model.config.patch_size[1]
         normalised = self._stats.normalise(log_mel)
@@ -142,12 +192,22 @@ class AudioEncoder:
         for number, start in enumerate(range(0, log_mel.shape[-1], width)):
             chunk = normalised[..., start : start + width]
             padded = min(-(-chunk.shape[-1] // patch) * patch, width)
-            found.append(_Chunk(clip, number, pad_frames(chunk, padded)))
+            found.append(_Piece(clip, number, pad_frames(chunk, padded), padded // patch))
         return found
 
-    def _tokens(self, batch: Sequence[_Chunk]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack([chunk.values for chunk in batch]))
-        return self._model.encode(stacked.to(self._device))[:, 1:]
+    def _fused(self, clip: int, log_mel: np.ndarray) -> list[_Piece]:
+        """The normalised channels of a log-mel; of one that is not longer than the model's width, a chunk like any."""
+        config = self._model.config
+        width, patch = config.input_size[1], config.patch_size[1]
+        if log_mel.shape[-1] <= width and config.fusion_fill == PAD:
+            return self._chunks(clip, log_mel)
+        channels, filled = channels_of(log_mel[0], ChannelRule(width, config.fusion_fill, config.antialias))
+        if not filled.longer:
+            return self._chunks(clip, channels[:1, :, : filled.frames])
+        return [_Piece(clip, 0, self._stats.normalise(channels), width // patch, longer=True)]
+
+    def _stacked(self, batch: Sequence[_Piece]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([piece.values for piece in batch])).to(self._device)
 
     def _projected(self, pieces: Sequence[dict[int, torch.Tensor]]) -> torch.Tensor:
         """(N, E) from the patch latents of each clip; clips with equally many go through the head together."""
@@ -162,6 +222,19 @@ class AudioEncoder:
                 projected = self._model.project_tokens(torch.stack([tokens[clip] for clip in batch]))
                 found |= dict(zip(batch, projected, strict=True))
         return torch.stack([found[clip] for clip in range(len(tokens))])
+
+
+def length_of(fusion: str, asked: str | None) -> str:
+    """How a model with this ``fusion`` deals with the length of clips, if that is not ``asked`` for.
+
+    Raises `UserError` if it is asked for what is unknown, or for fusion of a model that has none.
+    """
+    if asked is None:
+        return CHUNKS if fusion == NONE else FUSED
+    typed(Annotated[str, OneOf(LENGTHS)], asked, "length")
+    if asked == FUSED and fusion == NONE:
+        raise UserError(f"length {FUSED} is for checkpoints with fusion, and this one has none (`train --fusion`).")
+    return asked
 
 
 def embed_texts(model: M2DCLAP | AudioModel, text_embeddings: np.ndarray) -> np.ndarray:

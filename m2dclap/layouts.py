@@ -16,6 +16,7 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.fusion.kinds import AFF, DAF, IAFF, NONE
 from m2dprep.m2dclap.heads import SEMANTIC_SIZES, SemanticSize
 
 RUNTIME_PREFIX, BACKBONE_PREFIX = "module.ar.runtime.", "backbone."
@@ -31,6 +32,7 @@ TEXT_INSIDE = "TI"
 DIMENSIONS = {
     "cls_token": 3,
     "patch_embed.proj.weight": 4,
+    "patch_embed.mel_conv2d.weight": 4,
     "pos_embed": 3,
     "mask_token": 3,
     "text_proj.weight": 2,
@@ -144,6 +146,23 @@ def sem_mode_of(weights: Mapping[str, torch.Tensor], path: Path) -> int:
     return modes[0]
 
 
+def fusion_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """How the patch embedding fuses channels, by the parameters that it has."""
+    if "patch_embed.mel_conv2d.weight" not in weights:
+        return NONE
+    kinds = {"patch_embed.fusion_model.local_att2.0.weight": IAFF, "patch_embed.fusion_model.local_att.0.weight": AFF}
+    return next((kind for key, kind in kinds.items() if key in weights), DAF)
+
+
+def require_no_fusion(fusion: str, path: Path, what: str) -> None:
+    """Raise `UserError` if a checkpoint fuses, and ``what`` is done with it knows nothing of that."""
+    if fusion != NONE:
+        raise UserError(
+            f"{path} fuses the channels of long clips (fusion {fusion}), and {what}; begin with a checkpoint that was "
+            "trained without --fusion."
+        )
+
+
 def require_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Raise `UserError` if weights from which sizes are read have an unexpected number of dimensions."""
     for key, dimensions in DIMENSIONS.items():
@@ -166,6 +185,7 @@ def own_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], p
         "embed_dim": weights["cls_token"].shape[-1],
         "patch_size": tuple(weights["patch_embed.proj.weight"].shape[-2:]),
         "depth": depth_of(weights, "blocks."),
+        "fusion": fusion_of(weights),
     }
     if has_clap_head(weights):
         held["sem_mode"] = sem_mode_of(weights, path)
@@ -202,6 +222,7 @@ def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig
         decoder_num_heads=max(decoder_dim // DECODER_HEAD_DIM, 1),
         off_emb_dim=dim if text is None else text.shape[1],
         sem_mode=sem_mode_of(weights, path),
+        fusion=fusion_of(weights),
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.distributed import gather_rows
+from m2dprep.m2dclap.fusion.patches import FusedPatchEmbed
 from m2dprep.m2dclap.guided_masks import guided_mask, needs_latent
 from m2dprep.m2dclap.heads import new_audio_head, project_tokens, xavier
 from m2dprep.m2dclap.masking import Mask
@@ -124,6 +125,8 @@ class M2DCLAP(Encoder):
         self.loss_weights = config.epoch_weights(0, 1)
         self.apply(xavier)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
+        if isinstance(self.patch_embed, FusedPatchEmbed):
+            self.patch_embed.begin_as_plain()
         for token in (self.cls_token, self.mask_token):
             nn.init.normal_(token, std=0.02)
         if config.sem_mode and isinstance(self.text_proj, nn.Linear):
@@ -138,6 +141,7 @@ class M2DCLAP(Encoder):
         noise: torch.Tensor | None = None,
         clean: torch.Tensor | None = None,
         *,
+        longer: torch.Tensor | None = None,
         hint: float = 1.0,
         gather: bool = False,
     ) -> Output:
@@ -146,16 +150,17 @@ class M2DCLAP(Encoder):
         ``log_mel`` (B, 1, F, T) is normalised; ``text_embedding`` (B, off_emb_dim) has one caption per clip, of any
         norm; ``noise`` (B, ``config.mask_numbers``), uniform, fixes the mask and is drawn if it is not given; ``hint``
         is the share of the mask that is random (`m2dclap.guided_masks`); ``clean`` is the target's input if ``log_mel``
-        has noise mixed in. With ``gather``, captions are contrasted over all processes.
+        has noise mixed in. A model that fuses takes channels (B, 4, F, T) of both, and which clips are ``longer`` (B,)
+        than its input. With ``gather``, captions are contrasted over all processes.
         """
-        tokens = self.embed_patches(log_mel)
+        tokens = self.embed_patches(log_mel, longer)
         if noise is None:
             noise = torch.rand(len(tokens), self.config.mask_numbers, device=tokens.device)
         mask = self.draw_mask(log_mel, tokens, noise, hint)
         latent = self.encode_tokens(take(tokens, mask.visible))
         pred = self.predict(latent, mask)
         with torch.no_grad():
-            to_predict = tokens if clean is None else self.embed_patches(clean)
+            to_predict = tokens if clean is None else self.embed_patches(clean, longer)
             target = self.target(take(to_predict, mask.masked))
         audio, text = self.project_tokens(latent[:, 1:]), self.project_text(text_embedding)
         with torch.autocast(log_mel.device.type, enabled=False):

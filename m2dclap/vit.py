@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.fusion.kinds import NONE
+from m2dprep.m2dclap.fusion.patches import FusedPatchEmbed
 
 MLP_RATIO = 4
 
@@ -27,8 +29,16 @@ class PatchEmbed(nn.Module):
         return patches.flatten(2).transpose(1, 2)
 
 
+def patch_embedding(config: ModelConfig) -> PatchEmbed | FusedPatchEmbed:
+    """The patch embedding of a model, which may fuse channels."""
+    if config.fusion == NONE:
+        return PatchEmbed(config.patch_size, config.embed_dim)
+    return FusedPatchEmbed(config.patch_size, config.embed_dim, config.fusion)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused kernel."""
+    """Multi-head self-attention with one fused kernel; only tokens to ``keep`` (B, 1, 1, N), if given, are attended
+    to."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -36,11 +46,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D/heads)
-        x = F.scaled_dot_product_attention(query, key, value)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
@@ -66,8 +76,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.mlp = Mlp(dim, mlp_ratio)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), keep)
         return x + self.mlp(self.norm2(x))
 
 
@@ -97,34 +107,43 @@ class Encoder(nn.Module):
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.register_buffer("pos_embed", sincos_positions(config.embed_dim, config.grid_size))
-        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
+        self.patch_embed = patch_embedding(config)
         self.blocks = blocks(config.depth, config.embed_dim, config.num_heads, config.layer_norm_eps)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
     pos_embed: torch.Tensor
 
-    def embed_patches(self, log_mel: torch.Tensor) -> torch.Tensor:
+    def embed_patches(self, log_mel: torch.Tensor, longer: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised log-mel (B, 1, F, T) → patch tokens with their positions, without a class token (B, L, D).
 
         T may be smaller than the model's, in whole patches: each frequency row then uses the first columns of
-        positions.
+        positions. A model that fuses takes channels (B, 4, F, T), and which clips are ``longer`` (B,) than its input.
         """
         rows, columns = self.config.grid_size
         used = log_mel.shape[-1] // self.config.patch_size[1]
         positions = self.pos_embed[:, 1:].view(1, rows, columns, -1)[:, :, :used].flatten(1, 2)
-        return self.patch_embed(log_mel) + positions
+        embedded = self.patch_embed(log_mel) if longer is None else self.patch_embed(log_mel, longer)
+        return embedded + positions
 
-    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B, N, D) → latents after the class token's (B, 1 + N, D)."""
+    def encode_tokens(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Patch tokens (B, N, D) → latents after the class token's (B, 1 + N, D).
+
+        Of batches that are filled up to equal lengths, ``keep`` (B, N) says which tokens are a clip's own.
+        """
+        if keep is not None:
+            keep = F.pad(keep, (1, 0), value=True)[:, None, None]
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, keep)
         return self.norm(x)
 
-    def encode(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """All patches of a normalised log-mel (B, 1, F, T), unmasked → latents (B, 1 + L, D), class token first."""
-        return self.encode_tokens(self.embed_patches(log_mel))
+    def encode(self, log_mel: torch.Tensor, longer: torch.Tensor | None = None) -> torch.Tensor:
+        """All patches of a normalised log-mel (B, 1, F, T), unmasked → latents (B, 1 + L, D), class token first.
+
+        A model that fuses takes channels, as `embed_patches`.
+        """
+        return self.encode_tokens(self.embed_patches(log_mel, longer))
 
 
 Grid = tuple[int, int]

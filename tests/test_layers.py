@@ -37,6 +37,7 @@ DECLARATIONS = [
     "training.fine_tuning.settings",
     "training.recipes.second_generation",
     "m2dclap.config",
+    "m2dclap.fusion.kinds",
 ]
 HEAVY = {"torch", "sentence_transformers", "transformers", "pandas", "pyarrow", "librosa", "dask", "distributed"}
 # What commands say of themselves for recipes: light enough to be imported with every command.

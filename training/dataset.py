@@ -19,11 +19,13 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from m2dprep.artifacts.log_mels.store import LogMels
 from m2dprep.m2dclap.config import Hints, ModelConfig
+from m2dprep.m2dclap.fusion.channels import ChannelRule, make_channels
+from m2dprep.m2dclap.fusion.kinds import CHANNELS, NONE, PARTS, REPEAT
 from m2dprep.training.pairing import CaptionRows
 from m2dprep.training.sampling.draws import draw_distinct, draw_with_repeats
 
 # The purposes that random numbers serve; no two share a stream.
-SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM, FEATURE_STREAM = 0, 1, 2, 3
+SAMPLE_STREAM, ORDER_STREAM, DEAL_STREAM, FEATURE_STREAM, CHANNEL_STREAM = 0, 1, 2, 3, 4
 
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -132,7 +134,8 @@ class Batch(NamedTuple):
 
     ``log_mel`` (B, 1, F, T), of which only the first ``frames`` (B,) of each sample are filled; ``background`` of the
     same shape, or None if no noise is mixed in; ``text_embedding`` (B, D); ``noise`` uniform, of `mask_numbers` each;
-    ``clip`` (B,) numbers. ``hint`` is the share of masks that is random, a float64 tensor; None means all of it.
+    ``clip`` (B,) numbers. ``hint`` is the share of masks that is random, a float64 tensor; None means all of it. For a
+    model that fuses, log-mels are channels (B, 4, F, T), float32, and ``longer`` (B,) says which clips are to be fused.
     """
 
     log_mel: torch.Tensor
@@ -142,6 +145,7 @@ class Batch(NamedTuple):
     noise: torch.Tensor
     clip: torch.Tensor
     hint: torch.Tensor | None = None
+    longer: torch.Tensor | None = None
 
 
 class Clips(Dataset[Batch]):
@@ -191,11 +195,19 @@ class Clips(Dataset[Batch]):
     def __getitems__(self, key: BatchKey) -> Batch:
         """The batch for ``key``; PyTorch's loader calls this with what the sampler yields."""
         numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.mask_numbers)
-        log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
-        background = None
+        others = np.empty(0, np.int64)
         if self._background is not None:
             others = uniform_to_index(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
-            background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
+        background = longer = None
+        if self._model.fusion == NONE:
+            log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
+            if self._background is not None:
+                background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
+        else:
+            shares = counter_rng(CHANNEL_STREAM, self._seed, key.epoch, key.clips, 2 * PARTS)
+            log_mel, frames, longer = self._channels(self._log_mels, key.clips, shares[:, :PARTS])
+            if self._background is not None:
+                background = self._channels(self._background, others, shares[:, PARTS:], REPEAT)[0]
         return Batch(
             torch.from_numpy(log_mel),
             torch.from_numpy(frames),
@@ -204,6 +216,7 @@ class Clips(Dataset[Batch]):
             torch.from_numpy(numbers[:, MASK:].astype(np.float32)),
             torch.from_numpy(key.clips.astype(np.int64)),
             None if self._hints is None else torch.tensor(self._hints.ratio(key.epoch), dtype=torch.float64),
+            None if longer is None else torch.from_numpy(longer),
         )
 
     __getitem__ = __getitems__
@@ -243,6 +256,23 @@ class Clips(Dataset[Batch]):
                 frames[place] = length
         assert crops is not None, "a batch has clips"
         return crops, frames
+
+    def _channels(
+        self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, fill: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Channels (B, 4, F, T) for a model that fuses, the number of frames in each, and which clips are longer.
+
+        ``shares`` (B, 3) set where the parts begin; ``fill`` fills up shorter clips in place of the model's way.
+        """
+        n_mels, width = self._model.input_size
+        rule = ChannelRule(width, fill or self._model.fusion_fill, self._model.antialias)
+        stack = empty((len(indices), CHANNELS, n_mels, width), np.dtype(np.float32))
+        frames, longer = np.empty(len(indices), np.int64), np.empty(len(indices), bool)
+        log_mels.expect(indices)
+        for place, index in enumerate(indices.tolist()):
+            self._at = log_mels, index
+            frames[place], longer[place] = make_channels(log_mels.view(index), rule, stack[place], shares[place])
+        return stack, frames, longer
 
 
 def _grown(crops: np.ndarray | None, filled: int, shape: tuple[int, int, int, int], like: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import nn
 from m2dprep.artifacts.console import duration
 from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.distributed import join_processes, resolve_amp
+from m2dprep.m2dclap.fusion.kinds import CHANNELS, NONE
 from m2dprep.training.config import DataChoice, RunOptions, TrainConfig
 from m2dprep.training.loader import make_loader
 from m2dprep.training.loop import Trainer, batch_in_memory
@@ -123,7 +124,8 @@ def estimate_memory(
     kept = objective.kept_per_clip(shape)
     width = 4 if resolve_amp(config.amp, device) == "none" else 2
     clips = config.batch_size // (config.accumulate * processes)
-    inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1]
+    channels = 1 if shape.fusion == NONE else CHANNELS
+    inputs = 4 * 3 * channels * shape.input_size[0] * shape.input_size[1]
     return state + clips * (KEPT_PER_BLOCK * kept * width + inputs)
 
 

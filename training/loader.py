@@ -148,13 +148,15 @@ def as_user_error(error: Exception, reading: str | None) -> Exception:
 
 class ModelInput(NamedTuple):
     """``log_mel`` (B, 1, F, T) normalised, for the encoder; ``clean`` for the target, None if it is the same;
-    ``text_embedding`` (B, D); ``noise`` for the masks, of which the share ``hint`` is random."""
+    ``text_embedding`` (B, D); ``noise`` for the masks, of which the share ``hint`` is random. If ``longer`` (B,) says
+    which clips are to be fused, log-mels are channels (B, 4, F, T)."""
 
     log_mel: torch.Tensor
     clean: torch.Tensor | None
     text_embedding: torch.Tensor
     noise: torch.Tensor
     hint: float = 1.0
+    longer: torch.Tensor | None = None
 
 
 def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, device: torch.device) -> ModelInput:
@@ -173,7 +175,8 @@ def to_model_input(batch: Batch, stats: Normalization, noise_ratio: float, devic
         log_mel = normalised(mix_powers(raw, background, noise_ratio), frames, stats)
     text_embedding = batch.text_embedding.to(device, non_blocking=True)
     hint = 1.0 if batch.hint is None else float(batch.hint)  # on the CPU: no waiting
-    return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True), hint)
+    longer = None if batch.longer is None else batch.longer.to(device, non_blocking=True)
+    return ModelInput(log_mel, clean, text_embedding, batch.noise.to(device, non_blocking=True), hint, longer)
 
 
 def mix_powers(log_mel: torch.Tensor, background: torch.Tensor, ratio: float) -> torch.Tensor:

@@ -185,8 +185,8 @@ class MaskedClap(Objective):
         return to_model_input(batch, self._stats, self._noise_ratio, self.device)
 
     def losses(self, inputs: ModelInput, *, gather: bool = False) -> dict[str, torch.Tensor]:
-        log_mel, clean, text, noise, hint = inputs
-        output = self.model(log_mel, text, noise, clean, hint=hint, gather=gather)
+        log_mel, clean, text, noise, hint, longer = inputs
+        output = self.model(log_mel, text, noise, clean, longer=longer, hint=hint, gather=gather)
         return {name: getattr(output, name) for name in self.loss_names}
 
     def before_step(self, step: int, schedule: Schedule) -> None:

@@ -302,6 +302,16 @@ class PackedStore:
         (self._opened.get(shard) or self._open(shard)).read(start, out.T)
         return out
 
+    def bytes_of(self, row: int) -> int:
+        """The size of a row's log-mel."""
+        return int(self.frames[row]) * self.n_mels * np.dtype(self.dtype).itemsize
+
+    def mapped(self, row: int) -> np.ndarray:
+        """`array` of a row's whole log-mel as a memory map. Raises its errors."""
+        shard, start = int(self.shards[row]), int(self.starts[row])
+        rows = (self._opened.get(shard) or self._open(shard)).mapped()
+        return rows[start : start + int(self.frames[row])].T
+
     def read(self, row: int) -> np.ndarray:
         """The log-mel (n_mels, T) of a row, read without a map and compared with its digest if it has one.
 

@@ -11,6 +11,7 @@ import click
 from m2dprep.cli.evaluation.options import (
     MODEL_KEYS,
     clap_option,
+    length_options,
     lr_option,
     make_encoder,
     model_and_clips,
@@ -67,6 +68,7 @@ PROTOCOLS = ("zero-shot", "linear", "retrieval", "tagging")
     strict_evar_option,
 )
 @clap_option
+@length_options
 @text_options
 @place_options
 @titled(OUTPUT, output_option(required=True, help="Write the report and all results to this folder."), json_option)
@@ -115,6 +117,7 @@ def evaluate_all(
         "seeds": list(linear.seeds),
         "lr": lr,
         "strict_evar": strict_evar,
+        **encoder.length_settings,
     }
 
     def run(clips: Any, protocol: str, folder: Path) -> Any:

@@ -26,6 +26,7 @@ from m2dprep.cli.options import (
     titled,
     trust_remote_code_option,
 )
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED, LENGTHS, POSITIONS, WHOLE
 from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.protocols.result import Result
     from m2dprep.evaluation.task import Task
 
-CLIPS = "The clips"
+CLIPS, LONG = "The clips", "Long clips"
 MANY = "labels"
 # For recipes: what does not change a score, and clips that other stages make below their root.
 evaluation_stage = stage(
@@ -114,6 +115,32 @@ clap_option = titled(
 )
 
 
+length_options = titled(
+    LONG,
+    click.option(
+        "--length",
+        type=click.Choice(LENGTHS),
+        default=None,
+        show_default="fused for a checkpoint with fusion, else chunks",
+        help="Average chunks of longer clips as EVAR does, encode them whole, or fuse their parts.",
+    ),
+    click.option(
+        "--positions",
+        type=click.Choice(POSITIONS),
+        default=INTERPOLATED,
+        help="Give the patches of a whole clip positions that are interpolated, or those of chunks.",
+    ),
+)
+
+
+def require_positions_used(length: str | None, positions: str) -> None:
+    """Raise `UserError` if positions are named which nothing would use."""
+    from m2dprep.artifacts.errors import UserError
+
+    if positions != INTERPOLATED and length != WHOLE:
+        raise UserError(f"--positions {positions} is for --length {WHOLE} alone.")
+
+
 def clip_options(function: Function) -> Function:
     """What says which clips: a prepared folder, or a CSV with a task or without one."""
     options = titled(
@@ -178,7 +205,7 @@ result_options = titled(
 
 def model_options(function: Function) -> Function:
     """What says which model, where it runs, and where its embeddings and its result go."""
-    options: list[Callable[[Any], Any]] = [clap_option, text_options, place_options, result_options]
+    options: list[Callable[[Any], Any]] = [clap_option, length_options, text_options, place_options, result_options]
     for option in reversed(options):
         function = option(function)
     return function
@@ -245,6 +272,8 @@ def make_encoder(
     batch_size: int = 32,
     text_model: str | None = None,
     trust_remote_code: bool = False,
+    length: str | None = None,
+    positions: str = INTERPOLATED,
 ) -> ClipEncoder:
     """The model that the options of a command ask for: a checkpoint, or a CLAP model."""
     from m2dprep.artifacts.errors import UserError
@@ -254,8 +283,11 @@ def make_encoder(
 
         if text_model is not None:
             raise UserError(f"--text-model: {clap_model} has a text encoder of its own.")
+        if length is not None:
+            raise UserError(f"--length: {clap_model} deals with the length of clips in its own way.")
         return ClapEncoder(clap_model, device=device, batch_size=batch_size)
     assert checkpoint is not None
+    require_positions_used(length, positions)
     from m2dprep.evaluation.encoders import CheckpointEncoder
 
     return CheckpointEncoder(
@@ -264,6 +296,8 @@ def make_encoder(
         batch_size=batch_size,
         text_model=text_model,
         trust_remote_code=trust_remote_code,
+        length=length,
+        positions=positions,
     )
 
 
@@ -280,7 +314,7 @@ def show(
     FailureLimit.parse(max_failures).require(len(result.failures), inputs, "the failures listed with the result")
 
 
-MODEL_KEYS = ("clap_model", "device", "batch_size", "text_model", "trust_remote_code")
+MODEL_KEYS = ("clap_model", "device", "batch_size", "text_model", "trust_remote_code", "length", "positions")
 
 
 def model_and_clips(checkpoint: Path, place: Path | None, clap_model: str | None) -> tuple[Path | None, Path]:

@@ -18,9 +18,11 @@ from m2dprep.cli.evaluation.options import (
     file_column_option,
     label_column_option,
     label_options,
+    length_options,
     lr_option,
     model_options,
     place_options,
+    require_positions_used,
     result_options,
     root_option,
     run_command,
@@ -41,6 +43,7 @@ from m2dprep.cli.options import (
     output_option,
     titled,
 )
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 from m2dprep.workflows.recipe.declare import stage
 
 
@@ -65,6 +68,7 @@ from m2dprep.workflows.recipe.declare import stage
     ),
     max_failures_option,
 )
+@length_options
 @text_options
 @place_options
 @titled(OUTPUT, json_option)
@@ -78,6 +82,8 @@ def zero_shot(
     trust_remote_code: bool,
     template: str,
     classes: Path | None,
+    length: str | None,
+    positions: str,
     batch_size: int,
     device: str,
     max_failures: str,
@@ -100,6 +106,7 @@ def zero_shot(
     from m2dprep.evaluation.clip_set import ClipSet
     from m2dprep.evaluation.report import render
 
+    require_positions_used(length, positions)
     limit = FailureLimit.parse(max_failures)
     clips = ClipSet.read(clips_csv, root, classes, file_column=file_column, label_column=label_column)
     result = zeroshot.zero_shot(
@@ -110,6 +117,8 @@ def zero_shot(
         device=device,
         batch_size=batch_size,
         trust_remote_code=trust_remote_code,
+        length=length,
+        positions=positions,
     )
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else render(result))
     limit.require(len(result.failures), len(clips.clips), "the failures listed with the result")
@@ -281,7 +290,8 @@ def evaluate_tagging(
     from m2dprep.evaluation.tagging.evaluate import run_tagging
 
     run = partial(run_tagging, predictions=predictions, classes=head_classes, fold=fold)
-    model = {"clap_model": None, "text_model": None, "trust_remote_code": False}
+    own = {"clap_model": None, "text_model": None, "trust_remote_code": False}
+    model = {**own, "length": None, "positions": INTERPOLATED}
     run_command(checkpoint, place, {**options, **model}, run)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX, TEXT_PREFIX
+from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX, TEXT_PREFIX, require_no_fusion
 from m2dprep.m2dclap.reuse.spectrogram import TABLES_PREFIX, spectrogram_tables
 
 LAYOUTS = TRAINING, STAGE2, FINE_TUNED, ENCODER_ONLY = "training", "stage2", "fine-tuned", "encoder-only"
@@ -38,8 +38,10 @@ def _below(key: str, part: str) -> bool:
 def laid_out(checkpoint: Checkpoint, layout: str) -> tuple[dict[str, torch.Tensor], bool]:
     """The weights of a checkpoint in another ``layout``, and whether the original has them under ``model``.
 
-    Raises `UserError` if the checkpoint lacks what the layout holds.
+    Raises `UserError` if the checkpoint lacks what the layout holds, or fuses: the original's loaders would leave those
+    weights out without a word.
     """
+    require_no_fusion(checkpoint.config.fusion, checkpoint.path, "no layout of the original has a place for that")
     if layout == ENCODER_ONLY:
         return encoder_weights(checkpoint), False
     if layout == TRAINING:

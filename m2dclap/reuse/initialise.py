@@ -11,6 +11,8 @@ import torch
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.config import ModelConfig
+from m2dprep.m2dclap.fusion.kinds import NONE
+from m2dprep.m2dclap.fusion.patches import FUSION_PARTS, FusedPatchEmbed
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.vit import interpolate_pos_embed
 
@@ -26,6 +28,7 @@ OPTIONAL = (
     "text_proj.",
     "logit_scale",
 )
+FUSION = tuple(f"patch_embed.{part}" for part in FUSION_PARTS)
 TARGETS = {"target_blocks.": "blocks.", "target_norm.": "norm."}
 # The statistics are those of the training data, not the checkpoint's.
 KEPT = ("norm_stats",)
@@ -36,10 +39,13 @@ def initialise(model: M2DCLAP, path: Path) -> str:
 
     The encoder must fit. If the target is missing (an encoder alone, or a fine-tuned one), it starts as the encoder. A
     predictor or projections that are missing or of another shape keep their random start. Positions are fitted to the
-    model's input. Raises `UserError` if the encoder lacks a weight or has another shape, or if weights are not finite.
+    model's input. A model that fuses may begin with a checkpoint that does not: it is then the same as without fusion,
+    until it learns. Raises `UserError` if the encoder lacks a weight or has another shape, fuses otherwise than the
+    model, or if weights are not finite.
     """
     checkpoint = Checkpoint.read(find_checkpoint(path))
-    own = model.state_dict()
+    plain = _is_plain(checkpoint, model.config)
+    own = {key: value for key, value in model.state_dict().items() if not (plain and key.startswith(FUSION))}
     given = {key: value for key, value in checkpoint.weights.items() if key in own and key not in KEPT}
     _require_encoder(checkpoint, given, own)
     given |= _positions(checkpoint, model.config)
@@ -50,13 +56,28 @@ def initialise(model: M2DCLAP, path: Path) -> str:
     fresh = _drop_what_does_not_fit(given, own, checkpoint.weights)
     checkpoint.require_finite(key for key in given if key in checkpoint.weights)
     model.load_state_dict(given, strict=False)
+    if plain and isinstance(model.patch_embed, FusedPatchEmbed):
+        model.patch_embed.begin_as_plain()
     unused = sorted(set(checkpoint.weights) - set(own))
     parts = [f"{len(given)} of {len(own)} weights from {checkpoint.path}"]
+    if plain:
+        parts.append(f"fusion {model.config.fusion} begins closed")
     if fresh:
         parts.append("new ones: " + ", ".join(f"{part.rstrip('.')} ({count})" for part, count in fresh.items()))
     if unused:
         parts.append(f"{len(unused)} not used ({', '.join(unused[:3])}{', …' if unused[3:] else ''})")
     return "; ".join(parts)
+
+
+def _is_plain(checkpoint: Checkpoint, config: ModelConfig) -> bool:
+    """Whether the model fuses and the checkpoint does not. Raises `UserError` if the checkpoint fuses otherwise."""
+    held, asked = checkpoint.config.fusion, config.fusion
+    if held not in (NONE, asked):
+        raise UserError(
+            f"{checkpoint.path} has fusion {held}, and the model fusion {asked}; choose --fusion {held}, or begin with "
+            "a checkpoint without fusion."
+        )
+    return held != asked
 
 
 def _require_encoder(checkpoint: Checkpoint, given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:

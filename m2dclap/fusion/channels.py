@@ -1,0 +1,121 @@
+"""Four channels of one log-mel: the whole clip, shrunk to a model's width, and parts of its front, middle and back.
+
+Source: Wu et al., "Large-scale contrastive language-audio pretraining with feature fusion" (2023), in the authors'
+code: a clip of T frames has the starts 0 … T − width, which are divided into three runs, the first ones longer by one
+if they cannot be equal; each part begins within its run. The whole is resized along time, linearly. Today's torchvision
+smooths before it leaves frames out (``antialias``); that of the released checkpoints did not.
+
+A clip that is not longer than the width is there four times, and is not fused. It is filled up: by nothing (``pad``),
+by as many whole copies as fit and then nothing (``repeatpad``), or by copies alone, of which the last is cut
+(``repeat``).
+
+Only what is needed of a log-mel is read, so one that is mapped from a file is never in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from m2dprep.m2dclap.fusion.kinds import CHANNELS, PAD, PARTS, REPEAT
+
+# A part begins in the middle of its run.
+MIDDLE = (0.5,) * PARTS
+
+
+class ChannelRule(NamedTuple):
+    """How channels are made: their ``width`` in frames, what fills up shorter clips, and whether shrinking smooths."""
+
+    width: int
+    fill: str = PAD
+    antialias: bool = False
+
+
+class Filled(NamedTuple):
+    """The number of ``frames`` that are filled in every channel, and whether the clip is ``longer`` than the width."""
+
+    frames: int
+    longer: bool
+
+
+def make_channels(
+    log_mel: np.ndarray, rule: ChannelRule, out: np.ndarray, shares: Sequence[float] | np.ndarray = MIDDLE
+) -> Filled:
+    """Fill ``out`` (4, F, width) with the channels of a log-mel (F, T); frames that nothing fills become 0.
+
+    Of each run of starts, the one at its share (0 ≤ share < 1) is taken.
+    """
+    if log_mel.shape[-1] <= rule.width:
+        filled = _fill(log_mel, rule, out[0])
+        out[1:] = out[0]
+        return Filled(filled, False)
+    out[0] = resized(log_mel, rule.width, antialias=rule.antialias)
+    for channel, start in enumerate(starts(log_mel.shape[-1], rule.width, shares), start=1):
+        out[channel] = log_mel[:, start : start + rule.width]
+    return Filled(rule.width, True)
+
+
+def channels_of(
+    log_mel: np.ndarray, rule: ChannelRule, shares: Sequence[float] | np.ndarray = MIDDLE
+) -> tuple[np.ndarray, Filled]:
+    """`make_channels` in a new array (4, F, width), float32."""
+    out = np.empty((CHANNELS, log_mel.shape[0], rule.width), np.float32)
+    return out, make_channels(log_mel, rule, out, shares)
+
+
+def _fill(log_mel: np.ndarray, rule: ChannelRule, out: np.ndarray) -> int:
+    frames = log_mel.shape[-1]
+    copies = {PAD: 1, REPEAT: -(-rule.width // frames)}.get(rule.fill, rule.width // frames)
+    filled = min(copies * frames, rule.width)
+    out[:, :filled] = np.tile(log_mel, copies)[:, :filled] if copies > 1 else log_mel
+    out[:, filled:] = 0
+    return filled
+
+
+def runs(frames: int, width: int) -> list[range]:
+    """The starts of the front, the middle and the back part; a run for which there is no start left has the start 0."""
+    count = frames - width + 1
+    size, more = divmod(count, PARTS)
+    ends = np.cumsum([size + (part < more) for part in range(PARTS)]).tolist()
+    return [range(first, end) if end > first else range(1) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def starts(frames: int, width: int, shares: Sequence[float] | np.ndarray = MIDDLE) -> list[int]:
+    """The first frames of the three parts of a clip of more than ``width`` frames."""
+    return [
+        run[min(int(share * len(run)), len(run) - 1)] for run, share in zip(runs(frames, width), shares, strict=True)
+    ]
+
+
+def resized(log_mel: np.ndarray, width: int, *, antialias: bool = False) -> np.ndarray:
+    """A log-mel (F, T) with ``width`` frames instead, interpolated linearly along time: float32 (F, width)."""
+    indices, weights = _taps(log_mel.shape[-1], width, antialias)
+    found = np.zeros((log_mel.shape[0], width), np.float32)
+    for index, weight in zip(indices, weights, strict=True):
+        found += log_mel[:, index] * weight
+    return found
+
+
+@lru_cache(maxsize=64)
+def _taps(frames: int, width: int, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that each new frame is made of, and their weights, which sum to 1: (K, width), int64 and float32.
+
+    New frame i lies at (i + ½) · T / width − ½. Its neighbours count linearly with their nearness; with ``antialias``
+    all within T / width frames are its neighbours, else those on both sides are.
+    """
+    scale = frames / width
+    if not antialias or scale <= 1:
+        place = np.maximum((np.arange(width) + 0.5) * scale - 0.5, 0.0)
+        left = np.minimum(place.astype(np.int64), frames - 1)
+        right = np.minimum(left + 1, frames - 1)
+        after = (place - left).astype(np.float32)
+        return np.stack([left, right]), np.stack([1 - after, after])
+    centre = (np.arange(width) + 0.5) * scale
+    first = np.maximum((centre - scale + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + scale + 0.5).astype(np.int64), frames)
+    indices = first + np.arange(int((end - first).max()))[:, None]
+    weights = np.maximum(1 - np.abs(indices + 0.5 - centre) / scale, 0.0) * (indices < end)
+    return np.minimum(indices, frames - 1), (weights / weights.sum(axis=0)).astype(np.float32)
