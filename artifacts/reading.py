@@ -191,9 +191,14 @@ def slow_reads(seconds: float | None = None) -> list[SlowRead]:
     return sorted(found, key=lambda read: -read[1])
 
 
-def progress() -> None:
-    """Note that this thread's read has just given something."""
-    _progress[threading.get_ident()] = time.monotonic()
+def progress(thread: int | None = None) -> None:
+    """Note that the read of this thread, or of ``thread``, has just given something."""
+    _progress[threading.get_ident() if thread is None else thread] = time.monotonic()
+
+
+def end_of_progress() -> None:
+    """Forget when the read of this thread last gave something."""
+    _progress.pop(threading.get_ident(), None)
 
 
 def last_progress(thread: int | None) -> float:

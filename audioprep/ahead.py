@@ -1,8 +1,9 @@
 """Waiting for slow file systems in threads: the next sources are opened, and arrays are written, while work goes on.
 
 Opening a file over NFS or Lustre takes 10 to 50 ms, longer than converting it. If opening takes so long, threads open
-the next `FILES_AHEAD` sources of a shard and have the system read their bytes, `BYTES_AHEAD` in total at most. If
-writing takes long, threads write. Where the file system is fast, nothing of this happens: threads would only cost time.
+the next `FILES_AHEAD` sources of a shard, and the system reads their bytes, `BYTES_AHEAD` in total at most. So do
+sources on servers and members that are unpacked, whose bytes are held in memory. If writing takes long, threads write.
+Where the file system is fast, nothing of this happens: threads would only cost time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +77,58 @@ def _copy(found: AudioInfo | None, info: AudioInfo) -> None:
         info.source_bytes, info.source_mtime_ns = found.source_bytes, found.source_mtime_ns
 
 
+class Room:
+    """Bounds the bytes of sources that are held ahead of the present one, which itself never waits for room.
+
+    Room is given in the order of the sources.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._present, self._closed = 0, False
+        self._taken: dict[int, int] = {}  # bytes by number
+        self._waiting: set[int] = set()
+
+    def take(self, number: int, size: int) -> None:
+        """Wait until source ``number`` may be read, which has ``size`` bytes; -1 stands for an unknown number."""
+        size = size if size >= 0 else BYTES_AHEAD // FILES_AHEAD
+
+        def may_begin() -> bool:
+            fits = sum(self._taken.values()) + size <= BYTES_AHEAD
+            return self._closed or number <= self._present or (fits and number == min(self._waiting))
+
+        with self._changed:
+            self._waiting.add(number)
+            self._changed.wait_for(may_begin)
+            self._waiting.discard(number)
+            self.hold(number, size)
+            self._changed.notify_all()
+
+    def hold(self, number: int, size: int) -> None:
+        """Note how many bytes of a source are held."""
+        with self._changed:
+            if number > self._present:
+                self._taken[number] = size
+
+    def reach(self, number: int) -> None:
+        """Note that source ``number`` is the present one: its bytes are not ahead any more."""
+        with self._changed:
+            self._present = number
+            self._taken = {later: size for later, size in self._taken.items() if later > number}
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class ReadAhead:
     """Opens the sources of a shard, those after the present one in threads if opening is slow."""
 
     def __init__(self, sources: Sequence[Source], src: Path | Address) -> None:
-        self._sources, self._src = sources, src
+        self._sources, self._src, self._room = sources, src, Room()
         self._numbers = {source.relative: number for number, source in enumerate(sources)}
         self._begun: dict[int, Future[tuple[Content, AudioInfo]]] = {}
         self._threads: Threads | None = None
@@ -91,7 +140,8 @@ class ReadAhead:
         if self._given_up != reads_given_up():  # the threads hang as well
             self._given_up = reads_given_up()
             self.close()
-            self._threads = None
+            self._threads, self._room = None, Room()
+        self._room.reach(number)
         if OPENING.is_slow:
             self._begin(number)
         return Opened(source.input(self._src), self._begun.pop(number, None))
@@ -102,10 +152,11 @@ class ReadAhead:
         for later in range(number, min(number + FILES_AHEAD + 1, len(self._sources))):
             if later not in self._begun and not self._sources[later].reason and (later > number or not self._begun):
                 where = self._sources[later].input(self._src)
-                self._begun[later] = self._threads.call(lambda where=where: _open_and_read(where))  # type: ignore[misc]
+                self._begun[later] = self._threads.call(partial(_open_and_read, where, self._room, later))
 
     def close(self) -> None:
         """Close what was opened and not asked for."""
+        self._room.close()
         if self._threads is not None:
             self._threads.close()
         for begun in self._begun.values():
@@ -113,15 +164,19 @@ class ReadAhead:
         self._begun.clear()
 
 
-def _open_and_read(where: Input) -> tuple[Content, AudioInfo]:
-    """The opened source; the system reads its bytes from now on."""
+def _open_and_read(where: Input, room: Room, number: int) -> tuple[Content, AudioInfo]:
+    """The opened source ``number``, once there is room for it; the system reads its bytes from now on."""
     info = AudioInfo()
     try:
+        where = where.located()
+        room.take(number, where.bytes_in_memory)
         with OPENING.watched():
             content = where.open(info)
     except DecodeError as error:
         error.info = error.info or info
         raise
+    if where.bytes_in_memory:
+        room.hold(number, content.size)
     with suppress(OSError):  # some file systems do not take advice
         length = min(content.size, BYTES_AHEAD // FILES_AHEAD)
         os.posix_fadvise(content.descriptor, content.start, length, os.POSIX_FADV_WILLNEED)

@@ -44,8 +44,9 @@ Permit = Callable[[], None]
 SILENT_PEAK = 1 / 32768
 # Files that are synced at once; few enough that the last sync of a shard is short.
 FILES_PER_SYNC = 64
-# After so many transient failures in a row, the run stops: nothing can be read at all.
-TRANSIENT_IN_A_ROW = 20
+# After so many failures in a row, each of which took its time, the run stops: nothing can be read at all.
+TRANSIENT_IN_A_ROW, WAITED_IN_A_ROW = 20, 10
+GAVE_NOTHING = "reading it gave nothing for"
 # Errors that the name of an output can cause; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
@@ -94,14 +95,14 @@ def convert_shard(
 
     def late(source: Source) -> Record:
         source.input(src).give_up()
-        return failure_record(source, "read_timeout", f"reading it gave nothing for {read_timeout:g} s", look=False)
+        return failure_record(source, "read_timeout", f"{GAVE_NOTHING} {read_timeout:g} s", look=False)
 
     try:
         if read_timeout:
             rows = limited(convert, sources, read_timeout, late)
         else:
             rows = (_unlimited(convert, source) for source in sources)
-        return _synced(_stop_if_unreadable(in_order(rows)), dst)
+        return _synced(stop_if_unreadable(in_order(rows)), dst)
     finally:
         ahead.close()
         writers.close()
@@ -112,15 +113,24 @@ def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
         return convert(source, no_claim)
 
 
-def _stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
-    """Yield ``rows``. Raises `UserError` if the machine fails too often in a row."""
-    in_a_row = 0
+def stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
+    """Yield ``rows``. Raises `UserError` if reading fails too often in a row in a way that costs time.
+
+    Members of an archive that gave nothing fail at once, and so are not counted.
+    """
+    failing = waited = 0
     for row in rows:
-        in_a_row = in_a_row + 1 if row["reason"] == "transient" else 0
-        if in_a_row >= TRANSIENT_IN_A_ROW:
+        if row["reason"] == "transient":
+            failing += 1
+        elif row["reason"] == "read_timeout":
+            waited += str(row["message"]).startswith(GAVE_NOTHING)
+        else:
+            failing = waited = 0
+        if failing >= TRANSIENT_IN_A_ROW or waited >= WAITED_IN_A_ROW:
             raise UserError(
-                f"{in_a_row} files in a row could not be read, the last of them {row['source']}: {row['message']}. "
-                "That is the machine's fault, not the files'; the same command goes on once it is mended."
+                f"{max(failing, waited)} files in a row could not be read, the last of them {row['source']}: "
+                f"{row['message']}. That is the machine's fault, not the files'; the same command goes on once it is "
+                "mended."
             )
         yield row
 

@@ -21,7 +21,7 @@ from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.convert import Record, as_stored, failure_record, row_of, store
+from m2dprep.audioprep.convert import GAVE_NOTHING, Record, as_stored, failure_record, row_of, stop_if_unreadable, store
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
@@ -122,15 +122,17 @@ class DeviceConverter:
 
     def __call__(self, sources: Sequence[Source], *, dst: Path) -> list[Record]:
         """Convert ``sources`` to arrays below ``dst``, safe on disk when this returns. Raises as `convert_shard`."""
-        records: list[Record] = []
+        records = list(stop_if_unreadable(self._records(sources, dst)))
+        sync_files(dst, [dst / record["file_name"] for record in records if record["status"] == OK])
+        return records
+
+    def _records(self, sources: Sequence[Source], dst: Path) -> Iterator[Record]:
         with ThreadPoolExecutor(self._threads) as writers, closing(self._decoded(sources, dst)) as parts:
             for decoded in parts:
                 for batch in _batches(decoded):
                     log_mels = self._transformed(batch)
                     list(writers.map(lambda item, log_mel: self._store(item, log_mel, dst), batch, log_mels))
-                records += [item.record for item in decoded if item.record is not None]
-        sync_files(dst, [dst / record["file_name"] for record in records if record["status"] == OK])
-        return records
+                yield from (item.record for item in decoded if item.record is not None)
 
     def _decoded(self, sources: Sequence[Source], dst: Path) -> Generator[list[Decoded], None, None]:
         """Yield the decoded sources in parts, in order; the next part is decoded while the caller has one.
@@ -166,7 +168,7 @@ class DeviceConverter:
             decoded = self._in_time(source)
             if decoded is None:
                 source.input(self._src).give_up()
-                message = f"reading it gave nothing for {self._read_timeout:g} s"
+                message = f"{GAVE_NOTHING} {self._read_timeout:g} s"
                 return failure_record(source, "read_timeout", message, look=False)
             waveform, found.info = decoded
             require_resampling(found.info, self._config)

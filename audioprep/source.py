@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from m2dprep.artifacts.clips.clip_id import without_suffix
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
-from m2dprep.audioprep.archives.place import UNKNOWN_SIZE, WHOLE, Place, split_name
+from m2dprep.audioprep.archives.place import PLAIN, STORED, UNKNOWN_SIZE, WHOLE, Place, split_name
 from m2dprep.audioprep.archives.reading import give_up, open_member, read_through
 from m2dprep.audioprep.decoding.content import Content, sampled_digest
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
@@ -49,6 +49,22 @@ class Input(NamedTuple):
     def file(self) -> Path | Address:
         """The file on disk: its own, or the archive."""
         return self.path if self.place is None else self.root / self.place.archive
+
+    def located(self) -> Input:
+        """It, with the size that a server gives for it, if that was unknown. Raises `DecodeError` and `OSError`."""
+        if self.place is None or self.place.how != WHOLE or self.place.size != UNKNOWN_SIZE:
+            return self
+        try:
+            return self._replace(place=place_on_server(self.path, self.place))
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """How many bytes are held in memory while it is open; -1 if nobody knows."""
+        if self.place is None or (isinstance(self.root, Path) and self.place.how in (PLAIN, STORED)):
+            return 0
+        return self.place.size
 
     def open(self, info: AudioInfo) -> Content:
         """The bytes of a regular, readable, non-empty file; its size and time are stored in ``info``.

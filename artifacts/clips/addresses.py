@@ -21,8 +21,11 @@ def is_address(text: str) -> bool:
 
 def without_secrets(text: str, address: str = "") -> str:
     """``text`` without the passwords and signatures of the addresses in it, nor those of ``address`` anywhere."""
+    is_all = text == address
     for secret in _secrets(address):
         text = text.replace(secret, "…")
+    if is_all:  # it may have spaces in it
+        text = "::".join(re.split(r"[?#]", part, maxsplit=1)[0] for part in text.split("::"))
     return QUERY.sub(r"\1", USER.sub("", text))
 
 

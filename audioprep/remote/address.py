@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from m2dprep.artifacts.clips.addresses import is_address, without_secrets
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep.remote.faults import ADVICE, as_system_errors
+from m2dprep.audioprep.remote.requests import fetch, is_web, within
 from m2dprep.audioprep.remote.stamps import stamp_of
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class Address:
         """``length`` bytes from ``offset`` on. Raises `OSError`, also if there are fewer, or if it gives no ranges."""
         files, path = self._place()
         progress()
-        data: bytes = self._answer(lambda: files.cat_file(path, offset, offset + length, **_identity(files)))
+        data = self._answer(lambda: fetch(files, path, offset, offset + length))
         progress()
         if len(data) == length:
             return data
@@ -149,7 +149,7 @@ class Address:
 
     def _at_once(self, size: int) -> bytes:
         files, path = self._place()
-        data: bytes = self._answer(lambda: files.cat_file(path, **_identity(files)))
+        data = self._answer(lambda: fetch(files, path))
         progress()
         if size not in (UNKNOWN, len(data)):
             raise OSError(errno.EIO, f"the server gave {len(data)} bytes in place of {size}")
@@ -165,7 +165,7 @@ class Address:
     def entries(self) -> list[tuple[str, Status]]:
         """Names and states of what is in this folder. Raises `OSError`."""
         files, path = self._place()
-        if _is_web(files):
+        if is_web(files):
             from m2dprep.audioprep.remote.web_listing import names_in
 
             folder, rest = _parts(path)
@@ -186,7 +186,7 @@ class Address:
         files, base = _file_system(self.url)
         if not self.inside:
             return files, base
-        if not _is_web(files):
+        if not is_web(files):
             return files, f"{base.rstrip('/')}/{self.inside}" if base else self.inside
         path, rest = _parts(base)
         inside = quote(self.inside, safe=PLAIN, errors="surrogateescape")
@@ -201,14 +201,15 @@ class Address:
 
         if not self.patience:
             return once()
-        for pause in PAUSES:
+        files = self._place()[0]
+        for pause in (*PAUSES, None):
             try:
-                return _within(once, self.patience)
+                return within(once, self.patience, files)
             except OSError as error:
-                if error.errno != errno.EIO:
+                if error.errno != errno.EIO or pause is None:
                     raise
             time.sleep(pause)
-        return _within(once, self.patience)
+        raise AssertionError("the last attempt returns or raises")
 
 
 class NoRangesError(OSError):
@@ -304,38 +305,6 @@ def _parts(url: str) -> tuple[str, str]:
         return first, chain + rest
     at = min((place for mark in "?#" if (place := first.find(mark)) >= 0), default=len(first))
     return first[:at], first[at:] + chain + rest
-
-
-def _is_web(files: Any) -> bool:
-    protocol = files.protocol
-    return "https" in ((protocol,) if isinstance(protocol, str) else protocol) and hasattr(files, "set_session")
-
-
-def _identity(files: Any) -> dict[str, Any]:
-    """What keeps a web server from compressing what it sends, so that sizes and ranges are those of the file."""
-    if not _is_web(files):
-        return {}
-    return {"headers": {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}}
-
-
-def _within(call: Callable[[], T], seconds: float) -> T:
-    """What ``call`` gives. Raises its errors, and `OSError` if it takes longer."""
-    found: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            found.put((call(), None))
-        except BaseException as error:
-            found.put((None, error))
-
-    threading.Thread(target=work, name="m2dprep-asks", daemon=True).start()
-    try:
-        value, error = found.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"the server gave no answer for {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
 
 
 def local_or_address(root: str | os.PathLike[str] | Address) -> Path | Address:

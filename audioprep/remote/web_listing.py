@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from m2dprep.audioprep.remote.requests import fetch
+
 PAGE = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<", re.ASCII)
 
 
 def names_in(files: Any, page: str) -> list[str]:
     """The names that the page lists, with a slash behind those of folders, sorted. Raises the errors of the library."""
-    head: bytes = files.cat_file(page)
+    head = fetch(files, page)
     if not PAGE.match(head):
         raise NotADirectoryError(errno.ENOTDIR, "it is no page that lists files")
     reader = _Links()

@@ -187,6 +187,11 @@ class StageKind:
         """The absolute paths that a stage with these settings reads."""
         return list(dict.fromkeys([*self.paths(given, Role.INPUT), *self.declared.reads(given)]))
 
+    def servers(self, given: Given) -> list[str]:
+        """The addresses that a stage with these settings reads, in full."""
+        inputs = [option for option in self.options if option.role is Role.INPUT]
+        return list(dict.fromkeys(url for option in inputs for url in given.addresses(option.key)))
+
     def writes(self, given: Given) -> list[Path]:
         """The absolute paths that a stage with these settings writes."""
         return list(dict.fromkeys([*self.paths(given, Role.OUTPUT), *self.declared.writes(given)]))

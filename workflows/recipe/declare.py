@@ -53,6 +53,10 @@ class Given:
         """The absolute paths of a setting, none if it is not set. Addresses on servers are none."""
         return [absolute(self.root, text) for text in self.values.get(key, ()) if not is_address(text)]
 
+    def addresses(self, key: str) -> list[str]:
+        """The values of a setting that are addresses on servers, in full."""
+        return [text for text in self.values.get(key, ()) if is_address(text)]
+
     def path(self, key: str) -> Path:
         """The path of a setting that is required."""
         return self.paths(key)[0]

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from m2dprep.artifacts.clips.addresses import is_address, without_secrets
 from m2dprep.artifacts.console import duration
 from m2dprep.workflows.recipe.declare import absolute
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
+from m2dprep.workflows.recipe.servers import UNSEEN, server_identity, shown
 from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, Identity, RecipeState, Record, identity, same
 
 SKIP, RUN, REDO, LEFT_OUT = "skip", "run", "redo", "left out"
@@ -57,7 +59,10 @@ def options_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
     """The settings that decide what a stage makes. Paths have one form, however the recipe writes them."""
     paths = {option.key for option in stage.kind.options if option.role is not None}
     return {
-        key: [recipe.shown(absolute(recipe.root, text)) if key in paths else text for text in texts]
+        key: [
+            recipe.shown(absolute(recipe.root, text)) if key in paths and not is_address(text) else text
+            for text in shown(texts)
+        ]
         for key, texts in sorted(stage.values.items())
         if key not in stage.kind.how and texts != ["false"]
     }
@@ -70,6 +75,12 @@ def identities(
     return {recipe.shown(path): identity(path, known.get(recipe.shown(path))) for path in paths}
 
 
+def inputs_of(recipe: Recipe, stage: Stage, known: dict[str, Identity | None]) -> dict[str, Identity | None]:
+    """The present identities of what a stage reads, here and on servers, by the names that they have in a state."""
+    on_servers = {without_secrets(url, url): server_identity(url) for url in stage.servers}
+    return identities(recipe, stage.reads, known) | on_servers
+
+
 def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[str] = ()) -> Decision:
     """The action for a stage whose needs are met, from its record and the present files."""
     record = state.record(stage.name)
@@ -77,7 +88,9 @@ def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[s
         return _decision(stage, RUN, "not done yet")
     if record["kind"] != stage.kind.name:
         return _decision(stage, REDO, f"it was {record['kind']}")
-    if changes := [*changed_options(recipe, stage, record), *changed_inputs(recipe, stage, record)]:
+    before = record["inputs"]
+    inputs = inputs_of(recipe, stage, before)
+    if changes := [*changed_options(recipe, stage, record), *changed_inputs(before, inputs)]:
         more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
         return _decision(stage, REDO, "; ".join(changes[:SHOWN_CHANGES]) + more)
     if record["status"] != DONE:
@@ -86,7 +99,9 @@ def decide(recipe: Recipe, state: RecipeState, stage: Stage, again: Collection[s
         return _decision(stage, RUN, gone[0])
     if stage.name in again:
         return _decision(stage, RUN, "asked for")
-    return _decision(stage, SKIP, f"done {local_time(record['ended'])}, nothing has changed")
+    silent = {path: now[UNSEEN] for path, now in inputs.items() if now and UNSEEN in now}
+    unseen = [f"; what {path} holds now is unknown ({why})" for path, why in silent.items()]
+    return _decision(stage, SKIP, f"done {local_time(record['ended'])}, nothing has changed{''.join(unseen)}")
 
 
 def make_plan(recipe: Recipe, state: RecipeState, choice: Choice) -> list[Decision]:
@@ -137,14 +152,13 @@ def changed_options(recipe: Recipe, stage: Stage, record: Record) -> list[str]:
     return [f"{key}: {before} → {after}" for key, (before, after) in shown.items()]
 
 
-def changed_inputs(recipe: Recipe, stage: Stage, record: Record) -> list[str]:
-    """A line for every input that has changed since the stage was begun."""
-    before = record["inputs"]
-    after = identities(recipe, stage.reads, before)
+def changed_inputs(before: dict[str, Identity | None], after: dict[str, Identity | None]) -> list[str]:
+    """A line for every input that has changed since the stage was begun. What a server does not tell has not."""
     lines = [f"reads {path} now" for path in after if path not in before]
     lines += [f"reads {path} no more" for path in before if path not in after]
-    both = [path for path in after if path in before and not same(before[path], after[path])]
-    return lines + [f"{path} {'is missing' if after[path] is None else 'has changed'}" for path in both]
+    both = [path for path, now in after.items() if path in before and not (now and UNSEEN in now)]
+    changed = [path for path in both if not same(before[path], after[path])]
+    return lines + [f"{path} {'is missing' if after[path] is None else 'has changed'}" for path in changed]
 
 
 def changed_outputs(recipe: Recipe, stage: Stage, record: Record) -> list[str]:

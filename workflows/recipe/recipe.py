@@ -23,7 +23,8 @@ ELSEWHERE = {"cluster", "scheduler", "scheduler_file"}
 class Stage:
     """One stage: the absolute paths that it ``reads`` and ``writes``, and the stages that it ``needs`` to be done.
 
-    ``how`` are files that must exist, but do not affect the result.
+    ``servers`` are the addresses that it reads, with their secrets. ``how`` are files that must exist, but do not
+    affect the result.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     where: Entry
     writes: tuple[Path, ...] = ()
     reads: tuple[Path, ...] = ()
+    servers: tuple[str, ...] = ()
     how: tuple[Path, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -204,6 +206,7 @@ def _with_files(recipe: Recipe, stage: Stage, makers: Mapping[Path, Stage], afte
         stage,
         writes=tuple(stage.kind.writes(given)),
         reads=tuple(reads),
+        servers=tuple(stage.kind.servers(given)),
         how=tuple(stage.kind.paths(given, Role.SETTING)),
         needs=tuple(sorted(needs, key=names.index)),
     )

@@ -27,11 +27,13 @@ from m2dprep.workflows.recipe.plan import (
     changed_options,
     decide,
     identities,
+    inputs_of,
     make_plan,
     missing_inputs,
     options_of,
 )
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
+from m2dprep.workflows.recipe.servers import shown
 from m2dprep.workflows.recipe.stage_process import SignalRelay, run_stage
 from m2dprep.workflows.recipe.state import DONE, FAILED, RUNNING, STOPPED, RecipeState, identity, is_there, now, same
 
@@ -179,15 +181,15 @@ class RecipeRun:
             kind=stage.kind.name,
             status=RUNNING,
             options=options_of(self.recipe, stage),
-            inputs=identities(self.recipe, stage.reads, record.get("inputs", {})),
-            command=["m2dprep", *arguments],
+            inputs=inputs_of(self.recipe, stage, record.get("inputs", {})),
+            command=["m2dprep", *shown(arguments)],
             started=now(),
             ended=None,
             exit_code=None,
             **({"own": True, "worked_seconds": 0.0} if OVERWRITE in flags else {}),
         )
         started = time.monotonic()
-        _say(f"$ m2dprep {shlex.join(arguments)}")
+        _say(f"$ m2dprep {shlex.join(shown(arguments))}")
         code = run_stage(
             arguments,
             folder=self.recipe.root,

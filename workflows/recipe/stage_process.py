@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from m2dprep.workflows.recipe.servers import shown
+
 # What runs a stage's command line.
 PROGRAM = [sys.executable, "-P", "-m", "m2dprep"]
 BAR_SECONDS = 30.0
@@ -34,8 +36,8 @@ class StageLog:
 
     def __init__(self, path: Path, arguments: Sequence[str]) -> None:
         self._file = path.open("ab")
-        time_and_command = f"# {datetime.now(UTC).isoformat(timespec='seconds')} m2dprep {shlex.join(arguments)}\n"
-        self._file.write(time_and_command.encode())
+        begun, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(shown(arguments))
+        self._file.write(f"# {begun} m2dprep {command}\n".encode())
         self._file.flush()
         self._open_line = b""
         self._bar_written = time.monotonic()

@@ -9,6 +9,7 @@ Identities are cheap: a folder of millions of files is identified by the files t
 | a pack, an embedding store | its ``meta.json``, which is written last |
 | a training run | the fingerprint in its ``config.json``; name, size and time of its newest checkpoint |
 | any other folder | the modification times of it and its sub-folders, among the first 4,096 entries |
+| an address | what its server lists (`workflows.recipe.servers`) |
 
 The state lies beside the data, in ``DATA/_recipe/<recipe>/``:
 
@@ -36,6 +37,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import load_json, read_object, write_object
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.workflows.recipe.recipe import Recipe, Stage
+from m2dprep.workflows.recipe.servers import shown
 
 Identity = dict[str, Any]
 META = "meta.json"
@@ -164,7 +166,10 @@ class RecipeState:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of ``folder/state.json``, empty if there is none. Raises `UserError` if it cannot be read."""
+    """The content of ``folder/state.json``, empty if there is none. Raises `UserError` if it cannot be read.
+
+    Earlier versions wrote addresses with their secrets, which are left out.
+    """
     path = folder / "state.json"
     try:
         value = read_object(path)
@@ -172,6 +177,11 @@ def read_state(folder: Path) -> dict[str, Any]:
             return {}
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']} is not {FORMAT}")
+        for record in value["stages"].values():
+            if "options" in record:
+                record["options"] = {key: shown(texts) for key, texts in record["options"].items()}
+            if "command" in record:
+                record["command"] = shown(record["command"])
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read: {error}. Remove it: stages find out by themselves what is done."
