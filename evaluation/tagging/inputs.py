@@ -135,7 +135,11 @@ def _is_store(path: Path) -> bool:
 def _list(path: Path, reading: Reading, root: Path | None) -> Iterator[Item]:
     names = read_names(path, "a list of sounds")
     require_inside(names, path, first_row=2)
-    base = root or path.parent
+    yield from named_items(names, root or path.parent, reading)
+
+
+def named_items(names: Sequence[str], base: Path, reading: Reading) -> Iterator[Item]:
+    """The sounds and log-mels of these names below ``base``, sorted, each once, whether they are there or not."""
     arrays = [name for name in dict.fromkeys(names) if name.lower().endswith(LMS_FILE_SUFFIX)]
     others = [name for name in dict.fromkeys(names) if not name.lower().endswith(LMS_FILE_SUFFIX)]
     by_name = {item.name: item for item in _sounds(named_sources(base, others), reading)} if others else {}

@@ -134,6 +134,10 @@ class Waveform:
     def frames(self, segment: Segment) -> int:
         return self._config.frames(segment.stop - segment.start)
 
+    def samples(self, segment: Segment) -> np.ndarray:
+        """The waveform (n,) of a segment, at the rate of the front end."""
+        return self._spool.read(segment.start, segment.stop)
+
     def pieces(self, segment: Segment, most: int) -> Iterator[np.ndarray]:
         frames, hop = self.frames(segment), self._config.hop_length
         # Frames whose window reaches beyond a piece's own samples.
