@@ -59,6 +59,10 @@ class InMemory(list[np.ndarray]):
         return waveform[:length]
 
 
+def _in_memory(rate: int) -> InMemory:
+    return InMemory()
+
+
 class Wanted(NamedTuple):
     """Whether the waveform is resampled, and what takes it up, made for the rate that it has."""
 
@@ -83,7 +87,7 @@ def decode(
     decides about that. Raises `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and
     `OSError` if the machine runs out of memory or descriptors.
     """
-    info, wanted = AudioInfo(), Wanted(resample, keep or (lambda rate: InMemory()))
+    info, wanted = AudioInfo(), Wanted(resample, keep or _in_memory)
     try:
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
@@ -107,7 +111,7 @@ def decode_open_sound(sound: Sound, config: ConvertConfig) -> np.ndarray:
 
     Raises `DecodeError` as `decode` does.
     """
-    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, InMemory))
+    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, _in_memory))
 
 
 def _decode_open(

@@ -48,7 +48,8 @@ def timeline(
         centres = (starts + ends) / 2
         found[:] = scores[np.abs(middles[:, None] - centres).argmin(axis=1)]
         return Timeline(last, hop, found)
-    reduce: Callable[..., np.ndarray] = {"mean": np.mean, "least": np.min, "greatest": np.max}[placing]
+    reductions: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "least": np.min, "greatest": np.max}
+    reduce = reductions[placing]
     for number, middle in enumerate(middles.tolist()):
         covering = (starts <= middle) & (middle < ends)
         if not covering.any():  # between windows that are shorter than the hop
