@@ -46,6 +46,10 @@ SECTIONS = {
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
+    "Using a model": {
+        "embed-audio": ("m2dprep.cli.use.embed_audio", "embed_audio", "Sounds → an aligned store of their embeddings."),
+        "search": ("m2dprep.cli.use.search", "search", "Words or a sound → the nearest sounds of stores."),
+    },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
         "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),
