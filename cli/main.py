@@ -47,6 +47,8 @@ SECTIONS = {
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
     "Use what was made": {
+        "embed-audio": ("m2dprep.cli.use.embed_audio", "embed_audio", "Sounds → an aligned store of their embeddings."),
+        "search": ("m2dprep.cli.use.search", "search", "Words or a sound → the nearest sounds of stores."),
         "serve": ("m2dprep.cli.use.serve", "serve", "A store of sounds as a page: search, listen, look at the map."),
         "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
         "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
