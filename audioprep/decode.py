@@ -102,6 +102,14 @@ def decode(
         raise
 
 
+def decode_open_sound(sound: Sound, config: ConvertConfig) -> np.ndarray:
+    """The mono waveform of a sound that is open already, mixed and resampled as `decode` does it.
+
+    Raises `DecodeError` as `decode` does.
+    """
+    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, InMemory))
+
+
 def _decode_open(
     content: Content, info: AudioInfo, config: ConvertConfig, wanted: Wanted, libraries: bool
 ) -> np.ndarray:

@@ -20,7 +20,7 @@ from m2dprep.evaluation.reading import ClipLoader, Crop
 from m2dprep.evaluation.text_towers import TextTower, text_tower
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
-from m2dprep.m2dclap.encode import AudioEncoder, embed_texts
+from m2dprep.m2dclap.encode import AudioEncoder, Encoded, embed_texts
 
 STACKED, FLAT, CLAP = "stacked", "flat", "clap"
 
@@ -85,6 +85,10 @@ class CheckpointEncoder:
     def name(self) -> str:
         return self.checkpoint.path.stem
 
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
     @cached_property
     def digest(self) -> str:
         return file_digest(self.checkpoint.path)
@@ -101,6 +105,10 @@ class CheckpointEncoder:
 
     def loader(self, crop: Crop) -> ClipLoader:
         return ClipLoader(self.checkpoint.front_end, crop)
+
+    def encode_all(self, clips: Sequence[np.ndarray], *, clap: bool = True) -> Encoded:
+        """All embeddings of log-mels (1, F, T), on the model's device."""
+        return self._encoder.encode(clips, clap=clap)
 
     def encode(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         encoded = self._encoder.encode(clips)

@@ -6,6 +6,8 @@ The public names are imported when they are first used, so that ``import m2dprep
 - `norm_stats`: exact normalisation statistics of a folder of log-mels.
 - `TextEncoder`, `load_encoder`: captions → sentence embeddings.
 - `EmbeddingStore`: the embeddings on disk, aligned with the captions that they belong to.
+- `load`, `Model`: a trained model, which embeds, compares and tags sounds and words.
+- `AudioStore`: the embeddings of many sounds on disk, as `m2dprep embed-audio` makes them.
 - `Checkpoint`, `AudioEncoder`: a trained model, ours or the original's, and log-mels → embeddings.
 - `read_captions`, `read_records`, `read_index`, `find_faults`: the tables on disk as pandas DataFrames.
 - `UserError`: what all of them raise where a file or a value is not what it should be.
@@ -19,12 +21,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from m2dprep.artifacts.embeddings.audio_store import AudioStore
     from m2dprep.artifacts.embeddings.store import EmbeddingStore
     from m2dprep.artifacts.errors import UserError
     from m2dprep.audioprep.config import PRESETS, LogMelConfig
     from m2dprep.audioprep.logmel import LogMel
     from m2dprep.audioprep.stats import norm_stats
     from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
+    from m2dprep.evaluation.embedding.model import Model, load
     from m2dprep.frames import find_faults, read_captions, read_index, read_records
     from m2dprep.m2dclap.checkpoint import Checkpoint
     from m2dprep.m2dclap.encode import AudioEncoder
@@ -32,13 +36,16 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "AudioEncoder",
+    "AudioStore",
     "Checkpoint",
     "EmbeddingStore",
     "LogMel",
     "LogMelConfig",
+    "Model",
     "TextEncoder",
     "UserError",
     "find_faults",
+    "load",
     "load_encoder",
     "norm_stats",
     "read_captions",
@@ -48,13 +55,16 @@ __all__ = [
 _HOMES = {
     "PRESETS": "audioprep.config",
     "AudioEncoder": "m2dclap.encode",
+    "AudioStore": "artifacts.embeddings.audio_store",
     "Checkpoint": "m2dclap.checkpoint",
     "EmbeddingStore": "artifacts.embeddings.store",
     "LogMel": "audioprep.logmel",
     "LogMelConfig": "audioprep.config",
+    "Model": "evaluation.embedding.model",
     "TextEncoder": "captions.embedding.encoder",
     "UserError": "artifacts.errors",
     "find_faults": "frames",
+    "load": "evaluation.embedding.model",
     "load_encoder": "captions.embedding.encoder",
     "norm_stats": "audioprep.stats",
     "read_captions": "frames",

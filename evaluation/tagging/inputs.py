@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from threading import Lock
-
-import numpy as np
 
 from m2dprep.artifacts.digests import differing_keys, texts_digest
 from m2dprep.artifacts.errors import UserError
@@ -35,6 +33,7 @@ from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
+from m2dprep.evaluation.tagging.stored import LogMelReader, OpenStored
 
 LIST_SUFFIX = ".csv"
 # Why a scan refuses sources whose log-mels would have one name; tags have no such names.
@@ -56,7 +55,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Item:
-    """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess.
+    """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess. It can be pickled.
 
     ``open`` raises `DecodeError` or `UserError` if the sound cannot be read.
     """
@@ -83,17 +82,18 @@ def find_items(paths: Sequence[Path], reading: Reading, root: Path | None, passe
         if not own:
             others = f" ({passed_over})" if str(passed_over) else ""
             raise UserError(f"{path} holds no sound that could be tagged{others}.")
-        before = f"{_text(path).rstrip('/')}/" if len(paths) > 1 and not _is_one_file(path) else ""
+        before = f"{path_text(path).rstrip('/')}/" if len(paths) > 1 and not is_one_file(path) else ""
         found += [replace(item, name=before + item.name) for item in own]
     return found
 
 
-def _text(path: Path) -> str:
+def path_text(path: Path) -> str:
     """A path as the user gave it; bytes that are not UTF-8 are written as ``\\xNN``."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _is_one_file(path: Path) -> bool:
+def is_one_file(path: Path) -> bool:
+    """Whether an argument is a sound itself, and no folder, archive or list of sounds."""
     return path.is_file() and not archive_kind(path.name) and path.suffix.lower() != LIST_SUFFIX
 
 
@@ -109,7 +109,7 @@ def _items_of(path: Path, reading: Reading, root: Path | None, passed_over: Pass
     elif path.suffix.lower() == LMS_FILE_SUFFIX:
         yield _log_mel_file(path, reading)
     else:
-        yield from _sounds([Source(path.name, str(path.parent))], reading, as_given=_text(path))
+        yield from _sounds([Source(path.name, str(path.parent))], reading, as_given=path_text(path))
 
 
 def _folder(path: Path, reading: Reading, passed_over: PassedOver) -> Iterator[Item]:
@@ -153,11 +153,6 @@ def _sounds(sources: Sequence[Source], reading: Reading, as_given: str = "") -> 
 
 
 def _sound(source: Source, reading: Reading, name: str) -> Item:
-    def opened() -> Sound:
-        if source.reason:
-            raise DecodeError(source.reason, source.message)
-        return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
-
     stamp, size = "", None
     if not source.reason:
         try:
@@ -165,14 +160,22 @@ def _sound(source: Source, reading: Reading, name: str) -> Item:
             stamp = f"{size} {time_ns}"
         except OSError:
             stamp = "missing"
+    opened = partial(_open_source, source, reading)
     return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened)
 
 
+def _open_source(source: Source, reading: Reading) -> Sound:
+    if source.reason:
+        raise DecodeError(source.reason, source.message)
+    return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+
+
 def _log_mel_file(path: Path, reading: Reading, name: str = "") -> Item:
-    return Item(
-        name or _text(path), *_stamp(path),
-        lambda: StoredLogMel(read_lms(path, n_mels=reading.log_mel.n_mels).array[0], reading.log_mel),
-    )  # fmt: skip
+    return Item(name or path_text(path), *_stamp(path), partial(_open_log_mel, path, reading.log_mel))
+
+
+def _open_log_mel(path: Path, log_mel: LogMelConfig) -> Sound:
+    return StoredLogMel(read_lms(path, n_mels=log_mel.n_mels).array[0], log_mel)
 
 
 def _stamp(path: Path) -> tuple[str, int]:
@@ -195,19 +198,13 @@ def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
 
 
 def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, reading: Reading) -> Iterator[Item]:
-    lock = Lock()
-
-    def opened(row: int) -> Sound:
-        with lock:  # a store reads every log-mel into the same memory
-            log_mel = np.array(store[row])
-        return StoredLogMel(log_mel, reading.log_mel)
-
+    reader = LogMelReader(store)
     for row, name in enumerate(names):
         path = root / (below + name)
         stamp, size = _stamp(path)
         if stamp == "missing" and "/" in below + name:
             stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
-        yield Item(name, stamp, size, lambda row=row: opened(row))  # type: ignore[misc]
+        yield Item(name, stamp, size, OpenStored(reader, row, root, below + name, reading.log_mel))
 
 
 def _require_front_end(layout: LmsLayout, reading: Reading) -> str | None:

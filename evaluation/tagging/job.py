@@ -6,10 +6,9 @@ gives the same bytes as one that was not.
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,22 +17,17 @@ from typing import Any
 import numpy as np
 
 from m2dprep.artifacts.console import Progress
-from m2dprep.artifacts.errors import UserError, top_reasons
+from m2dprep.artifacts.errors import top_reasons
 from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
 from m2dprep.evaluation.protocols.result import plain
 from m2dprep.evaluation.tagging.inputs import Item, sources_digest
 from m2dprep.evaluation.tagging.journal import SOUNDS, Journal, begun, finish, finished
+from m2dprep.evaluation.tagging.opening import Open, open_item, opened_ahead, reading_threads, shards_of
 from m2dprep.evaluation.tagging.picture import Picture
 from m2dprep.evaluation.tagging.rows import FAILED, Choice, Row, failed_row, scored_row, write_rows
 from m2dprep.evaluation.tagging.scores import Activation, Batcher, Scored, activated
-from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
+from m2dprep.evaluation.tagging.sounds import Segment, Windows
 from m2dprep.m2dclap.reuse.classifier import Classifier
-
-# A shard is so many sounds, or fewer of so many bytes together.
-SHARD_SOUNDS, SHARD_BYTES = 64, 256 << 20
-# Sounds of up to so many frames are made log-mels by the threads that read them; longer ones piece by piece.
-PREPARED_FRAMES = 20_000
-MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -123,26 +117,14 @@ class _Counts:
         return rows
 
 
-def shards_of(items: Sequence[Item]) -> list[tuple[int, Sequence[Item]]]:
-    """The sounds in runs, each with the number of its first one."""
-    found: list[tuple[int, Sequence[Item]]] = []
-    start = size = 0
-    for number, item in enumerate(items):
-        if number > start and (number - start == SHARD_SOUNDS or size + item.size > SHARD_BYTES):
-            found.append((start, items[start:number]))
-            start, size = number, 0
-        size += item.size
-    return [*found, (start, items[start:])] if len(items) else []
-
-
 def _tag_shards(
     journal: Journal, shards: Sequence[tuple[int, Sequence[Item]]], inputs: int, worker: Worker, *, quiet: bool
 ) -> None:
     left = sum(len(own) for _, own in shards)
     shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(inputs, "tag", initial=inputs - left)
-    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    threads = reading_threads()
     with ThreadPoolExecutor(threads) as pool, shown as progress:
-        opened = _opened_ahead([item for _, own in shards for item in own], pool, worker, 2 * threads)
+        opened = opened_ahead([item for _, own in shards for item in own], pool, worker.opened, 2 * threads)
         try:
             for first, own in shards:
                 rows = worker.tag(own, opened)
@@ -151,48 +133,6 @@ def _tag_shards(
                     progress.advance(len(own), failed=sum(row["status"] == FAILED for row in rows))
         finally:
             opened.close()
-
-
-@dataclass
-class Open:
-    """A sound that is open, its segments, and their log-mels if it is short; or why it could not be read."""
-
-    item: Item
-    sound: Sound | None = None
-    segments: Sequence[Segment] = ()
-    prepared: list[list[np.ndarray]] | None = None
-    failure: tuple[str, str] | None = None
-
-    def pieces(self, number: int, most: int) -> Iterator[np.ndarray]:
-        assert self.sound is not None
-        if self.prepared is not None:
-            yield from self.prepared[number]
-        else:
-            yield from self.sound.pieces(self.segments[number], most)
-
-    def close(self) -> None:
-        if self.sound is not None:
-            self.sound.close()
-
-
-def _opened_ahead(
-    items: Sequence[Item], pool: ThreadPoolExecutor, worker: Worker, ahead: int
-) -> Generator[Open, None, None]:
-    """The sounds, of which the next ones are opened by threads."""
-    waiting: deque[Future[Open]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(worker.opened, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        for future in waiting:
-            if not future.cancelled() and future.exception() is None:
-                future.result().close()
 
 
 class Worker:
@@ -205,20 +145,7 @@ class Worker:
 
     def opened(self, item: Item) -> Open:
         """A sound, opened; runs in a thread."""
-        try:
-            sound = item.open()
-        except DecodeError as error:
-            return Open(item, failure=(error.reason, error.message))
-        except UserError as error:
-            return Open(item, failure=("not_a_log_mel", str(error)))
-        found = Open(item, sound, sound.segments(self._settings.windows))
-        if sum(map(sound.frames, found.segments)) <= PREPARED_FRAMES:
-            most = self._batcher.most_frames
-            try:
-                found.prepared = [list(sound.pieces(segment, most)) for segment in found.segments]
-            except DecodeError as error:
-                found.failure = (error.reason, error.message)
-        return found
+        return open_item(item, self._settings.windows, self._batcher.most_frames)
 
     def tag(self, items: Sequence[Item], opened: Iterator[Open]) -> list[Row]:
         """The rows of a shard, in the order of its sounds."""

@@ -107,6 +107,14 @@ class Waveform:
             raise
         self._spool, self._config, self._log_mel = made[0], config.log_mel, front_end(config.log_mel)
 
+    @classmethod
+    def of_samples(cls, waveform: np.ndarray, log_mel: LogMelConfig) -> Waveform:
+        """A sound that is decoded already: float32 (n,) at the rate of the front end."""
+        found = cls.__new__(cls)
+        found._spool, found._config, found._log_mel = _Spool(), log_mel, front_end(log_mel)
+        found._spool.append(waveform)
+        return found
+
     @property
     def seconds(self) -> float:
         return self._spool.length / self._config.sample_rate

@@ -174,10 +174,10 @@ def test_a_long_sound_in_pieces_is_scored_as_its_whole_log_mel(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of a waveform, with the frames around them, join to the log-mel of the file."""
-    from m2dprep.evaluation.tagging import job, sounds
+    from m2dprep.evaluation.tagging import opening, sounds
 
     wav = write_sound(tmp_path / "a.wav", 21.3)
-    monkeypatch.setattr(job, "PREPARED_FRAMES", 10)
+    monkeypatch.setattr(opening, "PREPARED_FRAMES", 10)
     monkeypatch.setattr(sounds, "BYTES_IN_MEMORY", 1000)
     melspec = ["melspec", str(tmp_path), str(tmp_path / "x_lms"), "--min-seconds", "0", "--workers", "0"]
     assert CliRunner().invoke(m2dprep, melspec).exit_code == 0

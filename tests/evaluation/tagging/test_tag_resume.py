@@ -13,13 +13,13 @@ from click.testing import CliRunner
 
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.cli.main import m2dprep
-from m2dprep.evaluation.tagging import job
+from m2dprep.evaluation.tagging import job, opening
 from m2dprep.evaluation.tagging.journal import Journal, partial_of, sidecar_of
 from tests.evaluation.tagging.made_classifiers import write_class_list, write_classifier, write_sound
 
 pytestmark = pytest.mark.slow
 PROGRAM = (
-    "import m2dprep.evaluation.tagging.job as job; job.SHARD_SOUNDS = 2\n"
+    "import m2dprep.evaluation.tagging.opening as opening; opening.SHARD_SOUNDS = 2\n"
     "from m2dprep.cli.main import main; main()"
 )  # fmt: skip
 
@@ -45,7 +45,7 @@ def command(place: Path, output: Path) -> list[str]:
 def undisturbed(place: Path, request: pytest.FixtureRequest) -> Path:
     output = place / f"undisturbed.{request.param}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "SHARD_SOUNDS", 2)
+        patch.setattr(opening, "SHARD_SOUNDS", 2)
         assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 0
     return output
 
@@ -54,7 +54,7 @@ def undisturbed(place: Path, request: pytest.FixtureRequest) -> Path:
 def test_stopped_before_any_shard(
     place: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
-    monkeypatch.setattr(job, "SHARD_SOUNDS", 2)
+    monkeypatch.setattr(opening, "SHARD_SOUNDS", 2)
     output, write, written = tmp_path / undisturbed.name, Journal.write, []
 
     def stops(self: Journal, first: int, rows: list[dict[str, object]]) -> None:
@@ -83,11 +83,11 @@ def test_stopped_between_the_output_and_its_notes(
     output = tmp_path / undisturbed.name
     with monkeypatch.context() as patch:
         patch.setattr(job, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(job, "SHARD_SOUNDS", 2)
+        patch.setattr(opening, "SHARD_SOUNDS", 2)
         assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 130
         assert output.exists()
         assert not sidecar_of(output).exists()
-    monkeypatch.setattr(job, "SHARD_SOUNDS", 2)
+    monkeypatch.setattr(opening, "SHARD_SOUNDS", 2)
     assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 0
     assert output.read_bytes() == undisturbed.read_bytes()
 

@@ -1,0 +1,98 @@
+"""Opens sounds ahead of the model that is to have them: threads decode them, and make log-mels of the short ones."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.evaluation.tagging.inputs import Item
+from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
+
+# A shard is so many sounds, or fewer of so many bytes together.
+SHARD_SOUNDS, SHARD_BYTES = 64, 256 << 20
+# Sounds of up to so many frames are made log-mels by the threads that read them; longer ones piece by piece.
+PREPARED_FRAMES = 20_000
+MOST_THREADS = 8
+
+
+def reading_threads() -> int:
+    """How many threads read and decode."""
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+
+def shards_of(items: Sequence[Item]) -> list[tuple[int, Sequence[Item]]]:
+    """The sounds in runs, each with the number of its first one."""
+    found: list[tuple[int, Sequence[Item]]] = []
+    start = size = 0
+    for number, item in enumerate(items):
+        if number > start and (number - start == SHARD_SOUNDS or size + item.size > SHARD_BYTES):
+            found.append((start, items[start:number]))
+            start, size = number, 0
+        size += item.size
+    return [*found, (start, items[start:])] if len(items) else []
+
+
+@dataclass
+class Open:
+    """A sound that is open, its segments, and their log-mels if it is short; or why it could not be read."""
+
+    item: Item
+    sound: Sound | None = None
+    segments: Sequence[Segment] = ()
+    prepared: list[list[np.ndarray]] | None = None
+    failure: tuple[str, str] | None = None
+
+    def pieces(self, number: int, most: int) -> Iterator[np.ndarray]:
+        assert self.sound is not None
+        if self.prepared is not None:
+            yield from self.prepared[number]
+        else:
+            yield from self.sound.pieces(self.segments[number], most)
+
+    def close(self) -> None:
+        if self.sound is not None:
+            self.sound.close()
+
+
+def open_item(item: Item, windows: Windows | None, most_frames: int) -> Open:
+    """A sound, opened and divided into windows, with its log-mel in pieces of ``most_frames`` if it is short."""
+    try:
+        sound = item.open()
+    except DecodeError as error:
+        return Open(item, failure=(error.reason, error.message))
+    except UserError as error:
+        return Open(item, failure=("not_a_log_mel", str(error)))
+    found = Open(item, sound, sound.segments(windows))
+    if sum(map(sound.frames, found.segments)) <= PREPARED_FRAMES:
+        try:
+            found.prepared = [list(sound.pieces(segment, most_frames)) for segment in found.segments]
+        except DecodeError as error:
+            found.failure = (error.reason, error.message)
+    return found
+
+
+def opened_ahead(
+    items: Sequence[Item], pool: ThreadPoolExecutor, opened: Callable[[Item], Open], ahead: int
+) -> Generator[Open, None, None]:
+    """The sounds, of which the next ones are opened by threads."""
+    waiting: deque[Future[Open]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(opened, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        for future in waiting:
+            if not future.cancelled() and future.exception() is None:
+                future.result().close()
