@@ -107,7 +107,7 @@ def decode_open_sound(sound: Sound, config: ConvertConfig) -> np.ndarray:
 
     Raises `DecodeError` as `decode` does.
     """
-    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, InMemory))
+    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, lambda *_: InMemory()))
 
 
 def _decode_open(

@@ -46,12 +46,14 @@ SECTIONS = {
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
     },
-    "Use": {
-        "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
-        "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
+    "Using a model": {
+        "embed-audio": ("m2dprep.cli.use.embed_audio", "embed_audio", "Sounds → an aligned store of their embeddings."),
+        "search": ("m2dprep.cli.use.search", "search", "Words or a sound → the nearest sounds of stores."),
     },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
+        "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
+        "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
         "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),
         "status": ("m2dprep.cli.recipe", "status", "Show how far a recipe has come."),
         "init": ("m2dprep.cli.recipe", "init", "Write a commented recipe to fill in."),

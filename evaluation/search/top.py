@@ -66,9 +66,7 @@ def top_rows(
     query has another number of values than the rows, or no direction.
     """
     direction = unit(query)
-    for store in stores:
-        if store.dim != len(direction):
-            raise UserError(f"the query has {len(direction)} numbers, and the rows of a store have {store.dim}.")
+    require_width(stores, direction)
     found = Found(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if top < 1:
         return found
@@ -76,8 +74,8 @@ def top_rows(
         allowed = keep[number] if keep is not None else None
         file = store.rows()
         for rows in _candidates(file, direction, top, allowed, found.scores):
-            own = Found(np.full(len(rows), number), rows, _exact(file, rows, direction))
-            found = _best(found, own, top)
+            own = Found(np.full(len(rows), number), rows, exact_scores(file, rows, direction))
+            found = best_of(found, own, top)
     return found
 
 
@@ -90,7 +88,15 @@ def unit(query: np.ndarray) -> np.ndarray:
     return wide / length
 
 
-def _best(one: Found, other: Found, top: int) -> Found:
+def require_width(stores: Sequence[Rows], direction: np.ndarray) -> None:
+    """Raise `UserError` if the rows of a store have another number of values than a query."""
+    for store in stores:
+        if store.dim != len(direction):
+            raise UserError(f"the query has {len(direction)} numbers, and the rows of a store have {store.dim}.")
+
+
+def best_of(one: Found, other: Found, top: int) -> Found:
+    """The ``top`` best of both."""
     stores = np.concatenate([one.stores, other.stores])
     rows = np.concatenate([one.rows, other.rows])
     scores = np.concatenate([one.scores, other.scores])
@@ -179,7 +185,7 @@ class _Blocks:
         return self._wide[:count]
 
 
-def _exact(file: RowFile, rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def exact_scores(file: RowFile, rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """float64 (n,): the products of some rows. Every row is summed in the same order, whatever lies around it."""
     parts = [np.zeros(0)]
     for start in range(0, len(rows), EXACT_ROWS):

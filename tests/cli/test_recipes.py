@@ -40,6 +40,7 @@ NO_STAGES = {
     "status",
     "init",
     "plot",
+    "search",
     "export checkpoint",
     "submit",
     *(
