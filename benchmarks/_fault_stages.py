@@ -33,10 +33,12 @@ FINE_TUNE = "fine-tune run labels.csv data --output tuned --recipe small --batch
 FINE_TUNE += " --save-steps 2 --device cpu --loader-workers 0"
 TAG = f"tag tuned {LMS} --window 0.25 --device cpu -o tags.jsonl"
 JUDGE_TAGS = f"evaluate tagging tuned judged_tagging.csv --root {LMS} --device cpu -o judged_tags.json"
+EMBED_AUDIO = "embed-audio run wavs sounds_emb --device cpu --workers 0"
 SHARDS = "export webdataset wavs shards"
 # Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
 TAG_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.tagging.evaluate", "m2dprep.evaluation.tagging.command")
+EMBED_AUDIO_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.embedding.command")
 FINE_TUNE_IMPORTS = ("torch._dynamo", "m2dprep.training.fine_tuning.run")
 TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
@@ -376,6 +378,16 @@ STAGES = (
         imports=TAG_IMPORTS,
         replaces=("judged_tags.json",),
     ),
+    Stage("embed-audio", EMBED_AUDIO, after="train", imports=EMBED_AUDIO_IMPORTS),
+    Stage("embed-audio, new sounds", EMBED_AUDIO, after="embed-audio", edit=_new_sounds, imports=EMBED_AUDIO_IMPORTS),
+    Stage(
+        "embed-audio --overwrite",
+        EMBED_AUDIO + " --contents both --window 0.25 --overwrite",
+        after="embed-audio",
+        imports=EMBED_AUDIO_IMPORTS,
+        replaces=("sounds_emb/*.npy", "sounds_emb/*.parquet", "sounds_emb/meta.json"),
+        moves=True,
+    ),
     Stage("export webdataset", SHARDS, after="captions fill", weight=2),
     Stage(
         "export webdataset --overwrite",
@@ -439,3 +451,5 @@ def in_small_parts() -> None:
         setattr(module, name, value)
     if keywords := sys.modules.get("m2dprep.captions.keywords"):  # it imports torch
         keywords.DECODING["max_length"] = 8  # random weights hardly ever end a sentence
+    if opening := sys.modules.get("m2dprep.evaluation.tagging.opening"):
+        opening.SHARD_SOUNDS = 3

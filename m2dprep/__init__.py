@@ -8,6 +8,7 @@ The public names are imported when they are first used, so that ``import m2dprep
 - `EmbeddingStore`: the embeddings on disk, aligned with the captions that they belong to.
 - `load`, `Model`: a trained model, which embeds, compares and tags sounds and words.
 - `AudioStore`: the embeddings of many sounds on disk, as `m2dprep embed-audio` makes them.
+- `open_embeddings`, `open_log_mels`: a store of embeddings, or a folder of log-mels, as a PyTorch data set with captions.
 - `Checkpoint`, `AudioEncoder`: a trained model, ours or the original's, and log-mels → embeddings.
 - `read_captions`, `read_records`, `read_index`, `find_faults`: the tables on disk as pandas DataFrames.
 - `UserError`: what all of them raise where a file or a value is not what it should be.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from m2dprep.audioprep.logmel import LogMel
     from m2dprep.audioprep.stats import norm_stats
     from m2dprep.captions.embedding.encoder import TextEncoder, load_encoder
+    from m2dprep.evaluation.embedding.data_sets import open_embeddings, open_log_mels
     from m2dprep.evaluation.embedding.model import Model, load
     from m2dprep.frames import find_faults, read_captions, read_index, read_records
     from m2dprep.m2dclap.checkpoint import Checkpoint
@@ -48,6 +50,8 @@ __all__ = [
     "load",
     "load_encoder",
     "norm_stats",
+    "open_embeddings",
+    "open_log_mels",
     "read_captions",
     "read_index",
     "read_records",
@@ -67,6 +71,8 @@ _HOMES = {
     "load": "evaluation.embedding.model",
     "load_encoder": "captions.embedding.encoder",
     "norm_stats": "audioprep.stats",
+    "open_embeddings": "evaluation.embedding.data_sets",
+    "open_log_mels": "evaluation.embedding.data_sets",
     "read_captions": "frames",
     "read_index": "frames",
     "read_records": "frames",

@@ -13,7 +13,7 @@ from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.text_files import require_text
-from m2dprep.evaluation.search.described import Described, DescribedRows
+from m2dprep.evaluation.described import Described, DescribedRows
 from m2dprep.evaluation.search.top import Found, top_rows
 
 DIGITS = 6

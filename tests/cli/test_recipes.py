@@ -92,6 +92,7 @@ WRITTEN = {
     "embed-captions": {"out"}, "embeddings encode": {"out"}, "embeddings import": {"out"},
     "embeddings export m2d": {"file"}, "embeddings export parquet": {"file"}, "train": {"output"},
     "fine-tune": {"output"}, "captions weights": {"output"}, "export webdataset": {"out"}, "tag": {"output", "plot"},
+    "embed-audio": {"out"},
     "evaluate tagging": {"output", "predictions"},
     "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
     "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
@@ -101,7 +102,7 @@ PLACES = {
     "check": {"data"}, "fine-tune": {"data"}, "train": {"data", "probe_root"},
     "zero-shot": {"root"}, "captions keywords": {"work"}, "tag": {"root"}, "evaluate tagging": {"root", "features"},
     "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
-    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"},
+    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"}, "embed-audio": {"root"},
 }  # fmt: skip
 
 

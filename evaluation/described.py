@@ -48,15 +48,29 @@ class Described:
                 raise UserError(f"no clip has the label {name!r} ({len(known):,} labels are known){said}.")
 
 
+class _Texts:
+    """Texts (T,) of clips, by the number of the clip that each belongs to."""
+
+    def __init__(self, clip_of_text: np.ndarray, texts: pa.Array, clips: int) -> None:
+        self.clip_of_text, self.texts = clip_of_text, texts
+        self._order = np.argsort(clip_of_text, kind="stable")
+        self._starts = np.searchsorted(clip_of_text[self._order], np.arange(clips + 1))
+
+    def of(self, clip: int) -> list[str]:
+        """The texts of a clip in their order."""
+        rows = self._order[self._starts[clip] : self._starts[clip + 1]]
+        return [str(one) for one in self.texts.take(pa.array(rows)).to_pylist() if one is not None]
+
+
 class _Table:
-    """Clips (unique ids); captions with the clip of each; labels with the clip of each."""
+    """Clips (unique ids), their captions and their labels."""
 
     def __init__(
         self, clips: pa.Array, caption_clips: np.ndarray, captions: pa.Array, label_clips: np.ndarray, labels: pa.Array
     ) -> None:
         self.clips = clips
-        self.caption_clips, self.captions = caption_clips, captions
-        self.label_clips, self.labels = label_clips, labels
+        self.captions = _Texts(caption_clips, captions, len(clips))
+        self.labels = _Texts(label_clips, labels, len(clips))
 
 
 def _of_captions(path: Path) -> _Table:
@@ -92,28 +106,18 @@ class DescribedRows:
         kept = np.zeros(len(self._file_of_row), bool)
         for table, clip_of_file in self._tables:
             has = np.zeros(len(table.clips) + 1, bool)  # the last one stands for no clip
-            found = pc.fill_null(pc.is_in(table.labels, value_set=pa.array(list(labels), pa.string())), False)
-            has[table.label_clips[found.to_numpy(zero_copy_only=False)]] = True
+            found = pc.fill_null(pc.is_in(table.labels.texts, value_set=pa.array(list(labels), pa.string())), False)
+            has[table.labels.clip_of_text[found.to_numpy(zero_copy_only=False)]] = True
             kept |= has[clip_of_file][self._file_of_row]
         return kept
 
     def captions(self, row: int) -> list[str]:
         """The captions of a row's clip."""
-        return [
-            str(one)
-            for table, clip in self._clips(row)
-            for one in table.captions.take(pa.array(np.flatnonzero(table.caption_clips == clip))).to_pylist()
-        ]
+        return [text for table, clip in self._clips(row) for text in table.captions.of(clip)]
 
     def labels(self, row: int) -> list[str]:
         """The labels of a row's clip, each once."""
-        found = [
-            str(one)
-            for table, clip in self._clips(row)
-            for one in table.labels.take(pa.array(np.flatnonzero(table.label_clips == clip))).to_pylist()
-            if one is not None
-        ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(text for table, clip in self._clips(row) for text in table.labels.of(clip)))
 
     def _clips(self, row: int) -> list[tuple[_Table, int]]:
         file = int(self._file_of_row[row])
