@@ -2,9 +2,9 @@
 
 Writes ``--rows`` random unit vectors to a file (3.2 GB for all of AudioSet) and compares, in turn in processes of their
 own, the ten best rows of ``--queries`` queries by `evaluation.search.top.top_rows`, by numpy's plain product (blocks of
-rows converted to float32), and by FAISS' exact index in float32 (of a quarter of the rows, since it holds all of them in
-memory; its time is given four times), if FAISS is installed. Seconds are the best of the queries, with the file in the
-page cache; memory is what the process needs beyond what it had after its imports.
+rows converted to float32), and by FAISS' exact index in float32, if it is installed (of a quarter of the rows, since it
+holds all of them in memory; its figures are given four times). Seconds are the best of the queries, with the file in
+the page cache; memory is what the process needs beyond what it had after its imports.
 """
 
 from __future__ import annotations

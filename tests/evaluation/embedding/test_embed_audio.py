@@ -17,7 +17,6 @@ import m2dprep
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter
 from m2dprep.artifacts.npy_files import RowFile
 from m2dprep.evaluation.tagging import opening
-from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 from tests.cli.invocation import refused, run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
 from tests.evaluation.tagging.made_classifiers import write_classifier
@@ -38,7 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.add(path, path.relative_to(folder / "wavs").as_posix())
     names = sorted(path.relative_to(folder / "wavs").as_posix() for path in (folder / "wavs").rglob("*.wav"))
     (folder / "wavs.csv").write_text("\n".join(["file_name", *names]))
-    run_melspec(folder / "wavs", folder / "data/made_lms", MelspecOptions(workers=0, min_seconds=0.1))
+    options = ("--workers", 0, "--min-seconds", 0.1)
+    assert run("melspec", folder / "wavs", folder / "data/made_lms", *options).exit_code == 0
     shutil.copytree(folder / "data", folder / "packed")
     assert run("pack", folder / "packed/made_lms").exit_code == 0
     for path in (folder / "packed/made_lms").rglob("*.npy"):
