@@ -1,4 +1,4 @@
-"""The commands export: sounds, captions and checkpoints in the forms that other programs read."""
+"""The commands export: sounds, captions and models in the forms that other programs read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     OUTPUT_PATH,
     PATH,
+    REPEATED,
     SOURCES_PATH,
     M2dprepCommand,
     M2dprepGroup,
@@ -47,12 +48,14 @@ class Size(click.ParamType):
 
 @click.group(cls=M2dprepGroup)
 def export() -> None:
-    """Write sounds and captions, or checkpoints, in the forms in which other programs read them.
+    """Write sounds and captions, or models, in the forms in which other programs read them.
 
     \b
     Examples:
       m2dprep export webdataset audioset_wavs shards --captions data/captions.parquet
       m2dprep export checkpoint runs/text released --layout stage2
+      m2dprep export hf runs/base shared/base --license apache-2.0
+      m2dprep export portable runs/base shared/encoder
     """
 
 
@@ -175,3 +178,91 @@ def checkpoint(run: Path, out: Path, layout: str, as_json: bool) -> None:
     result = {**asdict(found), "file": str(found.file)}
     words = f"{found.file}: {found.tensors:,} tensors of {found.parameters:,} numbers, {found.layout}"
     click.echo(json.dumps(result, indent=2) if as_json else words)
+
+
+@export.command(cls=M2dprepCommand, short_help="A folder for the Hugging Face hub, with a model card.")
+@click.argument("run", type=PATH)
+@click.argument("folder", metavar="DIR", type=OUTPUT_PATH)
+@titled(
+    "The model card",
+    click.option(
+        "--license",
+        "licence",
+        required=True,
+        metavar="NAME",
+        help="State this licence, by its name on the hub (apache-2.0, cc-by-nc-4.0, …), or that it is unknown.",
+    ),
+    click.option(
+        "--name", default=None, show_default="the name of DIR", help="Call the model so, as on the hub: owner/name."
+    ),
+    click.option(
+        "--datasets",
+        multiple=True,
+        metavar="NAME",
+        default=(),
+        help=f"State this data set of the training, by its name on the hub. {REPEATED}",
+    ),
+    click.option(
+        "--results",
+        type=PATH,
+        multiple=True,
+        default=(),
+        help="State the scores of this result of `m2dprep evaluate`, or of all in this folder; they must be of this "
+        f"checkpoint. {REPEATED}",
+    ),
+)
+@titled(OUTPUT, json_option)
+def hf(
+    run: Path,
+    folder: Path,
+    licence: str,
+    name: str | None,
+    datasets: tuple[str, ...],
+    results: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Write the newest checkpoint of the run RUN (or the file RUN) to the new folder DIR, as the hub has models.
+
+    DIR gets model.safetensors, config.json and README.md, the model card: data, training and scores as far as files
+    say them, and the licence. `m2dprep.load` and all commands that take a checkpoint read it.
+
+    \b
+    Examples:
+      m2dprep export hf runs/base shared/base --license apache-2.0 --results report
+      m2dprep export hf runs/base shared/base --license unknown --name me/m2d-clap-base --datasets agkphysics/AudioSet
+    """
+    from m2dprep.evaluation.sharing.card import CardRequest
+    from m2dprep.evaluation.sharing.hub_folder import export_to_hub_folder
+
+    request = CardRequest(name or folder.absolute().name, licence, datasets)
+    found = export_to_hub_folder(run, folder, request, results)
+    for one in found.untold:
+        click.echo(f"the card cannot say {one}", err=True)
+    result = {**asdict(found), "folder": str(found.folder)}
+    click.echo(json.dumps(result, indent=2) if as_json else found.folder)
+
+
+@export.command(cls=M2dprepCommand, short_help="The encoder as one Python file that needs only torch.")
+@click.argument("run", type=PATH)
+@click.argument("folder", metavar="DIR", type=OUTPUT_PATH)
+@titled(OUTPUT, json_option)
+def portable(run: Path, folder: Path, as_json: bool) -> None:
+    """Write the encoder of the newest checkpoint of the run RUN (or the file RUN) to the new folder DIR.
+
+    DIR gets m2d_portable.py, which needs only torch, and weights.pt. On equal log-mels its embeddings are ours, bit for
+    bit; log-mels that it makes of waveforms are nearly ours.
+
+    \b
+    Examples:
+      m2dprep export portable runs/base shared/encoder
+      m2dprep export portable runs/as20k shared/tagger --json
+    """
+    from m2dprep.evaluation.tagging.class_names import own_class_names
+    from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+    from m2dprep.m2dclap.portable.bundle import write_portable
+
+    model = Checkpoint.read(find_checkpoint(run))
+    names = own_class_names(model) if model.head_weights else None
+    found = write_portable(model, folder, names.labels if names is not None else ())
+    result = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
+    click.echo(json.dumps(result, indent=2) if as_json else found.module)

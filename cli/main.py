@@ -55,6 +55,8 @@ SECTIONS = {
     },
     "All of it": {
         "check": ("m2dprep.cli.data", "check", "Prove that what lies in a data directory fits together."),
+        "report": ("m2dprep.cli.use.report", "report", "One page of HTML about data, a run, or a store."),
+        "failures": ("m2dprep.cli.use.failures", "failures", "List what failed, and why."),
         "run": ("m2dprep.cli.recipe", "run", "Run the stages of a recipe: skip what is done, redo what changed."),
         "status": ("m2dprep.cli.recipe", "status", "Show how far a recipe has come."),
         "init": ("m2dprep.cli.recipe", "init", "Write a commented recipe to fill in."),

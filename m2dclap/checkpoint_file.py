@@ -24,6 +24,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.reading import named, with_retries
 from m2dprep.m2dclap.proof import DamagedError, proven_place
+from m2dprep.m2dclap.safetensors_file import SUFFIX, WEIGHTS, read_safetensors
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -47,7 +48,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """``path`` itself if it is a file; the newest checkpoint in it if it is a run or checkpoint folder.
+    """``path`` itself if it is a file; the newest checkpoint in it if it is a run or checkpoint folder, or the
+    ``model.safetensors`` of a folder as the Hugging Face hub has it.
 
     Raises `UserError` if there is none.
     """
@@ -57,6 +59,8 @@ def find_checkpoint(path: Path) -> Path:
         raise UserError(f"{path}: no such checkpoint or run folder.")
     folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
     found = [checkpoints for folder in folders if (checkpoints := checkpoints_in(folder))]
+    if not found and (path / WEIGHTS).is_file():
+        return path / WEIGHTS
     if not found:
         raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
     if len(found) > 1:
@@ -74,6 +78,8 @@ def read_file(path: Path) -> dict[str, Any]:
     require_file(path, "a checkpoint")
     if path.stat().st_size == 0:
         raise DamagedError(f"{path} is not a checkpoint: it is empty.")
+    if path.suffix == SUFFIX:
+        return read_safetensors(path)
     with path.open("rb") as file:
         beginning = file.read(BEGINNING)
     _require_kind(path, beginning)

@@ -146,16 +146,27 @@ def _about(clip: Clip) -> str:
 
 @dataclass(frozen=True)
 class _Matched:
-    """Which captions listed files have: the clip of each (its row in ``clip_ids``)."""
+    """Which captions listed files have: ``clip`` (n,) is the row in ``ids`` of each of the ``names``."""
 
     path: Path
-    clips: dict[str, str]
-    coverage: tuple[int, int]
+    names: Sequence[str]
+    ids: pa.Array
+    clip: np.ndarray
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """How many of how many files have captions."""
+        return int((self.clip != NO_CLIP).sum()), len(self.names)
 
     def captions(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The captions of these files."""
-        own = {**self.clips, **_clips_of([name for name in names if name not in self.clips], self.path)}
-        wanted = {own[name]: name for name in names if name in own}
+        chosen = set(names)
+        place = {name: row for row, name in enumerate(self.names) if name in chosen}
+        there = [name for name in names if name in place]
+        clips = {name: int(self.clip[place[name]]) for name in there}
+        others = [name for name in names if name not in place]
+        clips |= dict(zip(others, match_files(others, self.ids).clip.tolist() if others else (), strict=True))
+        wanted = {self.ids[clip].as_py(): name for name, clip in clips.items() if clip != NO_CLIP}
         table_ = read_captions(self.path, ["clip_id", "caption"])
         some = table_.filter(pc.is_in(table_["clip_id"], value_set=pa.array(list(wanted), pa.string())))
         found: dict[str, list[str]] = {}
@@ -170,17 +181,8 @@ def _matched(layout: DataLayout) -> _Matched | None:
     if not names:
         return None
     names = list(dict.fromkeys(names))
-    found = _clips_of(names, layout.captions)
-    return _Matched(layout.captions, found, (len(found), len(names)))
-
-
-def _clips_of(names: Sequence[str], captions: Path) -> dict[str, str]:
-    """The clip ids in a table of captions that files mean."""
-    ids = pc.unique(read_captions(captions, ["clip_id"])["clip_id"])
-    clip = match_files(names, ids).clip if names else np.zeros(0, np.int64)
-    rows = np.flatnonzero(clip != NO_CLIP)
-    texts = ids.take(pa.array(clip[rows])).to_pylist()
-    return {names[row]: text for row, text in zip(rows.tolist(), texts, strict=True)}
+    ids = pc.unique(read_captions(layout.captions, ["clip_id"])["clip_id"])
+    return _Matched(layout.captions, names, ids, match_files(names, ids).clip)
 
 
 def _stores(layout: DataLayout) -> Markup:

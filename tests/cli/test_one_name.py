@@ -85,7 +85,8 @@ def test_who_takes_what() -> None:
             taken.setdefault(flag, set()).add(name)
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
-        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all", "train", "serve", "search",
+        "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all", "train", "serve",
+        "search",
     }  # fmt: skip
     assert taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--loader-workers"] == taken["--log-every"] == {"train", "fine-tune"}

@@ -1,0 +1,108 @@
+"""Writes a checkpoint as a folder for the Hugging Face hub: safetensors, configuration, model card, and what it needs.
+
+```
+model.safetensors    the encoder with its heads, its classifier and its text tower, if it has them
+config.json          sizes, front end, statistics, text encoder, classes; and the digest of the weights
+README.md            the model card
+classes.txt          the classes of a classifier, in the order of its scores
+text_encoder/        configuration and tokenizer of a text tower
+```
+
+Nothing that only training needs is in it: no predictor, no target, no optimiser.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_text
+from m2dprep.artifacts.folders import make_folder
+from m2dprep.evaluation.sharing.card import CardRequest, model_card
+from m2dprep.evaluation.sharing.facts import facts_of
+from m2dprep.evaluation.tagging.class_names import BESIDE, ClassNames, own_class_names
+from m2dprep.evaluation.text_towers import tower_inside, trained_with
+from m2dprep.m2dclap.checkpoint import TEXT_MODEL_KINDS, Checkpoint, find_checkpoint
+from m2dprep.m2dclap.layouts import HEAD_PREFIX, TEXT_FOLDER, TEXT_PREFIX
+from m2dprep.m2dclap.reuse.exporting import encoder_weights
+from m2dprep.m2dclap.safetensors_file import WEIGHTS, write_safetensors
+
+CARD, PARTIAL = "README.md", ".partial"
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """What was written, with so many ``parameters`` and ``scores``; ``untold`` is what its card cannot say."""
+
+    folder: Path
+    parameters: int
+    scores: int
+    untold: tuple[str, ...]
+
+
+def export_to_hub_folder(run: Path, folder: Path, request: CardRequest, results: Iterable[Path] = ()) -> HubFolder:
+    """Write the newest checkpoint of ``run`` (or the file) to the new folder ``folder``, whole or not at all.
+
+    Raises `UserError` if the folder holds something already, or a result is of another checkpoint.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; choose a new folder, or remove it.")
+    checkpoint = Checkpoint.read(find_checkpoint(run))
+    facts = facts_of(checkpoint, run, results)
+    names = own_class_names(checkpoint) if checkpoint.head_weights else None
+    weights = hub_weights(checkpoint)
+    card = model_card(checkpoint, facts, request, names.labels if names is not None else ())
+    place = folder.absolute()
+    make_folder(place.parent)
+    partial = place.with_name(place.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    if checkpoint.text_weights:
+        tower_inside(checkpoint).files.save(partial / TEXT_FOLDER)
+    if names is not None:
+        write_text(partial / BESIDE, "".join(f"{label}\n" for label in names.labels))
+    write_text(partial / CARD, card)
+    write_safetensors(partial, weights, hub_args(checkpoint, names))
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(place)
+    parameters = sum(value.numel() for value in weights.values())
+    return HubFolder(folder, parameters, len(facts.results), tuple(facts.untold))
+
+
+def hub_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All weights that encoding, classifying and text need, by the names of our checkpoints."""
+    weights = encoder_weights(checkpoint)
+    if checkpoint.scale is not None:
+        weights["logit_scale"] = checkpoint.logit_scale
+    weights |= {f"{HEAD_PREFIX}{key}": value for key, value in checkpoint.head_weights.items()}
+    return weights | {f"{TEXT_PREFIX}{key}": value for key, value in checkpoint.text_weights.items()}
+
+
+def hub_args(checkpoint: Checkpoint, names: ClassNames | None) -> dict[str, Any]:
+    """What a reader must know beside the weights, so that nothing depends on the name of the folder."""
+    text = {key: value for key, value in trained_with(checkpoint, replaced=True).items() if key in TEXT_MODEL_KINDS}
+    text.pop("model_path", None)  # a path of this machine
+    args: dict[str, Any] = {
+        "model_config": checkpoint.config.to_dict(),
+        "front_end": asdict(checkpoint.front_end),
+        "norm_stats": list(checkpoint.norm_stats),
+    }
+    if text:
+        args["text_model"] = text
+    if names is not None:
+        args["classes"] = list(names.labels)
+        if names.ids:
+            args["class_ids"] = list(names.ids)
+    return args
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Whether a folder is one that `export_to_hub_folder` writes."""
+    return (path / WEIGHTS).is_file()
