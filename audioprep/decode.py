@@ -50,7 +50,10 @@ class Parts(Protocol):
 
 
 class InMemory(list[np.ndarray]):
-    """The parts in memory."""
+    """The parts in memory, whatever their rate."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__()
 
     def joined(self, length: int) -> np.ndarray:
         waveform: np.ndarray = self[0] if len(self) == 1 else np.concatenate(self)
@@ -83,7 +86,7 @@ def decode(
     decides about that. Raises `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and
     `OSError` if the machine runs out of memory or descriptors.
     """
-    info, wanted = AudioInfo(), Wanted(resample, keep or (lambda rate: InMemory()))
+    info, wanted = AudioInfo(), Wanted(resample, keep or InMemory)
     try:
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:

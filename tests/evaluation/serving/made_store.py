@@ -32,10 +32,10 @@ class Kinds:
 
 
 def embeddings_of(kinds: Sequence[int], seed: int = 1) -> np.ndarray:
-    """Unit vectors near the directions of these kinds (N, D), float16."""
+    """Unit vectors near the directions of these kinds (N, D), float32."""
     noise = np.random.default_rng(seed).normal(scale=0.12, size=(len(kinds), DIM))
     found = directions()[list(kinds)] + noise
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
 def write_store(
@@ -49,7 +49,7 @@ def write_store(
     contents: str = "clap",
 ) -> Path:
     """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long."""
-    settings = {"contents": contents, "dtype": "float16", "dim": DIM, "feature_dim": None, "window": window}
+    settings = {"contents": contents, "dtype": "float32", "dim": DIM, "feature_dim": None, "window": window}
     starts = [[0.0]] * len(names) if windows is None else windows
     with AudioStoreWriter(folder, settings, [StoredSource(name, "1") for name in names]) as writer:
         first, rows = 0, []
@@ -57,7 +57,8 @@ def write_store(
             part = embeddings[first : first + len(own)]
             rows.append(SourceRows(number, list(own), [seconds] * len(own), part))
             first += len(own)
-        writer.write_shard(rows)
+        if rows:
+            writer.write_shard(rows)
         writer.finish({})
     return folder
 
