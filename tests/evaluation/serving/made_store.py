@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
+from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
+from m2dprep.evaluation.search.projection import FILE, MapSettings, map_fingerprint
 
 KINDS = ("dog", "rain", "bell", "engine")
 DIM, RATE = 16, 16000
@@ -33,7 +35,7 @@ class Kinds:
 
 def embeddings_of(kinds: Sequence[int], seed: int = 1) -> np.ndarray:
     """Unit vectors near the directions of these kinds (N, D), float32."""
-    noise = np.random.default_rng(seed).normal(scale=0.12, size=(len(kinds), DIM))
+    noise = np.random.default_rng(seed).normal(scale=0.06, size=(len(kinds), DIM))
     found = directions()[list(kinds)] + noise
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
@@ -61,6 +63,16 @@ def write_store(
             writer.write_shard(rows)
         writer.finish({})
     return folder
+
+
+def write_map(folder: Path, kinds: Sequence[int]) -> None:
+    """The map that a store of rows of these kinds would have: each kind around a corner of its own. It takes t-SNE no
+    time, and a page knows where it is."""
+    store, settings = AudioStore.open(folder), MapSettings()
+    corners = np.array([[-0.7, 0.7], [0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]])
+    points = corners[list(kinds)] + np.random.default_rng(3).uniform(-0.25, 0.25, (len(kinds), 2))
+    with (folder / FILE).open("wb") as file:
+        np.savez(file, fingerprint=map_fingerprint(store, settings), rows=np.arange(len(kinds)), points=points)
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0, rate: int = RATE, **settings: object) -> Path:

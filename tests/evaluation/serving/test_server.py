@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.search.projection import MapSettings, make_map
 from m2dprep.evaluation.serving.guard import guard_for
 from m2dprep.evaluation.serving.serve import ServeRequest, listening, open_site
 from m2dprep.evaluation.serving.site import Site
 from tests.evaluation.serving.made_server import Client, served
-from tests.evaluation.serving.made_store import KINDS, captions_of, embeddings_of, tone, write_store
+from tests.evaluation.serving.made_store import KINDS, captions_of, embeddings_of, tone, write_map, write_store
 
 COUNT = 12
 ODD = '<img src=x onerror="alert(1)">.wav'
@@ -40,7 +39,8 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> ServeRequest:
         tone(folder / "root" / name, 200 + 50 * number)
     (folder / "root" / names[11]).unlink()
     (folder / "root/unlisted.wav").write_bytes((folder / "root" / names[0]).read_bytes())
-    write_store(folder / "store", names, embeddings_of([number % 4 for number in range(COUNT)]))
+    kinds = [number % 4 for number in range(COUNT)]
+    write_map(write_store(folder / "store", names, embeddings_of(kinds)), kinds)
     clips = [(name.rsplit(".", 1)[0], [f"<script>alert({number})</script>"], [KINDS[number % 4]])
              for number, name in enumerate(names)]  # fmt: skip
     captions = captions_of(folder / "captions.parquet", clips)
@@ -291,28 +291,23 @@ def test_without_a_text_side_everything_else_is_there(request_: ServeRequest) ->
         assert client.ask("/clips/0/sound").status == 200
 
 
-@pytest.mark.slow  # imports scikit-learn
-def test_the_map(request_: ServeRequest) -> None:
-    site = open_site(request_)
-    site.close()
-    make_map(site.store, MapSettings())
-    with served(request_) as (_, _, client):
-        assert client.ask("/api/store").said["map"] == {"state": "ready", "reason": ""}
-        data = client.ask("/api/map").body
+def test_the_map(client: Client) -> None:
+    assert client.ask("/api/store").said["map"] == {"state": "ready", "reason": ""}
+    data = client.ask("/api/map").body
     (count,) = np.frombuffer(data, "<u4", 1)
     assert count == COUNT
     assert np.frombuffer(data, "<u4", COUNT, 4).tolist() == list(range(COUNT))
     labels = np.frombuffer(data, "<i4", COUNT, 4 + 4 * COUNT)
     assert [sorted(KINDS)[label] for label in labels] == [KINDS[row % 4] for row in range(COUNT)]
     places = np.frombuffer(data, "<f4", -1, 4 + 8 * COUNT).reshape(COUNT, 2)
-    assert 0.99 < np.abs(places).max() < 1.01
+    assert np.sign(places[:4]).tolist() == [[-1, 1], [1, 1], [-1, -1], [1, -1]]
 
 
 def test_a_store_without_rows_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "empty", [], np.zeros((0, 16)))
     with pytest.raises(UserError, match="has no rows"):
         open_site(ServeRequest(tmp_path / "empty"))
-    write_store(tmp_path / "store", ["a.wav"], embeddings_of([0]))
+    write_map(write_store(tmp_path / "store", ["a.wav"], embeddings_of([0])), [0])
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_site(ServeRequest(tmp_path / "store", audio=tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no such folder"):
