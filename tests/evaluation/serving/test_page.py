@@ -254,7 +254,8 @@ def test_what_readers_of_screens_are_told(page: Page) -> None:
     kinds = "button, input, [role=slider], [role=listbox], [role=application], dialog"
     nameless = page.run(
         """[...document.querySelectorAll(arguments[0])].filter(one => !one.closest('label') &&
-        !one.textContent.trim() && !one.getAttribute('aria-label') && !one.getAttribute('aria-labelledby')).map(one => one.outerHTML)""",
+        !one.textContent.trim() &&
+        !one.getAttribute("aria-label") && !one.getAttribute('aria-labelledby')).map(one => one.outerHTML)""",
         kinds,
     )
     assert nameless == []
