@@ -50,17 +50,16 @@ class Parts(Protocol):
 
 
 class InMemory(list[np.ndarray]):
-    """The parts in memory."""
+    """The parts in memory, whatever their rate."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__()
 
     def joined(self, length: int) -> np.ndarray:
         waveform: np.ndarray = self[0] if len(self) == 1 else np.concatenate(self)
         if len(waveform) < length:
             return np.pad(waveform, (0, length - len(waveform)))
         return waveform[:length]
-
-
-def _in_memory(rate: int) -> InMemory:
-    return InMemory()
 
 
 class Wanted(NamedTuple):
@@ -87,7 +86,7 @@ def decode(
     decides about that. Raises `DecodeError`, whose ``info`` holds what was found so far, for all faults of a file, and
     `OSError` if the machine runs out of memory or descriptors.
     """
-    info, wanted = AudioInfo(), Wanted(resample, keep or _in_memory)
+    info, wanted = AudioInfo(), Wanted(resample, keep or InMemory)
     try:
         content = (Input(where) if isinstance(where, Path) else where).open(info)
         try:
@@ -111,7 +110,7 @@ def decode_open_sound(sound: Sound, config: ConvertConfig) -> np.ndarray:
 
     Raises `DecodeError` as `decode` does.
     """
-    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, _in_memory))
+    return _checked_waveform(sound, AudioInfo(), config, Wanted(True, InMemory))
 
 
 def _decode_open(

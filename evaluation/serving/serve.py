@@ -123,7 +123,16 @@ def serve(request: ServeRequest, ready: Callable[[str, list[str]], None]) -> Non
             one.close()
         raise
     where = address(request.host, sockets, guard)
-    asyncio.run(answer_until_told(site, guard, sockets, lambda stop: ready(where, site.catalogue.notes)))
+    notes = [*site.catalogue.notes, *_notes(site.store, request)]
+    asyncio.run(answer_until_told(site, guard, sockets, lambda stop: ready(where, notes)))
+
+
+def _notes(store: AudioStore, request: ServeRequest) -> list[str]:
+    """What a user may have forgotten."""
+    made_from = store.meta.get("sounds") or []
+    if request.audio is not None or not made_from:
+        return []
+    return [f"No sound without --audio; the store was made from {', '.join(map(str, made_from))}."]
 
 
 async def answer_until_told(

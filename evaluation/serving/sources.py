@@ -36,6 +36,7 @@ class Sources:
 
     def find(self, name: str) -> Source:
         """The source that a row of the store calls ``name``. Raises `DecodeError` if there is none, or may be none."""
+        name = self._below(name)
         require_name(name)
         within = split_name(name)
         if within is not None and not (self.root / name).exists():
@@ -43,6 +44,11 @@ class Sources:
         if name.endswith(LMS_FILE_SUFFIX):
             return self._of_array(name)
         return Source(name, str(self.root))
+
+    def _below(self, name: str) -> str:
+        """A name without the root before it, which it has in stores of several folders."""
+        before = f"{self.root.absolute().as_posix().rstrip('/')}/"
+        return name.removeprefix(before) if name.startswith("/") else name
 
     def _member(self, name: str, archive: str) -> Source:
         with self._lock:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
+from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
+from m2dprep.evaluation.search.projection import FILE, MapSettings, map_fingerprint
 
 KINDS = ("dog", "rain", "bell", "engine")
 DIM, RATE = 16, 16000
@@ -32,10 +34,10 @@ class Kinds:
 
 
 def embeddings_of(kinds: Sequence[int], seed: int = 1) -> np.ndarray:
-    """Unit vectors near the directions of these kinds (N, D), float16."""
-    noise = np.random.default_rng(seed).normal(scale=0.12, size=(len(kinds), DIM))
+    """Unit vectors near the directions of these kinds (N, D), float32."""
+    noise = np.random.default_rng(seed).normal(scale=0.06, size=(len(kinds), DIM))
     found = directions()[list(kinds)] + noise
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
 def write_store(
@@ -49,7 +51,7 @@ def write_store(
     contents: str = "clap",
 ) -> Path:
     """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long."""
-    settings = {"contents": contents, "dtype": "float16", "dim": DIM, "feature_dim": None, "window": window}
+    settings = {"contents": contents, "dtype": "float32", "dim": DIM, "feature_dim": None, "window": window}
     starts = [[0.0]] * len(names) if windows is None else windows
     with AudioStoreWriter(folder, settings, [StoredSource(name, "1") for name in names]) as writer:
         first, rows = 0, []
@@ -57,9 +59,20 @@ def write_store(
             part = embeddings[first : first + len(own)]
             rows.append(SourceRows(number, list(own), [seconds] * len(own), part))
             first += len(own)
-        writer.write_shard(rows)
+        if rows:
+            writer.write_shard(rows)
         writer.finish({})
     return folder
+
+
+def write_map(folder: Path, kinds: Sequence[int]) -> None:
+    """The map that a store of rows of these kinds would have: each kind around a corner of its own. It takes t-SNE no
+    time, and a page knows where it is."""
+    store, settings = AudioStore.open(folder), MapSettings()
+    corners = np.array([[-0.7, 0.7], [0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]])
+    points = corners[list(kinds)] + np.random.default_rng(3).uniform(-0.25, 0.25, (len(kinds), 2))
+    with (folder / FILE).open("wb") as file:
+        np.savez(file, fingerprint=map_fingerprint(store, settings), rows=np.arange(len(kinds)), points=points)
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0, rate: int = RATE, **settings: object) -> Path:
