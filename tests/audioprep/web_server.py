@@ -75,6 +75,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         parts = urlsplit(self.path)
         name = unquote(parts.path)
         path = state.folder / name.lstrip("/")
+        if state.stopped:
+            self.close_connection = True
+            return self.connection.close()
         state.asked.append(name)
         if state.needs and state.needs not in (parts.query, self.headers.get("Authorization", "")):
             return self.refuse(403)
@@ -89,10 +92,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def faulty(self, state: Web, name: str) -> bool:
         """Whether a fault was the answer."""
-        if state.stopped:
-            self.close_connection = True
-            self.connection.close()
-            return True
         if any(part in name for part in state.hangs):
             time.sleep(3600)
         if any(part in name for part in state.forbidden):
