@@ -66,7 +66,10 @@ class ObjectStore(AbstractFileSystem):
             return [self.info(path)] if detail else [path]
         return [self.info(name) for name in sorted(names)] if detail else sorted(names)
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(  # type: ignore[override]  # as that of s3fs
+        self, path: str, version_id: str | None = None, start: int | None = None, end: int | None = None
+    ) -> bytes:
+        assert version_id is None
         path = self._strip_protocol(path)
         self._require(path)
         if path not in self.objects:
