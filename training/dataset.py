@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from m2dprep.artifacts.log_mels.read_ahead import FILES_AHEAD
 from m2dprep.artifacts.log_mels.store import LogMels
 from m2dprep.m2dclap.config import Hints, ModelConfig
 from m2dprep.m2dclap.fusion.channels import ChannelRule, make_channels
@@ -197,7 +198,7 @@ class Clips(Dataset[Batch]):
         numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, MASK + self._model.mask_numbers)
         others = np.empty(0, np.int64)
         if self._background is not None:
-            others = uniform_to_index(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
+            others = self._others(numbers)
         background = longer = None
         if self._model.fusion == NONE:
             log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
@@ -220,6 +221,18 @@ class Clips(Dataset[Batch]):
         )
 
     __getitem__ = __getitems__
+
+    def announce(self, key: BatchKey) -> None:
+        """Say which batch will be asked for after the next one, so that its first files are read ahead."""
+        first = key.clips[:FILES_AHEAD]
+        self._log_mels.announce(first)
+        if self._background is not None:
+            self._background.announce(self._others(counter_rng(SAMPLE_STREAM, self._seed, key.epoch, first, MASK)))
+
+    def _others(self, numbers: np.ndarray) -> np.ndarray:
+        """The backgrounds of clips with these random numbers."""
+        assert self._background is not None
+        return uniform_to_index(numbers[:, BACKGROUND], np.full(len(numbers), len(self._background)))
 
     def _text_embeddings(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
         rows = [self.caption_rows(index) for index in clips.tolist()]

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -63,6 +64,40 @@ class Samples(Protocol):
 
     def __getitem__(self, key: Any) -> Any: ...
 
+    def announce(self, key: Any) -> None:
+        """Say for which key a batch will be asked after the next one."""
+
+
+class Turn(NamedTuple):
+    """The key of a batch, and the key of the one that the same process makes after it; None at the end."""
+
+    key: Any
+    after: Any | None
+
+    def made(self, clips: Samples) -> Any:
+        if self.after is not None:
+            clips.announce(self.after)
+        return clips[self.key]
+
+
+class Turns:
+    """The keys of an order as turns of ``processes``, which take them one after another."""
+
+    def __init__(self, order: Iterable[Any], processes: int) -> None:
+        self._order, self._processes = order, processes
+
+    def __len__(self) -> int:
+        return len(self._order)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Turn]:
+        waiting: deque[Any] = deque()
+        for key in self._order:
+            waiting.append(key)
+            if len(waiting) > self._processes:
+                yield Turn(waiting.popleft(), key)
+        while waiting:
+            yield Turn(waiting.popleft(), None)
+
 
 class Parcel:
     """Either a batch, as bytes that name its shared memory, or an error for the training process to raise.
@@ -75,10 +110,10 @@ class Parcel:
         self._content = content
 
     @classmethod
-    def pack(cls, clips: Samples, key: Any) -> Parcel:
-        """The batch for ``key``, or the error that prevented it."""
+    def pack(cls, clips: Samples, turn: Turn) -> Parcel:
+        """The batch of ``turn``, or the error that prevented it."""
         try:
-            return cls(bytes(ForkingPickler.dumps(clips[key])))
+            return cls(bytes(ForkingPickler.dumps(turn.made(clips))))
         except Exception as error:
             return cls(as_user_error(error, clips.reading))
 
@@ -118,8 +153,23 @@ class Parcels(Dataset[Parcel]):
     def __len__(self) -> int:
         return len(self._clips)
 
-    def __getitems__(self, key: Any) -> Parcel:
-        return Parcel.pack(self._clips, key)
+    def __getitems__(self, turn: Turn) -> Parcel:
+        return Parcel.pack(self._clips, turn)
+
+    __getitem__ = __getitems__
+
+
+class InTurn(Dataset[Any]):
+    """Batches of ``clips`` for a loader without worker processes."""
+
+    def __init__(self, clips: Samples) -> None:
+        self._clips = clips
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitems__(self, turn: Turn) -> Any:
+        return turn.made(self._clips)
 
     __getitem__ = __getitems__
 
@@ -206,8 +256,8 @@ def make_loader(
         workers = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
     forked_here = processes == 1 and multiprocessing.get_start_method() == "fork"
     return DataLoader(
-        Parcels(dataset) if workers else dataset,  # type: ignore[arg-type]  # has all that a data set needs
-        batch_sampler=order,
+        Parcels(dataset) if workers else InTurn(dataset),
+        batch_sampler=Turns(order, max(1, workers)),  # type: ignore[arg-type]  # has all that a sampler needs
         num_workers=workers,
         collate_fn=whole_parcel if workers else whole_batch,  # type: ignore[arg-type]  # gets what is made of a key
         pin_memory=device.type == "cuda",

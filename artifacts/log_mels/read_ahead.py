@@ -1,8 +1,9 @@
-"""Waiting for slow file systems in threads: the next files of a batch are read while the present one is used.
+"""Waiting for slow file systems in threads: the next files are read while the present one is used.
 
-Opening a file over NFS or Lustre takes 10 to 50 ms, much longer than cropping a log-mel. Once it takes so long, threads
-open and read the next `FILES_AHEAD` files, `BYTES_AHEAD` in total at most. Where the file system is fast, nothing of
-this happens: threads would only cost time.
+The next ones are those of a batch, and after them the first of the batch that follows, if that is known. Opening a file
+over NFS or Lustre takes 10 to 50 ms, much longer than cropping a log-mel. Once it takes so long, threads open and read
+the next `FILES_AHEAD` files, `BYTES_AHEAD` in total at most. Where the file system is fast, nothing of this happens:
+threads would only cost time.
 """
 
 from __future__ import annotations
@@ -115,17 +116,32 @@ class FilesAhead:
 
     def __init__(self) -> None:
         self._expected: list[int] = []
+        self._count = 0  # of those in `_expected` that are read now; the others are read after the next `expect`
+        self._later: list[int] = []
         self._place = 0  # of the present file in `_expected`
         self._begun: dict[int, Future[Opened]] = {}  # by place
         self._buffer = np.empty(0, np.uint8)
         self._threads: Threads | None = None
         self._process = 0
 
+    def announce(self, numbers: list[int]) -> None:
+        """Say which files will be read after those that `expect` names next."""
+        self._later = numbers[:FILES_AHEAD]
+
     def expect(self, numbers: list[int]) -> None:
-        """Say which files will be read next, in their order; what was expected before is forgotten."""
-        if self._begun:
-            self._forget()
-        self._expected, self._place = numbers, 0
+        """Say which files will be read next, in their order; what was expected before is forgotten.
+
+        Files that were announced, and whose reading has begun, are those that are read first now.
+        """
+        begun, self._begun = self._begun, {}
+        for place, future in begun.items():
+            now = place - self._count
+            if now >= 0 and numbers[now : now + 1] == [self._expected[place]]:
+                self._begun[now] = future
+            else:
+                future.add_done_callback(_close)
+        self._expected, self._count, self._place = numbers + self._later, len(numbers), 0
+        self._later = []
 
     def read(self, number: int, path_of: Callable[[int], Path]) -> tuple[np.ndarray, int]:
         """The bytes (n,) of file ``number``, and how many of them were there. They may overwrite those returned before.

@@ -70,6 +70,10 @@ class LogMels:
         """Say which log-mels will be read next, in their order: on a slow file system, threads read them ahead."""
         self._ahead.expect(indices[self._pack_of[indices] == NPY].tolist())
 
+    def announce(self, indices: np.ndarray) -> None:
+        """Say which log-mels will be read after those that `expect` names next."""
+        self._ahead.announce(indices[self._pack_of[indices] == NPY].tolist())
+
     def _path(self, index: int) -> Path:
         return inside(self.root, self.name(index))
 

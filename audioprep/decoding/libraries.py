@@ -82,7 +82,7 @@ class _Samples:
     def __init__(self, channels: int) -> None:
         self._channels, self.frames = channels, 0
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
-        self._format: Any = None
+        self._name = ""  # of the type of the samples
         self._planar, self._form, self._bytes = False, FORMS["flt"], 0
         self._filled, self._capacity = 0, 0
         self._raw = np.empty((0, 0))  # (planes, values) of the block that is being filled
@@ -92,23 +92,23 @@ class _Samples:
 
     def add(self, frame: Any) -> None:
         """Copy the samples of a frame, all of which must be of one type."""
-        count, form = frame.samples, frame.format
-        if form is not self._format:
-            self._take_form(form)
+        count, name = frame.samples, frame.format.name
+        if name != self._name:
+            self._take_form(name, frame.format.is_planar)
         if self._filled + count > self._capacity:
             self.end_block()
             self._begin_block(count)
-        first, last = self._filled * self._bytes, (self._filled + count) * self._bytes
+        first = self._filled * self._bytes
+        length = count * self._bytes
         for kept, plane in zip(self._planes, frame.planes, strict=False):
-            whole = memoryview(plane).cast("B")
-            kept[first:last] = whole if len(whole) == last - first else whole[: last - first]
+            kept[first : first + length] = memoryview(plane)[:length]
         self._filled += count
         self.frames += count
 
-    def _take_form(self, form: Any) -> None:
-        if self._format is not None and form.name != self._format.name:
+    def _take_form(self, name: str, planar: bool) -> None:
+        if self._name:
             raise CannotOpenError("unsupported", "the type of its samples changes within the sound")
-        self._format, self._planar, self._form = form, form.is_planar, FORMS[form.name.removesuffix("p")]
+        self._name, self._planar, self._form = name, planar, FORMS[name.removesuffix("p")]
         if self._form.dtype == "i2":
             self.dtype = np.dtype(np.int16)
         self._bytes = np.dtype(self._form.dtype).itemsize * (1 if self._planar else self._channels)
@@ -274,14 +274,14 @@ def _decode(
     refusal: CannotOpenError,
 ) -> None:
     """Decode the stream into ``samples`` and require that it is whole."""
-    first = container.streams.audio[0]
-    enough, ends, failed = int((max_seconds + 1) * stream.rate), 0, ""
+    first, rate, channels = container.streams.audio[0], stream.rate, stream.channels
+    enough, ends, failed = int((max_seconds + 1) * rate), 0, ""
     try:
         for packet in container.demux(first):
-            if packet.pts is not None:
-                ends = max(ends, packet.pts + (packet.duration or 0))
+            if (at := packet.pts) is not None:
+                ends = max(ends, at + (packet.duration or 0))
             for frame in context.decode(packet):
-                if frame.sample_rate != stream.rate or frame.layout.nb_channels != stream.channels:
+                if frame.sample_rate != rate or frame.layout.nb_channels != channels:
                     raise CannotOpenError("unsupported", "the rate or the channels change within the sound")
                 samples.add(frame)
             if samples.frames >= enough:

@@ -21,7 +21,7 @@ from m2dprep.artifacts.clips.addresses import is_address, without_secrets
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep.remote.faults import ADVICE, as_system_errors
-from m2dprep.audioprep.remote.requests import fetch, is_web, within
+from m2dprep.audioprep.remote.requests import PORTIONS, fetch, is_web, within
 from m2dprep.audioprep.remote.stamps import stamp_of
 
 T = TypeVar("T")
@@ -136,11 +136,12 @@ class Address:
 
     def read_whole(self, size: int) -> Iterator[bytes]:
         """All bytes, in blocks. Raises `OSError`, also if they are not ``size`` bytes, unless that is `UNKNOWN`."""
-        if 0 <= size <= BLOCK_BYTES or size == UNKNOWN:
+        at_once = BLOCK_BYTES if is_web(self._place()[0]) else min(PORTIONS.size, BLOCK_BYTES)
+        if size == UNKNOWN or size <= at_once:
             yield self._at_once(size)
             return
         try:
-            yield self.read(0, BLOCK_BYTES)
+            yield self.read(0, min(size, BLOCK_BYTES))
         except NoRangesError:
             yield self._at_once(size)
             return

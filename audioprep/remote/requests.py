@@ -63,7 +63,7 @@ def fetch(files: Any, path: str, start: int | None = None, end: int | None = Non
     while start < end:
         size = min(PORTIONS.size, end - start)
         begun = time.monotonic()
-        part = files.cat_file(path, start, start + size)
+        part = files.cat_file(path, start=start, end=start + size)  # by name: that of S3 has another order
         PORTIONS.took(size, time.monotonic() - begun)
         progress()
         parts.append(part)

@@ -28,13 +28,24 @@ class Web:
     forbidden: tuple[str, ...] = ()
     needs: str = ""
     """The query, or the header Authorization, without which it says 403."""
+    drip_bytes: int = 0
     drip_seconds: float = 0.0
+    """It sends so many bytes at a time, files and pages, and pauses between them."""
+    stops_after: int = -1
+    """Having sent so many bytes of an answer, it sends nothing more of it."""
     asked: list[str] = field(default_factory=list)
     bytes_sent: int = 0
     count: int = 0
     server: Any = None
+    stopped: bool = False
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_port)
 
     def stop(self) -> None:
+        """Answer nobody any more: connections are refused, and those that there are end after their next answer."""
+        self.stopped = True
         self.server.shutdown()
         self.server.server_close()
 
@@ -64,11 +75,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         parts = urlsplit(self.path)
         name = unquote(parts.path)
         path = state.folder / name.lstrip("/")
+        if state.stopped:
+            self.close_connection = True
+            return self.connection.close()
         state.asked.append(name)
         if state.needs and state.needs not in (parts.query, self.headers.get("Authorization", "")):
             return self.refuse(403)
         if path.is_dir():
-            return super().do_GET() if body else super().do_HEAD()
+            return self.page(path, body)
         state.count += 1
         if self.faulty(state, name):
             return None
@@ -111,7 +125,25 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         if body:
             state.bytes_sent += end - begin
-            self.wfile.write(data[begin:end])
+            self.drip(data[begin:end])
+
+    def page(self, folder: Path, body: bool) -> None:
+        """A page that lists a folder."""
+        stream = self.list_directory(folder)  # it sends the header
+        if stream is not None:
+            with stream:
+                if body:
+                    self.drip(stream.read())
+
+    def drip(self, data: bytes) -> None:
+        state: Web = self.server.state  # type: ignore[attr-defined]
+        portion = state.drip_bytes or len(data)
+        for start in range(0, len(data), max(1, portion)):
+            if 0 <= state.stops_after <= start:
+                time.sleep(3600)
+            self.wfile.write(data[start : start + portion])
+            self.wfile.flush()
+            time.sleep(state.drip_seconds)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -122,11 +154,11 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def web(folder: Path, **faults: Any) -> Iterator[Web]:
+def web(folder: Path, port: int = 0, **faults: Any) -> Iterator[Web]:
     """``folder`` at an address of this machine, during the block."""
     state = Web(folder, **faults)
 
-    state.server = Server(("127.0.0.1", 0), Handler)
+    state.server = Server(("127.0.0.1", port), Handler)
     state.server.state = state
     state.url = f"http://127.0.0.1:{state.server.server_port}"
     thread = threading.Thread(target=state.server.serve_forever, args=(0.05,), daemon=True)
@@ -134,5 +166,6 @@ def web(folder: Path, **faults: Any) -> Iterator[Web]:
     try:
         yield state
     finally:
-        state.stop()
+        if not state.stopped:
+            state.stop()
         thread.join()

@@ -3,6 +3,7 @@ up."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_array
+from m2dprep.artifacts.log_mels import read_ahead
 from m2dprep.artifacts.log_mels.store import find_log_mels
 from m2dprep.artifacts.tables import write_file_list
 from m2dprep.audioprep.pack import pack
@@ -23,7 +25,7 @@ from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.training.config import PRESETS, DataChoice, TrainConfig
 from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch, BatchKey, Clips, TrainOrder, counter_rng, uniform_to_index, whole_batch
-from m2dprep.training.loader import mix_powers, to_model_input
+from m2dprep.training.loader import Turns, mix_powers, to_model_input
 
 MakeData = Callable[..., Path]
 MODEL = replace(PRESETS["tiny"].model, off_emb_dim=16)
@@ -104,6 +106,23 @@ def test_workers_change_nothing(data: TrainingData, context: str) -> None:
     alone, helped = batches(0), batches(2 if context == "fork" else 1)
     assert len(alone) == 3
     assert all(equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+@pytest.mark.parametrize("noise_ratio", [0.0, 0.2])
+def test_batches_that_were_announced_are_the_same(
+    tmp_path: Path, make_data: MakeData, noise_ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow file system, the first files of a batch and its backgrounds are read while the one before is made."""
+    root = make_data(tmp_path / "data", clips=12)
+    shutil.copyfile(next(root.glob("files_*.csv")), root / "noise.csv")
+    data = open_training_data(DataChoice(root, backgrounds=(root / "noise.csv",)), 80)
+    order = TrainOrder(12, 4, 0, total_steps=6)
+    plain = [dataset(data, noise_ratio=noise_ratio)[turn] for turn in order]
+    monkeypatch.setattr(read_ahead.READING, "seconds", 1e9)
+    clips = dataset(data, noise_ratio=noise_ratio)
+    assert (clips._background is not None) == (noise_ratio > 0)
+    made = [turn.made(clips) for turn in Turns(order, 1)]
+    assert all(equal(one, other) for one, other in zip(plain, made, strict=True))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from m2dprep.training.config import DataChoice, TrainConfig
 from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.dataset import TrainOrder
-from m2dprep.training.loader import BATCHES_AHEAD, Batches, batches_per_worker, fork_server, make_loader
+from m2dprep.training.loader import BATCHES_AHEAD, Batches, Turns, batches_per_worker, fork_server, make_loader
 from m2dprep.training.signals import WATCHED
 from tests.tiny import TINY
 
@@ -35,6 +35,16 @@ def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callabl
         next(batches)
         assert len(multiprocessing.active_children()) == 1
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("batches", "processes", "after"),
+    [(5, 1, [1, 2, 3, 4, None]), (5, 2, [2, 3, 4, None, None]), (2, 4, [None, None]), (0, 2, [])],
+)
+def test_each_process_knows_what_it_makes_next(batches: int, processes: int, after: list[int | None]) -> None:
+    turns = Turns(range(batches), processes)
+    assert len(turns) == batches
+    assert [(turn.key, turn.after) for turn in turns] == list(zip(range(batches), after, strict=True))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -121,26 +121,38 @@ def steps_per_epoch(clips: int, config: FineTuneConfig) -> int:
     return -(-(config.draws or clips) // config.batch_size)
 
 
-class Source(Protocol):
+class Source:
     """Where clips come from, by number; a crop is a row of numbers or a log-mel, always equally long."""
 
-    @property
-    def reading(self) -> str | None:
-        """The file that was read last."""
+    # The file that was read last.
+    reading: str | None = None
+
+    def announce(self, clips: np.ndarray) -> None:
+        """Note which clips will be read after those that `expect` names next; for sources that read ahead."""
+
+    def expect(self, clips: np.ndarray) -> None:
+        """Note which clips will be read next, in their order."""
 
     def crop(self, clip: int, share: float) -> np.ndarray:
         """float32: a crop that begins at this share of what is left over, or a whole shorter clip and silence."""
+        raise NotImplementedError
 
     def log_mels(self, crops: np.ndarray) -> np.ndarray:
         """float32 (B, 1, F, T) of crops (B, …), which may have been mixed."""
+        raise NotImplementedError
 
 
-class StoredLogMels:
+class StoredLogMels(Source):
     """Log-mels of a data directory: ``frames`` long, shorter ones filled up with ``filling``."""
 
     def __init__(self, log_mels: LogMels, frames: int, filling: float) -> None:
         self._log_mels, self._frames, self._filling = log_mels, frames, np.float32(filling)
-        self.reading: str | None = None
+
+    def announce(self, clips: np.ndarray) -> None:
+        self._log_mels.announce(clips)
+
+    def expect(self, clips: np.ndarray) -> None:
+        self._log_mels.expect(clips)
 
     def crop(self, clip: int, share: float) -> np.ndarray:
         self.reading = str(self._log_mels.root / self._log_mels.name(clip))
@@ -153,14 +165,13 @@ class StoredLogMels:
         return crops[:, None]
 
 
-class Sounds:
-    """Sounds that are decoded each time; a crop has ``frames`` after the front end."""
+class Sounds(Source):
+    """Sounds that are decoded each time; a crop has ``frames`` after the front end. They are not read ahead."""
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str], config: LogMelConfig, frames: int) -> None:
         self._paths, self._names, self._config = paths, names, config
         self._samples = max(1, (frames - 1) * config.hop_length)
         self._loader = ClipLoader(config, Crop(), waveforms=True)
-        self.reading: str | None = None
 
     def crop(self, clip: int, share: float) -> np.ndarray:
         self.reading = str(self._paths[clip])
@@ -218,7 +229,12 @@ class LabelledClips(Dataset[LabelledBatch]):
     def file_name(self, clip: int) -> str:
         return str(self.names[clip])
 
+    def announce(self, key: BatchKey) -> None:
+        """Say which batch will be asked for after the next one, so that its first files are read ahead."""
+        self.source.announce(_reads(key))
+
     def __getitem__(self, key: BatchKey) -> LabelledBatch:
+        self.source.expect(_reads(key))
         if key.places is None:
             return self._undisturbed(key.clips)
         config = self.config
@@ -290,6 +306,13 @@ class LabelledClips(Dataset[LabelledBatch]):
             shares = counter_rng(VALID_STREAM, self.config.seed, 0, clips, 1)[:, 0]
         log_mel = self.source.log_mels(self._crops(clips, shares))
         return LabelledBatch(_shared(log_mel), torch.from_numpy(self._one_hot(clips)))
+
+
+def _reads(key: BatchKey) -> np.ndarray:
+    """The clips that are read for a batch, in their order: its own, and those that they are mixed with."""
+    if key.places is None or key.partner_places is None or key.partners is None:
+        return key.clips
+    return np.concatenate([key.clips, key.partners[~np.isin(key.partner_places, key.places)]])
 
 
 def _shared(values: np.ndarray) -> torch.Tensor:

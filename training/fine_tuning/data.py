@@ -143,15 +143,21 @@ class FineTuneData:
         )
 
 
-class _Chosen:
+class _Chosen(Source):
     """Some of the clips of a source, by new numbers."""
 
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
 
     @property
-    def reading(self) -> str | None:
+    def reading(self) -> str | None:  # type: ignore[override]
         return self._source.reading
+
+    def announce(self, clips: np.ndarray) -> None:
+        self._source.announce(self._rows[clips])
+
+    def expect(self, clips: np.ndarray) -> None:
+        self._source.expect(self._rows[clips])
 
     def crop(self, clip: int, share: float) -> np.ndarray:
         return self._source.crop(int(self._rows[clip]), share)

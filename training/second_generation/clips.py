@@ -75,7 +75,7 @@ class CaptionedClips(Clips):
         masks: PatchMasks | None,
     ) -> None:
         self._log_mels, self._clips, self._texts = log_mels, clips, captions
-        self._model, self._seed, self._masks = model, seed, masks
+        self._model, self._seed, self._masks, self._background = model, seed, masks, None
         self._at: tuple[LogMels, int] | None = None
 
     def caption_rows(self, index: int) -> np.ndarray:

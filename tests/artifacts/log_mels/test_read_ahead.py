@@ -164,6 +164,37 @@ def test_other_files_than_expected_are_read_as_ever(root: Path) -> None:
         assert (log_mels[number] == number).all()
 
 
+@pytest.mark.parametrize(
+    ("announced", "second"),
+    [
+        (range(20, 30), range(20, 30)),
+        (range(20, 23), range(20, 23)),
+        (range(20, 30), range(30, 40)),
+        (range(20, 30), [20, 21, 35, 23]),
+        ([], range(20, 30)),
+    ],
+    ids=["as announced", "a short one", "others", "some others", "not announced"],
+)
+def test_the_first_files_of_the_next_batch_are_read_while_this_one_is_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch, announced: Sequence[int], second: Sequence[int]
+) -> None:
+    first = [3, 4, 5, 3]
+    expected = [read(log_mels_of(root), order) for order in (first, second)]
+    log_mels, threads = log_mels_of(root), slowed(monkeypatch, 0.0)
+    read_ahead.READING.seconds = 1e9
+    log_mels.announce(np.array(announced, int))
+    assert read(log_mels, first) == expected[0]
+    ahead = min(len(announced), read_ahead.FILES_AHEAD - 1)
+    deadline = time.monotonic() + 30
+    while len(threads) < len(first) + ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(threads) == len(first) + ahead
+    assert read(log_mels, second) == expected[1]
+    used = sum(a == b for a, b in zip([*announced][:ahead], second, strict=False))
+    assert len(threads) == len(first) + len(second) + ahead - used, "what was read ahead is read once"
+    assert read(log_mels, first) == expected[0], "nothing is announced twice"
+
+
 def test_files_that_were_opened_and_not_needed_are_closed(root: Path) -> None:
     log_mels, before = log_mels_of(root), open_files()
     read_ahead.READING.seconds = 1e9

@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from m2dprep.m2dclap.masking import structured_counts
-from m2dprep.training.fine_tuning.clips import BatchKey, EpochOrder, LabelledBatch, LabelledClips, steps_per_epoch
+from m2dprep.training.fine_tuning.clips import (
+    BatchKey,
+    EpochOrder,
+    LabelledBatch,
+    LabelledClips,
+    Source,
+    steps_per_epoch,
+)
 from m2dprep.training.fine_tuning.settings import FineTuneConfig, with_changes
 
 CONFIG = FineTuneConfig(epochs=2, batch_size=6, warmup_epochs=1.0, mixup=0.4, mask_ratio=0.4)
 GRID, FRAMES, CLASSES = (5, 3), 48, 4
 
 
-class Ramps:
+class Ramps(Source):
     """Clip n begins at 100 n and rises by 1 per frame; it counts what is read."""
-
-    reading: str | None = None
 
     def __init__(self) -> None:
         self.read: list[int] = []
