@@ -20,6 +20,7 @@ import numpy as np
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.errors import UserError, top_reasons
 from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
+from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 from m2dprep.evaluation.protocols.result import plain
 from m2dprep.evaluation.tagging.inputs import Item, sources_digest
 from m2dprep.evaluation.tagging.journal import SOUNDS, Journal, begun, finish, finished
@@ -48,8 +49,9 @@ class TagSettings:
 
     def to_dict(self) -> dict[str, Any]:
         value = asdict(self)
-        names = value.pop("choice")
-        return {**value, "top": names["top"], "threshold": names["threshold"], "classes": names["names"]}
+        del value["choice"]
+        names = [self.choice.names.labels, self.choice.names.ids]
+        return {**value, "top": self.choice.top, "threshold": self.choice.threshold, "classes": names}
 
 
 @dataclass
@@ -63,13 +65,15 @@ class TagReport:
     failed: int
     rows: int
     reasons: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def summary(self) -> str:
         line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
-        return line + (f" ({top_reasons(self.reasons)}; their rows are in the output)" if self.failed else "")
+        line += f" ({top_reasons(self.reasons)}; their rows are in the output)" if self.failed else ""
+        return "\n".join([*(f"note: {sentence}" for sentence in self.notes), line])
 
 
 def tag_items(
@@ -81,6 +85,7 @@ def tag_items(
     kind: str,
     identity: dict[str, Any],
     picture: Picture | None = None,
+    timeout: float = 0.0,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TagReport:
@@ -101,7 +106,7 @@ def tag_items(
         failures = sum(row["status"] == FAILED for rows in there.values() for row in rows)
         skipped = len(items) - sum(len(own) for _, own in pending) - failures
         del there
-        _tag_shards(journal, pending, len(items), Worker(classifier, settings, picture), quiet=quiet)
+        _tag_shards(journal, pending, len(items), Worker(classifier, settings, picture, timeout), quiet=quiet)
         counted = _Counts()
         write_rows(output, kind, (counted.seen(journal.read(first)) for first, _ in shards))
         reasons, failed = dict(counted.reasons), counted.reasons.total()
@@ -196,21 +201,39 @@ def _opened_ahead(
 
 
 class Worker:
-    """Opens sounds, and makes rows of them."""
+    """Opens sounds, and makes rows of them. Reading one may give nothing for ``timeout`` seconds; 0 is no limit."""
 
-    def __init__(self, classifier: Classifier, settings: TagSettings, picture: Picture | None) -> None:
-        self._settings, self._picture = settings, picture
+    def __init__(
+        self, classifier: Classifier, settings: TagSettings, picture: Picture | None, timeout: float = 0.0
+    ) -> None:
+        self._settings, self._picture, self._timeout = settings, picture, timeout
         self._seconds_per_frame = classifier.seconds_per_frame
         self._batcher = Batcher(classifier, settings.batch_size)
 
     def opened(self, item: Item) -> Open:
         """A sound, opened; runs in a thread."""
+        if not self._timeout:
+            return self._opened(item, no_claim)
+        return next(limited(self._opened, [item], self._timeout, self._late))
+
+    def _late(self, item: Item) -> Open:
+        item.give_up()
+        return Open(item, failure=("read_timeout", f"reading it gave nothing for {self._timeout:g} s"))
+
+    def _opened(self, item: Item, claim: Claim) -> Open:
         try:
             sound = item.open()
         except DecodeError as error:
             return Open(item, failure=(error.reason, error.message))
         except UserError as error:
             return Open(item, failure=("not_a_log_mel", str(error)))
+        except OSError as error:
+            return Open(item, failure=("transient", str(error)))
+        try:
+            claim()
+        except BaseException:
+            sound.close()
+            raise
         found = Open(item, sound, sound.segments(self._settings.windows))
         if sum(map(sound.frames, found.segments)) <= PREPARED_FRAMES:
             most = self._batcher.most_frames

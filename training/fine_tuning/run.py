@@ -13,6 +13,7 @@ RUN/fold-<name>/         the run of a fold; then RUN has the result of all of th
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.tagging.class_names import names_of
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
@@ -221,11 +223,16 @@ def _open_run(
     run = begin_run(
         stack, out, name, settings, notes, recipe, start.clips.skipped, overwrite=options.overwrite
     )  # fmt: skip
-    names = data.clips.found.task.caption.names
+    names = _words(data)
     rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
     write_csv(out / CLASSES, ("index", "label", "name"), rows)
     write_text(run.checkpoints / CLASS_LIST, "".join(f"{label}\n" for label in data.classes))
     return run
+
+
+def _words(data: FineTuneData) -> Mapping[str, str]:
+    """The names of classes that are ids: the task's, or AudioSet's."""
+    return data.clips.found.task.caption.names or names_of(data.classes)
 
 
 def _size(width: int) -> str:
@@ -337,7 +344,7 @@ def _tested(
 def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, config: FineTuneConfig) -> dict[str, Any]:
     """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     model, front_end = objective.model.encoder.config, start.clips.front_end
-    names = data.clips.found.task.caption.names
+    names = _words(data)
     named = any(label in names for label in data.classes)
     return {
         "model": model_name(_size(model.embed_dim)),
