@@ -38,8 +38,9 @@ from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, op
 from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows
 from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
 from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
+from m2dprep.training.fine_tuning.probe import Probe, begin_with, train_probe
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
-from m2dprep.training.fine_tuning.settings import FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
+from m2dprep.training.fine_tuning.settings import PROBE, FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
 from m2dprep.training.fine_tuning.validation import EpochScores, judge
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
@@ -141,7 +142,8 @@ def make_state(
         encoder = load_encoder(start.checkpoint, start.input_frames)
         model = FineTuned(encoder, start.checkpoint.norm_stats, len(data.classes), flat=config.is_flat)
     objective = FineTuning(
-        model, start.clips.front_end, several=data.several, freeze_patches=config.freeze_patches
+        model, start.clips.front_end, several=data.several, freeze_patches=config.freeze_patches,
+        fixed_norm=config.head == PROBE,
     )  # fmt: skip
     objective = objective.to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
@@ -186,6 +188,8 @@ def _run(
             say(context, f"going on from {newest}")
         else:
             say(context, _began_with(start, state.objective))
+            if config.head == PROBE:
+                _begin_with_probe(context, data, state.objective, config, options)
         schedule = FineTuneSchedule(config, steps_per_epoch(len(data.splits.train), config))
         scores = _epoch_scores(data, state.objective, schedule, run, options, context.size)
         if state.step < schedule.total_steps:
@@ -249,6 +253,27 @@ def _began_with(start: Start, objective: FineTuning) -> str:
         dropped += f"; with heads of {config.embed_dim // config.num_heads} dimensions, not {HEAD_DIM}, weights_*.pth "
         dropped += "is misread without its run: use checkpoint-*.pth"
     return f"the encoder of {checkpoint.path} ({checkpoint.layout}) and a new head{positions}{dropped}"
+
+
+def _begin_with_probe(
+    context: DistributedContext,
+    data: FineTuneData,
+    objective: FineTuning,
+    config: FineTuneConfig,
+    options: FineTuneOptions,
+) -> None:
+    def trained() -> Probe:
+        grid = grid_of(objective, data.frames)
+        train, valid = (data.dataset(rows, config, grid) for rows in (data.splits.train, data.splits.valid))
+        return train_probe(
+            objective, train, valid, seed=config.seed, amp=config.amp, workers=options.loader_workers,
+            processes=context.size,
+        )  # fmt: skip
+
+    probe = context.broadcast_from_main(trained)
+    begin_with(objective, probe)
+    split = "test" if data.splits.validates_on_test else "valid"
+    say(context, f"the head begins as a linear probe: {split} {data.metric} {probe.score:.4f}")
 
 
 def _epoch_scores(
