@@ -33,6 +33,11 @@ def digest_of(*parts: Any) -> str:
     return state.hexdigest()
 
 
+def growing_digest() -> Any:
+    """An object that is updated with part after part; its ``hexdigest()`` is then `digest_of` all of them."""
+    return xxhash.xxh3_64()
+
+
 def int_digest(part: Any) -> int:
     """The digest of one buffer, as a number."""
     return xxhash.xxh3_64_intdigest(part)

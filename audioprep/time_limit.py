@@ -10,13 +10,23 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from m2dprep.artifacts.reading import give_up, last_progress, reading
-from m2dprep.audioprep.source import Source
 
 LOOK_SECONDS = 1.0
 T = TypeVar("T")
+
+
+class Readable(Protocol):
+    """What is read, such as a source."""
+
+    @property
+    def path(self) -> object:
+        """Its name in messages about slow reads."""
+
+
+S = TypeVar("S", bound=Readable)
 Claim = Callable[[], None]
 
 
@@ -24,9 +34,7 @@ def no_claim() -> None:
     """A `Claim` for work without a time limit."""
 
 
-def limited(
-    work: Callable[[Source, Claim], T], sources: Sequence[Source], seconds: float, late: Callable[[Source], T]
-) -> Iterator[T]:
+def limited(work: Callable[[S, Claim], T], sources: Sequence[S], seconds: float, late: Callable[[S], T]) -> Iterator[T]:
     """The result of ``work`` for each source in order, or of ``late`` if reading it gives nothing for ``seconds``.
 
     ``work`` calls its `Claim` when it has read its whole source, before it changes anything on disk; from then on it
@@ -66,7 +74,7 @@ class _Raised:
 class _Runner(threading.Thread):
     """Works on sources until one of them takes too long and the thread is abandoned."""
 
-    def __init__(self, work: Callable[[Source, Claim], Any], sources: Sequence[Source]) -> None:
+    def __init__(self, work: Callable[[Any, Claim], Any], sources: Sequence[Readable]) -> None:
         super().__init__(name="m2dprep-sources", daemon=True)
         self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._work, self._sources = work, sources

@@ -28,6 +28,9 @@ HEAD_DIM, DECODER_HEAD_DIM = 64, 32
 # A folder's name is <model>-<F>x<T>p<f>x<t>[p<kHz>k[p<letter>[pTI]]]-<anything>.
 SHAPE_FIELD = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(?:p(.*))?")
 TEXT_INSIDE = "TI"
+# The frames of published models' inputs. Weights give the number of columns of patches alone, and frames beyond the
+# last column change how long sounds are cut.
+KNOWN_FRAMES = (101, 200, 208, 304, 400, 501, 608, 821, 1001)
 # The numbers of dimensions of the weights from which sizes are read.
 DIMENSIONS = {
     "cls_token": 3,
@@ -228,7 +231,7 @@ def infer_config(weights: Mapping[str, torch.Tensor], path: Path) -> ModelConfig
 
 def _input_size(weights: Mapping[str, torch.Tensor], patch_size: torch.Size, path: Path) -> tuple[int, int]:
     """The size in the folder's name if it gives as many patches as the weights have, else one of 80 mel bins that
-    does."""
+    does: of a published model, or else of frames that fill all columns."""
     patches = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
     if (named := folder_name(path)) is not None:
         size = named.input_size
@@ -237,7 +240,9 @@ def _input_size(weights: Mapping[str, torch.Tensor], patch_size: torch.Size, pat
     rows = DEFAULT_MEL_BINS // patch_size[0]
     if rows == 0 or patches < rows or patches % rows:
         raise UserError(f"{path}: its {patches} positions fit no input of {DEFAULT_MEL_BINS} mel bins.")
-    return rows * patch_size[0], patches // rows * patch_size[1]
+    columns = patches // rows
+    frames = next((known for known in KNOWN_FRAMES if known // patch_size[1] == columns), columns * patch_size[1])
+    return rows * patch_size[0], frames
 
 
 def depth_of(weights: Mapping[str, torch.Tensor], prefix: str) -> int:

@@ -35,23 +35,23 @@ def open_lms(path: Path, *, n_mels: int | None = None) -> np.ndarray:
     `OSError`, naming it, if the machine fails, which says nothing about the file.
     """
     with open_regular(path) as file:
-        return map_npy(file, _require_lms(path, form_of(file), n_mels))
+        return map_npy(file, require_lms(path, form_of(file), n_mels))
 
 
 def read_lms(path: Path, *, n_mels: int | None = None) -> LmsFile:
     """Read a whole log-mel file, without a map, and its digest. Raises the errors of `open_lms`."""
     content = read_file(path)
-    form = _require_lms(path, form_in(path, content[:MAX_HEADER_BYTES], len(content)), n_mels)
+    form = require_lms(path, form_in(path, content[:MAX_HEADER_BYTES], len(content)), n_mels)
     return LmsFile(form.array(content), digest_of(content), len(content) - form.bytes)
 
 
 def lms_form(path: Path, *, n_mels: int | None = None) -> NpyForm:
     """The header of a log-mel file. Raises the errors of `open_lms`."""
     with open_regular(path) as file:
-        return _require_lms(path, form_of(file), n_mels)
+        return require_lms(path, form_of(file), n_mels)
 
 
-def _require_lms(path: Path, form: NpyForm, n_mels: int | None) -> NpyForm:
+def require_lms(path: Path, form: NpyForm, n_mels: int | None) -> NpyForm:
     """``form``; raises `UserError` unless it is the form of a log-mel."""
     shape = form.shape
     if len(shape) != 3 or shape[0] != 1 or shape[1] == 0 or shape[2] == 0 or (n_mels and shape[1] != n_mels):

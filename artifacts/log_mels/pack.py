@@ -13,7 +13,7 @@ that the two never mix, and the new ``meta.json`` makes it the current pack.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.digests import digest_of, fingerprint, plain_digest, read_blocks
+from m2dprep.artifacts.digests import digest_of, fingerprint, growing_digest, plain_digest, read_blocks
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.json_files import read_object, write_object
@@ -334,8 +334,24 @@ class PackedStore:
         self._require_proof(row, log_mel.T)
         return log_mel
 
+    def stretches(self, row: int, most: int) -> Iterator[np.ndarray]:
+        """The log-mel of a row in stretches (n_mels, n) of at most ``most`` frames, in order; threads may do this at
+        the same time. Raises the errors of `array` and, at the end, `UserError` if the log-mel is damaged."""
+        file, start, frames = self._shard_file(int(self.shards[row])), int(self.starts[row]), int(self.frames[row])
+        state = growing_digest()
+        for first in range(0, frames, most):
+            part = np.empty((min(most, frames - first), self.n_mels), self.dtype)
+            file.read(start + first, part)
+            state.update(part)
+            yield part.T
+        self._require_digest(row, state.hexdigest())
+
     def _require_proof(self, row: int, frames: np.ndarray) -> None:
-        if self.digests is not None and digest_of(frames) != self.digests[row].as_py():
+        if self.digests is not None:
+            self._require_digest(row, digest_of(frames))
+
+    def _require_digest(self, row: int, digest: str) -> None:
+        if self.digests is not None and digest != self.digests[row].as_py():
             path = self.shard(int(self.shards[row]))
             raise UserError(f"{path} is damaged: the clip in row {row} is not the one that was packed.")
 
@@ -366,14 +382,18 @@ class PackedStore:
             raise UserError(f"{path} has been replaced since the pack was opened; start again, with the new one.")
 
     def _open(self, shard: int) -> RowFile:
-        """Open a shard. Raises `UserError` if its header does not fit the pack."""
+        """Open a shard to read it again and again. Raises `UserError` if its header does not fit the pack."""
+        found = self._shard_file(shard)
+        if len(self._opened) == MAX_OPEN:
+            del self._opened[next(iter(self._opened))]
+        self._opened[shard] = found
+        return found
+
+    def _shard_file(self, shard: int) -> RowFile:
         path = self.shard(shard)
         found = RowFile(path, self.identities[shard])
         if found.shape[1] != self.n_mels or found.dtype != self.dtype:
             raise UserError(f"{path} holds {found.dtype} {found.shape}, not {self.dtype} (frames, {self.n_mels}).")
-        if len(self._opened) == MAX_OPEN:
-            del self._opened[next(iter(self._opened))]
-        self._opened[shard] = found
         return found
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from m2dprep.artifacts.log_mels.first_reads import UNKNOWN, FirstReads, digests_
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.read_ahead import FilesAhead
 from m2dprep.artifacts.log_mels.records import read_config
+from m2dprep.artifacts.log_mels.stretches import file_stretches, frames_at_once
 
 NPY = -1
 MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
@@ -131,6 +132,22 @@ class LogMels:
         if log_mel.nbytes > MAPPED_BYTES:
             self._long.add(index)
         return log_mel
+
+    def stretches(self, index: int) -> Iterator[np.ndarray]:
+        """A log-mel in stretches (F, n) of its frames, in order, which take little memory however long it is. Threads
+        may do this at the same time.
+
+        Raises the errors of indexing; if a pack's log-mel is damaged, at the end.
+        """
+        pack = self._pack_of[index]
+        if pack == NPY:
+            yield from file_stretches(self._path(index), self._digests[index])
+            return
+        store = self._packs[pack]
+        try:
+            yield from store.stretches(int(self._row_of[index]), frames_at_once(store.n_mels, np.dtype(store.dtype)))
+        except UserError as error:
+            raise UserError(f"{self.root / self.name(index)}: {error} {MENDING}") from error
 
     def take(self, indices: np.ndarray) -> LogMels:
         """The log-mels at ``indices``, in that order."""

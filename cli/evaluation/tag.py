@@ -28,7 +28,7 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
 
 
 @stage(
-    how=("device", "batch_size", "max_failures"),
+    how=("device", "batch_size", "max_failures", "read_timeout"),
     reads=lambda given: given.made_below("root"),
     shows=("inputs", "failed", "rows"),
 )
@@ -73,6 +73,14 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         default="auto",
         help="Choose what reads the files that libsndfile cannot open, as for melspec.",
     ),
+    click.option(
+        "--read-timeout",
+        type=Number(min=0),
+        metavar="SECONDS",
+        default=120.0,
+        help="Give up a sound whose reading gives nothing for so long. It counts as a failure, and the same command "
+        "tries it again. 0 waits forever.",
+    ),
     max_failures_option,
 )
 @titled(
@@ -81,7 +89,7 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         "--classes",
         type=PATH,
         default=None,
-        show_default="the checkpoint's own, or classes.txt beside it",
+        show_default="the checkpoint's own, classes.txt beside it, or AudioSet's for 527",
         help="Read the names of the classes from this file: AudioSet's class_labels_indices.csv, sorted by mid as EVAR "
         "does, the labels.csv of a prepared task, or a text file with one per line in the order of the scores.",
     ),
@@ -142,7 +150,7 @@ def tag(
 
     \b
     Examples:
-      m2dprep tag as_ft.pth a.wav b.mp3 --classes class_labels_indices.csv
+      m2dprep tag as_ft.pth a.wav b.mp3
       m2dprep tag as_ft.pth recordings --window 10 --hop 5 -o tags.parquet
       m2dprep tag as_ft.pth long.flac --window 2 --hop 1 --threshold 0.3 -o tags.jsonl --plot long.png
       m2dprep tag as_ft.pth data/audioset_lms --frames --top 1 -o frames.csv

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.discover import PassedOver
-from m2dprep.evaluation.tagging.class_names import class_names
+from m2dprep.evaluation.tagging.class_names import AS_AUDIOSET, class_names
 from m2dprep.evaluation.tagging.inputs import Reading, find_items
 from m2dprep.evaluation.tagging.job import TagReport, TagSettings, tag_items
 from m2dprep.evaluation.tagging.picture import Picture
@@ -45,6 +45,7 @@ class TagRequest:
     plot: Path | None = None
     max_seconds: float = DAY
     ffmpeg: bool | None = None
+    read_timeout: float = 0.0
     device: str = "auto"
     batch_size: int = 32
     kind: str | None = None
@@ -69,7 +70,7 @@ def tag(request: TagRequest, output: Path | None) -> tuple[TagReport, list[Row]]
     kind = format_of(output, request.kind) if output is not None else "jsonl"
     checkpoint = Checkpoint.read(find_checkpoint(request.checkpoint))
     names = class_names(checkpoint, request.classes)
-    reading = Reading(checkpoint.front_end, request.max_seconds, request.ffmpeg)
+    reading = Reading(checkpoint.front_end, request.max_seconds, request.ffmpeg, request.read_timeout)
     items = find_items(request.paths, reading, request.root, request.passed_over)
     picture = None
     if request.plot is not None:
@@ -83,16 +84,21 @@ def tag(request: TagRequest, output: Path | None) -> tuple[TagReport, list[Row]]
         "max_seconds": reading.max_seconds,
         "ffmpeg": reading.ffmpeg,
     }
+    notes = (AS_AUDIOSET,) if names.assumed else ()
     if output is not None:
-        return tag_items(
+        report = tag_items(
             classifier, items, settings, output,
-            kind=kind, identity=identity, picture=picture, overwrite=request.overwrite,
-        ), []  # fmt: skip
+            kind=kind, identity=identity, picture=picture, timeout=request.read_timeout, overwrite=request.overwrite,
+        )  # fmt: skip
+        return replace(report, notes=notes), []
     with tempfile.TemporaryDirectory(prefix="m2dprep-") as folder:
         place = Path(folder) / ROWS
-        report = tag_items(classifier, items, settings, place, kind=kind, identity=identity, picture=picture)
+        report = tag_items(
+            classifier, items, settings, place,
+            kind=kind, identity=identity, picture=picture, timeout=request.read_timeout,
+        )  # fmt: skip
         rows = [json.loads(line) for line in place.read_text(encoding="utf-8").split("\n") if line]
-    return report, rows
+    return replace(report, notes=notes), rows
 
 
 def lines_of(rows: Sequence[Row]) -> list[str]:

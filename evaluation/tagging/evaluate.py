@@ -19,7 +19,14 @@ from m2dprep.evaluation.protocols.result import Result, software_versions
 from m2dprep.evaluation.protocols.tagging import PREDICTION_COLUMNS, PROTOCOL, prediction_rows, tagging
 from m2dprep.evaluation.reading import Crop
 from m2dprep.evaluation.run import RunOptions
-from m2dprep.evaluation.tagging.class_names import AUDIOSET_CLASSES, ClassNames, own_class_names, read_class_names
+from m2dprep.evaluation.tagging.class_names import (
+    AS_AUDIOSET,
+    AUDIOSET_CLASSES,
+    ClassNames,
+    audioset_names,
+    own_class_names,
+    read_class_names,
+)
 from m2dprep.evaluation.tagging.scores import activated
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.reuse.classifier import feature_of, head_size, load_head
@@ -27,11 +34,15 @@ from m2dprep.m2dclap.reuse.classifier import feature_of, head_size, load_head
 SHOWN = 5
 
 
+AS_THE_TABLE = "The classifier does not say what its classes are: they are taken to be the table's, sorted."
+
+
 class Matched(NamedTuple):
-    """The classes of a task in the order of a head's scores, and whether the head's own names said so."""
+    """The classes of a task in the order of a head's scores, and what was ``assumed`` if its own names do not say
+    so."""
 
     classes: list[str]
-    named: bool
+    assumed: str = ""
 
 
 def match_classes(
@@ -39,18 +50,21 @@ def match_classes(
 ) -> Matched:
     """Which score belongs to which label of the ``rows`` of a table.
 
-    A head that says what its classes are, by label ids or words, decides; the table may lack some of its classes. The
-    scores of any other are taken to be those of the table's classes, sorted, as EVAR has them. Raises `UserError` if a
-    label is none of the head's, or their numbers differ.
+    A head that says what its classes are, by label ids or words, decides; the table may lack some of its classes. Of
+    any other, 527 scores are taken to be those of AudioSet if all labels are, and else as many scores as the table has
+    classes to be theirs, sorted, as EVAR has them. Raises `UserError` if a label is none of the head's, or their
+    numbers differ.
     """
     count = head_size(checkpoint)[1]
+    if names is None and count == AUDIOSET_CLASSES and (of_audioset := _of_audioset(clips, rows)):
+        return Matched(of_audioset, AS_AUDIOSET)
     if names is None:
         if len(clips.classes) != count:
             raise UserError(
                 f"the classifier of {checkpoint.path} has {count:,} classes and does not say which, and {clips.place} "
                 f"has {len(clips.classes):,}; --head-classes names those of the classifier."
             )
-        return Matched(clips.classes, named=False)
+        return Matched(clips.classes, AS_THE_TABLE)
     if len(names.labels) != count:
         raise UserError(
             f"the classifier of {checkpoint.path} has {count:,} classes, and {len(names.labels):,} names are given."
@@ -60,7 +74,7 @@ def match_classes(
     if unknown := [label for label in used if label not in known]:
         words = {label: number for number, label in enumerate(names.labels)}
         if not (unknown_words := [label for label in used if label not in words]):
-            return Matched(list(names.labels), named=True)
+            return Matched(list(names.labels))
         unknown = min(unknown, unknown_words, key=len)
         first = next(row for row in rows if unknown[0] in clips.labels_of(row))
         several = " Labels are taken apart at commas with --multi-label." if "," in unknown[0] else ""
@@ -69,7 +83,13 @@ def match_classes(
             f"of the classifier ({', '.join(map(repr, list(known)[:SHOWN]))}, …); {len(unknown):,} labels are like "
             f"this.{several}"
         )
-    return Matched(list(known), named=True)
+    return Matched(list(known))
+
+
+def _of_audioset(clips: EvaluationSet, rows: Sequence[int]) -> list[str]:
+    """AudioSet's classes, as mids or as words, if those are all labels of the ``rows``; else none."""
+    names, used = audioset_names(), {label for row in rows for label in clips.labels_of(row)}
+    return next((list(known) for known in (names.ids, names.labels) if used <= set(known)), [])
 
 
 def can_tag(checkpoint: Checkpoint, clips: EvaluationSet) -> bool:
@@ -195,10 +215,7 @@ def _deviations(matched: Matched, clips: EvaluationSet, fold: str | None) -> tup
     return tuple(
         sentence
         for applies, sentence in (
-            (
-                not matched.named,
-                "The classifier does not say what its classes are: they are taken to be the table's, sorted.",
-            ),
+            (bool(matched.assumed), matched.assumed),
             (
                 bool(clips.folds) and fold is None,
                 "All folds are tested, also those that the checkpoint may have been fine-tuned on; --fold names one.",

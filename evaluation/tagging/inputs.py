@@ -22,18 +22,19 @@ from m2dprep.artifacts.layout import (
     LmsLayout,
     arrays_below,
 )
-from m2dprep.artifacts.log_mels.array import read_lms
 from m2dprep.artifacts.log_mels.pack import META, PackedStore
 from m2dprep.artifacts.log_mels.records import read_config
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
+from m2dprep.artifacts.log_mels.stretches import file_stretches
 from m2dprep.artifacts.tables import read_names, require_inside
 from m2dprep.audioprep.archives.place import archive_kind
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
+from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
-from m2dprep.evaluation.tagging.stored import LogMelReader, OpenStored
+from m2dprep.evaluation.tagging.stored import OpenStored
 
 LIST_SUFFIX = ".csv"
 # Why a scan refuses sources whose log-mels would have one name; tags have no such names.
@@ -42,11 +43,19 @@ SAME_OUTPUT = "name_conflict"
 
 @dataclass(frozen=True)
 class Reading:
-    """How sounds become log-mels: the model's front end, the longest sound, and what decodes (as for `melspec`)."""
+    """How sounds become log-mels: the model's front end, the longest sound, and what decodes (as for `melspec`).
+
+    ``timeout``: seconds for which an archive that is listed may give nothing; 0 is no limit.
+    """
 
     log_mel: LogMelConfig
     max_seconds: float
     ffmpeg: bool | None = None
+    timeout: float = 0.0
+
+    @property
+    def archives(self) -> ArchiveOptions:
+        return ArchiveOptions(read_timeout=self.timeout)
 
     @property
     def config(self) -> ConvertConfig:
@@ -57,13 +66,19 @@ class Reading:
 class Item:
     """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess. It can be pickled.
 
-    ``open`` raises `DecodeError` or `UserError` if the sound cannot be read.
+    ``open`` raises `DecodeError`, `UserError` or `OSError` if the sound cannot be read; ``give_up`` notes that reading
+    it gave nothing.
     """
 
     name: str
     stamp: str
     size: int
     open: Callable[[], Sound]
+    give_up: Callable[[], object] = bool
+
+    @property
+    def path(self) -> str:
+        return self.name
 
 
 GUESSED_BYTES = 1 << 20
@@ -105,7 +120,7 @@ def _items_of(path: Path, reading: Reading, root: Path | None, passed_over: Pass
     elif path.suffix.lower() == LIST_SUFFIX:
         yield from _list(path, reading, root)
     elif archive_kind(path.name):
-        yield from _sounds(archive_sources(path.parent, path.name, passed_over), reading)
+        yield from _sounds(archive_sources(path.parent, path.name, passed_over, reading.archives), reading)
     elif path.suffix.lower() == LMS_FILE_SUFFIX:
         yield _log_mel_file(path, reading)
     else:
@@ -118,7 +133,7 @@ def _folder(path: Path, reading: Reading, passed_over: PassedOver) -> Iterator[I
         yield from _log_mels(layout, reading)
         return
     stores = [one for one in sorted(path.glob(f"*{LMS_SUFFIX}")) if one.is_dir() and _is_store(one)]
-    found = list(_sounds(discover(path, passed_over=passed_over), reading))
+    found = list(_sounds(discover(path, passed_over=passed_over, archives=reading.archives), reading))
     passed_over.files.pop(LMS_FILE_SUFFIX, None)  # these are tagged as well
     for one in stores:
         found += [replace(item, name=f"{one.name}/{item.name}") for item in _log_mels(LmsLayout(one), reading)]
@@ -142,7 +157,8 @@ def named_items(names: Sequence[str], base: Path, reading: Reading) -> Iterator[
     """The sounds and log-mels of these names below ``base``, sorted, each once, whether they are there or not."""
     arrays = [name for name in dict.fromkeys(names) if name.lower().endswith(LMS_FILE_SUFFIX)]
     others = [name for name in dict.fromkeys(names) if not name.lower().endswith(LMS_FILE_SUFFIX)]
-    by_name = {item.name: item for item in _sounds(named_sources(base, others), reading)} if others else {}
+    sources = named_sources(base, others, reading.archives) if others else []
+    by_name = {item.name: item for item in _sounds(sources, reading)}
     if arrays:
         for folder in sorted({name.partition("/")[0] for name in arrays if "/" in name}):
             _require_front_end(LmsLayout(base / folder), reading)
@@ -165,7 +181,7 @@ def _sound(source: Source, reading: Reading, name: str) -> Item:
         except OSError:
             stamp = "missing"
     opened = partial(_open_source, source, reading)
-    return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened)
+    return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened, source.input().give_up)
 
 
 def _open_source(source: Source, reading: Reading) -> Sound:
@@ -179,7 +195,7 @@ def _log_mel_file(path: Path, reading: Reading, name: str = "") -> Item:
 
 
 def _open_log_mel(path: Path, log_mel: LogMelConfig) -> Sound:
-    return StoredLogMel(read_lms(path, n_mels=log_mel.n_mels).array[0], log_mel)
+    return StoredLogMel(file_stretches(path), log_mel)
 
 
 def _stamp(path: Path) -> tuple[str, int]:
@@ -202,13 +218,12 @@ def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
 
 
 def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, reading: Reading) -> Iterator[Item]:
-    reader = LogMelReader(store)
     for row, name in enumerate(names):
         path = root / (below + name)
         stamp, size = _stamp(path)
         if stamp == "missing" and "/" in below + name:
             stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
-        yield Item(name, stamp, size, OpenStored(reader, row, root, below + name, reading.log_mel))
+        yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel))
 
 
 def _require_front_end(layout: LmsLayout, reading: Reading) -> str | None:

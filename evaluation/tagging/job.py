@@ -42,8 +42,9 @@ class TagSettings:
 
     def to_dict(self) -> dict[str, Any]:
         value = asdict(self)
-        names = value.pop("choice")
-        return {**value, "top": names["top"], "threshold": names["threshold"], "classes": names["names"]}
+        del value["choice"]
+        names = [self.choice.names.labels, self.choice.names.ids]
+        return {**value, "top": self.choice.top, "threshold": self.choice.threshold, "classes": names}
 
 
 @dataclass
@@ -57,13 +58,15 @@ class TagReport:
     failed: int
     rows: int
     reasons: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def summary(self) -> str:
         line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
-        return line + (f" ({top_reasons(self.reasons)}; their rows are in the output)" if self.failed else "")
+        line += f" ({top_reasons(self.reasons)}; their rows are in the output)" if self.failed else ""
+        return "\n".join([*(f"note: {sentence}" for sentence in self.notes), line])
 
 
 def tag_items(
@@ -75,6 +78,7 @@ def tag_items(
     kind: str,
     identity: dict[str, Any],
     picture: Picture | None = None,
+    timeout: float = 0.0,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TagReport:
@@ -95,7 +99,7 @@ def tag_items(
         failures = sum(row["status"] == FAILED for rows in there.values() for row in rows)
         skipped = len(items) - sum(len(own) for _, own in pending) - failures
         del there
-        _tag_shards(journal, pending, len(items), Worker(classifier, settings, picture), quiet=quiet)
+        _tag_shards(journal, pending, len(items), Worker(classifier, settings, picture, timeout), quiet=quiet)
         counted = _Counts()
         write_rows(output, kind, (counted.seen(journal.read(first)) for first, _ in shards))
         reasons, failed = dict(counted.reasons), counted.reasons.total()
@@ -136,16 +140,18 @@ def _tag_shards(
 
 
 class Worker:
-    """Opens sounds, and makes rows of them."""
+    """Opens sounds, and makes rows of them. Reading one may give nothing for ``timeout`` seconds; 0 is no limit."""
 
-    def __init__(self, classifier: Classifier, settings: TagSettings, picture: Picture | None) -> None:
-        self._settings, self._picture = settings, picture
+    def __init__(
+        self, classifier: Classifier, settings: TagSettings, picture: Picture | None, timeout: float = 0.0
+    ) -> None:
+        self._settings, self._picture, self._timeout = settings, picture, timeout
         self._seconds_per_frame = classifier.seconds_per_frame
         self._batcher = Batcher(classifier, settings.batch_size)
 
     def opened(self, item: Item) -> Open:
         """A sound, opened; runs in a thread."""
-        return open_item(item, self._settings.windows, self._batcher.most_frames)
+        return open_item(item, self._settings.windows, self._batcher.most_frames, self._timeout)
 
     def tag(self, items: Sequence[Item], opened: Iterator[Open]) -> list[Row]:
         """The rows of a shard, in the order of its sounds."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 from m2dprep.evaluation.tagging.inputs import Item
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
 
@@ -61,14 +62,36 @@ class Open:
             self.sound.close()
 
 
-def open_item(item: Item, windows: Windows | None, most_frames: int) -> Open:
-    """A sound, opened and divided into windows, with its log-mel in pieces of ``most_frames`` if it is short."""
+def open_item(item: Item, windows: Windows | None, most_frames: int, timeout: float = 0.0) -> Open:
+    """A sound, opened and divided into windows, with its log-mel in pieces of ``most_frames`` if it is short.
+
+    Reading it may give nothing for ``timeout`` seconds; 0 is no limit.
+    """
+
+    def opened(item: Item, claim: Claim) -> Open:
+        return _open(item, claim, windows, most_frames)
+
+    def late(item: Item) -> Open:
+        item.give_up()
+        return Open(item, failure=("read_timeout", f"reading it gave nothing for {timeout:g} s"))
+
+    return next(limited(opened, [item], timeout, late)) if timeout else opened(item, no_claim)
+
+
+def _open(item: Item, claim: Claim, windows: Windows | None, most_frames: int) -> Open:
     try:
         sound = item.open()
     except DecodeError as error:
         return Open(item, failure=(error.reason, error.message))
     except UserError as error:
         return Open(item, failure=("not_a_log_mel", str(error)))
+    except OSError as error:
+        return Open(item, failure=("transient", str(error)))
+    try:
+        claim()
+    except BaseException:
+        sound.close()
+        raise
     found = Open(item, sound, sound.segments(windows))
     if sum(map(sound.frames, found.segments)) <= PREPARED_FRAMES:
         try:

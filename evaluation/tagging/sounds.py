@@ -1,6 +1,6 @@
 """A sound of any length, decoded once and then read in parts: its log-mel by segments, in pieces that fit in memory.
 
-A waveform that is long lies in a temporary file without a name, so that an hour needs no more memory than a minute. A
+What is long lies in a temporary file without a name, so that an hour needs no more memory than a minute. A
 segment of a waveform is a clip of its own: its log-mel is that of a file with these samples alone. A segment of a
 stored log-mel is a run of its frames.
 """
@@ -8,7 +8,7 @@ stored log-mel is a run of its frames.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -65,7 +65,7 @@ class Sound(Protocol):
 
 
 class _Spool:
-    """Takes up a waveform in a file, which is in memory as long as it is short."""
+    """Takes up float32 numbers in a file, which is in memory as long as it is short."""
 
     def __init__(self) -> None:
         self.file = tempfile.SpooledTemporaryFile(max_size=BYTES_IN_MEMORY)  # noqa: SIM115 (closed with the sound)
@@ -160,23 +160,31 @@ class Waveform:
 
 
 class StoredLogMel:
-    """A log-mel that was computed before."""
+    """A log-mel that was computed before; like a waveform, it is copied to where it can be read in parts."""
 
-    def __init__(self, log_mel: np.ndarray, config: LogMelConfig) -> None:
-        """``log_mel`` is (F, T). Raises `UserError` if it has other bins than the model, or is not finite."""
-        if log_mel.ndim != 2 or log_mel.shape[0] != config.n_mels:
-            raise UserError(f"it has the shape {log_mel.shape}; the model needs {config.n_mels} mel bins.")
-        if not np.isfinite(log_mel).all():
-            raise DecodeError("nonfinite", "not all its values are finite numbers")
-        self._values, self._config = log_mel, config
+    def __init__(self, stretches: Iterable[np.ndarray], config: LogMelConfig) -> None:
+        """``stretches`` (F, n) follow one another in time. Raises their errors, `UserError` if they have other bins
+        than the model, and `DecodeError` if they are not finite."""
+        self._spool, self._config = _Spool(), config
+        try:
+            for part in stretches:
+                if part.shape[0] != config.n_mels:
+                    raise UserError(f"it has {part.shape[0]} mel bins; the model needs {config.n_mels}.")
+                if not np.isfinite(part).all():
+                    raise DecodeError("nonfinite", "not all its values are finite numbers")
+                self._spool.append(part.T.ravel())
+        except BaseException:
+            self._spool.file.close()
+            raise
+        self._frames = self._spool.length // config.n_mels
 
     @property
     def seconds(self) -> float:
         """Between the centres of the first and the last frame."""
-        return (self._values.shape[1] - 1) * self._config.hop_length / self._config.sample_rate
+        return (self._frames - 1) * self._config.hop_length / self._config.sample_rate
 
     def segments(self, windows: Windows | None) -> list[Segment]:
-        frames = self._values.shape[1]
+        frames = self._frames
         if windows is None:
             return [Segment(0, frames, 0.0, self.seconds)]
         rate, hop = self._config.sample_rate, self._config.hop_length
@@ -193,9 +201,10 @@ class StoredLogMel:
         return segment.stop - segment.start
 
     def pieces(self, segment: Segment, most: int) -> Iterator[np.ndarray]:
+        bins = self._config.n_mels
         for start in range(segment.start, segment.stop, most):
-            stop = min(start + most, segment.stop)
-            yield np.asarray(self._values[None, :, start:stop], np.float32)
+            values = self._spool.read(start * bins, min(start + most, segment.stop) * bins)
+            yield np.ascontiguousarray(values.reshape(-1, bins).T)[None]
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._spool.file.close()

@@ -120,8 +120,26 @@ def test_configuration_of_a_foreign_checkpoint(save: Callable[..., Path], weight
     path = save({"model": weights})
     assert infer_config(weights, path) == replace(MODEL, loss_clap=ModelConfig.loss_clap)
     longer = weights | {"pos_embed": torch.zeros(1, 311, 64)}
-    for folder, frames in (("m2d_clap_vit_x-80x1001p16x16p16k-a", 1001), ("without-a-size", 992)):
-        assert infer_config(longer, save({}, folder)).input_size == (80, frames)
+    for folder in ("m2d_clap_vit_x-80x1001p16x16p16k-a", "without-a-size"):
+        assert infer_config(longer, save({}, folder)).input_size == (80, 1001)
+    assert infer_config(longer, save({}, "m2d_clap_vit_x-80x992p16x16p16k-a")).input_size == (80, 992)
+
+
+@pytest.mark.parametrize(
+    ("patch", "columns", "frames"),
+    [(16, 62, 1001), (16, 38, 608), (16, 31, 501), (16, 13, 208), (16, 12, 200), (16, 6, 101), (16, 51, 821),
+     (4, 50, 200), (2, 152, 304), (16, 7, 112), (16, 63, 1008)],
+)  # fmt: skip
+def test_frames_of_a_foreign_checkpoint_without_its_folders_name(
+    save: Callable[..., Path], weights: dict[str, torch.Tensor], patch: int, columns: int, frames: int
+) -> None:
+    """Frames beyond the last column are lost in each chunk, so they must be those that the model was made for."""
+    rows = 80 // 16
+    changed = weights | {
+        "pos_embed": torch.zeros(1, 1 + rows * columns, 64),
+        "patch_embed.proj.weight": torch.zeros(64, 1, 16, patch),
+    }
+    assert infer_config(changed, save({}, "without-a-size")).input_size == (80, frames)
 
 
 def test_front_end_of_a_foreign_checkpoint(save: Callable[..., Path], weights: dict[str, torch.Tensor]) -> None:

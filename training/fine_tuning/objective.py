@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -43,19 +43,31 @@ class LabelInput(NamedTuple):
 class FineTuning(Objective):
     """A classifier on an encoder, both of which learn; positions and statistics do not.
 
-    The head's normalisation is over the whole batch, also if it is spread over processes. A checkpoint holds the model
-    under the names of EVAR's files.
+    The head's normalisation is over the whole batch, also if it is spread over processes, or with ``fixed_norm`` by the
+    statistics that the head has. A checkpoint holds the model under the names of EVAR's files.
     """
 
     loss_names = ("loss",)
 
     def __init__(
-        self, model: FineTuned, front_end: LogMelConfig, *, several: bool, freeze_patches: bool = False
+        self,
+        model: FineTuned,
+        front_end: LogMelConfig,
+        *,
+        several: bool,
+        freeze_patches: bool = False,
+        fixed_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.several = model, several
+        self.model, self.several, self._fixed_norm = model, several, fixed_norm
         self._tables = spectrogram_tables(front_end)
         model.encoder.patch_embed.requires_grad_(not freeze_patches)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self._fixed_norm:
+            self.model.head.norm.eval()
+        return self
 
     def prepare(self, batch: LabelledBatch) -> LabelInput:
         stats = self.model.stats
@@ -82,7 +94,7 @@ class FineTuning(Objective):
         features = self.model.features(inputs.log_mel, inputs.visible)
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            if not gather:
+            if not gather or self._fixed_norm:
                 scores: torch.Tensor = self.model.head(features)
                 return scores
             first = dist.get_rank() * len(features)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from m2dprep.evaluation.protocols.metrics import average_precision, confusion, confusion_details
 from m2dprep.evaluation.protocols.result import Result, mean_and_interval, software_versions
@@ -36,6 +37,7 @@ class FineTuneResult:
             "task": result.task,
             "metric": result.metric,
             "score": result.score,
+            "mAP": result.score if result.metric == "mAP" else result.details.get("mAP"),
             "folds": [list(one) for one in result.folds],
             "n": dict(result.n),
             "checkpoint": self.checkpoint,
@@ -50,9 +52,10 @@ class FineTuneResult:
         result = self.result
         folds = f" over {len(result.folds[0])} folds" if result.folds else ""
         skipped = f", {self.skipped:,} skipped" if self.skipped else ""
+        also = f", mAP {result.details['mAP']:.4f}" if "mAP" in result.details else ""
         return "\n".join(
             [
-                f"{result.task}: {result.metric} {result.score:.4f} on {result.n['test']:,} test clips{folds} "
+                f"{result.task}: {result.metric} {result.score:.4f}{also} on {result.n['test']:,} test clips{folds} "
                 f"({result.n['classes']:,} classes{skipped})",
                 *(f"note: {sentence}" for sentence in result.deviations),
                 self.checkpoint,
@@ -104,12 +107,17 @@ def _per_class(data: FineTuneData, judged: Judged, rows: Sequence[int]) -> dict[
         }
     predicted = judged.scores.argmax(axis=1)
     right = predicted == truth
+    # Clips are compared by their shares: a class's logits alone say little across clips.
+    of_class = np.arange(len(data.classes)) == truth[:, None]
+    precision = average_precision(of_class, scipy.special.softmax(judged.scores.astype(np.float64), axis=1))
     return {
+        "mAP": float(precision[of_class.any(axis=0)].mean()),
         "labels": truth.tolist(),
         "predicted": predicted.tolist(),
         "per_class": [
             {"label": label, "n": int((truth == number).sum()),
-             "accuracy": float(right[truth == number].mean()) if (truth == number).any() else None}
+             "accuracy": float(right[truth == number].mean()) if (truth == number).any() else None,
+             "ap": float(precision[number]) if (truth == number).any() else None}
             for number, label in enumerate(data.classes)
         ],
         **confusion_details(confusion(truth, predicted, len(data.classes))),

@@ -13,6 +13,7 @@ RUN/fold-<name>/         the run of a fold; then RUN has the result of all of th
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.artifacts.files import write_text
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.tagging.class_names import names_of
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
@@ -37,8 +39,9 @@ from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, op
 from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows
 from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
 from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
+from m2dprep.training.fine_tuning.probe import Probe, begin_with, train_probe
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
-from m2dprep.training.fine_tuning.settings import FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
+from m2dprep.training.fine_tuning.settings import PROBE, FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
 from m2dprep.training.fine_tuning.validation import EpochScores, judge
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
@@ -140,7 +143,8 @@ def make_state(
         encoder = load_encoder(start.checkpoint, start.input_frames)
         model = FineTuned(encoder, start.checkpoint.norm_stats, len(data.classes), flat=config.is_flat)
     objective = FineTuning(
-        model, start.clips.front_end, several=data.several, freeze_patches=config.freeze_patches
+        model, start.clips.front_end, several=data.several, freeze_patches=config.freeze_patches,
+        fixed_norm=config.head == PROBE,
     )  # fmt: skip
     objective = objective.to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_amp(config.amp, device) == "fp16")
@@ -187,6 +191,8 @@ def _run(
             say(context, f"going on from {newest}")
         else:
             say(context, _began_with(start, state.objective))
+            if config.head == PROBE:
+                _begin_with_probe(context, data, state.objective, config, options)
         schedule = FineTuneSchedule(config, steps_per_epoch(len(data.splits.train), config))
         scores = _epoch_scores(data, state.objective, schedule, run, options, context.size)
         if state.step < schedule.total_steps:
@@ -224,11 +230,16 @@ def _open_run(
     run = begin_run(
         stack, out, name, settings, notes, recipe, start.clips.skipped, overwrite=options.overwrite
     )  # fmt: skip
-    names = data.clips.found.task.caption.names
+    names = _words(data)
     rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
     write_csv(out / CLASSES, ("index", "label", "name"), rows)
     write_text(run.checkpoints / CLASS_LIST, "".join(f"{label}\n" for label in data.classes))
     return run
+
+
+def _words(data: FineTuneData) -> Mapping[str, str]:
+    """The names of classes that are ids: the task's, or AudioSet's."""
+    return data.clips.found.task.caption.names or names_of(data.classes)
 
 
 def _size(width: int) -> str:
@@ -245,6 +256,27 @@ def _began_with(start: Start, objective: FineTuning) -> str:
         dropped += f"; with heads of {config.embed_dim // config.num_heads} dimensions, not {HEAD_DIM}, weights_*.pth "
         dropped += "is misread without its run: use checkpoint-*.pth"
     return f"the encoder of {checkpoint.path} ({checkpoint.layout}) and a new head{positions}{dropped}"
+
+
+def _begin_with_probe(
+    context: DistributedContext,
+    data: FineTuneData,
+    objective: FineTuning,
+    config: FineTuneConfig,
+    options: FineTuneOptions,
+) -> None:
+    def trained() -> Probe:
+        grid = grid_of(objective, data.frames)
+        train, valid = (data.dataset(rows, config, grid) for rows in (data.splits.train, data.splits.valid))
+        return train_probe(
+            objective, train, valid, seed=config.seed, amp=config.amp, workers=options.loader_workers,
+            processes=context.size,
+        )  # fmt: skip
+
+    probe = context.broadcast_from_main(trained)
+    begin_with(objective, probe)
+    split = "test" if data.splits.validates_on_test else "valid"
+    say(context, f"the head begins as a linear probe: {split} {data.metric} {probe.score:.4f}")
 
 
 def _epoch_scores(
@@ -340,7 +372,7 @@ def _tested(
 def _checkpoint_args(start: Start, data: FineTuneData, objective: FineTuning, config: FineTuneConfig) -> dict[str, Any]:
     """A checkpoint's description of itself: the original's names at the top, our configurations below."""
     model, front_end = objective.model.encoder.config, start.clips.front_end
-    names = data.clips.found.task.caption.names
+    names = _words(data)
     named = any(label in names for label in data.classes)
     return {
         "model": model_name(_size(model.embed_dim)),

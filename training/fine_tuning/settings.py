@@ -43,6 +43,7 @@ MODEL, AUGMENTATION = "Model", "Augmentation"
 GROUPS = (DATA, MODEL, AUGMENTATION, OPTIMISATION, LOCATION, SAVING, VALIDATION)
 WAVEFORMS, LOG_MELS = "waveforms", "log-mels"
 ONE, SEVERAL = "one", "several"
+RANDOM, PROBE = "random", "probe"
 Rate = Annotated[float, Range(0, 1e3)]
 
 
@@ -115,6 +116,14 @@ class FineTuneConfig:
         "Give this of a clip to the head: flat is the average over all patches, stacked that over time with the rows "
         "side by side. auto is flat with a mask, else stacked.",
         group=MODEL,
+    )
+    head: Annotated[str, OneOf((RANDOM, PROBE))] = option(
+        RANDOM,
+        "Begin with this head: random weights, or a linear probe, which is trained on the features of the training "
+        "clips first. With a probe, the head goes on normalising by the statistics of these features, instead of by "
+        "those of a batch.",
+        group=MODEL,
+        later=True,
     )
     freeze_patches: bool = option(False, "Leave the embedding of patches as it is.", group=MODEL)
 

@@ -7,7 +7,7 @@ name, ``weights_ep<epoch>it<step>-<score>_loss<loss>.pth``, whose numbers count 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.metrics import average_precision
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.training.fine_tuning.clips import BatchKey, LabelledClips
-from m2dprep.training.fine_tuning.objective import FineTuning, label_loss
+from m2dprep.training.fine_tuning.objective import FineTuning, LabelInput, label_loss
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.log import Metrics, read_log
 from m2dprep.training.run_folder import RunFolder
@@ -42,18 +42,35 @@ def judge(objective: FineTuning, clips: LabelledClips, amp: str, workers: int | 
 
     This is one of several ``processes`` of a run.
     """
-    parts = np.array_split(np.arange(len(clips)), -(-len(clips) // BATCH))
     found, total = [], 0.0
-    loader = make_loader(clips, [BatchKey(0, part) for part in parts], workers, objective.device, processes)
-    with evaluating(objective), Batches(loader) as batches:
-        for part in parts:
-            inputs = objective.prepare(next(batches))
+    with evaluating(objective):
+        for inputs in _inputs(objective, clips, workers, processes):
             with autocast(objective.device, amp):
                 of_part = objective.scores(inputs).float()
-            total += float(label_loss(of_part, inputs.target, several=objective.several)) * len(part)
+            total += float(label_loss(of_part, inputs.target, several=objective.several)) * len(of_part)
             found.append(of_part.cpu().numpy())
     scores = np.concatenate(found)
     return Judged(scores, total / len(clips), score_of(scores, clips.targets))
+
+
+def features_of(
+    objective: FineTuning, clips: LabelledClips, amp: str, workers: int | None, processes: int = 1
+) -> np.ndarray:
+    """float32 (N, D): what the head gets of whole ``clips``, in their order, as the model is now."""
+    found = []
+    with evaluating(objective):
+        for inputs in _inputs(objective, clips, workers, processes):
+            with autocast(objective.device, amp):
+                found.append(objective.model.features(inputs.log_mel).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _inputs(objective: FineTuning, clips: LabelledClips, workers: int | None, processes: int) -> Iterator[LabelInput]:
+    parts = np.array_split(np.arange(len(clips)), -(-len(clips) // BATCH))
+    loader = make_loader(clips, [BatchKey(0, part) for part in parts], workers, objective.device, processes)
+    with Batches(loader) as batches:
+        for _ in parts:
+            yield objective.prepare(next(batches))
 
 
 def score_of(scores: np.ndarray, targets: np.ndarray) -> float:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from m2dprep.cli.main import m2dprep
+from m2dprep.evaluation.tagging.class_names import audioset_names
 from tests.evaluation.tagging.made_classifiers import write_class_list, write_classifier, write_sound
 
 pytestmark = pytest.mark.slow
@@ -53,14 +54,14 @@ def table(path: Path, labels: list[str], column: str = "label", **columns: list[
     return path
 
 
-def logits(checkpoint: Path, place: Path) -> np.ndarray:
-    names = write_class_list(place / "tagged.txt")
+def logits(checkpoint: Path, place: Path, classes: int = CLASSES) -> np.ndarray:
+    names = write_class_list(place / "tagged.txt", classes)
     tagged = run(
         "tag", checkpoint, *(place / f"{n}.wav" for n in range(CLIPS)), "--classes", names, "--top", 0, "--scores",
         "logits", "--json",
     )  # fmt: skip
     rows = [{one["label"]: one["score"] for one in row["tags"]} for row in json.loads(tagged.stdout)]
-    return np.array([[row[f"class {n}"] for n in range(CLASSES)] for row in rows])
+    return np.array([[row[f"class {n}"] for n in range(classes)] for row in rows])
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["head says its classes", "table's classes, sorted"])
@@ -123,6 +124,17 @@ def test_audiosets_mids_by_the_list_of_the_head(checkpoint: Path, place: Path) -
         checkpoint, table(place / "mids.csv", labels), "--head-classes", place / "class_labels_indices.csv"
     )
     assert value["score"] == 1
+
+
+@pytest.mark.parametrize("column", ["ids", "labels"])
+def test_a_head_of_527_knows_audiosets_mids_and_words(place: Path, column: str) -> None:
+    """Also where the table has few of its classes, and the head does not say what they are."""
+    checkpoint = write_classifier(place / "of_audioset", 527)
+    names = getattr(audioset_names(), column)
+    best = logits(checkpoint, place, 527).argmax(axis=1)
+    value = evaluated(checkpoint, table(place / f"{column}.csv", [names[number] for number in best]))
+    assert value["score"] == 1
+    assert any("taken to be AudioSet's" in sentence for sentence in value["deviations"])
 
 
 def test_folds(checkpoint: Path, place: Path) -> None:

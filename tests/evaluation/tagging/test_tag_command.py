@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(m2dprep, [*map(str, arguments)])
+
+
 def tag(*arguments: object) -> Result:
-    return CliRunner().invoke(m2dprep, ["tag", *map(str, arguments)])
+    return invoke("tag", *arguments)
 
 
 def rows_of(*arguments: object, exit_code: int = 0) -> list[dict[str, Any]]:
@@ -184,6 +189,65 @@ def test_a_long_sound_in_pieces_is_scored_as_its_whole_log_mel(
     same(rows_of(checkpoint, wav, *ALL)[0], rows_of(checkpoint, tmp_path / "x_lms/a.npy", *ALL)[0])
     (cut,) = rows_of(checkpoint, wav, "--window", 100, *ALL)
     same(cut, rows_of(checkpoint, wav, *ALL)[0])
+
+
+def test_a_long_log_mel_is_read_in_stretches(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file, a folder or a pack, and by windows, as one that is read at once."""
+    from m2dprep.artifacts.log_mels import stretches
+    from m2dprep.evaluation.tagging import job, sounds
+
+    write_sound(tmp_path / "in/a.wav", 11.3)
+    assert invoke("melspec", tmp_path / "in", tmp_path / "x_lms", "--workers", "0").exit_code == 0
+    file, windows = tmp_path / "x_lms/a.npy", ("--window", 3, "--hop", 2)
+    whole, cut = rows_of(checkpoint, file, *ALL), rows_of(checkpoint, file, *windows, *ALL)
+    monkeypatch.setattr(stretches, "STRETCH_BYTES", 80 * 4 * 100)
+    monkeypatch.setattr(job, "PREPARED_FRAMES", 10)
+    monkeypatch.setattr(sounds, "BYTES_IN_MEMORY", 1000)
+    assert rows_of(checkpoint, file, *ALL) == whole
+    assert rows_of(checkpoint, file, *windows, *ALL) == cut
+    assert invoke("pack", tmp_path / "x_lms", "--dtype", "float32").exit_code == 0
+    file.unlink()
+    (row,) = rows_of(checkpoint, tmp_path / "x_lms", *ALL)
+    assert row["tags"] == whole[0]["tags"]
+    shard = next((tmp_path / "x_lms/_packed").glob("shard-*.npy"))
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    (row,) = rows_of(checkpoint, tmp_path / "x_lms", exit_code=3)
+    assert (row["status"], "damaged" in row["message"]) == ("failed", True)
+
+
+@pytest.mark.parametrize("kind", ["wav", "npy"])
+def test_a_sound_whose_reading_gives_nothing_is_given_up(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is a row, the others are tagged, and the same command tries it again."""
+    from m2dprep.evaluation.tagging import job
+
+    write_sound(tmp_path / "in/a.wav", 0.6)
+    write_sound(tmp_path / "in/b.wav", 0.8)
+    folder, name = tmp_path / "in", f"a.{kind}"
+    if kind == "npy":
+        assert invoke("melspec", folder, tmp_path / "x_lms", "--workers", "0").exit_code == 0
+        folder = tmp_path / "x_lms"
+    woken, opened = threading.Event(), job.Worker._opened
+
+    def hanging(self: job.Worker, item: Any, claim: Any) -> Any:
+        if item.name == name:
+            woken.wait(60)
+        return opened(self, item, claim)
+
+    command = (checkpoint, folder, "--read-timeout", "0.5", "--max-failures", "1", "-o", tmp_path / "tags.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Worker, "_opened", hanging)
+        result = tag(*command)
+    woken.set()
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
+    assert [(row["status"], row.get("reason")) for row in rows] == [("failed", "read_timeout"), ("ok", None)]
+    assert "gave nothing for 0.5 s" in rows[0]["message"]
+    result = tag(*command)
+    assert "2 inputs = 1 done + 1 skipped + 0 failed" in result.stderr, result.stderr
 
 
 def made_folder(folder: Path, count: int = 7) -> Path:

@@ -198,7 +198,7 @@ def test_a_run_that_ends_early_goes_on_to_the_same_bytes(
     assert Result.read(out / "result.json").score == Result.read(finished / "result.json").score
 
 
-@pytest.mark.parametrize("changes", [(), ("--accumulate", 2, "--optimizer", "adamw", "--lr", 1e-3)])
+@pytest.mark.parametrize("changes", [(), ("--accumulate", 2, "--optimizer", "adamw", "--lr", 1e-3, "--head", "probe")])
 def test_two_processes_equal_one(place: Path, tmp_path: Path, changes: tuple[object, ...]) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "m2dprep")
     process = start_process(place, tmp_path / "pair", *changes, launcher=launcher)
