@@ -70,7 +70,8 @@ class Releases:
         self._put_tokenizer_beside()
         self.names = write_tones(root / "audio", CLIPS)
         self.audio = root / "audio"
-        rows = [f"{name},kind {n % CLASSES},{'test' if n >= CLIPS - TESTED else 'train'}" for n, name in enumerate(self.names)]
+        splits = ["train"] * (CLIPS - TESTED) + ["test"] * TESTED
+        rows = [f"{name},kind {n % CLASSES},{splits[n]}" for n, name in enumerate(self.names)]
         self.labels = root / "set"
         self.labels.mkdir()
         (self.labels / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]) + "\n")
@@ -101,14 +102,14 @@ def run(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
-def test_the_files_have_the_shapes_of_the_releases_and_little_in_them(releases: Releases) -> None:
-    for path, layout in ((releases.stage2, STAGE2), (releases.fine_tuned, FINE_TUNED)):
-        assert path.stat().st_size < 8_000_000
-        found = torch.load(releases.fine_tuned, weights_only=True) if layout == FINE_TUNED else None
-        if found is not None:
-            assert {key: list(value.shape) for key, value in found.items()} == {
-                key: shape for key, shape, _ in KEYS[layout]["keys"]
-            }
+@pytest.mark.parametrize("layout", [STAGE2, FINE_TUNED])
+def test_the_files_have_the_keys_and_shapes_of_the_releases(releases: Releases, layout: str) -> None:
+    path = releases.stage2 if layout == STAGE2 else releases.fine_tuned
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        held = torch.load(path, weights_only=True)
+    found = held["model"] if layout == STAGE2 else held
+    assert [[key, list(value.shape)] for key, value in found.items()] == [one[:2] for one in KEYS[layout]["keys"]]
+    assert path.stat().st_size < 8_000_000
 
 
 def test_stage_2_goes_through_zero_shot_retrieval_and_linear(releases: Releases) -> None:
@@ -124,7 +125,7 @@ def test_stage_2_goes_through_zero_shot_retrieval_and_linear(releases: Releases)
     assert 0 <= linear["score"] <= 1
 
 
-def test_a_fine_tuned_file_goes_through_tag_and_linear(releases: Releases, tmp_path: Path) -> None:
+def test_a_fine_tuned_file_goes_through_tag(releases: Releases, tmp_path: Path) -> None:
     """Its scores are those of its own tensors: patches averaged, normalised, and one linear layer."""
     classes = tmp_path / "classes.txt"
     classes.write_text("".join(f"class {number}\n" for number in range(527)))
@@ -142,8 +143,6 @@ def test_a_fine_tuned_file_goes_through_tag_and_linear(releases: Releases, tmp_p
         found = {one["label"]: one["score"] for one in row["tags"]}
         ordered = [found[f"class {number}"] for number in range(527)]
         np.testing.assert_allclose(ordered, expected.numpy(), rtol=1e-3, atol=1e-3)
-    linear = run("evaluate", "linear", releases.fine_tuned, releases.labels, "--epochs", 1, "--seeds", 1)
-    assert linear["model"]["layout"] == "fine-tuned, 2025"
 
 
 @pytest.mark.parametrize(
