@@ -46,10 +46,11 @@ def stages(root: Path) -> list[Stage]:
 
 
 class Ran(NamedTuple):
-    """Seconds and CPU seconds of a stage, and its result."""
+    """Seconds, CPU seconds and the peak of memory in GiB of a stage, and its result."""
 
     seconds: float
     cpu_seconds: float
+    memory: float
     result: dict[str, Any]
 
 
@@ -63,7 +64,7 @@ def run(stage: Stage) -> Ran:
         printed.seek(0), said.seek(0)
         if status:
             raise SystemExit(f"failed: {' '.join(words)}\n{said.read()}")
-        return Ran(seconds, usage.ru_utime + usage.ru_stime, json.load(printed))
+        return Ran(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, json.load(printed))
 
 
 def counted(data: Path) -> dict[str, int]:
@@ -121,11 +122,12 @@ def main() -> None:
         counts = {item["values"]: item["counts"] for item in of_source.value_counts().to_pylist()}
         rows_of_all = pq.ParquetFile(root / "data/captions.parquet").metadata.num_rows
     print(f"{machine()}; scale {scale:g}\n")
-    rows = [[name, *(f"{figure:,.1f}" for figure in one[:2])] for name, one in ran.items()]
-    print(table(["stage", "seconds", "CPU seconds"], rows))
+    rows = [[name, *(f"{figure:,.1f}" for figure in one[:3])] for name, one in ran.items()]
+    print(table(["stage", "seconds", "CPU seconds", "GiB"], rows))
     print()
     print(table(["list or table", "files or clips"], [[name, f"{number:,}"] for name, number in sorted(found.items())]))
-    print(f"\nVGGSound's captions: {counts}; captions of all: {rows_of_all:,}")
+    print(f"\nWavCaps, list by list: {' → '.join(f'{left:,}' for left in steps(ran['wavcaps-list'].result))}")
+    print(f"VGGSound's captions: {counts}; captions of all: {rows_of_all:,}")
 
 
 if __name__ == "__main__":

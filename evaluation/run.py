@@ -213,7 +213,9 @@ def run_retrieval(encoder: ClipEncoder, clips: EvaluationSet, options: RunOption
     _require_some(kept, found, clips)
     captions = [caption for row in kept for caption in clips.captions[row]]
     owner = np.repeat(np.arange(len(kept)), [len(clips.captions[row]) for row in kept])
-    text = encoder.encode_texts(captions)
+    places: dict[str, int] = {}  # a text that several clips have is encoded once
+    each = [places.setdefault(caption, len(places)) for caption in captions]
+    text = encoder.encode_texts(list(places))[each]
     result = retrieval(found.part(CLAP)[found.whole], text, owner, task=clips.task.name)
     counts = np.bincount(owner)
     other = () if (counts == 5).all() else ("Not all clips have five captions, as EVAR needs it.",)

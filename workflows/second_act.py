@@ -24,6 +24,7 @@ from m2dprep.workflows.recipe.template import second_generation_recipe
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, NOTE, TRAIN, make_sound_set
 
 RECIPE, FOLDER = "second_generation.yaml", "second_generation"
+LOG_MELS = "audioset_lms"
 # folder of a model: what it is.
 MODELS = {
     "control": "control: stage 1 with other clips' captions",
@@ -90,15 +91,19 @@ def recipe_of(settings: DemoSettings) -> str:
 
 
 def write_tables(source: Path, folder: Path) -> None:
-    """The labels of all sounds, and the tasks: held-out sounds with their labels, and with their descriptions."""
+    """The labels of all sounds, and the tasks: held-out sounds with their labels, and with their descriptions.
+
+    Files are named as their log-mels are, in the data directory and among its log-mels.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = {sound.mid: sound.name for sound in CLASSES}
     training, held_out = (
-        [(f"audio/{part}/Y{clip_id}.wav", mids) for clip_id, mids in segments_in(source / f"{part}.csv")]
+        [(f"{part}/Y{clip_id}.npy", mids) for clip_id, mids in segments_in(source / f"{part}.csv")]
         for part in (TRAIN, HELD_OUT)
     )
     rows = [(*one, "train") for one in training] + [(*one, "test") for one in held_out]
-    _write_csv(folder / "labels.csv", ("file_name", "label", "split"), rows)
+    labels = [(f"{LOG_MELS}/{file}", *rest) for file, *rest in rows]
+    _write_csv(folder / "labels.csv", ("file_name", "label", "split"), labels)
     labelled = [(file, names[mid]) for file, mid in held_out]
     _write_csv(folder / "sounds.csv", ("file", "label", "split"), [(*one, "test") for one in labelled])
     first = {label: file for file, label in reversed(labelled)}

@@ -48,22 +48,24 @@ class Tokenizer:
 
 
 class RawCaptions(RowsByClip):
-    """Every caption of a table, grouped by clip."""
+    """Every caption of a table, grouped by clip. ``blank`` ones, which hold no text, were left out."""
 
     kind = "captions"
 
-    def __init__(self, table: pa.Table, name: str, digest: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, table: pa.Table, name: str, digest: str, tokenizer: Tokenizer, blank: int = 0) -> None:
+        self.blank = blank
         self._texts = table["caption"].combine_chunks()
         self._tokenizer = tokenizer
         super().__init__(table["clip_id"].chunks, [name], [digest])
 
     @classmethod
     def read(cls, path: Path, tokenizer: Tokenizer) -> RawCaptions:
-        """The captions of a ``captions.parquet``. Raises `UserError` if there are none."""
+        """The captions of a ``captions.parquet`` that hold text. Raises `UserError` if there are none."""
         table = read_captions(path, COLUMNS)
-        if not table.num_rows:
-            raise UserError(f"{path} holds no captions.")
-        return cls(table, path.name, file_digest(path)[:16], tokenizer)
+        said = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["caption"]), ""))
+        if not said.num_rows:
+            raise UserError(f"{path} holds no captions{' with text' if table.num_rows else ''}.")
+        return cls(said, path.name, file_digest(path)[:16], tokenizer, table.num_rows - said.num_rows)
 
     def __len__(self) -> int:
         return len(self._texts)

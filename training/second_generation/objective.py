@@ -103,7 +103,9 @@ class TextClapObjective(Objective):
         config = self.model.config
         patch = 2 * config.num_patches * config.patch_size[0] * config.patch_size[1] * config.embed_dim
         encoder = config.depth * block_flops(1 + config.num_patches, config.embed_dim)
-        learned = sum(value.numel() for value in self.model.parameters() if value.requires_grad and value.ndim > 1)
+        looked_up = {id(one.weight) for one in self.model.modules() if isinstance(one, nn.Embedding)}
+        products = (value for value in self.model.parameters() if value.requires_grad and value.ndim > 1)
+        learned = sum(value.numel() for value in products if id(value) not in looked_up)
         return patch + encoder + 6 * USUAL_TOKENS * learned
 
     def kept_per_clip(self, model: ModelConfig) -> int:

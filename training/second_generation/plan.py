@@ -18,6 +18,7 @@ from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.layouts import TEXT_FOLDER, require_no_fusion
 from m2dprep.m2dclap.text.model import MAX_LOGIT_SCALE, TRAINED_HEADS, TextClap
+from m2dprep.m2dclap.text.tower import CLS, TextTower
 from m2dprep.m2dclap.vit import interpolate_pos_embed
 from m2dprep.training.config import PRESETS, DataChoice, RunOptions, TrainConfig
 from m2dprep.training.data_dir import TrainingData, open_training_data
@@ -67,10 +68,11 @@ class TextClapPlan(Plan):
         own = {one.name: getattr(data, one.name) for one in fields(data)}
         own["text_model"] = self._text_model()
         own["identity"] = {**data.identity, "text_tower": {**self._text_model(), "model_path": None}}
+        blank = f"; {captions.blank:,} without text are left out" if captions.blank else ""
         own["notes"] = [
             *data.notes,
             f"{len(captions):,} captions of {captions.names[0]}, at most {self._max_tokens} tokens of each, for "
-            f"{self._source.files.name}",
+            f"{self._source.files.name}{blank}",
         ]
         return CaptionedData(**own)
 
@@ -96,6 +98,7 @@ class TextClapPlan(Plan):
 
     def make(self, model: ModelConfig, data: TrainingData) -> Objective:
         tower = self._source.files.new(self._pooling)
+        _require_encoder(tower, self._source.files.name, Tokenizer(self._source.files, self._max_tokens))
         made = TextClap(model, data.stats, self._base.front_end, tower)
         return TextClapObjective(made, data.stats, self._load, pads_raw=self.config.strict_original)
 
@@ -136,6 +139,23 @@ class TextClapPlan(Plan):
         _load_tower(model, self._source.weights(), self._source.files.name)
         words = [f"the audio encoder of {base.path}", f"the text encoder of {self._source.origin}"]
         return "; ".join([*words, f"new ones: {', '.join(new)}" if new else "its heads"])
+
+
+def _require_encoder(tower: TextTower, name: str, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` if a tower makes no embeddings of captions, or the same one of all that begin alike."""
+    tokens = tokenizer(["a", "a b c d"])
+    tower.eval()
+    try:
+        with torch.no_grad():
+            one, other = tower(tokens.input_ids, tokens.lengths.tolist())
+    except Exception as error:  # a foreign model raises any kind of error
+        raise UserError(f"{name} is no text encoder that can be trained: {first_line(error)}") from error
+    tower.train()
+    if tower.pooling == CLS and torch.allclose(one, other, rtol=0, atol=1e-5):
+        raise UserError(
+            f"{name} reads from left to right, so its first token knows nothing of the rest of a caption; "
+            "--text-pooling mean takes the average over tokens."
+        )
 
 
 def _require_model_of_the_base(model: ModelConfig, options: RunOptions) -> None:

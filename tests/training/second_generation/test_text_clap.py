@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from pyarrow import parquet
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import read_captions
 from m2dprep.cli.main import m2dprep
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
@@ -35,7 +38,7 @@ from m2dprep.training.second_generation.plan import TextClapPlan
 from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.train import train
 from tests.tiny import TINY, state_of
-from tests.training.tiny_tower import make_tower
+from tests.training.tiny_tower import make_other, make_tower
 
 pytestmark = pytest.mark.slow
 MakeData = Callable[..., Path]
@@ -240,6 +243,54 @@ def test_what_cannot_be_trained_is_said(made: Made, tmp_path: Path, changes: dic
         options = made.options(**({"init": changes.pop("init")} if "init" in changes else {}))
         config = replace(made.config(), **changes)
         train(DataChoice(made.data), tmp_path / "run", ModelConfig(sem_mode=1), config, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "said"),
+    [
+        ("gpt2", "cls", "other reads from left to right, .* --text-pooling mean"),
+        ("t5", "cls", "other is no text encoder that can be trained"),
+        ("t5", "mean", "other is no text encoder that can be trained"),
+    ],
+)
+def test_models_that_make_no_embeddings_of_captions_are_refused(
+    made: Made, tmp_path: Path, kind: str, pooling: str, said: str
+) -> None:
+    config = replace(CONFIG, text_model=str(make_other(tmp_path / "other", kind)), text_pooling=pooling)
+    with pytest.raises(UserError, match=said):
+        train(DataChoice(made.data), tmp_path / "run", ModelConfig(sem_mode=1), config, made.options())
+
+
+def test_a_model_without_a_token_for_padding_learns_from_averages(made: Made, tmp_path: Path) -> None:
+    other = make_other(tmp_path / "other", "gpt2")
+    config = replace(CONFIG, text_model=str(other), text_pooling="mean", epochs=1, warmup_epochs=0)
+    result = train(DataChoice(made.data), tmp_path / "run", ModelConfig(sem_mode=1), config, made.options())
+    path = Path(result.checkpoint)
+    assert "kpXpTI" in path.parent.name, "the original has no letter for it"
+    encoder = CheckpointEncoder(path)
+    together = encoder.encode_texts(["kind 1", "the sound of kind 2 can be heard"])
+    np.testing.assert_allclose(together[:1], encoder.encode_texts(["kind 1"]), atol=1e-5)
+
+
+def test_captions_without_text_are_left_out(made: Made, tmp_path: Path) -> None:
+    """A clip that has others keeps those; one that has none is skipped."""
+    table = read_captions(made.data / "captions.parquet")
+    clips = table["clip_id"].to_pylist()
+    blank = {clips.index(clips[0]), *(row for row, clip in enumerate(clips) if clip == clips[-1])}
+    said = ["  \t" if row in blank else text for row, text in enumerate(table["caption"].to_pylist())]
+    plan = TextClapPlan(ModelConfig(sem_mode=1), made.config(), made.options())
+    whole = plan.open(DataChoice(made.data))
+    opened = plan.open(DataChoice(made.data, captions=with_captions(table, said, tmp_path / "some.parquet")))
+    assert len(opened) == len(whole) - 1
+    assert any(f"; {len(blank)} without text are left out" in note for note in opened.notes)
+    with pytest.raises(UserError, match="holds no captions with text"):
+        plan.open(DataChoice(made.data, captions=with_captions(table, [""] * len(said), tmp_path / "none.parquet")))
+
+
+def with_captions(table: pa.Table, said: list[str], path: Path) -> Path:
+    column = table.schema.get_field_index("caption")
+    parquet.write_table(table.set_column(column, table.schema.field("caption"), pa.array(said)), path)
+    return path
 
 
 def command(made: Made, out: Path, *arguments: object) -> Result:
