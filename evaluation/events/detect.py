@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.evaluation.encoders import CLAP
@@ -294,8 +292,3 @@ def notes_of(routes: Mapping[str, Route], plan: EventPlan) -> list[str]:
     if empty == 0:
         found.append("every recording has an event, so that false alarms in quiet ones are not tried")
     return found
-
-
-def scores_table(found: Found, classes: Sequence[str]) -> np.ndarray:
-    """The highest scores (N, E) of every recording."""
-    return np.stack([one.highest for one in found.judged]) if found.judged else np.zeros((0, len(classes)))

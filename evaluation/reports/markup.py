@@ -11,7 +11,7 @@ class Markup(str):
     __slots__ = ()
 
 
-EMPTY_TAGS = ("meta", "br", "hr")
+EMPTY_TAGS = ("meta", "br", "hr", "img")
 
 
 def escaped(value: object) -> Markup:

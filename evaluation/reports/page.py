@@ -16,6 +16,7 @@ from m2dprep.artifacts.clips.clip_id import has_audio_suffix, suffix_of
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import inside
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.reports.event_sections import event_sections
 from m2dprep.evaluation.reports.figures import (
     all_figures,
     commonest_confusions,
@@ -69,6 +70,7 @@ def page(reported: Reported, task: Task | None = None, players: Players | None =
         tag("p", f"{result.metric}, {', '.join(f'{n:,} {name}' for name, n in result.n.items())}", class_="quiet"),
         _papers(result, task),
         _figures(result),
+        *event_sections(result, reported.path),
         _deviations(result),
         _classes(result),
         _confusion(result),
