@@ -26,13 +26,13 @@ from m2dprep.evaluation.clip_set import read_classes
 from m2dprep.evaluation.events.detect import EventPlan, Found, HearSettings, detect, routes_of
 from m2dprep.evaluation.events.judgement import Rules
 from m2dprep.evaluation.events.models import Models, listeners
-from m2dprep.evaluation.events.names import names_of
 from m2dprep.evaluation.events.pictures import draw_recordings
 from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_WINDOW
 from m2dprep.evaluation.events.routes import BACKGROUND, ROUTES
 from m2dprep.evaluation.events.scoring.event_based import EventRule
 from m2dprep.evaluation.events.scoring.lists import write_event_list
-from m2dprep.evaluation.events.table import EventTable, read_event_table
+from m2dprep.evaluation.events.sets.names import names_of
+from m2dprep.evaluation.events.sets.table import EventTable, read_event_table
 from m2dprep.evaluation.events.thresholds import Aim
 from m2dprep.evaluation.events.timeline import EventSettings
 from m2dprep.evaluation.protocols.result import Result

@@ -17,7 +17,7 @@ from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.presets import TMRL_THRESHOLD, LastMatch
 from m2dprep.evaluation.events.routes import MEAN, Both, ByCaptions, ByTags, Route
 from m2dprep.evaluation.events.scoring.lists import Event
-from m2dprep.evaluation.events.table import EventTable, Recording, missing_files
+from m2dprep.evaluation.events.sets.table import EventTable, Recording, missing_files
 from m2dprep.evaluation.events.thresholds import Aim, Thresholds, given_thresholds, tuned_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness, Words

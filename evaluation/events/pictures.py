@@ -19,7 +19,7 @@ from m2dprep.evaluation.events.detect import DAY, Found
 from m2dprep.evaluation.events.judgement import Judged, Rules
 from m2dprep.evaluation.events.scoring.event_based import event_counts
 from m2dprep.evaluation.events.scoring.lists import Event
-from m2dprep.evaluation.events.table import EventTable
+from m2dprep.evaluation.events.sets.table import EventTable
 from m2dprep.evaluation.events.timeline import Timeline
 from m2dprep.evaluation.tagging.inputs import Reading, named_items
 from m2dprep.evaluation.tagging.picture import overview

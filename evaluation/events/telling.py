@@ -65,3 +65,15 @@ def _ending(result: Result, folder: Path) -> list[str]:
         names = listing([one["file_name"] for one in result.failures[SHOWN:]], len(result.failures) - SHOWN)
         lines.append(f"… and {len(result.failures) - SHOWN:,} more failures: {names}")
     return [*lines, f"{folder}/report.html, {folder}/result.json"]
+
+
+def scene_lines(result: Result, folder: Path) -> str:
+    """All ways to rank above chance, notes and failures."""
+    details = result.details
+    lines = [f"scenes {result.task}: {result.n['recordings']:,} recordings of {result.n['classes']} scenes", ""]
+    rows = [["ranked by", "first is right", "among the best five"]]
+    for way, own in details["rankings"].items():
+        within = own["intervals"]
+        rows.append([way, _share(own["accuracy"], within["accuracy"]), _share(own["top5"], within["top5"])])
+    rows.append(["chance", _share(details["chance"]["accuracy"]), _share(details["chance"]["top5"])])
+    return "\n".join([*lines, aligned(rows), "", *_ending(result, folder)])

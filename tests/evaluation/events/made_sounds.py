@@ -112,7 +112,7 @@ def write_training_clips(folder: Path, count: int, seed: int = 0) -> Path:
         lines.append(f'{number:04}.wav,"{ids}",{"test" if number % 5 == 4 else "train"}')
     table = folder / "labels.csv"
     table.write_text("\n".join([*lines, ""]))
-    names = [f'{number},"{name}"' for number, name in zip(labels_as_ids(list(TAGS.values())), TAGS.values(), strict=True)]
+    names = [f't{number},"{name}"' for number, name in enumerate(TAGS.values())]
     (folder / "tags.csv").write_text("\n".join(["label,name", *names, ""]))
     return table
 
