@@ -45,6 +45,8 @@ SECTIONS = {
         ),
         "tag": ("m2dprep.cli.evaluation.tag", "tag", "Sounds → the scores of a fine-tuned checkpoint's classes."),
         "zero-shot": ("m2dprep.cli.evaluation.protocols", "zero_shot", "Classify clips by the names of the classes."),
+        "events": ("m2dprep.cli.evaluation.events", "events", "Find sound events by their names, and say how well."),
+        "scenes": ("m2dprep.cli.evaluation.scenes", "scenes", "Name the places of recordings, and say how well."),
     },
     "Use what was made": {
         "embed-audio": ("m2dprep.cli.use.embed_audio", "embed_audio", "Sounds → an aligned store of their embeddings."),

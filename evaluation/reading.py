@@ -74,6 +74,11 @@ class ClipLoader:
         self._config = ConvertConfig(log_mel, min_seconds=0.0, max_seconds=MAX_SECONDS)
         self._digests: dict[Path, np.ndarray] = {}
 
+    @property
+    def log_mel(self) -> LogMelConfig:
+        """The front end; of a reader of waveforms, only its rate counts."""
+        return self._config.log_mel
+
     def remember_records(self, paths: Iterable[Path]) -> None:
         """Compare those log-mels of ``paths`` that a conversion has recorded with their digests when they are read.
 

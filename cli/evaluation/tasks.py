@@ -35,9 +35,10 @@ def list_tasks(as_json: bool) -> None:
       m2dprep evaluate list
       m2dprep evaluate list --json > tasks.json
     """
+    from m2dprep.evaluation.events.sets.declared import event_set_facts
     from m2dprep.evaluation.preparation.listing import render, task_facts
 
-    facts = task_facts()
+    facts = task_facts() + event_set_facts()
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else render(facts))
 
 
@@ -77,19 +78,30 @@ def prepare(
     where they are, and nothing outside it is read but the folder of --lists. Files that are missing or that belong to
     no row are listed beside the table.
 
+    tut-rare-2017 and desed are sets of sound events: their table is for `m2dprep events`.
+
     \b
     Examples:
+      m2dprep evaluate prepare tut-rare-2017 downloads/TUT-rare -o tasks/tut-rare
       m2dprep evaluate prepare esc50 downloads/ESC-50-master -o tasks/esc50
       m2dprep evaluate prepare cremad downloads/CREMA-D --lists downloads/evar -o tasks/cremad
       m2dprep evaluate prepare my_task.yaml downloads/mine -o tasks/mine
     """
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.artifacts.failures.shown import say_first_in
+    from m2dprep.evaluation.events.sets.declared import EVENT_SETS
     from m2dprep.evaluation.preparation.prepare import prepare as prepare_task
     from m2dprep.evaluation.preparation.prepare import render
     from m2dprep.evaluation.task import read_task, task_file
 
     limit = FailureLimit.parse(max_failures)
+    if task in EVENT_SETS:
+        from m2dprep.evaluation.events.sets import prepare as events
+
+        table = events.prepare_events(EVENT_SETS[task], download, output, overwrite=overwrite)
+        click.echo(json.dumps(table.to_dict(), indent=2, ensure_ascii=False) if as_json else events.render(table))
+        table.require(limit)
+        return
     file = task_file(task)
     prepared = prepare_task(read_task(file), file, download, output, lists=lists, overwrite=overwrite)
     click.echo(json.dumps(prepared.to_dict(), indent=2, ensure_ascii=False) if as_json else render(prepared))

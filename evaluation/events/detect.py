@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.evaluation.encoders import CLAP
@@ -19,7 +17,7 @@ from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.presets import TMRL_THRESHOLD, LastMatch
 from m2dprep.evaluation.events.routes import MEAN, Both, ByCaptions, ByTags, Route
 from m2dprep.evaluation.events.scoring.lists import Event
-from m2dprep.evaluation.events.table import EventTable, Recording, missing_files
+from m2dprep.evaluation.events.sets.table import EventTable, Recording, missing_files
 from m2dprep.evaluation.events.thresholds import Aim, Thresholds, given_thresholds, tuned_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness, Words
@@ -294,8 +292,3 @@ def notes_of(routes: Mapping[str, Route], plan: EventPlan) -> list[str]:
     if empty == 0:
         found.append("every recording has an event, so that false alarms in quiet ones are not tried")
     return found
-
-
-def scores_table(found: Found, classes: Sequence[str]) -> np.ndarray:
-    """The highest scores (N, E) of every recording."""
-    return np.stack([one.highest for one in found.judged]) if found.judged else np.zeros((0, len(classes)))

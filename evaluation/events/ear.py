@@ -12,6 +12,7 @@ import torch
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.evaluation.encoders import CLAP, FLAT, CheckpointEncoder, ClipEncoder, split_parts
+from m2dprep.evaluation.reading import Crop
 from m2dprep.evaluation.tagging.class_names import ClassNames
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Waveform
 from m2dprep.m2dclap.reuse.classifier import feature_of, head_size, load_head
@@ -26,10 +27,11 @@ class Ear:
     ``parts`` are the names and lengths of what `hear` returns for every window: ``tags`` are logits.
     """
 
-    def __init__(self, encoder: ClipEncoder, front_end: LogMelConfig, *, tags: ClassNames | None, clap: bool) -> None:
+    def __init__(self, encoder: ClipEncoder, *, tags: ClassNames | None, clap: bool) -> None:
         """``tags`` are the names of the classifier's classes, if it is wanted. Raises `UserError` if the model lacks
         what is wanted."""
-        self.encoder, self.front_end, self.names = encoder, front_end, tags
+        self.encoder, self.names = encoder, tags
+        self.front_end: LogMelConfig = encoder.loader(Crop()).log_mel
         self._clap = clap
         self._waveforms = not isinstance(encoder, CheckpointEncoder)
         if clap and CLAP not in encoder.parts:

@@ -17,7 +17,7 @@ from m2dprep.evaluation.events.scoring.event_based import EventRule, event_count
 from m2dprep.evaluation.events.scoring.figures import accuracies, event_figures, mean, segment_figures
 from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.scoring.segment_based import segment_counts
-from m2dprep.evaluation.events.table import Recording
+from m2dprep.evaluation.events.sets.table import Recording
 from m2dprep.evaluation.protocols.metrics import average_precision
 from m2dprep.evaluation.protocols.tagging import roc_areas
 

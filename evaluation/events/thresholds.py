@@ -12,7 +12,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.events.judgement import Rules
 from m2dprep.evaluation.events.scoring.event_based import event_counts
 from m2dprep.evaluation.events.scoring.figures import event_figures
-from m2dprep.evaluation.events.table import Recording
+from m2dprep.evaluation.events.sets.table import Recording
 from m2dprep.evaluation.events.timeline import EventSettings, Timeline, events_of
 
 CANDIDATES = 60

@@ -7,7 +7,7 @@ part of a window: only bins within the event lie in such windows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,8 +48,7 @@ def timeline(
         centres = (starts + ends) / 2
         found[:] = scores[np.abs(middles[:, None] - centres).argmin(axis=1)]
         return Timeline(last, hop, found)
-    reductions: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "least": np.min, "greatest": np.max}
-    reduce = reductions[placing]
+    reduce: Any = {"mean": np.mean, "least": np.min, "greatest": np.max}[placing]
     for number, middle in enumerate(middles.tolist()):
         covering = (starts <= middle) & (middle < ends)
         if not covering.any():  # between windows that are shorter than the hop

@@ -9,7 +9,7 @@ from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.task import PaperScore, Task
 
 # Scores that are shares and shown in per cent; others, such as RankMe, are shown as they are.
-SHARES = ("accuracy", "mAP", "AUC", "t2a_", "a2t_")
+SHARES = ("accuracy", "mAP", "AUC", "event_f1", "t2a_", "a2t_")
 TAGGING = (("auc", "AUC"), ("d_prime", "d'"))
 FACTS = ("protocol", "task", "metric", "score", "clips")
 

@@ -16,6 +16,7 @@ from m2dprep.artifacts.pages.document import bar, document, section
 from m2dprep.artifacts.pages.markup import Markup, table, tag
 from m2dprep.artifacts.pages.sounds import PLAYED, linked_player, player_of
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.reports.event_sections import event_sections
 from m2dprep.evaluation.reports.figures import (
     all_figures,
     commonest_confusions,
@@ -54,6 +55,7 @@ def page(reported: Reported, task: Task | None = None, players: Players | None =
         tag("p", f"{result.metric}, {', '.join(f'{n:,} {name}' for name, n in result.n.items())}", class_="quiet"),
         _papers(result, task),
         _figures(result),
+        *event_sections(result, reported.path),
         _deviations(result),
         class_bars(result),
         confusion(result),

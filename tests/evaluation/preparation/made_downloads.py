@@ -142,9 +142,19 @@ def clotho(root: Path, lists: Path) -> None:
     touch(root, "evaluation/Rain_ heavy_.wav", "evaluation/Door (1).wav", "development/Other.wav")
 
 
+def tut_scenes_2017(root: Path, lists: Path) -> None:
+    """Both parts side by side, scenes with a slash, a missing file, an evaluation list without recordings."""
+    dev, evaluation = "TUT-acoustic-scenes-2017-development", "TUT-acoustic-scenes-2017-evaluation"
+    write(root / dev / "meta.txt", "audio/b020_90_100.wav\tbeach\tb020\naudio/a1.wav\tcafe/restaurant\ta1\n")
+    write(root / evaluation / "meta.txt", "audio/10.wav\tcity_center\naudio/gone.wav\tbeach\n", crlf=True)
+    touch(root, f"{dev}/audio/b020_90_100.wav", f"{dev}/audio/a1.wav", f"{evaluation}/audio/10.wav")
+    touch(root, f"{dev}/evaluation_setup/fold1_train.txt", f"{evaluation}/audio/11.wav")
+
+
 DOWNLOADS: dict[str, Callable[[Path, Path], None]] = {
-    make.__name__: make
+    make.__name__.replace("_", "-"): make
     for make in (
         esc50, us8k, cremad, gtzan, nsynth, fsd50k, audioset, spcv2, vc1, voxforge, surge, audiocaps, clotho,
+        tut_scenes_2017,
     )
 }  # fmt: skip

@@ -113,6 +113,15 @@ EXPECTED = {
         [("missing", "gone_gone_g")],
         ["wav/test/Yzzzzzzzzzzz.wav"],
     ),
+    "tut-scenes-2017": Expected(
+        [
+            "TUT-acoustic-scenes-2017-development/audio/b020_90_100.wav|beach|train|b020",
+            "TUT-acoustic-scenes-2017-development/audio/a1.wav|cafe/restaurant|train|a1",
+            "TUT-acoustic-scenes-2017-evaluation/audio/10.wav|city_center|test|",
+        ],
+        [("missing", "TUT-acoustic-scenes-2017-evaluation/audio/gone.wav")],
+        ["TUT-acoustic-scenes-2017-evaluation/audio/11.wav"],
+    ),
     "clotho": Expected(
         [
             *(f"evaluation/Rain_ heavy_.wav|{text}|test" for text in ("a", "b", "c", "d", "e, f")),

@@ -1,0 +1,92 @@
+"""Options that the commands events and scenes share: models, names, and how sounds are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from m2dprep.cli.options import PATH, Function, titled, trust_remote_code_option
+
+if TYPE_CHECKING:
+    from m2dprep.evaluation.events.models import Models
+
+SOUNDS = "The recordings"
+NAMES = "Names and tags"
+MPNET = "sentence-transformers/all-mpnet-base-v2"
+
+decoder_option = click.option(
+    "--decoder",
+    type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+    default="auto",
+    help="Choose what reads the files that libsndfile cannot open, as for melspec.",
+)
+name_option = click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="LABEL=NAME",
+    show_default="the table's, else the label made readable",
+    help="Look for a label under this name. May be given several times, also for one label.",
+)
+template_option = click.option(
+    "--template", default="{label} can be heard", help="Make captions of names like this, for captions (clap)."
+)
+background_option = click.option(
+    "--background",
+    multiple=True,
+    default=("background noise", "silence"),
+    help="Compare captions of names with those of these sounds, which are always there. May be given several times.",
+)
+
+
+def clap_options(function: Function) -> Function:
+    """Which models listen, and which read."""
+    options: Callable[[Any], Any] = titled(
+        "Models",
+        click.option(
+            "--head-classes",
+            type=PATH,
+            default=None,
+            show_default="the checkpoint's own, or classes.txt beside it",
+            help="Read the names of the classifier's classes from this file, as `tag --classes` does.",
+        ),
+        click.option(
+            "--words",
+            default=MPNET,
+            help="Compare tags and names by this sentence encoder: a name on the Hugging Face hub, or a folder.",
+        ),
+        click.option(
+            "--clap",
+            type=PATH,
+            default=None,
+            show_default="CHECKPOINT, if it has such embeddings",
+            help="Compare the embeddings of this M2D-CLAP checkpoint with captions.",
+        ),
+        click.option(
+            "--clap-model",
+            default=None,
+            help="Compare the embeddings of this CLAP model of transformers with captions: a name on the hub, or a "
+            "folder.",
+        ),
+        click.option(
+            "--clap-text-model",
+            default=None,
+            show_default="the one of the training",
+            help="Encode captions with this text encoder: a name on the hub, or a folder.",
+        ),
+        trust_remote_code_option,
+    )
+    found: Function = options(function)
+    return found
+
+
+def model_of(checkpoint: Path, options: dict[str, Any]) -> Models:
+    """The models that the options name; they are taken out of ``options``."""
+    from m2dprep.evaluation.events.models import Models
+
+    names = ("clap", "clap_model", "words", "clap_text_model", "device", "batch_size", "trust_remote_code")
+    given = {name: options.pop(name) for name in names}
+    return Models(checkpoint, tag_names=options.pop("head_classes"), **given)

@@ -1,0 +1,79 @@
+"""Results of events and scenes in a few lines for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from m2dprep.artifacts.text_files import listing
+from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.reports.figures import aligned
+
+SHOWN = 5
+
+
+def _share(value: float | None, interval: Any = None) -> str:
+    text = "–" if value is None else f"{value:.1%}"
+    return text + (f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else "")
+
+
+def _rate(value: float | None, interval: Any = None) -> str:
+    text = "–" if value is None else f"{value:.3f}"
+    return text + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def event_lines(result: Result, folder: Path) -> str:
+    """The means of every route above the baselines, the classes of the first, thresholds, notes and failures."""
+    details = result.details
+    lines = [
+        f"events {result.task}: {result.n['recordings']:,} recordings with {result.n['events']:,} events of "
+        f"{result.n['classes']} classes, the part {result.settings['part']}",
+        "",
+    ]
+    rows = [["mean over classes", "event F1", "error rate", "segment F1", "clip AUC", "clip AP"]]
+    for name, own in details["routes"].items():
+        mean, within = own["mean"], own["intervals"]
+        rows.append(
+            [name, _share(mean["event_f1"], within.get("event_f1")),
+             _rate(mean["event_error_rate"], within.get("event_error_rate")), _share(mean["segment_f1"]),
+             _share(mean["clip_auc"]), _share(mean["clip_ap"])]
+        )  # fmt: skip
+    for key, name in (("random", "at random"), ("always_on", "always on")):
+        own = details["baselines"][key]
+        rows.append(
+            [name, _share(own["event_f1"]), _rate(own["event_error_rate"]), _share(own["segment_f1"]),
+             _share(own["clip_auc"]), _share(own["clip_ap"])]
+        )  # fmt: skip
+    lines += [aligned(rows), ""]
+    best = details["routes"][details["route"]]
+    rows = [[f"by {details['route']}", "event F1", "error rate", "hits", "missed", "false", "threshold"]]
+    for one in best["per_class"]:
+        event = one["event"]
+        rows.append(
+            [one["label"], _share(event["f1"]), _rate(event["error_rate"]), f"{event['hits']:,}",
+             f"{event['deletions']:,}", f"{event['insertions']:,}",
+             f"{best['thresholds']['values'][one['label']]:.4g}"]
+        )  # fmt: skip
+    lines += [aligned(rows), "", f"thresholds: {best['thresholds']['source']}"]
+    return "\n".join([*lines, *_ending(result, folder)])
+
+
+def _ending(result: Result, folder: Path) -> list[str]:
+    lines = [f"note: {one}" for one in result.details["notes"]]
+    lines += [f"failed: {one['file_name']}: {one['reason']}, {one['message']}" for one in result.failures[:SHOWN]]
+    if len(result.failures) > SHOWN:
+        names = listing([one["file_name"] for one in result.failures[SHOWN:]], len(result.failures) - SHOWN)
+        lines.append(f"… and {len(result.failures) - SHOWN:,} more failures: {names}")
+    return [*lines, f"{folder}/report.html, {folder}/result.json"]
+
+
+def scene_lines(result: Result, folder: Path) -> str:
+    """All ways to rank above chance, notes and failures."""
+    details = result.details
+    lines = [f"scenes {result.task}: {result.n['recordings']:,} recordings of {result.n['classes']} scenes", ""]
+    rows = [["ranked by", "first is right", "among the best five"]]
+    for way, own in details["rankings"].items():
+        within = own["intervals"]
+        rows.append([way, _share(own["accuracy"], within["accuracy"]), _share(own["top5"], within["top5"])])
+    rows.append(["chance", _share(details["chance"]["accuracy"]), _share(details["chance"]["top5"])])
+    return "\n".join([*lines, aligned(rows), "", *_ending(result, folder)])
