@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from m2dprep.cli.evaluation.listening import (
+    DECODERS,
     NAMES,
     SOUNDS,
     background_option,
@@ -181,7 +182,6 @@ def events(
       m2dprep events as_ft.pth tasks/tut-rare -o tmrl --preset tmrl
     """
     from m2dprep.artifacts.errors import FailureLimit
-    from m2dprep.cli.evaluation.tag import DECODERS
     from m2dprep.evaluation.events.command import EventRequest, run_events
     from m2dprep.evaluation.events.detect import HearSettings
     from m2dprep.evaluation.events.scoring.event_based import EventRule

@@ -1,4 +1,4 @@
-"""Options that the commands events and scenes share: models, names, and how sounds are read."""
+"""Options that commands which listen share: how sounds are read, and for events and scenes models and names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.options import PATH, Function, titled, trust_remote_code_option
+from m2dprep.cli.options import PATH, Function, Number, titled, trust_remote_code_option
 
 if TYPE_CHECKING:
     from m2dprep.evaluation.events.models import Models
@@ -17,11 +17,22 @@ SOUNDS = "The recordings"
 NAMES = "Names and tags"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
 
+# What --decoder means for functions that decode: see `audioprep.decode`.
+DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
+
 decoder_option = click.option(
     "--decoder",
-    type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+    type=click.Choice(list(DECODERS)),
     default="auto",
     help="Choose what reads the files that libsndfile cannot open, as for melspec.",
+)
+read_timeout_option = click.option(
+    "--read-timeout",
+    type=Number(min=0),
+    metavar="SECONDS",
+    default=120.0,
+    help="Give up a sound whose reading gives nothing for so long. It counts as a failure, and the same command "
+    "tries it again. 0 waits forever.",
 )
 name_option = click.option(
     "--name",

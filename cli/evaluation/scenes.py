@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from m2dprep.cli.evaluation.listening import (
+    DECODERS,
     NAMES,
     SOUNDS,
     clap_options,
@@ -136,7 +137,6 @@ def scenes(
       m2dprep scenes runs/base mine.csv -o scenes --rank clap
     """
     from m2dprep.artifacts.errors import FailureLimit
-    from m2dprep.cli.evaluation.tag import DECODERS
     from m2dprep.evaluation.events.detect import HearSettings
     from m2dprep.evaluation.events.scene_command import SceneRequest, run_scenes
     from m2dprep.evaluation.events.scenes import SceneSettings

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from m2dprep.cli.evaluation.listening import DECODERS, decoder_option, read_timeout_option
 from m2dprep.cli.evaluation.options import place_options
 from m2dprep.cli.options import (
     OUTPUT,
@@ -23,8 +24,6 @@ from m2dprep.cli.options import (
     titled,
 )
 from m2dprep.workflows.recipe.declare import stage
-
-DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
 
 
 @stage(
@@ -67,20 +66,8 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         default=86400.0,
         help="Refuse longer sounds; they count as failures.",
     ),
-    click.option(
-        "--decoder",
-        type=click.Choice(list(DECODERS)),
-        default="auto",
-        help="Choose what reads the files that libsndfile cannot open, as for melspec.",
-    ),
-    click.option(
-        "--read-timeout",
-        type=Number(min=0),
-        metavar="SECONDS",
-        default=120.0,
-        help="Give up a sound whose reading gives nothing for so long. It counts as a failure, and the same command "
-        "tries it again. 0 waits forever.",
-    ),
+    decoder_option,
+    read_timeout_option,
     max_failures_option,
 )
 @titled(

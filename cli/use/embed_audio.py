@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2dprep.cli.cluster_options import pool_options
+from m2dprep.cli.evaluation.listening import DECODERS, decoder_option, read_timeout_option
 from m2dprep.cli.evaluation.options import place_options
 from m2dprep.cli.options import (
     OUTPUT,
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
     from m2dprep.evaluation.embedding.command import Runner
     from m2dprep.workflows.engine.pool import WorkerPool
 
-DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
-
 
 @stage(
-    how=("device", "batch_size", "workers", "max_failures"),
+    how=("device", "batch_size", "workers", "max_failures", "read_timeout"),
     reads=lambda given: given.made_below("root"),
     own_workers=True,
     updates=True,
@@ -73,12 +72,8 @@ DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
         show_default="3600; 86400 with --window",
         help="Refuse longer sounds; they count as failures.",
     ),
-    click.option(
-        "--decoder",
-        type=click.Choice(list(DECODERS)),
-        default="auto",
-        help="Choose what reads the files that libsndfile cannot open, as for melspec.",
-    ),
+    decoder_option,
+    read_timeout_option,
     max_failures_option,
 )
 @titled(

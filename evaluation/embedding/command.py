@@ -45,6 +45,7 @@ class EmbedRequest:
     root: Path | None = None
     max_seconds: float | None = None
     ffmpeg: bool | None = None
+    read_timeout: float = 120.0
     device: str = "auto"
     batch_size: int = 32
     overwrite: bool = False
@@ -64,7 +65,7 @@ class EmbedRequest:
 
     @property
     def rows(self) -> RowSettings:
-        return RowSettings(self.contents, self.features, self.windows, self.dtype)
+        return RowSettings(self.contents, self.features, self.windows, self.dtype, self.read_timeout)
 
 
 @dataclass
@@ -104,7 +105,7 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
     file = checkpoint_file(request.checkpoint)
     encoder = CheckpointEncoder(file, device=request.device, batch_size=request.batch_size)
     maker = RowMaker(encoder, request.rows, request.batch_size)
-    reading = Reading(encoder.checkpoint.front_end, request.longest, request.ffmpeg)
+    reading = Reading(encoder.checkpoint.front_end, request.longest, request.ffmpeg, request.read_timeout)
     items = _items(request, reading)
     settings = {
         "checkpoint_digest": encoder.digest, "contents": request.contents,

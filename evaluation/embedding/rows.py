@@ -34,12 +34,14 @@ CHUNKS_PER_PIECE = 16
 @dataclass(frozen=True)
 class RowSettings:
     """What the rows of a store are: ``contents`` (clap, features or both), the kind of ``features`` (stacked or flat),
-    whole sounds or ``windows``, and the type they are stored as."""
+    whole sounds or ``windows``, and the type they are stored as; and after how many seconds without a byte a sound is
+    given up (0: never)."""
 
     contents: str = CLAP
     features: str = STACKED
     windows: Windows | None = None
     dtype: str = "float16"
+    read_timeout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class RowMaker:
 
     def opened(self, item: Item) -> Open:
         """A sound, opened; runs in a thread."""
-        return open_item(item, self._settings.windows, self._most_frames)
+        return open_item(item, self._settings.windows, self._most_frames, self._settings.read_timeout)
 
     def rows(self, shard: Sequence[Numbered], opened: Iterator[Open]) -> list[SourceRows]:
         """The rows of each sound of a shard, whose sounds come next in ``opened``."""

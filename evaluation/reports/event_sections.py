@@ -9,8 +9,8 @@ from typing import Any
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import inside
+from m2dprep.artifacts.pages.markup import Markup, escaped, table, tag
 from m2dprep.evaluation.protocols.result import Result
-from m2dprep.evaluation.reports.markup import Markup, escaped, table, tag
 
 EVENTS, SCENES = "events", "scenes"
 MOST_PICTURES, PICTURE_BYTES = 24, 2_000_000
