@@ -37,7 +37,6 @@ from m2dprep.artifacts.log_mels.pack import (
     ShardPlan,
     finish_pack,
     generation_of,
-    note_unpacked,
     read_index,
     read_pack_meta,
     shard_index_path,
@@ -45,6 +44,7 @@ from m2dprep.artifacts.log_mels.pack import (
     write_shard,
 )
 from m2dprep.artifacts.log_mels.records import read_config, record_parts
+from m2dprep.artifacts.log_mels.unpacked import note_unpacked
 from m2dprep.artifacts.tables import read_parquet
 from m2dprep.audioprep.promise import Promises, fault_of
 

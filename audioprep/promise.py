@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.array import OK, LmsFile
-from m2dprep.artifacts.log_mels.pack import read_unpacked
 from m2dprep.artifacts.log_mels.records import read_config, read_records, record_parts
+from m2dprep.artifacts.log_mels.unpacked import read_unpacked
 from m2dprep.audioprep.moments import EXACT, ROUNDED, Moments
 
 

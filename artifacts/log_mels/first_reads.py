@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from m2dprep.artifacts.layout import MELSPEC_FOLDER, LmsLayout
 from m2dprep.artifacts.log_mels.array import OK
-from m2dprep.artifacts.log_mels.pack import read_unpacked
 from m2dprep.artifacts.log_mels.records import read_records, record_parts
+from m2dprep.artifacts.log_mels.unpacked import read_unpacked
 
 # Stands for an unknown digest.
 UNKNOWN = 0

@@ -6,8 +6,6 @@ meta.json          dtype, n_mels, sizes of the shards, and what was packed; writ
 
 A pack that replaces another one belongs to the next generation: its files have other names (``g2-shard-<n>.npy``), so
 that the two never mix, and the new ``meta.json`` makes it the current pack.
-
-``_melspec/unpacked.parquet`` holds the digests of arrays that were unpacked with other bytes than their records say.
 """
 
 from __future__ import annotations
@@ -26,42 +24,11 @@ from m2dprep.artifacts.digests import digest_of, fingerprint, growing_digest, pl
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.json_files import read_object, write_object
-from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
+from m2dprep.artifacts.layout import PACKED_FOLDER
 from m2dprep.artifacts.log_mels.array import LmsFile, read_lms
 from m2dprep.artifacts.npy_files import HEADER_BYTES, RowFile, npy_header
 from m2dprep.artifacts.reading import FileIdentity, identity_of, open_regular, read_at
 from m2dprep.artifacts.tables import read_parquet, require_column_inside, write_parquet
-
-UNPACKED = "unpacked.parquet"
-SCHEMA = pa.schema(
-    [pa.field("file_name", pa.string(), nullable=False), pa.field("digest", pa.string(), nullable=False)]
-)
-
-
-def read_unpacked(layout: LmsLayout) -> dict[str, str]:
-    """The digest of each file in ``unpacked.parquet``. Raises `UserError` if the table is damaged."""
-    path = layout.melspec / UNPACKED
-    if not path.exists():
-        return {}
-    table = read_parquet(path, SCHEMA, "the digests of unpacked arrays")
-    return dict(zip(table["file_name"].to_pylist(), table["digest"].to_pylist(), strict=True))
-
-
-def note_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
-    """Add ``digests`` by file name to ``unpacked.parquet``, if there are any."""
-    if digests and layout.melspec.is_dir():
-        write_unpacked(layout, {**read_unpacked(layout), **digests})
-
-
-def write_unpacked(layout: LmsLayout, digests: Mapping[str, str]) -> None:
-    """Replace ``unpacked.parquet`` by ``digests``; remove it if there are none."""
-    if not digests:
-        (layout.melspec / UNPACKED).unlink(missing_ok=True)
-        return
-    names = sorted(digests)
-    table = pa.table({"file_name": names, "digest": [digests[name] for name in names]}, schema=SCHEMA)
-    write_parquet(layout.melspec / UNPACKED, table)
-
 
 META, INDEX = "meta.json", "index.parquet"
 LAYOUT = "time-major"

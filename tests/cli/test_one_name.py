@@ -170,7 +170,7 @@ def test_a_word_like_no_command_gets_none() -> None:
     ("words", "offered"),
     [
         ("m2dprep ", set(COMMANDS)),
-        ("m2dprep em", {"embed-captions", "embeddings"}),
+        ("m2dprep em", {"embed-audio", "embed-captions", "embeddings"}),
         ("m2dprep embeddings ", {"encode", "inspect", "check", "import", "export"}),
         ("m2dprep embeddings export ", {"m2d", "parquet"}),
         ("m2dprep captions f", {"fill"}),

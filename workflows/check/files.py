@@ -12,9 +12,10 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import is_proven, read_object
 from m2dprep.artifacts.layout import PACKED_FOLDER, DataLayout, LmsLayout
 from m2dprep.artifacts.log_mels.pack import META as PACK_META
-from m2dprep.artifacts.log_mels.pack import UNPACKED, index_path, read_pack_meta
+from m2dprep.artifacts.log_mels.pack import index_path, read_pack_meta
 from m2dprep.artifacts.log_mels.record_file import PURPOSE, RecordFile
 from m2dprep.artifacts.log_mels.records import read_config, record_parts
+from m2dprep.artifacts.log_mels.unpacked import UNPACKED
 from m2dprep.artifacts.tables import list_digest_path, verify_export, verify_file_list, verify_parquet
 from m2dprep.workflows.check.result import CheckResult, Collecting
 from m2dprep.workflows.melspec.results import CONFIG, WRITTEN

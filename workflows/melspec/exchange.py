@@ -31,15 +31,7 @@ from m2dprep.artifacts.folders import make_folder, remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, inside
 from m2dprep.artifacts.log_mels.array import FAILED, write_lms
-from m2dprep.artifacts.log_mels.pack import (
-    META,
-    UNPACKED,
-    PackedStore,
-    note_unpacked,
-    read_pack_meta,
-    read_unpacked,
-    write_unpacked,
-)
+from m2dprep.artifacts.log_mels.pack import META, PackedStore, read_pack_meta
 from m2dprep.artifacts.log_mels.records import (
     EXCHANGE,
     KEPT,
@@ -53,6 +45,7 @@ from m2dprep.artifacts.log_mels.records import (
     read_records,
     record_parts,
 )
+from m2dprep.artifacts.log_mels.unpacked import UNPACKED, note_unpacked, read_unpacked, write_unpacked
 from m2dprep.audioprep.promise import Promises
 from m2dprep.workflows.melspec.keeping import good_records, kept, not_taken_over, proven
 from m2dprep.workflows.melspec.overwrite import beside

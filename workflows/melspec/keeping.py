@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import LmsLayout, inside
 from m2dprep.artifacts.log_mels.array import read_lms
-from m2dprep.artifacts.log_mels.pack import read_unpacked
 from m2dprep.artifacts.log_mels.records import KEPT, KEPT_FOR_NOW, OK, RECORD_SCHEMA, frozen_config, iter_records
+from m2dprep.artifacts.log_mels.unpacked import read_unpacked
 from m2dprep.audioprep.convert import failure_record
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.promise import Promise, fault_of
