@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.evaluation import text_towers
 from tests.cli.invocation import refused, run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
+from tests.evaluation.search.fake_words import FakeEncoder
 
 pytestmark = pytest.mark.slow
 
 COUNT = 9
-OFF_EMB_DIM = 16
-
-
-class FakeEncoder:
-    """Text embeddings that follow from the letters."""
-
-    dim = OFF_EMB_DIM
-
-    def describe(self) -> dict[str, Any]:
-        return {"model": "fake", "weights": None}
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        rows = [np.random.default_rng(sum(text.encode())).normal(size=OFF_EMB_DIM) for text in texts]
-        return np.asarray(rows, np.float32)
 
 
 @pytest.fixture(autouse=True)
