@@ -88,9 +88,7 @@ def search(words: tuple[str, ...], by_audio: Path | None, as_json: bool, **optio
     """
     stores, text = (words, None) if by_audio is not None else (words[:-1], words[-1])
     if not stores:
-        raise click.UsageError(
-            f"Give a store and the words to look for, or --by-audio: {words[0]!r} alone is not both."
-        )
+        raise click.UsageError(f"Give a store, and then what to look for or --by-audio; {words[0]!r} is alone.")
     if by_audio is None and Path(str(text)).is_dir():
         raise click.UsageError(f"{text!r} is a folder: the last argument is what to look for (or give --by-audio).")
     from m2dprep.evaluation.search.command import SearchRequest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from m2dprep.artifacts import files as files_module
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
@@ -49,7 +51,7 @@ def fill(
     """Make a store, or ``only`` so many of its shards; ``made`` takes up the sounds that were made."""
     with AudioStoreWriter(folder, settings, sounds, **options) as writer:
         shards = [writer.missing[start : start + SHARD] for start in range(0, len(writer.missing), SHARD)]
-        shards = [shard for shard in shards if not writer.written(shard[0])]
+        shards = [shard for shard in shards if not writer.written(shard)]
         for shard in order(shards)[:only]:
             writer.write_shard([rows_of(sounds, number, reason) for number in shard])
             if made is not None:
@@ -138,6 +140,34 @@ def test_an_interrupted_update_keeps_what_both_runs_made(tmp_path: Path) -> None
     assert made == [one.name for one in SOUNDS[5 + SHARD :]]
     fill(tmp_path / "whole", SOUNDS)
     assert files(tmp_path / "store") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("renames", range(11))
+def test_a_run_that_is_killed_while_it_replaces_a_store(
+    tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many renames of the exchange nothing more happens, not even tidying up."""
+    without = {**SETTINGS, "contents": "clap", "feature_dim": None}
+    earlier, sounds = (SETTINGS, SOUNDS[:5]) if renames % 2 else (without, SOUNDS)
+    fill(tmp_path / "store", sounds, settings=earlier)
+    rename, done = Path.rename, [0]
+
+    def killed(self: Path, target: Path) -> Path:
+        if done[0] == renames:
+            raise SystemExit
+        done[0] += 1
+        return rename(self, target)
+
+    again = {"settings": SETTINGS, "overwrite": earlier is without}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        patch.setattr(files_module.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+        with contextlib.suppress(SystemExit):
+            fill(tmp_path / "store", **again)
+    fill(tmp_path / "store", **again)
+    fill(tmp_path / "whole")
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir() if path.is_dir()) == []
 
 
 def test_failures_of_the_machine_are_tried_again(tmp_path: Path) -> None:
