@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(*words: object) -> dict[str, Any]:
-    done = run("search", *words, "--device", "cpu", "--json")
+    done = run("search", "--device", "cpu", "--json", *words)
     assert done.exit_code == 0, done.output
     value: dict[str, Any] = json.loads(done.stdout)
     return value
@@ -104,6 +104,14 @@ def test_labels_choose_clips_and_captions_are_shown(place: Path) -> None:
     assert len(found(place / "store", "rain", "--captions", place / "captions.parquet", *both)["results"]) == 6
     odd = found(place / "windows", "rain", "--labels", place / "labels.csv", "--label", "kind 1", "--top", 99)
     assert {hit["clip_id"] for hit in odd["results"]} == {"001", "003", "005", "007"}
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "/", "-", "a\tb", "雨", "a" * 300 + " rain"])
+def test_any_text_can_be_looked_for(place: Path, text: str) -> None:
+    if text == "/":
+        refused(run("search", place / "store", text), 2, "is a folder")
+    else:
+        assert found(place / "store", "--", text)["query"] == text
 
 
 def test_lines_for_people(place: Path) -> None:
