@@ -1,4 +1,7 @@
-"""The store of embeddings of sounds: shards in any order, interrupted runs, sounds that change, damage."""
+"""The store of embeddings of sounds: shards in any order, interrupted runs, sounds that change, damage.
+
+Tests of many stores are left to the whole suite.
+"""
 
 from __future__ import annotations
 
@@ -119,6 +122,7 @@ CHANGES: dict[str, tuple[Callable[[list[StoredSource]], list[StoredSource]], lis
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("finished", [True, False])
 def test_only_sounds_that_are_new_or_changed_are_made_again(tmp_path: Path, what: str, finished: bool) -> None:
@@ -142,6 +146,7 @@ def test_an_interrupted_update_keeps_what_both_runs_made(tmp_path: Path) -> None
     assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", range(11))
 def test_a_run_that_is_killed_while_it_replaces_a_store(
     tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +196,7 @@ def test_overwrite_takes_nothing_from_the_earlier_store(tmp_path: Path) -> None:
     assert len(made) == 2 * len(SOUNDS) - SHARD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("name", "value"), [("dtype", "float32"), ("window", 2.0), ("checkpoint_digest", "e"), ("contents", "clap")]
@@ -222,6 +228,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("name", ["embeddings.npy", "features.npy", "index.parquet", "sources.parquet", "meta.json"])
 def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
