@@ -165,6 +165,24 @@ def replace_together(folder: Path, names: Sequence[str], write: Callable[[Path],
         shutil.rmtree(left)
 
 
+def undo_replacement(folder: Path, names: Sequence[str]) -> None:
+    """Give back the earlier files that a killed `replace_together` has put aside; remove what it has left.
+
+    The first of ``names``, which is put aside last, must be one that is always written. Nothing else may be writing.
+    """
+    for exchange in folder.glob(f"{EXCHANGE}*"):
+        earlier = exchange / "earlier"
+        if not (folder / names[-1]).exists() and (earlier / names[-1]).exists():
+            if (earlier / names[0]).exists():  # all of them are there, and what has their places is new
+                for name in names:
+                    (folder / name).unlink(missing_ok=True)
+            for name in names:  # the marker last
+                if (earlier / name).exists():
+                    (earlier / name).rename(folder / name)
+            sync_folder(folder)
+        shutil.rmtree(exchange)
+
+
 def _name(error: BaseException, path: Path) -> None:
     """Add ``path`` to a system error that names no file, such as the error of a full disk."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:

@@ -37,9 +37,7 @@ class Described:
 
     def require_labels(self, wanted: Sequence[str]) -> None:
         """Raise `UserError`, naming the nearest ones, if one of these labels is in no table."""
-        known = {
-            str(name) for table in self._tables for name in pc.unique(table.labels).to_pylist() if name is not None
-        }
+        known = {str(name) for table in self._tables for name in pc.unique(table.labels.texts.drop_null()).to_pylist()}
         for name in wanted:
             if name not in known:
                 folded = {one.casefold(): one for one in known}

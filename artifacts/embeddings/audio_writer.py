@@ -36,7 +36,7 @@ from m2dprep.artifacts.embeddings.audio_store import (
 )
 from m2dprep.artifacts.embeddings.store import EMBEDDINGS, INDEX, META
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.files import atomic_file, replace_together, sweep_temporaries
+from m2dprep.artifacts.files import EXCHANGE, atomic_file, replace_together, sweep_temporaries, undo_replacement
 from m2dprep.artifacts.folders import make_folder, remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.locks import exclusive
@@ -166,8 +166,10 @@ class AudioStoreWriter:
         if store.meta.get("sources_digest") != self._sources_digest or self._retried & set(reasons):
             return False
         store.require_whole()
-        if self._partial.exists():  # left by a run that was killed at its end; a read-only folder keeps it
+        if self._partial.exists() or any(self.folder.glob(f"{EXCHANGE}*")):
+            # A run was killed at its end; a read-only folder keeps what it left.
             with suppress(OSError, UserError), exclusive(self.folder):
+                undo_replacement(self.folder, NAMES)
                 remove_folder(self._partial)
         self._take_store(store)
         return True
@@ -178,6 +180,7 @@ class AudioStoreWriter:
     def _begin(self, overwrite: bool) -> None:
         """Begin a run, or continue the one that was interrupted."""
         sweep_temporaries(self.folder)
+        undo_replacement(self.folder, NAMES)
         anew = self._continued(overwrite)
         if anew is None:
             anew = overwrite
@@ -253,17 +256,18 @@ class AudioStoreWriter:
         if failure is not None:
             self._failures[number] = failure
 
-    def written(self, first: int) -> bool:
-        """Whether the shard that begins with the sound ``first`` is written, with no failure that is to be retried."""
-        path = self._shard(first)
+    def written(self, numbers: Sequence[int]) -> bool:
+        """Whether the shard of these sounds is written, with no failure that is to be retried."""
+        path = self._shard(numbers[0])
         if not path.exists():
             return False
         try:
-            reasons = read_parquet(path, SHARD_SCHEMA, "the rows of some sounds")["reason"].unique().to_pylist()
+            table = read_parquet(path, SHARD_SCHEMA, "the rows of some sounds", ["file", "reason"])
         except UserError:
             path.unlink()
             return False
-        return not self._retried & set(reasons)
+        whole = table["file"].unique().to_pylist() == [self._sources[number].name for number in numbers]
+        return whole and not self._retried & set(table["reason"].unique().to_pylist())
 
     def write_shard(self, rows: Sequence[SourceRows]) -> None:
         """Write the rows of some sounds, in the order of ``missing``; the first one names the shard."""

@@ -144,9 +144,12 @@ def embed_audio(
     from m2dprep.evaluation.embedding.command import embed_audio as run
 
     keep_freed_memory()
-    request = EmbedRequest(checkpoint, sounds, out, ffmpeg=DECODERS[decoder], **options)
     chosen = is_given(context, "workers") or pool.elsewhere
-    report = run(request, _runner(pool if chosen else None, request.device, out))
+    runner = _runner(pool if chosen else None, options["device"])
+    if pool.elsewhere:
+        options["device"] = "auto"  # this process makes no rows, and need not have the device of the workers
+    request = EmbedRequest(checkpoint, sounds, out, ffmpeg=DECODERS[decoder], **options)
+    report = run(request, runner)
     if str(request.passed_over):
         click.echo(f"{request.passed_over}.", err=True)
     click.echo(report.summary(), err=True)
@@ -154,8 +157,10 @@ def embed_audio(
     limit.require(report.failed, report.inputs, f"{out}/failures.parquet")
 
 
-def _runner(pool: WorkerPool | None, device: str, out: Path) -> Runner | None:
-    """What makes rows with workers; None if this process makes them."""
+def _runner(pool: WorkerPool | None, device: str) -> Runner | None:
+    """What makes rows with workers, on this ``device`` of theirs; None if this process makes them."""
+    from dataclasses import replace
+
     from m2dprep.evaluation.embedding.command import after_worker_death
     from m2dprep.evaluation.embedding.rows import worker_function
     from m2dprep.workflows.embed_captions import choose_pool
@@ -169,6 +174,6 @@ def _runner(pool: WorkerPool | None, device: str, out: Path) -> Runner | None:
 
     def run(request: Any, shards: Any) -> Any:
         shared = Shared((request.checkpoint,), libraries=ENCODER_LIBRARIES)
-        return run_shards(worker_function(request), shards, chosen, after_worker_death, shared)
+        return run_shards(worker_function(replace(request, device=device)), shards, chosen, after_worker_death, shared)
 
     return run

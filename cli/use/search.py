@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,8 @@ def search(words: tuple[str, ...], by_audio: Path | None, as_json: bool, **optio
     """
     stores, text = (words, None) if by_audio is not None else (words[:-1], words[-1])
     if not stores:
-        raise click.UsageError(
-            f"Give a store and the words to look for, or --by-audio: {words[0]!r} alone is not both."
-        )
-    if by_audio is None and Path(str(text)).is_dir():
+        raise click.UsageError(f"Give a store, and then what to look for or --by-audio; {words[0]!r} is alone.")
+    if text is not None and os.path.isdir(text):  # noqa: PTH112 (a text may be no path at all, which Path refuses)
         raise click.UsageError(f"{text!r} is a folder: the last argument is what to look for (or give --by-audio).")
     from m2dprep.evaluation.search.command import SearchRequest
     from m2dprep.evaluation.search.command import search as run

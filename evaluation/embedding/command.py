@@ -187,7 +187,7 @@ def _fill(
         [(number, items[number]) for number in missing[start : start + len(own)]]
         for start, own in shards_of([items[number] for number in missing])
     ]
-    pending = [shard for shard in shards if not writer.written(shard[0][0])]
+    pending = [shard for shard in shards if not writer.written([number for number, _ in shard])]
     made = {number for shard in pending for number, _ in shard}
     shown: Progress | nullcontext[None] = (
         nullcontext() if quiet else Progress(len(items), "embed", "sounds", initial=len(items) - len(made))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -129,15 +131,23 @@ class RowMaker:
         if sound.failure is not None:
             return
         try:
-            for number in range(len(sound.segments)):
-                pieces = list(sound.pieces(number, self._most_frames))
-                log_mel = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
-                self._waiting.append((result, log_mel))
-                self._frames += log_mel.shape[-1]
-                if len(self._waiting) >= self._batch_size or self._frames >= MOST_FRAMES:
-                    self._flush()
+            with closing(self._log_mels(sound)) as log_mels:
+                for log_mel in log_mels:
+                    self._waiting.append((result, log_mel))
+                    self._frames += log_mel.shape[-1]
+                    if len(self._waiting) >= self._batch_size or self._frames >= MOST_FRAMES:
+                        self._flush()
         except DecodeError as error:
             result.failure = (error.reason, error.message)
+
+    def _log_mels(self, sound: Open) -> Generator[np.ndarray, None, None]:
+        """The log-mel (1, n_mels, T) of each segment; those of a long sound are made by a thread, some ahead."""
+        most = self._most_frames
+        made = (_joined(list(sound.pieces(number, most))) for number in range(len(sound.segments)))
+        if sound.prepared is not None or sound.sound is None:
+            return made
+        frames = max(map(sound.sound.frames, sound.segments), default=1)
+        return _ahead(made, max(1, min(2 * self._batch_size, MOST_FRAMES // max(1, frames))))
 
     def _flush(self) -> None:
         """Encode what waits."""
@@ -165,6 +175,23 @@ class RowMaker:
             assert encoded.clap is not None
             clap = unit_rows(encoded.clap).astype(dtype)
         return clap, list(conventional) if contents == BOTH else [None] * len(clap)
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+
+
+def _ahead(values: Iterator[np.ndarray], count: int) -> Generator[np.ndarray, None, None]:
+    """The values in their order; a thread makes up to ``count`` of them ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, values, None) for _ in range(count))
+        try:
+            while (value := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, values, None))
+                yield value
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def unit_rows(rows: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,11 @@
-"""The store of embeddings of sounds: shards in any order, interrupted runs, sounds that change, damage."""
+"""The store of embeddings of sounds: shards in any order, interrupted runs, sounds that change, damage.
+
+Tests of many stores are left to the whole suite.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from m2dprep.artifacts import files as files_module
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
@@ -49,7 +54,7 @@ def fill(
     """Make a store, or ``only`` so many of its shards; ``made`` takes up the sounds that were made."""
     with AudioStoreWriter(folder, settings, sounds, **options) as writer:
         shards = [writer.missing[start : start + SHARD] for start in range(0, len(writer.missing), SHARD)]
-        shards = [shard for shard in shards if not writer.written(shard[0])]
+        shards = [shard for shard in shards if not writer.written(shard)]
         for shard in order(shards)[:only]:
             writer.write_shard([rows_of(sounds, number, reason) for number in shard])
             if made is not None:
@@ -117,6 +122,7 @@ CHANGES: dict[str, tuple[Callable[[list[StoredSource]], list[StoredSource]], lis
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("finished", [True, False])
 def test_only_sounds_that_are_new_or_changed_are_made_again(tmp_path: Path, what: str, finished: bool) -> None:
@@ -140,6 +146,35 @@ def test_an_interrupted_update_keeps_what_both_runs_made(tmp_path: Path) -> None
     assert files(tmp_path / "store") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("renames", range(11))
+def test_a_run_that_is_killed_while_it_replaces_a_store(
+    tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many renames of the exchange nothing more happens, not even tidying up."""
+    without = {**SETTINGS, "contents": "clap", "feature_dim": None}
+    earlier, sounds = (SETTINGS, SOUNDS[:5]) if renames % 2 else (without, SOUNDS)
+    fill(tmp_path / "store", sounds, settings=earlier)
+    rename, done = Path.rename, [0]
+
+    def killed(self: Path, target: Path) -> Path:
+        if done[0] == renames:
+            raise SystemExit
+        done[0] += 1
+        return rename(self, target)
+
+    again = {"settings": SETTINGS, "overwrite": earlier is without}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        patch.setattr(files_module.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+        with contextlib.suppress(SystemExit):
+            fill(tmp_path / "store", **again)
+    fill(tmp_path / "store", **again)
+    fill(tmp_path / "whole")
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir() if path.is_dir()) == []
+
+
 def test_failures_of_the_machine_are_tried_again(tmp_path: Path) -> None:
     fill(tmp_path / "store", reason="transient", retried=["transient"])
     made: list[str] = []
@@ -161,6 +196,7 @@ def test_overwrite_takes_nothing_from_the_earlier_store(tmp_path: Path) -> None:
     assert len(made) == 2 * len(SOUNDS) - SHARD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("name", "value"), [("dtype", "float32"), ("window", 2.0), ("checkpoint_digest", "e"), ("contents", "clap")]
@@ -192,6 +228,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("name", ["embeddings.npy", "features.npy", "index.parquet", "sources.parquet", "meta.json"])
 def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:

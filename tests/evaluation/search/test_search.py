@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.evaluation import text_towers
 from tests.cli.invocation import refused, run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
+from tests.evaluation.search.fake_words import FakeEncoder
 
 pytestmark = pytest.mark.slow
 
 COUNT = 9
-OFF_EMB_DIM = 16
-
-
-class FakeEncoder:
-    """Text embeddings that follow from the letters."""
-
-    dim = OFF_EMB_DIM
-
-    def describe(self) -> dict[str, Any]:
-        return {"model": "fake", "weights": None}
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        rows = [np.random.default_rng(sum(text.encode())).normal(size=OFF_EMB_DIM) for text in texts]
-        return np.asarray(rows, np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(*words: object) -> dict[str, Any]:
-    done = run("search", *words, "--device", "cpu", "--json")
+    done = run("search", "--device", "cpu", "--json", *words)
     assert done.exit_code == 0, done.output
     value: dict[str, Any] = json.loads(done.stdout)
     return value
@@ -118,6 +104,14 @@ def test_labels_choose_clips_and_captions_are_shown(place: Path) -> None:
     assert len(found(place / "store", "rain", "--captions", place / "captions.parquet", *both)["results"]) == 6
     odd = found(place / "windows", "rain", "--labels", place / "labels.csv", "--label", "kind 1", "--top", 99)
     assert {hit["clip_id"] for hit in odd["results"]} == {"001", "003", "005", "007"}
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "/", "-", "a\tb", "雨", "a" * 300 + " rain"])
+def test_any_text_can_be_looked_for(place: Path, text: str) -> None:
+    if text == "/":
+        refused(run("search", place / "store", text), 2, "is a folder")
+    else:
+        assert found(place / "store", "--", text)["query"] == text
 
 
 def test_lines_for_people(place: Path) -> None:
