@@ -73,7 +73,8 @@ def log_mels_page(folder: Path, drawing: Drawing) -> str:
 
 
 def _name(path: Path) -> str:
-    return path.resolve().name or str(path)
+    """The last two parts of a path: many data directories are called data."""
+    return "/".join(path.resolve().parts[-2:])
 
 
 def _conversion_sections(layout: LmsLayout, drawing: Drawing, folders: int, matched: _Matched | None) -> list[Markup]:

@@ -58,6 +58,10 @@ NO_STAGES = {
         )
     ),
     "captions show",
+    "report",
+    "failures",
+    "export hf",
+    "export portable",
     "embeddings inspect",
     "embeddings check",
 }

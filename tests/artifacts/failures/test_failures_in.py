@@ -179,5 +179,7 @@ def test_the_command_filters_by_reason_and_counts(tmp_path: Path) -> None:
     assert shown.stderr == "1 failure: empty 1\n"
     assert len(run("failures", path, "--reason", "empty", "--reason", "truncated").stdout.splitlines()) >= 2
     assert run("failures", path, "--reason", "other").stdout == ""
+    assert run("failures", path, "--json").stdout == run("failures", path, "--format", "json").stdout
+    refused(run("failures", path, "--json", "--format", "csv"), 2, "exclude each other")
     assert list(chosen([A, B], [])) == [A, B]
     assert summary(write([], "table", print)) == "0 failures"
