@@ -22,7 +22,7 @@ from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.captions.embedding.inspect import captions_of, inspect_store
 from m2dprep.evaluation.overview.cards import Card, Sounds, cards
 from m2dprep.evaluation.overview.conversion import EXAMPLES
-from m2dprep.evaluation.overview.data_page import Drawing
+from m2dprep.evaluation.overview.data_page import Drawing, place_name
 from m2dprep.evaluation.overview.maps import drawn_map
 from m2dprep.evaluation.overview.parts import TOP, failures_section, hours
 
@@ -36,7 +36,7 @@ BEGINNING = re.compile(r"[^\W\d_]*")
 
 def store_page(folder: Path, drawing: Drawing) -> str:
     """The page of a finished store. Raises `UserError` if it is damaged or none."""
-    name = folder.resolve().name
+    name = place_name(folder)
     if is_audio_store(folder):
         return document(f"Store: {name}", [tag("h1", f"Store: {name}"), *_audio(AudioStore.open(folder), drawing)])
     store = EmbeddingStore.open(folder)
