@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from artifacts.tables import write_csv, write_file_list
+from m2dprep.artifacts.tables import write_csv, write_file_list
 
 KINDS = {
     "ambi": "ambience",

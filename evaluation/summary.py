@@ -26,6 +26,8 @@ def summary(result: Result, task: Task | None = None) -> str:
         lines.append("seeds: " + "  ".join(f"{s} {v:.2%}" for s, v in zip(result.seeds, result.scores, strict=True)))
     elif result.metric == "accuracy" and result.details.get("top5") is not None:
         lines.append(f"top-5 {result.details['top5']:.2%}, chance {result.details['chance']:.2%}")
+        if (precision := result.details.get("precision@10")) is not None:
+            lines.append(f"words find clips: precision@10 {precision:.2%}, the mean over classes")
     elif result.protocol == "tagging" and result.metric == "mAP":
         lines += _tagging(result)
     elif result.metric == "mAP" and result.details.get("classes_without_positives"):

@@ -20,6 +20,7 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.workflows.sound_set import CLASSES, HELD_OUT, TRAIN
 
+PRECISION = "precision@10"
 # Training clips of each class for the linear protocol; with more, the demo would take longer.
 PER_CLASS = 10
 # A rate at which a head on a few hundred clips is done within EVAR's 200 epochs.
@@ -81,8 +82,16 @@ def evaluate_demo(
     return {
         "report": str(report / "report.html"),
         "rows": found,
+        "found_by_words": {task: _found_by_words(report, task) for task in ("sounds", "sounds_control")},
         "fine_tuned": _fine_tuned(run, folder, model, seed),
     }
+
+
+def _found_by_words(report: Path, task: str) -> dict[str, Any]:
+    """Of the ten held-out sounds nearest to the words of each class, the share that is of the class; and the mean."""
+    details = json.loads((report / "results" / f"{task}.zero-shot.json").read_text())["details"]
+    classes = {row["label"]: row.get(PRECISION) for row in details["per_class"]}
+    return {"mean": details.get(PRECISION), "classes": classes}
 
 
 def _fine_tuned(run: Callable[[Sequence[str]], str], folder: Path, model: Path, seed: int) -> dict[str, Any]:
@@ -140,6 +149,9 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
             )
     tuned = evaluation["fine_tuned"]
     lines.append(f"{'fine-tune':<14}{tuned['metric']:<12}{percent(tuned['score']):>7}{percent(None):>9}")
+    found, control = (evaluation["found_by_words"][task] for task in ("sounds", "sounds_control"))
+    lines.append(f"{'by words':<14}{PRECISION:<14}{percent(found['mean']):>5}{percent(control['mean']):>9}")
+    lines += [f"  {label:<24}{percent(share):>9}" for label, share in found["classes"].items()]
     return "\n".join([*lines, f"report: {evaluation['report']}"])
 
 

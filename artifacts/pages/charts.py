@@ -10,7 +10,7 @@ from m2dprep.artifacts.pages.document import bar
 from m2dprep.artifacts.pages.markup import Markup, table, tag
 
 WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 40
 # The page has so many colours for groups.
 COLOURS = 10
 Points = Sequence[tuple[float, float]]
@@ -61,7 +61,7 @@ def _frame(across: Axis, up: Axis, name: str, *content: Markup) -> Markup:
         tag("text", text, x=LEFT - 6, y=_y(up, place) + 4, text_anchor="end", class_="dim") for place, text in up.labels
     ]
     lines += [
-        tag("text", text, x=_x(across, place), y=HEIGHT - BOTTOM + 15, text_anchor="middle", class_="dim")
+        tag("text", text, x=_x(across, place), y=HEIGHT - BOTTOM + 17, text_anchor="middle", class_="dim")
         for place, text in across.labels
     ]
     lines.append(tag("text", name, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, text_anchor="middle"))

@@ -34,7 +34,7 @@ th { font-weight: 600 } td { overflow-wrap: anywhere } .score { font-size: 2.4em
 .clips img { width: 100%; height: 7em; display: block; background: #000 }
 .clips figcaption { padding: .5em .8em .7em; font-size: .85em; overflow-wrap: anywhere }
 .clips audio { width: 100% } .clips figcaption p { margin: .2em 0 }
-svg { width: 100%; height: auto; max-width: 44em; font: 11px system-ui, sans-serif } svg text { fill: currentColor }
+svg { width: 100%; height: auto; max-width: 44em; font: 13px system-ui, sans-serif } svg text { fill: currentColor }
 svg .axis { stroke: var(--line); fill: none } svg .bars { fill: var(--bar) }
 svg .soft { fill: var(--bar); opacity: .18 } svg .line { fill: none; stroke-width: 1.6 }
 svg .dim { opacity: .65 }

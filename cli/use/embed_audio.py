@@ -135,6 +135,7 @@ def embed_audio(
       m2dprep embed-audio runs/base data/audioset_lms features --contents both --dtype float32
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
 
     limit = FailureLimit.parse(max_failures)
     if is_given(context, "features") and options["contents"] == "clap":
@@ -153,6 +154,7 @@ def embed_audio(
     if str(request.passed_over):
         click.echo(f"{request.passed_over}.", err=True)
     click.echo(report.summary(), err=True)
+    say_first_in(out, report.failed)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(out))
     limit.require(report.failed, report.inputs, f"{out}/failures.parquet")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TableCommand, titled
+from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TableCommand, is_given, json_option, titled
 
 
 @click.command(cls=TableCommand, short_help="List what failed, and why.")
@@ -31,8 +31,10 @@ from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TableCommand, titled
         default="table",
         help="Print the failures in this form, with file_name, reason and message.",
     ),
+    json_option,
 )
-def failures(path: Path, reasons: tuple[str, ...], form: str) -> None:
+@click.pass_context
+def failures(context: click.Context, path: Path, reasons: tuple[str, ...], form: str, as_json: bool) -> None:
     """List what failed in PATH, and why: a row for each source, and the counts of reasons on stderr.
 
     PATH is what a command has made: a folder of log-mels or a data directory, a store of embeddings of sounds, a table
@@ -44,8 +46,10 @@ def failures(path: Path, reasons: tuple[str, ...], form: str) -> None:
       m2dprep failures data/audioset_lms --reason truncated --format csv > truncated.csv
       m2dprep failures tags.parquet --format json
     """
+    if as_json and is_given(context, "form") and form != "json":
+        raise click.UsageError(f"--json and --format {form} exclude each other.")
     from m2dprep.artifacts.failures.reading import failures_in
     from m2dprep.artifacts.failures.shown import chosen, summary, write
 
-    counts = write(chosen(failures_in(path), reasons), form, click.echo)
+    counts = write(chosen(failures_in(path), reasons), "json" if as_json else form, click.echo)
     click.echo(summary(counts), err=True)

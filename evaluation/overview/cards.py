@@ -110,13 +110,11 @@ class Sounds:
         waveform = self._waveform(name)
         return None if waveform is None else encoded(waveform, self._config.log_mel.sample_rate)
 
-    def with_log_mel(self, name: str) -> tuple[np.ndarray, tuple[bytes, str]] | None:
-        """The log-mel (F, T) of the beginning of a sound, and that as MP3; None if it cannot be read."""
-        waveform = self._waveform(name)
-        if waveform is None:
-            return None
-        rate = self._config.log_mel.sample_rate
-        return LogMel(self._config.log_mel)(waveform[: round(SECONDS * rate)])[0], encoded(waveform, rate)
+    def with_log_mel(self, name: str, start: float = 0.0) -> tuple[np.ndarray, tuple[bytes, str]] | None:
+        """The log-mel (F, T) of a sound from the second ``start`` on, and that as MP3; None if it cannot be read."""
+        waveform, rate = self._waveform(name), self._config.log_mel.sample_rate
+        cut = None if waveform is None else waveform[round(start * rate) :][: round(SECONDS * rate)]
+        return None if cut is None or not len(cut) else (LogMel(self._config.log_mel)(cut)[0], encoded(cut, rate))
 
     def _waveform(self, name: str) -> np.ndarray | None:
         for root in self._roots:

@@ -63,17 +63,18 @@ def data_page(root: Path, drawing: Drawing) -> str:
     body.append(_stores(layout))
     of = "captions" if captions is None else f"{captions.captions:,} captions of {captions.clips:,} clips"
     about = tag("p", f"{len(folders)} folder{'' if len(folders) == 1 else 's'} of log-mels, {of}", class_="quiet")
-    return document(f"Data: {_name(root)}", [tag("h1", f"Data: {_name(root)}"), about, *body])
+    return document(f"Data: {place_name(root)}", [tag("h1", f"Data: {place_name(root)}"), about, *body])
 
 
 def log_mels_page(folder: Path, drawing: Drawing) -> str:
     """The page of one folder of log-mels."""
-    title = f"Log-mels: {_name(folder)}"
+    title = f"Log-mels: {place_name(folder)}"
     return document(title, [tag("h1", title), *_conversion_sections(LmsLayout(folder), drawing, 1, None)])
 
 
-def _name(path: Path) -> str:
-    return path.resolve().name or str(path)
+def place_name(path: Path) -> str:
+    """The last two parts of a path: many data directories are called data."""
+    return "/".join(path.resolve().parts[-2:])
 
 
 def _conversion_sections(layout: LmsLayout, drawing: Drawing, folders: int, matched: _Matched | None) -> list[Markup]:

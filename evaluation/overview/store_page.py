@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from m2dprep.artifacts.errors import Failure
 from m2dprep.artifacts.pages.charts import counted, histogram
 from m2dprep.artifacts.pages.document import document, figures, section, side_by_side, with_title
 from m2dprep.artifacts.pages.markup import Markup, table, tag
-from m2dprep.audioprep.config import PRESETS
+from m2dprep.artifacts.settings import build
+from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.captions.embedding.inspect import captions_of, inspect_store
 from m2dprep.evaluation.overview.cards import Card, Sounds, cards
 from m2dprep.evaluation.overview.conversion import EXAMPLES
-from m2dprep.evaluation.overview.data_page import Drawing
+from m2dprep.evaluation.overview.data_page import Drawing, place_name
 from m2dprep.evaluation.overview.maps import drawn_map
 from m2dprep.evaluation.overview.parts import TOP, failures_section, hours
 
@@ -28,11 +30,13 @@ from m2dprep.evaluation.overview.parts import TOP, failures_section, hours
 MAPPED = 1000
 NEIGHBOURS = 4
 BLOCK_ROWS = 65536
+# Letters at the beginning of a name.
+BEGINNING = re.compile(r"[^\W\d_]*")
 
 
 def store_page(folder: Path, drawing: Drawing) -> str:
     """The page of a finished store. Raises `UserError` if it is damaged or none."""
-    name = folder.resolve().name
+    name = place_name(folder)
     if is_audio_store(folder):
         return document(f"Store: {name}", [tag("h1", f"Store: {name}"), *_audio(AudioStore.open(folder), drawing)])
     store = EmbeddingStore.open(folder)
@@ -63,7 +67,7 @@ def _audio(store: AudioStore, drawing: Drawing) -> list[Markup]:
     rows = np.sort(rng.choice(len(store), min(MAPPED, len(store)), replace=False)) if len(store) else np.zeros(0, int)
     mapped = index.take(pa.array(rows))
     vectors = store.rows().take(rows).astype(np.float32)
-    folders = [name.rpartition("/")[0] for name in mapped["file"].to_pylist()]
+    by, groups = groups_of(mapped["file"].to_pylist())
     titles = [
         f"{file}, {start:.1f} s"
         for file, start in zip(mapped["file"].to_pylist(), mapped["start"].to_pylist(), strict=True)
@@ -71,7 +75,7 @@ def _audio(store: AudioStore, drawing: Drawing) -> list[Markup]:
     return [
         numbers,
         _neighbours(store, drawing, rng),
-        section("Map (t-SNE), by folder", drawn_map(vectors, folders, titles, drawing.seed)),
+        section(f"Map (t-SNE), by {by}", drawn_map(vectors, groups, titles, drawing.seed)),
         section(
             "Sounds",
             side_by_side(
@@ -82,6 +86,14 @@ def _audio(store: AudioStore, drawing: Drawing) -> list[Markup]:
         failures_section(reasons, examples, store.folder),
         section("How it was made", table(["what", "value"], _facts(store.meta))),
     ]
+
+
+def groups_of(files: Sequence[str]) -> tuple[str, list[str]]:
+    """What tells sounds apart, and the group of each: their folders or, in one folder, how their names begin."""
+    folders = [name.rpartition("/")[0] for name in files]
+    if len(set(folders)) > 1:
+        return "folder", folders
+    return "the beginnings of names", [BEGINNING.match(name.rpartition("/")[2])[0].lower() for name in files]  # type: ignore[index]
 
 
 def _folders(files: pa.ChunkedArray) -> Markup:
@@ -104,25 +116,31 @@ def _neighbours(store: AudioStore, drawing: Drawing, rng: np.random.Generator) -
     if not drawing.clips or not len(store):
         return Markup("")
     rows = np.sort(rng.choice(len(store), min(drawing.clips, len(store)), replace=False))
-    files = store.index["file"]
+    files, starts = store.index["file"], store.index["start"]
     nearest = _nearest(store, rows)
-    roots = [drawing.audio] if drawing.audio is not None else _roots(store)
-    sounds = Sounds(roots, PRESETS["16k"])
+    front_end = _front_end(store)
+    sounds = Sounds([drawing.audio] if drawing.audio is not None else _roots(store), front_end)
     shown = []
     for row, near in zip(rows.tolist(), nearest, strict=True):
-        own = files[row].as_py()
+        own, start = files[row].as_py(), starts[row].as_py()
         others = [f"{cosine:.2f} {files[other].as_py()}" for other, cosine in near]
-        clip = sounds.with_log_mel(own)
-        log_mel, sound = clip if clip is not None else (None, None)
-        shown.append(Card(own, others, log_mel, sound))
+        log_mel, sound = sounds.with_log_mel(own, start) or (None, None)
+        shown.append(Card(f"{own}, from {start:g} s" if start else own, others, log_mel, sound))
     told = tag("p", "Below each sound the cosines of the nearest sounds.", class_="quiet")
-    return section("Some of the sounds", told, cards(shown, PRESETS["16k"]))
+    return section("Some of the sounds", told, cards(shown, front_end))
+
+
+def _front_end(store: AudioStore) -> LogMelConfig:
+    values = store.meta.get("front_end")
+    return build(LogMelConfig, values, f"{store.folder}: its front_end") if values else PRESETS["16k"]
 
 
 def _roots(store: AudioStore) -> list[Path]:
-    """The folder that the sounds were read from, if the store says it."""
-    found = store.meta.get("source") or store.meta.get("root")
-    return [Path(found)] if isinstance(found, str) and Path(found).is_dir() else []
+    """Folders to which the names of sounds may be relative: of several places, names begin with what was given."""
+    given = [Path(one) for one in store.meta.get("sounds", []) if isinstance(one, str)]
+    if len(given) == 1:
+        return [given[0] if given[0].is_dir() else given[0].parent, *given[0].parents]
+    return list(dict.fromkeys(parent for one in given for parent in one.parents))
 
 
 def _nearest(store: AudioStore, rows: np.ndarray) -> list[list[tuple[int, float]]]:

@@ -23,6 +23,8 @@ from m2dprep.evaluation.protocols.metrics import (
 from m2dprep.evaluation.protocols.result import Result
 
 TOP = 5
+# The clips nearest to the words of a class.
+NEAREST, PRECISION = 10, "precision@10"
 # Embeddings of captions with the same tokens differ only by rounding, about 1e-9 of this; others by far more.
 SAME_COSINE = 1 - 1e-9
 SAME_BLOCK = 1024
@@ -82,6 +84,7 @@ def zero_shot(
     own = np.take_along_axis(cosines, targets[:, None], axis=1)
     before = (cosines > own).sum(axis=1) + ((cosines == own) & (np.arange(len(classes)) < targets[:, None])).sum(axis=1)
     counts = confusion(targets, predicted, len(classes))
+    found = precision_at_ten(cosines, targets)
     details: dict[str, Any] = {
         "classes": list(classes),
         "chance": 1 / len(classes),
@@ -93,9 +96,11 @@ def zero_shot(
                 "n": int(row.sum()),
                 "correct": int(row[number]),
                 "accuracy": _share(row[number], row.sum()),
+                PRECISION: found[number],
             }
             for number, (label, row) in enumerate(zip(classes, counts, strict=True))
         ],
+        PRECISION: _mean([one for one in found if one is not None]),
         **confusion_details(counts),
         "margins": (own[:, 0] - cosines.max(axis=1)).tolist() if len(right) else [],
     }
@@ -105,6 +110,22 @@ def zero_shot(
     n = {"clips": len(targets), "classes": len(classes)}
     score = float(right.mean()) if len(right) else None
     return Result("zero-shot", task, "accuracy", score, n=n, details=details)
+
+
+def precision_at_ten(cosines: np.ndarray, targets: np.ndarray) -> list[float | None]:
+    """How well words find clips: of the ten clips whose ``cosines`` (N, C) to a class's caption are the highest, the
+    share that is of the class by ``targets`` (N,). None for a class without clips.
+
+    Of equal cosines the first clip wins. A class of fewer than ten clips cannot reach 1.
+    """
+    nearest = np.argsort(-cosines, axis=0, kind="stable")[:NEAREST]
+    hits = (targets[nearest] == np.arange(cosines.shape[1])).sum(axis=0) if len(targets) else np.zeros(cosines.shape[1])
+    there = np.bincount(targets, minlength=cosines.shape[1]) > 0
+    return [float(hit) / NEAREST if some else None for hit, some in zip(hits.tolist(), there.tolist(), strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _by_average_precision(cosines: np.ndarray, targets: np.ndarray, classes: Sequence[str], task: str) -> Result:

@@ -9,7 +9,7 @@ from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.task import PaperScore, Task
 
 # Scores that are shares and shown in per cent; others, such as RankMe, are shown as they are.
-SHARES = ("accuracy", "mAP", "AUC", "event_f1", "t2a_", "a2t_")
+SHARES = ("accuracy", "mAP", "AUC", "event_f1", "t2a_", "a2t_", "precision@")
 TAGGING = (("auc", "AUC"), ("d_prime", "d'"))
 FACTS = ("protocol", "task", "metric", "score", "clips")
 
@@ -47,6 +47,8 @@ def all_figures(result: Result) -> list[tuple[str, float | None]]:
     found: list[tuple[str, float | None]] = [(result.metric, result.score)]
     if (top5 := result.details.get("top5")) is not None:
         found.append(("accuracy of the best five", top5))
+    if (precision := result.details.get("precision@10")) is not None:
+        found.append(("precision@10 of words", precision))
     if (some := result.details.get("mAP_of_classes_with_positives")) is not None:
         found.append(("mAP of classes with positives", some))
     found += [(name, result.details[key]) for key, name in TAGGING if result.details.get(key) is not None]

@@ -59,6 +59,10 @@ NO_STAGES = {
         )
     ),
     "captions show",
+    "report",
+    "failures",
+    "export hf",
+    "export portable",
     "embeddings inspect",
     "embeddings check",
 }

@@ -66,6 +66,10 @@ def _the_report_has_all_protocols_with_controls(demo: dict[str, Any]) -> None:
     assert page.count("<a ") == len(rows)
     shown = evaluation_table(demo["evaluation"])
     assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["retrieval", "zero-shot", "linear", "fine-tune"]
+    found = demo["evaluation"]["found_by_words"]["sounds"]
+    assert set(found["classes"]) == {sound.name for sound in CLASSES}
+    assert found["mean"] == pytest.approx(0.1), "each of ten clips is among the ten nearest to every caption"
+    assert "precision@10" in shown
     assert (demo["evaluation"]["fine_tuned"]["clips"], demo["evaluation"]["fine_tuned"]["metric"]) == (10, "accuracy")
 
 

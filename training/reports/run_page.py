@@ -14,7 +14,7 @@ from m2dprep.artifacts.pages.charts import curves
 from m2dprep.artifacts.pages.document import document, figures, section, with_title
 from m2dprep.artifacts.pages.markup import Markup, table, tag
 from m2dprep.evaluation.overview.conversion import EXAMPLES
-from m2dprep.evaluation.overview.data_page import Drawing
+from m2dprep.evaluation.overview.data_page import Drawing, place_name
 from m2dprep.evaluation.overview.heard import heard_sections
 from m2dprep.evaluation.overview.parts import failures_section
 from m2dprep.evaluation.protocols.result import Result
@@ -41,7 +41,7 @@ def run_page(run: Path, drawing: Drawing, data: Path | None, encoded: int, devic
     damaged: list[str] = []
     lines = read_log(run / LOG, damaged.append)
     result = Result.read(run / RESULT) if (run / RESULT).is_file() else None
-    title = f"Run: {run.resolve().name}"
+    title = f"Run: {place_name(run)}"
     body = [tag("h1", title), figures(_figures(config, lines, result))]
     body += [tag("p", words, class_="quiet") for words in damaged]
     body += [] if result is None else [class_bars(result), confusion(result)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from m2dprep.artifacts.failures.reading import failures_in
 from m2dprep.artifacts.failures.shown import chosen, first_lines, say_first_in, summary, write
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.records import append_records
-from tests.cli.invocation import refused, run
+from tests.cli.invocation import commands, refused, run
 
 ODD = 'a "b", c\r\n<d>.wav'
 A = Failure("a.wav", "empty", "the file has 0 bytes")
@@ -179,5 +180,22 @@ def test_the_command_filters_by_reason_and_counts(tmp_path: Path) -> None:
     assert shown.stderr == "1 failure: empty 1\n"
     assert len(run("failures", path, "--reason", "empty", "--reason", "truncated").stdout.splitlines()) >= 2
     assert run("failures", path, "--reason", "other").stdout == ""
+    assert run("failures", path, "--json").stdout == run("failures", path, "--format", "json").stdout
+    refused(run("failures", path, "--json", "--format", "csv"), 2, "exclude each other")
     assert list(chosen([A, B], [])) == [A, B]
     assert summary(write([], "table", print)) == "0 failures"
+
+
+# Their failures are in what they print of a result.
+IN_THE_RESULT = {"zero-shot", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate label-free",
+                 "evaluate all", "evaluate tagging"}  # fmt: skip
+
+
+def test_every_command_that_may_fail_in_part_prints_the_first_ten() -> None:
+    may_fail = {
+        name: inspect.getsource(inspect.unwrap(command.callback))
+        for name, command in commands()
+        if command.callback is not None and any("--max-failures" in one.opts for one in command.params)
+    }
+    assert {"melspec", "pack", "tag", "export webdataset", "evaluate prepare", "embed-audio"} <= set(may_fail)
+    assert [name for name, text in may_fail.items() if "say_first" not in text and name not in IN_THE_RESULT] == []

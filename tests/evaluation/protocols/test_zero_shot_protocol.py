@@ -12,7 +12,13 @@ import pytest
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.metrics import average_precision
-from m2dprep.evaluation.protocols.zero_shot import PREDICTION_COLUMNS, prediction_rows, similarities, zero_shot
+from m2dprep.evaluation.protocols.zero_shot import (
+    PREDICTION_COLUMNS,
+    precision_at_ten,
+    prediction_rows,
+    similarities,
+    zero_shot,
+)
 from m2dprep.evaluation.task import CaptionRule
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "evar_zeroshot.json").read_text())
@@ -149,3 +155,16 @@ def test_rows_of_predictions() -> None:
     assert rows[1] == ["y.wav", "a", "b", "false", "0.400000", "0.300000", "b=0.4000;a=0.3000"]
     several = list(prediction_rows(["x", "y"], cosines, np.array([[1, 1], [0, 0]], bool), ["a", "b"]))
     assert [row[1] for row in several] == ["a,b", ""]
+
+
+def test_words_find_the_clips_of_their_class() -> None:
+    """Of the ten clips nearest to each caption, the share that is of the class; a class without clips has none."""
+    targets = np.repeat([0, 1], [12, 4])
+    cosines = np.zeros((16, 3), np.float32)
+    cosines[:8, 0], cosines[12:14, 0] = 1.0, 0.9  # eight of its own, and two of the other
+    cosines[12:, 1] = 1.0  # all four, and then the first of equal ones
+    assert precision_at_ten(cosines, targets) == [0.8, 0.4, None]
+    result = zero_shot(cosines, targets, ["a", "b", "c"])
+    assert result.details["precision@10"] == pytest.approx(0.6)
+    assert [row["precision@10"] for row in result.details["per_class"]] == [0.8, 0.4, None]
+    assert precision_at_ten(np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) == [None, None]

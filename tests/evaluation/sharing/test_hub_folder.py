@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import m2dprep
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import write_object
@@ -162,3 +163,22 @@ def test_the_command_wants_a_licence_and_an_empty_place(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["folder"] == str(tmp_path / "shared")
     assert "the card cannot say how the model scores" in done.stderr
+
+
+def test_it_is_loaded_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client is replaced by one that has the folder: nothing here is downloaded."""
+    folder = export_to_hub_folder(a_run(tmp_path / "run"), tmp_path / "shared", REQUEST).folder
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append(name)
+        wanted = [path for path in folder.iterdir() if any(path.match(one) for one in allow_patterns)]
+        assert {path.name for path in wanted} >= {"model.safetensors", "config.json"}
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model, local = m2dprep.load("me/m2d-clap-tiny", device="cpu"), m2dprep.load(tmp_path / "run", device="cpu")
+    assert asked == ["me/m2d-clap-tiny"]
+    log_mel = np.random.default_rng(0).standard_normal((1, 80, 60)).astype(np.float32)
+    assert np.array_equal(model.encode_log_mels([log_mel]), local.encode_log_mels([log_mel]))
+    assert model.sample_rate == 32000
