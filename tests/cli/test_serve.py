@@ -11,6 +11,9 @@ from tests.cli.invocation import refused, run
 from tests.evaluation.serving.made_store import captions_of, embeddings_of, write_map, write_store
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve") / "store"
