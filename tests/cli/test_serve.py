@@ -10,7 +10,6 @@ import pytest
 from tests.cli.invocation import refused, run
 from tests.evaluation.serving.made_store import captions_of, embeddings_of, write_map, write_store
 
-
 pytestmark = pytest.mark.slow
 
 
