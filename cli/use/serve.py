@@ -43,7 +43,12 @@ from m2dprep.cli.options import (
         show_default="computed from the sounds",
         help="Show the log-mels of this folder (or pack) of `melspec`.",
     ),
-    click.option("--captions", type=PATH, default=None, help="Show the captions and labels of this captions.parquet."),
+    click.option(
+        "--captions",
+        type=PATH,
+        default=None,
+        help="Show the captions and labels of this captions.parquet, or of this data directory.",
+    ),
     click.option(
         "--labels",
         type=PATH,

@@ -105,6 +105,8 @@ def project(embeddings: np.ndarray, settings: MapSettings) -> np.ndarray:
     Raises `UserError` if they are not finite.
     """
     values = np.asarray(embeddings, np.float32)
+    if not len(values):
+        return np.zeros((0, 2), np.float32)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise UserError(f"the embeddings have values that are not finite (point {row:,} first), so there is no map.")
@@ -138,7 +140,5 @@ def _with_two(points: np.ndarray) -> np.ndarray:
 def _scaled(points: np.ndarray) -> np.ndarray:
     """The first two columns (n, 2), centred, the farther axis from -1 to 1."""
     plane = _with_two(points)[:, :2].astype(np.float32)
-    if not len(plane):
-        return plane
     low, high = plane.min(axis=0), plane.max(axis=0)
     return (plane - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)

@@ -20,6 +20,7 @@ from m2dprep.evaluation.serving.media import Row
 
 # In a list, a clip shows its first caption.
 LABELS_SHOWN = 8
+CAPTIONS = "captions.parquet"
 
 
 class Label(NamedTuple):
@@ -49,8 +50,8 @@ class Catalogue:
     ) -> None:
         """``index`` has the columns of a store; with ``windows`` a row is of a part of its sound.
 
-        ``captions`` is a captions.parquet, ``labels`` a CSV of files and labels. Raises `UserError` if one of them
-        cannot be read.
+        ``captions`` is a captions.parquet or its data directory, ``labels`` a CSV of files and labels. Raises
+        `UserError` if one of them cannot be read.
         """
         self.windows = windows
         encoded = one_array(index["file"]).dictionary_encode()
@@ -139,6 +140,7 @@ class Catalogue:
         return first[self.sound_of_row]
 
     def _read_captions(self, path: Path) -> tuple[np.ndarray, pa.Array]:
+        path = path / CAPTIONS if path.is_dir() else path
         table = read_captions(path, ["clip_id", "caption", "labels"])
         clips = pc.unique(table["clip_id"])
         sound_of_clip = self._sound_of(clips)

@@ -117,8 +117,8 @@ class Kept:
                 with self._lock:
                     self._making.pop(key, None)
             with self._lock:
+                self._bytes += len(data) - len(self._made.get(key, b""))
                 self._made[key] = data
-                self._bytes += len(data)
                 while self._bytes > self._most and len(self._made) > 1:
                     self._bytes -= len(self._made.popitem(last=False)[1])
             return data

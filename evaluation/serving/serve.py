@@ -6,11 +6,13 @@ import asyncio
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
@@ -23,6 +25,7 @@ from m2dprep.evaluation.serving.guard import Guard, guard_for
 from m2dprep.evaluation.serving.handlers import Work, application
 from m2dprep.evaluation.serving.mapping import MapInTheMaking
 from m2dprep.evaluation.serving.media import Media
+from m2dprep.evaluation.serving.nearest import nearest
 from m2dprep.evaluation.serving.site import Site
 from m2dprep.evaluation.serving.sources import Sources
 from m2dprep.evaluation.serving.stored import StoredLogMels
@@ -67,6 +70,7 @@ def open_site(request: ServeRequest) -> Site:
         raise UserError(f"{request.store} has no rows: none of its sounds could be embedded.")
     if request.audio is not None and not request.audio.exists():
         raise UserError(f"{request.audio}: no such folder (the sounds of the store).")
+    threading.Thread(target=_warm, args=[store], name="m2dprep-warms", daemon=True).start()
     sources = None if request.audio is None else Sources(request.audio, request.id_column)
     log_mels = None if request.log_mels is None else StoredLogMels(request.log_mels)
     return Site(
@@ -77,6 +81,12 @@ def open_site(request: ServeRequest) -> Site:
         _words(store, request),
         MapInTheMaking(store, MapSettings(request.map_points, request.seed)),
     )
+
+
+def _warm(store: AudioStore) -> None:
+    """Search once, so that what a search imports is there when somebody asks."""
+    with suppress(UserError, OSError):
+        nearest(store, np.asarray(store.embeddings[0], np.float32), 1)
 
 
 def _front_end(store: AudioStore) -> LogMelConfig:

@@ -45,6 +45,7 @@ def test_rows_have_the_captions_and_labels_of_their_clips(captions: Path) -> Non
     assert catalogue.first_label().tolist() == [0, 0, -1, 2, 0]
     assert catalogue.entry(0)["caption"] == "A dog barks"
     assert catalogue.row(0).is_whole
+    assert Catalogue(index(), windows=False, captions=captions.parent).labels == catalogue.labels
     assert not catalogue.notes
 
 

@@ -25,6 +25,8 @@ from m2dprep.evaluation.serving.sources import Sources
 from m2dprep.evaluation.serving.stored import StoredLogMels
 from tests.evaluation.serving.made_store import tone
 
+pytestmark = pytest.mark.slow
+
 FRONT_END = PRESETS["16k"]
 WHOLE = Stretch()
 
@@ -99,7 +101,6 @@ def test_all_others_become_a_wav_of_16_bits(tmp_path: Path, name: str, settings:
     np.testing.assert_allclose(samples, waveform, atol=1.1 / 32768)
 
 
-@pytest.mark.slow  # imports FFmpeg's libraries
 @pytest.mark.parametrize(("name", "codec", "as_it_is"), [("a.m4a", "aac", "audio/mp4"), ("a.wma", "wmav2", None)])
 def test_formats_that_need_ffmpeg(tmp_path: Path, name: str, codec: str, as_it_is: str | None) -> None:
     import av
@@ -206,7 +207,6 @@ def test_silence_is_dark() -> None:
     assert len(PALETTE) == 3 * 256
 
 
-@pytest.mark.slow  # imports what reads packs
 def test_log_mels_come_from_their_folder_where_there_is_one(tmp_path: Path) -> None:
     lms = tmp_path / "made_lms"
     (lms / "_melspec").mkdir(parents=True)

@@ -17,6 +17,9 @@ from m2dprep.evaluation.serving.media import Media, Row
 from m2dprep.evaluation.serving.sources import Sources, log_mel_names
 from tests.evaluation.serving.made_store import tone
 
+# Longer than a file's name may be, which members of archives may have.
+LONG = "in/" + "y" * 290 + ".wav"
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tone(folder / "disk/c.wav", 600)
     (root / "other_disk").symlink_to(folder / "disk")
     with tarfile.open(root / "all.tar", "w") as archive:
-        for name in ("x.wav", "in/y.wav", "../../beside.wav", "/etc/z.wav"):
+        for name in ("x.wav", "in/y.wav", LONG, "../../beside.wav", "/etc/z.wav"):
             data = (root / "a.wav").read_bytes()
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -59,7 +62,17 @@ def read(root: Path, name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.wav", "./a.wav", "deep/b.wav", "deep//b.wav", "other_disk/c.wav", "all.tar::x.wav", "all.tar::in/y.wav"]
+    "name",
+    [
+        "a.wav",
+        "./a.wav",
+        "deep/b.wav",
+        "deep//b.wav",
+        "other_disk/c.wav",
+        "all.tar::x.wav",
+        "all.tar::in/y.wav",
+        f"all.tar::{LONG}",
+    ],
 )
 def test_what_lies_below_the_root_is_found(root: Path, name: str) -> None:
     assert read(root, name)[:4] == b"RIFF"
@@ -92,6 +105,9 @@ ELSEWHERE = [
     "all.tar::../../beside.wav",
     "all.tar::/etc/z.wav",
     "all.tar::nothing.wav",
+    "all.tar::" + "x" * 300,
+    "all.tar::" + "x/" * 2000,
+    "x" * 300 + ".tar::x.wav",
     "all.tar::",
     "../root/all.tar::x.wav",
     "/all.tar::x.wav",
