@@ -49,10 +49,11 @@ def src(tmp_path: Path) -> Path:
 @pytest.fixture
 def store() -> Iterator[type]:
     """A store of objects behind s3://, gs:// and hf://."""
-    from tests.audioprep.object_store import ObjectStore
+    from tests.audioprep.object_store import ObjectStore, OpeningStore
 
     for protocol in ObjectStore.protocol:
-        fsspec.register_implementation(protocol, ObjectStore, clobber=True)
+        kind = OpeningStore if protocol == "hf" else ObjectStore
+        fsspec.register_implementation(protocol, kind, clobber=True)
     address._file_system.cache_clear()
     yield ObjectStore
     ObjectStore.clear()
@@ -102,6 +103,17 @@ def test_a_store_that_is_slow_is_asked_for_less_at_once(tmp_path: Path, store: t
     store.asked.clear()  # type: ignore[attr-defined]
     assert place.read(100, 50000) == data[100:50100]
     assert next(size for _, size in store.asked) == requests.LEAST_BYTES  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("protocol", ["s3", "hf"])
+def test_no_byte_is_asked_for_twice(store: type, protocol: str) -> None:
+    """Also by a store that opens files to read ranges, which fsspec would have read 5 MiB ahead each time."""
+    data = bytes(range(256)) * 20000
+    store.objects["bucket/a.bin"] = data  # type: ignore[attr-defined]
+    place = address_of(f"{protocol}://bucket") / "a.bin"
+    assert b"".join(place.read_whole(len(data))) == data
+    assert place.read(1000, 500000) == data[1000:501000]
+    assert sum(size for _, size in store.asked) == len(data) + 500000  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "hf"])
