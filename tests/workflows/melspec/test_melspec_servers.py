@@ -116,7 +116,7 @@ def test_no_byte_is_asked_for_twice(store: type, protocol: str) -> None:
     assert sum(size for _, size in store.asked) == len(data) + 500000  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("protocol", ["s3", "gs", "hf"])
+@pytest.mark.parametrize("protocol", ["s3", "hf"])
 def test_a_store_of_objects_gives_what_its_folder_gives(tmp_path: Path, src: Path, store: type, protocol: str) -> None:
     """Loose files and archives; found again by their tags, and converted again only if these have changed."""
     for path in sorted(src.iterdir())[4:]:
