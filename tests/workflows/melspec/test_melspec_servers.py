@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import tarfile
@@ -181,6 +182,13 @@ def test_a_server_that_falls_silent_stops_the_run(tmp_path: Path, src: Path, mon
         server.hangs = tuple(f"{number:02d}.wav" for number in range(10, 30))
         with pytest.raises(UserError, match=r"3 files in a row could not be read, the last of them 12.wav"):
             convert_shard(sources, address_of(server.url), tmp_path / "y_lms", CONFIG, read_timeout=0.8)
+
+
+def test_an_answer_that_is_cut_off_is_no_answer_of_the_server(tmp_path: Path, src: Path) -> None:
+    """aiohttp gives it the status 400."""
+    with web(src, cuts=True) as server, pytest.raises(OSError, match="Response payload is not completed") as caught:
+        (address_of(server.url) / "00.wav").read(0, 1000)
+    assert (caught.value.errno, "answered" in str(caught.value)) == (errno.EIO, False)
 
 
 @pytest.mark.parametrize("size", [0, 1000, 1 << 20, -1])
