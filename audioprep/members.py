@@ -23,6 +23,7 @@ from m2dprep.audioprep.archives.parquet import list_parquet
 from m2dprep.audioprep.archives.place import (
     PARQUET,
     SEPARATOR,
+    TAR,
     TAR_GZ,
     ZIP,
     Listing,
@@ -48,6 +49,7 @@ from m2dprep.audioprep.source import Source, from_os_error, modification_time_ns
 
 # Threads that list archives; over a network, they mostly wait.
 LISTING_THREADS, THREADS_ON_SERVERS = 4, 16
+GZIP_BEGINNING = b"\x1f\x8b"
 # What is asked for at once of a compressed tar on a server, which is read from end to end.
 STREAM_BLOCK_BYTES = 4 << 20
 # The longest suffix by which files are counted.
@@ -194,7 +196,9 @@ def _listed(path: Path | Address, shard: Shard) -> Listing | None:
             return list_parquet(file, shard.archive, shard.stamp, shard.id_column)
         if kind == ZIP:
             return list_zip(file, shard.archive, shard.stamp, is_sound)
-        return list_tar(file, shard.archive, str(kind), shard.stamp, shard.size, is_sound)
+        kind = TAR_GZ if file.read(len(GZIP_BEGINNING)) == GZIP_BEGINNING else TAR  # whatever its name says
+        file.seek(0)
+        return list_tar(file, shard.archive, kind, shard.stamp, shard.size, is_sound)
 
 
 def _source(root: str | Address, archive: str, member: Member, options: ArchiveOptions) -> Source:

@@ -1,7 +1,11 @@
 """Claim: the formats that YouTube gives cost at most about twice the CPU of 16-bit WAV.
 
 Converts the same clips (10 s, stereo, coloured noise with tones) from each format in one process with one thread, the
-formats X"""
+formats taking turns. Prints the CPU milliseconds per clip; the part of them that decodes to mono at the clip's own
+rate, with all checks; and what the decoder's library alone takes, without a check or a copy. The ratio is that to WAV
+of 44.1 kHz; the bound is what it would be if decoding cost nothing beside the library. The targets: FLAC 1.5, all
+others 2.
+"""
 
 from __future__ import annotations
 

@@ -115,12 +115,14 @@ def webdataset(
 
     A sample is the sound, and with --captions a .txt (its first caption) and a .json (all of them). Its key is the
     sound's path without its suffix, with %2E for each dot in the name; melspec and captions --webdataset read it back.
-    The same command continues where it stopped.
+    If SRC is a folder of log-mels that melspec made, packed or not, they take the place of the sounds, as .npy. The
+    same command continues where it stopped.
 
     \b
     Examples:
       m2dprep export webdataset audioset_wavs shards --captions data/captions.parquet
       m2dprep export webdataset audioset_wavs shards --shard-size 500MB --files chosen.csv
+      m2dprep export webdataset data/audioset_lms shards --captions data/captions.parquet
     """
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.artifacts.failures.shown import say_first_in

@@ -21,7 +21,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -64,8 +64,12 @@ class Samples(Protocol):
 
     def __getitem__(self, key: Any) -> Any: ...
 
-    def announce(self, key: Any) -> None:
-        """Say for which key a batch will be asked after the next one."""
+
+@runtime_checkable
+class Announced(Protocol):
+    """A data set that reads files ahead, if it knows for which key a batch will be asked after the next one."""
+
+    def announce(self, key: Any) -> None: ...
 
 
 class Turn(NamedTuple):
@@ -75,7 +79,8 @@ class Turn(NamedTuple):
     after: Any | None
 
     def made(self, clips: Samples) -> Any:
-        if self.after is not None:
+        """The batch."""
+        if self.after is not None and isinstance(clips, Announced):
             clips.announce(self.after)
         return clips[self.key]
 

@@ -1,8 +1,8 @@
 """Packs sounds, as they are, and their captions into shards that `webdataset`, `datasets` and m2dprep itself read.
 
-A sample is the sound, and with captions a text (its first caption) and a JSON object with all of them. Its key is the
-path of the sound without its suffix, as `m2dprep melspec` names its array. Shards are written one after another, each
-whole or not at all; the same command goes on after the last one, and equal inputs give equal bytes.
+A sample is the sound, or its log-mel, and with captions a text (its first caption) and a JSON object with all of them.
+Its key is the path of the sound without its suffix, as `m2dprep melspec` names its array. Shards are written one after
+another, each whole or not at all; the same command goes on after the last one, and equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Source
+from m2dprep.workflows.log_mels_to_export import LogMelsToExport, holds_log_mels
 from m2dprep.workflows.melspec.plan import find_sources, folder_and_archive
 from m2dprep.workflows.melspec.request import READ_TIMEOUT
 
@@ -91,14 +93,13 @@ class ExportReport:
 
 
 def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) -> ExportReport:
-    """Pack the sounds under ``src`` into shards in ``out``. Raises `UserError`, and `OSError` if ``out`` fails."""
-    if isinstance(src, Address):
-        src = src.patient(READ_TIMEOUT)
-    folder, only = folder_and_archive(src)
-    archives = replace(options.archives, read_timeout=READ_TIMEOUT)
-    sources = find_sources(folder, out, options.files, None, archives, only)
+    """Pack the sounds under ``src`` into shards in ``out``, or its log-mels if `m2dprep melspec` made it.
+
+    Raises `UserError`, and `OSError` if ``out`` fails.
+    """
+    sources, read, made = _to_pack(src, out, options)
     captions = _Captions(options.captions, sources)
-    asked = _asked(sources, captions, options)
+    asked = _asked(sources, captions, options) | made
     books = out / BOOKS
     books.mkdir(parents=True, exist_ok=True)
     with exclusive(books):
@@ -106,7 +107,7 @@ def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) ->
         _finish_exchange(out)
         replaces = options.overwrite and (books / STATE).exists()
         place = books / NEW if replaces else out
-        state, skipped = _export(place, folder, sources, captions, options, asked)
+        state, skipped = _export(place, read, sources, captions, options, asked)
         if replaces:
             _exchange(out)
     reasons: dict[str, int] = {}
@@ -117,9 +118,38 @@ def export_webdataset(src: Path | Address, out: Path, options: ExportOptions) ->
     return ExportReport(len(sources), done, skipped, failed, len(state["shards"]), captions.missing, reasons, str(out))
 
 
+def _to_pack(
+    src: Path | Address, out: Path, options: ExportOptions
+) -> tuple[list[Source], Callable[[Source], bytes], dict[str, Any]]:
+    """The sources, what reads one (raises `DecodeError`), and what else decides the bytes."""
+    if isinstance(src, Path) and holds_log_mels(src):
+        log_mels = LogMelsToExport(src, options.files)
+        return log_mels.sources, log_mels.content, {"log_mels": log_mels.digest()}
+    if isinstance(src, Address):
+        src = src.patient(READ_TIMEOUT)
+    folder, only = folder_and_archive(src)
+    archives = replace(options.archives, read_timeout=READ_TIMEOUT)
+    root = folder.patient(0) if isinstance(folder, Address) else folder
+    return find_sources(folder, out, options.files, None, archives, only), partial(_bytes_of, root=root), {}
+
+
+def _bytes_of(source: Source, root: Path | Address) -> bytes:
+    """The bytes of a sound. Raises `DecodeError`."""
+    where = source.input(root)
+
+    def read() -> bytes:
+        content = where.open(AudioInfo())
+        try:
+            return content.at(0, content.size)
+        finally:
+            content.close()
+
+    return read_with_retries(where, read)
+
+
 def _export(
     out: Path,
-    folder: Path | Address,
+    read: Callable[[Source], bytes],
     sources: Sequence[Source],
     captions: _Captions,
     options: ExportOptions,
@@ -131,7 +161,7 @@ def _export(
     state = _state(out, asked, options.overwrite)
     skipped = state["next"] - len(state["failed"])
     with Progress(len(sources), "export", initial=state["next"]) as progress:
-        for shard in _shards(out, folder, sources, captions, options, state, progress):
+        for shard in _shards(out, read, sources, captions, options, state, progress):
             state["shards"].append(shard)
             write_object(books / STATE, state)
     write_csv(books / FAILURES, ("source", "reason", "message"), state["failed"])
@@ -201,8 +231,12 @@ def _state(out: Path, asked: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     if begun == asked and not missing:
         return {key: found[key] for key in ("asked", "shards", "next", "failed")}
     if begun is not None and not overwrite:
-        keys = [key for key in asked if begun.get(key) != asked[key]]
-        what = f"other {', '.join(keys)}" if keys else f"shards that are not there any more, such as {missing[0]}"
+        keys = [key for key in asked | begun if begun.get(key) != asked.get(key)]
+        what = (
+            f"other {', '.join(keys) or 'sources'}"
+            if keys or not missing
+            else f"shards that are not there any more, such as {missing[0]}"
+        )
         raise FingerprintConflictError(f"{out} holds an export with {what}. Choose another folder, or --overwrite.")
     strangers = [path.name for path in out.glob("*.tar")] if begun is None else []
     if strangers and not overwrite:
@@ -221,7 +255,7 @@ def _is_there(out: Path, shard: dict[str, Any]) -> bool:
 
 def _shards(
     out: Path,
-    folder: Path | Address,
+    read: Callable[[Source], bytes],
     sources: Sequence[Source],
     captions: _Captions,
     options: ExportOptions,
@@ -239,7 +273,7 @@ def _shards(
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=pax) as tar:
                 while at < len(sources) or waiting is not None:
                     if waiting is None:
-                        content = _content(sources[at], folder, failed)
+                        content = _content(sources[at], read, failed)
                         progress.advance(1, failed=content is None)
                         at += 1
                         if content is None:
@@ -260,21 +294,12 @@ def _shards(
         yield {"name": name, "clips": clips, "bytes": (out / name).stat().st_size}
 
 
-def _content(source: Source, folder: Path | Address, failed: list[list[str]]) -> bytes | None:
+def _content(source: Source, read: Callable[[Source], bytes], failed: list[list[str]]) -> bytes | None:
     """The bytes of a source; None, with a row in ``failed``, if it cannot be read."""
     reason, message = source.reason, source.message
     if not reason:
-        where = source.input(folder.patient(0) if isinstance(folder, Address) else folder)
-
-        def read() -> bytes:
-            content = where.open(AudioInfo())
-            try:
-                return content.at(0, content.size)
-            finally:
-                content.close()
-
         try:
-            return read_with_retries(where, read)
+            return read(source)
         except DecodeError as error:
             reason, message = error.reason, error.message
     failed.append([source.relative, reason, one_line(message)])
@@ -289,7 +314,8 @@ def _sample(source: Source, content: bytes, captions: dict[str, Any] | None) -> 
     key = source.output.removesuffix(LMS_FILE_SUFFIX)
     name = packed_name(key)
     kind = format_of(content[:4096])
-    own = suffix_of(source.relative) if has_audio_suffix(source.relative) else ""
+    is_known = has_audio_suffix(source.relative) or source.relative.endswith(LMS_FILE_SUFFIX)
+    own = suffix_of(source.relative) if is_known else ""
     suffix = own or SUFFIXES.get(kind or "", (kind or "").lower() if kind in ("FLAC", "OGG") else UNKNOWN_SUFFIX)
     if captions is None:
         return [(f"{name}.{suffix}", content)]

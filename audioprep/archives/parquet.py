@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 AUDIO_COLUMNS = ("audio", "bytes", "flac", "wav", "mp3", "sound")
+OTHER_COLUMNS = ("image", "video", "jpg", "png")
 BYTES, PATH = "bytes", "path"
 
 
@@ -27,9 +28,12 @@ def list_parquet(raw: IO[bytes], archive: str, time_ns: int, id_column: str | No
     try:
         with pq.ParquetFile(raw) as file:
             schema = file.schema_arrow
-            column = audio_column(schema)
-            if column is None:
+            columns = audio_columns(schema)
+            if len(columns) > 1:
+                return Listing(fault=("unsupported", _several(columns)))
+            if not columns:
                 return None
+            (column,) = columns
             names = _names(file, schema, column, id_column)
             if names is None:
                 return Listing(fault=("unsupported", _no_name(schema, id_column)))
@@ -40,27 +44,40 @@ def list_parquet(raw: IO[bytes], archive: str, time_ns: int, id_column: str | No
     return Listing(last_of_each_name(members))
 
 
-def audio_column(schema: pa.Schema) -> str | None:
-    """The column that holds audio: a struct with ``bytes``, or binary with a telling name or as the only one."""
+def audio_columns(schema: pa.Schema) -> list[str]:
+    """The column that holds audio: a struct with ``bytes``, or binary with a telling name or as the only one.
+
+    None if there is none; several if there are several such structs, and none of them has a telling name.
+    """
     import pyarrow as pa
 
     def is_binary(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+        return any(is_one(kind) for is_one in kinds)
 
+    fields = [field for field in schema if field.name not in OTHER_COLUMNS]
     structs = [
         field.name
-        for field in schema
+        for field in fields
         if pa.types.is_struct(field.type)
         and field.type.get_field_index(BYTES) >= 0
         and is_binary(field.type.field(BYTES).type)
-        and field.name not in ("image", "video", "jpg", "png")
     ]
-    plain = [field.name for field in schema if is_binary(field.type)]
+    plain = [field.name for field in fields if is_binary(field.type)]
     telling = [name for name in AUDIO_COLUMNS if name in structs or name in plain]
     if telling:
-        return telling[0]
-    found = structs or plain
-    return found[0] if len(found) == 1 else None
+        return telling[:1]
+    return structs or (plain if len(plain) == 1 else [])
+
+
+def _has_names(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts or whole numbers, maybe as categories."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    return any(is_one(kind) for is_one in kinds)
 
 
 def _names(file: Any, schema: pa.Schema, column: str, id_column: str | None) -> list[str | None] | None:
@@ -72,8 +89,7 @@ def _names(file: Any, schema: pa.Schema, column: str, id_column: str | None) -> 
     else:
         wanted = [name for name in ROW_ID_COLUMNS if name in schema.names and name != column]
     for name in wanted:
-        kind = schema.field(name).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+        if _has_names(schema.field(name).type):
             found = file.read(columns=[name], use_threads=False)[name].to_pylist()
             return [None if value is None else str(value) for value in found]
     kind = schema.field(column).type
@@ -91,6 +107,10 @@ def _member(name: str | None, row: int, archive: str, time_ns: int, column: str)
     # An id is no file's name: only the suffix of a sound is taken from it.
     stem = member.name[: -len(suffix_of(member.name)) - 1] if has_audio_suffix(member.name) else member.name
     return member._replace(array=member.array or stem)
+
+
+def _several(columns: list[str]) -> str:
+    return f"several of its columns may hold the audio ({', '.join(columns)}); call one of them audio"
 
 
 def _no_name(schema: pa.Schema, id_column: str | None) -> str:

@@ -131,7 +131,7 @@ def last_of_each_name(members: list[Member]) -> list[Member]:
     return found
 
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 @dataclass(frozen=True)

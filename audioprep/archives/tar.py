@@ -31,6 +31,7 @@ def list_tar(raw: IO[bytes], archive: str, kind: str, time_ns: int, size: int, i
     listing = Listing()
     how = GZIPPED if kind == TAR_GZ else PLAIN
     with _unpacked(raw, kind) as file:
+        reached = False
         try:
             end = 0
             for info, following in _headers(file):
@@ -38,11 +39,12 @@ def list_tar(raw: IO[bytes], archive: str, kind: str, time_ns: int, size: int, i
                 _add(listing, file, info, Place(archive, how, info.offset_data, info.size, time_ns), is_source)
                 if how == PLAIN and info.isreg() and info.offset_data + info.size > size:
                     raise tarfile.ReadError("unexpected end of data")
+            reached = True
             _require_end(file, end)
         except FAULTS as error:
             reason = "truncated" if "end of" in str(error) or isinstance(error, EOFError) else "malformed"
             listing.fault = (reason, f"the archive cannot be read to its end, and what follows is unknown: {error}")
-            if how == GZIPPED and listing.members:  # its bytes are behind the cut
+            if how == GZIPPED and listing.members and not reached:  # its bytes are behind the cut
                 last = listing.members[-1]
                 listing.members[-1] = last._replace(place=None, reason=reason, message=_CUT)
     listing.members = last_of_each_name(listing.members)

@@ -42,7 +42,9 @@ def system_error(error: BaseException, url: str) -> OSError:
     chain = _causes(error)
     said = next((text for each in chain if (text := str(each).strip())), type(chain[0]).__name__)
     text = without_secrets(said.splitlines()[0], url)
-    status = next((code for each in chain if (code := _status(each)) is not None), None)
+    passing = any(_may_pass(each) for each in chain)
+    # An answer that was cut off has a status too, in aiohttp, which the server never gave.
+    status = None if passing else next((code for each in chain if (code := _status(each)) is not None), None)
     number = next((each.errno for each in chain if isinstance(each, OSError) and each.errno), None)
     if number in OF_THE_PROCESS:
         return OSError(number, text)
@@ -55,7 +57,6 @@ def system_error(error: BaseException, url: str) -> OSError:
         (IsADirectoryError, errno.EISDIR),
         (PermissionError, errno.EACCES),
     )
-    passing = any(_may_pass(each) for each in chain)
     for kind, meaning in () if passing else kinds:
         if isinstance(chain[0], kind):
             return OSError(meaning, "there is no such file" if meaning == errno.ENOENT else text)

@@ -59,11 +59,30 @@ def fetch(files: Any, path: str, start: int | None = None, end: int | None = Non
         return bytes(sync(files.loop, _streamed, files, path, start, end, threading.get_ident()))
     if start is None or end is None:
         return bytes(files.cat_file(path))
+    if not _opens_to_read(files):
+        return _in_portions(lambda at, size: files.cat_file(path, start=at, end=at + size), start, end)
+    with files.open(path, "rb", cache_type="none") as file:
+        file.seek(start)
+        return _in_portions(lambda _, size: file.read(size), start, end)
+
+
+def _opens_to_read(files: Any) -> bool:
+    """Whether a file system opens a file to read a range, as that of the Hugging Face hub does.
+
+    It would then read 5 MiB ahead, and again for the next range.
+    """
+    from fsspec import AbstractFileSystem
+
+    return type(files).cat_file is AbstractFileSystem.cat_file and "file" not in files.protocol
+
+
+def _in_portions(read: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    """The bytes from ``start`` to ``end``, of which ``read`` gives a number of bytes from an offset on."""
     parts = []
     while start < end:
         size = min(PORTIONS.size, end - start)
         begun = time.monotonic()
-        part = files.cat_file(path, start=start, end=start + size)  # by name: that of S3 has another order
+        part = read(start, size)
         PORTIONS.took(size, time.monotonic() - begun)
         progress()
         parts.append(part)

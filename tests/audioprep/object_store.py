@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 
 class ObjectStore(AbstractFileSystem):
@@ -79,3 +80,17 @@ class ObjectStore(AbstractFileSystem):
         if self.bytes_per_second:
             time.sleep(len(data) / self.bytes_per_second)
         return data
+
+
+class OpeningStore(ObjectStore):
+    """A store that opens files to read ranges of them, as that of the Hugging Face hub does."""
+
+    cat_file = AbstractFileSystem.cat_file
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
+        return _Opened(self, self._strip_protocol(path), mode, **options)
+
+
+class _Opened(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return ObjectStore.cat_file(self.fs, self.path, start=start, end=end)

@@ -31,6 +31,8 @@ class Web:
     drip_bytes: int = 0
     drip_seconds: float = 0.0
     """It sends so many bytes at a time, files and pages, and pauses between them."""
+    cuts: bool = False
+    """It sends half of each file and closes the connection."""
     stops_after: int = -1
     """Having sent so many bytes of an answer, it sends nothing more of it."""
     asked: list[str] = field(default_factory=list)
@@ -125,6 +127,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         if body:
             state.bytes_sent += end - begin
+            if state.cuts:
+                end, self.close_connection = begin + (end - begin) // 2, True
             self.drip(data[begin:end])
 
     def page(self, folder: Path, body: bool) -> None:

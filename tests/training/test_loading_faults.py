@@ -58,9 +58,6 @@ class Faulty:
     def __len__(self) -> int:
         return 8
 
-    def announce(self, key: BatchKey) -> None:
-        pass
-
     def __getitem__(self, key: BatchKey) -> Batch:
         if key.epoch < 2:
             return Batch(*(torch.zeros(2) for _ in range(6)))

@@ -10,12 +10,14 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
-from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
+from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
+from m2dprep.audioprep.pack import pack
 from m2dprep.captions.sources.readers import ReadOptions, read_kind
 from m2dprep.workflows import export_webdataset as module
 from m2dprep.workflows.export_webdataset import ExportOptions, export_webdataset
@@ -174,3 +176,62 @@ def test_shards_have_the_size_that_was_asked_for_and_faults_are_rows(tmp_path: P
         (tmp_path / "one").mkdir()
         (tmp_path / "one/q.wav").write_bytes(io.BytesIO(b"x").read())
         export_webdataset(tmp_path / "one", tmp_path / "o", ExportOptions(tmp_path / "captions.parquet"))
+
+
+@pytest.fixture
+def lms(tmp_path: Path, src: Path) -> Path:
+    folder = tmp_path / "data/x_lms"
+    assert run_melspec(src, folder, CONFIG, MelspecOptions(workers=0)).done == 5
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_log_mels_take_the_place_of_sounds(tmp_path: Path, src: Path, lms: Path, is_packed: bool) -> None:
+    """Their arrays as webdataset decodes them, in float16 from a pack, whether their files are still there or not."""
+    webdataset = pytest.importorskip("webdataset")
+    arrays_before = {key: np.load(lms / f"{key}.npy") for key in KEYS}
+    if is_packed:
+        pack(lms)
+        for key in KEYS:
+            (lms / f"{key}.npy").unlink()
+    out = tmp_path / "out"
+    report = export_webdataset(lms, out, ExportOptions(tmp_path / "captions.parquet", clips_per_shard=2))
+    assert (report.inputs, report.done, report.failed, report.uncaptioned, report.shards) == (5, 5, 0, 0, 3)
+    shards = [str(path) for path in sorted(out.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode())
+    assert [sample["json"]["clip_id"] for sample in samples] == sorted(KEYS)
+    assert [sample["txt"] for sample in samples] == [TEXTS[key][0] for key in sorted(KEYS)]
+    for key, sample in zip(sorted(KEYS), samples, strict=True):
+        assert sample["npy"].dtype == (np.float16 if is_packed else np.float32)
+        assert (sample["npy"] == arrays_before[key].astype(sample["npy"].dtype)).all()
+    before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    (out / "shard-000002.tar").unlink()
+    with pytest.raises(FingerprintConflictError, match="shards that are not there any more"):
+        export_webdataset(lms, out, ExportOptions(tmp_path / "captions.parquet", clips_per_shard=2))
+    again = export_webdataset(lms, out, ExportOptions(tmp_path / "captions.parquet", clips_per_shard=2, overwrite=True))
+    assert again.done == 5
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == before
+
+
+def test_log_mels_that_are_damaged_gone_or_unknown_are_rows(tmp_path: Path, lms: Path) -> None:
+    damaged, gone = lms / f"{KEYS[1]}.npy", lms / f"{KEYS[2]}.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x77")
+    gone.unlink()
+    listed = tmp_path / "data/files_some.csv"
+    write_file_list(listed, [f"x_lms/{key}.npy" for key in (*KEYS, "b.c/unknown")])
+    report = export_webdataset(lms, tmp_path / "out", ExportOptions(files=listed))
+    assert (report.inputs, report.done) == (6, 3)
+    assert report.reasons == {"malformed": 1, "not_found": 2}
+    rows = (tmp_path / "out/_export/failures.csv").read_text()
+    assert "b.c/unknown.npy,not_found,it has no record as a log-mel" in rows
+    assert f"{KEYS[2]}.npy,not_found,it has gone since it was converted" in rows
+
+
+def test_an_export_of_other_log_mels_is_another_one(tmp_path: Path, src: Path, lms: Path) -> None:
+    export_webdataset(lms, tmp_path / "out", ExportOptions())
+    other = tmp_path / "data/y_lms"
+    assert run_melspec(src, other, ConvertConfig(PRESETS["16k"], min_seconds=0.3), MelspecOptions(workers=0)).done == 5
+    for folder in (other, src):
+        with pytest.raises(FingerprintConflictError, match="log_mels"):
+            export_webdataset(folder, tmp_path / "out", ExportOptions())

@@ -433,3 +433,52 @@ def test_a_shard_of_webdataset(tmp_path: Path, clips: Clips, as_files: Path) -> 
     assert (report.done, report.failed) == (12, 0)
     assert report.passed_over.files == {".txt": 12, ".json": 12}
     assert list(arrays(tmp_path / "x_lms").values()) == list(arrays(as_files).values())
+
+
+def file_struct(values: list[bytes], kind: pa.DataType | None = None) -> pa.Array:
+    return pa.StructArray.from_arrays(
+        [pa.array(values, kind or pa.binary()), pa.array(["p"] * len(values))], ["bytes", "path"]
+    )
+
+
+def test_columns_of_any_type_that_holds_bytes_and_names(tmp_path: Path, clips: Clips) -> None:
+    """Categories, views and lengths that are fixed; columns of images beside. What may be several sounds is a row."""
+    data = [next(iter(clips.values()))] * 2
+    columns = {
+        "large": {"id": ["large 0", "large 1"], "audio": pa.array(data, pa.large_binary())},
+        "view": {"id": pa.array(["view 0", "view 1"], pa.string_view()), "audio": pa.array(data, pa.binary_view())},
+        "fixed": {"id": ["fixed 0", "fixed 1"], "audio": pa.array(data, pa.binary(len(data[0])))},
+        "struct": {"id": ["struct 0", "struct 1"], "mic": file_struct(data, pa.large_binary())},
+        "category": {"ytid": pa.array(["category 0", "category 1"]).dictionary_encode(), "audio": data},
+        "image": {"id": ["image 0", "image 1"], "image": [b"\x89PNG"] * 2, "clip": data},
+        "images": {"id": ["images 0", "images 1"], "image": file_struct(data), "clip": file_struct(data)},
+        "two": {"id": ["two 0", "two 1"], "left": file_struct(data), "right": file_struct(data)},
+    }
+    (tmp_path / "src").mkdir()
+    for name, table in columns.items():
+        pq.write_table(pa.table(table), tmp_path / "src" / f"{name}.parquet")
+    report = convert(tmp_path / "src", tmp_path / "x_lms")
+    expected = {f"{name} {row}.npy" for name in columns if name != "two" for row in range(2)}
+    assert (set(arrays(tmp_path / "x_lms")), report.done) == (expected, len(expected))
+    reason, message = failures(tmp_path / "x_lms")["two.parquet"]
+    assert reason == "unsupported"
+    assert "(left, right); call one of them audio" in message
+
+
+@pytest.mark.parametrize(("mode", "name"), [("w", "a.tar.gz"), ("w", "a.tgz"), ("w:gz", "a.tar")])
+def test_a_tar_is_known_by_its_content(tmp_path: Path, clips: Clips, mode: str, name: str) -> None:
+    """Servers and programs unpack .gz on the way, or pack what they send, and leave the name as it is."""
+    (tmp_path / "src").mkdir()
+    tar(tmp_path / "src" / name, clips, mode)
+    assert convert(tmp_path / "src", tmp_path / "x_lms").done == len(clips)
+
+
+@pytest.mark.parametrize("behind", [b"garbage" * 9, bytes(512), gzip.compress(b"more" * 300)])
+def test_what_follows_a_compressed_tar_costs_no_member(tmp_path: Path, clips: Clips, behind: bytes) -> None:
+    (tmp_path / "src").mkdir()
+    tar(tmp_path / "src/a.tar.gz", clips, "w:gz")
+    with (tmp_path / "src/a.tar.gz").open("ab") as file:
+        file.write(behind)
+    report = convert(tmp_path / "src", tmp_path / "x_lms")
+    assert report.done == len(clips)
+    assert set(failures(tmp_path / "x_lms")) == (set() if not behind.strip(b"\0") else {"a.tar.gz"})

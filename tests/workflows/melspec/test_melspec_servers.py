@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import tarfile
@@ -49,10 +50,11 @@ def src(tmp_path: Path) -> Path:
 @pytest.fixture
 def store() -> Iterator[type]:
     """A store of objects behind s3://, gs:// and hf://."""
-    from tests.audioprep.object_store import ObjectStore
+    from tests.audioprep.object_store import ObjectStore, OpeningStore
 
     for protocol in ObjectStore.protocol:
-        fsspec.register_implementation(protocol, ObjectStore, clobber=True)
+        kind = OpeningStore if protocol == "hf" else ObjectStore
+        fsspec.register_implementation(protocol, kind, clobber=True)
     address._file_system.cache_clear()
     yield ObjectStore
     ObjectStore.clear()
@@ -104,7 +106,18 @@ def test_a_store_that_is_slow_is_asked_for_less_at_once(tmp_path: Path, store: t
     assert next(size for _, size in store.asked) == requests.LEAST_BYTES  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("protocol", ["s3", "gs", "hf"])
+@pytest.mark.parametrize("protocol", ["s3", "hf"])
+def test_no_byte_is_asked_for_twice(store: type, protocol: str) -> None:
+    """Also by a store that opens files to read ranges, which fsspec would have read 5 MiB ahead each time."""
+    data = bytes(range(256)) * 20000
+    store.objects["bucket/a.bin"] = data  # type: ignore[attr-defined]
+    place = address_of(f"{protocol}://bucket") / "a.bin"
+    assert b"".join(place.read_whole(len(data))) == data
+    assert place.read(1000, 500000) == data[1000:501000]
+    assert sum(size for _, size in store.asked) == len(data) + 500000  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("protocol", ["s3", "hf"])
 def test_a_store_of_objects_gives_what_its_folder_gives(tmp_path: Path, src: Path, store: type, protocol: str) -> None:
     """Loose files and archives; found again by their tags, and converted again only if these have changed."""
     for path in sorted(src.iterdir())[4:]:
@@ -169,6 +182,13 @@ def test_a_server_that_falls_silent_stops_the_run(tmp_path: Path, src: Path, mon
         server.hangs = tuple(f"{number:02d}.wav" for number in range(10, 30))
         with pytest.raises(UserError, match=r"3 files in a row could not be read, the last of them 12.wav"):
             convert_shard(sources, address_of(server.url), tmp_path / "y_lms", CONFIG, read_timeout=0.8)
+
+
+def test_an_answer_that_is_cut_off_is_no_answer_of_the_server(tmp_path: Path, src: Path) -> None:
+    """aiohttp gives it the status 400."""
+    with web(src, cuts=True) as server, pytest.raises(OSError, match="Response payload is not completed") as caught:
+        (address_of(server.url) / "00.wav").read(0, 1000)
+    assert (caught.value.errno, "answered" in str(caught.value)) == (errno.EIO, False)
 
 
 @pytest.mark.parametrize("size", [0, 1000, 1 << 20, -1])
