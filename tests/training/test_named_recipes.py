@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.tables import read_captions
 from m2dprep.cli.main import m2dprep
 from m2dprep.cli.train import TrainRequest, read_request
 from m2dprep.cli.train import train as command
@@ -22,6 +25,7 @@ from m2dprep.training.config import SETTINGS, DataChoice, RunOptions, TrainConfi
 from m2dprep.training.log import read_log
 from m2dprep.training.recipes.second_generation import RECIPES
 from m2dprep.training.train import train
+from tests.conftest import write_store
 from tests.tiny import TINY
 
 STAGE1, STAGE2, STAGE21 = RECIPES
@@ -128,3 +132,24 @@ def test_weights_change_after_every_epoch_also_in_a_resumed_run(tmp_path: Path, 
     train(data, tmp_path / "run", model, config, RunOptions("tiny", log_every=1))
     again = torch.load(next((tmp_path / "run").rglob("checkpoint-4.pth")), weights_only=True)["model"]
     assert all(value.equal(weights[key]) for key, value in again.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [3584, 4096])
+def test_stage_1_learns_from_several_stores_of_the_lengths_of_large_models(
+    tmp_path: Path, make_data: Callable[..., Path], length: int
+) -> None:
+    """gte-Qwen2 has 3,584 numbers per caption, NV-Embed-v2 4,096."""
+    root = make_data(tmp_path / "data", clips=8, frames=60, dim=length)
+    captions = read_captions(root / "captions.parquet")
+    other = captions.set_column(1, captions.schema.field(1), pa.array([f"other {n}" for n in range(len(captions))]))
+    write_store(root / "capemb_other", other, np.random.default_rng(0).normal(size=(len(captions), length)))
+    write_store(root / "short", other, np.ones((len(captions), 16)))
+    stores = tuple(root / name for name in ("capemb_made", "capemb_other"))
+    model, config = replace(TINY, sem_mode=1), TrainConfig(epochs=1, batch_size=4, blr=0.05, warmup_epochs=0)
+    result = train(DataChoice(root, stores=stores), tmp_path / "run", model, config, RunOptions("tiny"))
+    weights = torch.load(result.checkpoint, weights_only=True)["model"]
+    assert weights["text_proj.weight"].shape == (model.embed_dim, length)
+    assert result.loss is not None and np.isfinite(result.loss)
+    with pytest.raises(UserError, match=f"of {length} numbers, short of 16"):
+        train(DataChoice(root, stores=(*stores, root / "short")), tmp_path / "no", model, config, RunOptions("tiny"))

@@ -88,7 +88,6 @@ class TextTowerSettings:
 def _second(**changes: Any) -> dict[str, Any]:
     return {
         "objective": TEXT,
-        "sem_mode": 1,
         "heads": FRESH,
         "audio_frames": 1001,
         "audio_mask": 0.3,
@@ -123,6 +122,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "seed": 7,
         "save_every": 50,
     },
-    "m2d-clap-2025-stage2": _second(),
+    "m2d-clap-2025-stage2": _second(sem_mode=1),
     "m2d-clap-2025-stage2.1": _second(heads=RESTORED, audio_mask=0.0, seed=0),
 }

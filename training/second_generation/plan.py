@@ -48,6 +48,7 @@ class TextClapPlan(Plan):
         self._restored = config.heads == RESTORED
         if self._restored:
             self._base.require_clap_head()
+            _require_mode_of_the_base(model.sem_mode, self._base)
         self._source = tower_source(self._base, config.text_model, DEFAULT_TEXT_MODEL)
         self._pooling = config.text_pooling or self._source.pooling
         limit = self._source.files.max_tokens
@@ -167,6 +168,15 @@ def _require_model_of_the_base(model: ModelConfig, options: RunOptions) -> None:
                 f"{one.name} is {getattr(model, one.name)}, but the objective {TEXT} takes the audio encoder of --init "
                 "as it is (--audio-frames fits it to other crops, --audio-mask hides patches)."
             )
+
+
+def _require_mode_of_the_base(sem_mode: int, base: Checkpoint) -> None:
+    """Raise `UserError` if an audio head is to be restored and another one is asked for; 0 is what nobody asked for."""
+    if sem_mode not in (ModelConfig.sem_mode, base.config.sem_mode):
+        raise UserError(
+            f"sem_mode is {sem_mode}, but the audio head to be restored from {base.path} is that of sem_mode "
+            f"{base.config.sem_mode}; --heads fresh begins with a new one."
+        )
 
 
 def _encoder_of(base: Checkpoint, model: TextClap) -> dict[str, torch.Tensor]:

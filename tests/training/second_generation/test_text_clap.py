@@ -191,6 +191,12 @@ def test_stage_2_1_goes_on_with_heads_temperature_and_tower_of_stage_2(made: Mad
         torch.testing.assert_close(after[key], value, rtol=0, atol=1e-5)
 
 
+def test_a_head_that_is_restored_is_no_other_one(made: Made, finished: Path) -> None:
+    config = replace(made.config(), heads="restored", audio_mask=0.0)
+    with pytest.raises(UserError, match=r"sem_mode is 2, but the audio head .* is that of sem_mode 1"):
+        TextClapPlan(ModelConfig(sem_mode=2), config, made.options(init=finished))
+
+
 def test_positions_are_interpolated_as_by_the_original(made: Made) -> None:
     longer = model_of(made.train(made.root / "longer", audio_frames=96, epochs=1))
     table = model_of(made.base)["pos_embed"]
