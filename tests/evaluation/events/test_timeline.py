@@ -17,7 +17,7 @@ from m2dprep.evaluation.events.scenes import SceneSettings, counted, in_order, m
 from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.sets.names import names_of, readable
 from m2dprep.evaluation.events.sets.table import Recording
-from m2dprep.evaluation.events.thresholds import given_thresholds, tuned_thresholds
+from m2dprep.evaluation.events.thresholds import choose_thresholds, given_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness
 
@@ -81,11 +81,15 @@ def test_a_threshold_is_that_of_the_best_figure() -> None:
         scores[4] = 0.9
         one = Recording(f"{number}", "train", classes=["dog"], events=[Event(4.0, 5.0, "dog")])
         development.append((one, Timeline(10.0, 1.0, scores)))
-    found = tuned_thresholds(development, ["dog"], EventSettings(), Rules(), "f1", "the part train")
+    found = choose_thresholds({}, development, ["dog"], EventSettings(), Rules(), "f1", "the part train")
     assert 0.6 < found.values["dog"] <= 0.9
     assert found.about["reached"]["dog"]["f1"] == 1.0
     with pytest.raises(UserError, match="no event of 'cat'"):
-        tuned_thresholds(development, ["cat"], EventSettings(), Rules(), "f1", "the part train")
+        choose_thresholds({}, development, ["cat"], EventSettings(), Rules(), "f1", "the part train")
+    some = choose_thresholds({"cat": 0.3}, development, ["cat"], EventSettings(), Rules(), "f1", "the part train")
+    assert (some.values, some.source) == ({"cat": 0.3}, "given by --threshold")
+    with pytest.raises(UserError, match="gives none for dog"):
+        choose_thresholds({"cat": 0.3}, None, ["dog", "cat"], EventSettings(), Rules(), "f1", "nothing")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,8 @@ def test_a_threshold_is_that_of_the_best_figure() -> None:
         (["0.5"], {"a": 0.5, "b": 0.5}),
         (["0.5", "b=0.7"], {"a": 0.5, "b": 0.7}),
         (["a=1", "b=-2"], {"a": 1.0, "b": -2.0}),
-        (["a=1"], "gives none for b"),
+        (["a=1"], {"a": 1.0}),
+        ([], {}),
         (["c=1"], "'c' is none of the classes"),
         (["much"], "'much' is no number"),
         (["a=nan"], "'nan' is no number"),
@@ -102,7 +107,7 @@ def test_a_threshold_is_that_of_the_best_figure() -> None:
 )
 def test_given_thresholds(given: list[str], expected: dict[str, float] | str) -> None:
     if isinstance(expected, dict):
-        assert given_thresholds(given, ["a", "b"]).values == expected
+        assert given_thresholds(given, ["a", "b"]) == expected
     else:
         with pytest.raises(UserError, match=expected):
             given_thresholds(given, ["a", "b"])
