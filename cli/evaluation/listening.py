@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.options import PATH, Function, Number, titled, trust_remote_code_option
+from m2dprep.cli.options import MODEL_NAME, PATH, Function, Number, text_model_option, titled, trust_remote_code_option
 
 if TYPE_CHECKING:
     from m2dprep.evaluation.events.models import Models
@@ -64,8 +64,7 @@ def clap_options(function: Function) -> Function:
             show_default="the checkpoint's own, or classes.txt beside it",
             help="Read the names of the classifier's classes from this file, as `tag --classes` does.",
         ),
-        click.option(
-            "--words",
+        text_model_option(
             default=MPNET,
             help="Compare tags and names by this sentence encoder: a name on the Hugging Face hub, or a folder.",
         ),
@@ -78,12 +77,14 @@ def clap_options(function: Function) -> Function:
         ),
         click.option(
             "--clap-model",
+            type=MODEL_NAME,
             default=None,
             help="Compare the embeddings of this CLAP model of transformers with captions: a name on the hub, or a "
             "folder.",
         ),
         click.option(
             "--clap-text-model",
+            type=MODEL_NAME,
             default=None,
             show_default="the one of the training",
             help="Encode captions with this text encoder: a name on the hub, or a folder.",
@@ -98,6 +99,6 @@ def model_of(checkpoint: Path, options: dict[str, Any]) -> Models:
     """The models that the options name; they are taken out of ``options``."""
     from m2dprep.evaluation.events.models import Models
 
-    names = ("clap", "clap_model", "words", "clap_text_model", "device", "batch_size", "trust_remote_code")
+    names = ("clap", "clap_model", "clap_text_model", "device", "batch_size", "trust_remote_code")
     given = {name: options.pop(name) for name in names}
-    return Models(checkpoint, tag_names=options.pop("head_classes"), **given)
+    return Models(checkpoint, words=options.pop("text_model"), tag_names=options.pop("head_classes"), **given)

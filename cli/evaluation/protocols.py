@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from m2dprep.cli.evaluation.event_lists import event_lists
 from m2dprep.cli.evaluation.every_task import evaluate_all
 from m2dprep.cli.evaluation.options import (
     CLIPS,
@@ -361,5 +362,5 @@ def evaluate_label_free(store: Path, embedding: str | None, output: Path | None,
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else summary(result))
 
 
-for command in (list_tasks, prepare, evaluate_all, report, compare):
+for command in (list_tasks, prepare, evaluate_all, event_lists, report, compare):
     evaluate.add_command(command)

@@ -18,7 +18,7 @@ from m2dprep.evaluation.events.presets import TMRL_THRESHOLD, LastMatch
 from m2dprep.evaluation.events.routes import MEAN, Both, ByCaptions, ByTags, Route
 from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.sets.table import EventTable, Recording, missing_files
-from m2dprep.evaluation.events.thresholds import Aim, Thresholds, given_thresholds, tuned_thresholds
+from m2dprep.evaluation.events.thresholds import Aim, Thresholds, choose_thresholds, given_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness, Words
 from m2dprep.evaluation.protocols.result import Result, software_versions
@@ -191,15 +191,13 @@ def find(
 ) -> Found:
     """The events of a route with the thresholds that hold for it. ``places`` are all recordings, in order."""
     classes = plan.table.classes
-    if plan.thresholds:
-        limits = given_thresholds(plan.thresholds, classes)
-    elif plan.preset is not None:
-        limits = given_thresholds([repr(TMRL_THRESHOLD)], classes, f"of the preset {plan.preset}")
+    if plan.preset is not None:
+        limits = Thresholds(dict.fromkeys(classes, TMRL_THRESHOLD), f"of the preset {plan.preset}", {})
     else:
-        assert development is not None
-        limits = tuned_thresholds(
-            development.by(route), classes, plan.events, plan.rules, plan.aim, parts.development_name
-        )
+        limits = choose_thresholds(
+            given_thresholds(plan.thresholds, classes), None if development is None else development.by(route),
+            classes, plan.events, plan.rules, plan.aim, parts.development_name,
+        )  # fmt: skip
     events, judged = {}, []
     for recording, line in lines.by(route):
         own = events_of(line, classes, limits.array(classes), plan.events, recording.classes)
@@ -220,9 +218,16 @@ def detect(
     settings = plan.hearing
     development: Lines | None = None
     told = []
-    if parts.development and not plan.thresholds and plan.preset is None:
+    notes = notes_of(routes, plan)
+    is_open = len(given_thresholds(plan.thresholds, plan.table.classes)) < len(plan.table.classes)
+    if parts.development and is_open and plan.preset is None:
         heard = hear_all(ears, parts.development, parts.root, settings, folder, quiet)
         told += [f"development: {one.summary()}" for one in heard]
+        if lost := failures_of(heard):
+            notes.append(
+                f"{len(lost):,} development recordings could not be heard ({lost[0].file_name}: {lost[0].message}, "
+                "first)"
+            )
         development = timelines(heard, parts.development, routes, settings)
     hearings = hear_all(ears, parts.judged, plan.table.root, settings, folder, quiet)
     told += [one.summary() for one in hearings]
@@ -236,7 +241,7 @@ def detect(
         )
     places = [one.file for one in parts.judged]
     found = [find(plan, parts, name, lines, development, places) for name in routes]
-    return _result(plan, parts, ears, routes, found, failures, told), found
+    return _result(plan, parts, ears, routes, found, failures, told, notes), found
 
 
 def _result(
@@ -247,6 +252,7 @@ def _result(
     found: Sequence[Found],
     failures: Sequence[Failure],
     told: Sequence[str],
+    notes: Sequence[str],
 ) -> Result:
     best, classes = found[0], plan.table.classes
     events = sum(len(one.recording.events) for one in best.judged)
@@ -277,7 +283,7 @@ def _result(
             "how": {name: route.describe() for name, route in routes.items()},
             "baselines": baselines(best.judged, classes, plan.rules, plan.seed),
             "heard": list(told),
-            "notes": notes_of(routes, plan),
+            "notes": list(notes),
         },
         failures=tuple(one._asdict() for one in failures),
     )  # fmt: skip

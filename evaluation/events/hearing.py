@@ -236,7 +236,7 @@ def _read(path: Path, parts: dict[str, int]) -> list[Heard]:
         ends = np.cumsum(file["counts"]).tolist()
         names, seconds = json.loads(file["about"].tobytes())["names"], file["seconds"].tolist()
         starts, stops, rows = file["starts"], file["ends"], {part: file[f"part_{part}"] for part in parts}
-        places = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        places = [slice(start, end) for start, end in zip([0, *ends][:-1], ends, strict=True)]
         return [
             Heard(name, length, starts[own], stops[own], {part: values[own] for part, values in rows.items()})
             for name, length, own in zip(names, seconds, places, strict=True)

@@ -155,12 +155,13 @@ def _result(
     predicted = np.stack([one.by_way[ways[0]] for one in scores]).argmax(axis=1)
     details = {key: value for key, value in best.details.items() if key not in ("margins", "chance")}
     return Result(
-        PROTOCOL, clips.task.name, "accuracy", best.score,
+        PROTOCOL, clips.task.name, "accuracy", rankings[ways[0]]["accuracy"],
         n={"recordings": len(scores), "classes": len(classes), "failed": len(failures)},
         digests=clips.digests() | ({"table": file_digest(clips.place)} if clips.place.is_file() else {}),
         versions=software_versions(),
         details={
             **details,
+            "top5": rankings[ways[0]]["top5"],
             "way": ways[0],
             "rankings": rankings,
             "chance": chance(targets, len(classes), request.seed),

@@ -77,3 +77,24 @@ def scene_lines(result: Result, folder: Path) -> str:
         rows.append([way, _share(own["accuracy"], within["accuracy"]), _share(own["top5"], within["top5"])])
     rows.append(["chance", _share(details["chance"]["accuracy"]), _share(details["chance"]["top5"])])
     return "\n".join([*lines, aligned(rows), "", *_ending(result, folder)])
+
+
+def list_lines(figures: dict[str, Any]) -> str:
+    """The figures of two lists: all together, and every class."""
+    rows = [["", "event F1", "error rate", "hits", "substituted", "missed", "false", "segment F1", "error rate"]]
+    everything = {"label": "all together", **figures["overall"]}
+    for one in (everything, *figures["per_class"]):
+        event, segment = one["event"], one["segment"]
+        rows.append(
+            [one["label"], _share(event["f1"]), _rate(event["error_rate"]), f"{event['hits']:,}",
+             f"{event['substitutions']:,}", f"{event['deletions']:,}", f"{event['insertions']:,}",
+             _share(segment["f1"]), _rate(segment["error_rate"])]
+        )  # fmt: skip
+    mean = figures["mean"]
+    rows.insert(
+        2, ["mean over classes", _share(mean["event_f1"]), _rate(mean["event_error_rate"]), "", "", "", "",
+            _share(mean["segment_f1"]), _rate(mean["segment_error_rate"])]
+    )  # fmt: skip
+    empty = figures["files_without_a_line"]
+    note = [f"{empty:,} of them have no line in the found list: nothing was found there"] if empty else []
+    return "\n".join([f"{figures['files']:,} files", *note, "", aligned(rows)])

@@ -34,8 +34,11 @@ class Thresholds:
         return {"source": self.source, "values": dict(self.values), **self.about}
 
 
-def given_thresholds(texts: Sequence[str], classes: Sequence[str], source: str = "given by --threshold") -> Thresholds:
-    """From ``0.4`` for all classes, and ``LABEL=0.4`` for one. Raises `UserError` if a class has none."""
+def given_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
+    """Those of ``0.4``, for all classes, and ``LABEL=0.4``, for one; classes without one are missing.
+
+    Raises `UserError` for what is no number, or of no class.
+    """
     values: dict[str, float] = {}
     for_all: float | None = None
     for text in texts:
@@ -52,30 +55,46 @@ def given_thresholds(texts: Sequence[str], classes: Sequence[str], source: str =
             values[label] = value
         else:
             raise UserError(f"--threshold {text!r}: {label!r} is none of the classes ({', '.join(classes)}).")
-    if for_all is not None:
-        values = {**dict.fromkeys(classes, for_all), **values}
-    if missing := [label for label in classes if label not in values]:
-        raise UserError(
-            f"--threshold gives none for {', '.join(missing)}; a number without a label is for all classes."
-        )
-    return Thresholds({label: values[label] for label in classes}, source, {})
+    return values if for_all is None else {**dict.fromkeys(classes, for_all), **values}
 
 
-def tuned_thresholds(
-    development: Sequence[tuple[Recording, Timeline]],
+def choose_thresholds(
+    given: Mapping[str, float],
+    development: Sequence[tuple[Recording, Timeline]] | None,
     classes: Sequence[str],
     settings: EventSettings,
     rules: Rules,
     aim: Aim,
     where: str,
 ) -> Thresholds:
-    """Those of the best event F1 or error rate of each class on the development recordings; the higher of equal ones.
+    """Those that are ``given``, and for all other classes the best ones on the development recordings."""
+    others = [label for label in classes if label not in given]
+    if not others:
+        return Thresholds(dict(given), "given by --threshold", {})
+    if development is None:
+        raise UserError(f"--threshold gives none for {', '.join(others)}; a number without a label is for all classes.")
+    tuned = tuned_thresholds(development, classes, others, settings, rules, aim, where)
+    source = tuned.source + (f"; given by --threshold for {', '.join(given)}" if given else "")
+    return Thresholds({label: {**tuned.values, **given}[label] for label in classes}, source, tuned.about)
+
+
+def tuned_thresholds(
+    development: Sequence[tuple[Recording, Timeline]],
+    classes: Sequence[str],
+    wanted: Sequence[str],
+    settings: EventSettings,
+    rules: Rules,
+    aim: Aim,
+    where: str,
+) -> Thresholds:
+    """Those of the best event F1 or error rate of the ``wanted`` ones of all ``classes``; the higher of equal ones.
 
     Raises `UserError` if a class has no event there.
     """
     values: dict[str, float] = {}
     reached: dict[str, Any] = {}
-    for number, label in enumerate(classes):
+    for label in wanted:
+        number = classes.index(label)
         own = [(one, line) for one, line in development if label in one.classes]
         if not any(event.label == label for one, _ in own for event in one.events):
             raise UserError(

@@ -101,13 +101,16 @@ WRITTEN = {
     "evaluate tagging": {"output", "predictions"},
     "evaluate zero-shot": {"output", "predictions"}, "evaluate linear": {"output"}, "evaluate retrieval": {"output"},
     "evaluate label-free": {"output"}, "evaluate prepare": {"output"}, "evaluate all": {"output"},
-    "evaluate report": {"output"}, "evaluate compare": {"output"},
+    "evaluate report": {"output"}, "evaluate compare": {"output"}, "evaluate events": {"output"},
+    "events": {"output"}, "scenes": {"output"},
 }  # fmt: skip
 PLACES = {
     "check": {"data"}, "fine-tune": {"data"}, "train": {"data", "probe_root"},
     "zero-shot": {"root"}, "captions keywords": {"work"}, "tag": {"root"}, "evaluate tagging": {"root", "features"},
     "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
     "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"}, "embed-audio": {"root"},
+    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"}, "events": {"root"},
+    "scenes": {"root"},
 }  # fmt: skip
 
 
@@ -172,8 +175,10 @@ def _sample(key: str, choices: tuple[str, ...], is_flag: bool) -> object:
         return 1000
     if key == "momentum":  # below 1
         return 0
-    if key in ("added", "window", "hop", "top", "threshold"):
+    if key in ("added", "window", "hop", "top", "threshold", "similarity", "groups", "merge_from"):
         return 1
+    if key in ("join", "shortest", "most", "collar", "segment", "length", "pictures"):
+        return 2
     if key in ("input_size", "patch_size"):
         return "80x208"
     numbers = (

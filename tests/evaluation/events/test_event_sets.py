@@ -152,6 +152,7 @@ def test_desed_is_judged_on_all_classes_in_every_recording(tmp_path: Path) -> No
     assert [row[2] for row in rows(tmp_path / "out", "left_out.csv")] == ["missing"]
 
 
+@pytest.mark.slow
 def test_sets_of_events_are_listed() -> None:
     done = run("evaluate", "list", "--json")
     listed = {one["task"]: one for one in json.loads(done.stdout)}

@@ -22,6 +22,7 @@ GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"
 GOLDEN = json.loads((GOLDEN_FOLDER / "sed_eval.json").read_text())
 LABEL = GOLDEN["label"]
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
+EDGES, RANDOM = list(CASES)[:24], list(CASES)[24:]
 RATES = {"f_measure": "f1", "precision": "precision", "recall": "recall"}
 ERRORS = ("error_rate", "substitution_rate", "deletion_rate", "insertion_rate")
 UNDEFINED = 1e12  # sed_eval divides by 2.2e-16 where there is no reference
@@ -49,9 +50,17 @@ def require_rates(found: Figures, golden: dict[str, Any], *, zero_score: dict[st
         assert value is None if wanted > UNDEFINED else value == pytest.approx(wanted, abs=1e-9), name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EDGES)
 def test_event_based(name: str) -> None:
-    case = CASES[name]
+    require_event_based(CASES[name])
+
+
+def test_event_based_on_random_lists() -> None:
+    for name in RANDOM:
+        require_event_based(CASES[name])
+
+
+def require_event_based(case: dict[str, Any]) -> None:
     found = of(case)
     counts = case["event"]["counts"]
     assert found.reference == counts["Nref"]
@@ -67,10 +76,22 @@ def test_event_based(name: str) -> None:
     assert with_offsets.insertions == case["event_onset_offset"]["counts"]["Nfp"]
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("key", "length"), [("segment_30s", 30.0), ("segment_auto_length", None)])
-def test_segment_based(name: str, key: str, length: float | None) -> None:
-    case = CASES[name]
+@pytest.mark.parametrize("name", EDGES)
+def test_segment_based(name: str) -> None:
+    require_segment_based(CASES[name])
+
+
+def test_segment_based_on_random_lists() -> None:
+    for name in RANDOM:
+        require_segment_based(CASES[name])
+
+
+def require_segment_based(case: dict[str, Any]) -> None:
+    for key, length in (("segment_30s", 30.0), ("segment_auto_length", None)):
+        require_segments(case, key, length)
+
+
+def require_segments(case: dict[str, Any], key: str, length: float | None) -> None:
     golden = case[key]
     counts = segment_counts(events(case["reference"]), events(case["estimated"]), [LABEL], length=length)
     keys = ("Ntp", "Nfp", "Nfn", "Ntn")
@@ -111,9 +132,14 @@ def test_files_are_pooled_by_their_counts(name: str) -> None:
 LABELS = json.loads((GOLDEN_FOLDER / "sed_eval_labels.json").read_text())["cases"]
 
 
-@pytest.mark.parametrize("case", LABELS, ids=range(len(LABELS)))
-def test_three_labels(case: dict[str, Any]) -> None:
+def test_three_labels() -> None:
     """Counts of each class, and with substitutions of all together."""
+    assert len(LABELS) == 40
+    for case in LABELS:
+        require_three_labels(case)
+
+
+def require_three_labels(case: dict[str, Any]) -> None:
     reference, found = ([Event(*one) for one in case[key]] for key in ("reference", "estimated"))
     for key, rule in (("event", EventRule()), ("event_offset", EventRule(offset=True))):
         counts = event_counts(reference, found, "abc", rule)

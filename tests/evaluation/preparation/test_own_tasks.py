@@ -56,6 +56,7 @@ FACTS = {
     "audioset": (10, {"train": 2041789 + 22160, "test": 20371}, 527),
     "audiocaps": (None, {"train": 49838, "valid": 495, "test": 975}, None),
     "clotho": (None, {"train": 3839, "valid": 1045, "test": 1045}, None),
+    "tut-scenes-2017": (10, {"train": 4680, "test": 1620}, 15),
 }
 
 
@@ -79,7 +80,7 @@ def test_the_list(tmp_path: Path) -> None:
     for name in FACTS:
         assert re.search(rf"^{name} .*http", shown.stdout, re.MULTILINE)
     facts = json.loads(run("evaluate", "list", "--json").stdout)
-    assert {one["task"] for one in facts} == set(FACTS)
+    assert {one["task"] for one in facts} == {*FACTS, "tut-rare-2017", "desed"}
     assert next(one for one in facts if one["task"] == "cremad")["to_fetch"].keys() == {"cremad.csv"}
 
 

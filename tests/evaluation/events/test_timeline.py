@@ -1,0 +1,211 @@
+"""From windows to events: where they are placed, how runs are joined, dropped and chosen, and names and tags."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.events.hearing import Heard
+from m2dprep.evaluation.events.judgement import Judged, Rules, judge
+from m2dprep.evaluation.events.presets import LastMatch
+from m2dprep.evaluation.events.routes import ByTags, kept
+from m2dprep.evaluation.events.scene_command import hit_shares
+from m2dprep.evaluation.events.scenes import SceneSettings, counted, in_order, merged
+from m2dprep.evaluation.events.scoring.lists import Event
+from m2dprep.evaluation.events.sets.names import names_of, readable
+from m2dprep.evaluation.events.sets.table import Recording
+from m2dprep.evaluation.events.thresholds import choose_thresholds, given_thresholds
+from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
+from m2dprep.evaluation.events.words import Likeness
+
+pytestmark = pytest.mark.slow
+
+STARTS = np.arange(0, 9) * 1.0
+ENDS = STARTS + 2.0
+# A detector that fires where a window touches the event from 4 to 6 s.
+FIRES = ((STARTS < 6.0) & (ENDS > 4.0)).astype(float)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("placing", "expected"),
+    [("least", (4.0, 6.0)), ("greatest", (3.0, 7.0)), ("centre", (3.0, 7.0))],
+)
+def test_where_events_are_placed(placing: Placing, expected: tuple[float, float]) -> None:
+    line = timeline(10.0, STARTS, ENDS, FIRES, 1.0, placing)
+    (event,) = events_of(line, ["dog"], np.array([0.5]), EventSettings(), ["dog"])
+    if placing == "centre":  # a middle between two windows is of the first
+        assert event.offset - event.onset == pytest.approx(3.0)
+    else:
+        assert (event.onset, event.offset) == expected
+
+
+def test_the_last_bin_ends_with_the_recording() -> None:
+    line = timeline(2.3, np.array([0.0, 1.0]), np.array([1.5, 2.3]), np.ones((2, 1)), 1.0, "centre")
+    assert line.edges().tolist() == [0.0, 1.0, 2.0, 2.3]
+
+
+LINE = Timeline(8.0, 1.0, np.array([[0.9, 0], [0, 0], [0.8, 0.95], [0, 0.7], [0, 0], [0, 0], [0.6, 0], [0.7, 0]]))
+ALL = ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (EventSettings(), ["dog 0-1", "cat 2-4", "dog 2-3", "dog 6-8"]),
+        (EventSettings(join=1.0), ["dog 0-3", "cat 2-4", "dog 6-8"]),
+        (EventSettings(shortest=2.0), ["cat 2-4", "dog 6-8"]),
+        (EventSettings(join=1.0, shortest=2.5), ["dog 0-3"]),
+        (EventSettings(most=1), ["dog 0-1", "cat 2-4"]),
+        (EventSettings(exclusive=True), ["dog 0-1", "cat 2-4", "dog 6-8"]),
+    ],
+)
+def test_runs_become_events(settings: EventSettings, expected: list[str]) -> None:
+    found = events_of(LINE, ALL, np.array([0.5, 0.5]), settings, ALL)
+    assert sorted(f"{one.label} {one.onset:g}-{one.offset:g}" for one in found) == sorted(expected)
+
+
+def test_only_what_is_judged_is_found_and_nothing_is_an_answer() -> None:
+    assert {one.label for one in events_of(LINE, ALL, np.array([0.5, 0.5]), EventSettings(), ["cat"])} == {"cat"}
+    assert events_of(LINE, ALL, np.array([0.99, 0.99]), EventSettings(), ALL) == []
+
+
+def test_a_threshold_is_that_of_the_best_figure() -> None:
+    """The event stands out at 0.9, and noise reaches 0.6."""
+    rng = np.random.default_rng(0)
+    development = []
+    for number in range(6):
+        scores = rng.uniform(0, 0.6, (10, 1))
+        scores[4] = 0.9
+        one = Recording(f"{number}", "train", classes=["dog"], events=[Event(4.0, 5.0, "dog")])
+        development.append((one, Timeline(10.0, 1.0, scores)))
+    found = choose_thresholds({}, development, ["dog"], EventSettings(), Rules(), "f1", "the part train")
+    assert 0.6 < found.values["dog"] <= 0.9
+    assert found.about["reached"]["dog"]["f1"] == 1.0
+    with pytest.raises(UserError, match="no event of 'cat'"):
+        choose_thresholds({}, development, ["cat"], EventSettings(), Rules(), "f1", "the part train")
+    some = choose_thresholds({"cat": 0.3}, development, ["cat"], EventSettings(), Rules(), "f1", "the part train")
+    assert (some.values, some.source) == ({"cat": 0.3}, "given by --threshold")
+    with pytest.raises(UserError, match="gives none for dog"):
+        choose_thresholds({"cat": 0.3}, None, ["dog", "cat"], EventSettings(), Rules(), "f1", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["0.5"], {"a": 0.5, "b": 0.5}),
+        (["0.5", "b=0.7"], {"a": 0.5, "b": 0.7}),
+        (["a=1", "b=-2"], {"a": 1.0, "b": -2.0}),
+        (["a=1"], {"a": 1.0}),
+        ([], {}),
+        (["c=1"], "'c' is none of the classes"),
+        (["much"], "'much' is no number"),
+        (["a=nan"], "'nan' is no number"),
+    ],
+)
+def test_given_thresholds(given: list[str], expected: dict[str, float] | str) -> None:
+    if isinstance(expected, dict):
+        assert given_thresholds(given, ["a", "b"]) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            given_thresholds(given, ["a", "b"])
+
+
+def likeness(cosines: list[list[float]]) -> Likeness:
+    return Likeness(["Dog", "Bark", "Cat sounds"], {"dog": ["dog"], "cat": ["cat"]}, np.array(cosines), np.eye(3))
+
+
+def heard(*logits: list[float]) -> Heard:
+    rows = np.array(logits, np.float32)
+    times = np.arange(len(rows), dtype=float)
+    return Heard("a", float(len(rows)), times, times + 1, {"tags": rows})
+
+
+def test_a_tag_speaks_by_its_probability_times_its_cosine() -> None:
+    route = ByTags(likeness([[0.9, 0.1], [0.6, 0.0], [0.0, 0.4]]), similarity=0.5)
+    (scores,) = route(heard([0.0, 10.0, 0.0]))
+    assert scores == pytest.approx([0.6, 0.2], abs=1e-3), "Bark speaks for dog; the nearest tag stands for cat"
+    assert "no tag is like 'cat' by a cosine of 0.5; the nearest, 'Cat sounds' (0.40)" in route.lonely[0]
+
+
+def test_the_original_s_last_match_wins() -> None:
+    """Both tags match dog and cat; the lower tag is the last match, and of its events the last one."""
+    route = LastMatch(likeness([[0.9, 0.0], [0.6, 0.5], [0.0, 0.0]]), top=2)
+    (scores,) = route(heard([3.0, 2.0, -9.0]))
+    assert scores[0] == 0
+    assert scores[1] == pytest.approx(np.exp(-1) / (1 + np.exp(-1)), abs=1e-3)
+    (alone,) = LastMatch(likeness([[0.9, 0.0], [0.6, 0.5], [0.0, 0.0]]), top=1)(heard([3.0, 2.0, -9.0]))
+    assert alone[0] > 0.7
+    assert bool(LastMatch(likeness([[0, 0], [0, 0], [0, 0.2]])).matches()[2, 1]), "the name is within the tag"
+
+
+def test_the_highest_tags_are_kept() -> None:
+    assert kept(np.array([[0.1, 0.5, 0.3]]), 2).tolist() == [[0.0, 0.5, 0.3]]
+    assert kept(np.array([[0.1, 0.5]]), 0).tolist() == [[0.1, 0.5]]
+
+
+def test_tags_are_counted_without_silence_and_merged_into_the_commonest() -> None:
+    logits = np.array([[9.0, 5, 1, 0], [9.0, 1, 5, 0], [9.0, 1, 0, 5]])
+    assert counted(logits, ["Silence", "Car", "Bus", "Bird"], 1) == Counter({1: 1, 2: 1, 3: 1})
+    vectors = np.array([[1, 0.0], [0.8, 0.6], [0, 1.0]])
+    counts = Counter({0: 2, 1: 3, 2: 2})
+    assert merged(counts, vectors, SceneSettings()) == [(1, 7)]
+    assert merged(counts, vectors, SceneSettings(forward=True)) == [(0, 5), (2, 2)]
+    assert merged(counts, vectors, SceneSettings(merge=(0.7, 1.0))) == [(1, 5), (2, 2)]
+
+
+def test_equal_places_share_a_hit() -> None:
+    assert in_order(np.array([1.0, 1, 2]), np.array([0.0, 1, 0])).tolist() == [0, 1, 2]
+    assert in_order(np.array([1.0, 1, 2])).tolist() == [0, 0, 1]
+    assert hit_shares(np.array([[1.0, 1, 0]]), np.array([0]), 1).tolist() == [0.5]
+    assert hit_shares(np.array([[1.0, 1, 2]]), np.array([0]), 2).tolist() == [0.5]
+    assert hit_shares(np.array([[1.0, 1, 2]]), np.array([0]), 3).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("city_center", "city center"), ("RunningWater", "running water"), ("bus/tram", "bus or tram"),
+        ("Alarm_bell_ringing", "alarm bell ringing"), ("dog", "dog"),
+    ],
+)  # fmt: skip
+def test_labels_become_readable(label: str, name: str) -> None:
+    assert readable(label) == name
+
+
+def test_names_are_given_known_or_made() -> None:
+    assert names_of(["babycry", "cow_bell"], {}) == {"babycry": ("baby cry",), "cow_bell": ("cow bell",)}
+    assert names_of(["a", "b"], {"b": ["bee"]}, ["a=one", "a=two"]) == {"a": ("one", "two"), "b": ("bee",)}
+    for given in (["c=x"], ["a"], ["a=b"], ["a= "]):
+        with pytest.raises(UserError, match="--name"):
+            names_of(["a", "b"], {}, given)
+
+
+def test_figures_of_a_set() -> None:
+    """Two recordings each of two classes: one class is found, with a false alarm; the other never."""
+
+    def one(label: str, there: bool, found: list[Event], ebr: float | None, highest: float) -> Judged:
+        events = [Event(1.0, 2.0, label)] if there else []
+        recording = Recording(f"{label} {there}", classes=[label], events=events, ebr={label: ebr} if ebr else {})
+        return Judged(recording, found, 5.0, np.full(2, highest))
+
+    judged = [
+        one("a", True, [Event(1.3, 2.0, "a"), Event(4.0, 4.5, "a"), Event(0, 1, "b")], 6.0, 0.9),
+        one("a", False, [Event(0.0, 1.0, "a")], None, 0.1),
+        one("b", True, [], -6.0, 0.2),
+        one("b", False, [], None, 0.3),
+    ]
+    figures = judge(judged, ["a", "b"], Rules(), draws=50)
+    first, second = figures["per_class"]
+    assert (first["event"]["hits"], first["event"]["insertions"], first["event"]["deletions"]) == (1, 2, 0)
+    assert first["event"]["error_rate"] == 2.0
+    assert (second["event"]["hits"], second["event"]["deletions"], second["event"]["f1"]) == (0, 1, 0.0)
+    assert (first["clip"]["auc"], second["clip"]["auc"]) == (1.0, 0.0)
+    assert figures["mean"]["event_f1"] == pytest.approx(0.25)
+    assert figures["mean"]["event_error_rate"] == pytest.approx(1.5)
+    assert figures["overall"]["event"]["reference"] == 2
+    assert figures["false_alarms"] == 1
+    assert {one["ebr"]: one["event_recall"] for one in figures["by_ebr"]} == {-6.0: 0.0, 6.0: 1.0}
+    assert figures["intervals"]["event_f1"] is not None
