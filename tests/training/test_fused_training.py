@@ -232,7 +232,7 @@ def test_settings_that_differ_are_refused(root: Path, finished: Path) -> None:
 
 def test_a_text_encoder_learns_beside_crops_alone(finished: Path) -> None:
     config = replace(TRAIN, objective="text-clap")
-    with pytest.raises(UserError, match="fuses the channels of long clips .* text-clap hears crops alone"):
+    with pytest.raises(UserError, match=r"fuses the channels of long clips .* text-clap hears crops alone"):
         TextClapPlan(PRESETS["tiny"].model, config, RunOptions("tiny", init=finished))
 
 
