@@ -112,11 +112,11 @@ class AudioEncoder:
     def latents(self, log_mels: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The latents (F, T, D) of all patches of each log-mel (1, F, T), not normalised, on the model's device.
 
-        The columns of its pieces stand one after another; those of a clip that was fused are not its own in time. All
-        of them are held at once, so long clips come in pieces of whole chunks.
+        The columns of its chunks stand one after another, whatever the ``length`` is: those of a fused clip would have
+        no places in time. All of them are held at once, so long clips come in pieces of whole chunks.
         """
         pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
-        for batch, grid in self._batches(log_mels):
+        for batch, grid in self._batches(log_mels, CHUNKS):
             for piece, own in zip(batch, grid, strict=True):
                 pieces[piece.clip][piece.number] = own[:, : piece.columns]
         return [torch.cat([own[number] for number in sorted(own)], dim=1) for own in pieces]
@@ -140,7 +140,7 @@ class AudioEncoder:
         sums = torch.zeros(len(log_mels), rows, self._model.config.embed_dim, device=self._device)
         columns = torch.zeros(len(log_mels), device=self._device)
         pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
-        for batch, grid in self._batches(log_mels):  # (b, F, T, D)
+        for batch, grid in self._batches(log_mels, self.length):  # (b, F, T, D)
             clips = torch.tensor([piece.clip for piece in batch], device=self._device)
             counts = torch.tensor([float(piece.columns) for piece in batch], device=self._device)
             if any(piece.columns < grid.shape[2] for piece in batch):
@@ -154,10 +154,10 @@ class AudioEncoder:
         averaged = sums / columns[:, None, None]
         return Encoded(averaged, self._projected(pieces) if clap else None)
 
-    def _batches(self, log_mels: Sequence[np.ndarray]) -> Iterator[tuple[list[_Piece], torch.Tensor]]:
+    def _batches(self, log_mels: Sequence[np.ndarray], length: str) -> Iterator[tuple[list[_Piece], torch.Tensor]]:
         """Pieces, and the latents (b, F, T, D) of their patches."""
         rows, most = self._model.config.grid_size
-        if self.length == WHOLE:
+        if length == WHOLE:
             widths = [self._columns(log_mel) for log_mel in log_mels]
             for clips in length_batches(widths, self._batch_size * most):
                 padded = [self._whole(clip, log_mels[clip], widths[clips[0]]) for clip in clips]
@@ -165,7 +165,7 @@ class AudioEncoder:
                 yield padded, encode_whole(self._model, self._stacked(padded), counts, self._positions)
             return
         alike: dict[tuple[tuple[int, ...], bool], list[_Piece]] = defaultdict(list)
-        make = self._fused if self.length == FUSED else self._chunks
+        make = self._fused if length == FUSED else self._chunks
         for clip, log_mel in enumerate(log_mels):
             for piece in make(clip, log_mel):
                 alike[piece.values.shape, piece.longer].append(piece)

@@ -167,6 +167,15 @@ def test_what_cannot_be_asked_for(fusion: str, settings: dict[str, Any], words: 
         AudioEncoder(model(fusion), STATS, **settings)
 
 
+@pytest.mark.parametrize(("fusion", "settings"), WAYS)
+def test_latents_have_places_in_time_whatever_the_way(fusion: str, settings: dict[str, Any]) -> None:
+    found = AudioEncoder(model(fusion), STATS, **settings).latents(CLIPS)
+    expected = AudioEncoder(model(), STATS).latents(CLIPS)
+    assert [own.shape[1] for own in found] == [-(-frames // 16) for frames in LENGTHS]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_nothing_is_nothing() -> None:
     for fusion, settings in WAYS:
         assert AudioEncoder(model(fusion), STATS, **settings).encode([]).rows.shape == (0, 5, 32)

@@ -21,10 +21,11 @@ from m2dprep.artifacts.tables import read_file_list, write_file_list
 from m2dprep.audioprep.pack import pack
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dprep.training.config import PRESETS, DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch, BatchKey, Clips
 from m2dprep.training.loader import to_model_input
+from m2dprep.training.second_generation.plan import TextClapPlan
 from m2dprep.training.train import train
 from tests.tiny import TINY
 
@@ -227,6 +228,12 @@ def test_settings_that_differ_are_refused(root: Path, finished: Path) -> None:
     for other in (replace(FUSED, fusion="none"), replace(FUSED, fusion="daf"), replace(FUSED, antialias=True)):
         with pytest.raises(FingerprintConflictError, match=r"fusion|antialias"):
             run(root, finished, model=other)
+
+
+def test_a_text_encoder_learns_beside_crops_alone(finished: Path) -> None:
+    config = replace(TRAIN, objective="text-clap")
+    with pytest.raises(UserError, match=r"fuses the channels of long clips .* text-clap hears crops alone"):
+        TextClapPlan(PRESETS["tiny"].model, config, RunOptions("tiny", init=finished))
 
 
 def test_beginning_with_a_checkpoint(root: Path, finished: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ WRONG_BY_KEYS: dict[str, list[str]] = {
     "blr min_lr warmup_epochs weight_decay clip_grad mask_ratio loss_clap loss_m2d noise_ratio": NUMBERS,
     "ema_decay_init ema_decay_end layer_norm_eps save_minutes loss_m2d_end loss_clap_end audio_mask hint_power "
     "hint_ratio block_adjust": NUMBERS,
-    "weighted distinct shuffle_captions compile random_mask strict_original": [
+    "weighted distinct shuffle_captions compile random_mask strict_original antialias": [
         "1",
         "maybe",
         '"true"',
@@ -170,7 +170,12 @@ WRONG_BY_KEYS: dict[str, list[str]] = {
     ],
     "input_size patch_size": ["80", "80 x", "[80]", "[80.5, 608]", "[true, 8]", "[0, 8]", ".nan"],
     "betas": ["0.9, 0.95", "[0.9]", "[.nan, 0.9]", '["0.9", 0.95]', "[0.9, 1.0]", "0.9", "[-1, 0.9]"],
-    "model device amp objective text_pooling heads masking mask_weight": ["1", "true", "[tiny]", "nothing"],
+    "model device amp objective text_pooling heads masking mask_weight fusion fusion_fill": [
+        "1",
+        "true",
+        "[tiny]",
+        "nothing",
+    ],
     "data output init wandb captions text_model": ["1", "true", "[a]", "{a: b}"],
     "probe probe_clips probe_root probe_text_model probe_template": ["1", "true", "[a]"],
     "files valid_files noise_files embeddings m2d_embeddings": ["1", "[1]", "{a: b}"],
