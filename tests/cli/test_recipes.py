@@ -109,8 +109,7 @@ PLACES = {
     "zero-shot": {"root"}, "captions keywords": {"work"}, "tag": {"root"}, "evaluate tagging": {"root", "features"},
     "evaluate zero-shot": {"root", "features"}, "evaluate linear": {"root", "features"},
     "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"}, "embed-audio": {"root"},
-    "evaluate retrieval": {"root", "features"}, "evaluate report": {"root"}, "events": {"root"},
-    "scenes": {"root"},
+    "events": {"root"}, "scenes": {"root"},
 }  # fmt: skip
 
 
