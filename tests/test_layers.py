@@ -86,7 +86,7 @@ def parsed(path: Path) -> Source:
             roots |= {name.split(".")[0] for name in written}
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m2dprep."):
                 own += [(node.module or "", alias.name) for alias in node.names]
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
