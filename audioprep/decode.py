@@ -52,7 +52,7 @@ class Parts(Protocol):
 class InMemory(list[np.ndarray]):
     """The parts in memory, whatever their rate."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int = 0) -> None:
         super().__init__()
 
     def joined(self, length: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The map of a store while the page is served: read if it was made before, else made in a process of its own.
 
-t-SNE takes a minute for ten thousand points. It must neither hold up the page nor the end of the server.
+t-SNE of ten thousand points takes its time. It must neither hold up the page nor the end of the server.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
+from m2dprep.artifacts.embeddings.store import META
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.settings import build
 from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.evaluation.search.projection import MapSettings
 from m2dprep.evaluation.serving.catalogue import Catalogue
@@ -92,7 +94,9 @@ def _warm(store: AudioStore) -> None:
 def _front_end(store: AudioStore) -> LogMelConfig:
     """The front end that the store was made with, as far as it says."""
     said = store.meta.get("front_end")
-    return LogMelConfig(**said) if isinstance(said, dict) else PRESETS["16k"]
+    if not isinstance(said, dict):
+        return PRESETS["16k"]
+    return build(LogMelConfig, said, f"{store.folder / META}", "front_end.")
 
 
 def _words(store: AudioStore, request: ServeRequest) -> Words:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -20,6 +21,7 @@ import pytest
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.serving.guard import guard_for
+from m2dprep.evaluation.serving.handlers import PAGE
 from m2dprep.evaluation.serving.serve import ServeRequest, listening, open_site
 from m2dprep.evaluation.serving.site import Site
 from tests.evaluation.serving.made_server import Client, served
@@ -327,6 +329,13 @@ def test_a_port_that_is_taken_is_said_and_the_usual_one_is_replaced(monkeypatch:
             assert other.getsockname()[1] != port
     with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1"):
         listening("192.0.2.1", 0)
+
+
+def test_the_page_is_installed_with_the_package() -> None:
+    root = Path(__file__).resolve().parents[3]
+    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    (pattern,) = data["m2dprep.evaluation.serving"]
+    assert PAGE.name in {path.name for path in (root / "evaluation/serving").glob(pattern)}
 
 
 @pytest.mark.slow
