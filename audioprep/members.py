@@ -222,7 +222,7 @@ def listed_members(
     files: list[str] = []
     for name in names:
         member = split_name(name)
-        if member is not None and (isinstance(root, Address) or not Path(root, name).exists()):
+        if member is not None and (isinstance(root, Address) or not os.path.lexists(Path(root, name))):
             wanted.setdefault(member[0], []).append(name)
         elif archive_kind(name):
             whole.add(name)

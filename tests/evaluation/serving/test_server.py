@@ -27,6 +27,7 @@ from m2dprep.evaluation.serving.site import Site
 from tests.evaluation.serving.made_server import Client, served
 from tests.evaluation.serving.made_store import KINDS, captions_of, embeddings_of, tone, write_map, write_store
 
+pytestmark = pytest.mark.slow
 COUNT = 12
 ODD = '<img src=x onerror="alert(1)">.wav'
 

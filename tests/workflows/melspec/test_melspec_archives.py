@@ -184,6 +184,14 @@ def test_a_list_names_members_or_whole_archives(tmp_path: Path, clips: Clips) ->
     }
 
 
+def test_a_list_names_members_whose_names_are_longer_than_a_files_may_be(tmp_path: Path, clips: Clips) -> None:
+    deep = "/".join(["x" * 100] * 3) + "/a.wav"
+    archive = made(tmp_path / "src", "tar", {deep: clips[next(iter(clips))]})
+    (tmp_path / "list.csv").write_text(f"source\n{archive.name}::{deep}\n{archive.name}::{'y' * 300}.wav\n")
+    report = convert(tmp_path / "src", tmp_path / "x_lms", files=tmp_path / "list.csv")
+    assert (report.done, report.reasons) == (1, {"not_found": 1})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_damaged_member_is_a_row_and_the_others_are_converted(
