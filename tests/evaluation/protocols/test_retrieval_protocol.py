@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,3 +80,28 @@ def test_wrong_requests() -> None:
         retrieval(np.ones((3, 2)), np.ones((3, 2)), np.array([0, 0, 1]))
     with pytest.raises(UserError, match="embeddings of clips"):
         retrieval(np.zeros((2, 2)), np.ones((2, 2)), np.arange(2))
+
+
+@pytest.mark.slow
+def test_a_text_that_several_clips_have_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads the models' library, which takes seconds."""
+    from m2dprep.evaluation import run
+    from m2dprep.evaluation.features import Features
+
+    vectors = {"a dog": [1.0, 0.5, 0.0], "barking": [1.0, 0.0, 0.0], "rain": [0.0, 0.0, 1.0]}
+    asked: list[list[str]] = []
+
+    def encode_texts(texts: list[str]) -> np.ndarray:
+        asked.append(list(texts))
+        return np.array([vectors[text] for text in texts], np.float32)
+
+    monkeypatch.setattr(run, "_features", lambda *_: Features(np.eye(3, dtype="f"), {"clap": 3}, 1, [], 0))
+    monkeypatch.setattr(run, "_about", lambda result, *_: result)
+    clips = SimpleNamespace(
+        files=["0", "1", "2"], captions=[["a dog", "barking"], ["a dog"], ["rain", "a dog"]], place=Path("clips"),
+        task=SimpleNamespace(name="clips", unit_seconds=None), rows=lambda split: np.arange(3),
+    )  # fmt: skip
+    result = run.run_retrieval(SimpleNamespace(encode_texts=encode_texts), clips)  # type: ignore[arg-type]
+    assert asked == [["a dog", "barking", "rain"]]
+    assert result.details["owner"] == [0, 0, 1, 2, 2]
+    assert result.details["t2a_ranks"] == [1, 1, 2, 1, 3]

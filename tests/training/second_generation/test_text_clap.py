@@ -155,6 +155,7 @@ def _train_and_die(made: Made, out: Path, steps: int) -> None:
     made.train(out)
 
 
+@pytest.mark.timeout(900)
 def test_killed_and_started_again_it_is_the_undisturbed_run(made: Made, tmp_path: Path) -> None:
     runs = {"whole": (10**6,), "parts": (4, 1, 5, 10**6)}
     for name, kills in runs.items():
@@ -168,6 +169,7 @@ def test_killed_and_started_again_it_is_the_undisturbed_run(made: Made, tmp_path
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_train_what_one_does(made: Made, tmp_path: Path) -> None:
     """The tower has no dropout here: each process draws its own, as one process draws another for all clips."""
     still = make_tower(made.root / "calm", dropout=0.0)
