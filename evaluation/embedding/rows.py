@@ -201,8 +201,8 @@ def require_captions_head(checkpoint: Checkpoint) -> None:
     """Raise `UserError` if a checkpoint has no head for captions."""
     if not checkpoint.has_clap_head:
         raise UserError(
-            f"{checkpoint.path} has no head for captions ({checkpoint.layout or 'an encoder alone'}); --contents "
-            "features makes conventional embeddings with it."
+            f"{checkpoint.path} has no head for captions ({checkpoint.layout or 'an encoder alone'}) and makes "
+            'conventional features alone: --contents features, or kind="stacked" in Python.'
         )
 
 
