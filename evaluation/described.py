@@ -31,6 +31,10 @@ class Described:
             *([_of_labels(labels)] if labels is not None else []),
         ]
 
+    def __bool__(self) -> bool:
+        """Whether there is a table."""
+        return bool(self._tables)
+
     def of_store(self, index: pa.Table) -> DescribedRows:
         """The captions and labels of the rows of a store with this ``index``."""
         return DescribedRows(self._tables, index)

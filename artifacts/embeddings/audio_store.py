@@ -14,7 +14,7 @@ meta.json          model, settings, counts and digests; written last, so a folde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,12 @@ import pyarrow as pa
 
 from m2dprep.artifacts.digests import BLOCK_BYTES, differing_blocks, plain_digest
 from m2dprep.artifacts.embeddings.store import EMBEDDINGS, INDEX, META, OPENING_TRIES, map_array
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.layout import require_folder
 from m2dprep.artifacts.npy_files import RowFile
 from m2dprep.artifacts.reading import FileIdentity
-from m2dprep.artifacts.tables import read_parquet
+from m2dprep.artifacts.tables import UNREADABLE, open_parquet, read_parquet
 
 FORMAT, KIND = 1, "audio"
 FEATURES, SOURCES, FAILURES = "features.npy", "sources.parquet", "failures.parquet"
@@ -38,6 +38,9 @@ FEATURES, SOURCES, FAILURES = "features.npy", "sources.parquet", "failures.parqu
 NAMES = (EMBEDDINGS, FEATURES, INDEX, SOURCES, FAILURES, META)
 # While a store is made, the rows of every few sounds lie in this folder within it.
 PARTIAL, RUN = "_partial", "run.json"
+
+# Rows of the index that are read together, for some of them.
+ROWS_PER_GROUP = 65_536
 
 CLAP, CONVENTIONAL, BOTH = "clap", "features", "both"
 CONTENTS = (CLAP, CONVENTIONAL, BOTH)
@@ -135,6 +138,31 @@ class AudioStore:
             raise UserError(f"{self.folder / INDEX} has {table.num_rows} rows, {EMBEDDINGS} has {len(self)}.")
         return table
 
+    def entries(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The index of some rows, in their order; only the parts of the table that hold them are read.
+
+        Raises `UserError` as `index` does.
+        """
+        path = self.folder / INDEX
+        self._require_digest(INDEX)
+        try:
+            file = open_parquet(path)
+            if file.metadata.num_rows != len(self):
+                raise UserError(f"{path} has {file.metadata.num_rows} rows, {EMBEDDINGS} has {len(self)}.")
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+            ends = np.cumsum(groups)
+            wanted = np.asarray(rows, np.int64)
+            group_of = np.searchsorted(ends, wanted, side="right")
+            found: dict[int, dict[str, Any]] = {}
+            for group in np.unique(group_of).tolist():
+                own = wanted[group_of == group]
+                table = file.read_row_group(group, columns=AUDIO_INDEX_SCHEMA.names)
+                part = table.take(pa.array(own - (ends[group] - groups[group])))
+                found |= dict(zip(own.tolist(), part.to_pylist(), strict=True))
+        except UNREADABLE as error:
+            raise UserError(f"{path} cannot be read as an index of audio embeddings: {first_line(error)}") from error
+        return [found[row] for row in wanted.tolist()]
+
     @cached_property
     def sources(self) -> pa.Table:
         """All sounds (`SOURCES_SCHEMA`) in the order of the rows; those that failed have none."""
@@ -146,11 +174,14 @@ class AudioStore:
         return self._table(FAILURES, FAILURES_SCHEMA, "the failures of a store of audio embeddings")
 
     def _table(self, name: str, schema: pa.Schema, purpose: str) -> pa.Table:
+        table = read_parquet(self.folder / name, schema, purpose)
+        self._require_digest(name)
+        return table
+
+    def _require_digest(self, name: str) -> None:
         path = self.folder / name
-        table = read_parquet(path, schema, purpose)
         if plain_digest(path) != self.meta["digests"].get(name):
             raise UserError(f"{path} is not the table that the embeddings were made with (its digest differs).")
-        return table
 
     def rows(self, name: str = EMBEDDINGS) -> RowFile:
         """An array, to be read without a map: a failing disk raises an `OSError` that names the file.

@@ -29,6 +29,7 @@ from m2dprep.artifacts.embeddings.audio_store import (
     KIND,
     NAMES,
     PARTIAL,
+    ROWS_PER_GROUP,
     RUN,
     SOURCES,
     SOURCES_SCHEMA,
@@ -303,11 +304,9 @@ class AudioStoreWriter:
         """Put all rows in order, and ``meta.json`` beside them; ``notes`` are about this store and not compared."""
         for path in sorted(self._partial.glob(f"{self._plan}-*.parquet")):
             self._take_shard(path)
-        if (self._origin == MISSING).any():
-            number = int(np.flatnonzero(self._origin == MISSING)[0])
-            raise UserError(
-                f"{self._partial} lacks the rows of {self._sources[number].name}; the same command makes them."
-            )
+        if (lacking := np.flatnonzero(self._origin == MISSING)).size:
+            name = self._sources[int(lacking[0])].name
+            raise UserError(f"{self._partial} lacks the rows of {name}; the same command makes them.")
         replace_together(self.folder, NAMES, lambda new: self._write(new, notes))
         remove_folder(self._partial)
         self.finished = True
@@ -315,7 +314,7 @@ class AudioStoreWriter:
 
     @property
     def failures(self) -> dict[int, tuple[str, str]]:
-        """The reason and message of each sound that has none but those; complete once the store is finished."""
+        """The reason and message of each sound without rows, once the store is finished."""
         return self._failures
 
     def _write(self, new: Path, notes: Mapping[str, Any]) -> None:
@@ -333,7 +332,7 @@ class AudioStoreWriter:
                 place = slice(at, at + run.rows)
                 starts[place], seconds[place] = self._copy(run, files)
                 at += run.rows
-        write_parquet(new / INDEX, self._index(starts, seconds))
+        write_parquet(new / INDEX, self._index(starts, seconds), row_group_size=ROWS_PER_GROUP)
         write_parquet(new / SOURCES, self._source_table())
         write_parquet(new / FAILURES, self._failure_table())
         digests = {name: block_digests(new / name) for name in names}
@@ -386,7 +385,7 @@ class AudioStoreWriter:
         return pa.table({**columns, "start": starts, "seconds": seconds}, schema=AUDIO_INDEX_SCHEMA)
 
     def _source_table(self) -> pa.Table:
-        names, stamps = [source.name for source in self._sources], [source.stamp for source in self._sources]
+        names, stamps = zip(*self._sources, strict=True) if self._sources else ((), ())
         return pa.table({"file": names, "stamp": stamps, "rows": self._count}, schema=SOURCES_SCHEMA)
 
     def _failure_table(self) -> pa.Table:

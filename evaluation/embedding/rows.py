@@ -168,13 +168,12 @@ class RowMaker:
         """The embeddings (n, D) and the features (n, D2), or n times None, as they are stored."""
         dtype, contents = self._settings.dtype, self._settings.contents
         with np.errstate(over="ignore"):
-            conventional = (encoded.flat if self._settings.features == FLAT else encoded.stacked).float().cpu().numpy()
-            conventional = conventional.astype(dtype)
-            if contents == CONVENTIONAL:
-                return conventional, [None] * len(conventional)
-            assert encoded.clap is not None
-            clap = unit_rows(encoded.clap).astype(dtype)
-        return clap, list(conventional) if contents == BOTH else [None] * len(clap)
+            clap = None if encoded.clap is None else unit_rows(encoded.clap).astype(dtype)
+            if clap is not None and contents != BOTH:
+                return clap, [None] * len(clap)
+            chosen = encoded.flat if self._settings.features == FLAT else encoded.stacked
+            conventional = chosen.float().cpu().numpy().astype(dtype)
+        return (conventional, [None] * len(conventional)) if clap is None else (clap, list(conventional))
 
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,8 +203,8 @@ def require_captions_head(checkpoint: Checkpoint) -> None:
     """Raise `UserError` if a checkpoint has no head for captions."""
     if not checkpoint.has_clap_head:
         raise UserError(
-            f"{checkpoint.path} has no head for captions ({checkpoint.layout or 'an encoder alone'}); --contents "
-            "features makes conventional embeddings with it."
+            f"{checkpoint.path} has no head for captions ({checkpoint.layout or 'an encoder alone'}) and makes "
+            'conventional features alone: --contents features, or kind="stacked" in Python.'
         )
 
 

@@ -107,7 +107,7 @@ def search(request: SearchRequest) -> SearchResult:
     stores = open_stores(request.stores)
     described = Described(request.captions, request.labels_of)
     described.require_labels(request.labels)
-    rows = [described.of_store(store.index) for store in stores]
+    rows = [described.of_store(store.index) for store in stores] if described else []
     keep = [own.keep(request.labels) for own in rows] if request.labels else None
     found = _found(request, stores, query_of(request, stores), keep)
     return SearchResult(
@@ -115,7 +115,7 @@ def search(request: SearchRequest) -> SearchResult:
         sum(map(len, stores)),
         sum(int(mask.sum()) for mask in keep) if keep is not None else sum(map(len, stores)),
         not request.index,
-        [_hit(rank, place, found, stores, rows) for rank, place in enumerate(range(len(found)), 1)],
+        _hits(found, stores, rows),
     )
 
 
@@ -213,21 +213,29 @@ def _found(
 def _first_of_files(found: Found, stores: Sequence[AudioStore]) -> list[int]:
     seen: set[tuple[int, str]] = set()
     places = []
-    for place in range(len(found)):
-        number = int(found.stores[place])
-        key = (number, stores[number].index["file"][int(found.rows[place])].as_py())
+    for place, entry in enumerate(_entries(found, stores)):
+        key = (int(found.stores[place]), entry["file"])
         if key not in seen:
             seen.add(key)
             places.append(place)
     return places
 
 
-def _hit(rank: int, place: int, found: Found, stores: Sequence[AudioStore], rows: Sequence[DescribedRows]) -> Hit:
-    number, row = int(found.stores[place]), int(found.rows[place])
-    entry = stores[number].index.slice(row, 1).to_pylist()[0]
-    score = round(float(found.scores[place]), DIGITS)
-    described = rows[number]
-    return Hit(
-        rank, score, str(stores[number].folder), row, entry["file"], entry["clip_id"], entry["start"], entry["seconds"],
-        described.captions(row), described.labels(row),
-    )  # fmt: skip
+def _entries(found: Found, stores: Sequence[AudioStore]) -> list[dict[str, Any]]:
+    """The index of each row that was found. The whole of it takes memory that a search does without."""
+    entries: dict[int, dict[str, Any]] = {}
+    for number, store in enumerate(stores):
+        places = np.flatnonzero(found.stores == number)
+        entries |= dict(zip(places.tolist(), store.entries(found.rows[places].tolist()), strict=True))
+    return [entries[place] for place in range(len(found))]
+
+
+def _hits(found: Found, stores: Sequence[AudioStore], described: Sequence[DescribedRows]) -> list[Hit]:
+    hits = []
+    for place, entry in enumerate(_entries(found, stores)):
+        number, row = int(found.stores[place]), int(found.rows[place])
+        own = described[number] if described else None
+        captions, labels = ([], []) if own is None else (own.captions(row), own.labels(row))
+        score = round(float(found.scores[place]), DIGITS)
+        hits.append(Hit(place + 1, score, str(stores[number].folder), row, **entry, captions=captions, labels=labels))
+    return hits

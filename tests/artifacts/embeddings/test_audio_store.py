@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts import files as files_module
+from m2dprep.artifacts.embeddings import audio_writer as writer_module
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
@@ -86,6 +87,19 @@ def test_rows_lie_in_the_order_of_the_sounds(tmp_path: Path) -> None:
     assert (len(store), store.dim, store.has_clap, store.checkpoint) == (len(store.embeddings), DIM, True, "d")
     assert store.meta["note"] == 1
     store.require_whole()
+
+
+@pytest.mark.parametrize("group", [2, 65_536])
+def test_the_index_of_some_rows(tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "ROWS_PER_GROUP", group)
+    store = fill(tmp_path / "store")
+    assert store is not None
+    whole = store.index.to_pylist()
+    for rows in ([], [3], [5, 0, 5, len(store) - 1]):
+        assert store.entries(rows) == [whole[row] for row in rows]
+    (tmp_path / "store/index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"index\.parquet"):
+        store.entries([0])
 
 
 @pytest.mark.parametrize("interrupted", [0, 1, 2, 3])
