@@ -86,6 +86,7 @@ def test_who_takes_what() -> None:
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
         "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all", "train",
+        "events", "scenes",
     }  # fmt: skip
     assert taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--loader-workers"] == taken["--log-every"] == {"train", "fine-tune"}
@@ -96,6 +97,7 @@ def test_who_takes_what() -> None:
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
         "evaluate compare", "evaluate tagging", "tag", "captions weights",
+        "evaluate events", "events", "scenes",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}
