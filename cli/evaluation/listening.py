@@ -77,7 +77,7 @@ def clap_options(function: Function) -> Function:
             type=MODEL_NAME,
             default=None,
             show_default="the one of the training",
-            help="Encode captions for --clap by this model, in place of the training's: a name on the hub, or a folder.",
+            help="Encode captions for --clap by this model, not by the training's: a name on the hub, or a folder.",
         ),
         trust_remote_code_option,
     )
