@@ -116,8 +116,8 @@ ROUTES = ("tags", "clap", "mean")
     click.option(
         "--placing",
         type=click.Choice(["centre", "mean", "least", "greatest"]),
-        default="centre",
-        help="Score a moment by the window around it, or by all windows that cover it.",
+        default="mean",
+        help="Score a moment by the window around it (centre), or by all windows that cover it.",
     ),
     click.option("--join", type=Number(min=0), default=0.0, help="Bridge gaps of up to this many seconds."),
     click.option("--shortest", type=Number(min=0), default=0.0, help="Drop events shorter than this many seconds."),

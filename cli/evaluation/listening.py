@@ -66,7 +66,8 @@ def clap_options(function: Function) -> Function:
         ),
         text_model_option(
             default=MPNET,
-            help="Compare tags and names by this sentence encoder: a name on the Hugging Face hub, or a folder.",
+            help="Compare tags and names by this text encoder of whole sentences: a name on the Hugging Face hub, or a "
+            "folder.",
         ),
         click.option(
             "--clap",
@@ -87,7 +88,7 @@ def clap_options(function: Function) -> Function:
             type=MODEL_NAME,
             default=None,
             show_default="the one of the training",
-            help="Encode captions with this text encoder: a name on the hub, or a folder.",
+            help="Encode captions for --clap by this model, not by the training's: a name on the hub, or a folder.",
         ),
         trust_remote_code_option,
     )

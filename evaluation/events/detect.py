@@ -35,7 +35,7 @@ class HearSettings:
 
     window: float = 2.0
     hop: float = 0.5
-    placing: Placing = "centre"
+    placing: Placing = "mean"
     max_seconds: float = DAY
     ffmpeg: bool | None = None
 

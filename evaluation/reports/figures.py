@@ -9,7 +9,19 @@ from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.task import PaperScore, Task
 
 # Scores that are shares and shown in per cent; others, such as RankMe, are shown as they are.
-SHARES = ("accuracy", "mAP", "AUC", "event_f1", "t2a_", "a2t_", "precision@")
+SHARES = (
+    "accuracy",
+    "mAP",
+    "AUC",
+    "event_f1",
+    "event_precision",
+    "event_recall",
+    "segment_f1",
+    "clip_",
+    "t2a_",
+    "a2t_",
+    "precision@",
+)
 TAGGING = (("auc", "AUC"), ("d_prime", "d'"))
 FACTS = ("protocol", "task", "metric", "score", "clips")
 
@@ -56,6 +68,8 @@ def all_figures(result: Result) -> list[tuple[str, float | None]]:
         values = result.details.get(side)
         if isinstance(values, Mapping):
             found += [(f"{side}_{name}", value) for name, value in values.items() if f"{side}_{name}" != result.metric]
+    route = result.details.get("routes", {}).get(result.details.get("route"), {})
+    found += [(name, value) for name, value in route.get("mean", {}).items() if name != result.metric]
     for name in ("rank_me", "cev_auc", "collapsed_share"):
         if name in result.details and name != result.metric:
             found.append((name, result.details[name]))

@@ -48,6 +48,8 @@ def markdown(reported: Reported, task: Task | None = None) -> str:
         parts.append(markdown_table(["metric", "value"], [(name, shown(value, name)) for name, value in figures]))
     if result.deviations:
         parts.append("## Otherwise than EVAR\n\n" + "\n".join(f"- {text_cell(one)}" for one in result.deviations))
+    if notes := result.details.get("notes"):
+        parts.append("## To know\n\n" + "\n".join(f"- {text_cell(one)}" for one in notes))
     if rows := per_class(result):
         table = markdown_table(
             ["class", "clips", "%"], [(label, n, "–" if v is None else f"{100 * v:.1f}") for label, n, v in rows]

@@ -87,6 +87,7 @@ def test_who_takes_what() -> None:
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
         "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all", "train", "serve",
         "search",
+        "events", "scenes",
     }  # fmt: skip
     assert taken["--probe-text-model"] == taken["--model"] == {"train"}
     assert taken["--loader-workers"] == taken["--log-every"] == {"train", "fine-tune"}
@@ -97,6 +98,7 @@ def test_who_takes_what() -> None:
         "evaluate linear", "evaluate retrieval", "evaluate label-free", "evaluate prepare", "evaluate all",
         "evaluate report",
         "evaluate compare", "evaluate tagging", "tag", "captions weights", "report",
+        "evaluate events", "events", "scenes",
     }  # fmt: skip
     assert taken["--json"] == set(ALL)
     assert taken["--nodes"] == {"submit"}
