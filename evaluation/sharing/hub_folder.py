@@ -31,7 +31,7 @@ from m2dprep.evaluation.text_towers import tower_inside, trained_with
 from m2dprep.m2dclap.checkpoint import TEXT_MODEL_KINDS, Checkpoint, find_checkpoint
 from m2dprep.m2dclap.layouts import HEAD_PREFIX, TEXT_FOLDER, TEXT_PREFIX
 from m2dprep.m2dclap.reuse.exporting import encoder_weights
-from m2dprep.m2dclap.safetensors_file import WEIGHTS, write_safetensors
+from m2dprep.m2dclap.safetensors_file import write_safetensors
 
 CARD, PARTIAL = "README.md", ".partial"
 
@@ -101,8 +101,3 @@ def hub_args(checkpoint: Checkpoint, names: ClassNames | None) -> dict[str, Any]
         if names.ids:
             args["class_ids"] = list(names.ids)
     return args
-
-
-def is_hub_folder(path: Path) -> bool:
-    """Whether a folder is one that `export_to_hub_folder` writes."""
-    return (path / WEIGHTS).is_file()
