@@ -1,10 +1,11 @@
 """Compares, with few labels, fine-tuning a model with a linear probe of it, and with fine-tuning from random weights.
 
-The model is that of ``--run``, for example of a finished `m2dprep demo`. New sounds of the demo's ten classes are
-synthesised, 2 s long and with more noise than the model has heard. For each seed, on ``--labelled`` sounds per class,
-one of which is a valid clip: `m2dprep fine-tune` from that model and from random weights, and `m2dprep evaluate linear`
-of that model, tested on ``--tested`` others per class. All three get the same clips and splits. As ten valid clips
-hardly tell epochs apart, fine-tuning is validated, and hence tested, after its last epoch alone. Prints accuracies.
+The model is that of ``--run``, by default of `m2dprep demo`, which is run if it is not there. New sounds of its ten
+classes are synthesised, 2 s long and with more noise than it has heard. For each seed, on ``--labelled`` sounds per
+class, one of which is a valid clip: `m2dprep fine-tune` from that model and from random weights, and
+`m2dprep evaluate linear` of that model, tested on ``--tested`` others per class. All three get the same clips and
+splits. As ten valid clips hardly tell epochs apart, fine-tuning is validated, and hence tested, after its last epoch
+alone. Prints accuracies.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[43, 44, 45])
     arguments = parser.parse_args()
+    if not arguments.run.exists():
+        m2dprep("demo", "-o", arguments.run.parent)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         scores = measure(Path(folder), arguments)
