@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -189,7 +190,9 @@ class RowFile:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["identity"])  # type: ignore[misc]
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # names of modules are gone, and the system closes everything
+            return
         with suppress(AttributeError, OSError):  # opening it may have failed
             os.close(self._file.descriptor)
 
@@ -233,7 +236,9 @@ class FilledRowFile(RowFile):
         except OSError as error:  # no second attempt: it would succeed although the written data are lost
             raise named(error, self.path) from error
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # names of modules are gone, and the system closes everything
+            return
         super().__del__()
         with suppress(AttributeError, OSError):
             os.close(self._target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,7 +193,9 @@ class FilesAhead:
     def __getstate__(self) -> dict[str, Any]:
         return FilesAhead().__dict__
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # names of modules are gone, and the system closes everything
+            return
         self._forget()
         if self._threads is not None and self._process == os.getpid():
             self._threads.close()

@@ -17,6 +17,7 @@ from m2dprep.cli.evaluation.listening import (
     decoder_option,
     model_of,
     name_option,
+    read_timeout_option,
     template_option,
 )
 from m2dprep.cli.evaluation.options import place_options, root_option
@@ -37,7 +38,7 @@ ROUTES = ("tags", "clap", "mean")
 
 
 @stage(
-    how=("device", "batch_size", "max_failures"),
+    how=("device", "batch_size", "max_failures", "read_timeout"),
     reads=lambda given: given.made_below("root"),
     shows=("metric", "score", "n"),
 )
@@ -57,6 +58,7 @@ ROUTES = ("tags", "clap", "mean")
     click.option("--window", type=Number(min=0.05, max=600), default=2.0, help="Hear windows of this many seconds."),
     click.option("--hop", type=Number(min=0.01, max=600), default=0.5, help="Begin a window every so many seconds."),
     decoder_option,
+    read_timeout_option,
     max_failures_option,
 )
 @titled(
@@ -158,6 +160,7 @@ def events(
     hop: float,
     placing: Any,
     decoder: str,
+    read_timeout: float,
     join: float,
     shortest: float,
     most: int,
@@ -194,7 +197,7 @@ def events(
         table,
         output,
         models,
-        hearing=HearSettings(window, hop, placing, ffmpeg=DECODERS[decoder]),
+        hearing=HearSettings(window, hop, placing, ffmpeg=DECODERS[decoder], read_timeout=read_timeout),
         events=EventSettings(join, shortest, most, exclusive),
         rule=EventRule(collar, offset),
         **options,

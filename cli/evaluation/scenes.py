@@ -16,6 +16,7 @@ from m2dprep.cli.evaluation.listening import (
     decoder_option,
     model_of,
     name_option,
+    read_timeout_option,
     template_option,
 )
 from m2dprep.cli.evaluation.options import (
@@ -43,7 +44,7 @@ WAYS = ("count x cosine", "count", "joined", "clap")
 
 
 @stage(
-    how=("device", "batch_size", "max_failures"),
+    how=("device", "batch_size", "max_failures", "read_timeout"),
     reads=lambda given: given.made_below("root"),
     shows=("metric", "score", "n"),
 )
@@ -59,6 +60,7 @@ WAYS = ("count x cosine", "count", "joined", "clap")
     click.option("--window", type=Number(min=0.05, max=600), default=6.0, help="Hear windows of this many seconds."),
     click.option("--hop", type=Number(min=0.01, max=600), default=1.0, help="Begin a window every so many seconds."),
     decoder_option,
+    read_timeout_option,
     max_failures_option,
 )
 @titled(
@@ -115,6 +117,7 @@ def scenes(
     window: float,
     hop: float,
     decoder: str,
+    read_timeout: float,
     max_failures: str,
     top: int,
     merge_from: float,
@@ -150,7 +153,7 @@ def scenes(
         output,
         models,
         settings=SceneSettings(top, (merge_from, 1.0), groups, similarity),
-        hearing=HearSettings(window, hop, ffmpeg=DECODERS[decoder]),
+        hearing=HearSettings(window, hop, ffmpeg=DECODERS[decoder], read_timeout=read_timeout),
         **options,
     )
     result = run_scenes(request)

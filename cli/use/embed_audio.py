@@ -11,7 +11,7 @@ import click
 
 from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.evaluation.listening import DECODERS, decoder_option, read_timeout_option
-from m2dprep.cli.evaluation.options import place_options
+from m2dprep.cli.evaluation.options import length_options, place_options, require_positions_used
 from m2dprep.cli.options import (
     OUTPUT,
     OUTPUT_PATH,
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         help="Store embeddings in this type.",
     ),
 )
+@length_options
 @place_options
 @functools.partial(pool_options, workers="one per GPU if there are several, else 0")
 @titled(
@@ -140,6 +141,7 @@ def embed_audio(
     limit = FailureLimit.parse(max_failures)
     if is_given(context, "features") and options["contents"] == "clap":
         raise click.UsageError("--features needs --contents features or both.")
+    require_positions_used(options["length"], options["positions"])
     from m2dprep.artifacts.process import keep_freed_memory
     from m2dprep.evaluation.embedding.command import EmbedRequest
     from m2dprep.evaluation.embedding.command import embed_audio as run

@@ -21,6 +21,7 @@ from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder
 from m2dprep.evaluation.tagging.inputs import Item, Reading, find_items, is_one_file, path_text
 from m2dprep.evaluation.tagging.opening import shards_of
 from m2dprep.evaluation.tagging.sounds import Windows
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 # The longest sound: whole, all patches of it are in memory together.
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -32,7 +33,10 @@ Runner = Callable[[RowRequest, Iterable[Sequence[Numbered]]], Iterator[list[Sour
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What to embed and how: see `RowSettings`; ``hop`` is the window's length if it is None."""
+    """What to embed and how: see `RowSettings`; ``hop`` is the window's length if it is None.
+
+    ``length`` and ``positions`` are those of `AudioEncoder`.
+    """
 
     checkpoint: Path | str
     sounds: Sequence[Path]
@@ -48,6 +52,8 @@ class EmbedRequest:
     read_timeout: float = 120.0
     device: str = "auto"
     batch_size: int = 32
+    length: str | None = None
+    positions: str = INTERPOLATED
     overwrite: bool = False
     passed_over: PassedOver = field(default_factory=PassedOver)
 
@@ -103,7 +109,13 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
     """
     windows = request.windows  # before the model is loaded
     file = checkpoint_file(request.checkpoint)
-    encoder = CheckpointEncoder(file, device=request.device, batch_size=request.batch_size)
+    encoder = CheckpointEncoder(
+        file,
+        device=request.device,
+        batch_size=request.batch_size,
+        length=request.length,
+        positions=request.positions,
+    )
     maker = RowMaker(encoder, request.rows, request.batch_size)
     reading = Reading(encoder.checkpoint.front_end, request.longest, request.ffmpeg, request.read_timeout)
     items = _items(request, reading)
@@ -111,7 +123,7 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
         "checkpoint_digest": encoder.digest, "contents": request.contents,
         "features": None if request.contents == CLAP else request.features,
         "window": windows and windows.seconds, "hop": windows and windows.hop,
-        "dtype": request.dtype, **_dims(encoder, request),
+        "dtype": request.dtype, **_dims(encoder, request), **encoder.length_settings,
         "front_end": asdict(reading.log_mel), "max_seconds": reading.max_seconds, "ffmpeg": reading.ffmpeg,
     }  # fmt: skip
     sources = [StoredSource(item.name, item.stamp) for item in items]
@@ -170,7 +182,15 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _row_request(file: Path, encoder: CheckpointEncoder, request: EmbedRequest) -> RowRequest:
-    return RowRequest(file.absolute(), encoder.digest, request.rows, request.device, request.batch_size)
+    return RowRequest(
+        file.absolute(),
+        encoder.digest,
+        request.rows,
+        request.device,
+        request.batch_size,
+        request.length,
+        request.positions,
+    )
 
 
 def _fill(

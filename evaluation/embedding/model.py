@@ -25,6 +25,7 @@ from m2dprep.evaluation.encoders import CLAP, CheckpointEncoder
 from m2dprep.evaluation.reading import MAX_SECONDS, ClipLoader, Crop
 from m2dprep.evaluation.tagging.opening import reading_threads
 from m2dprep.m2dclap.checkpoint import Checkpoint
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,15 +45,25 @@ def load(
     batch_size: int = 32,
     text_model: str | None = None,
     trust_remote_code: bool = False,
+    length: str | None = None,
+    positions: str = INTERPOLATED,
 ) -> Model:
     """The model in a run folder, a checkpoint of any layout, a released zip, or a repository of the Hugging Face hub.
 
     ``device`` is auto, cpu or cuda. ``text_model`` is a folder or a name on the hub, by default the text encoder of the
-    training; it is loaded when words are first encoded. Raises `UserError` if there is no such model.
+    training; it is loaded when words are first encoded. ``length`` says how sounds longer than the model's input are
+    encoded: ``chunks`` that are averaged, ``whole`` (with ``positions`` interpolated or chunked), or ``fused``, as is
+    the default of a checkpoint with fusion. Raises `UserError` if there is no such model.
     """
     checkpoint = open_checkpoint(name_or_path)
     return Model(
-        checkpoint, device=device, batch_size=batch_size, text_model=text_model, trust_remote_code=trust_remote_code
+        checkpoint,
+        device=device,
+        batch_size=batch_size,
+        text_model=text_model,
+        trust_remote_code=trust_remote_code,
+        length=length,
+        positions=positions,
     )
 
 
@@ -67,6 +78,8 @@ class Model:
         batch_size: int = 32,
         text_model: str | None = None,
         trust_remote_code: bool = False,
+        length: str | None = None,
+        positions: str = INTERPOLATED,
     ) -> None:
         self.checkpoint, self._batch_size = checkpoint, batch_size
         self.encoder = CheckpointEncoder(
@@ -75,6 +88,8 @@ class Model:
             batch_size=batch_size,
             text_model=text_model,
             trust_remote_code=trust_remote_code,
+            length=length,
+            positions=positions,
         )
         self._config = ConvertConfig(checkpoint.front_end, min_seconds=0.0, max_seconds=MAX_SECONDS)
 

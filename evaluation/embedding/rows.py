@@ -24,6 +24,7 @@ from m2dprep.evaluation.tagging.opening import Open, open_item, opened_ahead, re
 from m2dprep.evaluation.tagging.sounds import Segment, Windows
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.encode import Encoded
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 STACKED, FLAT = "stacked", "flat"
 DIGITS = 6
@@ -48,13 +49,16 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What a worker needs to make rows: a checkpoint, by its file and the digest of it, and settings."""
+    """What a worker needs to make rows: a checkpoint, by its file and the digest of it, and settings; ``length`` and
+    ``positions`` are those of `AudioEncoder`."""
 
     checkpoint: Path
     digest: str
     settings: RowSettings
     device: str = "auto"
     batch_size: int = 32
+    length: str | None = None
+    positions: str = INTERPOLATED
 
 
 Numbered = tuple[int, Item]
@@ -75,7 +79,13 @@ def make_shard(shard: Sequence[Numbered], request: RowRequest) -> list[SourceRow
 
 @lru_cache(maxsize=1)
 def _maker(request: RowRequest) -> RowMaker:
-    encoder = CheckpointEncoder(request.checkpoint, device=request.device, batch_size=request.batch_size)
+    encoder = CheckpointEncoder(
+        request.checkpoint,
+        device=request.device,
+        batch_size=request.batch_size,
+        length=request.length,
+        positions=request.positions,
+    )
     return RowMaker(encoder, request.settings, request.batch_size)
 
 

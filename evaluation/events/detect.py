@@ -38,6 +38,7 @@ class HearSettings:
     placing: Placing = "mean"
     max_seconds: float = DAY
     ffmpeg: bool | None = None
+    read_timeout: float = 120.0
 
     @property
     def windows(self) -> Windows:
@@ -102,9 +103,9 @@ def hear_all(
     """What each model hears in the recordings. Raises `UserError` if none of them exists."""
     found = []
     for ear in ears:
-        reading = Reading(ear.front_end, settings.max_seconds, settings.ffmpeg)
+        reading = Reading(ear.front_end, settings.max_seconds, settings.ffmpeg, settings.read_timeout)
         items = list(named_items([one.file for one in recordings], root, reading))
-        found.append(hear(ear, items, settings.windows, folder, quiet=quiet))
+        found.append(hear(ear, items, settings.windows, folder, timeout=settings.read_timeout, quiet=quiet))
     return found
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -33,16 +33,16 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.json_files import write_object
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
+from m2dprep.audioprep.time_limit import Claim
 from m2dprep.evaluation.events.ear import Ear
 from m2dprep.evaluation.protocols.result import plain
 from m2dprep.evaluation.tagging.inputs import Item, sources_digest
-from m2dprep.evaluation.tagging.job import shards_of
+from m2dprep.evaluation.tagging.opening import in_time, reading_threads, shards_of
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
 
 RUN = "run.json"
 # Sounds of up to so many windows are made ready by the threads that open them.
 READY_WINDOWS = 256
-MOST_THREADS = 8
 UNREADABLE = "not_a_log_mel"
 
 
@@ -84,8 +84,11 @@ class Hearing:
         )
 
 
-def hear(ear: Ear, items: Sequence[Item], windows: Windows, folder: Path, *, quiet: bool = False) -> Hearing:
-    """Hear the sounds that ``folder`` does not hold already, by windows.
+def hear(
+    ear: Ear, items: Sequence[Item], windows: Windows, folder: Path, *, timeout: float = 0.0, quiet: bool = False
+) -> Hearing:
+    """Hear the sounds that ``folder`` does not hold already, by windows. Reading one may give nothing for ``timeout``
+    seconds; 0 is no limit.
 
     Raises `UserError` if another run writes there, or a file there is damaged.
     """
@@ -99,7 +102,9 @@ def hear(ear: Ear, items: Sequence[Item], windows: Windows, folder: Path, *, qui
         write_object(place / RUN, wanted)
         pending = [(first, own) for first, own in shards if not _is_done(_path(place, first))]
         left = sum(len(own) for _, own in pending)
-        _hear_shards(ear, pending, windows, place, len(items), quiet=quiet)
+        _hear_shards(
+            partial(_opened, ear=ear, windows=windows, timeout=timeout), ear, pending, place, len(items), quiet
+        )
     failures = [failure for first, _ in shards for failure in _failures(_path(place, first))]
     of_pending = {item.name for _, own in pending for item in own}
     done = left - sum(failure.file_name in of_pending for failure in failures)
@@ -116,11 +121,16 @@ def _is_done(path: Path) -> bool:
 
 
 def _hear_shards(
-    ear: Ear, shards: Sequence[tuple[int, Sequence[Item]]], windows: Windows, place: Path, inputs: int, *, quiet: bool
+    opened: Callable[[Item], _Open],
+    ear: Ear,
+    shards: Sequence[tuple[int, Sequence[Item]]],
+    place: Path,
+    inputs: int,
+    quiet: bool,
 ) -> None:
     left = sum(len(own) for _, own in shards)
     shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(inputs, "hear", initial=inputs - left)
-    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    threads = reading_threads()
     with ThreadPoolExecutor(threads) as pool, shown as progress:
         waiting: deque[Future[_Open]] = deque()
         coming = (item for _, own in shards for item in own)
@@ -129,7 +139,7 @@ def _hear_shards(
                 results: list[Heard | Failure] = []
                 for item in own:
                     while len(waiting) <= 2 * threads and (ahead := next(coming, None)) is not None:
-                        waiting.append(pool.submit(_opened, ahead, ear, windows))
+                        waiting.append(pool.submit(opened, ahead))
                     results.append(_heard(ear, item, waiting.popleft().result()))
                     if progress is not None:
                         progress.advance(1, failed=int(isinstance(results[-1], Failure)))
@@ -154,11 +164,18 @@ class _Open:
             self.sound.close()
 
 
-def _opened(item: Item, ear: Ear, windows: Windows) -> _Open:
+def _opened(item: Item, ear: Ear, windows: Windows, timeout: float) -> _Open:
     """Runs in a thread."""
+    return in_time(
+        item, timeout, lambda item, claim: _open(item, claim, ear, windows), lambda failure: _Open(failure=failure)
+    )
+
+
+def _open(item: Item, claim: Claim, ear: Ear, windows: Windows) -> _Open:
     found = _Open()
     try:
         found.sound = item.open()
+        claim()
         found.segments = found.sound.segments(windows)
         if len(found.segments) <= READY_WINDOWS:
             found.ready = ear.inputs(found.sound, found.segments)
@@ -166,6 +183,11 @@ def _opened(item: Item, ear: Ear, windows: Windows) -> _Open:
         found.failure = (error.reason, error.message)
     except UserError as error:
         found.failure = (UNREADABLE, str(error))
+    except OSError as error:
+        found.failure = ("transient", str(error))
+    except BaseException:
+        found.close()
+        raise
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def run_scenes(request: SceneRequest) -> Result:
     settings, hearing, ways = request.settings, request.hearing, tuple(request.ways)
     if request.preset is not None:
         settings = SceneSettings(TMRL_TOP, forward=True)
-        hearing = HearSettings(TMRL_SCENE_WINDOW, TMRL_HOP, ffmpeg=hearing.ffmpeg)
+        hearing = replace(hearing, window=TMRL_SCENE_WINDOW, hop=TMRL_HOP)
         ways = tuple(way for way in ways if way != CLAP) or WAYS[:3]
     clips = request.clips
     labels = _labels(clips)

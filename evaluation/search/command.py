@@ -15,6 +15,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.evaluation.described import Described, DescribedRows
 from m2dprep.evaluation.search.top import Found, top_rows
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 DIGITS = 6
 # From so many rows on, exact search takes seconds and an index pays.
@@ -143,6 +144,11 @@ def _made_by(store: AudioStore) -> str:
     return f"{store.meta.get('checkpoint')}, {store.checkpoint[:SHORT]}"
 
 
+def _length_of(store: AudioStore) -> tuple[str | None, str]:
+    """How sounds longer than the model's input were encoded, and by which positions."""
+    return store.meta.get("length"), str(store.meta.get("positions", INTERPOLATED))
+
+
 def query_of(request: SearchRequest, stores: Sequence[AudioStore]) -> np.ndarray:
     """The embedding (D,) of the words or the sound, by the model that made the stores."""
     if request.text is not None:
@@ -152,8 +158,19 @@ def query_of(request: SearchRequest, stores: Sequence[AudioStore]) -> np.ndarray
     place = model_of(stores[0], request.checkpoint)
     from m2dprep.evaluation.embedding.model import load  # seconds: it brings PyTorch
 
+    made = _length_of(stores[0])
+    if request.by_audio is not None and (other := next((one for one in stores if _length_of(one) != made), None)):
+        raise UserError(
+            f"{other.folder} was made with another --length than {stores[0].folder}: a sound is compared with sounds "
+            "that were encoded as it is. Search them one after another."
+        )
     model = load(
-        place, device=request.device, text_model=request.text_model, trust_remote_code=request.trust_remote_code
+        place,
+        device=request.device,
+        text_model=request.text_model,
+        trust_remote_code=request.trust_remote_code,
+        length=made[0],
+        positions=made[1],
     )
     found: np.ndarray
     if request.text is not None:

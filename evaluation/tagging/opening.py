@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ SHARD_SOUNDS, SHARD_BYTES = 64, 256 << 20
 # Sounds of up to so many frames are made log-mels by the threads that read them; longer ones piece by piece.
 PREPARED_FRAMES = 20_000
 MOST_THREADS = 8
+T = TypeVar("T")
 
 
 def reading_threads() -> int:
@@ -62,20 +64,30 @@ class Open:
             self.sound.close()
 
 
+def in_time(item: Item, seconds: float, work: Callable[[Item, Claim], T], failed: Callable[[tuple[str, str]], T]) -> T:
+    """What ``work`` makes of a sound, or ``failed(reason, message)`` if reading it gives nothing for so many seconds.
+
+    0 is no limit.
+    """
+
+    def late(item: Item) -> T:
+        item.give_up()
+        return failed(("read_timeout", f"reading it gave nothing for {seconds:g} s"))
+
+    return next(limited(work, [item], seconds, late)) if seconds else work(item, no_claim)
+
+
 def open_item(item: Item, windows: Windows | None, most_frames: int, timeout: float = 0.0) -> Open:
     """A sound, opened and divided into windows, with its log-mel in pieces of ``most_frames`` if it is short.
 
     Reading it may give nothing for ``timeout`` seconds; 0 is no limit.
     """
-
-    def opened(item: Item, claim: Claim) -> Open:
-        return _open(item, claim, windows, most_frames)
-
-    def late(item: Item) -> Open:
-        item.give_up()
-        return Open(item, failure=("read_timeout", f"reading it gave nothing for {timeout:g} s"))
-
-    return next(limited(opened, [item], timeout, late)) if timeout else opened(item, no_claim)
+    return in_time(
+        item,
+        timeout,
+        lambda item, claim: _open(item, claim, windows, most_frames),
+        lambda failure: Open(item, failure=failure),
+    )
 
 
 def _open(item: Item, claim: Claim, windows: Windows | None, most_frames: int) -> Open:

@@ -481,7 +481,9 @@ def test_a_tar_is_known_by_its_content(tmp_path: Path, clips: Clips, mode: str, 
     assert convert(tmp_path / "src", tmp_path / "x_lms").done == len(clips)
 
 
-@pytest.mark.parametrize("behind", [b"garbage" * 9, bytes(512), gzip.compress(b"more" * 300)])
+@pytest.mark.parametrize(
+    "behind", [b"garbage" * 9, bytes(512), gzip.compress(b"more" * 300)], ids=["garbage", "zeros", "another part"]
+)
 def test_what_follows_a_compressed_tar_costs_no_member(tmp_path: Path, clips: Clips, behind: bytes) -> None:
     (tmp_path / "src").mkdir()
     tar(tmp_path / "src/a.tar.gz", clips, "w:gz")
