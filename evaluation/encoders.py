@@ -89,8 +89,9 @@ class CheckpointEncoder:
         self._encoder = AudioEncoder(
             self.model, self.checkpoint.norm_stats, batch_size, length=length, positions=positions
         )
-        found = {"length": self._encoder.length, "positions": positions}
-        self.length_settings = {CHUNKS: {}, WHOLE: found}.get(self._encoder.length, {"length": FUSED})
+        self.length = self._encoder.length
+        found = {"length": self.length, "positions": positions}
+        self.length_settings = {CHUNKS: {}, WHOLE: found}.get(self.length, {"length": FUSED})
         self._text_model, self._trust = text_model, trust_remote_code
 
     @property

@@ -21,7 +21,7 @@ from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder
 from m2dprep.evaluation.tagging.inputs import Item, Reading, find_items, is_one_file, path_text
 from m2dprep.evaluation.tagging.opening import shards_of
 from m2dprep.evaluation.tagging.sounds import Windows
-from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
+from m2dprep.m2dclap.fusion.kinds import INTERPOLATED, WHOLE
 
 # The longest sound: whole, all patches of it are in memory together.
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -123,7 +123,8 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
         "checkpoint_digest": encoder.digest, "contents": request.contents,
         "features": None if request.contents == CLAP else request.features,
         "window": windows and windows.seconds, "hop": windows and windows.hop,
-        "dtype": request.dtype, **_dims(encoder, request), **encoder.length_settings,
+        "dtype": request.dtype, **_dims(encoder, request),
+        "length": encoder.length, "positions": request.positions if encoder.length == WHOLE else None,
         "front_end": asdict(reading.log_mel), "max_seconds": reading.max_seconds, "ffmpeg": reading.ffmpeg,
     }  # fmt: skip
     sources = [StoredSource(item.name, item.stamp) for item in items]

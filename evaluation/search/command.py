@@ -146,7 +146,7 @@ def _made_by(store: AudioStore) -> str:
 
 def _length_of(store: AudioStore) -> tuple[str | None, str]:
     """How sounds longer than the model's input were encoded, and by which positions."""
-    return store.meta.get("length"), str(store.meta.get("positions", INTERPOLATED))
+    return store.meta.get("length"), store.meta.get("positions") or INTERPOLATED
 
 
 def query_of(request: SearchRequest, stores: Sequence[AudioStore]) -> np.ndarray:

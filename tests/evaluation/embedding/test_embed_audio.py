@@ -6,20 +6,25 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import m2dprep
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter
 from m2dprep.artifacts.npy_files import RowFile
+from m2dprep.audioprep.config import PRESETS
 from m2dprep.evaluation.tagging import opening
+from m2dprep.m2dclap.model import M2DCLAP
 from tests.cli.invocation import refused, run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
 from tests.evaluation.tagging.made_classifiers import write_classifier
+from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -282,3 +287,35 @@ def test_a_store_can_be_read_while_it_is_replaced(place: Path, tmp_path: Path) -
     np.testing.assert_array_equal(rows.take(np.arange(len(before))), before)
     with pytest.raises(m2dprep.UserError, match="replaced"):
         RowFile(tmp_path / "store/embeddings.npy", store.identities["embeddings.npy"])
+
+
+@pytest.fixture(scope="module")
+def fusing(place: Path) -> Path:
+    """A checkpoint with fusion, whose gate is open."""
+    torch.manual_seed(0)
+    made = M2DCLAP(replace(TINY, fusion="aff"))
+    weights = {**made.state_dict(), "patch_embed.gate": torch.ones(TINY.embed_dim)}
+    args = {"model_config": made.config.to_dict(), "front_end": asdict(PRESETS["16k"])}
+    torch.save({"model": weights, "args": args}, place / "checkpoint-1.pth")
+    return place / "checkpoint-1.pth"
+
+
+@pytest.mark.parametrize("length", ["chunks", "whole", "fused"])
+def test_sounds_longer_than_the_input(place: Path, fusing: Path, tmp_path: Path, length: str) -> None:
+    """All ways give rows of their own; a sound finds itself among those that were encoded as it is."""
+    options = () if length == "fused" else ("--length", length)  # the default of such a checkpoint
+    words = ("--device", "cpu", "--dtype", "float32", *options)
+    assert run("embed-audio", fusing, place / "wavs", tmp_path / "store", *words).exit_code == 0
+    store = m2dprep.AudioStore.open(tmp_path / "store")
+    sounds = sorted((place / "wavs").rglob("*.wav"))
+    ways = ("chunks", "whole", None)
+    rows = {way: m2dprep.load(fusing, device="cpu", length=way).encode_audio(sounds) for way in ways}
+    np.testing.assert_allclose(store.embeddings, rows[None if length == "fused" else length], atol=2e-5)
+    assert np.abs(rows["chunks"] - rows["whole"]).max() > 1e-3 < np.abs(rows["whole"] - rows[None]).max()
+    assert store.meta["length"] == length
+    found = run("search", store.folder, "--by-audio", sounds[-1], "--top", 1, "--device", "cpu", "--json")
+    (first,) = json.loads(found.stdout)["results"]
+    assert (first["file"], round(first["score"], 4)) == (sounds[-1].relative_to(place / "wavs").as_posix(), 1.0)
+    other = "whole" if length == "chunks" else "chunks"
+    assert run("embed-audio", fusing, place / "wavs", tmp_path / "other", "--length", other).exit_code == 0
+    refused(run("search", store.folder, tmp_path / "other", "--by-audio", sounds[-1]), 2, "--length")
