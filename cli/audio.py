@@ -13,6 +13,7 @@ import click
 from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
 from m2dprep.cli.cluster_options import pool_options
 from m2dprep.cli.options import (
+    DECODERS,
     LOCATION,
     OUTPUT,
     OUTPUT_PATH,
@@ -108,7 +109,7 @@ def _file_list(given: Given) -> list[Path]:
     ),
     click.option(
         "--decoder",
-        type=click.Choice(["auto", "ffmpeg", "soundfile"]),
+        type=click.Choice(list(DECODERS)),
         default="auto",
         help="Choose what reads the files that libsndfile cannot open (m4a, webm, mp4, wma, …): auto takes FFmpeg's "
         "libraries, and the program ffmpeg for what they cannot open; ffmpeg takes the program alone; soundfile reads "
@@ -191,17 +192,11 @@ def melspec(
     from m2dprep.workflows.melspec.job import MelspecOptions, forecast_melspec, run_melspec
 
     limit = FailureLimit.parse(max_failures)
-    config = ConvertConfig(
-        PRESETS[preset],
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        dtype=dtype,
-        resampler=ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER,
-    )
-    ffmpeg = {"auto": None, "ffmpeg": True, "soundfile": False}[decoder]
+    resampler = ConvertConfig.resampler if device == "cpu" else DEVICE_RESAMPLER
+    config = ConvertConfig(PRESETS[preset], min_seconds, max_seconds, dtype=dtype, resampler=resampler)
     archives = ArchiveOptions(by_archive=layout_from == "archive", id_column=id_column)
     request = MelspecOptions(
-        workers=pool, device=device, ffmpeg=ffmpeg, max_failures=limit, archives=archives, **options
+        workers=pool, device=device, ffmpeg=DECODERS[decoder], max_failures=limit, archives=archives, **options
     )
     if dry_run:
         found = forecast_melspec(src, dst, config, request)

@@ -145,6 +145,9 @@ device_option = click.option(
     default="auto",
     help="Compute on this device. auto takes a GPU if there is one.",
 )
+# What --decoder means for functions that decode: see `audioprep.decode`.
+DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
+
 max_failures_option = click.option(
     "--max-failures",
     default="1%",

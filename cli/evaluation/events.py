@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from m2dprep.cli.evaluation.listening import (
-    DECODERS,
     NAMES,
     SOUNDS,
     background_option,
@@ -22,6 +21,7 @@ from m2dprep.cli.evaluation.listening import (
 )
 from m2dprep.cli.evaluation.options import place_options, root_option
 from m2dprep.cli.options import (
+    DECODERS,
     OUTPUT,
     PATH,
     Number,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dprep.cli.options import MODEL_NAME, PATH, Function, Number, text_model_option, titled, trust_remote_code_option
+from m2dprep.cli.options import (
+    DECODERS,
+    MODEL_NAME,
+    PATH,
+    PLACE,
+    Function,
+    Number,
+    text_model_option,
+    titled,
+    trust_remote_code_option,
+)
 
 if TYPE_CHECKING:
     from m2dprep.evaluation.events.models import Models
@@ -16,9 +26,6 @@ if TYPE_CHECKING:
 SOUNDS = "The recordings"
 NAMES = "Names and tags"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
-
-# What --decoder means for functions that decode: see `audioprep.decode`.
-DECODERS = {"auto": None, "ffmpeg": True, "soundfile": False}
 
 decoder_option = click.option(
     "--decoder",
@@ -34,6 +41,33 @@ read_timeout_option = click.option(
     help="Give up a sound whose reading gives nothing for so long. It counts as a failure, and the same command "
     "tries it again. 0 waits forever.",
 )
+list_root_option = click.option(
+    "--root",
+    type=PLACE,
+    default=None,
+    show_default="the list's folder",
+    help="Look for the files relative to this folder, those that a list names.",
+)
+hop_option = click.option(
+    "--hop",
+    type=Number(min=0.01, max=86400),
+    default=None,
+    show_default="the window's length",
+    help="Begin a window every so many seconds.",
+)
+
+
+def window_option(text: str) -> Callable[[Function], Function]:
+    """The length of windows; ``text`` says what is done with each."""
+    return click.option(
+        "--window",
+        type=Number(min=0.05, max=86400),
+        default=None,
+        show_default="whole sounds",
+        help=text,
+    )
+
+
 name_option = click.option(
     "--name",
     "names",

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from m2dprep.cli.evaluation.listening import (
-    DECODERS,
     NAMES,
     SOUNDS,
     clap_options,
@@ -28,6 +27,7 @@ from m2dprep.cli.evaluation.options import (
     root_option,
 )
 from m2dprep.cli.options import (
+    DECODERS,
     OUTPUT,
     PATH,
     Number,

@@ -8,13 +8,19 @@ from typing import Any
 
 import click
 
-from m2dprep.cli.evaluation.listening import DECODERS, decoder_option, read_timeout_option
+from m2dprep.cli.evaluation.listening import (
+    decoder_option,
+    hop_option,
+    list_root_option,
+    read_timeout_option,
+    window_option,
+)
 from m2dprep.cli.evaluation.options import place_options
 from m2dprep.cli.options import (
+    DECODERS,
     OUTPUT,
     OUTPUT_PATH,
     PATH,
-    PLACE,
     Number,
     TableCommand,
     json_option,
@@ -36,27 +42,9 @@ from m2dprep.workflows.recipe.declare import stage
 @click.argument("sounds", type=PATH, nargs=-1, required=True, metavar="SOUNDS…")
 @titled(
     "The sounds",
-    click.option(
-        "--root",
-        type=PLACE,
-        default=None,
-        show_default="the list's folder",
-        help="Look for the files relative to this folder, those that a list names.",
-    ),
-    click.option(
-        "--window",
-        type=Number(min=0.05, max=86400),
-        default=None,
-        show_default="whole sounds",
-        help="Score windows of this many seconds, each as a clip of its own.",
-    ),
-    click.option(
-        "--hop",
-        type=Number(min=0.01, max=86400),
-        default=None,
-        show_default="the window's length",
-        help="Begin a window every so many seconds.",
-    ),
+    list_root_option,
+    window_option("Score windows of this many seconds, each as a clip of its own."),
+    hop_option,
     click.option(
         "--frames", is_flag=True, help="Score every column of patches (160 ms in most models) in a row of its own."
     ),

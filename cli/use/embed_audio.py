@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2dprep.cli.cluster_options import pool_options
-from m2dprep.cli.evaluation.listening import DECODERS, decoder_option, read_timeout_option
+from m2dprep.cli.evaluation.listening import (
+    decoder_option,
+    hop_option,
+    list_root_option,
+    read_timeout_option,
+    window_option,
+)
 from m2dprep.cli.evaluation.options import length_options, place_options, require_positions_used
 from m2dprep.cli.options import (
+    DECODERS,
     OUTPUT,
     OUTPUT_PATH,
     PATH,
-    PLACE,
     Number,
     TableCommand,
     is_given,
@@ -44,27 +50,9 @@ if TYPE_CHECKING:
 @click.argument("out", type=OUTPUT_PATH)
 @titled(
     "The sounds",
-    click.option(
-        "--root",
-        type=PLACE,
-        default=None,
-        show_default="the list's folder",
-        help="Look for the files relative to this folder, those that a list names.",
-    ),
-    click.option(
-        "--window",
-        type=Number(min=0.05, max=86400),
-        default=None,
-        show_default="whole sounds",
-        help="Make a row for every window of this many seconds, each as a clip of its own.",
-    ),
-    click.option(
-        "--hop",
-        type=Number(min=0.01, max=86400),
-        default=None,
-        show_default="the window's length",
-        help="Begin a window every so many seconds.",
-    ),
+    list_root_option,
+    window_option("Make a row for every window of this many seconds, each as a clip of its own."),
+    hop_option,
     click.option(
         "--max-seconds",
         type=Number(min=0, min_open=True, max=1e6),

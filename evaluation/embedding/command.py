@@ -20,7 +20,7 @@ from m2dprep.evaluation.embedding.sources import checkpoint_file
 from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder
 from m2dprep.evaluation.tagging.inputs import Item, Reading, find_items, is_one_file, path_text
 from m2dprep.evaluation.tagging.opening import shards_of
-from m2dprep.evaluation.tagging.sounds import Windows
+from m2dprep.evaluation.tagging.sounds import Windows, windows_of
 from m2dprep.m2dclap.fusion.kinds import INTERPOLATED, WHOLE
 
 # The longest sound: whole, all patches of it are in memory together.
@@ -59,11 +59,7 @@ class EmbedRequest:
 
     @property
     def windows(self) -> Windows | None:
-        if self.window is None:
-            if self.hop is not None:
-                raise UserError("--hop says how far windows move on; give their length, --window, as well.")
-            return None
-        return Windows(self.window, self.window if self.hop is None else self.hop)
+        return windows_of(self.window, self.hop)
 
     @property
     def longest(self) -> float:

@@ -21,7 +21,7 @@ from m2dprep.evaluation.tagging.inputs import Item, Reading, find_items
 from m2dprep.evaluation.tagging.job import TagSettings, tag_items
 from m2dprep.evaluation.tagging.rows import FAILED, Choice, Row, failed_row, scored_row
 from m2dprep.evaluation.tagging.scores import ACTIVATIONS, Activation
-from m2dprep.evaluation.tagging.sounds import Waveform, Windows
+from m2dprep.evaluation.tagging.sounds import Waveform, Windows, windows_of
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.reuse.classifier import Classifier
 
@@ -47,11 +47,9 @@ def tag_sounds(
     activation: Activation = "sigmoid",
 ) -> pd.DataFrame:
     """The table that `Model.tag` returns."""
-    if window is None and hop is not None:
-        raise UserError("hop says how far windows move on; give their length, window, as well.")
     if activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}.")
-    windows = None if window is None else Windows(float(window), float(window if hop is None else hop))
+    windows = windows_of(window, hop)
     reading = Reading(encoder.checkpoint.front_end, MAX_SECONDS)
     items = [_item(sound, place, sample_rate, reading) for place, sound in enumerate(sounds)]
     if labels is not None:

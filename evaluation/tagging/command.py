@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from m2dprep.artifacts.digests import file_digest
-from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.discover import PassedOver
 from m2dprep.evaluation.tagging.class_names import AS_AUDIOSET, class_names
 from m2dprep.evaluation.tagging.inputs import Reading, find_items
@@ -18,7 +17,7 @@ from m2dprep.evaluation.tagging.job import TagReport, TagSettings, tag_items
 from m2dprep.evaluation.tagging.picture import Picture
 from m2dprep.evaluation.tagging.rows import Choice, Row, format_of
 from m2dprep.evaluation.tagging.scores import Activation
-from m2dprep.evaluation.tagging.sounds import Windows
+from m2dprep.evaluation.tagging.sounds import Windows, windows_of
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.distributed import pick_device
 from m2dprep.m2dclap.reuse.classifier import Classifier
@@ -54,11 +53,7 @@ class TagRequest:
 
     @property
     def windows(self) -> Windows | None:
-        if self.window is None:
-            if self.hop is not None:
-                raise UserError("--hop says how far windows move on; give their length, --window, as well.")
-            return None
-        return Windows(self.window, self.window if self.hop is None else self.hop)
+        return windows_of(self.window, self.hop)
 
 
 def tag(request: TagRequest, output: Path | None) -> tuple[TagReport, list[Row]]:

@@ -46,6 +46,18 @@ class Windows(NamedTuple):
         return [number for number in range(count) if number == 0 or number * self.hop < duration]
 
 
+def windows_of(seconds: float | None, hop: float | None) -> Windows | None:
+    """Windows of so many seconds, one after another if ``hop`` is None; or None, for whole sounds.
+
+    Raises `UserError` if there is a ``hop`` alone.
+    """
+    if seconds is None:
+        if hop is not None:
+            raise UserError("--hop says how far windows move on; give their length, --window, as well.")
+        return None
+    return Windows(float(seconds), float(seconds if hop is None else hop))
+
+
 class Sound(Protocol):
     """A sound that is open."""
 
