@@ -194,14 +194,14 @@ def test_a_long_sound_in_pieces_is_scored_as_its_whole_log_mel(
 def test_a_long_log_mel_is_read_in_stretches(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a file, a folder or a pack, and by windows, as one that is read at once."""
     from m2dprep.artifacts.log_mels import stretches
-    from m2dprep.evaluation.tagging import job, sounds
+    from m2dprep.evaluation.tagging import opening, sounds
 
     write_sound(tmp_path / "in/a.wav", 11.3)
     assert invoke("melspec", tmp_path / "in", tmp_path / "x_lms", "--workers", "0").exit_code == 0
     file, windows = tmp_path / "x_lms/a.npy", ("--window", 3, "--hop", 2)
     whole, cut = rows_of(checkpoint, file, *ALL), rows_of(checkpoint, file, *windows, *ALL)
     monkeypatch.setattr(stretches, "STRETCH_BYTES", 80 * 4 * 100)
-    monkeypatch.setattr(job, "PREPARED_FRAMES", 10)
+    monkeypatch.setattr(opening, "PREPARED_FRAMES", 10)
     monkeypatch.setattr(sounds, "BYTES_IN_MEMORY", 1000)
     assert rows_of(checkpoint, file, *ALL) == whole
     assert rows_of(checkpoint, file, *windows, *ALL) == cut
@@ -222,7 +222,7 @@ def test_a_sound_whose_reading_gives_nothing_is_given_up(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It is a row, the others are tagged, and the same command tries it again."""
-    from m2dprep.evaluation.tagging import job
+    from m2dprep.evaluation.tagging import opening
 
     write_sound(tmp_path / "in/a.wav", 0.6)
     write_sound(tmp_path / "in/b.wav", 0.8)
@@ -230,16 +230,16 @@ def test_a_sound_whose_reading_gives_nothing_is_given_up(
     if kind == "npy":
         assert invoke("melspec", folder, tmp_path / "x_lms", "--workers", "0").exit_code == 0
         folder = tmp_path / "x_lms"
-    woken, opened = threading.Event(), job.Worker._opened
+    woken, opened = threading.Event(), opening._open
 
-    def hanging(self: job.Worker, item: Any, claim: Any) -> Any:
+    def hanging(item: Any, *others: Any) -> Any:
         if item.name == name:
             woken.wait(60)
-        return opened(self, item, claim)
+        return opened(item, *others)
 
     command = (checkpoint, folder, "--read-timeout", "0.5", "--max-failures", "1", "-o", tmp_path / "tags.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr(job.Worker, "_opened", hanging)
+        patch.setattr(opening, "_open", hanging)
         result = tag(*command)
     woken.set()
     assert result.exit_code == 0, result.output
@@ -287,6 +287,7 @@ def test_the_same_command_again_does_nothing_and_others_are_refused(checkpoint: 
     first = tag(*arguments, "--json")
     assert json.loads(first.stdout) | {"reasons": None} == {
         "output": str(output), "inputs": 4, "done": 3, "skipped": 0, "failed": 1, "rows": 4, "reasons": None,
+        "notes": [],
     }  # fmt: skip
     content, stamp = output.read_bytes(), output.stat().st_mtime_ns
     again = json.loads(tag(*arguments, "--json").stdout)
