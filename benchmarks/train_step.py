@@ -48,7 +48,8 @@ WARM_UP = 2
 class SoftmaxAttention(Attention):
     """The same attention, step by step."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        assert keep is None  # no batch of training is filled up
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)

@@ -185,6 +185,7 @@ def events(
       m2dprep events as_ft.pth tasks/tut-rare -o tmrl --preset tmrl
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.evaluation.events.command import EventRequest, run_events
     from m2dprep.evaluation.events.detect import HearSettings
     from m2dprep.evaluation.events.scoring.event_based import EventRule
@@ -206,4 +207,5 @@ def events(
     for line in result.details["heard"]:
         click.echo(line, err=True)
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else event_lines(result, output))
+    say_first_in(output / "result.json", len(result.failures))
     limit.require(len(result.failures), result.n["recordings"] + len(result.failures), f"failures in {output}")

@@ -140,6 +140,7 @@ def scenes(
       m2dprep scenes runs/base mine.csv -o scenes --rank clap
     """
     from m2dprep.artifacts.errors import FailureLimit
+    from m2dprep.artifacts.failures.shown import say_first_in
     from m2dprep.evaluation.events.detect import HearSettings
     from m2dprep.evaluation.events.scene_command import SceneRequest, run_scenes
     from m2dprep.evaluation.events.scenes import SceneSettings
@@ -160,4 +161,5 @@ def scenes(
     for line in result.details["heard"]:
         click.echo(line, err=True)
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else scene_lines(result, output))
+    say_first_in(output / "result.json", len(result.failures))
     limit.require(len(result.failures), result.n["recordings"] + len(result.failures), f"failures in {output}")

@@ -150,9 +150,7 @@ class LogMelSet(Dataset[Item]):
     @property
     def table(self) -> pd.DataFrame:
         """The names of the log-mels and their clip ids."""
-        import pandas as pd
-
-        return pd.DataFrame({"file": self.files, "clip_id": [clip_id(name) for name in self.files]})
+        return pa.table({"file": self.files, "clip_id": [clip_id(name) for name in self.files]}).to_pandas()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LogMelSet, self._opened

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.discover import PassedOver
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 
 MAX_SECONDS = 24 * 3600.0
+
+NUMBERS = ("start", "end", "score")
 
 
 def tag_sounds(
@@ -119,9 +122,8 @@ def _by_words(
 
 def _table(rows: Sequence[Row]) -> pd.DataFrame:
     """A row per tag."""
-    import pandas as pd
-
     places = ("file_name", "start", "end")
     tags = [{**{key: row[key] for key in places}, **tag} for row in rows for tag in row["tags"]]
     columns = [*places, "label", "score", *(["id"] if any("id" in tag for tag in tags) else [])]
-    return pd.DataFrame(tags, columns=columns)
+    schema = pa.schema([(name, pa.float64() if name in NUMBERS else pa.string()) for name in columns])
+    return pa.Table.from_pylist(tags, schema).to_pandas()

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from m2dprep.artifacts.text_files import listing
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.reports.figures import aligned
-
-SHOWN = 5
 
 
 def _share(value: float | None, interval: Any = None) -> str:
@@ -23,7 +20,7 @@ def _rate(value: float | None, interval: Any = None) -> str:
 
 
 def event_lines(result: Result, folder: Path) -> str:
-    """The means of every route above the baselines, the classes of the first, thresholds, notes and failures."""
+    """The means of every route above the baselines, the classes of the first, thresholds and notes."""
     details = result.details
     lines = [
         f"events {result.task}: {result.n['recordings']:,} recordings with {result.n['events']:,} events of "
@@ -60,15 +57,11 @@ def event_lines(result: Result, folder: Path) -> str:
 
 def _ending(result: Result, folder: Path) -> list[str]:
     lines = [f"note: {one}" for one in result.details["notes"]]
-    lines += [f"failed: {one['file_name']}: {one['reason']}, {one['message']}" for one in result.failures[:SHOWN]]
-    if len(result.failures) > SHOWN:
-        names = listing([one["file_name"] for one in result.failures[SHOWN:]], len(result.failures) - SHOWN)
-        lines.append(f"… and {len(result.failures) - SHOWN:,} more failures: {names}")
     return [*lines, f"{folder}/report.html, {folder}/result.json"]
 
 
 def scene_lines(result: Result, folder: Path) -> str:
-    """All ways to rank above chance, notes and failures."""
+    """All ways to rank above chance, and notes."""
     details = result.details
     lines = [f"scenes {result.task}: {result.n['recordings']:,} recordings of {result.n['classes']} scenes", ""]
     rows = [["ranked by", "first is right", "among the best five"]]

@@ -22,6 +22,7 @@ from m2dprep.artifacts.files import atomic_file, write_text
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.audioprep.logmel import mel_filters, periodic_hann
 from m2dprep.m2dclap.checkpoint import Checkpoint
+from m2dprep.m2dclap.fusion.kinds import NONE
 from m2dprep.m2dclap.portable.runtime import WEIGHTS_FILE, Sizes
 from m2dprep.m2dclap.reuse.classifier import load_head
 
@@ -37,7 +38,8 @@ PARTS = {
     ),
     "m2dprep.m2dclap.audio_model": ("AudioModel", "_audio_head", "_text_head", "_mlp"),
     "m2dprep.m2dclap.portable.runtime": (
-        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "Sizes", "Embeddings", "_Chunk", "PortableEncoder",
+        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "Sizes", "patch_embedding", "Embeddings",
+        "_Chunk", "PortableEncoder",
     ),
 }  # fmt: skip
 HEAD = '''"""A trained M2D encoder that needs only torch. Written by m2dprep {version} (Apache License 2.0).
@@ -74,10 +76,13 @@ class Portable:
 def write_portable(checkpoint: Checkpoint, folder: Path, classes: Sequence[str] = ()) -> Portable:
     """Write the encoder of ``checkpoint``, with its heads and its classifier, to the new folder ``folder``.
 
-    Raises `UserError` if there is something in the folder already, or a weight is missing or not finite.
+    Raises `UserError` if there is something in the folder already, a weight is missing or not finite, or the model
+    fuses channels.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; choose a new folder, or remove it.")
+    if checkpoint.config.fusion != NONE:
+        raise UserError(f"{checkpoint.path} fuses channels of long clips, which the portable encoder cannot.")
     state = portable_state(checkpoint, classes)
     place = folder.absolute()
     make_folder(place.parent)

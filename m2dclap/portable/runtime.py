@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from m2dprep.m2dclap.audio_model import AudioModel
 from m2dprep.m2dclap.heads import ClassifierHead
+from m2dprep.m2dclap.vit import PatchEmbed
 
 WEIGHTS_FILE = "weights.pt"
 # Patch latents that are held at once for heads that need all of a clip's.
@@ -38,6 +39,11 @@ class Sizes(NamedTuple):
     def grid_size(self) -> tuple[int, int]:
         """Whole patches along frequency and time."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
+
+
+def patch_embedding(config: Sizes) -> PatchEmbed:
+    """The patch embedding of a model without fusion; others are not written as such a file."""
+    return PatchEmbed(config.patch_size, config.embed_dim)
 
 
 class Embeddings(NamedTuple):
