@@ -36,6 +36,11 @@ class Sizes(NamedTuple):
     layer_norm_eps: float
 
     @property
+    def fusion(self) -> str:
+        """Models that fuse channels are not written as such a file."""
+        return "none"
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Whole patches along frequency and time."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
