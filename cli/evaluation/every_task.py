@@ -111,14 +111,9 @@ def evaluate_all(
     linear = LinearSettings(HeadSettings(lr=lr), parse_seeds(seeds), strict_evar, model["device"])
     encoder = make_encoder(weights, **{key: model[key] for key in MODEL_KEYS})
     about = {
-        "model": encoder.name,
-        "weights": encoder.digest,
-        "text_model": model["text_model"],
-        "seeds": list(linear.seeds),
-        "lr": lr,
-        "strict_evar": strict_evar,
-        **encoder.length_settings,
-    }
+        "model": encoder.name, "weights": encoder.digest, "text_model": model["text_model"],
+        "seeds": list(linear.seeds), "lr": lr, "strict_evar": strict_evar, **encoder.length_settings,
+    }  # fmt: skip
 
     def run(clips: Any, protocol: str, folder: Path) -> Any:
         if protocol == "tagging":
