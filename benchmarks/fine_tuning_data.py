@@ -13,7 +13,9 @@ import argparse
 import resource
 import tempfile
 import time
+from collections import deque
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ def measure(root: Path, count: int, scale: float) -> None:
     steps("the first epoch's order, the first batch", lambda: next(batches))
     whole = time.perf_counter() - started
     began = time.perf_counter()
-    steps(f"{count} more batches of 64", lambda: [next(batches) for _ in range(count)] and None)
+    steps(f"{count} more batches of 64", lambda: deque(islice(batches, count), maxlen=0))
     each = (time.perf_counter() - began) / count
     print(f"{data.summary()}\n")
     print(table(["step", "seconds", "peak GiB"], steps.rows))
