@@ -44,6 +44,15 @@ class FingerprintConflictError(UserError):
     exit_code = 5
 
 
+class MachineLostError(UserError):
+    """What the run needs has gone in the middle of it: a server, a disk, a cluster. The same command goes on later.
+
+    A batch system may start it again.
+    """
+
+    exit_code = 75
+
+
 class Failure(NamedTuple):
     """An item that could not be processed: its name, a short code for the reason, and what is wrong in words."""
 

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from m2dprep.artifacts.clips.clip_id import clip_id
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError, UserError
 from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.layout import LmsLayout
@@ -47,6 +47,8 @@ FILES_PER_SYNC = 64
 # After so many failures in a row, each of which took its time, the run stops: nothing can be read at all.
 TRANSIENT_IN_A_ROW, WAITED_IN_A_ROW = 20, 10
 GAVE_NOTHING = "reading it gave nothing for"
+# Failures that all files have if their folder has gone.
+OF_A_LOST_FOLDER = ("not_found", "io_error", "transient")
 # Errors that the name of an output can cause; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
@@ -77,8 +79,8 @@ def convert_shard(
     A source that fails becomes a row, as does one whose reading gives nothing for ``read_timeout`` seconds, if that is
     not 0. ``ffmpeg`` is that of `decode`. ``permit`` is called before anything changes in ``dst``, and raises an error
     if nothing may change. When the rows are returned, their files are safe on disk. Raises `OSError` if ``dst`` cannot
-    be written to, and `UserError` if ``src`` as a whole has gone or nothing can be read any more, because every further
-    source would fail as well.
+    be written to, and `MachineLostError` if ``src`` as a whole has gone or nothing can be read any more, because every
+    further source would fail as well.
     """
 
     ahead, writers = ReadAhead(sources, src), Writers()
@@ -88,9 +90,8 @@ def convert_shard(
             return failure_record(source, source.reason, source.message)
         where = ahead.opened(source)
         made = _convert(source, where, dst, config, ffmpeg=ffmpeg, claim=claim, permit=permit, writers=writers)
-        failed = isinstance(made, dict) and made["reason"] in ("not_found", "io_error", "transient")
-        if failed and isinstance(src, Path) and not src.is_dir():
-            raise UserError(f"{src}: the folder has gone while its files were being converted.")
+        if isinstance(made, dict) and made["reason"] in OF_A_LOST_FOLDER:
+            require_there(src)
         return made
 
     def late(source: Source) -> Record:
@@ -108,13 +109,22 @@ def convert_shard(
         writers.close()
 
 
+def require_there(src: Path | Address) -> None:
+    """Raise `MachineLostError` if the folder of the sources has gone."""
+    if isinstance(src, Path) and not src.is_dir():
+        raise MachineLostError(
+            f"{src}: the folder has gone while its files were being converted. Once it is back, the same command "
+            "goes on."
+        )
+
+
 def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
     with reading(str(source.path)):
         return convert(source, no_claim)
 
 
 def stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
-    """Yield ``rows``. Raises `UserError` if reading fails too often in a row in a way that costs time.
+    """Yield ``rows``. Raises `MachineLostError` if reading fails too often in a row in a way that costs time.
 
     Members of an archive that gave nothing fail at once, and so are not counted.
     """
@@ -127,7 +137,7 @@ def stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
         else:
             failing = waited = 0
         if failing >= TRANSIENT_IN_A_ROW or waited >= WAITED_IN_A_ROW:
-            raise UserError(
+            raise MachineLostError(
                 f"{max(failing, waited)} files in a row could not be read, the last of them {row['source']}: "
                 f"{row['message']}. That is the machine's fault, not the files'; the same command goes on once it is "
                 "mended."

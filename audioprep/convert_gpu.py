@@ -16,12 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
-from m2dprep.audioprep.convert import GAVE_NOTHING, Record, as_stored, failure_record, row_of, stop_if_unreadable, store
+from m2dprep.audioprep.convert import (
+    GAVE_NOTHING,
+    OF_A_LOST_FOLDER,
+    Record,
+    as_stored,
+    failure_record,
+    require_there,
+    row_of,
+    stop_if_unreadable,
+    store,
+)
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
@@ -177,12 +186,9 @@ class DeviceConverter:
 
         found.record = row_of(source, dst, read) or None
         backlog.add(len(found.waveform))
-        if found.record and found.record["reason"] in ("not_found", "io_error", "transient") and self._has_gone():
-            raise UserError(f"{self._src}: the folder has gone while its files were being converted.")
+        if found.record and found.record["reason"] in OF_A_LOST_FOLDER:
+            require_there(self._src)
         return found
-
-    def _has_gone(self) -> bool:
-        return isinstance(self._src, Path) and not self._src.is_dir()
 
     def _in_time(self, source: Source) -> tuple[np.ndarray, AudioInfo] | None:
         """A source's waveform and info; None if it was not read in time and its thread was abandoned."""

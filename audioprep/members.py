@@ -19,18 +19,20 @@ from m2dprep.artifacts.folders import APPLE_DOUBLE_PREFIX, holds_no_data
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, MELSPEC_FOLDER
 from m2dprep.artifacts.log_mels.read_ahead import Threads
 from m2dprep.artifacts.reading import give_up, last_progress, progress
+from m2dprep.audioprep.archives.compression import is_compressed, not_read
 from m2dprep.audioprep.archives.parquet import list_parquet
 from m2dprep.audioprep.archives.place import (
+    COMPRESSED_TAR,
     PARQUET,
     SEPARATOR,
-    TAR,
-    TAR_GZ,
+    UNREAD,
     ZIP,
     Listing,
     Member,
     Shard,
     archive_kind,
     split_name,
+    unread,
 )
 from m2dprep.audioprep.archives.tar import list_tar
 from m2dprep.audioprep.archives.zip import list_zip
@@ -49,7 +51,6 @@ from m2dprep.audioprep.source import Source, from_os_error, modification_time_ns
 
 # Threads that list archives; over a network, they mostly wait.
 LISTING_THREADS, THREADS_ON_SERVERS = 4, 16
-GZIP_BEGINNING = b"\x1f\x8b"
 # What is asked for at once of a compressed tar on a server, which is read from end to end.
 STREAM_BLOCK_BYTES = 4 << 20
 # The longest suffix by which files are counted.
@@ -190,15 +191,19 @@ def _listed(path: Path | Address, shard: Shard) -> Listing | None:
     kind = archive_kind(shard.archive)
     if shard.size == 0:
         return Listing(fault=("truncated", "the archive has 0 bytes"))
-    block = STREAM_BLOCK_BYTES if kind == TAR_GZ else HEADER_BLOCK_BYTES
+    if kind == UNREAD:
+        return Listing(fault=("unsupported", not_read(*unread(shard.archive))))
+    block = STREAM_BLOCK_BYTES if kind == COMPRESSED_TAR else HEADER_BLOCK_BYTES
     with opened(path, block) as file:
         if kind == PARQUET:
             return list_parquet(file, shard.archive, shard.stamp, shard.id_column)
         if kind == ZIP:
             return list_zip(file, shard.archive, shard.stamp, is_sound)
-        kind = TAR_GZ if file.read(len(GZIP_BEGINNING)) == GZIP_BEGINNING else TAR  # whatever its name says
-        file.seek(0)
-        return list_tar(file, shard.archive, kind, shard.stamp, shard.size, is_sound)
+        try:
+            compressed = is_compressed(file)
+            return list_tar(file, shard.archive, shard.stamp, shard.size, is_sound, compressed=compressed)
+        except NotImplementedError as refusal:
+            return Listing(fault=("unsupported", str(refusal)))
 
 
 def _source(root: str | Address, archive: str, member: Member, options: ArchiveOptions) -> Source:

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # The ends of archives' names, in lower case.
-ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
+COMPRESSED_TAR_ENDINGS = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.lzma", ".tlz"),
+)
+ARCHIVE_ENDINGS = (".tar", *COMPRESSED_TAR_ENDINGS, ".zip")
 PARQUET_ENDING = ".parquet"
 # Columns that name a row, the best first.
 ROW_ID_COLUMNS = ("video_id", "ytid", "youtube_id", "id", "path", "file_name", "file")

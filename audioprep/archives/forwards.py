@@ -5,13 +5,12 @@ They keep what was read last, so that threads may be a little out of order.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from m2dprep.audioprep.archives.compression import FAULTS, decompressed, require_damage
 from m2dprep.audioprep.decoding.sound import DecodeError
 
 BLOCK_BYTES = 1 << 20
@@ -31,7 +30,7 @@ class Unpacked:
 
     def _begin(self) -> None:
         self._raw = self._opened()
-        self._file = gzip.GzipFile(fileobj=self._raw)
+        self._file: Any = decompressed(self._raw)
         self._blocks: deque[bytes] = deque()
         self._first = self._end = 0  # the stretch that the kept blocks cover
         self._fault: Exception | None = None
@@ -67,7 +66,8 @@ class Unpacked:
         while count < BLOCK_BYTES and self._fault is None:
             try:
                 part = self._file.read1(BLOCK_BYTES - count)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except FAULTS as error:
+                require_damage(error)
                 self._fault = error
                 break
             if not part:
@@ -128,10 +128,22 @@ class Rows:
             self._next += len(column)
         for start, column in self._kept:
             if start <= row < start + len(column):
-                value = column[row - start].as_py()
-                found: bytes | None = value["bytes"] if isinstance(value, dict) else value
-                return found
+                return _bytes_of(column[row - start])
         raise DecodeError("malformed", "the row is not where the file says")
 
     def close(self) -> None:
         self._file.close()
+
+
+def _bytes_of(value: Any) -> bytes | None:
+    """The bytes in a cell of the audio column: a struct with them, the bytes, or a list of them."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(value.type):
+        value = value["bytes"] if value.is_valid else value
+    if not value.is_valid or not hasattr(value, "values"):
+        found: bytes | None = value.as_py()
+        return found
+    if value.values.null_count:
+        raise DecodeError("malformed", f"{value.values.null_count} of its bytes are missing in the row")
+    return bytes(value.values.to_numpy().tobytes())

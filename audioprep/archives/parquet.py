@@ -31,6 +31,9 @@ def list_parquet(raw: IO[bytes], archive: str, time_ns: int, id_column: str | No
             columns = audio_columns(schema)
             if len(columns) > 1:
                 return Listing(fault=("unsupported", _several(columns)))
+            if not columns and (samples := _of_samples(schema)):
+                said = f"its column {samples} holds numbers ({schema.field(samples).type}), not the bytes of files"
+                return Listing(fault=("unsupported", f"{said}; write each sound to a file, such as FLAC"))
             if not columns:
                 return None
             (column,) = columns
@@ -51,23 +54,60 @@ def audio_columns(schema: pa.Schema) -> list[str]:
     """
     import pyarrow as pa
 
-    def is_binary(kind: pa.DataType) -> bool:
-        kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-        return any(is_one(kind) for is_one in kinds)
-
     fields = [field for field in schema if field.name not in OTHER_COLUMNS]
     structs = [
         field.name
         for field in fields
         if pa.types.is_struct(field.type)
         and field.type.get_field_index(BYTES) >= 0
-        and is_binary(field.type.field(BYTES).type)
+        and _holds_bytes(field.type.field(BYTES).type)
     ]
-    plain = [field.name for field in fields if is_binary(field.type)]
-    telling = [name for name in AUDIO_COLUMNS if name in structs or name in plain]
+    binary = [field.name for field in fields if _holds_bytes(field.type) and not _is_list(field.type)]
+    lists = [field.name for field in fields if _holds_bytes(field.type) and _is_list(field.type)]
+    telling = [name for name in AUDIO_COLUMNS if name in (*structs, *binary, *lists)]
     if telling:
         return telling[:1]
-    return structs or (plain if len(plain) == 1 else [])
+    return structs or (binary if len(binary) == 1 else [])
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether each value of a column is the bytes of a file: binary of any kind, or a list of whole numbers of 8 bits.
+
+    Tables made without a schema have such lists.
+    """
+    import pyarrow as pa
+
+    if _is_list(kind):
+        return pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_one(kind) for is_one in kinds)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _of_samples(schema: pa.Schema) -> str:
+    """The column of a telling name that holds decoded samples, or other numbers, in place of a file's bytes; or none.
+
+    Texts and paths do not count: such a table names sounds that lie elsewhere.
+    """
+    import pyarrow as pa
+
+    def holds_numbers(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(_is_list(field.type) and holds_numbers(field.type) for field in kind)
+        return _is_list(kind) and (holds_numbers(kind.value_type) or _is_number(kind.value_type))
+
+    return next((field.name for field in schema if field.name in AUDIO_COLUMNS and holds_numbers(field.type)), "")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def _has_names(kind: pa.DataType) -> bool:

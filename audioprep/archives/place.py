@@ -12,13 +12,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from m2dprep.artifacts.clips.archive_names import COMPRESSED_TAR_ENDINGS
+from m2dprep.audioprep.archives.compression import COMPRESS, LZ4, LZIP, RAR, SEVEN_ZIP, ZSTD
+
 SEPARATOR = "::"
-TAR, TAR_GZ, ZIP, PARQUET = "tar", "tar.gz", "zip", "parquet"
+TAR, COMPRESSED_TAR, ZIP, PARQUET, UNREAD = "tar", "compressed tar", "zip", "parquet", "unread"
+# Archives that nothing here reads: what they are, and what unpacks them. They become rows, so that none is lost.
+UNREAD_ENDINGS = {
+    **dict.fromkeys((".tar.zst", ".tzst"), ZSTD),
+    ".tar.lz4": LZ4,
+    ".tar.lz": LZIP,
+    **dict.fromkeys((".tar.z", ".taz"), COMPRESS),
+    ".7z": SEVEN_ZIP,
+    ".rar": RAR,
+}
 # The kinds of archives by the ends of their names, in lower case.
-ENDINGS = {".tar": TAR, ".tar.gz": TAR_GZ, ".tgz": TAR_GZ, ".zip": ZIP, ".parquet": PARQUET}
+ENDINGS = {
+    ".tar": TAR,
+    **dict.fromkeys(COMPRESSED_TAR_ENDINGS, COMPRESSED_TAR),
+    ".zip": ZIP,
+    ".parquet": PARQUET,
+    **dict.fromkeys(UNREAD_ENDINGS, UNREAD),
+}
 # How the bytes of a member are stored.
 PLAIN, STORED, DEFLATED, BZIPPED, LZMA = "plain", "stored", "deflated", "bzipped", "lzma"
-GZIPPED, ROW = "gzipped", "row"
+COMPRESSED, ROW = "compressed", "row"
 # Not a member at all, but a whole file on a server.
 WHOLE = "whole"
 # The size of a member is unknown until it is read.
@@ -84,6 +102,11 @@ def archive_kind(name: str) -> str | None:
     return next((kind for ending, kind in ENDINGS.items() if lower.endswith(ending) and lower != ending), None)
 
 
+def unread(name: str) -> tuple[str, str]:
+    """What the archive of this name is, which nothing here reads, and what unpacks it."""
+    return next(what for ending, what in UNREAD_ENDINGS.items() if name.lower().endswith(ending))
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """The archive and the member that a source's name means; None for the name of a file."""
     at = name.find(SEPARATOR)
@@ -131,7 +154,7 @@ def last_of_each_name(members: list[Member]) -> list[Member]:
     return found
 
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from m2dprep.artifacts.reading import reads_given_up
 from m2dprep.audioprep.archives.forwards import BLOCK_BYTES, MAX_UNPACKED_BYTES, Rows, Unpacked
 from m2dprep.audioprep.archives.place import (
     BZIPPED,
+    COMPRESSED,
     DEFLATED,
-    GZIPPED,
     LZMA,
     PLAIN,
     ROW,
@@ -70,7 +70,7 @@ def open_member(root: Path | Address, place: Place) -> Content:
     if place.how == WHOLE:
         return _whole(path, place)
     with _kept(path, place) as archive:
-        if place.how == GZIPPED:
+        if place.how == COMPRESSED:
             with archive.lock:
                 return Content(in_memory([archive.unpacked().read(place.offset, place.size)]))
         if place.how == ROW:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError
 from m2dprep.artifacts.layout import LmsLayout
 from m2dprep.artifacts.log_mels.array import open_lms
 from m2dprep.artifacts.log_mels.records import FAILED, OK, RECORD_SCHEMA
@@ -256,7 +256,7 @@ def test_a_source_folder_that_goes_stops_the_run(src: Path, dst: Path) -> None:
     write_noise(src / "a.wav")
     sources = discover(src)
     src.rename(src.with_name("gone"))
-    with pytest.raises(UserError, match="has gone"):
+    with pytest.raises(MachineLostError, match=r"has gone.*the same command goes on"):
         convert_shard(sources, src, dst, CONFIG)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError
 from m2dprep.artifacts.reading import progress
 from m2dprep.audioprep import convert, retries, source
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
@@ -120,7 +120,7 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
         raise MemoryError
 
     monkeypatch.setattr(convert, "log_mel_of_file", refuse)
-    with pytest.raises(UserError, match=r"3 files in a row could not be read.*not enough memory.*machine's fault"):
+    with pytest.raises(MachineLostError, match=r"3 files in a row could not be read.*not enough memory.*machine"):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
 
 

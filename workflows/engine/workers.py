@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError
 from m2dprep.artifacts.files import temporary_path
 from m2dprep.artifacts.reading import SlowRead, reads_in_words
 from m2dprep.workflows.engine import on_worker
@@ -24,10 +24,8 @@ GPU = {"GPU": 1}
 Ticket = Any
 
 
-class ClusterLostError(UserError):
-    """The cluster went away during the run. The same command resumes it, so a batch system may start it again."""
-
-    exit_code = 75
+class ClusterLostError(MachineLostError):
+    """The cluster went away during the run."""
 
 
 class WorkerKilledError(Exception):

@@ -46,8 +46,8 @@ def clips() -> Clips:
     return {f"part{number % 3}/Y{number:011d}_30.000.{suffixes[number % 4]}": one(number) for number in range(12)}
 
 
-def tar(path: Path, clips: Clips, mode: str = "w", prefix: str = "") -> None:
-    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+def tar(path: Path, clips: Clips, mode: str = "w", prefix: str = "", **more: int) -> None:
+    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT, **more) as archive:  # type: ignore[call-overload]
         for name, data in clips.items():
             info = tarfile.TarInfo(prefix + name)
             info.size = len(data)
@@ -77,6 +77,8 @@ MAKERS: dict[str, tuple[str, Callable[[Path, Clips], None]]] = {
     "tar of .": ("a.tar", lambda path, clips: tar(path, clips, prefix="./")),
     "tar.gz": ("a.tar.gz", lambda path, clips: tar(path, clips, "w:gz")),
     "tgz": ("a.TGZ", lambda path, clips: tar(path, clips, "w:gz")),
+    "tar.bz2": ("a.tar.bz2", lambda path, clips: tar(path, clips, "w:bz2", compresslevel=1)),
+    "tar.xz": ("a.txz", lambda path, clips: tar(path, clips, "w:xz")),
     "stored zip": ("a.zip", packed),
     "deflated zip": ("a.zip", lambda path, clips: packed(path, clips, zipfile.ZIP_DEFLATED)),
     "bzip2 zip": ("a.zip", lambda path, clips: packed(path, clips, zipfile.ZIP_BZIP2)),
@@ -259,7 +261,7 @@ def test_names_never_lead_out(tmp_path: Path, clips: Clips, kind: str) -> None:
 
 def test_entries_of_a_tar_that_are_no_files_are_rows(tmp_path: Path, clips: Clips) -> None:
     (tmp_path / "src").mkdir()
-    kinds = {"s.wav": tarfile.SYMTYPE, "h.wav": tarfile.LNKTYPE, "f.wav": tarfile.FIFOTYPE, "c.wav": tarfile.CHRTYPE}
+    kinds = {"s.wav": tarfile.SYMTYPE, "f.wav": tarfile.FIFOTYPE, "c.wav": tarfile.CHRTYPE}
     with tarfile.open(tmp_path / "src" / "a.tar", "w") as archive:
         for name, kind in kinds.items():
             info = tarfile.TarInfo(name)
@@ -269,9 +271,80 @@ def test_entries_of_a_tar_that_are_no_files_are_rows(tmp_path: Path, clips: Clip
         info.type = tarfile.DIRTYPE
         archive.addfile(info)
     tar(tmp_path / "src" / "b.tar", {"good.wav": next(iter(clips.values()))})
-    assert convert(tmp_path / "src", tmp_path / "x_lms").reasons == {"not_a_file": 4}
+    assert convert(tmp_path / "src", tmp_path / "x_lms").reasons == {"not_a_file": 3}
     said = failures(tmp_path / "x_lms")["a.tar::s.wav"][1]
     assert said == "it is a symbolic link in the archive, to '/etc/passwd', not a file"
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_hard_link_is_one_more_name_for_the_sound_before_it(tmp_path: Path, clips: Clips, mode: str) -> None:
+    """As tar unpacks it; also through another link, or without a suffix. All else that one may name is a row."""
+    first, second, *_ = clips.values()
+    links = {
+        "link.wav": "./a/x.wav",
+        "of the link.wav": "link.wav",
+        "without suffix": "a/x.wav",
+        "to text.wav": "a/t.txt",
+        "to nothing.wav": "gone.wav",
+        "to what is bad.wav": "../y.wav",
+        "ahead.wav": "later.wav",
+    }
+    (tmp_path / "src").mkdir()
+    name = "a.tar.gz" if mode == "w:gz" else "a.tar"
+    with tarfile.open(tmp_path / "src" / name, mode) as archive:  # type: ignore[call-overload]
+
+        def add(member: str, data: bytes) -> None:
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+        for member, data in (("a/x.wav", first), ("a/t.txt", b"text"), ("../y.wav", first)):
+            add(member, data)
+        for member, target in links.items():
+            info = tarfile.TarInfo(member)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            archive.addfile(info)
+        add("a/x.wav", second)  # replaces the first, but not what the links name
+        add("later.wav", second)
+    convert(tmp_path / "src", tmp_path / "x_lms")
+    found = arrays(tmp_path / "x_lms")
+    assert set(found) == {f"{each}.npy" for each in ("a/x", "link", "of the link", "without suffix", "later")}
+    assert found["link.npy"] == found["of the link.npy"] == found["without suffix.npy"] != found["a/x.npy"]
+    said = {member.partition("::")[2]: row for member, row in failures(tmp_path / "x_lms").items()}
+    assert said["to what is bad.wav"] == (
+        "bad_name",
+        "it is a hard link to '../y.wav': the name '../y.wav' in the archive leads out of a folder",
+    )
+    for member in ("to text.wav", "to nothing.wav", "ahead.wav"):
+        assert said[member][0] == "not_a_file"
+        assert "which is no sound that lies before it" in said[member][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("a.tar.zst", b"", "zstd -d"),
+        ("a.TZST", b"", "zstd -d"),
+        ("a.tar", b"\x28\xb5\x2f\xfd", "zstd -d"),
+        ("a.tar.gz", b"\x04\x22\x4d\x18", "lz4 -d"),
+        ("a.tar.lz4", b"", "lz4 -d"),
+        ("a.tar.lz", b"", "lzip -d"),
+        ("a.tar.Z", b"", "uncompress"),
+        ("a.7z", b"", "7z x"),
+        ("a.tar", b"7z\xbc\xaf\x27\x1c", "7z x"),
+        ("a.rar", b"", "unrar x"),
+    ],
+)
+def test_archives_that_are_not_read_are_rows_that_say_what_to_do(
+    tmp_path: Path, clips: Clips, name: str, head: bytes, words: str
+) -> None:
+    """By their names, or by their first bytes whatever their names say."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.wav").write_bytes(next(iter(clips.values())))
+    (tmp_path / "src" / name).write_bytes(head + b"something packed" * 50)
+    assert convert(tmp_path / "src", tmp_path / "x_lms").done == 1
+    reason, message = failures(tmp_path / "x_lms")[name]
+    assert (reason, words in message) == ("unsupported", True)
 
 
 def test_an_encrypted_member_of_a_zip_is_a_row(tmp_path: Path, clips: Clips) -> None:
@@ -297,7 +370,7 @@ def test_bytes_that_have_changed_in_a_zip_are_found_by_their_crc(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "stored zip", "deflated zip"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.bz2", "tar.xz", "stored zip", "deflated zip"])
 def test_a_truncated_archive_gives_the_members_that_are_there(
     tmp_path: Path, clips: Clips, as_files: Path, kind: str
 ) -> None:
@@ -456,6 +529,15 @@ def test_columns_of_any_type_that_holds_bytes_and_names(tmp_path: Path, clips: C
         "large": {"id": ["large 0", "large 1"], "audio": pa.array(data, pa.large_binary())},
         "view": {"id": pa.array(["view 0", "view 1"], pa.string_view()), "audio": pa.array(data, pa.binary_view())},
         "fixed": {"id": ["fixed 0", "fixed 1"], "audio": pa.array(data, pa.binary(len(data[0])))},
+        "list": {"id": ["list 0", "list 1"], "audio": pa.array(map(list, data), pa.list_(pa.uint8()))},
+        "signed": {
+            "id": ["signed 0", "signed 1"],
+            "flac": pa.array([[byte - 256 * (byte > 127) for byte in each] for each in data], pa.large_list(pa.int8())),
+        },
+        "in a struct": {
+            "id": ["in 0", "in 1"],
+            "mic": file_struct([list(each) for each in data], pa.list_(pa.uint8())),
+        },
         "struct": {"id": ["struct 0", "struct 1"], "mic": file_struct(data, pa.large_binary())},
         "category": {"ytid": pa.array(["category 0", "category 1"]).dictionary_encode(), "audio": data},
         "image": {"id": ["image 0", "image 1"], "image": [b"\x89PNG"] * 2, "clip": data},
@@ -466,14 +548,43 @@ def test_columns_of_any_type_that_holds_bytes_and_names(tmp_path: Path, clips: C
     for name, table in columns.items():
         pq.write_table(pa.table(table), tmp_path / "src" / f"{name}.parquet")
     report = convert(tmp_path / "src", tmp_path / "x_lms")
-    expected = {f"{name} {row}.npy" for name in columns if name != "two" for row in range(2)}
+    expected = {f"{name.split()[0]} {row}.npy" for name in columns if name != "two" for row in range(2)}
     assert (set(arrays(tmp_path / "x_lms")), report.done) == (expected, len(expected))
     reason, message = failures(tmp_path / "x_lms")["two.parquet"]
     assert reason == "unsupported"
     assert "(left, right); call one of them audio" in message
 
 
-@pytest.mark.parametrize(("mode", "name"), [("w", "a.tar.gz"), ("w", "a.tgz"), ("w:gz", "a.tar")])
+def test_columns_of_lists_that_are_no_files(tmp_path: Path, clips: Clips) -> None:
+    """Samples are rows of the table's; lists that no name calls sounds are passed over, as captions are."""
+    data = list(next(iter(clips.values())))
+    samples = [[0.0, 0.5]] * 2
+    decoded = pa.StructArray.from_arrays([pa.array(samples), pa.array([16000] * 2)], ["array", "sampling_rate"])
+    tables = {
+        "holes": {"id": ["a", "b"], "audio": pa.array([data, [82, None, 70]], pa.list_(pa.uint8()))},
+        "samples": {"id": ["c", "d"], "audio": samples},
+        "decoded": {"id": ["e", "f"], "audio": decoded},
+        "pixels": {"id": ["g", "h"], "pixels": pa.array([data] * 2, pa.list_(pa.uint8()))},
+        "paths": {"id": ["i", "j"], "audio": ["i.wav", "j.wav"]},
+    }
+    (tmp_path / "src").mkdir()
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / "src" / f"{name}.parquet")
+    report = convert(tmp_path / "src", tmp_path / "x_lms")
+    found = failures(tmp_path / "x_lms")
+    assert (report.done, report.passed_over.files) == (1, {".parquet": 2})
+    assert {name: reason for name, (reason, _) in found.items()} == {
+        "holes.parquet::b": "malformed",
+        "samples.parquet": "unsupported",
+        "decoded.parquet": "unsupported",
+    }
+    assert "its column audio holds numbers (list<" in found["samples.parquet"][1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("w", "a.tar.gz"), ("w", "a.tgz"), ("w:gz", "a.tar"), ("w:xz", "a.tar.gz"), ("w:bz2", "a.tar")],
+)
 def test_a_tar_is_known_by_its_content(tmp_path: Path, clips: Clips, mode: str, name: str) -> None:
     """Servers and programs unpack .gz on the way, or pack what they send, and leave the name as it is."""
     (tmp_path / "src").mkdir()

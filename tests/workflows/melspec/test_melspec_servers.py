@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError, UserError
 from m2dprep.audioprep import ahead, convert, retries
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
@@ -154,7 +154,7 @@ def test_a_server_that_vanishes_and_comes_back(tmp_path: Path, src: Path, monkey
         threading.Thread(target=lambda: (until(lambda: len(arrays(lms)) > 3), server.stop()), daemon=True).start()
         url, port = server.url, server.port
         with pytest.raises(
-            UserError, match=r"5 files in a row could not be read, the last of them \d\d.wav: .*machine"
+            MachineLostError, match=r"5 files in a row could not be read, the last of them \d\d.wav: .*machine"
         ):
             run(url, lms)
     assert 3 < len(arrays(lms)) < 25
@@ -180,7 +180,7 @@ def test_a_server_that_falls_silent_stops_the_run(tmp_path: Path, src: Path, mon
         reasons = {row["source"]: row["reason"] for row in found if row["reason"]}
         assert reasons == dict.fromkeys(server.hangs, "read_timeout")
         server.hangs = tuple(f"{number:02d}.wav" for number in range(10, 30))
-        with pytest.raises(UserError, match=r"3 files in a row could not be read, the last of them 12.wav"):
+        with pytest.raises(MachineLostError, match=r"3 files in a row could not be read, the last of them 12.wav"):
             convert_shard(sources, address_of(server.url), tmp_path / "y_lms", CONFIG, read_timeout=0.8)
 
 
