@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from m2dprep.artifacts.errors import UserError
 
 T = TypeVar("T")
 
@@ -161,6 +164,45 @@ def make_folder(path: Path) -> None:
             missing.append(folder)
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+
+
+# A folder that is being filled, beside the place that it shall have.
+FILLING = ".m2dprep-filling"
+
+
+def require_new_folder(path: Path) -> None:
+    """Raise `UserError` if there is something at ``path``, other than an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; choose a new folder, or remove it.")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes the folder ``path`` if the block ends without an error, and is removed otherwise.
+
+    What a killed process has left is removed by the next one. Raises `UserError` as `require_new_folder`, and
+    `OSError`.
+    """
+    from m2dprep.artifacts.files import sync_folder  # numpy comes with it, which commands do without until they run
+
+    require_new_folder(path)
+    place = path.absolute()
+    make_folder(place.parent)
+    filling = place.with_name(f".{place.name}{FILLING}")
+    if filling.exists():
+        remove_folder(filling)
+    make_folder(filling)
+    try:
+        yield filling
+        sync_folder(filling)
+        if place.exists():
+            place.rmdir()
+        filling.rename(place)
+    except BaseException:
+        with suppress(OSError):
+            remove_folder(filling)
+        raise
+    sync_folder(place.parent)
 
 
 def remove_folder(path: Path) -> None:

@@ -15,9 +15,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Self
 
 from m2dprep.artifacts.errors import UserError
 
@@ -112,6 +113,33 @@ def exclusive(folder: Path) -> Iterator[None]:
         finally:
             _held.discard(file.fileno())
             fcntl.flock(file, fcntl.LOCK_UN)  # a process that was just forked may not have closed it yet
+
+
+class FolderHolder:
+    """What writes to a folder and, once it has begun, holds its lock until `close`."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs write to the folder."""
+        self._held.close()
+
+    @contextmanager
+    def _beginning(self, folder: Path) -> Iterator[None]:
+        """Take the lock for the block, and keep it if the block raises nothing. Raises `UserError` as `exclusive`."""
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(folder))
+            yield
+            self._held = stack.pop_all()
 
 
 def _let_go_in_child() -> None:

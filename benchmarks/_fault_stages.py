@@ -34,11 +34,13 @@ FINE_TUNE += " --save-steps 2 --device cpu --loader-workers 0"
 TAG = f"tag tuned {LMS} --window 0.25 --device cpu -o tags.jsonl"
 JUDGE_TAGS = f"evaluate tagging tuned judged_tagging.csv --root {LMS} --device cpu -o judged_tags.json"
 EMBED_AUDIO = "embed-audio run wavs sounds_emb --device cpu --workers 0"
+SEARCH = "search sounds_emb rain --device cpu --json"
 SHARDS = "export webdataset wavs shards"
 # Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
 TAG_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.tagging.evaluate", "m2dprep.evaluation.tagging.command")
 EMBED_AUDIO_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.embedding.command")
+EXPORTS = ("torch", "m2dprep.evaluation.exporting", "m2dprep.evaluation.sharing.hub_folder")
 FINE_TUNE_IMPORTS = ("torch._dynamo", "m2dprep.training.fine_tuning.run")
 TRAIN_IMPORTS = ("torch._dynamo", "m2dprep.training.train")
 NEVER_COMPARED = ("**/events.out.tfevents.*", "**/*.lock", "**/.lock")
@@ -387,6 +389,17 @@ STAGES = (
         imports=EMBED_AUDIO_IMPORTS,
         replaces=("sounds_emb/*.npy", "sounds_emb/*.parquet", "sounds_emb/meta.json"),
         moves=True,
+    ),
+    Stage("search --index", f"{SEARCH} --index", after="embed-audio", imports=EMBED_AUDIO_IMPORTS, weight=2),
+    *(
+        Stage(
+            f"export {kind}", f"export {kind} tuned {rest}", after="fine-tune", again=False, imports=EXPORTS, weight=2
+        )
+        for kind, rest in (
+            ("hf", "shared --license mit"),
+            ("portable", "portable"),
+            ("checkpoint", "released --layout fine-tuned"),
+        )
     ),
     Stage("export webdataset", SHARDS, after="captions fill", weight=2),
     Stage(

@@ -164,10 +164,11 @@ def webdataset(
     json_option,
 )
 def checkpoint(run: Path, out: Path, layout: str, as_json: bool) -> None:
-    """Write the newest checkpoint of the run RUN (or the file RUN) to a new folder in the folder OUT.
+    """Write the checkpoint of the run RUN (or the file RUN) to a new folder in the folder OUT.
 
     The name of that folder tells the original's portable and runtime loaders the input's size, the front end and the
-    text encoder. The optimiser's state is left out.
+    text encoder. The optimiser's state is left out. Of a run it is the newest checkpoint, or the weights that a
+    finished fine-tuning was judged by.
 
     \b
     Examples:
@@ -223,10 +224,11 @@ def hf(
     results: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Write the newest checkpoint of the run RUN (or the file RUN) to the new folder DIR, as the hub has models.
+    """Write the checkpoint of the run RUN (or the file RUN) to the new folder DIR, as the hub has models.
 
     DIR gets model.safetensors, config.json and README.md, the model card: data, training and scores as far as files
-    say them, and the licence. `m2dprep.load` and all commands that take a checkpoint read it.
+    say them, and the licence. `m2dprep.load` and all commands that take a checkpoint read it. Of a run it is the newest
+    checkpoint, or the weights that a finished fine-tuning was judged by.
 
     \b
     Examples:
@@ -249,10 +251,11 @@ def hf(
 @click.argument("folder", metavar="DIR", type=OUTPUT_PATH)
 @titled(OUTPUT, json_option)
 def portable(run: Path, folder: Path, as_json: bool) -> None:
-    """Write the encoder of the newest checkpoint of the run RUN (or the file RUN) to the new folder DIR.
+    """Write the encoder of the run RUN (or the file RUN) to the new folder DIR.
 
     DIR gets m2d_portable.py, which needs only torch, and weights.pt. On equal log-mels its embeddings are ours, bit for
-    bit; log-mels that it makes of waveforms are nearly ours.
+    bit; log-mels that it makes of waveforms are nearly ours. Of a run it is the newest checkpoint, or the weights that
+    a finished fine-tuning was judged by.
 
     \b
     Examples:

@@ -76,7 +76,7 @@ class CheckpointEncoder:
         length: str | None = None,
         positions: str = INTERPOLATED,
     ) -> None:
-        """``checkpoint`` is a .pth file, a run folder (its newest is taken), or one that was read.
+        """``checkpoint`` is a file, a folder as `find_checkpoint` takes it, or one that was read.
 
         ``text_model`` is only loaded when texts are encoded; ``length`` and ``positions`` are those of `AudioEncoder`.
         Raises `UserError` if there is no such checkpoint, its weights are not whole, or it cannot deal with length so.
@@ -84,7 +84,7 @@ class CheckpointEncoder:
         self.checkpoint = (
             checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.read(find_checkpoint(checkpoint))
         )
-        self._device = pick_device(device)
+        self._device, self.batch_size = pick_device(device), batch_size
         self.model = self.checkpoint.load_audio_model(self._device)
         self._encoder = AudioEncoder(
             self.model, self.checkpoint.norm_stats, batch_size, length=length, positions=positions

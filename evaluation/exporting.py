@@ -17,6 +17,7 @@ from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import read_file
 from m2dprep.m2dclap.layouts import TEXT_FOLDER, folder_name
 from m2dprep.m2dclap.reuse.exporting import STAGE2, laid_out
+from m2dprep.m2dclap.reuse.saving import save_tensors
 
 # The widths and depths of the original's named models.
 NAMED = {(768, 12): "base", (1024, 24): "large", (384, 12): "small"}
@@ -35,7 +36,7 @@ class ExportedCheckpoint:
 
 
 def export_checkpoint(run: Path, out: Path, layout: str) -> ExportedCheckpoint:
-    """Write the checkpoint ``run`` (a file, or a run's newest) to a new folder in ``out``, in a ``layout``.
+    """Write the checkpoint of ``run`` (`find_checkpoint`) to a new folder in ``out``, in a ``layout``.
 
     A text tower's configuration and tokenizer are written beside it, if they are known. Raises `UserError` if the
     checkpoint does not have what the layout holds, or the file is there already.
@@ -52,7 +53,7 @@ def export_checkpoint(run: Path, out: Path, layout: str) -> ExportedCheckpoint:
     if inside:
         _write_tokenizer(checkpoint, folder)
     with atomic_file(file) as opened:
-        torch.save(_whole(checkpoint, plain) if below_model else plain, opened)
+        save_tensors(_whole(checkpoint, plain) if below_model else plain, opened)
     parameters = sum(value.numel() for value in plain.values())
     return ExportedCheckpoint(file, layout, len(plain), parameters)
 

@@ -84,7 +84,7 @@ def zero_shot(
     length: str | None = None,
     positions: str = INTERPOLATED,
 ) -> ZeroShotResult:
-    """Classify ``clip_set`` with a checkpoint (a .pth file, or a run folder, of which the newest is taken).
+    """Classify ``clip_set`` with a checkpoint (a .pth file, or a run: `find_checkpoint`).
 
     ``text_model`` is a name or path; by default the one that made the training embeddings. ``length`` and ``positions``
     are those of `m2dclap.encode.AudioEncoder`. Raises `UserError` if the

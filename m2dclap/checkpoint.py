@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import Range, build, shown, typed
 from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.m2dclap.audio_model import AudioModel
-from m2dprep.m2dclap.checkpoint_file import checkpoints_in, find_checkpoint, read_file, require_whole
+from m2dprep.m2dclap.checkpoint_file import args_of, checkpoints_in, find_checkpoint, read_file, require_whole
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.inputs import Normalization
 from m2dprep.m2dclap.layouts import (
@@ -67,18 +66,16 @@ class Checkpoint:
     def read(cls, path: Path) -> Checkpoint:
         """Read weights in any of the layouts. Raises `UserError` if they are not an M2D encoder's."""
         value = read_file(path)
-        args = value.get("args", {})
-        args = vars(args) if isinstance(args, argparse.Namespace) else args
+        args = args_of(path, value)
         parts = parts_of(value)
         if "cls_token" not in parts.model or "patch_embed.proj.weight" not in parts.model:
             raise UserError(f"{path} holds no M2D encoder (no cls_token and patch_embed among its keys).")
         require_shapes(parts.model, path)
-        if isinstance(args, Mapping) and isinstance(args.get("model_config"), Mapping):
+        if isinstance(args.get("model_config"), Mapping):
             config = own_config(args["model_config"], parts.model, path)
         else:
             config = infer_config(parts.model, path)
-        own = dict(args) if isinstance(args, Mapping) else {}
-        return cls(path, config, parts.model, own, parts.text, parts.head, layout_of(parts), parts.scale)
+        return cls(path, config, parts.model, args, parts.text, parts.head, layout_of(parts), parts.scale)
 
     @property
     def has_clap_head(self) -> bool:

@@ -1,4 +1,8 @@
-"""Reads the files of checkpoints: where the newest lies, whether it is whole, and what it holds, without running code.
+"""Reads the files of checkpoints: which one a run means, whether it is whole, and what it holds, without running code.
+
+A run means its newest checkpoint. A finished fine-tuning means the weights that its result is about, those of the best
+epoch, so that whoever loads, tags, embeds, exports or goes on from it has the model whose score is known. Such weights
+are a flat file of EVAR's form; ``args.json`` beside it says what the ``args`` of a checkpoint say.
 
 PyTorch writes a zip archive in which every member has a CRC-32, but never compares these checksums when it loads. We
 compare all of them: a damaged file would otherwise be trained on or classify clips without any warning.
@@ -21,12 +25,16 @@ from typing import Any
 import torch
 
 from m2dprep.artifacts.errors import UserError, first_line
+from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.reading import named, with_retries
 from m2dprep.m2dclap.proof import DamagedError, proven_place
 from m2dprep.m2dclap.safetensors_file import SUFFIX, WEIGHTS, read_safetensors
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?\.pth")
+# The weights of the best epoch of a fine-tuning, as EVAR calls them; epochs count from 0.
+BEST_NAME = re.compile(r"weights_ep(\d+)it\d+-[\d.]+_loss[\d.]+\.pth")
+RESULT, ARGS = "result.json", "args.json"
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 UTF8_NAMES = 0x800
@@ -48,8 +56,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """``path`` itself if it is a file; the newest checkpoint in it if it is a run or checkpoint folder, or the
-    ``model.safetensors`` of a folder as the Hugging Face hub has it.
+    """``path`` itself if it is a file. Of a run, or of the folder of its checkpoints: the weights that its result is
+    about, if it is a finished fine-tuning, else its newest checkpoint. Of a folder as the Hugging Face hub has it: its
+    ``model.safetensors``.
 
     Raises `UserError` if there is none.
     """
@@ -58,15 +67,42 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint or run folder.")
     folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
-    found = [checkpoints for folder in folders if (checkpoints := checkpoints_in(folder))]
+    found = [one for folder in folders if (one := _chosen_in(folder)) is not None]
     if not found and (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if not found:
         raise UserError(f"{path} holds no checkpoint-<epoch>.pth, neither itself nor in a folder in it.")
     if len(found) > 1:
-        listed = ", ".join(sorted(str(checkpoints[0].parent) for checkpoints in found))
+        listed = ", ".join(sorted(str(one.parent) for one in found))
         raise UserError(f"{path} holds checkpoints of several models; name one of {listed}.")
-    return found[0][-1]
+    return found[0]
+
+
+def _chosen_in(folder: Path) -> Path | None:
+    return judged_in(folder) or next(reversed(checkpoints_in(folder)), None)
+
+
+def judged_in(folder: Path) -> Path | None:
+    """The weights in a folder of checkpoints that the result of their run is about; None if there are none.
+
+    Raises `UserError` if the result is damaged.
+    """
+    if not any(BEST_NAME.fullmatch(path.name) for path in folder.glob("weights_ep*")):
+        return None
+    model = (read_object(folder.absolute().parent / RESULT) or {}).get("model")
+    name = Path(str(model.get("checkpoint"))).name if isinstance(model, Mapping) else ""
+    place = folder / name
+    return place if BEST_NAME.fullmatch(name) and place.is_file() else None
+
+
+def args_of(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint, which was read as ``value``, says of itself; for weights of a fine-tuning, ``args.json``."""
+    args = value.get("args")
+    if args is None and BEST_NAME.fullmatch(path.name):
+        args = read_object(path.parent / ARGS)
+    if isinstance(args, argparse.Namespace):
+        return dict(vars(args))
+    return dict(args) if isinstance(args, Mapping) else {}
 
 
 def read_file(path: Path) -> dict[str, Any]:

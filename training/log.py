@@ -27,7 +27,7 @@ from m2dprep.artifacts.json_files import is_proven, read_object
 from m2dprep.artifacts.layout import require_file
 from m2dprep.artifacts.reading import read_file
 from m2dprep.artifacts.tables import list_digest_path, verify_export
-from m2dprep.m2dclap.checkpoint_file import CHECKPOINT_NAME, checkpoints_in, require_whole
+from m2dprep.m2dclap.checkpoint_file import ARGS, CHECKPOINT_NAME, checkpoints_in, require_whole
 from m2dprep.m2dclap.proof import proven_place
 from m2dprep.training.run_folder import BEFORE, CONFIG, MODEL_PREFIX, WEIGHTS, RunFolder
 
@@ -205,8 +205,9 @@ def proofs_of_run(root: Path, quick: bool = False) -> Iterator[tuple[Path, Calla
     weights = sorted(root.glob(f"{MODEL_PREFIX}*-*/{WEIGHTS}"))
     for path in () if quick else (*checkpoints, *weights):
         yield path, partial(_is_in_place, root, path)
-    if (result := root / "result.json").exists():
-        yield result, partial(is_proven, result)
+    for path in (root / "result.json", *sorted(root.glob(f"{MODEL_PREFIX}*-*/{ARGS}"))):
+        if path.exists():
+            yield path, partial(is_proven, path)
     if (root / BEFORE / CONFIG).exists():
         yield from proofs_of_run(root / BEFORE, quick)
 

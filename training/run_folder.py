@@ -21,7 +21,7 @@ from m2dprep.artifacts.digests import fingerprint, require_same
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.json_files import read_object, write_object
-from m2dprep.m2dclap.checkpoint import checkpoints_in
+from m2dprep.m2dclap.checkpoint_file import ARGS, checkpoints_in
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.layouts import TEXT_FOLDER
 from m2dprep.training.schedule import LoopConfig
@@ -41,8 +41,9 @@ RUN_FILES = (
     "result.json",
     "classes.csv",
 )
-# Weights alone, of a fine-tuning.
+# Weights alone, of a fine-tuning, and what lies beside them.
 WEIGHTS = "weights_ep*.pth"
+BESIDE_WEIGHTS = (WEIGHTS, "classes.txt", ARGS)
 
 
 def model_name(size: str) -> str:
@@ -169,7 +170,7 @@ def _parts_of_run(root: Path) -> list[Path]:
     checkpoints = [
         path
         for folder in root.glob(f"{MODEL_PREFIX}*-*")
-        for path in (*checkpoints_in(folder), *folder.glob(WEIGHTS), *folder.glob("classes.txt"))
+        for path in (*checkpoints_in(folder), *(one for name in BESIDE_WEIGHTS for one in folder.glob(name)))
     ]
     checkpoints += [path for path in root.glob(f"{MODEL_PREFIX}*-*/{TEXT_FOLDER}/*") if path.is_file()]
     others = [path for name in RUN_FILES if (path := root / name).exists()]

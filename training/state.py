@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import atomic_file
 from m2dprep.m2dclap.checkpoint import read_file
 from m2dprep.m2dclap.proof import add_proof
+from m2dprep.m2dclap.reuse.saving import save_tensors
 from m2dprep.training.objectives import Objective
 
 # Our own key in a checkpoint; the original's loaders ignore it.
@@ -68,7 +69,7 @@ class TrainState(Generic[Stage]):
             EXTRA: {"step": self.step, "unlogged": self.unlogged, "settings": dict(settings)},
         }
         with atomic_file(path) as file:
-            _save(rebuilt(value, {}), file)
+            save_tensors(rebuilt(value, {}), file)
             add_proof(file, place_of(path.name, settings))
 
     def restore(self, path: Path) -> None:
@@ -95,41 +96,13 @@ class TrainState(Generic[Stage]):
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
     """Write weights alone to ``path``, a flat dictionary, whole or not at all; equal weights give equal bytes."""
     with atomic_file(path) as file:
-        _save(rebuilt(dict(weights), {}), file)
+        save_tensors(rebuilt(dict(weights), {}), file)
         add_proof(file, place_of(path.name, settings))
 
 
 def place_of(name: str, settings: Mapping[str, Any]) -> str:
     """Where a checkpoint belongs: its name, and the settings of its run."""
     return f"{name} {fingerprint(settings)}"
-
-
-class _NotingFile:
-    """Writes to a file and keeps the system's error, whose reason PyTorch drops."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _save(value: Any, file: IO[bytes]) -> None:
-    noting = _NotingFile(file)
-    try:
-        torch.save(value, noting)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        if noting.error is None:
-            raise
-        raise noting.error from error
 
 
 def rebuilt(value: Any, texts: dict[str, str]) -> Any:

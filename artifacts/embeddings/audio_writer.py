@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +39,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import EXCHANGE, atomic_file, replace_together, sweep_temporaries, undo_replacement
 from m2dprep.artifacts.folders import make_folder, remove_folder
 from m2dprep.artifacts.json_files import read_object, write_object
-from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.locks import FolderHolder, exclusive
 from m2dprep.artifacts.npy_files import npy_header
 from m2dprep.artifacts.tables import parquet_writer, read_parquet, write_parquet
 
@@ -88,7 +87,7 @@ class _Run(NamedTuple):
     rows: int
 
 
-class AudioStoreWriter:
+class AudioStoreWriter(FolderHolder):
     """Fills the store ``folder`` with the rows of ``sources``.
 
     ``settings`` describe model and reading, with ``contents``, ``dtype``, ``dim`` and ``feature_dim``; they are what an
@@ -113,7 +112,7 @@ class AudioStoreWriter:
         self._identity = {"format": FORMAT, "kind": KIND, **settings}
         self._sources_digest = texts_digest(text for source in sources for text in source)
         self._plan = fingerprint({**self._identity, "sources_digest": self._sources_digest})[:PLAN_DIGITS]
-        self._held = ExitStack()
+        super().__init__()
         self._numbers = {source.name: number for number, source in enumerate(sources)}
         if len(self._numbers) < len(sources):
             raise UserError(f"{_twice(sources)} is given twice; a store has every sound once.")
@@ -124,22 +123,8 @@ class AudioStoreWriter:
         if self.finished:
             return
         make_folder(folder)
-        with ExitStack() as stack:
-            stack.enter_context(exclusive(folder))
+        with self._beginning(folder):
             self._begin(overwrite)
-            self._held = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let other runs write to the folder."""
-        self._held.close()
 
     def _clear(self) -> None:
         self._earlier: AudioStore | None = None

@@ -8,10 +8,9 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ from m2dprep.artifacts.embeddings.store import (
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError, first_line
 from m2dprep.artifacts.files import sweep_temporaries, sync_folder
 from m2dprep.artifacts.json_files import read_object, write_object
-from m2dprep.artifacts.locks import exclusive
+from m2dprep.artifacts.locks import FolderHolder, exclusive
 from m2dprep.artifacts.npy_files import FilledRowFile, npy_header
 from m2dprep.artifacts.reading import named
 from m2dprep.artifacts.tables import write_parquet
@@ -50,7 +49,7 @@ SYNC_SECONDS = 5.0  # a shard's rows lie all over the array, so syncing each sha
 SYNC_SHARE = 0.1  # the largest share of the time spent syncing; slow disks are synced less often
 
 
-class EmbeddingStoreWriter:
+class EmbeddingStoreWriter(FolderHolder):
     """Fills a store and resumes after a kill: rows count only once they are synced to disk.
 
     ``settings`` describe the encoder (model, digest, pooling, prefix, …) and end up in ``meta.json``; together with the
@@ -84,15 +83,14 @@ class EmbeddingStoreWriter:
         self._sums = RowSums(index.num_rows)
         self.counts: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
-        self._held = ExitStack()
+        super().__init__()
         # A finished store is not written to, so no lock is needed.
         self.finished = not overwrite and self._is_finished()
         if self.finished:
             self._require_whole(index)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            stack.enter_context(exclusive(folder))
+        with self._beginning(folder):
             sweep_temporaries(folder)
             self._bring_back()
             if overwrite:
@@ -101,19 +99,8 @@ class EmbeddingStoreWriter:
                 self.finished = self._is_finished()  # another run may have finished it before the lock was ours
             if not self.finished:
                 self._begin(index, (index.num_rows, dim), dtype, overwrite)
-                self._held = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let other runs write to the folder. The next one computes rows again that were not synced."""
-        self._held.close()
+        if self.finished:
+            self.close()
 
     def _is_finished(self) -> bool:
         """Whether the store exists as asked for, and no interrupted run is about to replace it."""

@@ -2,12 +2,12 @@
 
 | path | its failures |
 |---|---|
-| a folder of log-mels (``_melspec``) | the sources that failed, also where an earlier array is kept |
+| a folder of log-mels | the sources that failed, also where an earlier array is kept; then what its pack lacks |
 | a data directory | those of all its folders of log-mels, whose names come before the sources' |
 | a store of embeddings of sounds | ``failures.parquet`` |
 | the folder of an export | ``_export/failures.csv`` |
 | a run, a prepared task | ``skipped.csv``, ``left_out.csv`` |
-| a pack (``_packed``) | the rows of its index that have a reason |
+| a pack (``_packed``) | the rows of its present index that have a reason |
 | a table (.parquet, .csv, .jsonl), as of tags | its rows that are not ``ok``, with ``reason`` and ``message`` |
 | a result of an evaluation (.json) | its list ``failures`` |
 """
@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 
 from m2dprep.artifacts.errors import Failure, UserError, first_line
 from m2dprep.artifacts.json_files import read_json_object
-from m2dprep.artifacts.layout import DataLayout, LmsLayout
+from m2dprep.artifacts.layout import PACKED_FOLDER, DataLayout, LmsLayout
 from m2dprep.artifacts.log_mels.array import FAILED, OK
+from m2dprep.artifacts.log_mels.pack import read_index, read_pack_meta
 from m2dprep.artifacts.log_mels.records import KEPT, KEPT_FOR_NOW, iter_records
 from m2dprep.artifacts.tables import UNREADABLE, open_parquet
 from m2dprep.artifacts.text_files import read_csv_table, read_header
@@ -33,7 +34,7 @@ from m2dprep.artifacts.text_files import read_csv_table, read_header
 NAMES = ("file_name", "source", "file", "clip_id")
 STATUS, REASON, MESSAGE = "status", "reason", "message"
 # The tables in which commands list failures, relative to the folders that they write.
-LISTS = ("failures.parquet", "_export/failures.csv", "skipped.csv", "left_out.csv", "index.parquet")
+LISTS = ("failures.parquet", "_export/failures.csv", "skipped.csv", "left_out.csv")
 LINES = (".jsonl", ".ndjson")
 TEXTS = (".csv", ".tsv")
 PURPOSE = "a list of what failed"
@@ -50,13 +51,15 @@ def failures_in(path: Path) -> Iterator[Failure]:
 
 
 def _of_folder(path: Path) -> Iterator[Failure]:
-    if LmsLayout(path).melspec.is_dir():
-        return _of_records(LmsLayout(path))
-    if folders := DataLayout(path).lms_folders():
+    if LmsLayout(path).melspec.is_dir() or (path / PACKED_FOLDER).is_dir():
+        return _of_log_mels(path)
+    if path.name == PACKED_FOLDER:
+        return _of_pack(path, wanted=True)
+    if folders := sorted({*DataLayout(path).lms_folders(), *(one.parent for one in path.glob(f"*/{PACKED_FOLDER}"))}):
         return (
             failure._replace(file_name=f"{folder.name}: {failure.file_name}") if len(folders) > 1 else failure
             for folder in folders
-            for failure in _of_records(LmsLayout(folder))
+            for failure in _of_log_mels(folder)
         )
     for name in LISTS:
         if (path / name).is_file():
@@ -67,6 +70,22 @@ def _of_folder(path: Path) -> Iterator[Failure]:
         f"{path} lists no failures: it is no folder of log-mels, no data directory, no store of embeddings, and has "
         f"none of {', '.join(LISTS)}."
     )
+
+
+def _of_log_mels(folder: Path) -> Iterator[Failure]:
+    layout = LmsLayout(folder)
+    if layout.melspec.is_dir():
+        yield from _of_records(layout)
+    yield from _of_pack(folder / PACKED_FOLDER)
+
+
+def _of_pack(folder: Path, *, wanted: bool = False) -> Iterator[Failure]:
+    """The arrays that a pack lacks. Raises `UserError` if it is damaged, or is ``wanted`` and not finished."""
+    meta = read_pack_meta(folder)
+    if meta is not None:
+        yield from _of_table(read_index(folder, meta), folder)
+    elif wanted:
+        raise UserError(f"{folder} is no finished pack (no meta.json); `m2dprep pack` makes one.")
 
 
 def _of_records(layout: LmsLayout) -> Iterator[Failure]:

@@ -24,7 +24,7 @@ ALIGNED = 1000
 
 def first_lines(failures: Iterable[Failure], count: int, all_of_them: str) -> list[str]:
     """A line for each of the first ten failures of ``count``, and one that says how to see all."""
-    found = list(islice(failures, SHOWN))
+    found = list(islice(failures, min(SHOWN, count)))
     lines = [f"failed: {one.file_name}: {one.reason}{f', {one.message}' if one.message else ''}" for one in found]
     more = count - len(found)
     return [*lines, f"… and {more:,} more failures ({all_of_them})"] if more > 0 else lines

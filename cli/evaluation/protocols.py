@@ -92,9 +92,9 @@ def zero_shot(
 ) -> None:
     """Classify the clips of CLIPS_CSV (columns file_name and label, or as ESC-50 calls them) by their classes' names.
 
-    CHECKPOINT is a checkpoint-<epoch>.pth, or a run folder: its newest. Clips are log-mel .npy files or audio files.
-    Each gets the class whose caption lies nearest to it; underscores in labels count as spaces. This is the short form
-    of `m2dprep evaluate zero-shot`.
+    CHECKPOINT is a .pth file or a run: its newest checkpoint, or the weights that its fine-tuning was judged by. Clips
+    are log-mel .npy files or audio files. Each gets the class whose caption lies nearest to it; underscores in labels
+    count as spaces. This is the short form of `m2dprep evaluate zero-shot`.
 
     \b
     Examples:

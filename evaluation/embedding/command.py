@@ -105,14 +105,11 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
     """
     windows = request.windows  # before the model is loaded
     file = checkpoint_file(request.checkpoint)
-    encoder = CheckpointEncoder(
-        file,
-        device=request.device,
-        batch_size=request.batch_size,
-        length=request.length,
-        positions=request.positions,
+    wanted = RowRequest(
+        file.absolute(), request.rows, request.device, request.batch_size, request.length, request.positions
     )
-    maker = RowMaker(encoder, request.rows, request.batch_size)
+    encoder = wanted.encoder()
+    maker = RowMaker(encoder, request.rows)
     reading = Reading(encoder.checkpoint.front_end, request.longest, request.ffmpeg, request.read_timeout)
     items = _items(request, reading)
     settings = {
@@ -126,11 +123,8 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
     sources = [StoredSource(item.name, item.stamp) for item in items]
     earlier = _names_in(request.output) if not request.overwrite else set()
     with AudioStoreWriter(request.output, settings, sources, overwrite=request.overwrite, retried=TRANSIENT) as writer:
-        made = (
-            set()
-            if writer.finished
-            else _fill(writer, items, maker, _row_request(file, encoder, request), runner, quiet)
-        )
+        here = replace(wanted, digest=encoder.digest)
+        made = set() if writer.finished else _fill(writer, items, maker, here, runner, quiet)
         if not writer.finished:
             where = [path_text(path.absolute()) for path in request.sounds]
             writer.finish({"checkpoint": str(file.absolute()), "model": encoder.name, "sounds": where})
@@ -176,18 +170,6 @@ def _names_in(folder: Path) -> set[str]:
         return set(AudioStore.open(folder).sources["file"].to_pylist())
     except (UserError, OSError):  # the writer says what is wrong
         return set()
-
-
-def _row_request(file: Path, encoder: CheckpointEncoder, request: EmbedRequest) -> RowRequest:
-    return RowRequest(
-        file.absolute(),
-        encoder.digest,
-        request.rows,
-        request.device,
-        request.batch_size,
-        request.length,
-        request.positions,
-    )
 
 
 def _fill(

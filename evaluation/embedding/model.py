@@ -24,7 +24,6 @@ from m2dprep.evaluation.embedding.sources import open_checkpoint
 from m2dprep.evaluation.encoders import CLAP, CheckpointEncoder
 from m2dprep.evaluation.reading import MAX_SECONDS, ClipLoader, Crop
 from m2dprep.evaluation.tagging.opening import reading_threads
-from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ def load(
     encoded: ``chunks`` that are averaged, ``whole`` (with ``positions`` interpolated or chunked), or ``fused``, as is
     the default of a checkpoint with fusion. Raises `UserError` if there is no such model.
     """
-    checkpoint = open_checkpoint(name_or_path)
-    return Model(
-        checkpoint,
+    encoder = CheckpointEncoder(
+        open_checkpoint(name_or_path),
         device=device,
         batch_size=batch_size,
         text_model=text_model,
@@ -65,33 +63,15 @@ def load(
         length=length,
         positions=positions,
     )
+    return Model(encoder)
 
 
 class Model:
     """A trained model. What it returns are NumPy arrays of float32, one row per sound or text."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "auto",
-        batch_size: int = 32,
-        text_model: str | None = None,
-        trust_remote_code: bool = False,
-        length: str | None = None,
-        positions: str = INTERPOLATED,
-    ) -> None:
-        self.checkpoint, self._batch_size = checkpoint, batch_size
-        self.encoder = CheckpointEncoder(
-            checkpoint,
-            device=device,
-            batch_size=batch_size,
-            text_model=text_model,
-            trust_remote_code=trust_remote_code,
-            length=length,
-            positions=positions,
-        )
-        self._config = ConvertConfig(checkpoint.front_end, min_seconds=0.0, max_seconds=MAX_SECONDS)
+    def __init__(self, encoder: CheckpointEncoder) -> None:
+        self.encoder, self.checkpoint = encoder, encoder.checkpoint
+        self._config = ConvertConfig(self.checkpoint.front_end, min_seconds=0.0, max_seconds=MAX_SECONDS)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {size:,}" for name, size in self.sizes.items())
@@ -189,7 +169,7 @@ class Model:
         """
         from m2dprep.evaluation.embedding.tags import tag_sounds
 
-        return tag_sounds(self.encoder, _listed(sounds), sample_rate, batch_size=self._batch_size, **options)
+        return tag_sounds(self.encoder, _listed(sounds), sample_rate, **options)
 
     def _are_embeddings(self, value: Any) -> bool:
         found = as_array(value)

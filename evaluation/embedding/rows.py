@@ -49,16 +49,26 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What a worker needs to make rows: a checkpoint, by its file and the digest of it, and settings; ``length`` and
-    ``positions`` are those of `AudioEncoder`."""
+    """What a worker needs to make rows: a checkpoint, by its file and the ``digest`` that this must have, and settings;
+    ``length`` and ``positions`` are those of `AudioEncoder`."""
 
     checkpoint: Path
-    digest: str
     settings: RowSettings
     device: str = "auto"
     batch_size: int = 32
     length: str | None = None
     positions: str = INTERPOLATED
+    digest: str = ""
+
+    def encoder(self) -> CheckpointEncoder:
+        """The model. Raises the errors of `CheckpointEncoder`."""
+        return CheckpointEncoder(
+            self.checkpoint,
+            device=self.device,
+            batch_size=self.batch_size,
+            length=self.length,
+            positions=self.positions,
+        )
 
 
 Numbered = tuple[int, Item]
@@ -79,14 +89,7 @@ def make_shard(shard: Sequence[Numbered], request: RowRequest) -> list[SourceRow
 
 @lru_cache(maxsize=1)
 def _maker(request: RowRequest) -> RowMaker:
-    encoder = CheckpointEncoder(
-        request.checkpoint,
-        device=request.device,
-        batch_size=request.batch_size,
-        length=request.length,
-        positions=request.positions,
-    )
-    return RowMaker(encoder, request.settings, request.batch_size)
+    return RowMaker(request.encoder(), request.settings)
 
 
 @dataclass
@@ -111,11 +114,11 @@ class _Result:
 class RowMaker:
     """Opens sounds and encodes them. Batches do not reach across shards, so that a shard always gives the same rows."""
 
-    def __init__(self, encoder: CheckpointEncoder, settings: RowSettings, batch_size: int = 32) -> None:
+    def __init__(self, encoder: CheckpointEncoder, settings: RowSettings) -> None:
         """Raises `UserError` if the checkpoint has no head for captions and CLAP embeddings are wanted."""
         if settings.contents != CONVENTIONAL:
             require_captions_head(encoder.checkpoint)
-        self.encoder, self._settings, self._batch_size = encoder, settings, batch_size
+        self.encoder, self._settings, self._batch_size = encoder, settings, encoder.batch_size
         self._most_frames = CHUNKS_PER_PIECE * encoder.checkpoint.config.input_size[1]
         self._waiting: list[tuple[_Result, np.ndarray]] = []
         self._frames = 0

@@ -28,7 +28,7 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
 
 def checkpoint_file(name_or_path: str | Path) -> Path:
-    """The file of a checkpoint: a file itself, the newest of a run folder, the one in a zip or on the hub.
+    """The file of a checkpoint: a file itself, that of a run (`find_checkpoint`), the one in a zip or on the hub.
 
     A zip is unpacked once, into a cache. Raises `UserError` if there is no such model.
     """

@@ -40,7 +40,6 @@ def tag_sounds(
     sounds: Sequence[Any],
     sample_rate: int | None = None,
     *,
-    batch_size: int = 32,
     labels: Sequence[str] | None = None,
     top: int = 5,
     threshold: float | None = None,
@@ -57,10 +56,11 @@ def tag_sounds(
     items = [_item(sound, place, sample_rate, reading) for place, sound in enumerate(sounds)]
     if labels is not None:
         choice = Choice(ClassNames(tuple(map(str, labels))), top, threshold)
-        rows = _by_words(encoder, items, choice, windows, batch_size)
+        rows = _by_words(encoder, items, choice, windows)
     else:
         names = _class_names(encoder.checkpoint, classes)
-        settings = TagSettings(Choice(names, top, threshold), windows, activation=activation, batch_size=batch_size)
+        choice = Choice(names, top, threshold)
+        settings = TagSettings(choice, windows, activation=activation, batch_size=encoder.batch_size)
         rows = _by_classes(encoder, items, settings)
     if failed := next((row for row in rows if row["status"] == FAILED), None):
         raise UserError(f"{failed['file_name']}: {failed['message']} ({failed['reason']}).")
@@ -95,15 +95,13 @@ def _by_classes(encoder: CheckpointEncoder, items: Sequence[Item], settings: Tag
         return [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _by_words(
-    encoder: CheckpointEncoder, items: Sequence[Item], choice: Choice, windows: Windows | None, batch_size: int
-) -> list[Row]:
+def _by_words(encoder: CheckpointEncoder, items: Sequence[Item], choice: Choice, windows: Windows | None) -> list[Row]:
     """Rows whose scores are cosines with "<label> can be heard"."""
     require_captions_head(encoder.checkpoint)
     if not choice.names.labels:
         raise UserError("labels lists no words.")
     words = encoder.encode_texts([DEFAULT_TEMPLATE.replace(LABEL_FIELD, label) for label in choice.names.labels])
-    maker = RowMaker(encoder, RowSettings(windows=windows, dtype="float32"), batch_size)
+    maker = RowMaker(encoder, RowSettings(windows=windows, dtype="float32"))
     found: list[Row] = []
     shard = list(enumerate(items))
     for one in next(make_here(maker, [shard]), []):

@@ -1,9 +1,9 @@
 """The rows of stores that are nearest to a query, exactly, in memory that does not grow with the stores.
 
-Every row is read once, a block at a time, and compared in float32. Rounding could swap rows that are as near as each
-other, so all rows that it could put among the best are compared again in float64, always in the same order of
-operations: equal rows have equal scores wherever they lie. Of equal scores the earlier store comes first, then the
-lower row.
+Every row is read once, a block at a time, and compared in float32, in whatever order a BLAS sums. Rounding could swap
+rows that are as near as each other, so all rows that it could put among the best are compared again in float64, always
+in the same order of operations: equal rows have equal scores wherever they lie. Of equal scores the earlier store comes
+first, then the lower row.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.npy_files import RowFile
 
-# Numbers that a thread reads and compares at once: in float32 they stay in the cache of a core.
-BLOCK_NUMBERS = 1 << 17
+# Numbers that a thread reads and compares at once: as they are and in float32 they stay in the cache of a core, and
+# they are too few for a BLAS to divide the work on them among threads of its own, which would wait for each other.
+BLOCK_NUMBERS = 1 << 16
 # PyTorch divides the work on more numbers than these among threads.
 UNDIVIDED_NUMBERS = (1 << 15) - 1
 # Rows whose scores are held at once, and after which those that cannot be among the best are forgotten.
@@ -149,7 +150,7 @@ def _score_part(file: RowFile, direction: np.ndarray, first: int, scores: np.nda
         if kept is not None and not kept.any():
             continue
         values = blocks.read(first + place.start, place.stop - place.start)
-        np.einsum("ij,j->i", values, direction, out=scores[place])
+        np.dot(values, direction, out=scores[place])
         if kept is not None:
             scores[place][~kept] = -np.inf
 

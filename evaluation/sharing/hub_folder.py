@@ -13,7 +13,6 @@ Nothing that only training needs is in it: no predictor, no target, no optimiser
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import Any
 
 import torch
 
-from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import write_text
-from m2dprep.artifacts.folders import make_folder
+from m2dprep.artifacts.folders import new_folder, require_new_folder
 from m2dprep.evaluation.sharing.card import CardRequest, model_card
 from m2dprep.evaluation.sharing.facts import facts_of
 from m2dprep.evaluation.tagging.class_names import BESIDE, ClassNames, own_class_names
@@ -33,7 +31,7 @@ from m2dprep.m2dclap.layouts import HEAD_PREFIX, TEXT_FOLDER, TEXT_PREFIX
 from m2dprep.m2dclap.reuse.exporting import encoder_weights
 from m2dprep.m2dclap.safetensors_file import write_safetensors
 
-CARD, PARTIAL = "README.md", ".partial"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -47,31 +45,23 @@ class HubFolder:
 
 
 def export_to_hub_folder(run: Path, folder: Path, request: CardRequest, results: Iterable[Path] = ()) -> HubFolder:
-    """Write the newest checkpoint of ``run`` (or the file) to the new folder ``folder``, whole or not at all.
+    """Write the checkpoint of ``run`` (`find_checkpoint`) to the new folder ``folder``, whole or not at all.
 
     Raises `UserError` if the folder holds something already, or a result is of another checkpoint.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose a new folder, or remove it.")
+    require_new_folder(folder)
     checkpoint = Checkpoint.read(find_checkpoint(run))
     facts = facts_of(checkpoint, run, results)
     names = own_class_names(checkpoint) if checkpoint.head_weights else None
     weights = hub_weights(checkpoint)
     card = model_card(checkpoint, facts, request, names.labels if names is not None else ())
-    place = folder.absolute()
-    make_folder(place.parent)
-    partial = place.with_name(place.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
-    if checkpoint.text_weights:
-        tower_inside(checkpoint).files.save(partial / TEXT_FOLDER)
-    if names is not None:
-        write_text(partial / BESIDE, "".join(f"{label}\n" for label in names.labels))
-    write_text(partial / CARD, card)
-    write_safetensors(partial, weights, hub_args(checkpoint, names))
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(place)
+    with new_folder(folder) as filling:
+        if checkpoint.text_weights:
+            tower_inside(checkpoint).files.save(filling / TEXT_FOLDER)
+        if names is not None:
+            write_text(filling / BESIDE, "".join(f"{label}\n" for label in names.labels))
+        write_text(filling / CARD, card)
+        write_safetensors(filling, weights, hub_args(checkpoint, names))
     parameters = sum(value.numel() for value in weights.values())
     return HubFolder(folder, parameters, len(facts.results), tuple(facts.untold))
 

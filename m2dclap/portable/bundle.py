@@ -6,7 +6,6 @@ The Python file is put together from the source of the modules that m2dprep itse
 from __future__ import annotations
 
 import ast
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,14 +18,15 @@ import torch
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import atomic_file, write_text
-from m2dprep.artifacts.folders import make_folder
+from m2dprep.artifacts.folders import new_folder, require_new_folder
 from m2dprep.audioprep.logmel import mel_filters, periodic_hann
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.fusion.kinds import NONE
 from m2dprep.m2dclap.portable.runtime import WEIGHTS_FILE, Sizes
 from m2dprep.m2dclap.reuse.classifier import load_head
+from m2dprep.m2dclap.reuse.saving import save_tensors
 
-MODULE, PARTIAL = "m2d_portable.py", ".partial"
+MODULE = "m2d_portable.py"
 # What the file takes from which module, in an order in which each part finds what it needs.
 PARTS = {
     "m2dprep.m2dclap.vit": (
@@ -79,22 +79,14 @@ def write_portable(checkpoint: Checkpoint, folder: Path, classes: Sequence[str] 
     Raises `UserError` if there is something in the folder already, a weight is missing or not finite, or the model
     fuses channels.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose a new folder, or remove it.")
+    require_new_folder(folder)
     if checkpoint.config.fusion != NONE:
         raise UserError(f"{checkpoint.path} fuses channels of long clips, which the portable encoder cannot.")
     state = portable_state(checkpoint, classes)
-    place = folder.absolute()
-    make_folder(place.parent)
-    partial = place.with_name(place.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
-    with atomic_file(partial / WEIGHTS_FILE) as file:
-        torch.save(state, file)
-    write_text(partial / MODULE, portable_source())
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(place)
+    with new_folder(folder) as filling:
+        with atomic_file(filling / WEIGHTS_FILE) as file:
+            save_tensors(state, file)
+        write_text(filling / MODULE, portable_source())
     return Portable(folder / MODULE, folder / WEIGHTS_FILE, sum(one.numel() for one in state["weights"].values()))
 
 

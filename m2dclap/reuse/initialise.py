@@ -35,7 +35,7 @@ KEPT = ("norm_stats",)
 
 
 def initialise(model: M2DCLAP, path: Path) -> str:
-    """Copy a checkpoint's weights (a file, or a run folder's newest) into ``model``; returns a line on what fits.
+    """Copy a checkpoint's weights (`find_checkpoint`) into ``model``; returns a line on what fits.
 
     The encoder must fit. If the target is missing (an encoder alone, or a fine-tuned one), it starts as the encoder. A
     predictor or projections that are missing or of another shape keep their random start. Positions are fitted to the

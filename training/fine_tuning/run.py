@@ -5,6 +5,7 @@ RUN/                     as every run of training (`training.run_folder`), and
 RUN/result.json          the score on the test clips by the best epoch's weights
 RUN/classes.csv          index, label and name of each class
 RUN/<model>-…/classes.txt                the labels, a line each, in the order of the scores
+RUN/<model>-…/args.json                  what the weights beside it do not say of themselves: sizes, front end, classes
 RUN/<model>-…/weights_ep<epoch>it<step>-<score>_loss<loss>.pth      the best epoch's weights, as EVAR writes them
 RUN/fold-<name>/         the run of a fold; then RUN has the result of all of them alone
 ```
@@ -26,11 +27,12 @@ from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.failures.shown import first_lines
 from m2dprep.artifacts.files import write_text
+from m2dprep.artifacts.json_files import write_object
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.tagging.class_names import names_of
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
-from m2dprep.m2dclap.checkpoint_file import read_file
+from m2dprep.m2dclap.checkpoint_file import ARGS, RESULT, read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
 from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
 from m2dprep.m2dclap.reuse.fine_tuned import FineTuned, load_encoder
@@ -51,7 +53,7 @@ from m2dprep.training.signals import was_told
 from m2dprep.training.state import TrainState
 from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_log
 
-RESULT, CLASSES = "result.json", "classes.csv"
+CLASSES = "classes.csv"
 # Beside the checkpoints: a class per line, in the order of the scores.
 CLASS_LIST = "classes.txt"
 DEFAULT_FRAMES = 1001
@@ -234,6 +236,7 @@ def _open_run(
     rows = [(str(index), label, names.get(label, "")) for index, label in enumerate(data.classes)]
     write_csv(out / CLASSES, ("index", "label", "name"), rows)
     write_text(run.checkpoints / CLASS_LIST, "".join(f"{label}\n" for label in data.classes))
+    write_object(run.checkpoints / ARGS, _checkpoint_args(start, data, state.objective, config))
     return run
 
 

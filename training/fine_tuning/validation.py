@@ -6,7 +6,6 @@ name, ``weights_ep<epoch>it<step>-<score>_loss<loss>.pth``, whose numbers count 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.protocols.metrics import average_precision
+from m2dprep.m2dclap.checkpoint_file import BEST_NAME
 from m2dprep.m2dclap.distributed import autocast
 from m2dprep.training.fine_tuning.clips import BatchKey, LabelledClips
 from m2dprep.training.fine_tuning.objective import FineTuning, LabelInput, label_loss
@@ -26,7 +26,6 @@ from m2dprep.training.state import write_weights
 from m2dprep.training.validation import evaluating
 
 BATCH = 64
-WEIGHTS_NAME = re.compile(r"weights_ep(\d+)it\d+-[\d.]+_loss[\d.]+\.pth")
 
 
 class Judged(NamedTuple):
@@ -164,5 +163,5 @@ def best_in_log(log: Path, name: str, *, first_wins: bool = False) -> Best | Non
 
 def weights_in(folder: Path) -> list[tuple[Path, int]]:
     """The files of weights in a folder, and their epochs, which count from 1."""
-    named = [(path, WEIGHTS_NAME.fullmatch(path.name)) for path in (folder.iterdir() if folder.is_dir() else ())]
+    named = [(path, BEST_NAME.fullmatch(path.name)) for path in (folder.iterdir() if folder.is_dir() else ())]
     return sorted((path, int(match[1]) + 1) for path, match in named if match)

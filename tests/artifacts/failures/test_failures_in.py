@@ -16,8 +16,10 @@ import pytest
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.failures.reading import failures_in
 from m2dprep.artifacts.failures.shown import chosen, first_lines, say_first_in, summary, write
-from m2dprep.artifacts.layout import LmsLayout
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout
+from m2dprep.artifacts.log_mels.pack import PACK_SCHEMA, finish_pack, shard_index_path, shard_path
 from m2dprep.artifacts.log_mels.records import append_records
+from m2dprep.artifacts.tables import write_parquet
 from tests.cli.invocation import commands, refused, run
 
 ODD = 'a "b", c\r\n<d>.wav'
@@ -113,6 +115,38 @@ def test_a_data_directory_has_the_failures_of_its_folders(tmp_path: Path) -> Non
     records(tmp_path / "y_lms")
     assert len(list(failures_in(tmp_path))) == 4
     assert {one.file_name.partition(": ")[0] for one in failures_in(tmp_path)} == {"x_lms", "y_lms"}
+
+
+def packed(folder: Path, generation: int = 1) -> Path:
+    """A pack that lacks A and B; one that replaces another has other names."""
+    pack = folder / PACKED_FOLDER
+    pack.mkdir(parents=True, exist_ok=True)
+    rows = [{"file_name": one.file_name, "reason": one.reason, "message": one.message} for one in (A, B)]
+    good = {"file_name": "good.wav.npy", "shard": 0, "start": 0, "frames": 3, "digest": "0"}
+    write_parquet(shard_index_path(pack, 0, generation), pa.Table.from_pylist([good, *rows], schema=PACK_SCHEMA))
+    shard_path(pack, 0, generation).write_bytes(b"frames")
+    finish_pack(pack, 1, {"layout": "time-major", "dtype": "float32", "n_mels": 80, "config": None}, generation)
+    return folder
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize("given", ["x_lms", "x_lms/_packed", "."])
+def test_what_a_pack_lacks_is_found_by_the_folder_and_by_the_pack(given: str, generation: int, tmp_path: Path) -> None:
+    for number in range(generation):
+        packed(tmp_path / "x_lms", number + 1)
+    assert sorted(failures_in(tmp_path / given)) == sorted([A, B])
+
+
+def test_what_a_pack_lacks_comes_after_what_was_not_converted(tmp_path: Path) -> None:
+    packed(records(tmp_path / "x_lms"))
+    for given in ("x_lms", "."):
+        assert [one.reason for one in failures_in(tmp_path / given)] == ["empty", "truncated"] * 2
+
+
+def test_a_pack_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x_lms" / PACKED_FOLDER).mkdir(parents=True)
+    refused(run("failures", tmp_path / "x_lms" / PACKED_FOLDER), 2, "no finished pack")
+    assert list(failures_in(tmp_path / "x_lms")) == []
 
 
 def test_a_source_whose_earlier_array_is_kept_has_failed(tmp_path: Path) -> None:

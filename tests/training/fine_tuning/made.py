@@ -10,6 +10,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from m2dprep.cli.main import m2dprep
+from m2dprep.m2dclap.checkpoint import checkpoints_in
 from m2dprep.training.log import read_log
 from m2dprep.training.speed import TIMING_METRICS
 
@@ -40,6 +41,12 @@ def label_data(data: Path, path: Path, *, test_from: int | None = None, several:
 
 def fine_tune(*arguments: object) -> Result:
     return CliRunner().invoke(m2dprep, ["fine-tune", *map(str, arguments)])
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """What a run goes on from; `find_checkpoint` of a finished one gives the weights that its result is about."""
+    (folder,) = run.glob("m2d_clap_vit_tiny-*")
+    return checkpoints_in(folder)[-1]
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

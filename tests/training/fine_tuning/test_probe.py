@@ -13,9 +13,8 @@ from click.testing import CliRunner
 
 from m2dprep.cli.main import m2dprep
 from m2dprep.evaluation.protocols.result import Result
-from m2dprep.m2dclap.checkpoint import find_checkpoint
 from tests.evaluation.made_clips import write_checkpoint
-from tests.training.fine_tuning.made import fine_tune, lines_of, write_labels
+from tests.training.fine_tuning.made import fine_tune, lines_of, newest_checkpoint, write_labels
 
 pytestmark = pytest.mark.slow
 MakeData = Callable[..., Path]
@@ -59,7 +58,7 @@ def test_it_begins_with_the_head_of_linear_evaluation(place: Path, tmp_path: Pat
     assert tuned.details["predicted"] == linear.details["predicted"]
     assert f"linear probe: valid accuracy {linear.details['runs'][0]['best_valid']:.4f}" in said
     weights = torch.load(next((tmp_path / "run").rglob("weights_*.pth")), weights_only=True)
-    state = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)["model"]
+    state = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)["model"]
     for found in (weights, state):
         assert found["module.head.norm.running_mean"].abs().max() > 1e-3
         assert found["module.head.norm.num_batches_tracked"] == 0
@@ -68,7 +67,7 @@ def test_it_begins_with_the_head_of_linear_evaluation(place: Path, tmp_path: Pat
 def test_statistics_stay_and_the_rest_learns(place: Path, tmp_path: Path) -> None:
     probed(place, tmp_path / "still", "--lr", 1e-12, "--min-lr", 0)
     probed(place, tmp_path / "run", "--lr", 1e-3)
-    one, other = (torch.load(find_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("still", "run"))
+    one, other = (torch.load(newest_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("still", "run"))
     for name in ("running_mean", "running_var"):
         assert one[f"module.head.norm.{name}"].equal(other[f"module.head.norm.{name}"])
     assert not one["module.head.mlp.mlp.0.weight"].equal(other["module.head.mlp.mlp.0.weight"])
@@ -81,12 +80,12 @@ def test_it_goes_on_without_another_probe(place: Path, tmp_path: Path) -> None:
     probed(place, tmp_path / "whole", "--save-every", 1, "--keep", 0)
     probed(place, tmp_path / "cut", "--save-every", 1, "--keep", 0)
     cut = tmp_path / "cut"
-    for path in [*cut.rglob("weights_*.pth"), cut / "result.json", find_checkpoint(cut)]:
+    for path in [*cut.rglob("weights_*.pth"), cut / "result.json", newest_checkpoint(cut)]:
         path.unlink()
     said = probed(place, cut, "--save-every", 1, "--keep", 0)
     assert "going on from" in said and "linear probe" not in said
     assert lines_of(cut)[-1]["loss"] == lines_of(tmp_path / "whole")[-1]["loss"]
-    one, other = (torch.load(find_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("whole", "cut"))
+    one, other = (torch.load(newest_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("whole", "cut"))
     assert all(value.equal(other[key]) for key, value in one.items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from m2dprep.artifacts.tables import read_csv_columns
 from m2dprep.audioprep.pack import pack
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.sharing.card import CardRequest
+from m2dprep.evaluation.sharing.hub_folder import export_to_hub_folder
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.layouts import parts_of
 from m2dprep.training.log import proofs_of_run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
-from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, write_labels
+from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, newest_checkpoint, write_labels
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +83,7 @@ def test_files_of_a_run(finished: Path) -> None:
     assert read_csv_columns(finished / "classes.csv", ["label"], "x")["label"] == kinds
     assert (folder / "classes.txt").read_text().splitlines() == kinds
     proofs = dict(proofs_of_run(finished))
-    assert {best_weights(finished), finished / "result.json"} <= set(proofs)
+    assert {best_weights(finished), finished / "result.json", folder / "args.json"} <= set(proofs)
     assert all(proof() for proof in proofs.values())
 
 
@@ -119,11 +122,38 @@ def test_scores_follow_from_the_file_alone(finished: Path, place: Path) -> None:
 
 def test_weights_are_read_where_checkpoints_are(finished: Path, tmp_path: Path, make_data: MakeData) -> None:
     assert CheckpointEncoder(best_weights(finished)).parts == {"stacked": 320, "clap": 64}
-    newest = find_checkpoint(finished)
+    newest = newest_checkpoint(finished)
     assert newest.name == "checkpoint-3.pth" and len(parts_of(torch.load(newest, weights_only=True)).head) == 5
     again = fine_tune(*arguments(place_of(finished, tmp_path, make_data), tmp_path / "again"))
     assert again.exit_code == 0, again.output
     assert "its classifier is replaced" in again.stderr
+
+
+def test_a_finished_run_means_the_weights_that_its_result_is_about(finished: Path, tmp_path: Path) -> None:
+    """They say of themselves what a checkpoint says, and its card states the score."""
+    judged, newest = best_weights(finished), newest_checkpoint(finished)
+    assert find_checkpoint(finished) == find_checkpoint(judged.parent) == judged
+    one, other = Checkpoint.read(judged), Checkpoint.read(newest)
+    assert (one.config, one.front_end, one.norm_stats) == (other.config, other.front_end, other.norm_stats)
+    assert one.text_model == other.text_model
+    assert one.args["classes"] == other.args["classes"] != []
+    result = Result.read(finished / "result.json")
+    assert result.digests["checkpoint"] == CheckpointEncoder(finished, device="cpu").digest
+    shared = export_to_hub_folder(finished, tmp_path / "shared", CardRequest("x", "unknown"))
+    assert f"{100 * result.score:.2f}" in (shared.folder / "README.md").read_text()
+    assert shared.scores == 1
+
+
+def test_until_it_is_tested_a_run_means_its_newest_checkpoint(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    assert find_checkpoint(tmp_path / "run").name == "checkpoint-3.pth"
+
+
+def test_the_weights_alone_are_enough(finished: Path, tmp_path: Path) -> None:
+    """Somebody needs space and removes what a run would go on from."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert find_checkpoint(tmp_path / "run").name == best_weights(finished).name
 
 
 def place_of(finished: Path, folder: Path, make_data: MakeData) -> Path:
@@ -191,7 +221,7 @@ def test_a_run_that_ends_early_goes_on_to_the_same_bytes(
     assert result.exit_code == 0, result.output
     assert lines_of(out) == lines_of(finished)
     assert best_weights(out).read_bytes() == best_weights(finished).read_bytes()
-    one, other = (torch.load(find_checkpoint(run), weights_only=True) for run in (out, finished))
+    one, other = (torch.load(newest_checkpoint(run), weights_only=True) for run in (out, finished))
     assert all(value.equal(other["model"][key]) for key, value in one["model"].items())
     moments = one["optimizer"]["state"]
     assert all(moments[i]["momentum_buffer"].equal(other["optimizer"]["state"][i]["momentum_buffer"]) for i in moments)
@@ -213,7 +243,9 @@ def test_two_processes_equal_one(place: Path, tmp_path: Path, changes: tuple[obj
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
     assert pair[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
     assert pair[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-4)
-    one, other = (torch.load(find_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("pair", "alone"))
+    one, other = (
+        torch.load(newest_checkpoint(tmp_path / run), weights_only=True)["model"] for run in ("pair", "alone")
+    )
     for key, value in one.items():
         torch.testing.assert_close(value, other[key], rtol=1e-2, atol=2e-3, msg=key)
     scores = [Result.read(tmp_path / run / "result.json").score for run in ("pair", "alone")]
