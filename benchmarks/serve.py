@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from m2dprep.evaluation.serving.serve import ServeRequest  # noqa: E402
+from m2dprep.evaluation.serving.opening import Shown  # noqa: E402
 from tests.evaluation.serving.browser import chromium  # noqa: E402
 from tests.evaluation.serving.made_server import served  # noqa: E402
 from tests.evaluation.serving.made_store import KINDS, embeddings_of, write_map, write_store  # noqa: E402
@@ -41,7 +41,7 @@ def main(clips: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", names, embeddings_of(kinds))
         write_map(store, kinds)
-        with served(ServeRequest(store)) as (_, address, _), chromium() as page:
+        with served(Shown([store])) as (_, address, _), chromium() as page:
             firsts, answers, frames = [], [], []
             for number in range(ROUNDS):
                 page.open(address)

@@ -1,4 +1,4 @@
-"""The command serve: a store of sounds as a page in the browser."""
+"""The command serve: stores of sounds as a page in the browser."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ from m2dprep.cli.options import (
 
 
 @click.command(cls=TableCommand)
-@click.argument("store", type=PATH)
+@click.argument("stores", type=PATH, nargs=-1, required=True, metavar="STORE…")
 @titled(
     "What is shown",
     click.option(
         "--audio",
         type=PATH,
-        default=None,
+        multiple=True,
         show_default="no sound",
         metavar="ROOT",
-        help="Play the sounds below this folder, the one that the store was made from.",
+        help="Play the sounds below this folder, the one that the store was made from. Of several stores, give it once "
+        "for all, or once for each in their order (- for none); the same holds for the next three.",
     ),
     click.option(
         "--log-mels",
         type=PATH,
-        default=None,
+        multiple=True,
         show_default="computed from the sounds",
         help="Show the log-mels of this folder (or pack) of `melspec`.",
     ),
     click.option(
         "--captions",
         type=PATH,
-        default=None,
+        multiple=True,
         help="Show the captions and labels of this captions.parquet, or of this data directory.",
     ),
     click.option(
         "--labels",
         type=PATH,
-        default=None,
+        multiple=True,
         help="Show the labels of this CSV with columns file_name and label; ESC-50's own table works too.",
     ),
     id_column_option,
@@ -60,7 +61,7 @@ from m2dprep.cli.options import (
         "--map-points",
         type=click.IntRange(min=1, max=200_000),
         default=10_000,
-        help="Put at most this many rows on the map, drawn at random from a larger store.",
+        help="Put at most this many rows on the map, drawn at random if there are more.",
     ),
     seed_option,
 )
@@ -110,30 +111,43 @@ from m2dprep.cli.options import (
     click.option("--open", "opens", is_flag=True, help="Open the page in the browser."),
     json_option,
 )
-def serve(store: Path, opens: bool, as_json: bool, **options: Any) -> None:
-    """Serve STORE, made by `m2dprep embed-audio`, as a page in the browser: search by words, listen, look at the map.
+def serve(
+    stores: tuple[Path, ...],
+    host: str,
+    port: int | None,
+    names: tuple[str, ...],
+    token: bool,
+    opens: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Serve each STORE, made by `m2dprep embed-audio`, on a page in the browser: search by words, listen, see the map.
 
     The page shows the clips with their log-mels, captions and labels, plays them, finds others that sound alike, and
     draws all of them on a map (t-SNE, made once and kept in the store). It ends with Ctrl-C. Nothing but the sounds
-    that the store lists is served, and by default only to this machine.
+    that a store lists is served, and by default only to this machine. Several stores are shown as one if one model made
+    them, and can be told apart.
 
     \b
     Examples:
       m2dprep serve sounds_emb --audio recordings
+      m2dprep serve day1_emb day2_emb --audio day1 --audio day2
       m2dprep serve sounds_emb --audio ESC-50/audio --labels ESC-50/meta/esc50.csv --open
       m2dprep serve sounds_emb --audio shards --captions data/captions.parquet --host 0.0.0.0 --port 9000
     """
-    from m2dprep.evaluation.serving.serve import ServeRequest
+    from m2dprep.evaluation.serving.opening import Shown
+    from m2dprep.evaluation.serving.serve import Listening
     from m2dprep.evaluation.serving.serve import serve as run
 
-    def ready(address: str, notes: list[str]) -> None:
-        for note in notes:
-            click.echo(note, err=True)
+    def ready(address: str) -> None:
         click.echo(json.dumps({"url": address}) if as_json else address)
         sys.stdout.flush()
         click.echo("Ctrl-C ends it.", err=True)
         if opens:
             webbrowser.open(address)
 
-    run(ServeRequest(store, **options), ready)
+    def note(words: str) -> None:
+        click.echo(words, err=True)
+
+    run(Shown(stores, **options), Listening(host, port, names, token), ready, note)
     click.echo("Stopped.", err=True)

@@ -14,13 +14,13 @@ from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.evaluation.described import Described, DescribedRows
+from m2dprep.evaluation.search.shelf import SHORT, require_one_model
 from m2dprep.evaluation.search.top import Found, top_rows
 from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
 DIGITS = 6
 # From so many rows on, exact search takes seconds and an index pays.
 MANY_ROWS = 10_000_000
-SHORT = 12
 
 
 @dataclass(frozen=True)
@@ -122,26 +122,9 @@ def search(request: SearchRequest) -> SearchResult:
 
 def open_stores(folders: Sequence[Path]) -> list[AudioStore]:
     """The stores, which one model must have made. Raises `UserError` if one has no CLAP embeddings, or another's."""
-    if not folders:
-        raise UserError("no store to search.")
     stores = [AudioStore.open(folder).require_clap() for folder in folders]
-    first = stores[0]
-    for store in stores[1:]:
-        if store.dim != first.dim:
-            raise UserError(
-                f"{store.folder} has embeddings of {store.dim:,} numbers, {first.folder} of {first.dim:,}; stores that "
-                "are searched together are of one model."
-            )
-        if store.checkpoint != first.checkpoint:
-            raise UserError(
-                f"{store.folder} was made by another checkpoint ({_made_by(store)}) than {first.folder} "
-                f"({_made_by(first)}); stores that are searched together are of one model."
-            )
+    require_one_model(stores)
     return stores
-
-
-def _made_by(store: AudioStore) -> str:
-    return f"{store.meta.get('checkpoint')}, {store.checkpoint[:SHORT]}"
 
 
 def _length_of(store: AudioStore) -> tuple[str | None, str]:

@@ -1,7 +1,8 @@
-"""A store as a map: its rows as points in a plane, near each other if they sound alike (t-SNE).
+"""Stores as a map: their rows as points in a plane, near each other if they sound alike (t-SNE).
 
 The map is made once and kept in the store as ``map.npz``, with a fingerprint of the embeddings and the settings:
-another store, or other settings, make a new one. Of a large store, a sample of the rows is on the map.
+another store, or other settings, make a new one. Of many rows, a sample is on the map. A map of several stores is kept
+in the first of them, as ``map_of_several.npz``.
 """
 
 from __future__ import annotations
@@ -9,26 +10,26 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from m2dprep.artifacts.digests import fingerprint
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.store import EMBEDDINGS
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_bytes
 from m2dprep.artifacts.reading import read_file
+from m2dprep.evaluation.search.shelf import Shelf
 
-FILE = "map.npz"
+FILE, FILE_OF_SEVERAL = "map.npz", "map_of_several.npz"
 FORM = 1
 # Components that t-SNE starts from; more add noise and time, as its author advises.
 COMPONENTS = 50
 PERPLEXITY = 30.0
 # Fewer points than these have no neighbourhoods to keep; they are laid out by their principal components.
 FEWEST = 6
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -48,46 +49,59 @@ class Map:
     points: np.ndarray
 
 
-def map_fingerprint(store: AudioStore, settings: MapSettings) -> str:
+class Made(NamedTuple):
+    """The bytes of a map's file, and why the file could not be kept, if it could not."""
+
+    data: bytes
+    trouble: str
+
+
+def map_file(shelf: Shelf) -> Path:
+    """Where the map of these stores is kept."""
+    return shelf.stores[0].folder / (FILE if len(shelf.stores) == 1 else FILE_OF_SEVERAL)
+
+
+def map_fingerprint(shelf: Shelf, settings: MapSettings) -> str:
     """What the map depends on: the embeddings, by their digests, and the settings."""
-    digests = store.meta.get("digests", {}).get(EMBEDDINGS, "")
-    return fingerprint({"form": FORM, "embeddings": digests, "rows": len(store), **asdict(settings)})
+    digests = [store.meta.get("digests", {}).get(EMBEDDINGS, "") for store in shelf.stores]
+    rows = list(map(len, shelf.stores))
+    made_of = {"embeddings": digests[0], "rows": rows[0]} if len(rows) == 1 else {"embeddings": digests, "rows": rows}
+    return fingerprint({"form": FORM, **made_of, **asdict(settings)})
 
 
-def read_map(store: AudioStore, settings: MapSettings) -> Map | None:
+def read_map(shelf: Shelf, settings: MapSettings) -> Map | None:
     """The map that is kept in the store; None if there is none, it is damaged, or it is of other embeddings."""
     try:
-        return map_from_bytes(read_file(store.folder / FILE).tobytes(), store, settings)
+        return map_from_bytes(read_file(map_file(shelf)).tobytes(), shelf, settings)
     except (UserError, OSError):
         return None
 
 
-def map_from_bytes(data: bytes, store: AudioStore, settings: MapSettings) -> Map | None:
+def map_from_bytes(data: bytes, shelf: Shelf, settings: MapSettings) -> Map | None:
     """The map in the bytes of a file; None if it is damaged, or of other embeddings. Nothing is unpickled."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as kept:
-            if str(kept["fingerprint"]) != map_fingerprint(store, settings):
+            if str(kept["fingerprint"]) != map_fingerprint(shelf, settings):
                 return None
             rows, points = kept["rows"].astype(np.int64), kept["points"].astype(np.float32)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
         return None
     fits = rows.ndim == 1 and points.shape == (len(rows), 2) and bool(np.isfinite(points).all())
     ascending = fits and bool((np.diff(rows) > 0).all())
-    return Map(rows, points) if ascending and (not len(rows) or 0 <= rows[0] <= rows[-1] < len(store)) else None
+    return Map(rows, points) if ascending and (not len(rows) or 0 <= rows[0] <= rows[-1] < len(shelf)) else None
 
 
-def make_map(store: AudioStore, settings: MapSettings) -> bytes:
-    """Make the map of a store, and keep it there if the folder can be written to. Returns the bytes of its file."""
-    rows = rows_of_map(len(store), settings)
-    embeddings = np.empty((len(rows), store.dim), np.float32)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        embeddings[start : start + ROWS_AT_ONCE] = store.embeddings[rows[start : start + ROWS_AT_ONCE]]
+def make_map(shelf: Shelf, settings: MapSettings) -> Made:
+    """Make the map of the stores, and keep it if their folder can be written to."""
+    rows = rows_of_map(len(shelf), settings)
     file = io.BytesIO()
-    points = project(embeddings, settings)
-    np.savez_compressed(file, fingerprint=map_fingerprint(store, settings), rows=rows, points=points)
-    with suppress(OSError):  # a store that only others may write to
-        write_bytes(store.folder / FILE, file.getvalue())
-    return file.getvalue()
+    points = project(shelf.take(rows), settings)
+    np.savez_compressed(file, fingerprint=map_fingerprint(shelf, settings), rows=rows, points=points)
+    try:
+        write_bytes(map_file(shelf), file.getvalue())
+    except OSError as error:  # a full disk, or a store that only others may write to
+        return Made(file.getvalue(), f"{map_file(shelf)} cannot be written ({error.strerror or first_line(error)})")
+    return Made(file.getvalue(), "")
 
 
 def rows_of_map(count: int, settings: MapSettings) -> np.ndarray:

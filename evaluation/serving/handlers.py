@@ -188,6 +188,7 @@ class Clips(Handler):
             words=self.get_query_argument("words", ""),
             like=self._number("like", None),
             labels=tuple(self.get_query_arguments("label", strip=False)),
+            stores=tuple(_whole_number(text, "store") for text in self.get_query_arguments("store")),
             rows=self._rows(),
             offset=self._number("offset", 0) or 0,
             limit=self._number("limit", 60) or 0,
@@ -282,12 +283,12 @@ class Bytes(Handler):
 class Sound(Bytes):
     def find(self, number: int) -> Served:
         transcode = self.get_query_argument("as", "") == "wav"
-        return self.site.media.sound(self.site.catalogue.row(number), transcode=transcode)
+        return self.site.sound(number, transcode=transcode)
 
 
 class Picture(Bytes):
     def find(self, number: int) -> Served:
-        return self.site.media.log_mel(self.site.catalogue.row(number))
+        return self.site.log_mel(number)
 
 
 class Nothing(Handler):

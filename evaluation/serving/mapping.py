@@ -1,4 +1,4 @@
-"""The map of a store while the page is served: read if it was made before, else made in a process of its own.
+"""The map of stores while the page is served: read if it was made before, else made in a process of its own.
 
 t-SNE of ten thousand points takes its time. It must neither hold up the page nor the end of the server.
 """
@@ -10,28 +10,30 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.process import die_with_parent
 from m2dprep.evaluation.search.projection import Map, MapSettings, make_map, map_from_bytes, read_map
+from m2dprep.evaluation.search.shelf import Shelf
 
 # People look at the page while the map is made.
 NICENESS = 10
-FAILED = "The map could not be made"
+FAILED, CHANGED = "The map could not be made", "the store has been made anew since the page was started"
 
 
 class MapInTheMaking:
-    """The map of a store: ``state`` is ``making``, ``ready`` or ``none``, and ``reason`` says why there is none."""
+    """The map of stores: ``state`` is ``making``, ``ready`` or ``none``, and ``reason`` says why there is none."""
 
-    def __init__(self, store: AudioStore, settings: MapSettings) -> None:
-        self._store, self._settings = store, settings
-        self.map = read_map(store, settings)
+    def __init__(self, shelf: Shelf, settings: MapSettings, note: Callable[[str], None] = lambda words: None) -> None:
+        """``note`` is told, in another thread, if a map that was made could not be kept."""
+        self._shelf, self._settings, self._note = shelf, settings, note
+        self.map = read_map(shelf, settings)
         self.reason = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -53,7 +55,8 @@ class MapInTheMaking:
 
     def _make(self) -> None:
         command = [sys.executable, "-P", "-m", __name__, str(os.getpid())]
-        request = json.dumps({"store": str(self._store.folder.absolute()), "settings": asdict(self._settings)})
+        folders = [str(store.folder.absolute()) for store in self._shelf.stores]
+        request = json.dumps({"stores": folders, "settings": asdict(self._settings)})
         try:
             with self._lock:
                 if self._ended:
@@ -62,10 +65,14 @@ class MapInTheMaking:
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
                 )
             made, said = self._process.communicate(request.encode())
-            self.map = map_from_bytes(made, self._store, self._settings) if self._process.returncode == 0 else None
-            if self.map is None:
-                last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
-                self.reason = f"{FAILED}: {last[0] if last else f'its process ended with {self._process.returncode}'}"
+            last = next(iter(said.decode("utf-8", "replace").strip().splitlines()[-1:]), "")
+            self.map = map_from_bytes(made, self._shelf, self._settings) if self._process.returncode == 0 else None
+            if self.map is None and not self._process.returncode:
+                self.reason = f"{FAILED}: {CHANGED}."
+            elif self.map is None:
+                self.reason = f"{FAILED}: {last or f'its process ended with {self._process.returncode}'}"
+            elif last:
+                self._note(f"The map is not kept, and will be made anew the next time: {last}.")
         except OSError as error:
             self.reason = f"{FAILED}: {error}"
         finally:
@@ -91,11 +98,13 @@ def main() -> None:
     os.nice(NICENESS)
     request = json.load(sys.stdin)
     try:
-        made = make_map(AudioStore.open(Path(request["store"])), MapSettings(**request["settings"]))
+        shelf = Shelf.open([Path(folder) for folder in request["stores"]])
+        made = make_map(shelf, MapSettings(**request["settings"]))
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    sys.stdout.buffer.write(made)
+    print(made.trouble, file=sys.stderr)
+    sys.stdout.buffer.write(made.data)
 
 
 if __name__ == "__main__":

@@ -124,12 +124,30 @@ class Kept:
             return data
 
 
-class Media:
-    """Sounds and pictures of rows. Without ``root`` there is no sound; pictures then come from ``log_mels`` alone."""
+class Caches:
+    """What was made last. Several stores share it."""
 
-    def __init__(self, sources: Sources | None, log_mels: StoredLogMels | None, config: LogMelConfig) -> None:
+    def __init__(self) -> None:
+        self.sounds, self.pictures = Kept(SOUND_BYTES), Kept(PICTURE_BYTES)
+
+
+class Media:
+    """Sounds and pictures of the rows of a store. Without ``sources`` there is no sound; pictures then come from
+    ``log_mels`` alone."""
+
+    def __init__(
+        self,
+        sources: Sources | None,
+        log_mels: StoredLogMels | None,
+        config: LogMelConfig,
+        caches: Caches | None = None,
+    ) -> None:
         self._sources, self._log_mels, self._config = sources, log_mels, config
-        self._sounds, self._pictures = Kept(SOUND_BYTES), Kept(PICTURE_BYTES)
+        self._caches = caches or Caches()
+        # Another store may have a row of the same name, and there a file of the same size and time.
+        self._of = (
+            f"{sources.root.absolute() if sources else ''}:{log_mels.root.absolute() if log_mels else ''}:{config}"
+        )
 
     @property
     def has_sound(self) -> bool:
@@ -147,7 +165,7 @@ class Media:
         where, info = self._input(row.name), AudioInfo()
         content = where.open(info)
         try:
-            version = _version(where, info, row)
+            version = self._version(where, info, row)
             media_type = played_as(content) if row.is_whole and not transcode else None
         except BaseException:
             content.close()
@@ -156,27 +174,27 @@ class Media:
             return FileBytes(content, media_type, version)
         content.close()
         made = Version(version.tag[:-1] + f'-w{FORM}"', version.seconds)
-        key = (row, made.tag)
-        return MadeBytes(
-            self._sounds.get(key, lambda: as_wav(excerpt(where, row.stretch, self._config, resample=False))), WAV, made
+        data = self._caches.sounds.get(
+            (self._of, row, made.tag), lambda: as_wav(excerpt(where, row.stretch, self._config, resample=False))
         )
+        return MadeBytes(data, WAV, made)
 
     def log_mel(self, row: Row) -> Served:
         """The picture of a row's log-mel, as the model gets it. Raises `DecodeError` if there is none."""
         if self._log_mels is not None:
             stored = self._log_mels
-            data = self._pictures.get((row,), lambda: picture(stored.read(row.name, row.stretch)))
+            data = self._caches.pictures.get((self._of, row), lambda: picture(stored.read(row.name, row.stretch)))
             return MadeBytes(data, PNG, Version(f'"{hashlib.sha256(data).hexdigest()[:16]}"'))
         where, info = self._input(row.name), AudioInfo()
         where.open(info).close()
-        version = _version(where, info, row)
+        version = self._version(where, info, row)
 
         def draw() -> bytes:
             found = excerpt(where, row.stretch, self._config, resample=True)
             return picture(front_end(self._config)(found.samples)[0])
 
         tagged = Version(version.tag[:-1] + f'-p{FORM}"', version.seconds)
-        return MadeBytes(self._pictures.get((row, tagged.tag), draw), PNG, tagged)
+        return MadeBytes(self._caches.pictures.get((self._of, row, tagged.tag), draw), PNG, tagged)
 
     def _input(self, name: str) -> Input:
         if self._sources is None:
@@ -191,10 +209,10 @@ class Media:
             raise DecodeError("bad_name", str(error)) from error
         return source.input()
 
-
-def _version(where: Input, info: AudioInfo, row: Row) -> Version:
-    """Of the file, or of the archive, and of the row's part of it."""
-    place = "" if where.place is None else f"{where.place.archive}:{where.place.offset}"
-    facts = (row.name, repr(row.stretch), place, str(info.source_bytes), str(info.source_mtime_ns))
-    seconds = None if info.source_mtime_ns is None else info.source_mtime_ns / 1e9
-    return Version(f'"{texts_digest(facts)[:16]}"', seconds if seconds is not None and 0 <= seconds < 2**33 else None)
+    def _version(self, where: Input, info: AudioInfo, row: Row) -> Version:
+        """Of the file, or of the archive, and of the row's part of it."""
+        place = "" if where.place is None else f"{where.place.archive}:{where.place.offset}"
+        facts = (self._of, row.name, repr(row.stretch), place, str(info.source_bytes), str(info.source_mtime_ns))
+        seconds = None if info.source_mtime_ns is None else info.source_mtime_ns / 1e9
+        known = seconds is not None and 0 <= seconds < 2**33
+        return Version(f'"{texts_digest(facts)[:16]}"', seconds if known else None)

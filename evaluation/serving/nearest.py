@@ -1,4 +1,4 @@
-"""The rows of a store that are nearest to a query, by cosine also where rows have other lengths than 1."""
+"""The rows of stores that are nearest to a query, by cosine also where rows have other lengths than 1."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.npy_files import RowFile
-from m2dprep.evaluation.search.top import top_rows
+from m2dprep.evaluation.search.shelf import Shelf
+from m2dprep.evaluation.search.top import Rows, top_rows
 
 
-def nearest(
-    store: AudioStore, query: np.ndarray, top: int, rows: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest(shelf: Shelf, query: np.ndarray, top: int, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The ``top`` rows, best first, and their cosines with ``query`` (D,); of the ascending ``rows`` if given."""
-    keep = None
+    keep: list[np.ndarray] | None = None
     if rows is not None:
-        keep = np.zeros(len(store), bool)
-        keep[rows] = True
-        top = min(top, len(rows))
-    found = top_rows([store if store.has_clap else _UnitRows(store)], query, top, [keep])  # type: ignore[list-item]
-    return found.rows, found.scores
+        kept = np.zeros(len(shelf), bool)
+        kept[rows] = True
+        keep, top = shelf.parts(kept), min(top, len(rows))
+    stores: list[Rows] = [store if store.has_clap else _UnitRows(store) for store in shelf.stores]  # type: ignore[misc]
+    found = top_rows(stores, query, top, keep)
+    return shelf.firsts[found.stores] + found.rows, found.scores
 
 
 @dataclass(frozen=True)

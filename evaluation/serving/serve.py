@@ -1,4 +1,4 @@
-"""`m2dprep serve` as a function: from a store and folders to a page that answers until it is told to stop."""
+"""`m2dprep serve` as a function: from stores and folders to a page that answers until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,32 +6,18 @@ import asyncio
 import errno
 import signal
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
-from m2dprep.artifacts.embeddings.store import META
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.settings import build
-from m2dprep.audioprep.config import PRESETS, LogMelConfig
-from m2dprep.evaluation.search.projection import MapSettings
-from m2dprep.evaluation.serving.catalogue import Catalogue
 from m2dprep.evaluation.serving.guard import Guard, guard_for
 from m2dprep.evaluation.serving.handlers import Work, application
-from m2dprep.evaluation.serving.mapping import MapInTheMaking
-from m2dprep.evaluation.serving.media import Media
-from m2dprep.evaluation.serving.nearest import nearest
+from m2dprep.evaluation.serving.opening import Shown, open_site
 from m2dprep.evaluation.serving.site import Site
-from m2dprep.evaluation.serving.sources import Sources
-from m2dprep.evaluation.serving.stored import StoredLogMels
-from m2dprep.evaluation.serving.words import TextSide, Words
 
 LOCAL, USUAL_PORT = "127.0.0.1", 8484
 ANY_HOST = ("0.0.0.0", "::", "")
@@ -41,112 +27,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
-class ServeRequest:
-    """What to serve, and to whom. Without ``port``, the usual one is taken, or any if that is taken."""
+class Listening:
+    """Whom to serve. Without ``port``, the usual one is taken, or any if that is taken."""
 
-    store: Path
-    audio: Path | None = None
-    log_mels: Path | None = None
-    captions: Path | None = None
-    labels: Path | None = None
-    id_column: str | None = None
-    checkpoint: Path | None = None
-    text_model: str | None = None
-    trust_remote_code: bool = False
-    device: str = "auto"
     host: str = LOCAL
     port: int | None = None
     names: tuple[str, ...] = ()
     token: bool = False
-    map_points: int = 10_000
-    seed: int = 0
 
 
-def open_site(request: ServeRequest) -> Site:
-    """Open everything that is served. Raises `UserError` if something of it is not there."""
-    store = AudioStore.open(request.store)
-    catalogue = Catalogue(
-        store.index, windows=store.meta.get("window") is not None, captions=request.captions, labels=request.labels
-    )
-    if not len(catalogue):
-        raise UserError(f"{request.store} has no rows: none of its sounds could be embedded.")
-    if request.audio is not None and not request.audio.exists():
-        raise UserError(f"{request.audio}: no such folder (the sounds of the store).")
-    threading.Thread(target=_warm, args=[store], name="m2dprep-warms", daemon=True).start()
-    sources = None if request.audio is None else Sources(request.audio, request.id_column)
-    log_mels = None if request.log_mels is None else StoredLogMels(request.log_mels)
-    return Site(
-        request.store.absolute().name,
-        store,
-        catalogue,
-        Media(sources, log_mels, _front_end(store)),
-        _words(store, request),
-        MapInTheMaking(store, MapSettings(request.map_points, request.seed)),
-    )
+def serve(shown: Shown, where: Listening, ready: Callable[[str], None], note: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. ``ready`` is called with the address of the page when it answers, ``note`` with
+    what a user may have overlooked.
 
-
-def _warm(store: AudioStore) -> None:
-    """Search once, so that what a search imports is there when somebody asks."""
-    with suppress(UserError, OSError):
-        nearest(store, np.asarray(store.embeddings[0], np.float32), 1)
-
-
-def _front_end(store: AudioStore) -> LogMelConfig:
-    """The front end that the store was made with, as far as it says."""
-    said = store.meta.get("front_end")
-    if not isinstance(said, dict):
-        return PRESETS["16k"]
-    return build(LogMelConfig, said, f"{store.folder / META}", "front_end.")
-
-
-def _words(store: AudioStore, request: ServeRequest) -> Words:
-    """The text side of the store's checkpoint; it is loaded while the page is served."""
-    if not store.has_clap:
-        return Words(None, "The store holds conventional embeddings alone, which cannot be compared with words.")
-    noted = store.meta.get("checkpoint")
-    checkpoint = request.checkpoint or (Path(noted) if isinstance(noted, str) and noted else None)
-    if checkpoint is None or not checkpoint.exists():
-        where = f"{checkpoint} is not there" if checkpoint else "the store does not say which checkpoint made it"
-        return Words(None, f"Words cannot be searched for: {where}. Start with --checkpoint.")
-
-    def load() -> TextSide:
-        from m2dprep.evaluation.encoders import CheckpointEncoder  # imports torch, which takes seconds
-
-        encoder = CheckpointEncoder(
-            checkpoint, device=request.device, text_model=request.text_model,
-            trust_remote_code=request.trust_remote_code,
-        )  # fmt: skip
-        if encoder.digest != store.checkpoint and store.checkpoint:
-            raise UserError(f"{checkpoint} is not the checkpoint that made the store: their digests differ.")
-        return encoder
-
-    return Words(load)
-
-
-def serve(request: ServeRequest, ready: Callable[[str, list[str]], None]) -> None:
-    """Serve until SIGINT or SIGTERM. ``ready`` is called with the address of the page and notes, when it answers.
-
-    Raises `UserError` if the store, a folder or the port cannot be had.
+    Raises `UserError` if a store, a folder or the port cannot be had.
     """
-    guard = guard_for(request.host, request.names, token=request.token)
-    sockets = listening(request.host, request.port)
+    guard = guard_for(where.host, where.names, token=where.token)
+    sockets = listening(where.host, where.port)
     try:
-        site = open_site(request)
+        site = open_site(shown, note)
     except BaseException:
         for one in sockets:
             one.close()
         raise
-    where = address(request.host, sockets, guard)
-    notes = [*site.catalogue.notes, *_notes(site.store, request)]
-    asyncio.run(answer_until_told(site, guard, sockets, lambda stop: ready(where, notes)))
-
-
-def _notes(store: AudioStore, request: ServeRequest) -> list[str]:
-    """What a user may have forgotten."""
-    made_from = store.meta.get("sounds") or []
-    if request.audio is not None or not made_from:
-        return []
-    return [f"No sound without --audio; the store was made from {', '.join(map(str, made_from))}."]
+    page = address(where.host, sockets, guard)
+    asyncio.run(answer_until_told(site, guard, sockets, lambda stop: ready(page)))
 
 
 async def answer_until_told(

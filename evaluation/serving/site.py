@@ -1,4 +1,4 @@
-"""What the page asks for, as functions: lists of clips, one clip, the map, the state of the store."""
+"""What the page asks for, as functions: lists of clips, one clip, its sound, the map, the state of the stores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.search.shelf import Shelf
 from m2dprep.evaluation.serving.catalogue import Catalogue
 from m2dprep.evaluation.serving.mapping import MapInTheMaking, points_as_bytes
-from m2dprep.evaluation.serving.media import Media
+from m2dprep.evaluation.serving.media import Media, Served
 from m2dprep.evaluation.serving.nearest import nearest
 from m2dprep.evaluation.serving.words import Words
 
@@ -25,13 +25,15 @@ LABELS_LISTED = 500
 class Question:
     """Which clips are wanted: like words (``text``) or a row (``like``), else all in their order.
 
-    ``words`` must occur in names or captions, one of the ``labels`` must be a clip's; ``rows`` are asked for by number.
+    ``words`` must occur in names or captions, one of the ``labels`` must be a clip's, which must be of one of the
+    ``stores`` (numbers; none means all). ``rows`` are asked for by number.
     """
 
     text: str = ""
     like: int | None = None
     words: str = ""
     labels: tuple[str, ...] = ()
+    stores: tuple[int, ...] = ()
     rows: tuple[int, ...] | None = None
     offset: int = 0
     limit: int = 60
@@ -39,12 +41,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Site:
-    """Everything that is served."""
+    """Everything that is served. ``names`` are those of the stores, ``media`` the sounds and pictures of each."""
 
-    name: str
-    store: AudioStore
+    names: Sequence[str]
+    shelf: Shelf
     catalogue: Catalogue
-    media: Media
+    media: Sequence[Media]
     words: Words
     map: MapInTheMaking
 
@@ -52,16 +54,24 @@ class Site:
         """What the page shows around the clips."""
         labels = self.catalogue.labels
         return {
-            "name": self.name,
             "rows": len(self.catalogue),
-            "sounds": self.catalogue.sounds,
-            "windows": self.catalogue.windows,
+            "stores": [self._store(number) for number in range(len(self.names))],
             "words": {"state": self.words.state, "reason": self.words.reason},
             "map": {"state": self.map.state, "reason": self.map.reason},
-            "sound": self.media.has_sound,
-            "pictures": self.media.has_pictures,
             "labels": [label._asdict() for label in labels[:LABELS_LISTED]],
             "more_labels": max(0, len(labels) - LABELS_LISTED),
+        }
+
+    def _store(self, number: int) -> dict[str, Any]:
+        part, media = self.catalogue.parts[number], self.media[number]
+        return {
+            "name": self.names[number],
+            "first": int(self.catalogue.firsts[number]),
+            "rows": part.index.num_rows,
+            "sounds": len(part.said.files),
+            "windows": part.windows,
+            "sound": media.has_sound,
+            "pictures": media.has_pictures,
         }
 
     def clips(self, question: Question) -> dict[str, Any]:
@@ -74,7 +84,7 @@ class Site:
         if question.rows is not None:
             rows = [self.require_row(row) for row in question.rows]
             return _listed([self.catalogue.entry(row) for row in rows[place]], len(rows))
-        allowed = self.catalogue.rows_of(question.labels, question.words)
+        allowed = self.catalogue.rows_of(question.labels, question.words, question.stores)
         query = self._query(question)
         if query is None:
             count = len(self.catalogue) if allowed is None else len(allowed)
@@ -89,21 +99,30 @@ class Site:
         own = like is not None and (allowed is None or like in allowed)  # it is no neighbour of itself
         count = len(self.catalogue) if allowed is None else len(allowed)
         top = min(count, MOST_RANKED, place.stop + own)
-        rows, scores = nearest(self.store, query, top, allowed)
+        rows, scores = nearest(self.shelf, query, top, allowed)
         found = [pair for pair in zip(rows.tolist(), scores.tolist(), strict=True) if pair[0] != like]
         entries = [{**self.catalogue.entry(row), "score": round(score, 4)} for row, score in found[place]]
         return _listed(entries, min(count - own, MOST_RANKED))
 
     def _query(self, question: Question) -> np.ndarray | None:
         if question.like is not None:
-            return np.asarray(self.store.embeddings[self.require_row(question.like)], np.float32)
+            query: np.ndarray = self.shelf.take(np.array([self.require_row(question.like)]))[0]
+            return query
         return self.words.query(question.text.strip()) if question.text.strip() else None
 
     def require_row(self, row: int) -> int:
-        """``row``; raises `NoSuchRowError` unless the store has it."""
+        """``row``; raises `NoSuchRowError` unless the stores have it."""
         if not 0 <= row < len(self.catalogue):
-            raise NoSuchRowError(f"the store has no row {row}; it has {len(self.catalogue):,}.")
+            raise NoSuchRowError(f"there is no row {row}; there are {len(self.catalogue):,}.")
         return row
+
+    def sound(self, row: int, *, transcode: bool) -> Served:
+        """The sound of a row. Raises `DecodeError`."""
+        return self.media[self.catalogue.place(row)[0]].sound(self.catalogue.row(row), transcode=transcode)
+
+    def log_mel(self, row: int) -> Served:
+        """The picture of a row. Raises `DecodeError`."""
+        return self.media[self.catalogue.place(row)[0]].log_mel(self.catalogue.row(row))
 
     def points(self) -> bytes | None:
         """The map for the page; None if there is none (yet)."""
@@ -115,7 +134,7 @@ class Site:
 
 
 class NoSuchRowError(UserError):
-    """A row that the store does not have."""
+    """A row that the stores do not have."""
 
 
 def _listed(clips: Sequence[dict[str, Any]], total: int) -> dict[str, Any]:

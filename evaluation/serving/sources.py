@@ -46,6 +46,14 @@ class Sources:
             return self._of_array(name)
         return Source(name, str(self.root))
 
+    def may_have(self, name: str) -> bool:
+        """Whether the file or archive of a row's sound lies below the root. Log-mels are not looked for."""
+        name = self._below(name)
+        if name.endswith(LMS_FILE_SUFFIX) or not name or leads_out(name):
+            return True
+        within = split_name(name)
+        return any(os.path.lexists(self.root / one) for one in (name, *(within or ())[:1]))
+
     def _below(self, name: str) -> str:
         """A name without the root before it, which it has in stores of several folders."""
         before = f"{self.root.absolute().as_posix().rstrip('/')}/"

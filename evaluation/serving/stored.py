@@ -31,6 +31,10 @@ class StoredLogMels:
         self._rows: dict[str, int] | None = None
         self._store: LogMels | None = None
 
+    @property
+    def root(self) -> Path:
+        return self._layout.root
+
     def read(self, name: str, stretch: Stretch) -> np.ndarray:
         """The log-mel (n_mels, T) of a stretch of the sound that a row calls ``name``. Raises `DecodeError`."""
         names = log_mel_names(name)

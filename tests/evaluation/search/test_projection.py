@@ -8,31 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.search.projection import (
-    FILE,
     MapSettings,
     make_map,
+    map_file,
     map_from_bytes,
     project,
     read_map,
     rows_of_map,
 )
+from m2dprep.evaluation.search.shelf import Shelf
 from tests.evaluation.serving.made_store import DIM, embeddings_of, write_store
 
 SETTINGS = MapSettings()
 
 
-def store_of(folder: Path, kinds: list[int], seed: int = 1) -> AudioStore:
+def store_of(folder: Path, kinds: list[int], seed: int = 1) -> Shelf:
     names = [f"{number}.wav" for number in range(len(kinds))]
-    return AudioStore.open(write_store(folder, names, embeddings_of(kinds, seed)))
+    return Shelf.open([write_store(folder, names, embeddings_of(kinds, seed))])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_a_few_rows_have_places_too(tmp_path: Path, count: int) -> None:
     store = store_of(tmp_path / "store", [number % 4 for number in range(count)])
-    made = map_from_bytes(make_map(store, SETTINGS), store, SETTINGS)
+    made = map_from_bytes(make_map(store, SETTINGS).data, store, SETTINGS)
     assert made is not None
     assert made.rows.tolist() == list(range(count))
     assert np.isfinite(made.points).all()
@@ -48,7 +48,7 @@ def test_equal_rows_are_in_one_place() -> None:
 def test_what_is_kept_is_read_again_and_only_for_its_own_embeddings(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", [0, 1, 2, 3])
     assert read_map(store, SETTINGS) is None
-    made = map_from_bytes(make_map(store, SETTINGS), store, SETTINGS)
+    made = map_from_bytes(make_map(store, SETTINGS).data, store, SETTINGS)
     kept = read_map(store, SETTINGS)
     assert made is not None
     assert kept is not None
@@ -56,15 +56,15 @@ def test_what_is_kept_is_read_again_and_only_for_its_own_embeddings(tmp_path: Pa
     for other in (MapSettings(seed=1), MapSettings(points=2), MapSettings(perplexity=5)):
         assert read_map(store, other) is None
     changed = store_of(tmp_path / "other", [0, 1, 2, 3], seed=2)
-    (changed.folder / FILE).write_bytes((store.folder / FILE).read_bytes())
+    map_file(changed).write_bytes(map_file(store).read_bytes())
     assert read_map(changed, SETTINGS) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "folder", "fifo"])
 def test_a_damaged_map_is_none(tmp_path: Path, damage: str) -> None:
     store = store_of(tmp_path / "store", [0, 1, 2, 3])
-    data = make_map(store, SETTINGS)
-    path = store.folder / FILE
+    data = make_map(store, SETTINGS).data
+    path = map_file(store)
     path.unlink()
     if damage == "folder":
         path.mkdir()
@@ -79,7 +79,7 @@ def test_a_damaged_map_is_none(tmp_path: Path, damage: str) -> None:
 
 def test_a_flipped_byte_makes_no_other_map(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", [0, 1, 2, 3])
-    data = make_map(store, SETTINGS)
+    data = make_map(store, SETTINGS).data
     whole = map_from_bytes(data, store, SETTINGS)
     assert whole is not None
     for at in range(0, len(data), 37):
@@ -102,7 +102,7 @@ def test_a_map_of_rows_that_the_store_lacks_is_none(tmp_path: Path, rows: np.nda
     from m2dprep.evaluation.search.projection import map_fingerprint
 
     store = store_of(tmp_path / "store", [0, 1, 2, 3])
-    np.savez(store.folder / FILE, fingerprint=map_fingerprint(store, SETTINGS), rows=rows, points=points)
+    np.savez(map_file(store), fingerprint=map_fingerprint(store, SETTINGS), rows=rows, points=points)
     assert read_map(store, SETTINGS) is None
 
 
@@ -133,7 +133,7 @@ def test_embeddings_that_are_not_finite_are_named() -> None:
 def test_sounds_that_are_alike_are_near_each_other(tmp_path: Path) -> None:
     kinds = [number % 4 for number in range(80)]
     store = store_of(tmp_path / "store", kinds)
-    points = project(np.array(store.embeddings), SETTINGS)
+    points = project(store.take(np.arange(80)), SETTINGS)
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     assert [kinds[row] for row in distance.argmin(axis=1)] == kinds

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from m2dprep.evaluation.serving.guard import Guard, guard_for
-from m2dprep.evaluation.serving.serve import ServeRequest, address, answer_until_told, listening, open_site
+from m2dprep.evaluation.serving.opening import Shown, open_site
+from m2dprep.evaluation.serving.serve import LOCAL, address, answer_until_told, listening
 from m2dprep.evaluation.serving.site import Site
 from m2dprep.evaluation.serving.words import Words
 from tests.evaluation.serving.made_store import Kinds
@@ -53,16 +54,14 @@ class Client:
 
 
 @contextmanager
-def served(
-    request: ServeRequest, *, words: bool = True, guard: Guard | None = None
-) -> Iterator[tuple[Site, str, Client]]:
-    """The site of a request, the address of its page, and a client, while a server in a thread answers."""
-    site = open_site(replace(request, port=0))
+def served(shown: Shown, *, words: bool = True, guard: Guard | None = None) -> Iterator[tuple[Site, str, Client]]:
+    """What is shown, the address of its page, and a client, while a server in a thread answers."""
+    site = open_site(shown)
     if words:
         site.words.wait(60)
         site = replace(site, words=Words(Kinds))
         site.words.wait(60)
-    guard = guard or guard_for(request.host)
+    guard = guard or guard_for(LOCAL)
     sockets = listening("127.0.0.1", 0)
     started, stops = threading.Event(), []
 

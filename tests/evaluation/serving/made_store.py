@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.evaluation.search.projection import FILE, MapSettings, map_fingerprint
+from m2dprep.evaluation.search.shelf import Shelf
 
 KINDS = ("dog", "rain", "bell", "engine")
 DIM, RATE = 16, 16000
@@ -68,11 +68,11 @@ def write_store(
 def write_map(folder: Path, kinds: Sequence[int]) -> None:
     """The map that a store of rows of these kinds would have: each kind around a corner of its own. It takes t-SNE no
     time, and a page knows where it is."""
-    store, settings = AudioStore.open(folder), MapSettings()
+    shelf, settings = Shelf.open([folder]), MapSettings()
     corners = np.array([[-0.7, 0.7], [0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]])
     points = corners[list(kinds)] + np.random.default_rng(3).uniform(-0.25, 0.25, (len(kinds), 2))
     with (folder / FILE).open("wb") as file:
-        np.savez(file, fingerprint=map_fingerprint(store, settings), rows=np.arange(len(kinds)), points=points)
+        np.savez(file, fingerprint=map_fingerprint(shelf, settings), rows=np.arange(len(kinds)), points=points)
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0, rate: int = RATE, **settings: object) -> Path:

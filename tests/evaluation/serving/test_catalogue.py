@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.serving.catalogue import Catalogue, Label
+from m2dprep.evaluation.described import Described
+from m2dprep.evaluation.serving.catalogue import Catalogue, Label, Part
 from m2dprep.evaluation.serving.excerpts import Stretch
 from tests.evaluation.serving.made_store import captions_of
 
@@ -19,6 +20,12 @@ def index(names: list[str] = NAMES, starts: list[float] | None = None) -> pa.Tab
     ids = [name.split("/")[-1].split(".")[0] for name in names]
     columns = {"file": names, "clip_id": ids, "start": starts or [0.0] * len(names), "seconds": [1.0] * len(names)}
     return pa.table(columns)
+
+
+def catalogue_of(
+    index: pa.Table, *, windows: bool = False, captions: Path | None = None, labels: Path | None = None
+) -> Catalogue:
+    return Catalogue([Part(index, Described(captions, labels).of_store(index), windows)])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_have_the_captions_and_labels_of_their_clips(captions: Path) -> None:
-    catalogue = Catalogue(index(), windows=False, captions=captions)
+    catalogue = catalogue_of(index(), captions=captions)
     details = [catalogue.details(row) for row in range(5)]
     assert [one["captions"] for one in details] == [
         ["A dog barks", "barking"], ["a puppy"], ["it rains"], ["<b>a bell</b>"], ["an engine idles"],
@@ -45,8 +52,8 @@ def test_rows_have_the_captions_and_labels_of_their_clips(captions: Path) -> Non
     assert catalogue.first_label().tolist() == [0, 0, -1, 2, 0]
     assert catalogue.entry(0)["caption"] == "A dog barks"
     assert catalogue.row(0).is_whole
-    assert Catalogue(index(), windows=False, captions=captions.parent).labels == catalogue.labels
-    assert not catalogue.notes
+    assert catalogue_of(index(), captions=captions.parent).labels == catalogue.labels
+    assert not catalogue.parts[0].said.gaps
 
 
 @pytest.mark.parametrize(
@@ -72,15 +79,14 @@ def test_rows_have_the_captions_and_labels_of_their_clips(captions: Path) -> Non
 def test_rows_by_labels_and_words(
     captions: Path, labels: tuple[str, ...], words: str, expected: list[int] | None
 ) -> None:
-    found = Catalogue(index(), windows=False, captions=captions).rows_of(labels, words)
+    found = catalogue_of(index(), captions=captions).rows_of(labels, words)
     assert (None if found is None else found.tolist()) == expected
 
 
 def test_windows_share_what_their_sound_has(captions: Path) -> None:
-    catalogue = Catalogue(
-        index(["dog/1.wav"] * 3 + ["rain/1.wav"], [0.0, 1.0, 2.0, 0.0]), windows=True, captions=captions
-    )
-    assert catalogue.sounds == 2
+    named = index(["dog/1.wav"] * 3 + ["rain/1.wav"], [0.0, 1.0, 2.0, 0.0])
+    catalogue = catalogue_of(named, windows=True, captions=captions)
+    assert len(catalogue.parts[0].said.files) == 2
     assert catalogue.labels[0].rows == 3
     assert catalogue.rows_of(["Dog"]).tolist() == [0, 1, 2]  # type: ignore[union-attr]
     assert catalogue.row(1).stretch == Stretch(1.0, 1.0)
@@ -90,23 +96,23 @@ def test_windows_share_what_their_sound_has(captions: Path) -> None:
 def test_labels_from_a_table_as_data_sets_have_it(tmp_path: Path, captions: Path) -> None:
     table = tmp_path / "esc50.csv"
     table.write_text("filename,fold,category\ndog/1.wav,1,hound\ndog/2.wav,2,hound\nelse.wav,1,cat\n")
-    catalogue = Catalogue(index(), windows=False, labels=table)
+    catalogue = catalogue_of(index(), labels=table)
     assert catalogue.labels == [Label("hound", 2)]
     assert catalogue.details(0)["captions"] == []
-    assert catalogue.notes == [f"{table} has 2 of 5 sounds."]
-    both = Catalogue(index(), windows=False, labels=table, captions=captions)
+    assert catalogue.parts[0].said.gaps == [f"{table} has 2 of 5 sounds"]
+    both = catalogue_of(index(), labels=table, captions=captions)
     assert set(both.details(0)["labels"]) == {"Dog", "Animal", "hound"}
 
 
 def test_names_that_several_clips_could_mean_have_no_captions(tmp_path: Path) -> None:
     ambiguous = captions_of(tmp_path / "captions.parquet", [("1", ["one of the two"], ["A"])])
-    catalogue = Catalogue(index(), windows=False, captions=ambiguous)
+    catalogue = catalogue_of(index(), captions=ambiguous)
     assert [catalogue.details(row)["captions"] for row in range(3)] == [[], [], []]
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.parquet"):
-        Catalogue(index(), windows=False, captions=tmp_path / "none.parquet")
+        catalogue_of(index(), captions=tmp_path / "none.parquet")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="no column"):
-        Catalogue(index(), windows=False, labels=tmp_path / "odd.csv")
+        catalogue_of(index(), labels=tmp_path / "odd.csv")

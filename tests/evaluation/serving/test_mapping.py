@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.evaluation.search.projection import FILE, MapSettings
+from m2dprep.evaluation.search.shelf import Shelf
 from m2dprep.evaluation.serving.mapping import MapInTheMaking
 from tests.evaluation.serving.made_store import embeddings_of, write_store
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def made(folder: Path, embeddings: np.ndarray) -> MapInTheMaking:
     names = [f"{number}.wav" for number in range(len(embeddings))]
-    return MapInTheMaking(AudioStore.open(write_store(folder, names, embeddings)), MapSettings())
+    return MapInTheMaking(Shelf.open([write_store(folder, names, embeddings)]), MapSettings())
 
 
 def ended(making: MapInTheMaking) -> MapInTheMaking:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from m2dprep.evaluation.serving.guard import guard_for
-from m2dprep.evaluation.serving.serve import ServeRequest
+from m2dprep.evaluation.serving.opening import Shown
 from tests.evaluation.serving.browser import Page, chromium
 from tests.evaluation.serving.made_server import served
 from tests.evaluation.serving.made_store import KINDS, captions_of, embeddings_of, tone, write_map, write_store
@@ -57,13 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def request_(folder: Path) -> ServeRequest:
-    return ServeRequest(folder / "store", audio=folder / "root", captions=folder / "captions.parquet")
+def shown(folder: Path) -> Shown:
+    return Shown([folder / "store"], audio=[folder / "root"], captions=[folder / "captions.parquet"])
 
 
 @pytest.fixture(scope="module")
-def address(request_: ServeRequest) -> Iterator[str]:
-    with served(request_) as (_, address, _):
+def address(shown: Shown) -> Iterator[str]:
+    with served(shown) as (_, address, _):
         yield address
 
 
@@ -313,8 +313,8 @@ def test_light_and_dark(page: Page) -> None:
     assert seen == ["rgb(250, 249, 247)", "rgb(20, 23, 26)"]
 
 
-def test_behind_a_token_everything_works(browser: Page, request_: ServeRequest) -> None:
-    with served(request_, guard=guard_for("127.0.0.1", token=True)) as (_, address, _):
+def test_behind_a_token_everything_works(browser: Page, shown: Shown) -> None:
+    with served(shown, guard=guard_for("127.0.0.1", token=True)) as (_, address, _):
         browser.open(address)
         browser.click("#clip-0")
         plays(browser, 0)
@@ -322,8 +322,8 @@ def test_behind_a_token_everything_works(browser: Page, request_: ServeRequest) 
         assert browser.complaints(MISSING) == []
 
 
-def test_without_words_the_page_says_why_and_does_the_rest(browser: Page, request_: ServeRequest) -> None:
-    with served(request_, words=False) as (_, address, _):
+def test_without_words_the_page_says_why_and_does_the_rest(browser: Page, shown: Shown) -> None:
+    with served(shown, words=False) as (_, address, _):
         browser.open(address)
         assert "--checkpoint" in browser.text("notice")
         assert not browser.run("$('notice').hidden")
@@ -342,7 +342,7 @@ def test_ten_thousand_clips(browser: Page, tmp_path: Path) -> None:
     kinds = [number % 4 for number in range(count)]
     names = [f"{KINDS[kind]}/{number:05d}.wav" for number, kind in enumerate(kinds)]
     write_map(write_store(tmp_path / "store", names, embeddings_of(kinds)), kinds)
-    with served(ServeRequest(tmp_path / "store")) as (_, address, _):
+    with served(Shown([tmp_path / "store"])) as (_, address, _):
         browser.open(address)
         assert browser.text("status") == "10,000 clips"
         browser.until("map.rows.length === 10000")

@@ -22,7 +22,8 @@ import pytest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.serving.guard import guard_for
 from m2dprep.evaluation.serving.handlers import PAGE
-from m2dprep.evaluation.serving.serve import ServeRequest, listening, open_site
+from m2dprep.evaluation.serving.opening import Shown, open_site
+from m2dprep.evaluation.serving.serve import listening
 from m2dprep.evaluation.serving.site import Site
 from tests.evaluation.serving.made_server import Client, served
 from tests.evaluation.serving.made_store import KINDS, captions_of, embeddings_of, tone, write_map, write_store
@@ -33,7 +34,7 @@ ODD = '<img src=x onerror="alert(1)">.wav'
 
 
 @pytest.fixture(scope="module")
-def request_(tmp_path_factory: pytest.TempPathFactory) -> ServeRequest:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """Twelve clips of four kinds, one with a name like markup, one that is gone, one of a format for no browser."""
     folder = tmp_path_factory.mktemp("serve")
     names = [f"{KINDS[number % 4]}/{number}.wav" for number in range(COUNT)]
@@ -47,12 +48,12 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> ServeRequest:
     clips = [(name.rsplit(".", 1)[0], [f"<script>alert({number})</script>"], [KINDS[number % 4]])
              for number, name in enumerate(names)]  # fmt: skip
     captions = captions_of(folder / "captions.parquet", clips)
-    return ServeRequest(folder / "store", audio=folder / "root", captions=captions)
+    return Shown([folder / "store"], audio=[folder / "root"], captions=[captions])
 
 
 @pytest.fixture(scope="module")
-def running(request_: ServeRequest) -> Iterator[tuple[Site, Client]]:
-    with served(request_) as (site, _, client):
+def running(shown: Shown) -> Iterator[tuple[Site, Client]]:
+    with served(shown) as (site, _, client):
         yield site, client
 
 
@@ -93,7 +94,9 @@ def test_every_answer_is_for_this_page_alone(client: Client, path: str) -> None:
 
 def test_the_state(client: Client) -> None:
     state = client.ask("/api/store").said
-    assert (state["rows"], state["sounds"], state["windows"], state["sound"]) == (COUNT, COUNT, False, True)
+    (store,) = state["stores"]
+    assert (store["rows"], store["sounds"], store["windows"], store["sound"]) == (COUNT, COUNT, False, True)
+    assert (state["rows"], store["name"], store["first"]) == (COUNT, "store", 0)
     assert state["words"] == {"state": "ready", "reason": ""}
     assert state["labels"] == [{"name": kind, "rows": 3} for kind in sorted(KINDS)]
 
@@ -150,8 +153,8 @@ def test_names_and_captions_are_data(client: Client) -> None:
     assert answer.said["captions"] == ["<script>alert(9)</script>"]
 
 
-def test_a_sound_whole_in_part_and_not_again(client: Client, request_: ServeRequest) -> None:
-    data = (request_.audio / "dog/0.wav").read_bytes()  # type: ignore[operator]
+def test_a_sound_whole_in_part_and_not_again(client: Client, shown: Shown) -> None:
+    data = (shown.audio[0] / "dog/0.wav").read_bytes()
     whole = client.ask("/clips/0/sound")
     assert (whole.status, whole.body) == (200, data)
     assert whole.headers["content-type"] == "audio/wav"
@@ -237,8 +240,8 @@ def test_no_path_leads_to_a_file(client: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["path", "file", "name", "src", "url", "root", "row"])
-def test_no_parameter_leads_to_a_file(client: Client, query: str, request_: ServeRequest) -> None:
-    for value in ("/etc/passwd", "unlisted.wav", "11", str(request_.audio)):
+def test_no_parameter_leads_to_a_file(client: Client, query: str, shown: Shown) -> None:
+    for value in ("/etc/passwd", "unlisted.wav", "11", str(shown.audio[0])):
         given = f"?{query}={quote(value)}"
         assert client.ask(f"/clips/0/sound{given}").body == client.ask("/clips/0/sound").body
 
@@ -269,9 +272,9 @@ def test_other_names_and_other_sites_are_refused(client: Client, headers: dict[s
     assert b"dog" not in answer.body
 
 
-def test_nothing_without_the_token(request_: ServeRequest) -> None:
+def test_nothing_without_the_token(shown: Shown) -> None:
     guard = guard_for("0.0.0.0")
-    with served(request_, guard=guard) as (_, page, client):
+    with served(shown, guard=guard) as (_, page, client):
         assert page.endswith(f"/{guard.token}/")
         for path in ("/", "/api/store", "/api/clips", "/clips/0/sound", "/clips/0/log-mel.png"):
             assert client.ask(path).status == 200
@@ -282,8 +285,8 @@ def test_nothing_without_the_token(request_: ServeRequest) -> None:
             assert Client(client.port).ask(f"{path}?token={guard.token}").status == 404
 
 
-def test_without_a_text_side_everything_else_is_there(request_: ServeRequest) -> None:
-    with served(request_, words=False) as (_, _, client):
+def test_without_a_text_side_everything_else_is_there(shown: Shown) -> None:
+    with served(shown, words=False) as (_, _, client):
         state = client.ask("/api/store").said["words"]
         assert state["state"] == "none"
         assert "--checkpoint" in state["reason"]
@@ -309,12 +312,12 @@ def test_the_map(client: Client) -> None:
 def test_a_store_without_rows_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "empty", [], np.zeros((0, 16)))
     with pytest.raises(UserError, match="has no rows"):
-        open_site(ServeRequest(tmp_path / "empty"))
+        open_site(Shown([tmp_path / "empty"]))
     write_map(write_store(tmp_path / "store", ["a.wav"], embeddings_of([0])), [0])
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        open_site(ServeRequest(tmp_path / "store", audio=tmp_path / "nowhere"))
+        open_site(Shown([tmp_path / "store"], audio=[tmp_path / "nowhere"]))
     with pytest.raises(UserError, match="no such folder"):
-        open_site(ServeRequest(tmp_path / "none"))
+        open_site(Shown([tmp_path / "none"]))
 
 
 def test_a_port_that_is_taken_is_said_and_the_usual_one_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,10 +344,10 @@ def test_the_page_is_installed_with_the_package() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_and_ends_cleanly(request_: ServeRequest, number: signal.Signals) -> None:
+def test_the_command_serves_and_ends_cleanly(shown: Shown, number: signal.Signals) -> None:
     """Also while somebody takes a sound, and while the map is made."""
-    (request_.store / "map.npz").unlink(missing_ok=True)
-    words = ["serve", str(request_.store), "--audio", str(request_.audio), "--port", "0", "--json"]
+    (shown.stores[0] / "map.npz").unlink(missing_ok=True)
+    words = ["serve", str(shown.stores[0]), "--audio", str(shown.audio[0]), "--port", "0", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "m2dprep", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,0 +1,101 @@
+"""Stores of one model as one: their rows are counted on from store to store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from m2dprep.artifacts.embeddings.audio_store import AudioStore
+from m2dprep.artifacts.errors import UserError
+
+SHORT = 12
+ROWS_AT_ONCE = 4096
+
+
+class Shelf:
+    """Row r of the shelf is row ``r - firsts[k]`` of ``stores[k]``, the store whose rows it lies among."""
+
+    def __init__(self, stores: Sequence[AudioStore]) -> None:
+        """Raises `UserError` unless there are stores, and one model made all of them."""
+        require_one_model(stores)
+        self.stores = tuple(stores)
+        self.firsts = np.cumsum([0, *map(len, stores)])
+
+    @classmethod
+    def open(cls, folders: Sequence[Path]) -> Shelf:
+        """Open the stores in these folders. Raises `UserError` also for a folder that is given twice."""
+        known: set[Path] = set()
+        for folder in folders:
+            if folder.resolve() in known:
+                raise UserError(f"{folder} is given twice.")
+            known.add(folder.resolve())
+        return cls([AudioStore.open(folder) for folder in folders])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    @property
+    def dim(self) -> int:
+        return self.stores[0].dim
+
+    @property
+    def has_clap(self) -> bool:
+        """Whether the embeddings can be compared with words."""
+        return self.stores[0].has_clap
+
+    def parts(self, values: np.ndarray) -> list[np.ndarray]:
+        """``values`` (N, …) of all rows, those of each store on their own."""
+        return [values[first:stop] for first, stop in pairwise(self.firsts.tolist())]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings float32 (n, D) of ascending ``rows``."""
+        found = np.empty((len(rows), self.dim), np.float32)
+        numbers = np.searchsorted(self.firsts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            for start in range(0, len(places), ROWS_AT_ONCE):
+                some = places[start : start + ROWS_AT_ONCE]
+                found[some] = self.stores[number].embeddings[rows[some] - self.firsts[number]]
+        return found
+
+
+def require_one_model(stores: Sequence[AudioStore]) -> None:
+    """Raise `UserError` unless one checkpoint made all stores, and their embeddings are of one kind."""
+    if not stores:
+        raise UserError("no store is given.")
+    first, *others = stores
+    for store in others:
+        if store.has_clap != first.has_clap:
+            without, has = (first, store) if store.has_clap else (store, first)
+            raise UserError(
+                f"{without.folder} holds conventional embeddings alone, {has.folder} those that are compared with "
+                "words; stores that are searched together hold the same."
+            )
+        if store.dim != first.dim:
+            raise UserError(
+                f"{store.folder} has embeddings of {store.dim:,} numbers, {first.folder} of {first.dim:,}; stores that "
+                "are searched together are of one model."
+            )
+        if store.checkpoint != first.checkpoint:
+            raise UserError(
+                f"{store.folder} was made by another checkpoint ({_made_by(store)}) than {first.folder} "
+                f"({_made_by(first)}); stores that are searched together are of one model."
+            )
+
+
+def _made_by(store: AudioStore) -> str:
+    return f"{store.meta.get('checkpoint')}, {store.checkpoint[:SHORT]}"
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What to call each of some folders: the end of its path, as far as it takes to tell it from the others."""
+    paths = [folder.absolute() for folder in folders]
+    longest = max((len(path.parts) for path in paths), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
