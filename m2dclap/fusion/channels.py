@@ -106,7 +106,7 @@ def runs(frames: int, width: int) -> list[range]:
     """The starts of the front, the middle and the back part; a run for which there is no start left has the start 0."""
     count = frames - width + 1
     size, more = divmod(count, PARTS)
-    ends = np.cumsum([size + (part < more) for part in range(PARTS)]).tolist()
+    ends = [size * part + min(part, more) for part in range(1, PARTS + 1)]
     return [range(first, end) if end > first else range(1) for first, end in zip([0, *ends], ends, strict=False)]
 
 
