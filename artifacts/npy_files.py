@@ -77,6 +77,15 @@ def form_in(path: Path, head: np.ndarray, size: int) -> NpyForm:
     return form
 
 
+def fill(file: RegularFile, out: np.ndarray, offset: int) -> None:
+    """Fill ``out``, which is contiguous, with the bytes of an open file from ``offset`` on.
+
+    Raises `UserError` if the file has become shorter, and `OSError`, naming it, if it cannot be read.
+    """
+    if read_at(file, out.data.cast("B"), offset) != out.nbytes:
+        raise UserError(f"{file.path} has become shorter since it was opened.")
+
+
 def map_npy(file: RegularFile, form: NpyForm) -> np.memmap:
     """The array of an open file as a read-only memory map, which outlives the descriptor."""
     with open(file.path, "rb", opener=lambda *_: os.dup(file.descriptor)) as stream:
@@ -163,12 +172,7 @@ class RowFile:
                 return
         except OSError:  # tried again below
             pass
-        if read_at(self._file, out.data.cast("B"), offset) != out.nbytes:
-            raise UserError(f"{self.path} has become shorter since it was opened.")
-
-    def mapped(self) -> np.memmap:
-        """All rows as a read-only memory map, for the few that are wanted of very many (but see above)."""
-        return map_npy(self._file, NpyForm(self.shape, False, self.dtype, self._offset))
+        fill(self._file, out, offset)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given ``rows`` (n,) in their order: (n, columns)."""

@@ -199,16 +199,12 @@ class Clips(Dataset[Batch]):
         others = np.empty(0, np.int64)
         if self._background is not None:
             others = self._others(numbers)
-        background = longer = None
-        if self._model.fusion == NONE:
-            log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
-            if self._background is not None:
-                background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
-        else:
-            shares = counter_rng(CHANNEL_STREAM, self._seed, key.epoch, key.clips, 2 * PARTS)
-            log_mel, frames, longer = self._channels(self._log_mels, key.clips, shares[:, :PARTS])
-            if self._background is not None:
-                background = self._channels(self._background, others, shares[:, PARTS:], REPEAT)[0]
+        log_mel, frames, longer = self._heard(key, numbers[:, START])
+        background = None
+        if self._background is not None and self._model.fusion == NONE:
+            background = self._crops(self._background, others, numbers[:, BACKGROUND_START], repeat=True)[0]
+        elif self._background is not None:
+            background = self._channels(self._background, others, self._parts(key)[:, PARTS:], REPEAT)[0]
         return Batch(
             torch.from_numpy(log_mel),
             torch.from_numpy(frames),
@@ -238,6 +234,16 @@ class Clips(Dataset[Batch]):
         rows = [self.caption_rows(index) for index in clips.tolist()]
         chosen = uniform_to_index(shares, np.array([len(choice) for choice in rows]))
         return self._captions.take(np.array([choice[number] for choice, number in zip(rows, chosen, strict=True)]))
+
+    def _heard(self, key: BatchKey, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What the model hears of clips: crops that begin at these shares, or channels if it fuses."""
+        if self._model.fusion == NONE:
+            return *self._crops(self._log_mels, key.clips, starts), None
+        return self._channels(self._log_mels, key.clips, self._parts(key)[:, :PARTS])
+
+    def _parts(self, key: BatchKey) -> np.ndarray:
+        """Where the parts of clips begin, and those of their backgrounds: (n, 6)."""
+        return counter_rng(CHANNEL_STREAM, self._seed, key.epoch, key.clips, 2 * PARTS)
 
     def _crops(
         self, log_mels: LogMels, indices: np.ndarray, shares: np.ndarray, *, repeat: bool = False

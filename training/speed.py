@@ -80,26 +80,39 @@ def block_flops(tokens: int, dim: int) -> int:
     return 2 * tokens * weights + 4 * tokens * tokens * dim
 
 
+def patch_flops(config: ModelConfig) -> int:
+    """Forward FLOPs of the embedding of patches per clip.
+
+    Fusion has as many patches again, three times as long, and weighs both at every place.
+    """
+    total, dim = config.num_patches, config.embed_dim
+    patch = 2 * total * config.patch_size[0] * config.patch_size[1] * dim
+    return patch if config.fusion == NONE else (1 + PARTS) * patch + weighing_flops(config)
+
+
+def weighing_flops(config: ModelConfig) -> int:
+    """Forward FLOPs of weighing the maps that are fused; those of the average of patches are left out."""
+    branch = 2 * 2 * config.num_patches * config.embed_dim * (config.embed_dim // 4)
+    return {AFF: 1, IAFF: 2}.get(config.fusion, 0) * branch
+
+
 def train_flops_per_clip(config: ModelConfig) -> int:
     """FLOPs of a training step per clip.
 
     That is three times the forward pass for what learns, once for the target, and twice for the patches, as log-mels
-    need no gradient. Fusion has as many patches again, three times as long, and weighs both at every place. Masking by
-    objects adds a forward pass of all patches, in every epoch but the random ones, which are not told apart here.
-    Projections of pooled vectors, norms, masks and losses are left out; they are less than a hundredth.
+    need no gradient. Masking by objects adds a forward pass of all patches, in every epoch but the random ones, which
+    are not told apart here. Projections of pooled vectors, norms, masks and losses are left out; they are less than a
+    hundredth.
     """
     visible, total, dim = config.num_visible, config.num_patches, config.embed_dim
-    patch = 2 * total * config.patch_size[0] * config.patch_size[1] * dim
-    branch = 2 * 2 * total * dim * (dim // 4)  # of fusion; that of the average of patches is left out
-    weighing = {AFF: 1, IAFF: 2}.get(config.fusion, 0) * branch
-    patch *= 1 if config.fusion == NONE else 1 + PARTS
     encoder = config.depth * block_flops(1 + visible, dim)
     target = config.depth * block_flops(1 + total - visible, dim)
     decoder_dim = config.decoder_embed_dim
     decoder = config.decoder_depth * block_flops(1 + total, decoder_dim)
     ends = 2 * (1 + visible) * dim * decoder_dim + 2 * (1 + total) * decoder_dim * dim
     looking = config.depth * block_flops(1 + total, dim) if config.masking == OBJECT else 0
-    return 2 * patch + 3 * (encoder + decoder + ends + weighing) + target + looking
+    learns = encoder + decoder + ends
+    return 2 * patch_flops(config) + weighing_flops(config) + 3 * learns + target + looking
 
 
 def matrix_peak(device: torch.device, amp: str) -> float:

@@ -26,6 +26,7 @@ from m2dprep.artifacts.files import atomic_file
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import PACKED_FOLDER
 from m2dprep.artifacts.log_mels.array import LmsFile, read_lms
+from m2dprep.artifacts.log_mels.frames import PackFrames
 from m2dprep.artifacts.npy_files import HEADER_BYTES, RowFile, npy_header
 from m2dprep.artifacts.reading import FileIdentity, identity_of, open_regular, read_at
 from m2dprep.artifacts.tables import read_parquet, require_column_inside, write_parquet
@@ -273,11 +274,10 @@ class PackedStore:
         """The size of a row's log-mel."""
         return int(self.frames[row]) * self.n_mels * np.dtype(self.dtype).itemsize
 
-    def mapped(self, row: int) -> np.ndarray:
-        """`array` of a row's whole log-mel as a memory map. Raises its errors."""
-        shard, start = int(self.shards[row]), int(self.starts[row])
-        rows = (self._opened.get(shard) or self._open(shard)).mapped()
-        return rows[start : start + int(self.frames[row])].T
+    def frames_of(self, row: int) -> PackFrames:
+        """A row's log-mel, of which some frames are read in place. Raises the errors of `array`."""
+        shard = int(self.shards[row])
+        return PackFrames(self._opened.get(shard) or self._open(shard), int(self.starts[row]), int(self.frames[row]))
 
     def read(self, row: int) -> np.ndarray:
         """The log-mel (n_mels, T) of a row, read without a map and compared with its digest if it has one.

@@ -13,20 +13,20 @@ import pyarrow.compute as pc
 from m2dprep.artifacts.digests import int_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import LmsLayout, inside
-from m2dprep.artifacts.log_mels.array import HEADER_BYTES, open_lms, read_lms
+from m2dprep.artifacts.log_mels.array import HEADER_BYTES, lms_form, read_lms
 from m2dprep.artifacts.log_mels.first_reads import UNKNOWN, FirstReads, digests_of_files
+from m2dprep.artifacts.log_mels.frames import FileFrames, LongLogMel
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.read_ahead import FilesAhead
 from m2dprep.artifacts.log_mels.records import read_config
 from m2dprep.artifacts.log_mels.stretches import file_stretches, frames_at_once
+from m2dprep.artifacts.npy_files import NpyForm
 
 NPY = -1
 MENDING = "`m2dprep check` names all such files; remove them, and `m2dprep melspec` (or `unpack`) makes them again."
 
-
-# A log-mel of more bytes, some minutes of sound, is mapped if only parts of it are needed: one that is shorter is read
-# faster than its pages are found.
-MAPPED_BYTES = 4 << 20
+# Of a log-mel of more bytes, some minutes of sound, only what is needed is read.
+LONG_BYTES = 4 << 20
 
 
 class NpyHeader(NamedTuple):
@@ -59,7 +59,7 @@ class LogMels:
         self.first_reads = FirstReads(np.ones(len(file_names), bool))
         self._headers: dict[bytes, NpyHeader] = {}
         self._ahead = FilesAhead()
-        self._long: set[int] = set()
+        self._long: dict[int, NpyForm] = {}
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -115,22 +115,20 @@ class LogMels:
         store = self._packs[pack]
         return store.array(row, *crop_of(share, int(store.frames[row]), width), out)
 
-    def view(self, index: int) -> np.ndarray:
-        """A log-mel (F, T) of which parts are needed, as `__getitem__` gives it, or a map if it is long.
+    def view(self, index: int) -> np.ndarray | LongLogMel:
+        """A log-mel (F, T) of which parts are needed, as `__getitem__` gives it, or on disk if it is long.
 
         The first time, the whole log-mel is read.
         """
-        pack, row = self._pack_of[index], self._row_of[index]
-        if self.first_reads[index]:
-            log_mel = self[index]
-        elif pack == NPY:
-            log_mel = open_lms(self._path(index))[0] if index in self._long else self[index]
-        else:
-            store = self._packs[pack]
-            is_long = store.bytes_of(int(row)) > MAPPED_BYTES
-            return store.mapped(int(row)) if is_long else store.array(row)
-        if log_mel.nbytes > MAPPED_BYTES:
-            self._long.add(index)
+        pack, row = self._pack_of[index], int(self._row_of[index])
+        if not self.first_reads[index]:
+            if pack == NPY and index in self._long:
+                return FileFrames(self._path(index), self._long[index])
+            if pack != NPY and self._packs[pack].bytes_of(row) > LONG_BYTES:
+                return self._packs[pack].frames_of(row)
+        log_mel = self[index]
+        if pack == NPY and log_mel.nbytes > LONG_BYTES:
+            self._long[index] = lms_form(self._path(index))
         return log_mel
 
     def stretches(self, index: int) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 from m2dprep.artifacts.digests import BLOCK_BYTES, growing_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import require_lms
-from m2dprep.artifacts.npy_files import NpyForm, form_of
+from m2dprep.artifacts.npy_files import NpyForm, fill, form_of
 from m2dprep.artifacts.reading import RegularFile, open_regular, progress, read_at
 
 STRETCH_BYTES = BLOCK_BYTES
@@ -56,17 +56,12 @@ def _stretch(file: RegularFile, form: NpyForm, first: int, count: int) -> np.nda
     _, bins, frames = form.shape
     if form.fortran_order:  # a frame after the other
         found = np.empty((count, bins), form.dtype)
-        _fill(file, found, form.offset + first * bins * form.dtype.itemsize)
+        fill(file, found, form.offset + first * bins * form.dtype.itemsize)
         return found.T
     found = np.empty((bins, count), form.dtype)
     if count == frames:
-        _fill(file, found, form.offset)
+        fill(file, found, form.offset)
         return found
     for row in range(bins):
-        _fill(file, found[row], form.offset + (row * frames + first) * form.dtype.itemsize)
+        fill(file, found[row], form.offset + (row * frames + first) * form.dtype.itemsize)
     return found
-
-
-def _fill(file: RegularFile, out: np.ndarray, offset: int) -> None:
-    if read_at(file, out.data.cast("B"), offset) != out.nbytes:
-        raise UserError(f"{file.path} has become shorter since it was opened.")

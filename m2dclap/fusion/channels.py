@@ -9,21 +9,24 @@ A clip that is not longer than the width is there four times, and is not fused. 
 by as many whole copies as fit and then nothing (``repeatpad``), or by copies alone, of which the last is cut
 (``repeat``).
 
-Only what is needed of a log-mel is read, so one that is mapped from a file is never in memory as a whole.
+Only what is needed is read of a log-mel that is on disk, so it is never in memory as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from m2dprep.artifacts.log_mels.frames import LongLogMel
 from m2dprep.m2dclap.fusion.kinds import CHANNELS, PAD, PARTS, REPEAT
 
 # A part begins in the middle of its run.
 MIDDLE = (0.5,) * PARTS
+# Frames of a log-mel on disk that are held at once while it is smoothed.
+FRAMES_AT_ONCE = 16384
 
 
 class ChannelRule(NamedTuple):
@@ -42,24 +45,48 @@ class Filled(NamedTuple):
 
 
 def make_channels(
-    log_mel: np.ndarray, rule: ChannelRule, out: np.ndarray, shares: Sequence[float] | np.ndarray = MIDDLE
+    log_mel: np.ndarray | LongLogMel,
+    rule: ChannelRule,
+    out: np.ndarray,
+    shares: Sequence[float] | np.ndarray = MIDDLE,
 ) -> Filled:
     """Fill ``out`` (4, F, width) with the channels of a log-mel (F, T); frames that nothing fills become 0.
 
-    Of each run of starts, the one at its share (0 ≤ share < 1) is taken.
+    Of each run of starts, the one at its share (0 ≤ share < 1) is taken. Raises the errors of a log-mel on disk.
     """
-    if log_mel.shape[-1] <= rule.width:
-        filled = _fill(log_mel, rule, out[0])
-        out[1:] = out[0]
-        return Filled(filled, False)
-    out[0] = resized(log_mel, rule.width, antialias=rule.antialias)
-    for channel, start in enumerate(starts(log_mel.shape[-1], rule.width, shares), start=1):
-        out[channel] = log_mel[:, start : start + rule.width]
-    return Filled(rule.width, True)
+    frames = log_mel.shape[-1]
+    if frames > rule.width:
+        first = starts(frames, rule.width, shares)
+        if isinstance(log_mel, np.ndarray):
+            out[0] = resized(log_mel, rule.width, antialias=rule.antialias)
+            for channel, start in enumerate(first, start=1):
+                out[channel] = log_mel[:, start : start + rule.width]
+        else:
+            _read_channels(log_mel, rule, out, first)
+        return Filled(rule.width, True)
+    filled = _fill(log_mel if isinstance(log_mel, np.ndarray) else log_mel.frames(np.arange(frames)), rule, out[0])
+    out[1:] = out[0]
+    return Filled(filled, False)
+
+
+def _read_channels(log_mel: LongLogMel, rule: ChannelRule, out: np.ndarray, first: list[int]) -> None:
+    """The channels of a log-mel on disk, which is read once, or in stretches if it is smoothed."""
+    indices, weights = _taps(log_mel.shape[-1], rule.width, rule.antialias)
+    step = max(1, FRAMES_AT_ONCE // len(indices))
+    parts = np.concatenate([np.arange(start, start + rule.width) for start in first])
+    out[0] = 0
+    for column in range(0, rule.width, step):
+        places, shares = indices[:, column : column + step], weights[:, column : column + step]
+        wanted = places.ravel() if column else np.concatenate([places.ravel(), parts])
+        found = log_mel.frames(wanted)
+        taps = found[:, : places.size].reshape(len(found), *places.shape)
+        _add(out[0, :, column : column + step], taps.swapaxes(0, 1), shares)
+        if not column:
+            out[1:] = found[:, places.size :].reshape(len(found), PARTS, rule.width).swapaxes(0, 1)
 
 
 def channels_of(
-    log_mel: np.ndarray, rule: ChannelRule, shares: Sequence[float] | np.ndarray = MIDDLE
+    log_mel: np.ndarray | LongLogMel, rule: ChannelRule, shares: Sequence[float] | np.ndarray = MIDDLE
 ) -> tuple[np.ndarray, Filled]:
     """`make_channels` in a new array (4, F, width), float32."""
     out = np.empty((CHANNELS, log_mel.shape[0], rule.width), np.float32)
@@ -79,7 +106,7 @@ def runs(frames: int, width: int) -> list[range]:
     """The starts of the front, the middle and the back part; a run for which there is no start left has the start 0."""
     count = frames - width + 1
     size, more = divmod(count, PARTS)
-    ends = np.cumsum([size + (part < more) for part in range(PARTS)]).tolist()
+    ends = [size * part + min(part, more) for part in range(1, PARTS + 1)]
     return [range(first, end) if end > first else range(1) for first, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -94,9 +121,14 @@ def resized(log_mel: np.ndarray, width: int, *, antialias: bool = False) -> np.n
     """A log-mel (F, T) with ``width`` frames instead, interpolated linearly along time: float32 (F, width)."""
     indices, weights = _taps(log_mel.shape[-1], width, antialias)
     found = np.zeros((log_mel.shape[0], width), np.float32)
-    for index, weight in zip(indices, weights, strict=True):
-        found += log_mel[:, index] * weight
+    _add(found, (log_mel[:, index] for index in indices), weights)
     return found
+
+
+def _add(out: np.ndarray, taps: Iterable[np.ndarray], weights: np.ndarray) -> None:
+    """Add frames (F, n) with their weights (n,) to ``out`` (F, n), one tap after another."""
+    for frames, weight in zip(taps, weights, strict=True):
+        out += frames * weight
 
 
 @lru_cache(maxsize=64)

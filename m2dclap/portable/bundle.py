@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import atomic_file, write_text
 from m2dprep.artifacts.folders import new_folder, require_new_folder
 from m2dprep.audioprep.logmel import mel_filters, periodic_hann
 from m2dprep.m2dclap.checkpoint import Checkpoint
-from m2dprep.m2dclap.fusion.kinds import NONE
 from m2dprep.m2dclap.portable.runtime import WEIGHTS_FILE, Sizes
 from m2dprep.m2dclap.reuse.classifier import load_head
 from m2dprep.m2dclap.reuse.saving import save_tensors
@@ -29,8 +27,16 @@ from m2dprep.m2dclap.reuse.saving import save_tensors
 MODULE = "m2d_portable.py"
 # What the file takes from which module, in an order in which each part finds what it needs.
 PARTS = {
+    "m2dprep.m2dclap.fusion.kinds": ("AFF", "PAD", "CHANNELS"),
+    "m2dprep.m2dclap.fusion.operators": (
+        "REDUCTION", "NORM_EPS", "ChannelNorm", "NORMS", "_branch", "DirectFusion", "AttentionalFusion",
+        "IterativeFusion", "new_fusion",
+    ),
+    "m2dprep.m2dclap.fusion.patches": ("FusedPatchEmbed",),
+    "m2dprep.m2dclap.fusion.channels": ("MIDDLE", "runs", "starts"),
     "m2dprep.m2dclap.vit": (
-        "MLP_RATIO", "PatchEmbed", "Attention", "Mlp", "Block", "blocks", "sincos_positions", "Encoder",
+        "MLP_RATIO", "PatchEmbed", "patch_embedding", "Attention", "Mlp", "Block", "blocks", "sincos_positions",
+        "Encoder",
     ),
     "m2dprep.m2dclap.layouts": ("has_clap_head", "semantic_size", "depth_of"),
     "m2dprep.m2dclap.heads": (
@@ -38,8 +44,8 @@ PARTS = {
     ),
     "m2dprep.m2dclap.audio_model": ("AudioModel", "_audio_head", "_text_head", "_mlp"),
     "m2dprep.m2dclap.portable.runtime": (
-        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "Sizes", "patch_embedding", "Embeddings",
-        "_Chunk", "PortableEncoder",
+        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "Sizes", "Embeddings", "_Piece", "channels_of",
+        "_resized", "_taps", "PortableEncoder",
     ),
 }  # fmt: skip
 HEAD = '''"""A trained M2D encoder that needs only torch. Written by m2dprep {version} (Apache License 2.0).
@@ -54,7 +60,7 @@ encoder.encode([log_mel])             # (1, n_mels, T), natural logarithm of mel
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +82,9 @@ class Portable:
 def write_portable(checkpoint: Checkpoint, folder: Path, classes: Sequence[str] = ()) -> Portable:
     """Write the encoder of ``checkpoint``, with its heads and its classifier, to the new folder ``folder``.
 
-    Raises `UserError` if there is something in the folder already, a weight is missing or not finite, or the model
-    fuses channels.
+    Raises `UserError` if there is something in the folder already, or a weight is missing or not finite.
     """
     require_new_folder(folder)
-    if checkpoint.config.fusion != NONE:
-        raise UserError(f"{checkpoint.path} fuses channels of long clips, which the portable encoder cannot.")
     state = portable_state(checkpoint, classes)
     with new_folder(folder) as filling:
         with atomic_file(filling / WEIGHTS_FILE) as file:
@@ -133,6 +136,8 @@ def _pieces(module: str, names: Sequence[str]) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            own = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {one.id: own for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
     return [found[name] for name in names]

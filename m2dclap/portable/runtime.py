@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from m2dprep.m2dclap.audio_model import AudioModel
+from m2dprep.m2dclap.fusion.channels import starts
+from m2dprep.m2dclap.fusion.kinds import NONE, PAD, REPEAT
 from m2dprep.m2dclap.heads import ClassifierHead
-from m2dprep.m2dclap.vit import PatchEmbed
 
 WEIGHTS_FILE = "weights.pt"
 # Patch latents that are held at once for heads that need all of a clip's.
@@ -26,7 +27,8 @@ FRAMES_PER_BLOCK = 4096
 
 
 class Sizes(NamedTuple):
-    """The sizes of a model: (mel bins, frames) of its input and of a patch, and those of its transformer."""
+    """The sizes of a model: (mel bins, frames) of its input and of a patch, those of its transformer, and how it fuses
+    clips that are longer than its input."""
 
     input_size: tuple[int, int]
     patch_size: tuple[int, int]
@@ -34,21 +36,14 @@ class Sizes(NamedTuple):
     depth: int
     num_heads: int
     layer_norm_eps: float
-
-    @property
-    def fusion(self) -> str:
-        """Models that fuse channels are not written as such a file."""
-        return "none"
+    fusion: str = NONE
+    fusion_fill: str = PAD
+    antialias: bool = False
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Whole patches along frequency and time."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
-
-
-def patch_embedding(config: Sizes) -> PatchEmbed:
-    """The patch embedding of a model without fusion; others are not written as such a file."""
-    return PatchEmbed(config.patch_size, config.embed_dim)
 
 
 class Embeddings(NamedTuple):
@@ -60,10 +55,47 @@ class Embeddings(NamedTuple):
     clap: torch.Tensor | None
 
 
-class _Chunk(NamedTuple):
+class _Piece(NamedTuple):
+    """A chunk (1, F, T) of a clip, or the channels (4, F, T) of one that is ``longer`` than a chunk and fused."""
+
     clip: int
     number: int
     values: torch.Tensor
+    longer: bool = False
+
+
+def channels_of(log_mel: torch.Tensor, width: int, *, antialias: bool) -> torch.Tensor:
+    """The channels (4, F, width) of a longer log-mel (F, T): the whole, and parts of its front, middle and back."""
+    places = starts(log_mel.shape[-1], width)
+    parts = [log_mel[:, start : start + width] for start in places]
+    return torch.stack([_resized(log_mel, width, antialias=antialias), *parts])
+
+
+def _resized(log_mel: torch.Tensor, width: int, *, antialias: bool) -> torch.Tensor:
+    """A log-mel (F, T) with ``width`` frames instead, interpolated linearly along time."""
+    found = torch.zeros(len(log_mel), width)
+    for index, weight in zip(*_taps(log_mel.shape[-1], width, antialias), strict=True):
+        found += log_mel[:, index] * weight
+    return found
+
+
+def _taps(frames: int, width: int, antialias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames that each new frame is made of, and their weights, which sum to 1: (K, width), int64 and float32."""
+    scale, number = frames / width, torch.arange(width, dtype=torch.float64)
+    if not antialias or scale <= 1:
+        place = ((number + 0.5) * scale - 0.5).clamp(min=0.0)
+        left = place.long().clamp(max=frames - 1)
+        after = (place - left).float()
+        return torch.stack([left, (left + 1).clamp(max=frames - 1)]), torch.stack([1 - after, after])
+    centre = (number + 0.5) * scale
+    first = (centre - scale + 0.5).long().clamp(min=0)
+    end = (centre + scale + 0.5).long().clamp(max=frames)
+    indices = first + torch.arange(int((end - first).max()))[:, None]
+    weights = (1 - (indices + 0.5 - centre).abs() / scale).clamp(min=0.0) * (indices < end)
+    total = torch.zeros(width, dtype=torch.float64)
+    for row in weights:  # in this order, so that the bits are those of other sums in this order
+        total += row
+    return indices.clamp(max=frames - 1), (weights / total).float()
 
 
 class PortableEncoder:
@@ -138,7 +170,8 @@ class PortableEncoder:
     def encode(self, log_mels: Sequence[torch.Tensor]) -> Embeddings:
         """Log-mels (1, n_mels, T) of any T, not normalised → their embeddings.
 
-        Clips longer than the model's input are encoded in chunks; chunks of equal width go through it in one batch.
+        Clips longer than the model's input are encoded in chunks, or fused if it was trained so; pieces of equal width
+        go through it in one batch.
         """
         rows = self.sizes.grid_size[0]
         groups = [self._encode_group(group, rows) for group in self._groups(log_mels)]
@@ -161,9 +194,10 @@ class PortableEncoder:
     def _groups(self, log_mels: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
         """Runs of clips whose patch latents fit in memory."""
         groups: list[Sequence[torch.Tensor]] = []
-        start = tokens = 0
+        start, tokens, most = 0, 0, self.sizes.grid_size[1]
         for index, log_mel in enumerate(log_mels):
-            own = self.sizes.grid_size[0] * -(-log_mel.shape[-1] // self.sizes.patch_size[1])
+            count = -(-log_mel.shape[-1] // self.sizes.patch_size[1])
+            own = self.sizes.grid_size[0] * (count if self.sizes.fusion == NONE else min(count, most))
             if index > start and tokens + own > TOKENS_AT_ONCE:
                 groups.append(log_mels[start:index])
                 start, tokens = index, 0
@@ -171,38 +205,52 @@ class PortableEncoder:
         return [*groups, log_mels[start:]] if len(log_mels) else []
 
     def _encode_group(self, log_mels: Sequence[torch.Tensor], rows: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        by_width: dict[int, list[_Chunk]] = defaultdict(list)
+        alike: dict[tuple[int, bool], list[_Piece]] = defaultdict(list)
         for clip, log_mel in enumerate(log_mels):
-            for chunk in self._chunks(clip, log_mel):
-                by_width[chunk.values.shape[-1]].append(chunk)
+            for piece in self._pieces(clip, log_mel):
+                alike[piece.values.shape[-1], piece.longer].append(piece)
         sums = torch.zeros(len(log_mels), rows, self.sizes.embed_dim, device=self.device)
         columns = torch.zeros(len(log_mels), device=self.device)
         pieces: list[dict[int, torch.Tensor]] = [{} for _ in log_mels]
-        for chunks in by_width.values():
-            for start in range(0, len(chunks), self.batch_size):
-                batch = chunks[start : start + self.batch_size]
-                stacked = torch.stack([chunk.values for chunk in batch])
-                tokens = self.model.encode(stacked.to(self.device))[:, 1:]  # (b, F · T, D)
+        for (_, longer), found in alike.items():
+            for start in range(0, len(found), self.batch_size):
+                batch = found[start : start + self.batch_size]
+                stacked = torch.stack([piece.values for piece in batch]).to(self.device)
+                flags = [torch.ones(len(batch), dtype=torch.bool, device=self.device)] if longer else []
+                tokens = self.model.encode(stacked, *flags)[:, 1:]  # (b, F · T, D)
                 grid = tokens.unflatten(1, (rows, -1))
-                clips = torch.tensor([chunk.clip for chunk in batch], device=self.device)
+                clips = torch.tensor([piece.clip for piece in batch], device=self.device)
                 sums.index_add_(0, clips, grid.sum(dim=2))
                 columns.index_add_(0, clips, torch.full((len(batch),), float(grid.shape[2]), device=self.device))
-                for chunk, own in zip(batch, tokens, strict=True):
-                    pieces[chunk.clip][chunk.number] = own
+                for piece, own in zip(batch, tokens, strict=True):
+                    pieces[piece.clip][piece.number] = own
         averaged = sums / columns[:, None, None]
         return averaged, self._projected(pieces) if self.model.has_clap_head else None
 
-    def _chunks(self, clip: int, log_mel: torch.Tensor) -> list[_Chunk]:
-        """A normalised log-mel in chunks, the last padded to whole patches but not beyond the model's width."""
+    def _pieces(self, clip: int, log_mel: torch.Tensor) -> list[_Piece]:
+        """What goes through the model of a log-mel, normalised."""
+        sizes = self.sizes
+        if log_mel.ndim != 3 or log_mel.shape[:2] != (1, sizes.input_size[0]) or not log_mel.shape[2]:
+            raise ValueError(f"a log-mel has the shape (1, {sizes.input_size[0]}, T), not {tuple(log_mel.shape)}")
+        log_mel, width = log_mel.detach().cpu().float(), sizes.input_size[1]
+        frames = log_mel.shape[-1]
+        if sizes.fusion != NONE and frames > width:
+            channels = channels_of(log_mel[0], width, antialias=sizes.antialias)
+            return [_Piece(clip, 0, (channels - self.mean) / self.std, longer=True)]
+        if sizes.fusion != NONE and sizes.fusion_fill != PAD:  # whole copies, or as many as fill the input
+            copies = -(-width // frames) if sizes.fusion_fill == REPEAT else width // frames
+            log_mel = log_mel.repeat(1, 1, copies)[..., :width]
+        return self._chunks(clip, log_mel)
+
+    def _chunks(self, clip: int, log_mel: torch.Tensor) -> list[_Piece]:
+        """A log-mel in chunks, normalised, the last padded to whole patches but not beyond the model's width."""
         width, patch = self.sizes.input_size[1], self.sizes.patch_size[1]
-        if log_mel.ndim != 3 or log_mel.shape[:2] != (1, self.sizes.input_size[0]) or not log_mel.shape[2]:
-            raise ValueError(f"a log-mel has the shape (1, {self.sizes.input_size[0]}, T), not {tuple(log_mel.shape)}")
-        normalised = (log_mel.detach().cpu().float() - self.mean) / self.std
+        normalised = (log_mel - self.mean) / self.std
         found = []
         for number, start in enumerate(range(0, log_mel.shape[-1], width)):
             chunk = normalised[..., start : start + width]
             padded = min(-(-chunk.shape[-1] // patch) * patch, width)
-            found.append(_Chunk(clip, number, F.pad(chunk, (0, max(0, padded - chunk.shape[-1])))))
+            found.append(_Piece(clip, number, F.pad(chunk, (0, max(0, padded - chunk.shape[-1])))))
         return found
 
     def _projected(self, pieces: Sequence[dict[int, torch.Tensor]]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from m2dprep.m2dclap.audio_model import AudioModel
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.heads import ClassifierHead
 from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX, require_no_fusion
+from m2dprep.m2dclap.layouts import BACKBONE_PREFIX, HEAD_PREFIX, RUNTIME_PREFIX
 from m2dprep.m2dclap.model import take
 from m2dprep.m2dclap.reuse.spectrogram import TABLES_PREFIX
 from m2dprep.m2dclap.vit import interpolate_pos_embed
@@ -41,9 +41,14 @@ class FineTuned(nn.Module):
         self.encoder.audio_proj.requires_grad_(False)
         self.encoder.text_proj.requires_grad_(False)
 
-    def features(self, log_mel: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """What the head gets, (B, D); the encoder sees the patches ``visible`` (B, V), or all."""
-        tokens = self.encoder.embed_patches(log_mel)
+    def features(
+        self, log_mel: torch.Tensor, visible: torch.Tensor | None = None, longer: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the head gets, (B, D); the encoder sees the patches ``visible`` (B, V), or all.
+
+        If it fuses, it takes channels (B, 4, F, T), and which clips are ``longer`` (B,) than its input.
+        """
+        tokens = self.encoder.embed_patches(log_mel, longer)
         if visible is not None:
             tokens = take(tokens, visible)
         latent = self.encoder.encode_tokens(tokens)[:, 1:]
@@ -62,10 +67,9 @@ class FineTuned(nn.Module):
 def load_encoder(checkpoint: Checkpoint, frames: int | None = None) -> AudioModel:
     """The encoder of a checkpoint, on the CPU, for inputs of ``frames`` (None: its own).
 
-    Its positions are cut or interpolated as EVAR does it. Raises `UserError` if weights are missing or not finite,
-    the input is shorter than a patch, or the checkpoint fuses.
+    Its positions are cut or interpolated as EVAR does it. Raises `UserError` if weights are missing or not finite, or
+    the input is shorter than a patch, or than three if the model fuses.
     """
-    require_no_fusion(checkpoint.config.fusion, checkpoint.path, "fine-tuning learns from crops alone")
     model = checkpoint.load_audio_model(torch.device("cpu"))
     old = model.config
     if frames is None or frames == old.input_size[1]:

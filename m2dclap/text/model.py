@@ -48,9 +48,14 @@ class AudioSide(Encoder):
         self.text_proj = nn.Identity() if same else nn.Linear(config.off_emb_dim, config.embed_dim)
 
     @torch.no_grad()
-    def patches(self, log_mel: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """Latents (B, V, D) of the patches ``visible`` (B, V) of normalised log-mels (B, 1, F, T), or of all."""
-        tokens = self.embed_patches(log_mel)
+    def patches(
+        self, log_mel: torch.Tensor, visible: torch.Tensor | None = None, longer: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents (B, V, D) of the patches ``visible`` (B, V) of normalised log-mels (B, 1, F, T), or of all.
+
+        An encoder that fuses takes channels (B, 4, F, T), and which clips are ``longer`` (B,) than its input.
+        """
+        tokens = self.embed_patches(log_mel, longer)
         return self.encode_tokens(tokens if visible is None else take(tokens, visible))[:, 1:]
 
 
@@ -89,9 +94,13 @@ class TextClap(nn.Module):
         input_ids: torch.Tensor,
         lengths: Sequence[int],
         visible: torch.Tensor | None = None,
+        longer: torch.Tensor | None = None,
     ) -> Embeddings:
-        """Normalised log-mels (B, 1, F, T), of which the patches ``visible`` (B, V) are seen, and tokens (B, S)."""
-        tokens = self.backbone.patches(log_mel, visible)
+        """Normalised log-mels (B, 1, F, T), of which the patches ``visible`` (B, V) are seen, and tokens (B, S).
+
+        An encoder that fuses takes channels (B, 4, F, T), and which clips are ``longer`` (B,) than its input.
+        """
+        tokens = self.backbone.patches(log_mel, visible, longer)
         audio = project_tokens(self.backbone.audio_proj, tokens)
         return Embeddings(audio, self.backbone.text_proj(self.text_encoder(input_ids, lengths)))
 

@@ -1,4 +1,7 @@
-"""Two processes under torchrun equal one: losses, gradients, and a whole run whose clips they do not divide evenly."""
+"""Two processes under torchrun equal one: losses, gradients, and a whole run whose clips they do not divide evenly.
+
+Clips of all lengths are fused in the run; `tests/training/test_resume.py` has runs of two processes without fusion.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.files import write_array
+from m2dprep.artifacts.tables import read_file_list
 from m2dprep.m2dclap import distributed
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, raised_on_all
 from m2dprep.m2dclap.model import clap_loss
@@ -22,14 +28,16 @@ from m2dprep.training.config import DataChoice
 from m2dprep.training.log import read_log
 from m2dprep.training.signals import StoppedError
 from m2dprep.training.train import require_whole_batches, train
-from tests.tiny import TINY
 from tests.training import two_processes
-from tests.training.two_processes import OPTIONS, TRAIN
+from tests.training.two_processes import FUSED, OPTIONS, TRAIN
 
 
 @pytest.mark.slow
 def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     data = make_data(tmp_path / "data", clips=15, frames=60)
+    for clip, name in enumerate(read_file_list(data / "files_made.csv")):
+        values = np.random.default_rng(clip).normal(-9.5, 2.5, (1, 80, (20, 48, 60, 150)[clip % 4]))
+        write_array(data / name, values.astype(np.float32), durable=False)
     script = Path(two_processes.__file__)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     finished = subprocess.run(
@@ -37,13 +45,13 @@ def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=500,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("equal") == 1
-    assert finished.stderr.count("15 files listed = 15 used") == 1, "only the first process speaks"
-    train(DataChoice(data), tmp_path / "alone", TINY, TRAIN, OPTIONS)
+    assert finished.stderr.count("15 files listed = 15 used") == 2, "of each of two runs, only the first process speaks"
+    train(DataChoice(data), tmp_path / "alone", FUSED, TRAIN, OPTIONS)
     pair, alone = (read_log(tmp_path / name / "log.jsonl") for name in ("pair", "alone"))
     assert [line["step"] for line in pair] == [line["step"] for line in alone] == [1, 2, 3, 4]
     for name in ("loss", "loss_m2d", "loss_clap", "grad_norm"):

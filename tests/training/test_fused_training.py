@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from m2dprep.artifacts import reading
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.log_mels import store
@@ -20,12 +23,12 @@ from m2dprep.artifacts.log_mels.store import find_log_mels
 from m2dprep.artifacts.tables import read_file_list, write_file_list
 from m2dprep.audioprep.pack import pack
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+from m2dprep.m2dclap.fusion import channels
 from m2dprep.m2dclap.inputs import Normalization
-from m2dprep.training.config import PRESETS, DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
+from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfig, ValidationOptions
 from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch, BatchKey, Clips
 from m2dprep.training.loader import to_model_input
-from m2dprep.training.second_generation.plan import TextClapPlan
 from m2dprep.training.train import train
 from tests.tiny import TINY
 
@@ -131,23 +134,69 @@ def test_every_start_of_a_run_is_drawn(tmp_path: Path, data: TrainingData) -> No
         assert min(drawn.values()) > 400
 
 
-@pytest.mark.parametrize("mapped", [0, store.MAPPED_BYTES], ids=["mapped", "read"])
+@pytest.mark.parametrize("antialias", [False, True])
 def test_files_and_packs_give_the_same_channels(
-    tmp_path: Path, make_data: MakeData, mapped: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_data: MakeData, antialias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MAPPED_BYTES", mapped)
+    """Also if all log-mels are so long that only some of their frames are read, from the second time on."""
     root = make_data(tmp_path / "data", clips=14, frames=60)
     write_lengths(root)
+    monkeypatch.setattr(channels, "FRAMES_AT_ONCE", 64)
     everything = BatchKey(3, np.arange(14))
-    from_files = clips_of(open_training_data(DataChoice(root), 80))
-    expected = from_files[everything]
-    assert equal(from_files[everything], expected), "the second time, files are mapped"
+    expected = clips_of(open_training_data(DataChoice(root), 80), antialias=antialias)[everything]
+    monkeypatch.setattr(store, "LONG_BYTES", 0)
+    from_files = clips_of(open_training_data(DataChoice(root), 80), antialias=antialias)
+    assert all(equal(from_files[everything], expected) for _ in range(2))
     pack(root / "made_lms", dtype="float32", clips_per_shard=4)
     for path in (root / "made_lms").glob("clip*.npy"):
         path.unlink()
-    from_pack = clips_of(open_training_data(DataChoice(root), 80))
-    assert equal(from_pack[everything], expected)
-    assert equal(from_pack[everything], expected)
+    from_pack = clips_of(open_training_data(DataChoice(root), 80), antialias=antialias)
+    assert all(equal(from_pack[everything], expected) for _ in range(2))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_disk_that_fails_is_an_error_with_the_name_of_the_file(
+    tmp_path: Path, make_data: MakeData, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of the file would end the process."""
+    monkeypatch.setattr(store, "LONG_BYTES", 0)
+    monkeypatch.setattr(reading, "WAITS_SECONDS", ())
+    root = make_data(tmp_path / "data", clips=4, frames=90)
+    if packed:
+        pack(root / "made_lms", dtype="float32")
+    clips = clips_of(open_training_data(DataChoice(root), 80))
+    clips[key(0, 1)]
+
+    def fail(descriptor: int, buffers: list[Any], offset: int) -> int:
+        if offset > 4096:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(descriptor, buffers, offset)
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="Input/output") as failed:
+        clips[key(1, 1)]
+    assert Path(failed.value.filename).suffix == ".npy"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("change", ["cut short", "another length", "gone"])
+def test_a_long_log_mel_that_changes_while_training_is_named(
+    tmp_path: Path, make_data: MakeData, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LONG_BYTES", 0)
+    root = make_data(tmp_path / "data", clips=4, frames=90)
+    clips = clips_of(open_training_data(DataChoice(root), 80))
+    clips[key(0, 1)]
+    path = root / clips.file_name(1)
+    content = path.read_bytes()
+    path.unlink()
+    if change == "cut short":
+        path.write_bytes(content[:-400])
+    elif change == "another length":
+        write_array(path, np.zeros((1, 80, 91), np.float32))
+    with pytest.raises(UserError, match=clips.file_name(1)):
+        clips[key(1, 1)]
 
 
 def test_float16_is_resized_in_float32(tmp_path: Path, data: TrainingData) -> None:
@@ -228,12 +277,6 @@ def test_settings_that_differ_are_refused(root: Path, finished: Path) -> None:
     for other in (replace(FUSED, fusion="none"), replace(FUSED, fusion="daf"), replace(FUSED, antialias=True)):
         with pytest.raises(FingerprintConflictError, match=r"fusion|antialias"):
             run(root, finished, model=other)
-
-
-def test_a_text_encoder_learns_beside_crops_alone(finished: Path) -> None:
-    config = replace(TRAIN, objective="text-clap")
-    with pytest.raises(UserError, match=r"fuses the channels of long clips .* text-clap hears crops alone"):
-        TextClapPlan(PRESETS["tiny"].model, config, RunOptions("tiny", init=finished))
 
 
 def test_beginning_with_a_checkpoint(root: Path, finished: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 As in `training.dataset`, everything random follows from the seed, the epoch, and a clip's place in the epoch: a batch
 is the same after a restart, and in any number of processes. A process loads the clips that its own ones are mixed with
 as well.
+
+A model that fuses gets channels instead of crops (`m2dclap.fusion`). They are mixed, masked and resized as crops are,
+all four of a clip alike, and a clip that is mixed with a longer one counts as longer.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from m2dprep.artifacts.log_mels.store import LogMels, crop_of
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.audioprep.convert import front_end
 from m2dprep.evaluation.reading import ClipLoader, Crop
+from m2dprep.m2dclap.fusion.channels import MIDDLE, ChannelRule, make_channels
+from m2dprep.m2dclap.fusion.kinds import CHANNELS, PARTS
 from m2dprep.m2dclap.masking import structured_visible
 from m2dprep.training.dataset import counter_rng, empty
 from m2dprep.training.fine_tuning.augment import draw_boxes, draw_stripes, mix, mixing_shares
@@ -28,7 +33,7 @@ from m2dprep.training.fine_tuning.settings import FineTuneConfig
 from m2dprep.training.sampling.draws import draw_distinct, draw_with_repeats
 
 # The purposes of random numbers; none is one of `training.dataset`.
-PLACE_STREAM, BATCH_STREAM, EPOCH_STREAM, PARTNER_STREAM, VALID_STREAM = range(10, 15)
+PLACE_STREAM, BATCH_STREAM, EPOCH_STREAM, PARTNER_STREAM, VALID_STREAM, PARTS_STREAM = range(10, 16)
 # Positions in a place's stream of random numbers; those of the mask come last.
 START, SHARE, BOX, STRIPES, MASK = 0, 1, 2, 6, 10
 # And in that of a batch.
@@ -121,11 +126,20 @@ def steps_per_epoch(clips: int, config: FineTuneConfig) -> int:
     return -(-(config.draws or clips) // config.batch_size)
 
 
+class Cropped(NamedTuple):
+    """A crop, float32, and whether its clip is ``longer`` and its channels are to be fused."""
+
+    values: np.ndarray
+    longer: bool = False
+
+
 class Source:
-    """Where clips come from, by number; a crop is a row of numbers or a log-mel, always equally long."""
+    """Where clips come from, by number; a crop is a row of numbers, a log-mel or channels, always equally long."""
 
     # The file that was read last.
     reading: str | None = None
+    # The channels of crops that are to be fused; else 1.
+    channels: int = 1
 
     def announce(self, clips: np.ndarray) -> None:
         """Note which clips will be read after those that `expect` names next; for sources that read ahead."""
@@ -133,8 +147,11 @@ class Source:
     def expect(self, clips: np.ndarray) -> None:
         """Note which clips will be read next, in their order."""
 
-    def crop(self, clip: int, share: float) -> np.ndarray:
-        """float32: a crop that begins at this share of what is left over, or a whole shorter clip and silence."""
+    def crop(self, clip: int, shares: np.ndarray) -> Cropped:
+        """A crop that begins at this share (1,) of what is left over, or a whole shorter clip and silence.
+
+        With channels, ``shares`` (3,) are those of the parts.
+        """
         raise NotImplementedError
 
     def log_mels(self, crops: np.ndarray) -> np.ndarray:
@@ -154,15 +171,36 @@ class StoredLogMels(Source):
     def expect(self, clips: np.ndarray) -> None:
         self._log_mels.expect(clips)
 
-    def crop(self, clip: int, share: float) -> np.ndarray:
+    def crop(self, clip: int, shares: np.ndarray) -> Cropped:
         self.reading = str(self._log_mels.root / self._log_mels.name(clip))
-        found = self._log_mels.crop(clip, share, self._frames)
+        found = self._log_mels.crop(clip, float(shares[0]), self._frames)
         crop = np.full((found.shape[0], self._frames), self._filling, np.float32)
         crop[:, : found.shape[1]] = found
-        return crop
+        return Cropped(crop)
 
     def log_mels(self, crops: np.ndarray) -> np.ndarray:
         return crops[:, None]
+
+
+class FusedLogMels(StoredLogMels):
+    """Channels of log-mels of a data directory by a ``rule``; what it leaves empty is filled up with ``filling``."""
+
+    channels = CHANNELS
+
+    def __init__(self, log_mels: LogMels, rule: ChannelRule, filling: float) -> None:
+        super().__init__(log_mels, rule.width, filling)
+        self._rule = rule
+
+    def crop(self, clip: int, shares: np.ndarray) -> Cropped:
+        self.reading = str(self._log_mels.root / self._log_mels.name(clip))
+        log_mel = self._log_mels.view(clip)
+        found = np.empty((CHANNELS, log_mel.shape[0], self._rule.width), np.float32)
+        filled = make_channels(log_mel, self._rule, found, shares)
+        found[:, :, filled.frames :] = self._filling
+        return Cropped(found, filled.longer)
+
+    def log_mels(self, crops: np.ndarray) -> np.ndarray:
+        return crops
 
 
 class Sounds(Source):
@@ -173,15 +211,15 @@ class Sounds(Source):
         self._samples = max(1, (frames - 1) * config.hop_length)
         self._loader = ClipLoader(config, Crop(), waveforms=True)
 
-    def crop(self, clip: int, share: float) -> np.ndarray:
+    def crop(self, clip: int, shares: np.ndarray) -> Cropped:
         self.reading = str(self._paths[clip])
         found = self._loader(self._paths[clip], self._names[clip])
         if isinstance(found, Failure):
             raise UserError(f"{self._paths[clip]}: {found.message} ({found.reason}). It could be read before.")
-        first, count = crop_of(share, len(found.values), self._samples)
+        first, count = crop_of(float(shares[0]), len(found.values), self._samples)
         crop = np.zeros(self._samples, np.float32)
         crop[:count] = found.values[first : first + count]
-        return crop
+        return Cropped(crop)
 
     def log_mels(self, crops: np.ndarray) -> np.ndarray:
         transform = front_end(self._config)
@@ -192,7 +230,8 @@ class LabelledBatch(NamedTuple):
     """B clips: raw ``log_mel`` (B, 1, F, T) and ``target`` (B, C), both mixed already, and what else was drawn.
 
     ``stripes`` (4, n) of one mask or of n = B, ``boxes`` (B, 4) and ``visible`` (B, V) are None where nothing is
-    masked, cropped or hidden.
+    masked, cropped or hidden. For a model that fuses, log-mels are channels (B, 4, F, T), and ``longer`` (B,) says
+    which clips are to be fused.
     """
 
     log_mel: torch.Tensor
@@ -200,6 +239,7 @@ class LabelledBatch(NamedTuple):
     stripes: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     visible: torch.Tensor | None = None
+    longer: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,12 +279,13 @@ class LabelledClips(Dataset[LabelledBatch]):
             return self._undisturbed(key.clips)
         config = self.config
         numbers = self._numbers(key, key.places)
-        crops, targets = self._crops(key.clips, numbers[:, START]), self._one_hot(key.clips)
+        crops, targets = self._crops(key.clips, self._starts(key, key.places)), self._one_hot(key.clips)
+        values, longer = crops
         if key.partner_places is not None and key.partners is not None:
-            shares = mixing_shares(config.mixup, numbers[:, SHARE])
-            crops = mix(crops, self._partners(key, crops), shares)
+            shares, others = mixing_shares(config.mixup, numbers[:, SHARE]), self._partners(key, crops)
+            values, longer = mix(values, others.values, shares), longer | others.longer
             targets = mix(targets, self._one_hot(key.partners), shares)
-        log_mel = self.source.log_mels(crops)
+        log_mel = self.source.log_mels(values)
         size, batch = (log_mel.shape[2], log_mel.shape[3]), self._batch_numbers(key)
         stripes = None
         if config.mask_bins or config.mask_frames:
@@ -257,6 +298,7 @@ class LabelledClips(Dataset[LabelledBatch]):
             None if stripes is None else torch.from_numpy(stripes),
             None if boxes is None else torch.from_numpy(boxes),
             self._visible(numbers, float(batch[ROWS_SHARE])) if config.mask_ratio > 0 else None,
+            self._flags(longer),
         )
 
     __getitems__ = __getitem__
@@ -266,26 +308,37 @@ class LabelledClips(Dataset[LabelledBatch]):
         count = MASK + rows + columns + (rows * columns if self.config.strict_evar else 0)
         return counter_rng(PLACE_STREAM, self.config.seed, key.epoch, places, count)
 
+    def _starts(self, key: BatchKey, places: np.ndarray) -> np.ndarray:
+        """Where the crops of clips begin (n, 1), or the parts of their channels (n, 3)."""
+        if self.source.channels == 1:
+            return self._numbers(key, places)[:, START : START + 1]
+        return counter_rng(PARTS_STREAM, self.config.seed, key.epoch, places, PARTS)
+
     def _batch_numbers(self, key: BatchKey) -> np.ndarray:
         number = np.array([key.number])
         drawn: np.ndarray = counter_rng(BATCH_STREAM, self.config.seed, key.epoch, number, BATCH_NUMBERS)[0]
         return drawn
 
-    def _partners(self, key: BatchKey, crops: np.ndarray) -> np.ndarray:
+    def _partners(self, key: BatchKey, crops: _Crops) -> _Crops:
         """The crops that the clips of a batch are mixed with; those that are in the batch are not read again."""
         assert key.places is not None and key.partner_places is not None and key.partners is not None
         here = {place: row for row, place in enumerate(key.places.tolist())}
-        others = np.empty_like(crops)
-        starts = self._numbers(key, key.partner_places)[:, START]
+        others = _Crops(np.empty_like(crops.values), np.empty_like(crops.longer))
+        starts = self._starts(key, key.partner_places)
         for row, place in enumerate(key.partner_places.tolist()):
             own = here.get(place)
-            others[row] = (
-                crops[own] if own is not None else self.source.crop(int(key.partners[row]), float(starts[row]))
-            )
+            if own is not None:
+                others.values[row], others.longer[row] = crops.values[own], crops.longer[own]
+            else:
+                others.values[row], others.longer[row] = self.source.crop(int(key.partners[row]), starts[row])
         return others
 
-    def _crops(self, clips: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return np.stack([self.source.crop(clip, share) for clip, share in zip(clips.tolist(), shares, strict=True)])
+    def _crops(self, clips: np.ndarray, starts: np.ndarray) -> _Crops:
+        found = [self.source.crop(clip, shares) for clip, shares in zip(clips.tolist(), starts, strict=True)]
+        return _Crops(np.stack([one.values for one in found]), np.array([one.longer for one in found]))
+
+    def _flags(self, longer: np.ndarray) -> torch.Tensor | None:
+        return None if self.source.channels == 1 else torch.from_numpy(longer)
 
     def _one_hot(self, clips: np.ndarray) -> np.ndarray:
         """float32 (n, C)."""
@@ -301,11 +354,20 @@ class LabelledClips(Dataset[LabelledBatch]):
         )
 
     def _undisturbed(self, clips: np.ndarray) -> LabelledBatch:
-        shares = np.zeros(len(clips))
+        usual = np.zeros(1) if self.source.channels == 1 else np.array(MIDDLE)
+        starts = np.tile(usual, (len(clips), 1))
         if self.drawn_crops:
-            shares = counter_rng(VALID_STREAM, self.config.seed, 0, clips, 1)[:, 0]
-        log_mel = self.source.log_mels(self._crops(clips, shares))
-        return LabelledBatch(_shared(log_mel), torch.from_numpy(self._one_hot(clips)))
+            starts = counter_rng(VALID_STREAM, self.config.seed, 0, clips, len(usual))
+        values, longer = self._crops(clips, starts)
+        log_mel = self.source.log_mels(values)
+        return LabelledBatch(_shared(log_mel), torch.from_numpy(self._one_hot(clips)), longer=self._flags(longer))
+
+
+class _Crops(NamedTuple):
+    """Those of n clips (n, …), and which are ``longer`` (n,)."""
+
+    values: np.ndarray
+    longer: np.ndarray
 
 
 def _reads(key: BatchKey) -> np.ndarray:

@@ -34,8 +34,17 @@ from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.captions.label_weights import label_weights
 from m2dprep.evaluation.prepared import EvaluationSet
 from m2dprep.evaluation.reading import ClipLoader, Crop
+from m2dprep.m2dclap.fusion.channels import ChannelRule
 from m2dprep.training.data_dir import recorded_front_end, unreadable_log_mels
-from m2dprep.training.fine_tuning.clips import Grid, LabelledClips, Sounds, Source, StoredLogMels
+from m2dprep.training.fine_tuning.clips import (
+    Cropped,
+    FusedLogMels,
+    Grid,
+    LabelledClips,
+    Sounds,
+    Source,
+    StoredLogMels,
+)
 from m2dprep.training.fine_tuning.labels import Splits, describe
 from m2dprep.training.fine_tuning.settings import LOG_MELS, WAVEFORMS, FineTuneConfig
 
@@ -65,9 +74,11 @@ class Clips:
         """int64 (N,), or bool (N, C) for several labels; of all AudioSet this is a gigabyte."""
         return self.found.targets()
 
-    def source(self, frames: int, filling: float) -> Source:
-        """Their crops of ``frames``, in which log-mels are filled up with ``filling``."""
+    def source(self, frames: int, filling: float, fused: ChannelRule | None = None) -> Source:
+        """Their crops of ``frames``, filled up with ``filling``; channels if they are to be ``fused``."""
         if self.log_mels is not None:
+            if fused is not None:
+                return FusedLogMels(self.log_mels, fused, filling)
             return StoredLogMels(self.log_mels, frames, filling)
         return Sounds(self.found.paths(range(len(self.found.files))), self.found.files, self.front_end, frames)
 
@@ -80,6 +91,7 @@ class FineTuneData:
     splits: Splits
     frames: int
     fold: str | None
+    fused: ChannelRule | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -99,7 +111,7 @@ class FineTuneData:
     ) -> LabelledClips:
         """The clips at ``rows``, by their number among these."""
         silence = float(np.log(self.clips.front_end.eps))
-        source = self.clips.source(self.frames, 0.0 if config.strict_evar else silence)
+        source = self.clips.source(self.frames, 0.0 if config.strict_evar else silence, self.fused)
         files, targets = self.clips.found.files, self.clips.targets
         return LabelledClips(
             _Chosen(source, rows), [files[row] for row in rows.tolist()], targets[rows], len(self.classes), config,
@@ -139,6 +151,7 @@ class FineTuneData:
         return (
             f"{len(found.files):,} clips = {len(splits.train):,} to train on + {valid:,} to validate on "
             f"+ {len(splits.test):,} to test on{left}; {describe(found)}; {self.clips.kind} of {self.frames:,} frames"
+            + ("" if self.fused is None else ", longer ones fused")
             + ("" if self.fold is None else f"; fold {self.fold}")
         )
 
@@ -159,8 +172,12 @@ class _Chosen(Source):
     def expect(self, clips: np.ndarray) -> None:
         self._source.expect(self._rows[clips])
 
-    def crop(self, clip: int, share: float) -> np.ndarray:
-        return self._source.crop(int(self._rows[clip]), share)
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        return self._source.channels
+
+    def crop(self, clip: int, shares: np.ndarray) -> Cropped:
+        return self._source.crop(int(self._rows[clip]), shares)
 
     def log_mels(self, crops: np.ndarray) -> np.ndarray:
         return self._source.log_mels(crops)

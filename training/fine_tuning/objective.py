@@ -19,7 +19,7 @@ from m2dprep.training.fine_tuning.augment import crop_and_resize, mask_stripes
 from m2dprep.training.fine_tuning.clips import LabelledBatch
 from m2dprep.training.fine_tuning.settings import FineTuneConfig
 from m2dprep.training.objectives import Objective
-from m2dprep.training.speed import block_flops
+from m2dprep.training.speed import block_flops, patch_flops
 
 
 def label_loss(scores: torch.Tensor, targets: torch.Tensor, *, several: bool) -> torch.Tensor:
@@ -33,11 +33,13 @@ def label_loss(scores: torch.Tensor, targets: torch.Tensor, *, several: bool) ->
 
 
 class LabelInput(NamedTuple):
-    """``log_mel`` (B, 1, F, T), normalised, masked and cropped; ``target`` (B, C); ``visible`` (B, V) or None."""
+    """``log_mel`` (B, 1, F, T), normalised, masked and cropped; ``target`` (B, C); ``visible`` (B, V) or None. If
+    ``longer`` (B,) says which clips are to be fused, log-mels are channels (B, 4, F, T)."""
 
     log_mel: torch.Tensor
     target: torch.Tensor
     visible: torch.Tensor | None
+    longer: torch.Tensor | None = None
 
 
 class FineTuning(Objective):
@@ -76,8 +78,11 @@ class FineTuning(Objective):
             log_mel = mask_stripes(log_mel, tuple(batch.stripes))
         if batch.boxes is not None:
             log_mel = crop_and_resize(log_mel, batch.boxes)
-        visible = None if batch.visible is None else batch.visible.to(self.device, non_blocking=True)
-        return LabelInput(self._whole_patches(log_mel), batch.target.to(self.device, non_blocking=True), visible)
+        visible, longer = (
+            None if one is None else one.to(self.device, non_blocking=True) for one in (batch.visible, batch.longer)
+        )
+        target = batch.target.to(self.device, non_blocking=True)
+        return LabelInput(self._whole_patches(log_mel), target, visible, longer)
 
     def _whole_patches(self, log_mel: torch.Tensor) -> torch.Tensor:
         """With zeros, the mean, up to whole patches, but not beyond the model's input."""
@@ -91,7 +96,7 @@ class FineTuning(Objective):
 
     def scores(self, inputs: LabelInput, *, gather: bool = False) -> torch.Tensor:
         """The scores (B, C) before a sigmoid or softmax."""
-        features = self.model.features(inputs.log_mel, inputs.visible)
+        features = self.model.features(inputs.log_mel, inputs.visible, inputs.longer)
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if not gather or self._fixed_norm:
@@ -117,8 +122,7 @@ class FineTuning(Objective):
     def flops_per_clip(self) -> int:
         """Three times the forward pass over all patches, twice for their embedding."""
         config = self.model.encoder.config
-        patch = 2 * config.num_patches * config.patch_size[0] * config.patch_size[1] * config.embed_dim
-        return 2 * patch + 3 * config.depth * block_flops(1 + config.num_patches, config.embed_dim)
+        return 2 * patch_flops(config) + 3 * config.depth * block_flops(1 + config.num_patches, config.embed_dim)
 
 
 def make_optimizer(objective: FineTuning, config: FineTuneConfig) -> torch.optim.Optimizer:

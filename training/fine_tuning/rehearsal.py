@@ -8,20 +8,14 @@ from pathlib import Path
 import torch
 
 from m2dprep.m2dclap.distributed import join_processes, resolve_amp
+from m2dprep.m2dclap.fusion.kinds import CHANNELS, NONE
 from m2dprep.training.dry_run import KEPT_PER_BLOCK, DryRun, count_parameters, measure_step
 from m2dprep.training.fine_tuning.labels import fold_names
 from m2dprep.training.fine_tuning.objective import FineTuning
-from m2dprep.training.fine_tuning.run import (
-    data_of,
-    grid_of,
-    make_order,
-    make_state,
-    open_start,
-    require_division,
-    say,
-)
+from m2dprep.training.fine_tuning.run import grid_of, make_order, make_state, require_division, say
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
 from m2dprep.training.fine_tuning.settings import FineTuneConfig, FineTuneOptions, LabelChoice
+from m2dprep.training.fine_tuning.start import data_of, open_start
 from m2dprep.training.loader import make_loader
 from m2dprep.training.loop import Trainer, batch_in_memory
 from m2dprep.training.signals import was_told
@@ -79,5 +73,5 @@ def estimate_memory(objective: FineTuning, config: FineTuneConfig, device: torch
     visible = 1 + int(shape.num_patches * (1 - config.mask_ratio))
     width = 4 if resolve_amp(config.amp, device) == "none" else 2
     clips = config.batch_size // (config.accumulate * processes)
-    inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1]
+    inputs = 4 * 3 * shape.input_size[0] * shape.input_size[1] * (1 if shape.fusion == NONE else CHANNELS)
     return state + clips * (KEPT_PER_BLOCK * shape.depth * visible * shape.embed_dim * width + inputs)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,24 +31,30 @@ from m2dprep.artifacts.json_files import write_object
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.tagging.class_names import names_of
-from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.checkpoint_file import ARGS, RESULT, read_file
 from m2dprep.m2dclap.distributed import DistributedContext, join_processes, resolve_amp
+from m2dprep.m2dclap.fusion.kinds import NONE, PAD
 from m2dprep.m2dclap.layouts import HEAD_DIM, folder_name
 from m2dprep.m2dclap.reuse.fine_tuned import FineTuned, load_encoder
 from m2dprep.training.fine_tuning.clips import EpochOrder, Grid, steps_per_epoch
-from m2dprep.training.fine_tuning.data import Clips, FineTuneData, frames_of, open_clips, without_skipped
-from m2dprep.training.fine_tuning.labels import Splits, fold_names, read_labels, split_rows
+from m2dprep.training.fine_tuning.data import FineTuneData
+from m2dprep.training.fine_tuning.labels import fold_names
 from m2dprep.training.fine_tuning.objective import FineTuning, make_optimizer
 from m2dprep.training.fine_tuning.outcome import FineTuneResult, over_folds, result_of
 from m2dprep.training.fine_tuning.probe import Probe, begin_with, train_probe
 from m2dprep.training.fine_tuning.schedule import FineTuneSchedule
-from m2dprep.training.fine_tuning.settings import PROBE, FineTuneConfig, FineTuneOptions, LabelChoice, recipe_text
+from m2dprep.training.fine_tuning.settings import (
+    PROBE,
+    FineTuneConfig,
+    FineTuneOptions,
+    LabelChoice,
+    recipe_text,
+)
+from m2dprep.training.fine_tuning.start import Start, data_of, open_start
 from m2dprep.training.fine_tuning.validation import EpochScores, judge
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.loop import Job, Trainer, batch_in_memory, run_steps
 from m2dprep.training.run_folder import SKIPPED, RunFolder, checkpoint_folder_name, forget_before, model_name
-from m2dprep.training.sampling.draws import require_draws
 from m2dprep.training.signals import was_told
 from m2dprep.training.state import TrainState
 from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_log
@@ -56,27 +62,8 @@ from m2dprep.training.train import begin_run, compile_blocks, make_meter, open_l
 CLASSES = "classes.csv"
 # Beside the checkpoints: a class per line, in the order of the scores.
 CLASS_LIST = "classes.txt"
-DEFAULT_FRAMES = 1001
 # The size in a checkpoint's folder by the width of its encoder.
 SIZE_OF_WIDTH = {384: "small", 768: "base", 1024: "large"}
-
-
-@dataclass(frozen=True)
-class Start:
-    """A checkpoint to begin with, and the clips to fine-tune it on."""
-
-    checkpoint: Checkpoint
-    digest: str
-    clips: Clips
-    frames: int
-    asked_for: bool = False
-    """Whether the settings name the frames; else they follow from the task."""
-
-    @property
-    def input_frames(self) -> int | None:
-        """The width of the model: None is the checkpoint's, which suffices for the clips of a task."""
-        width = self.checkpoint.config.input_size[1]
-        return self.frames if self.asked_for or self.frames > width else None
 
 
 def fine_tune(choice: LabelChoice, out: Path, config: FineTuneConfig, options: FineTuneOptions) -> FineTuneResult:
@@ -100,40 +87,6 @@ def fine_tune(choice: LabelChoice, out: Path, config: FineTuneConfig, options: F
             if context.is_main:
                 result.write(out / RESULT)
         return replace(found[-1], result=result, checkpoint=str(out), is_main=context.is_main)
-
-
-def open_start(
-    context: DistributedContext, choice: LabelChoice, config: FineTuneConfig, options: FineTuneOptions, out: Path
-) -> Start:
-    """The checkpoint in every process, and the clips that the first one finds."""
-    path = context.broadcast_from_main(lambda: find_checkpoint(options.checkpoint))
-    checkpoint: Checkpoint | None = None
-    with context.failing_together():
-        checkpoint = Checkpoint.read(path)
-    assert checkpoint is not None
-    front_end = checkpoint.front_end
-
-    def opened() -> Clips:
-        found = read_labels(choice, config, packed=choice.root is not None)
-        return open_clips(found, config, front_end, out)
-
-    clips = context.broadcast_from_main(opened)
-    frames = frames_of(config, clips.found, front_end, DEFAULT_FRAMES)
-    return Start(checkpoint, file_digest(path), clips, frames, config.frames is not None)
-
-
-def data_of(
-    context: DistributedContext, start: Start, choice: LabelChoice, config: FineTuneConfig, fold: str | None
-) -> FineTuneData:
-    """The clips of one run. Raises `UserError` if a split would be empty, or there are too few clips to draw."""
-
-    def splits() -> Splits:
-        found = without_skipped(split_rows(start.clips.found, config, choice, fold), start.clips)
-        weights = FineTuneData(start.clips, found, start.frames, fold).weights(config)
-        require_draws(len(found.train), weights, config.draws, distinct=True)
-        return found
-
-    return FineTuneData(start.clips, context.broadcast_from_main(splits), start.frames, fold)
 
 
 def make_state(
@@ -255,6 +208,10 @@ def _began_with(start: Start, objective: FineTuning) -> str:
     positions = "" if old == new else f"; positions of {old[0]}x{old[1]} patches fitted to {new[0]}x{new[1]}"
     dropped = "; its classifier is replaced" if checkpoint.head_weights else ""
     dropped += "; its text tower is left out" if checkpoint.text_weights else ""
+    if config.fusion != NONE:
+        dropped += f"; with fusion {config.fusion}, EVAR cannot read weights_*.pth"
+        if config.fusion_fill != PAD or config.antialias:
+            dropped += ", which does not say how channels are made either: use checkpoint-*.pth"
     if config.embed_dim != HEAD_DIM * config.num_heads:  # which loaders of weights alone take for granted
         dropped += f"; with heads of {config.embed_dim // config.num_heads} dimensions, not {HEAD_DIM}, weights_*.pth "
         dropped += "is misread without its run: use checkpoint-*.pth"

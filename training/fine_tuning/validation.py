@@ -60,7 +60,7 @@ def features_of(
     with evaluating(objective):
         for inputs in _inputs(objective, clips, workers, processes):
             with autocast(objective.device, amp):
-                found.append(objective.model.features(inputs.log_mel).float().cpu().numpy())
+                found.append(objective.model.features(inputs.log_mel, longer=inputs.longer).float().cpu().numpy())
     return np.concatenate(found)
 
 

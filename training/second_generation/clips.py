@@ -24,7 +24,8 @@ SEEDS = 2**62
 class CaptionedBatch(NamedTuple):
     """B clips: ``log_mel`` (B, 1, F, T), of which the first ``frames`` (B,) are filled; ``input_ids`` (B, S) and
     ``lengths`` (B,) of their captions; ``visible`` (B, V), patch numbers, None if all are seen; and ``seed`` (), which
-    everything random in the text tower follows from."""
+    everything random in the text tower follows from. For an encoder that fuses, log-mels are channels (B, 4, F, T),
+    and ``longer`` (B,) says which clips are to be fused."""
 
     log_mel: torch.Tensor
     frames: torch.Tensor
@@ -32,6 +33,7 @@ class CaptionedBatch(NamedTuple):
     lengths: torch.Tensor
     visible: torch.Tensor | None
     seed: torch.Tensor
+    longer: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class CaptionedClips(Clips):
         masks = self._masks
         count = MASK + (0 if masks is None else masks.numbers)
         numbers = counter_rng(SAMPLE_STREAM, self._seed, key.epoch, key.clips, count)
-        log_mel, frames = self._crops(self._log_mels, key.clips, numbers[:, START])
+        log_mel, frames, longer = self._heard(key, numbers[:, START])
         rows = [self.caption_rows(index) for index in key.clips.tolist()]
         chosen = uniform_to_index(numbers[:, CAPTION], np.array([len(choice) for choice in rows]))
         tokens = self._texts.tokens(np.array([choice[number] for choice, number in zip(rows, chosen, strict=True)]))
@@ -99,6 +101,7 @@ class CaptionedClips(Clips):
             tokens.lengths,
             None if masks is None else masks.visible(numbers[:, MASK:], share),
             torch.tensor(int(seed * SEEDS)),
+            None if longer is None else torch.from_numpy(longer),
         )
 
     __getitem__ = __getitems__  # type: ignore[assignment]

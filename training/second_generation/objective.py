@@ -18,7 +18,7 @@ from m2dprep.training.loader import normalised
 from m2dprep.training.objectives import Objective
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.second_generation.clips import CaptionedBatch
-from m2dprep.training.speed import block_flops
+from m2dprep.training.speed import block_flops, patch_flops
 
 # A caption's tokens in estimates of what a step takes.
 USUAL_TOKENS = 24
@@ -26,13 +26,15 @@ USUAL_TOKENS = 24
 
 class TextInput(NamedTuple):
     """``log_mel`` (B, 1, F, T) normalised, ``visible`` (B, V), ``input_ids`` (B, S), on the device; ``lengths`` and
-    ``seed`` are plain numbers, so that nothing waits for it."""
+    ``seed`` are plain numbers, so that nothing waits for it. If ``longer`` (B,) says which clips are to be fused,
+    log-mels are channels (B, 4, F, T)."""
 
     log_mel: torch.Tensor
     visible: torch.Tensor | None
     input_ids: torch.Tensor
     lengths: tuple[int, ...]
     seed: int
+    longer: torch.Tensor | None = None
 
 
 class TextClapObjective(Objective):
@@ -62,13 +64,16 @@ class TextClapObjective(Objective):
         short = not self._pads_raw and bool((batch.frames < batch.log_mel.shape[-1]).any())  # on the CPU: no waiting
         raw = batch.log_mel.to(device, non_blocking=True).contiguous().float()
         frames = batch.frames.to(device, non_blocking=True) if short else None
-        visible = None if batch.visible is None else batch.visible.to(device, non_blocking=True)
+        visible, longer = (
+            None if one is None else one.to(device, non_blocking=True) for one in (batch.visible, batch.longer)
+        )
         return TextInput(
             normalised(raw, frames, self._stats),
             visible,
             batch.input_ids.to(device, non_blocking=True),
             tuple(batch.lengths.tolist()),
             int(batch.seed),
+            longer,
         )
 
     def losses(self, inputs: TextInput, *, gather: bool = False) -> dict[str, torch.Tensor]:
@@ -79,7 +84,9 @@ class TextClapObjective(Objective):
     def embed(self, inputs: TextInput) -> Embeddings:
         """The embeddings of clips and captions."""
         with seeded(inputs.seed, inputs.log_mel.device):
-            found: Embeddings = self.model(inputs.log_mel, inputs.input_ids, inputs.lengths, inputs.visible)
+            found: Embeddings = self.model(
+                inputs.log_mel, inputs.input_ids, inputs.lengths, inputs.visible, inputs.longer
+            )
         return found
 
     def after_step(self, step: int, schedule: Schedule) -> dict[str, float | torch.Tensor]:
@@ -101,7 +108,7 @@ class TextClapObjective(Objective):
 
     def flops_per_clip(self) -> int:
         config = self.model.config
-        patch = 2 * config.num_patches * config.patch_size[0] * config.patch_size[1] * config.embed_dim
+        patch = patch_flops(config)
         encoder = config.depth * block_flops(1 + config.num_patches, config.embed_dim)
         looked_up = {id(one.weight) for one in self.model.modules() if isinstance(one, nn.Embedding)}
         products = (value for value in self.model.parameters() if value.requires_grad and value.ndim > 1)

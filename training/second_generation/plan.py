@@ -16,7 +16,7 @@ from m2dprep.artifacts.layout import DataLayout, require_folder
 from m2dprep.evaluation.text_towers import letter_of, tower_source
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.config import ModelConfig
-from m2dprep.m2dclap.layouts import TEXT_FOLDER, require_no_fusion
+from m2dprep.m2dclap.layouts import TEXT_FOLDER
 from m2dprep.m2dclap.text.model import MAX_LOGIT_SCALE, TRAINED_HEADS, TextClap
 from m2dprep.m2dclap.text.tower import CLS, TextTower
 from m2dprep.m2dclap.vit import interpolate_pos_embed
@@ -44,7 +44,6 @@ class TextClapPlan(Plan):
             )
         _require_model_of_the_base(model, options)
         self._base = Checkpoint.read(find_checkpoint(options.init))
-        require_no_fusion(self._base.config.fusion, self._base.path, f"the objective {TEXT} hears crops alone")
         self._restored = config.heads == RESTORED
         if self._restored:
             self._base.require_clap_head()

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m2dprep.artifacts.log_mels import frames as stored
+from m2dprep.artifacts.log_mels.array import lms_form
+from m2dprep.m2dclap.fusion import channels
 from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of, resized, runs, starts
 
 FRAMES = np.arange(40, dtype=np.float32)
@@ -84,9 +87,32 @@ def test_the_whole_is_resized_as_torch_does_it(length: int, width: int, antialia
     assert np.abs(found - expected.numpy()).max() < (5e-3 if antialias else 1e-2)
 
 
-def test_a_map_and_frames_in_either_order_give_the_same(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(-7, 4, (80, 500)).astype(np.float32)
-    np.save(tmp_path / "a.npy", values)
-    expected = channels_of(values, ChannelRule(100))[0]
-    for other in (np.load(tmp_path / "a.npy", mmap_mode="r"), np.ascontiguousarray(values.T).T):
-        assert np.array_equal(channels_of(other, ChannelRule(100))[0], expected)
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_frames_in_either_order_in_memory_and_on_disk_give_the_same(
+    tmp_path: Path, dtype: type, antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On disk, a row of 500 frames is read in pieces, and smoothed a few columns at a time."""
+    monkeypatch.setattr(stored, "PIECE_BYTES", 256)
+    monkeypatch.setattr(channels, "FRAMES_AT_ONCE", 300)
+    values = np.random.default_rng(0).normal(-7, 4, (80, 500)).astype(dtype)
+    for frames in (500, 130, 101, 100, 1):
+        own, others = values[:, :frames], []
+        for order in ("C", "F"):
+            path = tmp_path / f"{order}{frames}.npy"
+            np.save(path, np.asarray(own[None], order=order))
+            others.append(stored.FileFrames(path, lms_form(path)))
+        rule = ChannelRule(100, antialias=antialias)
+        expected, filled = channels_of(own, rule)
+        for other in (np.ascontiguousarray(own.T).T, *others):
+            assert other.shape == own.shape
+            found = channels_of(other, rule)
+            assert np.array_equal(found[0], expected)
+            assert found[1] == filled
+
+
+def test_frames_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", frames(40)[None])
+    wanted = np.array([7, 7, 3, 39, 0, 8])
+    found = stored.FileFrames(tmp_path / "a.npy", lms_form(tmp_path / "a.npy")).frames(wanted)
+    assert found.tolist() == [wanted.tolist(), (-wanted).tolist()]

@@ -17,7 +17,6 @@ from m2dprep.m2dclap.fusion.patches import FusedPatchEmbed
 from m2dprep.m2dclap.layouts import fusion_of
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.reuse.exporting import LAYOUTS, laid_out
-from m2dprep.m2dclap.reuse.fine_tuned import load_encoder
 from m2dprep.m2dclap.reuse.initialise import initialise
 from tests.tiny import TINY_INFERABLE
 
@@ -191,8 +190,6 @@ def test_what_knows_nothing_of_fusion_refuses_it(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         with pytest.raises(UserError, match="no layout of the original has a place for that"):
             laid_out(checkpoint, layout)
-    with pytest.raises(UserError, match="fine-tuning learns from crops alone"):
-        load_encoder(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,19 @@ from tests.tiny import TINY
 pytestmark = pytest.mark.slow
 # Frames of clips: less than a patch, a part of a chunk, one chunk, and several with a rest.
 FRAMES = (1, 17, 48, 49, 130, 48, 17)
-MODELS = {"2024": TINY, "2025": replace(TINY, sem_mode=1), "two blocks": replace(TINY, sem_mode=3), "own text": TINY}
+MODELS = {
+    "2024": TINY, "2025": replace(TINY, sem_mode=1), "two blocks": replace(TINY, sem_mode=3), "own text": TINY,
+    "daf": replace(TINY, fusion="daf"), "aff": replace(TINY, fusion="aff", fusion_fill="repeat", sem_mode=1),
+    "iaff": replace(TINY, fusion="iaff", fusion_fill="repeatpad", antialias=True),
+}  # fmt: skip
 
 
 def a_checkpoint(kind: str = "2024", classes: int = 0, stacked: bool = False) -> Checkpoint:
     torch.manual_seed(1)
     config = MODELS[kind]
     weights = {key: value.clone() for key, value in M2DCLAP(config).state_dict().items()}
+    if "patch_embed.gate" in weights:
+        torch.nn.init.normal_(weights["patch_embed.gate"])
     weights["norm_stats"] = torch.tensor([-7.25, 4.5])
     head = {}
     if classes:
@@ -61,8 +67,9 @@ def test_equal_log_mels_give_equal_bits(kind: str, batch_size: int) -> None:
     assert torch.equal(ours.clap, theirs.clap)
 
 
-def test_half_precision_log_mels_too() -> None:
-    checkpoint, clips = a_checkpoint(), [one.astype(np.float16) for one in log_mels()]
+@pytest.mark.parametrize("kind", ["2024", "iaff"])
+def test_half_precision_log_mels_too(kind: str) -> None:
+    checkpoint, clips = a_checkpoint(kind), [one.astype(np.float16) for one in log_mels()]
     ours = AudioEncoder(checkpoint.load_audio_model(torch.device("cpu")), checkpoint.norm_stats).encode(clips)
     theirs = PortableEncoder(portable_state(checkpoint)).encode([torch.from_numpy(one) for one in clips])
     assert torch.equal(ours.stacked, theirs.stacked)
@@ -151,7 +158,7 @@ torch.save({"stacked": found.stacked, "flat": found.flat, "clap": found.clap, "h
 
 
 def test_it_runs_where_m2dprep_cannot_be_imported(tmp_path: Path) -> None:
-    checkpoint, clips = a_checkpoint("2025"), log_mels()
+    checkpoint, clips = a_checkpoint("aff"), log_mels()
     written = write_portable(checkpoint, tmp_path / "encoder")
     assert written.module.name == MODULE
     given = {"log_mels": [torch.from_numpy(one) for one in clips], "waveform": torch.randn(16000) * 0.1}
