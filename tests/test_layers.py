@@ -195,9 +195,10 @@ def test_imports_are_found_as_python_finds_them() -> None:
         assert written <= {(one.module, *names) for one in imports_of(path) for names in one.names}, path
 
 
-@pytest.mark.parametrize("path", [path for path in modules() if path.name == "__init__.py"], ids=name_of)
-def test_packages_hold_a_docstring_alone(path: Path) -> None:
-    assert len(ast.parse(source(path)).body) == 1
+def test_packages_hold_a_docstring_alone() -> None:
+    packages = [path for path in modules() if path.name == "__init__.py"]
+    assert packages
+    assert [path for path in packages if len(ast.parse(source(path)).body) != 1] == []
 
 
 def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
@@ -210,14 +211,14 @@ def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
     assert used == list(FLOORS), "a floor that nothing is seen to import is a floor whose imports are not seen"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_go_down_only(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    for name in imported(path):
-        other = name.split(".")[0]
-        if other in FLOORS and other != package:
-            assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
-            assert other not in BY_COMMANDS_ONLY.get(package, ()), f"{path} imports {name}"
+def test_imports_go_down_only() -> None:
+    for path in modules():
+        package = path.relative_to(ROOT).parts[0]
+        for name in imported(path):
+            other = name.split(".")[0]
+            if other in FLOORS and other != package:
+                assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
+                assert other not in BY_COMMANDS_ONLY.get(package, ()), f"{path} imports {name}"
 
 
 def test_our_own_modules_are_imported_by_their_full_names() -> None:
@@ -237,17 +238,16 @@ def test_no_room_is_crowded() -> None:
         assert len(found) <= MODULES_PER_ROOM, folder
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_modules_fit_a_reader(path: Path) -> None:
-    assert len(source(path).splitlines()) <= LINES_PER_MODULE
-    assert source(path).startswith(('"""', 'r"""')), "its first line says which idea it has"
+def test_modules_fit_a_reader() -> None:
+    for path in modules():
+        assert len(source(path).splitlines()) <= LINES_PER_MODULE, path
+        assert source(path).startswith(('"""', 'r"""')), f"the first line of {path} says which idea it has"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cli").rglob("*.py")), ids=lambda path: path.name)
-def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    others = [name for name in imported(path, at_top=True) if not name.startswith(LIGHT)]
-    names = {name.split(".")[0] for name in others}
-    assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
+def test_commands_import_nothing_heavy_at_the_top() -> None:
+    for path in (path for path in modules() if ROOT / "cli" in path.parents):
+        names = {name.split(".")[0] for name in imported(path, at_top=True) if not name.startswith(LIGHT)}
+        assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
 
 def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
