@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")  # they would import trio
 from hypothesis import settings
 
 from m2dprep.artifacts.embeddings.store import index_of

@@ -7,8 +7,9 @@ those that only type checkers see.
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,15 @@ MODULES_PER_ROOM = 17
 LINES_PER_MODULE = 400
 
 
-def modules() -> list[Path]:
-    return sorted(path for package in FLOORS for path in (ROOT / package).rglob("*.py"))
+@cache
+def modules() -> tuple[Path, ...]:
+    return tuple(sorted(path for package in FLOORS for path in (ROOT / package).rglob("*.py")))
+
+
+@cache
+def others() -> tuple[Path, ...]:
+    """What is written in Python beside the package."""
+    return tuple(path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -57,83 +65,77 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@dataclass(frozen=True)
-class Source:
-    """What these tests ask of a file. Trees of a whole house are slow to keep and to walk, so each is walked once."""
+# An import begins a line of formatted code: (indentation, module, names) or (indentation, "", "", modules).
+IMPORT = re.compile(
+    r"^([ \t]*)(?:from +([.\w]+) +import +(\((?:[^)#]|#[^\n]*)*\)|[^\n]+)|import +([\w.]+[^\n]*))", re.MULTILINE
+)
+BINDING = re.compile(r"^[ \t]*(?:(?:async def|def|class) +(\w+)|(\w+(?:, \w+)*)(?:: [^=\n]+)? = )", re.MULTILINE)
 
-    lines: int
-    docstring: str | None
-    statements: int
-    imports_at_top: tuple[ast.stmt, ...]
-    imports: frozenset[str]
-    own_imports: tuple[tuple[str, str], ...]
-    """(module, name) of every ``from m2dprep.… import …``."""
-    roots: frozenset[str]
-    """The first parts of the names that are imported, as they are written."""
-    names: frozenset[str]
-    """Every name that the module binds at any depth."""
+
+@dataclass(frozen=True)
+class Import:
+    """A statement: ``from module import names``, or ``import names`` with no module."""
+
+    at_top: bool
+    module: str
+    names: tuple[tuple[str, str], ...]
+    """(name, the name that it gets here)."""
+
+    def full_names(self) -> Iterator[str]:
+        """Of everything that it imports, without the ``m2dprep.`` of our own."""
+        assert not self.module.startswith("."), "relative imports hide which floor they reach"
+        module = self.module.removeprefix("m2dprep.")
+        if module:
+            yield module
+        for name, _ in self.names:
+            yield f"{module}.{name}" if module else name.removeprefix("m2dprep.")
+
+    def roots(self) -> set[str]:
+        """The first parts of the names of modules, as they are written."""
+        return {name.split(".")[0] for name in ([self.module] if self.module else [name for name, _ in self.names])}
+
+
+def imports_in(text: str) -> list[Import]:
+    """Every import of a source, also inside functions, under ``if`` and in scripts that are written as strings.
+
+    Looked for in the text: trees of a whole house take seconds to make. A slow test compares both.
+    """
+    found = []
+    for indentation, module, names, modules in IMPORT.findall(text):
+        listed = re.sub(r"#[^\n]*", "", names or modules).strip("() \n").split(",")
+        pairs = [one.split() for one in listed if one.strip()]
+        found.append(Import(not indentation, module, tuple((pair[0], pair[-1]) for pair in pairs)))
+    return found
 
 
 @cache
-def parsed(path: Path) -> Source:
-    text = path.read_text()
-    tree = ast.parse(text)
-    own, roots, names = [], set(), set()
-    nodes = list(walk(tree))
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-            written = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            roots |= {name.split(".")[0] for name in written}
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m2dprep."):
-                own += [(node.module or "", alias.name) for alias in node.names]
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    top = tuple(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
-    return Source(
-        lines=len(text.splitlines()),
-        docstring=ast.get_docstring(tree),
-        statements=len(tree.body),
-        imports_at_top=top,
-        imports=frozenset(imported(nodes)),
-        own_imports=tuple(own),
-        roots=frozenset(roots),
-        names=frozenset(names),
-    )
+def source(path: Path) -> str:
+    return path.read_text()
 
 
-def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """As ``ast.walk``, in half its time: a node and everything below it."""
-    waiting = [node]
-    while waiting:
-        yield (node := waiting.pop())
-        for name in node._fields:
-            value = getattr(node, name, None)
-            if isinstance(value, list):
-                waiting += [one for one in value if isinstance(one, ast.AST)]
-            elif isinstance(value, ast.AST):
-                waiting.append(value)
+@cache
+def imports_of(path: Path) -> list[Import]:
+    return imports_in(source(path))
 
 
-def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """Full names of everything that these nodes import, without the ``m2dprep.`` of our own."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("m2dprep.") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide which floor they reach"
-            module = (node.module or "").removeprefix("m2dprep.")
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+@cache
+def imported(path: Path, *, at_top: bool = False) -> frozenset[str]:
+    """Full names of everything that a file imports."""
+    return frozenset(name for one in imports_of(path) if one.at_top or not at_top for name in one.full_names())
+
+
+@cache
+def bound(path: Path) -> frozenset[str]:
+    """Every name that a module binds at any depth."""
+    own = {name for one, several in BINDING.findall(source(path)) for name in (one or several).split(", ")}
+    return frozenset(own.union(*({name for _, name in one.names} for one in imports_of(path))))
 
 
 @pytest.fixture(scope="module")
 def arrows() -> dict[str, set[str]]:
     """Of every module the modules of ours that it imports. Packages hold a docstring and nothing to import."""
     paths = {name_of(path): path for path in modules() if path.name != "__init__.py"}
-    return {name: set(parsed(path).imports & set(paths)) for name, path in paths.items()}
+    return {name: set(imported(path) & set(paths)) for name, path in paths.items()}
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
@@ -168,19 +170,35 @@ def rooms_of(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
 def test_what_these_tests_look_for_is_found() -> None:
     """Imports of every form, and circles, in a made-up house: none of these tests passes because it sees nothing."""
     text = (
-        "from m2dprep.cli import main\nimport m2dprep.training.loop\n"
+        "from m2dprep.cli import (\n    main,  # of (all)\n    other as another,\n)\n"
+        "import m2dprep.training.loop, io as i\n"
         "if TYPE_CHECKING:\n    from m2dprep.cli.main import x\n"
-        "def f():\n    import torch\n"
+        "def f():\n    from torch import nn\n"
     )
-    assert {"cli.main", "training.loop", "torch"} <= set(imported(walk(ast.parse(text))))
+    names = {"cli", "cli.main", "cli.other", "training.loop", "io", "cli.main.x", "torch", "torch.nn"}
+    assert {name for one in imports_in(text) for name in one.full_names()} == names
     assert circles({"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": {"a.x"}, "d": {"a.x"}}) != []
     assert circles({"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": set()}) == []
     assert rooms_of({"a.x": {"a.b.y"}, "a.b.y": {"a.z"}, "a.z": set()}) == {"a": {"a.b"}, "a.b": {"a"}}
 
 
-@pytest.mark.parametrize("path", [path for path in modules() if path.name == "__init__.py"], ids=name_of)
-def test_packages_hold_a_docstring_alone(path: Path) -> None:
-    assert parsed(path).statements == 1
+@pytest.mark.slow
+def test_imports_are_found_as_python_finds_them() -> None:
+    """In every fourth file, as that takes long enough."""
+    for path in [*modules(), *others()][::4]:
+        nodes = [node for node in ast.walk(ast.parse(source(path))) if isinstance(node, ast.Import | ast.ImportFrom)]
+        written = {
+            (node.module or "" if isinstance(node, ast.ImportFrom) else "", one.name, one.asname or one.name)
+            for node in nodes
+            for one in node.names
+        }
+        assert written <= {(one.module, *names) for one in imports_of(path) for names in one.names}, path
+
+
+def test_packages_hold_a_docstring_alone() -> None:
+    packages = [path for path in modules() if path.name == "__init__.py"]
+    assert packages
+    assert [path for path in packages if len(ast.parse(source(path)).body) != 1] == []
 
 
 def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
@@ -193,21 +211,20 @@ def test_the_house_is_read_whole(arrows: dict[str, set[str]]) -> None:
     assert used == list(FLOORS), "a floor that nothing is seen to import is a floor whose imports are not seen"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_go_down_only(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    for name in parsed(path).imports:
-        other = name.split(".")[0]
-        if other in FLOORS and other != package:
-            assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
-            assert other not in BY_COMMANDS_ONLY.get(package, ()), f"{path} imports {name}"
+def test_imports_go_down_only() -> None:
+    for path in modules():
+        package = path.relative_to(ROOT).parts[0]
+        for name in imported(path):
+            other = name.split(".")[0]
+            if other in FLOORS and other != package:
+                assert FLOORS[other] < FLOORS[package], f"{path} imports {name}"
+                assert other not in BY_COMMANDS_ONLY.get(package, ()), f"{path} imports {name}"
 
 
 def test_our_own_modules_are_imported_by_their_full_names() -> None:
     """``import cli`` would import a user's cli.py, or another distribution's."""
-    others = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
-    for path in [*modules(), *others]:
-        assert not parsed(path).roots & set(FLOORS), path
+    for path in [*modules(), *others()]:
+        assert not {root for one in imports_of(path) for root in one.roots()} & set(FLOORS), path
 
 
 def test_no_module_and_no_room_takes_part_in_a_circle(arrows: dict[str, set[str]]) -> None:
@@ -221,17 +238,16 @@ def test_no_room_is_crowded() -> None:
         assert len(found) <= MODULES_PER_ROOM, folder
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_modules_fit_a_reader(path: Path) -> None:
-    assert parsed(path).lines <= LINES_PER_MODULE
-    assert parsed(path).docstring, "its first line says which idea it has"
+def test_modules_fit_a_reader() -> None:
+    for path in modules():
+        assert len(source(path).splitlines()) <= LINES_PER_MODULE, path
+        assert source(path).startswith(('"""', 'r"""')), f"the first line of {path} says which idea it has"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cli").rglob("*.py")), ids=lambda path: path.name)
-def test_commands_import_nothing_heavy_at_the_top(path: Path) -> None:
-    others = [name for name in imported(parsed(path).imports_at_top) if not name.startswith(LIGHT)]
-    names = {name.split(".")[0] for name in others}
-    assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
+def test_commands_import_nothing_heavy_at_the_top() -> None:
+    for path in (path for path in modules() if ROOT / "cli" in path.parents):
+        names = {name.split(".")[0] for name in imported(path, at_top=True) if not name.startswith(LIGHT)}
+        assert not names & (HEAVY | (set(FLOORS) - {"cli", "artifacts"})), path
 
 
 def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
@@ -244,8 +260,8 @@ def imported_at_the_top(names: list[str], arrows: Mapping[str, set[str]]) -> Ite
             continue
         seen.add(name)
         path = ROOT / Path(*name.split("."))
-        source = parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-        for other in imported(source.imports_at_top):
+        path /= "__init__.py"
+        for other in imported(path if path.exists() else path.parent.with_suffix(".py"), at_top=True):
             yield name, other
             if other in arrows:
                 waiting.append(other)
@@ -269,10 +285,11 @@ def test_declarations_of_settings_import_only_the_standard_library(arrows: dict[
 
 def test_what_benchmarks_and_tests_import_is_there() -> None:
     """Also inside functions, which a type checker does not read there."""
-    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
-        for module, name in parsed(path).own_imports:
+    for path in others():
+        own = [one for one in imports_of(path) if one.module.startswith("m2dprep.")]
+        for module, name in ((one.module, name) for one in own for name, _ in one.names):
             home = ROOT / Path(*module.split(".")[1:])
             if home.is_dir():
                 assert (home / f"{name}.py").exists() or (home / name).is_dir(), f"{path}: {name}"
             else:
-                assert name in parsed(home.with_suffix(".py")).names, f"{path}: {module}.{name}"
+                assert name in bound(home.with_suffix(".py")), f"{path}: {module}.{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,25 @@ def test_it_goes_on_where_it_stopped(model: str, tmp_path: Path, monkeypatch: py
     assert write_sentences(CLIPS, work, KeywordOptions(model, " ", 1), "cpu", overwrite=True).done == 4
 
 
+@pytest.fixture(scope="module")
+def written(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders with the sentences of earlier options and of new ones."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(DECODING, "max_length", 10)
+        folders = tuple(tmp_path_factory.mktemp("sentences") / name for name in ("earlier", "new"))
+        for folder, separator in zip(folders, "| ", strict=True):
+            write_sentences(CLIPS, folder, KeywordOptions(model, separator, 2), "cpu", overwrite=False)
+    return folders[0], folders[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stops", ["first batch", "second batch", "the new options", "the first removal", "nowhere"])
 def test_finished_batches_stay_until_all_that_replace_them_are_there(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+    model: str, written: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
 ) -> None:
-    earlier, new = KeywordOptions(model, batch_size=2), KeywordOptions(model, " ", 2)
-    expected = write_sentences(CLIPS, tmp_path / "new", new, "cpu", overwrite=False)
+    earlier, new = KeywordOptions(model, "|", 2), KeywordOptions(model, " ", 2)
     work = tmp_path / "work"
-    write_sentences(CLIPS, work, earlier, "cpu", overwrite=False)
+    shutil.copytree(written[0], work)
     before = {path: path.read_bytes() for path in work.iterdir()}
     place, name, number = {
         "first batch": (KeywordModel, "sentences", 0),
@@ -153,6 +164,8 @@ def test_finished_batches_stay_until_all_that_replace_them_are_there(
         if stops != "first batch":  # and those options can be gone on with
             assert write_sentences(CLIPS, work, earlier, "cpu", overwrite=False).done == 0
     run = write_sentences(CLIPS, work, new, "cpu", overwrite=True)
+    expected = write_sentences(CLIPS, written[1], new, "cpu", overwrite=False)
+    assert expected.skipped == 4
     assert run.rows.equals(expected.rows)
     assert len(list(work.glob("part-*.parquet"))) == 2
 

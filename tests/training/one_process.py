@@ -1,11 +1,6 @@
-"""The script that `test_gpu` starts once under torchrun: one process does every exchange of several with itself.
-
-Argument: the device. It prints ``equal`` if all is well.
-"""
+"""What one process of `test_gpu` does: every exchange of several, with itself."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 import torch.distributed as dist
@@ -27,9 +22,8 @@ def gradients(device: torch.device, *, distributed: bool) -> tuple[float, list[t
     return float(output.loss), [value.grad for value in model.parameters() if value.grad is not None]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    device = torch.device(sys.argv[1], 0) if sys.argv[1] == "cuda" else torch.device("cpu")
+def compare(name: str) -> None:
+    device = torch.device(name, 0) if name == "cuda" else torch.device("cpu")
     dist.init_process_group(backend_of(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -49,8 +43,3 @@ def main() -> None:
     dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
     assert votes.tolist() == [0, 1] and message == [("words", 3)]
     dist.destroy_process_group()
-    print("equal")
-
-
-if __name__ == "__main__":
-    main()

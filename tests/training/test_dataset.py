@@ -26,6 +26,7 @@ from m2dprep.training.config import PRESETS, DataChoice, TrainConfig
 from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch, BatchKey, Clips, TrainOrder, counter_rng, uniform_to_index, whole_batch
 from m2dprep.training.loader import Turns, mix_powers, to_model_input
+from tests.forks import CONTEXT
 
 MakeData = Callable[..., Path]
 MODEL = replace(PRESETS["tiny"].model, off_emb_dim=16)
@@ -90,7 +91,7 @@ def test_numbers_are_uniform_and_independent() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
 def test_workers_change_nothing(data: TrainingData, context: str) -> None:
     def batches(workers: int) -> list[Batch]:
         order = TrainOrder(12, 4, 0, total_steps=24, first_step=21)
@@ -99,7 +100,7 @@ def test_workers_change_nothing(data: TrainingData, context: str) -> None:
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=whole_batch,  # type: ignore[arg-type]
             num_workers=workers,
-            multiprocessing_context=context if workers else None,
+            multiprocessing_context={"fork": "fork", "forkserver": CONTEXT}[context] if workers else None,
         )
         return list(loader)
 

@@ -29,11 +29,11 @@ def label_table(clips: int) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("distinct", [False, True], ids=["with repeats", "distinct"])
 def test_classes_come_as_often_as_expected(distinct: bool) -> None:
-    table = label_table(4000)
+    table = label_table(1000)
     weights = label_weights(table)
     of_class = np.array([[f"class {number}" in own for number in range(CLASSES)] for own in table])
     draw = draw_distinct if distinct else draw_with_repeats
-    epochs, count = 4000, 400
+    epochs, count = 4000, 100
     counts = np.zeros(len(table))
     for epoch in range(epochs):
         np.add.at(counts, draw(weights, count, np.random.default_rng((1, epoch))), 1)
@@ -49,7 +49,7 @@ def test_classes_come_as_often_as_expected(distinct: bool) -> None:
 def test_distinct_draws_are_those_of_drawing_one_after_another() -> None:
     """The chance of every ordered pair out of five clips is w_i/Σw · w_j/(Σw − w_i)."""
     weights = np.array([1.0, 2.0, 4.0, 0.0, 8.0])
-    trials = 60_000
+    trials = 20_000
     rng = np.random.default_rng(3)
     pairs = np.zeros((5, 5))
     for _ in range(trials):
@@ -59,7 +59,8 @@ def test_distinct_draws_are_those_of_drawing_one_after_another() -> None:
     expected = shares[:, None] * shares[None] / (1 - shares[:, None])
     np.fill_diagonal(expected, 0)
     assert pairs.sum() == trials
-    np.testing.assert_allclose(pairs / trials, expected, atol=4 * 0.5 / trials**0.5)
+    spread = np.sqrt(expected * (1 - expected) / trials)
+    assert (np.abs(pairs / trials - expected) <= 4 * spread).all()
     assert pairs[3].sum() == pairs[:, 3].sum() == 0
 
 

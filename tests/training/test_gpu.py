@@ -6,9 +6,6 @@ machine may lack.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +26,9 @@ from m2dprep.training.loop import Trainer
 from m2dprep.training.schedule import Schedule
 from m2dprep.training.train import compile_blocks, make_state, train
 from tests.devices import DEVICES
+from tests.forks import run_together
 from tests.tiny import TINY
+from tests.training import one_process
 from tests.training.test_golden import FILES, STEPS, Golden, without_key_biases
 from tests.training.two_processes import OPTIONS, TRAIN
 
@@ -147,20 +146,10 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(tmp_path: Path, data: Pat
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_group_of_one_process(device: str) -> None:
+def test_the_group_of_one_process(device: str, tmp_path: Path) -> None:
     """Averaging, gathering and voting with the backend of the device, NCCL on a GPU, change nothing for one process."""
-    script = Path(__file__).with_name("one_process.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    finished = subprocess.run(
-        [*command, device],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stdout.count("equal") == 1
+    written = tmp_path / "written"
+    assert run_together(one_process.compare, [(device,)], written) == [0], written.read_text()[-3000:]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -16,13 +16,14 @@ from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import BATCHES_AHEAD, Batches, Turns, batches_per_worker, fork_server, make_loader
 from m2dprep.training.signals import WATCHED
+from tests.forks import CONTEXT
 from tests.tiny import TINY
 
 
 @pytest.fixture(autouse=True)
 def no_preload(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process's server also serves other tests, which check what it imports."""
-    monkeypatch.setattr(multiprocessing.get_context("forkserver"), "set_forkserver_preload", lambda names: None)
+    monkeypatch.setattr(CONTEXT, "set_forkserver_preload", lambda names: None)
 
 
 def test_closing_the_batches_ends_the_workers(tmp_path: Path, make_data: Callable[..., Path]) -> None:

@@ -1,6 +1,6 @@
 """Whatever happens to loading processes, training ends soon, saved, with a line that says what to do.
 
-Runs are children of a fork server that has imported everything once; their loading processes are forked by themselves.
+Runs are forks; their loading processes are forked by themselves.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfi
 from m2dprep.training.dataset import Batch, BatchKey, TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.train import train
+from tests.forks import CONTEXT, start
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
 
 MakeData = Callable[..., Path]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])
 TRAIN = TrainConfig(epochs=5000, batch_size=8, warmup_epochs=1)
 OPTIONS = RunOptions(
     "tiny", log_every=1, save=SavePlan(every_epochs=5000), validation=ValidationOptions(features_every=0)
@@ -127,13 +126,10 @@ def test_a_worker_that_hangs_is_gone_at_once(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
-def _child(data: Path, out: Path, largest_file: int = -1) -> None:
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)
+def _train(data: Path, out: Path, largest_file: int = -1) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _hang_when_told(data)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.stderr = (out.parent / f"{out.name}.err").open("a", buffering=1)
     try:
         train(DataChoice(data), out, TINY, TRAIN, replace(OPTIONS, loader_workers=2))
     except UserError as error:
@@ -150,8 +146,7 @@ def data(tmp_path: Path, make_data: MakeData) -> Path:
 def run(tmp_path: Path, data: Path) -> Iterator[tuple[ForkServerProcess, Path]]:
     """A run that is in the middle of its steps, and its folder."""
     out = tmp_path / "run"
-    child = CONTEXT.Process(target=_child, args=(data, out))
-    child.start()
+    child = start(_train, data, out, output=tmp_path / "run.err")
     until(lambda: (out / "log.jsonl").exists() and (out / "log.jsonl").read_text() != "")
     yield child, out
     if child.is_alive():
@@ -272,8 +267,7 @@ def test_a_disk_without_room_leaves_the_last_good_checkpoint(
     child.join(PATIENCE)
     good = find_checkpoint(out)
     content = good.read_bytes()
-    small = CONTEXT.Process(target=_child, args=(data, out, len(content) - 1000))
-    small.start()
+    small = start(_train, data, out, len(content) - 1000, output=tmp_path / "run.err")
     before = len((tmp_path / "run.err").read_text())
     until(lambda: "train:" in (tmp_path / "run.err").read_text()[before:])
     lines = (out / "log.jsonl").stat().st_size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,33 +15,42 @@ import yaml
 from click.testing import CliRunner
 
 from m2dprep.cli.main import m2dprep
+from tests.forks import ended, start
 
 pytestmark = pytest.mark.slow
 
+Run = Callable[..., list[tuple[int, str]]]
 # In the declarations of `TrainConfig`; nothing else of the package is changed.
 LINE = '    calm: Share = option(0.25, "Be this calm.", later=True)\n'
-# Runs commands of m2dprep, given as JSON on stdin, with one more line in the module of declarations.
-SCRIPT = f"""
-import importlib.util, json, pathlib, sys
-import m2dprep.training
-from click.testing import CliRunner
-spec = importlib.util.find_spec("m2dprep.training.config")
-source = pathlib.Path(spec.origin).read_text()
-at = source.index("    betas: ")
-module = m2dprep.training.config = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-exec(compile(source[:at] + {LINE!r} + source[at:], spec.origin, "exec"), module.__dict__)
-from m2dprep.cli.main import m2dprep
-results = [CliRunner().invoke(m2dprep, command) for command in json.load(sys.stdin)]
-json.dump([(one.exit_code, one.output) for one in results], sys.stdout)
-"""
 SMALL = {"model": "tiny", "input_size": [80, 48], "embed_dim": 32, "depth": 1, "num_heads": 2, "epochs": 1,
          "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, "batch_size": 4}  # fmt: skip
 
 
-def run(*commands: list[Any]) -> list[tuple[int, str]]:
-    text = json.dumps([["train", *map(str, command)] for command in commands])
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=text, capture_output=True, text=True, check=True)
-    return [(code, output) for code, output in json.loads(done.stdout)]
+def _run(commands: list[list[Any]], answer: Path) -> None:
+    """Run commands with one more line in the module of declarations; nothing of ours has been imported before."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "m2dprep"]:
+        del sys.modules[name]
+    import m2dprep.training
+
+    spec = importlib.util.find_spec("m2dprep.training.config")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).read_text()
+    at = source.index("    betas: ")
+    module = m2dprep.training.config = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    exec(compile(source[:at] + LINE + source[at:], spec.origin, "exec"), module.__dict__)  # noqa: S102
+    program = importlib.import_module("m2dprep.cli.main").m2dprep
+    results = [CliRunner().invoke(program, ["train", *map(str, command)]) for command in commands]
+    answer.write_text(json.dumps([(one.exit_code, one.output) for one in results]))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(*commands: list[Any]) -> list[tuple[int, str]]:
+        answer, written = tmp_path / "answer.json", tmp_path / "written"
+        assert ended(start(_run, list(commands), answer, output=written)) == 0, written.read_text()
+        return [(code, output) for code, output in json.loads(answer.read_text())]
+
+    return run
 
 
 @pytest.fixture
@@ -49,7 +59,7 @@ def command(tmp_path: Path, make_data: Callable[..., Path]) -> list[Any]:
     return [make_data(tmp_path / "data", clips=8, frames=60), "--config", tmp_path / "small.yaml"]
 
 
-def test_flag_file_and_checks_follow(command: list[Any], tmp_path: Path) -> None:
+def test_flag_file_and_checks_follow(run: Run, command: list[Any], tmp_path: Path) -> None:
     for name, text in {"wrong": "\ncalm: 2", "near": "clam: 0.5"}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     here = [tmp_path, "-o", tmp_path / "run"]
@@ -68,7 +78,7 @@ def test_flag_file_and_checks_follow(command: list[Any], tmp_path: Path) -> None
     assert f"{tmp_path}/near.yaml, line 1: unknown setting 'clam'; did you mean 'calm'?" in near[1]
 
 
-def test_a_run_records_and_compares_it(command: list[Any], tmp_path: Path) -> None:
+def test_a_run_records_and_compares_it(run: Run, command: list[Any], tmp_path: Path) -> None:
     first, again, other = run(
         [*command, "-o", tmp_path / "run", "--calm", 0.5],
         ["--config", tmp_path / "run/train.yaml"],
@@ -80,7 +90,7 @@ def test_a_run_records_and_compares_it(command: list[Any], tmp_path: Path) -> No
     assert "train.calm: 0.5 → 0.75" in other[1]
 
 
-def test_runs_begun_before_it_go_on(command: list[Any], tmp_path: Path) -> None:
+def test_runs_begun_before_it_go_on(run: Run, command: list[Any], tmp_path: Path) -> None:
     before = CliRunner().invoke(m2dprep, ["train", *map(str, command), "-o", str(tmp_path / "run")])
     assert before.exit_code == 0, before.output
     begun = (tmp_path / "run/config.json").read_bytes()

@@ -1,20 +1,17 @@
 """A run that is killed at any point, or told to stop, and started again equals an undisturbed run bit for bit.
 
-Runs are children of a fork server that has imported everything once, so that each may be killed for real.
+Runs are forks, so that each may be killed for real.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from m2dprep.training.signals import REQUEUE_EXIT_CODE, StoppedError
 from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.state import TrainState
 from m2dprep.training.train import train
+from tests.forks import ended, run_together, start
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
@@ -52,8 +50,6 @@ OPTIONS = RunOptions(
     validation=ValidationOptions(features_every=1),
     loader_workers=0,
 )
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])
 Point = tuple[str, int]
 
 
@@ -122,11 +118,8 @@ def _arm(point: Point) -> None:
     }[where]()
 
 
-def _child(choice: DataChoice, out: Path, point: Point | None, environment: dict[str, str]) -> None:
-    torch.set_num_threads(1)
+def _train(choice: DataChoice, out: Path, point: Point | None = None) -> None:
     os.setpgrp()
-    os.environ.update(environment)
-    sys.stderr = (out.parent / f"{out.name}.err").open("a")
     if point is not None:
         _arm(point)
     try:
@@ -136,17 +129,13 @@ def _child(choice: DataChoice, out: Path, point: Point | None, environment: dict
         sys.exit(error.exit_code)
 
 
-def start(
-    choice: DataChoice, out: Path, point: Point | None = None, environment: dict[str, str] | None = None
-) -> ForkServerProcess:
-    child = CONTEXT.Process(target=_child, args=(choice, out, point, environment or {}))
-    child.start()
-    return child
+def run(choice: DataChoice, out: Path, point: Point | None = None) -> int | None:
+    """The exit code of a process that trains, and gets no further than a point of training."""
+    return ended(start(_train, choice, out, point, output=written_by(out)))
 
 
-def ended(child: ForkServerProcess) -> int | None:
-    child.join(240)
-    return child.exitcode
+def written_by(out: Path) -> Path:
+    return out.parent / f"{out.name}.err"
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -170,7 +159,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(choice: DataChoice, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert ended(start(choice, out)) == 0
+    assert run(choice, out) == 0
     assert [line["step"] for line in log_of(out)] == [3, 4, 6, 8, 9, 12]
     return out
 
@@ -190,8 +179,8 @@ def test_killed_at_every_kind_of_point(choice: DataChoice, undisturbed: Path, tm
     ]
     out = tmp_path / "run"
     for point in points:
-        assert ended(start(choice, out, point)) == -signal.SIGKILL, point
-    assert ended(start(choice, out)) == 0
+        assert run(choice, out, point) == -signal.SIGKILL, point
+    assert run(choice, out) == 0
     assert_same_run(out, undisturbed)
 
 
@@ -200,33 +189,18 @@ def test_told_to_stop_it_saves_and_exits_with_75(
     choice: DataChoice, undisturbed: Path, tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / "run"
-    assert ended(start(choice, out, (name, 4))) == REQUEUE_EXIT_CODE
+    assert run(choice, out, (name, 4)) == REQUEUE_EXIT_CODE
     assert find_checkpoint(out).name == "checkpoint-1-1.pth", "after step 5, of 4 an epoch"
     assert len(list(out.rglob("*.pth"))) == 2
-    assert f"told to stop ({name}). Saved after step 5 of 12" in (tmp_path / "run.err").read_text()
-    assert ended(start(choice, out)) == 0
+    assert f"told to stop ({name}). Saved after step 5 of 12" in written_by(out).read_text()
+    assert run(choice, out) == 0
     assert_same_run(out, undisturbed)
-
-
-def _environments() -> list[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
 def run_pair(
     choice: DataChoice, out: Path, points: tuple[Point | None, Point | None] = (None, None)
 ) -> list[int | None]:
-    """Exit codes of two processes of one run; if one was killed, the other is ended as torchrun does."""
-    children = [
-        start(choice, out, point, environment) for point, environment in zip(points, _environments(), strict=True)
-    ]
-    codes = [ended(children[1])]
-    if codes[0] == -signal.SIGKILL:
-        children[0].kill()
-    return [ended(children[0]), *codes]
+    return run_together(_train, [(choice, out, point) for point in points], written_by(out))
 
 
 def test_two_processes_killed_and_stopped(choice: DataChoice, undisturbed: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -27,16 +26,13 @@ from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_capti
 from m2dprep.captions.embedding.batches import EncodedBlock
 from m2dprep.captions.embedding.embed import embed_captions
 from m2dprep.captions.embedding.inspect import nearest
+from tests.forks import ended, start
 
 if TYPE_CHECKING:
     from m2dprep.captions.embedding.encoder import TextEncoder
 
 pytestmark = pytest.mark.slow
 
-# Children are forks of a server that has imported torch, so that each may be killed for real.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["m2dprep.training.train", "torch._dynamo"])
-PATIENCE = 120.0
 DIM = 6
 
 
@@ -188,23 +184,15 @@ class Slow(HashEncoder):
         return super().vectors(texts)
 
 
-def embed_to_be_killed(folder: Path, encoder: HashEncoder, **choice: Any) -> None:
-    """What a child does: embed a folder's captions, with each shard synced."""
+def embed_to_be_killed(folder: Path, encoder: HashEncoder, choice: dict[str, Any]) -> None:
+    """What a process does: embed a folder's captions, with each shard synced."""
     writer.SYNC_SECONDS = 0.0
     embed_captions(folder / "captions.parquet", folder / "killed", encoder, **choice)
 
 
-def start(folder: Path, encoder: HashEncoder, **choice: Any) -> ForkServerProcess:
-    child = CONTEXT.Process(target=embed_to_be_killed, args=(folder, encoder), kwargs=choice)
-    child.start()
-    return child
-
-
 def test_kill_minus_nine(tmp_path: Path) -> None:
     path = captions_in(tmp_path, TEXTS)
-    killed = start(tmp_path, HashEncoder(5, kill=True))
-    killed.join(PATIENCE)
-    assert killed.exitcode == -signal.SIGKILL
+    assert ended(start(embed_to_be_killed, tmp_path, HashEncoder(5, kill=True), {})) == -signal.SIGKILL
     assert (tmp_path / "killed" / "progress.json").exists()
     embed_captions(path, tmp_path / "killed", HashEncoder())
     embed_captions(path, tmp_path / "whole", HashEncoder())
@@ -233,14 +221,13 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path, where: str) -> None:
     choice: dict[str, Any] = {"overwrite": True} if where == "in place" else {"reuse": tmp_path / "old"}
     rng, progress = np.random.default_rng(0), tmp_path / "killed" / "progress.json"
     for kill in (True, True, True, True, False):
-        run = start(tmp_path, Slow(), **choice)
+        run = start(embed_to_be_killed, tmp_path, Slow(), choice)
         if kill:
             for _ in range(int(rng.integers(1, 4))):
                 wait_for_change(progress, run)
             time.sleep(float(rng.uniform(0, 0.02)))
             run.kill()
-        run.join(PATIENCE)
-        assert run.exitcode == (-signal.SIGKILL if kill else 0)
+        assert ended(run) == (-signal.SIGKILL if kill else 0)
         if kill and where == "in place":
             EmbeddingStore.open(tmp_path / "killed").require_whole()
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")

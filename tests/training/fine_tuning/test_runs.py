@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.json_files import is_proven
 from m2dprep.artifacts.tables import read_csv_columns
 from m2dprep.audioprep.pack import pack
+from m2dprep.cli.main import main
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.sharing.card import CardRequest
@@ -30,6 +31,7 @@ from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.layouts import parts_of
 from m2dprep.training.log import proofs_of_run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
+from tests.forks import ended, run_together, start
 from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, newest_checkpoint, write_labels
 
 pytestmark = pytest.mark.slow
@@ -192,16 +194,15 @@ def test_other_settings_are_another_run(finished: Path, place: Path) -> None:
         assert words in result.output
 
 
-def start_process(place: Path, out: Path, *more: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [sys.executable, *(launcher or ("-m", "m2dprep")), "fine-tune", *arguments(place, out, *more)]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def _fine_tune(*words: object) -> None:
+    """The command, in a process of its own."""
+    os.setpgrp()
+    sys.argv = ["m2dprep", "fine-tune", *map(str, words)]
+    main()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    while not condition() and process.poll() is None:
+def wait_for(condition: Callable[[], bool], process: ForkServerProcess) -> None:
+    while not condition() and process.is_alive():
         time.sleep(0.01)
 
 
@@ -212,11 +213,11 @@ def test_a_run_that_ends_early_goes_on_to_the_same_bytes(
     """Killed after each of several checkpoints, or told to stop, and started again."""
     out = tmp_path / "run"
     for steps in (2, 5):
-        process = start_process(place, out, "--save-every", 1, "--save-steps", 1, "--keep", 0)
+        process = start(_fine_tune, *arguments(place, out, "--save-every", 1, "--save-steps", 1, "--keep", 0))
         wait_for(lambda count=steps: len(list(out.rglob("checkpoint-*.pth"))) >= count, process)  # type: ignore[misc]
+        assert process.pid is not None
         os.killpg(process.pid, number)
-        process.communicate(timeout=120)
-        assert process.returncode in (-number, 0, 75)
+        assert ended(process) in (-number, 0, 75)
     result = fine_tune(*arguments(place, out, "--save-every", 1, "--save-steps", 1, "--keep", 0))
     assert result.exit_code == 0, result.output
     assert lines_of(out) == lines_of(finished)
@@ -230,10 +231,9 @@ def test_a_run_that_ends_early_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("changes", [(), ("--accumulate", 2, "--optimizer", "adamw", "--lr", 1e-3, "--head", "probe")])
 def test_two_processes_equal_one(place: Path, tmp_path: Path, changes: tuple[object, ...]) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "m2dprep")
-    process = start_process(place, tmp_path / "pair", *changes, launcher=launcher)
-    _, words = process.communicate(timeout=280)
-    assert process.returncode == 0, words[-3000:]
+    codes = run_together(_fine_tune, [arguments(place, tmp_path / "pair", *changes)] * 2, tmp_path / "written")
+    words = (tmp_path / "written").read_text()
+    assert codes == [0, 0], words[-3000:]
     assert words.count("26 clips") <= 1
     assert fine_tune(*arguments(place, tmp_path / "alone", *changes)).exit_code == 0
     pair, alone = lines_of(tmp_path / "pair"), lines_of(tmp_path / "alone")

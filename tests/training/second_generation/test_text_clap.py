@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +35,24 @@ from m2dprep.training.second_generation.clips import PatchMasks
 from m2dprep.training.second_generation.plan import TextClapPlan
 from m2dprep.training.speed import TIMING_METRICS
 from m2dprep.training.train import train
+from tests.forks import ended, run_together, start
 from tests.tiny import TINY, state_of
+from tests.training.second_generation import two_processes
 from tests.training.tiny_tower import make_other, make_tower
 
 pytestmark = pytest.mark.slow
 MakeData = Callable[..., Path]
 BASE_MODEL = replace(TINY, sem_mode=2)
 CONFIG = TrainConfig(objective="text-clap", epochs=3, batch_size=8, accumulate=2, blr=0.03, warmup_epochs=1, seed=3)
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["m2dprep.training.train", "m2dprep.training.second_generation.plan", "transformers"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in processes of their own, whose runs are compared with those made here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Made:
@@ -125,6 +132,15 @@ def test_a_run_is_the_same_with_loading_processes_and_after_its_own_settings(mad
     assert again.exit_code == 0, again.output
 
 
+def test_loading_processes_of_a_fork_server_get_clips_that_make_the_same_batches(made: Made) -> None:
+    plan = TextClapPlan(ModelConfig(sem_mode=1), made.config(), made.options())
+    data = plan.open(DataChoice(made.data))
+    clips = data.dataset(plan.model(data), plan.config)
+    key = BatchKey(1, np.arange(6), 4)
+    for one, other in zip(clips[key], pickle.loads(pickle.dumps(clips))[key], strict=True):
+        assert one is other is None or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
 def test_dropout_follows_from_seed_and_step_alone(made: Made) -> None:
     plan = TextClapPlan(ModelConfig(sem_mode=1), made.config(), made.options())
     data = plan.open(DataChoice(made.data))
@@ -141,7 +157,6 @@ def test_dropout_follows_from_seed_and_step_alone(made: Made) -> None:
 
 
 def _train_and_die(made: Made, out: Path, steps: int) -> None:
-    torch.set_num_threads(1)
     clamp = TextClap.clamp_logit_scale
     left = [steps]
 
@@ -155,31 +170,21 @@ def _train_and_die(made: Made, out: Path, steps: int) -> None:
     made.train(out)
 
 
-@pytest.mark.timeout(900)
-def test_killed_and_started_again_it_is_the_undisturbed_run(made: Made, tmp_path: Path) -> None:
-    runs = {"whole": (10**6,), "parts": (4, 1, 5, 10**6)}
-    for name, kills in runs.items():
-        for steps in kills:
-            child = CONTEXT.Process(target=_train_and_die, args=(made, tmp_path / name, steps))
-            child.start()
-            child.join(300)
-            assert child.exitcode == (0 if steps == 10**6 else -signal.SIGKILL), (name, steps)
-    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
-    one, other = (find_checkpoint(tmp_path / name) for name in runs)
-    assert one.read_bytes() == other.read_bytes()
+def test_killed_and_started_again_it_is_the_undisturbed_run(made: Made, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    for steps in (4, 1, 5, 10**6):
+        code = ended(start(_train_and_die, made, out, steps))
+        assert code == (0 if steps == 10**6 else -signal.SIGKILL), steps
+    assert log_of(out) == log_of(made.root / "finished")
+    assert find_checkpoint(out).read_bytes() == finished.read_bytes()
 
 
-@pytest.mark.timeout(900)
 def test_two_processes_train_what_one_does(made: Made, tmp_path: Path) -> None:
     """The tower has no dropout here: each process draws its own, as one process draws another for all clips."""
     still = make_tower(made.root / "calm", dropout=0.0)
-    script = Path(__file__).with_name("two_processes.py")
-    arguments = [str(path) for path in (made.data, made.base, still, tmp_path)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal" in done.stdout
+    arguments = (made.data, made.base, still, tmp_path)
+    codes = run_together(two_processes.compare, [arguments] * 2, tmp_path / "written")
+    assert codes == [0, 0], (tmp_path / "written").read_text()[-3000:]
 
 
 def test_stage_2_1_goes_on_with_heads_temperature_and_tower_of_stage_2(made: Made, finished: Path) -> None:

@@ -1,11 +1,7 @@
-"""The script that `test_text_clap` starts under torchrun: it compares a step of two processes with that of one.
-
-Arguments: the data directory, the base checkpoint, the tower, a folder. The first process prints ``equal``.
-"""
+"""What two processes of `test_text_clap` do: they compare a step of theirs with that of one, and train a run."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +36,8 @@ def step(plan: TextClapPlan, data: Path, context: DistributedContext) -> tuple[t
     return context.mean(losses), {name: value.grad for name, value in named if value.grad is not None}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    data, base, tower, out = map(Path, sys.argv[1:])
-    options = RunOptions(init=base, log_every=1, save=SavePlan(every_steps=2), loader_workers=1)
+def compare(data: Path, base: Path, tower: Path, out: Path) -> None:
+    options = RunOptions(init=base, log_every=1, save=SavePlan(every_steps=2), loader_workers=0)
     with join_processes("cpu", lambda: False) as context:
         assert context.size == 2
         for accumulate in (1, 2):
@@ -62,9 +56,3 @@ def main() -> None:
                     continue  # its true gradient is zero
                 torch.testing.assert_close(ours[1][name], gradient, rtol=2e-4, atol=1e-5, msg=name)
         train(DataChoice(data), out / "pair", MODEL, config, options)
-        if context.is_main:
-            print("equal")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,94 @@
+"""Processes of tests that may be killed for real: forks of one server, which has imported everything once.
+
+multiprocessing has one fork server for all of a process, and the last list of what it shall import counts. So all tests
+that start such processes have this list.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "hypothesis.strategies",
+        "click.testing",
+        "pandas",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "transformers.models.bert.modeling_bert",
+        "m2dprep.captions.embedding.embed",
+        "m2dprep.cli.fine_tune",
+        "m2dprep.cli.main",
+        "m2dprep.training.fine_tuning.run",
+        "m2dprep.training.second_generation.plan",
+        "m2dprep.training.train",
+    ]
+)
+PATIENCE = 300.0
+
+
+def start(
+    function: Callable[..., object],
+    *arguments: Any,
+    environment: dict[str, str] | None = None,
+    output: Path | None = None,
+) -> ForkServerProcess:
+    """A process that calls a function of a module. What it writes is appended to the file ``output``."""
+    child = CONTEXT.Process(target=_call, args=(function, arguments, environment or {}, output))
+    child.start()
+    return child
+
+
+def _call(
+    function: Callable[..., object], arguments: Sequence[Any], environment: dict[str, str], output: Path | None
+) -> None:
+    import torch
+
+    multiprocessing.set_start_method("fork", force=True)  # as it is in a process that a user starts
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if output is not None:
+        with output.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    function(*arguments)
+
+
+def ended(child: ForkServerProcess) -> int | None:
+    """Its exit code."""
+    child.join(PATIENCE)
+    return child.exitcode
+
+
+def environments(processes: int = 2) -> list[dict[str, str]]:
+    """What torchrun would tell each of several processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run_together(function: Callable[..., object], arguments: Sequence[Sequence[Any]], output: Path) -> list[int | None]:
+    """Exit codes of processes of one run, each with arguments of its own.
+
+    If the last one was killed, the others are ended, as torchrun ends them.
+    """
+    children = [
+        start(function, *own, environment=environment, output=output)
+        for own, environment in zip(arguments, environments(len(arguments)), strict=True)
+    ]
+    last = ended(children[-1])
+    for child in children[:-1]:
+        if last == -signal.SIGKILL:
+            child.kill()
+    return [*map(ended, children[:-1]), last]
