@@ -198,6 +198,7 @@ class Model:
     def _log_mels(self, sounds: Sequence[Any], sample_rate: int | None) -> Iterator[list[np.ndarray]]:
         """The log-mels of some sounds at a time; threads read the next ones."""
         loader = ClipLoader(self.checkpoint.front_end, Crop())
+        loader.remember_records(Path(sound) for sound in sounds if isinstance(sound, str | Path))
         log_mel = front_end(self.checkpoint.front_end)
 
         def read(place: int) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 
 from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
 from m2dprep.artifacts.console import Progress
-from m2dprep.artifacts.digests import differing_keys, fingerprint
+from m2dprep.artifacts.digests import fingerprint
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.json_files import read_object, write_object
@@ -32,9 +32,10 @@ from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
 from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.captions.label_weights import label_weights
+from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.prepared import EvaluationSet
 from m2dprep.evaluation.reading import ClipLoader, Crop
-from m2dprep.training.data_dir import recorded_front_end, unreadable_log_mels
+from m2dprep.training.data_dir import unreadable_log_mels
 from m2dprep.training.fine_tuning.clips import Grid, LabelledClips, Sounds, Source, StoredLogMels
 from m2dprep.training.fine_tuning.labels import Splits, describe
 from m2dprep.training.fine_tuning.settings import LOG_MELS, WAVEFORMS, FineTuneConfig
@@ -258,15 +259,9 @@ def _stored(
     problems = unreadable_log_mels(log_mels.take(rows), front_end.n_mels)
     bad = [row for row in rows.tolist() if names[row] in problems]
     there[bad] = False
-    _require_front_end(found.root, [names[row] for row in rows.tolist()], front_end)
+    require_front_end({found.root / folder for folder in {names[row].rpartition("/")[0] for row in rows}}, front_end)
     left_out = [Failure(found.files[row], "unreadable", problems[names[row]]) for row in bad]
     return Clips(found, LOG_MELS, front_end, there, [*skipped, *left_out], fingerprint({"names": names}), log_mels)
-
-
-def _require_front_end(root: Path, names: Sequence[str], front_end: LogMelConfig) -> None:
-    recorded = recorded_front_end(root, names, otherwise=front_end)
-    if lines := differing_keys(asdict(front_end), asdict(recorded)):
-        raise UserError(f"the checkpoint's front end is another one than that of the log-mels: {'; '.join(lines)}.")
 
 
 def _sounds(found: EvaluationSet, config: FineTuneConfig, front_end: LogMelConfig, run: Path) -> Clips:
