@@ -29,8 +29,10 @@ from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import DataLayout, inside
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
+from m2dprep.artifacts.reading import stamp_of
 from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.config import LogMelConfig
+from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.captions.label_weights import label_weights
 from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.prepared import EvaluationSet
@@ -269,7 +271,7 @@ def _sounds(found: EvaluationSet, config: FineTuneConfig, front_end: LogMelConfi
     paths = found.paths(range(len(found.files)))
     kind = WAVEFORMS if config.inputs == "auto" else config.inputs
     identity = fingerprint(
-        {"files": [f"{name}\0{_stamp(path)}" for name, path in zip(found.files, paths, strict=True)],
+        {"files": [f"{name}\0{stamp_of(path)}" for name, path in zip(found.files, paths, strict=True)],
          "front_end": asdict(front_end)}
     )  # fmt: skip
     short = identity[:SHORT]
@@ -296,14 +298,6 @@ def _array_name(row: int) -> str:
     return f"{row:07d}{ARRAY}"
 
 
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _read_all(
     found: EvaluationSet, paths: Sequence[Path], front_end: LogMelConfig, arrays: Path | None
 ) -> dict[int, tuple[str, str]]:
@@ -319,6 +313,8 @@ def _read_all(
             return None
         clip = loader(paths[row], found.files[row])
         if isinstance(clip, Failure):
+            if clip.reason == TRANSIENT[0]:  # which clips a run has must not depend on a moment's trouble
+                raise UserError(f"{paths[row]} cannot be read: {clip.message}.")
             return clip
         if place is not None:
             write_array(place, clip.values, durable=False)
