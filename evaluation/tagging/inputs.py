@@ -35,7 +35,7 @@ from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
-from m2dprep.evaluation.tagging.stored import OpenStored
+from m2dprep.evaluation.tagging.stored import OpenStored, state_of
 
 LIST_SUFFIX = ".csv"
 # Why a scan refuses sources whose log-mels would have one name; tags have no such names.
@@ -221,12 +221,13 @@ def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
 
 
 def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, reading: Reading) -> Iterator[Item]:
+    state = state_of(root, [below + name for name in names])
     for row, name in enumerate(names):
         path = root / (below + name)
         stamp, size = _stamp(path)
         if stamp == "missing" and "/" in below + name:
             stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
-        yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel))
+        yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel, state))
 
 
 def sources_digest(items: Sequence[Item]) -> str:
