@@ -72,7 +72,9 @@ def run_scenes(request: SceneRequest) -> Result:
     if request.preset is not None:
         settings = SceneSettings(TMRL_TOP, forward=True)
         hearing = replace(hearing, window=TMRL_SCENE_WINDOW, hop=TMRL_HOP)
-        ways = tuple(way for way in ways if way != CLAP) or WAYS[:3]
+        if CLAP in ways:
+            raise UserError(f"--preset {request.preset} reads tags; it has no --rank {CLAP}.")
+        ways = ways or WAYS[:3]
     clips = request.clips
     labels = _labels(clips)
     names = names_of(clips.classes, _table_names(clips), request.names)
