@@ -97,7 +97,7 @@ def find_items(paths: Sequence[Path], reading: Reading, root: Path | None, passe
         own = list(_items_of(path, reading, root, passed_over))
         if not own:
             others = f" ({passed_over})" if str(passed_over) else ""
-            raise UserError(f"{path} holds no sound that could be tagged{others}.")
+            raise UserError(f"{path} holds no sound that could be read{others}.")
         before = f"{path_text(path).rstrip('/')}/" if len(paths) > 1 and not is_one_file(path) else ""
         found += [replace(item, name=before + item.name) for item in own]
     return found
@@ -117,7 +117,7 @@ def _items_of(path: Path, reading: Reading, root: Path | None, passed_over: Pass
     if path.is_dir():
         yield from _folder(path, reading, passed_over)
     elif not path.exists():
-        raise UserError(f"{path}: no such file or folder (sounds to tag).")
+        raise UserError(f"{path}: no such file or folder (sounds).")
     elif path.suffix.lower() == LIST_SUFFIX:
         yield from _list(path, reading, root)
     elif archive_kind(path.name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from m2dprep.evaluation.events.hearing import Heard
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.presets import LastMatch
 from m2dprep.evaluation.events.routes import ByTags, kept
-from m2dprep.evaluation.events.scene_command import hit_shares
+from m2dprep.evaluation.events.scene_command import hit_shares, scenes_of
 from m2dprep.evaluation.events.scenes import SceneSettings, counted, in_order, merged
 from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.sets.names import names_of, readable
@@ -23,6 +24,8 @@ from m2dprep.evaluation.events.sets.table import Recording
 from m2dprep.evaluation.events.thresholds import choose_thresholds, given_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness
+from m2dprep.evaluation.prepared import EvaluationSet
+from m2dprep.evaluation.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -252,3 +255,13 @@ def test_figures_of_a_set() -> None:
     assert figures["false_alarms"] == 1
     assert {one["ebr"]: one["event_recall"] for one in figures["by_ebr"]} == {-6.0: 0.0, 6.0: 1.0}
     assert figures["intervals"]["event_f1"] is not None
+
+
+def test_scenes_are_of_recordings_by_the_names_that_are_heard() -> None:
+    """Sounds are found as ``a/b.wav``, however a table writes that."""
+    table = Path("scenes.csv")
+    clips = EvaluationSet(Task("scenes"), table, Path(), ["./a.wav", "a//b.wav"], ["park", "office"], ["test"] * 2)
+    assert scenes_of(clips) == {"a.wav": "park", "a/b.wav": "office"}
+    twice = EvaluationSet(Task("scenes"), table, Path(), ["./a.wav", "a.wav"], ["park", "office"], ["test"] * 2)
+    with pytest.raises(UserError, match="lists a recording twice"):
+        scenes_of(twice)
