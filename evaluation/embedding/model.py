@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -158,7 +158,7 @@ class Model:
 
         Raises `UserError` if the model has no head for captions, or its text encoder is not to be found.
         """
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
         for text in listed:
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{text!r} is no text.")

@@ -201,7 +201,9 @@ def test_a_store_of_other_sounds_and_a_folder_of_other_things_stay(place: Path, 
     store, device = tmp_path / "store", ("--device", "cpu")
     embed(place, store)
     before = files(store)
-    refused(run("embed-audio", place / "run", place / "wavs/more", store, *device), 5, "of 7 other sounds (more/000.wav")
+    refused(
+        run("embed-audio", place / "run", place / "wavs/more", store, *device), 5, "of 7 other sounds (more/000.wav"
+    )
     assert files(store) == before
     embed(place, store, place / "wavs/more", options=("--overwrite",))
     for option in ((), ("--overwrite",)):

@@ -76,6 +76,12 @@ def test_it_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert not any(key.startswith(("decoder_", "target_", "mask_token")) for key in theirs.weights)
 
 
+def test_a_text_encoder_of_an_installed_package_is_found_elsewhere(tmp_path: Path) -> None:
+    noted = {"model": "model", "model_path": "/home/me/.venv/lib/site-packages/pack/model", "pooling": "mean"}
+    found = export_to_hub_folder(a_run(tmp_path / "run", text_model=noted), tmp_path / "shared", REQUEST)
+    assert Checkpoint.read(find_checkpoint(found.folder)).text_model["model_path"] == "site-packages/pack/model"
+
+
 def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:
     source = a_run(tmp_path / "run", classes=4)
     folder = export_to_hub_folder(source, tmp_path / "shared", REQUEST).folder
