@@ -169,6 +169,12 @@ def require_lms_folder(path: Path) -> Path:
     return path
 
 
+def conversion_folder(place: Path) -> Path | None:
+    """The folder of log-mels, made by a conversion, that ``place`` is or lies in; None if it lies in none."""
+    whole = Path(os.path.abspath(place))  # noqa: PTH100 (links are not followed)
+    return next((each for each in (whole, *whole.parents) if (each / MELSPEC_FOLDER).is_dir()), None)
+
+
 def is_evaluation_clip(file_name: str) -> bool:
     """Whether a relative path lies in AudioSet's evaluation part, which stays out of training lists and statistics."""
     return EVALUATION_FOLDER in file_name and EVALUATION_FOLDER in Path(file_name).parts[:-1]

@@ -50,6 +50,7 @@ KINDS = (
 )
 # Bytes per read call; Linux reads at most 2 GiB less a page.
 MAX_READ_BYTES = 1 << 30
+MISSING = "missing"
 T = TypeVar("T")
 
 
@@ -69,6 +70,15 @@ FileIdentity = tuple[int, int, int]
 def identity_of(status: os.stat_result) -> FileIdentity:
     """Changes if a file is replaced or written to: inode, size and time, which all hosts see alike."""
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def stamp_of(path: Path) -> str:
+    """What tells that a file has changed: its size and its time; ``missing`` if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return MISSING
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def with_retries(call: Callable[[], T], path: Path | str | None = None) -> T:

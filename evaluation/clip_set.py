@@ -121,7 +121,7 @@ def read_classes(path: Path) -> list[str]:
     """The lines of a text file without blank ones, sorted. Raises `UserError` if one occurs twice."""
     require_file(path, "the list of classes")
     try:
-        classes = sorted(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        classes = sorted(line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a UTF-8 text file: {error}.") from error
     if len(set(classes)) < len(classes):

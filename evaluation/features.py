@@ -28,9 +28,12 @@ import pyarrow as pa
 
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import fingerprint, utf8_digest
-from m2dprep.artifacts.embeddings.store import INDEX_SCHEMA, EmbeddingStore, rows_digest
+from m2dprep.artifacts.embeddings.store import INDEX_SCHEMA, META, EmbeddingStore, rows_digest
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.errors import Failure
+from m2dprep.artifacts.json_files import read_object
+from m2dprep.artifacts.reading import stamp_of
+from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.evaluation.encoders import ClipEncoder, split_parts
 from m2dprep.evaluation.reading import Clip, ClipLoader, Crop
 
@@ -77,8 +80,9 @@ def features(
 ) -> Features:
     """The embeddings of clips, row i for ``paths[i]``; ``names[i]`` is its name in the table.
 
-    They are kept below ``folder``, or not at all. The same call goes on where a killed one stopped. Raises `UserError`
-    if another run is writing there or the store is damaged.
+    They are kept below ``folder``, or not at all. The same call goes on where a killed one stopped, and begins anew if
+    a clip could not be read because of the machine. Raises `UserError` if another run is writing there or the store is
+    damaged.
     """
     settings = {
         "model": encoder.name, "weights": encoder.digest, "parts": encoder.parts, "patch_rows": patch_rows_of(encoder),
@@ -92,6 +96,7 @@ def features(
             place = folder / f"{encoder.name}-{fingerprint(settings)[:SHORT]}"
             place = place / f"{split}-{rows_digest(index)[:SHORT]}"
         dim = sum(encoder.parts.values())
+        overwrite = overwrite or _failed_for_now(place)
         with EmbeddingStoreWriter(place, index, dim, "float32", settings, overwrite=overwrite) as writer:
             if not writer.finished:
                 loader = encoder.loader(crop)
@@ -104,6 +109,12 @@ def features(
         rows, encoder.parts, patch_rows_of(encoder), list(notes.get("failures", [])), int(notes.get("longer", 0)),
         None if folder is None else place,
     )  # fmt: skip
+
+
+def _failed_for_now(place: Path) -> bool:
+    """Whether a finished store lacks a clip that can perhaps be read today."""
+    notes = (read_object(place / META) or {}).get("evaluation", {})
+    return any(one.get("reason") in TRANSIENT for one in notes.get("failures", []))
 
 
 def patch_rows_of(encoder: ClipEncoder) -> int:
@@ -119,19 +130,11 @@ def _index(paths: Sequence[Path], names: Sequence[str], split: str) -> pa.Table:
         "caption_index": pa.array(np.zeros(len(names), np.int32)),
         "source": pa.array([split] * len(names), pa.string()),
         "caption_digest": pa.array(
-            [utf8_digest(f"{name}\0{_stamp(path)}".encode()) for path, name in zip(paths, names, strict=True)],
+            [utf8_digest(f"{name}\0{stamp_of(path)}".encode()) for path, name in zip(paths, names, strict=True)],
             INDEX_SCHEMA.field("caption_digest").type,
         ),
     }
     return pa.table(dict(columns), schema=INDEX_SCHEMA)
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _fill(

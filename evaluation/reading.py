@@ -21,6 +21,7 @@ from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.retries import read_with_retries
 from m2dprep.audioprep.source import Input
+from m2dprep.evaluation.front_ends import require_front_end
 
 # One frame of a log-mel, and four hours.
 MIN_SECONDS, MAX_SECONDS = 0.01, 4 * 3600.0
@@ -82,9 +83,12 @@ class ClipLoader:
     def remember_records(self, paths: Iterable[Path]) -> None:
         """Compare those log-mels of ``paths`` that a conversion has recorded with their digests when they are read.
 
-        Raises `UserError` if the records cannot be read.
+        Raises `UserError` if the records cannot be read, or are of another front end than this one.
         """
-        self._digests = recorded_digests(path for path in paths if _is_array(path))
+        arrays = [path for path in paths if _is_array(path)]
+        if not self._waveforms:  # which reads no log-mels
+            require_front_end({path.parent for path in arrays}, self.log_mel)
+        self._digests = recorded_digests(arrays)
 
     def __call__(self, path: Path, name: str) -> Clip | Failure:
         """The clip, or the reason why it cannot be read; ``name`` is its name in the table."""

@@ -4,8 +4,8 @@ A *name* is a listed log-mel, an audio file in a table, or an id; a *clip* is an
 embedding store. One of the two must contain the other completely, so ``dog/001.flac`` never means the clip ``cat/001``.
 From the most to the least literal reading:
 
-1. the clip's id is the name, or the name's path without the suffix; for a listed log-mel, the path without its first
-   folder (that of the log-mels) counts as whole too
+1. the clip's id is the name, or the name's path without the suffix; after these, for a listed log-mel, the path without
+   its first folder (that of the log-mels)
 2. the id is the end of the name's path (``w_lms/FreeSound/1234.npy`` means ``FreeSound/1234``, or else ``1234``), or
    the path, with at least one folder, is the end of the id (``w_lms/dog/001.npy`` means ``audio/dog/001``)
 3. both are the same except for changes that file systems make: ``_`` for ``: ? * " < > | \``, white space around a
@@ -44,7 +44,7 @@ from m2dprep.artifacts.clips.readings import (
 from m2dprep.artifacts.columns import codes, index_in, one_array
 
 NO_CLIP, SEVERAL_CLIPS = -1, -2
-WHOLE, END, FOLDED, FORM, TIMED = range(5)
+WHOLE, WITHIN, END, FOLDED, FORM, TIMED = range(6)
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
@@ -126,10 +126,11 @@ def texts_of(names: Sequence[str] | Column) -> pa.Array:
 
 
 def _claim_by_path(claims: _Claims, targets: _Targets, whole: pa.Array, whole_from: int) -> None:
-    """Claims by paths and their ends. A path without its first ``whole_from`` folders still counts as whole."""
+    """Claims by paths and their ends. A path without its first ``whole_from`` folders counts nearly as whole."""
     readings = [(None, whole), *shorter_ends(whole)]
     for depth, (rows, texts) in enumerate(readings):
-        claims.add(WHOLE if depth <= whole_from else END, rows, targets.ids(texts))
+        rank = WHOLE if depth == 0 else WITHIN if depth <= whole_from else END
+        claims.add(rank, rows, targets.ids(texts))
         if depth <= whole_from:
             claims.add(END, rows, targets.ends_of_ids(texts))
     fold = folded(whole)

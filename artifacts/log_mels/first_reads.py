@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2dprep.artifacts.layout import MELSPEC_FOLDER, LmsLayout
+from m2dprep.artifacts.layout import LmsLayout, conversion_folder
 from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.log_mels.records import read_records, record_parts
 from m2dprep.artifacts.log_mels.unpacked import read_unpacked
@@ -63,19 +64,18 @@ def recorded_digests(paths: Iterable[Path]) -> dict[Path, np.ndarray]:
     Raises `UserError` if the records cannot be read.
     """
     folders: dict[Path, Path | None] = {}
-    names: dict[Path, list[str]] = {}
+    listed: dict[Path, list[Path]] = {}
     for path in paths:
         parent = path.parent
         if parent not in folders:
-            folders[parent] = next(
-                (each for each in (parent, *parent.parents) if (each / MELSPEC_FOLDER).is_dir()), None
-            )
+            folders[parent] = conversion_folder(parent)
         if (folder := folders[parent]) is not None:
-            names.setdefault(folder, []).append(path.relative_to(folder).as_posix())
+            listed.setdefault(folder, []).append(path)
     found: dict[Path, np.ndarray] = {}
-    for folder, members in names.items():
-        digests = digests_of_files(LmsLayout(folder), pa.array(members, pa.string()))
-        found |= {folder / name: row for name, row in zip(members, digests, strict=True) if row.any()}
+    for folder, members in listed.items():
+        names = [os.path.relpath(path, folder) for path in members]
+        digests = digests_of_files(LmsLayout(folder), pa.array(names, pa.string()))
+        found |= {path: row for path, row in zip(members, digests, strict=True) if row.any()}
     return found
 
 

@@ -17,6 +17,7 @@ from m2dprep.cli.evaluation.listening import (
     model_of,
     name_option,
     read_timeout_option,
+    refuse_beside_preset,
     template_option,
 )
 from m2dprep.cli.evaluation.options import place_options, root_option
@@ -192,6 +193,10 @@ def events(
     from m2dprep.evaluation.events.telling import event_lines
     from m2dprep.evaluation.events.timeline import EventSettings
 
+    refuse_beside_preset(
+        options["preset"], "window", "hop", "similarity", "top", "development", "aim", "template", "background", "clap",
+        "clap_model", "clap_text_model",
+    )  # fmt: skip
     limit = FailureLimit.parse(max_failures)
     models = model_of(checkpoint, options)
     request = EventRequest(

@@ -15,6 +15,7 @@ from m2dprep.cli.options import (
     PLACE,
     Function,
     Number,
+    is_given,
     text_model_option,
     titled,
     trust_remote_code_option,
@@ -128,6 +129,15 @@ def clap_options(function: Function) -> Function:
     )
     found: Function = options(function)
     return found
+
+
+def refuse_beside_preset(preset: str | None, *names: str) -> None:
+    """Raise `UsageError` if an option was given that the preset sets itself, or has no use for."""
+    context = click.get_current_context()
+    given = [name for name in names if is_given(context, name)] if preset is not None else []
+    if given:
+        option = next(one.opts[0] for one in context.command.params if one.name == given[0])
+        raise click.UsageError(f"--preset {preset} says itself what {option} would say.")
 
 
 def model_of(checkpoint: Path, options: dict[str, Any]) -> Models:

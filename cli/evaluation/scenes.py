@@ -16,6 +16,7 @@ from m2dprep.cli.evaluation.listening import (
     model_of,
     name_option,
     read_timeout_option,
+    refuse_beside_preset,
     template_option,
 )
 from m2dprep.cli.evaluation.options import (
@@ -146,6 +147,10 @@ def scenes(
     from m2dprep.evaluation.events.scenes import SceneSettings
     from m2dprep.evaluation.events.telling import scene_lines
 
+    refuse_beside_preset(
+        options["preset"], "window", "hop", "top", "merge_from", "groups", "similarity", "template", "clap",
+        "clap_model", "clap_text_model",
+    )  # fmt: skip
     limit = FailureLimit.parse(max_failures)
     models = model_of(checkpoint, options)
     clips = read_clips(table, root=root, classes=classes, file_column=file_column, label_column=label_column)

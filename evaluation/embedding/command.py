@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from m2dprep.artifacts.console import Progress
-from m2dprep.artifacts.embeddings.audio_store import CLAP, CONVENTIONAL, AudioStore
+from m2dprep.artifacts.embeddings.audio_store import CLAP, CONVENTIONAL, NAMES, PARTIAL, AudioStore
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
-from m2dprep.artifacts.errors import UserError, top_reasons
+from m2dprep.artifacts.embeddings.store import META
+from m2dprep.artifacts.errors import FingerprintConflictError, UserError, top_reasons
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver
 from m2dprep.evaluation.embedding.rows import STACKED, Numbered, RowMaker, RowRequest, RowSettings, make_here
@@ -25,6 +26,8 @@ from m2dprep.m2dclap.fusion.kinds import INTERPOLATED, WHOLE
 
 # The longest sound: whole, all patches of it are in memory together.
 HOUR, DAY = 3600.0, 24 * 3600.0
+# What a run that was killed may leave of a store.
+LEFT = {*NAMES, "lock", "lock-file"}
 WORKER_DIED = ("worker_died", "the worker died while embedding it, more than once")
 
 # Makes shards elsewhere: gives the rows of each, or of a part of one, in any order.
@@ -121,7 +124,13 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
         "front_end": asdict(reading.log_mel), "max_seconds": reading.max_seconds, "ffmpeg": reading.ffmpeg,
     }  # fmt: skip
     sources = [StoredSource(item.name, item.stamp) for item in items]
+    _require_place(request.output)
     earlier = _names_in(request.output) if not request.overwrite else set()
+    if earlier and earlier.isdisjoint(item.name for item in items):
+        raise FingerprintConflictError(
+            f"{request.output} is of {len(earlier):,} other sounds ({min(earlier)}, for example), and of none of these "
+            f"{len(items):,} ({items[0].name}). Name another folder; --overwrite replaces the store."
+        )
     with AudioStoreWriter(request.output, settings, sources, overwrite=request.overwrite, retried=TRANSIENT) as writer:
         here = replace(wanted, digest=encoder.digest)
         made = set() if writer.finished else _fill(writer, items, maker, here, runner, quiet)
@@ -162,6 +171,17 @@ def _items(request: EmbedRequest, reading: Reading) -> list[Item]:
             before = f"{path_text(path).rstrip('/')}/" if several else ""
             found += [replace(item, name=before + item.name) for item in own]
     return found
+
+
+def _require_place(folder: Path) -> None:
+    """Raise `UserError` for a folder that holds something else than a store: its files would lie among others."""
+    if not folder.is_dir() or (folder / META).exists() or (folder / PARTIAL).exists():
+        return
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in LEFT and path.name[0] != "."):
+        raise UserError(
+            f"{folder} holds {others[0]}{' and other files' if len(others) > 1 else ''}, but no store of embeddings of "
+            "sounds; name a new folder."
+        )
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +138,7 @@ class Model:
 
         Raises `UserError` if the model has no head for captions, or its text encoder is not to be found.
         """
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
         for text in listed:
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{text!r} is no text.")
@@ -178,6 +178,7 @@ class Model:
     def _log_mels(self, sounds: Sequence[Any], sample_rate: int | None) -> Iterator[list[np.ndarray]]:
         """The log-mels of some sounds at a time; threads read the next ones."""
         loader = ClipLoader(self.checkpoint.front_end, Crop())
+        loader.remember_records(Path(sound) for sound in sounds if isinstance(sound, str | Path))
         log_mel = front_end(self.checkpoint.front_end)
 
         def read(place: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def tag_sounds(
     sounds: Sequence[Any],
     sample_rate: int | None = None,
     *,
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     top: int = 5,
     threshold: float | None = None,
     window: float | None = None,
@@ -51,11 +51,18 @@ def tag_sounds(
     """The table that `Model.tag` returns."""
     if activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}.")
+    if top < 0:
+        raise UserError(f"top {top} is below 0; 0 keeps all tags.")
+    if labels is not None and classes is not None:
+        raise UserError("labels are words that are scored in the place of classes; give one of them.")
     windows = windows_of(window, hop)
     reading = Reading(encoder.checkpoint.front_end, MAX_SECONDS)
     items = [_item(sound, place, sample_rate, reading) for place, sound in enumerate(sounds)]
     if labels is not None:
-        choice = Choice(ClassNames(tuple(map(str, labels))), top, threshold)
+        words = [labels] if isinstance(labels, str) else list(labels)
+        if not all(isinstance(word, str) and word.strip() for word in words):
+            raise UserError(f"labels {words!r} are not all words.")
+        choice = Choice(ClassNames(tuple(words)), top, threshold)
         rows = _by_words(encoder, items, choice, windows)
     else:
         names = _class_names(encoder.checkpoint, classes)

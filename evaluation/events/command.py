@@ -23,7 +23,7 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.clip_set import read_classes
-from m2dprep.evaluation.events.detect import EventPlan, Found, HearSettings, detect, routes_of
+from m2dprep.evaluation.events.detect import EventPlan, Found, HearSettings, detect, parts_of, routes_of
 from m2dprep.evaluation.events.judgement import Rules
 from m2dprep.evaluation.events.models import Models, listeners
 from m2dprep.evaluation.events.pictures import draw_recordings
@@ -33,7 +33,7 @@ from m2dprep.evaluation.events.scoring.event_based import EventRule
 from m2dprep.evaluation.events.scoring.lists import write_event_list
 from m2dprep.evaluation.events.sets.names import names_of
 from m2dprep.evaluation.events.sets.table import EventTable, read_event_table
-from m2dprep.evaluation.events.thresholds import Aim
+from m2dprep.evaluation.events.thresholds import Aim, given_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.reports.outcomes import Reported
@@ -73,6 +73,8 @@ def run_events(request: EventRequest) -> Result:
     """Find the events, judge them, and write the folder. Raises `UserError` for anything that cannot be done."""
     request = with_preset(request)
     plan = plan_of(request)
+    parts_of(plan)  # what cannot be done is said before a model is loaded
+    given_thresholds(plan.thresholds, plan.table.classes)
     names = names_of(plan.table.classes, plan.table.names, request.names)
     heard_by = listeners(request.models, request.routes)
     routes = routes_of(

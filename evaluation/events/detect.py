@@ -105,18 +105,22 @@ def hear_all(
     for ear in ears:
         reading = Reading(ear.front_end, settings.max_seconds, settings.ffmpeg, settings.read_timeout)
         items = list(named_items([one.file for one in recordings], root, reading))
-        found.append(hear(ear, items, settings.windows, folder, timeout=settings.read_timeout, quiet=quiet))
+        found.append(hear(ear, items, settings.windows, folder, reading, quiet=quiet))
     return found
 
 
 def heard_by_all(hearings: Sequence[Hearing]) -> Iterator[Heard]:
-    """Every recording that all models could hear, with the parts of all."""
+    """Every recording that all models could hear, with the parts of all.
+
+    Models of different sample rates may disagree by a sample on its length, and so on whether it has a last window.
+    """
     failed = {one.file_name for hearing in hearings for one in hearing.failures}
     sources = [(one for one in hearing if one.name not in failed) for hearing in hearings]
     for together in zip(*sources, strict=True):
         first = together[0]
-        parts = {name: part for one in together for name, part in one.parts.items()}
-        yield Heard(first.name, first.seconds, first.starts, first.ends, parts)
+        windows = min(len(one.starts) for one in together)
+        parts = {name: part[:windows] for one in together for name, part in one.parts.items()}
+        yield Heard(first.name, first.seconds, first.starts[:windows], first.ends[:windows], parts)
 
 
 def failures_of(hearings: Sequence[Hearing]) -> list[Failure]:

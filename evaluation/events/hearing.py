@@ -36,7 +36,7 @@ from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
 from m2dprep.audioprep.time_limit import Claim
 from m2dprep.evaluation.events.ear import Ear
 from m2dprep.evaluation.protocols.result import plain
-from m2dprep.evaluation.tagging.inputs import Item, sources_digest
+from m2dprep.evaluation.tagging.inputs import Item, Reading, sources_digest
 from m2dprep.evaluation.tagging.opening import in_time, reading_threads, shards_of
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
 
@@ -85,15 +85,14 @@ class Hearing:
 
 
 def hear(
-    ear: Ear, items: Sequence[Item], windows: Windows, folder: Path, *, timeout: float = 0.0, quiet: bool = False
+    ear: Ear, items: Sequence[Item], windows: Windows, folder: Path, reading: Reading, *, quiet: bool = False
 ) -> Hearing:
-    """Hear the sounds that ``folder`` does not hold already, by windows. Reading one may give nothing for ``timeout``
-    seconds; 0 is no limit.
+    """Hear the sounds that ``folder`` does not hold already, by windows; ``items`` were found with ``reading``.
 
     Raises `UserError` if another run writes there, or a file there is damaged.
     """
-    wanted = plain({**ear.identity(), "front_end": asdict(ear.front_end), "windows": windows._asdict(),
-                    "sounds": sources_digest(items)})  # fmt: skip
+    read = {"front_end": asdict(reading.log_mel), "max_seconds": reading.max_seconds, "ffmpeg": reading.ffmpeg}
+    wanted = plain({**ear.identity(), **read, "windows": windows._asdict(), "sounds": sources_digest(items)})
     place = folder / f"{ear.encoder.name}-{fingerprint(wanted)[:16]}"
     make_folder(place)
     shards = shards_of(items)
@@ -103,7 +102,7 @@ def hear(
         pending = [(first, own) for first, own in shards if not _is_done(_path(place, first))]
         left = sum(len(own) for _, own in pending)
         _hear_shards(
-            partial(_opened, ear=ear, windows=windows, timeout=timeout), ear, pending, place, len(items), quiet
+            partial(_opened, ear=ear, windows=windows, timeout=reading.timeout), ear, pending, place, len(items), quiet
         )
     failures = [failure for first, _ in shards for failure in _failures(_path(place, first))]
     of_pending = {item.name for _, own in pending for item in own}

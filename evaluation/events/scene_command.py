@@ -34,7 +34,7 @@ from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_SCENE_WINDOW, TMRL_
 from m2dprep.evaluation.events.routes import ByCaptions
 from m2dprep.evaluation.events.scenes import WAYS, SceneRanker, SceneScores, SceneSettings
 from m2dprep.evaluation.events.sets.names import names_of
-from m2dprep.evaluation.events.sets.table import Recording
+from m2dprep.evaluation.events.sets.table import Recording, plain_name
 from m2dprep.evaluation.events.words import Likeness
 from m2dprep.evaluation.prepared import EvaluationSet
 from m2dprep.evaluation.protocols.result import Result, software_versions
@@ -72,9 +72,11 @@ def run_scenes(request: SceneRequest) -> Result:
     if request.preset is not None:
         settings = SceneSettings(TMRL_TOP, forward=True)
         hearing = replace(hearing, window=TMRL_SCENE_WINDOW, hop=TMRL_HOP)
-        ways = tuple(way for way in ways if way != CLAP) or WAYS[:3]
+        if CLAP in ways:
+            raise UserError(f"--preset {request.preset} reads tags; it has no --rank {CLAP}.")
+        ways = ways or WAYS[:3]
     clips = request.clips
-    labels = _labels(clips)
+    labels = scenes_of(clips)
     names = names_of(clips.classes, _table_names(clips), request.names)
     wanted = [TAGS] * any(way != CLAP for way in ways) + [CLAP] * (CLAP in ways)
     heard_by = listeners(request.models, wanted)
@@ -107,12 +109,15 @@ def run_scenes(request: SceneRequest) -> Result:
     return result
 
 
-def _labels(clips: EvaluationSet) -> dict[str, str]:
+def scenes_of(clips: EvaluationSet) -> dict[str, str]:
     """The scene of each recording that is judged: those of the test part, or of the last that there is."""
     for split in ("test", "valid", "train"):
         rows = clips.rows(split) if not clips.folds else np.arange(len(clips.files))
         if len(rows):
-            return {clips.files[row]: clips.labels[row] for row in rows.tolist()}
+            found = {plain_name(clips.files[row]): clips.labels[row] for row in rows.tolist()}
+            if len(found) < len(rows):
+                raise UserError(f"{clips.place} lists a recording twice, in two spellings of its path.")
+            return found
     raise UserError(f"{clips.place} lists no recordings.")
 
 

@@ -38,23 +38,30 @@ class Timeline:
 def timeline(
     seconds: float, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, hop: float, placing: Placing
 ) -> Timeline:
-    """The scores (W, E) of windows from ``starts`` to ``ends`` (W,) over time."""
+    """The scores (W, E) of windows from ``starts`` to ``ends`` (W,), both of which rise, over time."""
     last = max(seconds, float(ends[-1]))
     count = max(1, int(np.ceil(last / hop - ROUNDING)))
     edges = np.minimum(hop * np.arange(count + 1), last)
     middles = (edges[:-1] + edges[1:]) / 2
     found = np.empty((count, scores.shape[1]), np.float64)
+    nearest = _nearest((starts + ends) / 2, middles)
     if placing == "centre":
-        centres = (starts + ends) / 2
-        found[:] = scores[np.abs(middles[:, None] - centres).argmin(axis=1)]
+        found[:] = scores[nearest]
         return Timeline(last, hop, found)
     reduce: Any = {"mean": np.mean, "least": np.min, "greatest": np.max}[placing]
-    for number, middle in enumerate(middles.tolist()):
-        covering = (starts <= middle) & (middle < ends)
-        if not covering.any():  # between windows that are shorter than the hop
-            covering[np.abs((starts + ends) / 2 - middle).argmin()] = True
+    first, stop = np.searchsorted(ends, middles, side="right"), np.searchsorted(starts, middles, side="right")
+    between = first >= stop  # windows that are shorter than the hop
+    first, stop = np.where(between, nearest, first), np.where(between, nearest + 1, stop)
+    for number, covering in enumerate(map(slice, first.tolist(), stop.tolist())):
         found[number] = reduce(scores[covering], axis=0)
     return Timeline(last, hop, found)
+
+
+def _nearest(centres: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The number of the centre (rising) that is nearest to each place, the earlier one of two."""
+    after = np.minimum(np.maximum(np.searchsorted(centres, places), 1), len(centres) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(places - centres[before] <= centres[after] - places, before, after)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from m2dprep.artifacts.pages.document import section, side_by_side, with_title
 from m2dprep.artifacts.pages.markup import Markup, tag
 from m2dprep.artifacts.tables import read_captions, read_file_list
 from m2dprep.evaluation.encoders import CLAP, STACKED, CheckpointEncoder, split_parts
+from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.overview.cards import Card, cards
 from m2dprep.evaluation.overview.data_page import Drawing
 from m2dprep.evaluation.overview.maps import commonest, drawn_map
@@ -114,6 +115,7 @@ def heard(encoder: CheckpointEncoder, layout: DataLayout, seed: int, count: int)
         raise UserError(f"{layout.root}: fewer than two listed clips have captions.")
     chosen = _first_rows(rows["clip_id"], own)
     some = rows.take(pa.array(chosen))
+    require_front_end({(layout.root / name).parent for name in names}, encoder.checkpoint.front_end)
     log_mels = find_log_mels(layout.root, names)
     encoded = _encoded(encoder, log_mels)
     captions = some["caption"].to_pylist()

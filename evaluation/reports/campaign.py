@@ -11,15 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 from m2dprep.artifacts.console import is_verbose
-from m2dprep.artifacts.digests import digest_of, file_digest, fingerprint
+from m2dprep.artifacts.digests import digest_of, file_digest, fingerprint, texts_digest
 from m2dprep.artifacts.errors import FailureLimit, UserError, first_line
 from m2dprep.artifacts.files import write_json, write_text
 from m2dprep.artifacts.folders import make_folder, walk
 from m2dprep.artifacts.pages.document import document
 from m2dprep.artifacts.pages.markup import Markup, table, tag
+from m2dprep.artifacts.reading import stamp_of
+from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.evaluation.preparation.prepare import prepare
 from m2dprep.evaluation.preparation.recognise import recognised
-from m2dprep.evaluation.prepared import METADATA, PREPARED, TASK, EvaluationSet, read_evaluation_set
+from m2dprep.evaluation.prepared import LABELS, METADATA, PREPARED, TASK, EvaluationSet, read_evaluation_set
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.reports.figures import aligned, papers_for, score_text
 from m2dprep.evaluation.reports.markdown import markdown, markdown_table
@@ -108,12 +110,12 @@ def _run_set(stem: str, folder: Path, campaign: Campaign, said: Callable[[str], 
         line = Line(task.name, protocol, task, expected=dict(task.counts), stem=f"{stem}.{protocol}")
         path = campaign.report / RESULTS / f"{line.stem}.json"
         try:
-            key = _key(campaign, protocol, folder)
+            clips = read_evaluation_set(folder, captions=protocol == "retrieval")
+            key = _key(campaign, protocol, folder, clips)
             line.result = _finished(path, key)
             line.skipped = line.result is not None
             if line.result is None:
                 said(f"{task.name}, {protocol}: begins")
-                clips = read_evaluation_set(folder, captions=protocol == "retrieval")
                 line.result = campaign.runner(clips, protocol, campaign.report).about(digests={RUN: key})
                 line.result.write(path)
                 _write_pages(line.result, task, clips, path)
@@ -131,21 +133,24 @@ def _run_set(stem: str, folder: Path, campaign: Campaign, said: Callable[[str], 
         yield line
 
 
-def _key(campaign: Campaign, protocol: str, folder: Path) -> str:
-    """What a result depends on, as a digest."""
-    tables = {name: file_digest(folder / name) for name in (METADATA, TASK)}
-    return fingerprint({"model": dict(campaign.model), "protocol": protocol, **tables})
+def _key(campaign: Campaign, protocol: str, folder: Path, clips: EvaluationSet) -> str:
+    """What a result depends on, as a digest: the model, the tables, and the sounds by their sizes and times."""
+    there = (folder / name for name in (METADATA, TASK, PREPARED, LABELS))
+    tables = {path.name: file_digest(path) for path in there if path.exists()}
+    sounds = texts_digest(stamp_of(path) for path in clips.paths(range(len(clips.files))))
+    return fingerprint({"model": dict(campaign.model), "protocol": protocol, "sounds": sounds, **tables})
 
 
 def _finished(path: Path, key: str) -> Result | None:
-    """The result of an earlier run with the same digest."""
+    """The result of an earlier run with the same digest, unless a clip of it can perhaps be read today."""
     if not path.exists():
         return None
     try:
         result = Result.read(path)
     except UserError:
         return None  # damaged, or of another kind: it is made again
-    return result if result.digests.get(RUN) == key else None
+    for_now = any(one.get("reason") in TRANSIENT for one in result.failures)
+    return result if result.digests.get(RUN) == key and not for_now else None
 
 
 def _write_pages(result: Result, task: Task, clips: EvaluationSet, path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.layout import LmsLayout, require_lms_folder
+from m2dprep.artifacts.layout import PACKED_FOLDER, LmsLayout, require_lms_folder
 from m2dprep.artifacts.log_mels.pack import PackedStore
 from m2dprep.artifacts.log_mels.records import read_config
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
@@ -24,6 +24,9 @@ class StoredLogMels:
     def __init__(self, folder: Path) -> None:
         """Raises `UserError` if it is no folder of log-mels."""
         self._layout = LmsLayout(require_lms_folder(folder))
+        made = (self._layout.melspec, self._layout.root / PACKED_FOLDER)
+        if not any(path.is_dir() for path in made) and not self._layout.array_files():
+            raise UserError(f"{folder} holds no log-mels: no .npy files, and no pack.")
         config = read_config(self._layout)
         self._fingerprint = None if config is None else config["fingerprint"]
         self._front_end = PRESETS["16k"] if config is None else ConvertConfig.from_dict(config["config"]).log_mel

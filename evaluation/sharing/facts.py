@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from m2dprep.artifacts.digests import file_digest
+from m2dprep.artifacts.embeddings.store import META, EmbeddingStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.layout import DataLayout
@@ -71,19 +74,37 @@ def _own_result(folder: Path) -> Result | None:
 
 
 def _data(identity: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Counts of clips, and of captions by source if the data directory is still there. No path is told."""
+    """Counts of clips, and of captions by source as far as those of the training are still there. No path is told."""
     found = []
+    if isinstance(identity.get("task"), str):  # of a fine-tuning
+        found.append(("task", identity["task"]))
     if isinstance(identity.get("clips"), int):
         found.append(("clips", f"{identity['clips']:,}"))
     if isinstance(stats := identity.get("norm_stats"), list) and len(stats) == 2:
         found.append(("mean and standard deviation of the log-mels", f"{stats[0]:.4f}, {stats[1]:.4f}"))
-    root = config.get("data")
-    captions = DataLayout(Path(root)).captions if isinstance(root, str) else None
-    if captions is not None and captions.is_file():
-        counts = pc.value_counts(read_captions(captions, ["source"])["source"]).to_pylist()
-        ordered = sorted(counts, key=lambda one: (-one["counts"], one["values"]))
-        found.append(("captions", ", ".join(f"{one['counts']:,} of {one['values']}" for one in ordered)))
+    trained, root = identity.get("embeddings"), config.get("data")
+    if isinstance(trained, list) and trained and isinstance(root, str):
+        counts = [_sources(DataLayout(Path(root)), str(digest)) for digest in trained]
+        if all(counts):
+            total = sum(counts, Counter[str]())
+            ordered = sorted(total.items(), key=lambda one: (-one[1], one[0]))
+            found.append(("captions", ", ".join(f"{count:,} of {source}" for source, count in ordered)))
     return found
+
+
+def _sources(layout: DataLayout, digest: str) -> Counter[str]:
+    """How many captions of each source a store with this fingerprint has, or a table with this digest; none if neither
+    is there any more."""
+    for folder in layout.embedding_stores():
+        if (read_object(folder / META) or {}).get("fingerprint") == digest:
+            return _counted(EmbeddingStore.open(folder).index()["source"])
+    if layout.captions.is_file() and file_digest(layout.captions)[: len(digest)] == digest:
+        return _counted(read_captions(layout.captions, ["source"])["source"])
+    return Counter()
+
+
+def _counted(sources: pa.ChunkedArray) -> Counter[str]:
+    return Counter({one["values"]: one["counts"] for one in pc.value_counts(sources).to_pylist()})
 
 
 def _text(value: object) -> str:

@@ -75,10 +75,18 @@ def hub_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return weights | {f"{TEXT_PREFIX}{key}": value for key, value in checkpoint.text_weights.items()}
 
 
+def _in_a_package(path: str) -> str | None:
+    """A path from the folder of installed packages on, which other machines have too; None for one of this machine."""
+    parts = Path(path).parts
+    start = next((at for at, part in enumerate(parts) if part in ("site-packages", "dist-packages")), None)
+    return None if start is None else Path(*parts[start:]).as_posix()
+
+
 def hub_args(checkpoint: Checkpoint, names: ClassNames | None) -> dict[str, Any]:
     """What a reader must know beside the weights, so that nothing depends on the name of the folder."""
     text = {key: value for key, value in trained_with(checkpoint, replaced=True).items() if key in TEXT_MODEL_KINDS}
-    text.pop("model_path", None)  # a path of this machine
+    if (path := text.pop("model_path", None)) is not None and (packaged := _in_a_package(str(path))):
+        text["model_path"] = packaged
     args: dict[str, Any] = {
         "model_config": checkpoint.config.to_dict(),
         "front_end": asdict(checkpoint.front_end),

@@ -112,7 +112,7 @@ def read_class_names(path: Path) -> ClassNames:
         ids = sorted(named)
         return _checked([named[one] for one in ids], ids, path)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a UTF-8 text file: {error}.") from error
     return _checked([line for line in lines if line], [], path)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from m2dprep.artifacts.digests import differing_keys, texts_digest
+from m2dprep.artifacts.digests import texts_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import (
     LMS_FILE_SUFFIX,
@@ -33,8 +33,9 @@ from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
 from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.source import Source
+from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
-from m2dprep.evaluation.tagging.stored import OpenStored
+from m2dprep.evaluation.tagging.stored import OpenStored, state_of
 
 LIST_SUFFIX = ".csv"
 # Why a scan refuses sources whose log-mels would have one name; tags have no such names.
@@ -96,7 +97,7 @@ def find_items(paths: Sequence[Path], reading: Reading, root: Path | None, passe
         own = list(_items_of(path, reading, root, passed_over))
         if not own:
             others = f" ({passed_over})" if str(passed_over) else ""
-            raise UserError(f"{path} holds no sound that could be tagged{others}.")
+            raise UserError(f"{path} holds no sound that could be read{others}.")
         before = f"{path_text(path).rstrip('/')}/" if len(paths) > 1 and not is_one_file(path) else ""
         found += [replace(item, name=before + item.name) for item in own]
     return found
@@ -116,12 +117,13 @@ def _items_of(path: Path, reading: Reading, root: Path | None, passed_over: Pass
     if path.is_dir():
         yield from _folder(path, reading, passed_over)
     elif not path.exists():
-        raise UserError(f"{path}: no such file or folder (sounds to tag).")
+        raise UserError(f"{path}: no such file or folder (sounds).")
     elif path.suffix.lower() == LIST_SUFFIX:
         yield from _list(path, reading, root)
     elif archive_kind(path.name):
         yield from _sounds(archive_sources(path.parent, path.name, passed_over, reading.archives), reading)
     elif path.suffix.lower() == LMS_FILE_SUFFIX:
+        require_front_end([path.parent], reading.log_mel)
         yield _log_mel_file(path, reading)
     else:
         yield from _sounds([Source(path.name, str(path.parent))], reading, as_given=path_text(path))
@@ -139,6 +141,7 @@ def _folder(path: Path, reading: Reading, passed_over: PassedOver) -> Iterator[I
         found += [replace(item, name=f"{one.name}/{item.name}") for item in _log_mels(LmsLayout(one), reading)]
     within = tuple(f"{one.name}/" for one in stores)
     arrays = sorted(name for name in arrays_below(path) if not (within and name.startswith(within)))
+    require_front_end({(path / name).parent for name in arrays}, reading.log_mel)
     found += [_log_mel_file(path / name, reading, name) for name in arrays]
     yield from sorted(found, key=lambda item: item.name)
 
@@ -160,8 +163,7 @@ def named_items(names: Sequence[str], base: Path, reading: Reading) -> Iterator[
     sources = named_sources(base, others, reading.archives) if others else []
     by_name = {item.name: item for item in _sounds(sources, reading)}
     if arrays:
-        for folder in sorted({name.partition("/")[0] for name in arrays if "/" in name}):
-            _require_front_end(LmsLayout(base / folder), reading)
+        require_front_end({(base / name).parent for name in arrays}, reading.log_mel)
         by_name |= {item.name: item for item in _in_store(find_log_mels(base, arrays), arrays, base, "", reading)}
     yield from (by_name[name] for name in sorted(by_name))
 
@@ -208,8 +210,9 @@ def _stamp(path: Path) -> tuple[str, int]:
 
 def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
     """The log-mels of a folder, whether they lie in files or in a pack."""
-    config = _require_front_end(layout, reading)
-    packed = PackedStore.open(layout.root, config)
+    require_front_end([layout.root], reading.log_mel)
+    config = read_config(layout)
+    packed = PackedStore.open(layout.root, None if config is None else config["fingerprint"])
     names = sorted({*layout.array_files(), *(packed[1].to_pylist() if packed is not None else ())})
     folder = layout.folder
     listed = [f"{folder}/{name}" for name in names]
@@ -218,28 +221,13 @@ def _log_mels(layout: LmsLayout, reading: Reading) -> Iterator[Item]:
 
 
 def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, reading: Reading) -> Iterator[Item]:
+    state = state_of(root, [below + name for name in names])
     for row, name in enumerate(names):
         path = root / (below + name)
         stamp, size = _stamp(path)
         if stamp == "missing" and "/" in below + name:
             stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
-        yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel))
-
-
-def _require_front_end(layout: LmsLayout, reading: Reading) -> str | None:
-    """Raise `UserError` if the folder's log-mels are of another front end than the model's; the fingerprint of its
-    conversion, None if it is unknown."""
-    config = read_config(layout)
-    if config is None:
-        return None
-    found = ConvertConfig.from_dict(config["config"]).log_mel
-    if lines := differing_keys(asdict(found), asdict(reading.log_mel)):
-        raise UserError(
-            f"{layout.root} holds log-mels of another front end than the model's ({'; '.join(lines)}); convert the "
-            "sounds anew, or tag the sounds themselves."
-        )
-    fingerprint: str = config["fingerprint"]
-    return fingerprint
+        yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel, state))
 
 
 def sources_digest(items: Sequence[Item]) -> str:

@@ -49,8 +49,11 @@ class Windows(NamedTuple):
 def windows_of(seconds: float | None, hop: float | None) -> Windows | None:
     """Windows of so many seconds, one after another if ``hop`` is None; or None, for whole sounds.
 
-    Raises `UserError` if there is a ``hop`` alone.
+    Raises `UserError` if there is a ``hop`` alone, or one of them is no time.
     """
+    for name, value in (("window", seconds), ("hop", hop)):
+        if value is not None and not 0 < value < np.inf:
+            raise UserError(f"{name} {value!r} is no time in seconds; it must be above 0.")
     if seconds is None:
         if hop is not None:
             raise UserError("--hop says how far windows move on; give their length, --window, as well.")

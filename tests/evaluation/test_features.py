@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.embeddings.store import EmbeddingStore
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.evaluation import features as module
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.features import Features, features
-from m2dprep.evaluation.reading import Crop
+from m2dprep.evaluation.reading import ClipLoader, Crop
 from tests.evaluation.made_clips import tone, write_checkpoint, write_tones
 
 CLIPS = 20
@@ -102,6 +102,19 @@ def test_what_cannot_be_read_is_a_failure_and_a_row_of_nan(encoder: CheckpointEn
     ]  # fmt: skip
     assert np.flatnonzero(~found.whole).tolist() == [3, 17]
     assert np.isnan(found.rows[[3, 17]]).all()
+
+
+@pytest.mark.parametrize(("reason", "again"), [("transient", True), ("permission", True), ("not_audio", False)])
+def test_what_the_machine_failed_to_read_is_tried_again(
+    encoder: CheckpointEncoder, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str,
+    again: bool,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipLoader, "__call__", lambda self, path, name: Failure(name, reason, "for now"))
+        assert not compute(encoder, paths, tmp_path / "f").whole.any()
+    found = compute(encoder, paths, tmp_path / "f")
+    assert found.whole.all() == again
+    assert bool(found.failures) != again
 
 
 def test_all_of_a_window_may_fail(encoder: CheckpointEncoder, paths: list[Path]) -> None:

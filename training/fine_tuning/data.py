@@ -23,19 +23,22 @@ import numpy as np
 
 from m2dprep.artifacts.clips.matching import NO_CLIP, match_files
 from m2dprep.artifacts.console import Progress
-from m2dprep.artifacts.digests import differing_keys, fingerprint
+from m2dprep.artifacts.digests import fingerprint
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.files import write_array
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import DataLayout, inside
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
+from m2dprep.artifacts.reading import stamp_of
 from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.config import LogMelConfig
+from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.captions.label_weights import label_weights
+from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.prepared import EvaluationSet
 from m2dprep.evaluation.reading import ClipLoader, Crop
 from m2dprep.m2dclap.fusion.channels import ChannelRule
-from m2dprep.training.data_dir import recorded_front_end, unreadable_log_mels
+from m2dprep.training.data_dir import unreadable_log_mels
 from m2dprep.training.fine_tuning.clips import (
     Cropped,
     FusedLogMels,
@@ -275,15 +278,9 @@ def _stored(
     problems = unreadable_log_mels(log_mels.take(rows), front_end.n_mels)
     bad = [row for row in rows.tolist() if names[row] in problems]
     there[bad] = False
-    _require_front_end(found.root, [names[row] for row in rows.tolist()], front_end)
+    require_front_end({found.root / folder for folder in {names[row].rpartition("/")[0] for row in rows}}, front_end)
     left_out = [Failure(found.files[row], "unreadable", problems[names[row]]) for row in bad]
     return Clips(found, LOG_MELS, front_end, there, [*skipped, *left_out], fingerprint({"names": names}), log_mels)
-
-
-def _require_front_end(root: Path, names: Sequence[str], front_end: LogMelConfig) -> None:
-    recorded = recorded_front_end(root, names, otherwise=front_end)
-    if lines := differing_keys(asdict(front_end), asdict(recorded)):
-        raise UserError(f"the checkpoint's front end is another one than that of the log-mels: {'; '.join(lines)}.")
 
 
 def _sounds(found: EvaluationSet, config: FineTuneConfig, front_end: LogMelConfig, run: Path) -> Clips:
@@ -291,7 +288,7 @@ def _sounds(found: EvaluationSet, config: FineTuneConfig, front_end: LogMelConfi
     paths = found.paths(range(len(found.files)))
     kind = WAVEFORMS if config.inputs == "auto" else config.inputs
     identity = fingerprint(
-        {"files": [f"{name}\0{_stamp(path)}" for name, path in zip(found.files, paths, strict=True)],
+        {"files": [f"{name}\0{stamp_of(path)}" for name, path in zip(found.files, paths, strict=True)],
          "front_end": asdict(front_end)}
     )  # fmt: skip
     short = identity[:SHORT]
@@ -318,14 +315,6 @@ def _array_name(row: int) -> str:
     return f"{row:07d}{ARRAY}"
 
 
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _read_all(
     found: EvaluationSet, paths: Sequence[Path], front_end: LogMelConfig, arrays: Path | None
 ) -> dict[int, tuple[str, str]]:
@@ -341,6 +330,8 @@ def _read_all(
             return None
         clip = loader(paths[row], found.files[row])
         if isinstance(clip, Failure):
+            if clip.reason == TRANSIENT[0]:  # which clips a run has must not depend on a moment's trouble
+                raise UserError(f"{paths[row]} cannot be read: {clip.message}.")
             return clip
         if place is not None:
             write_array(place, clip.values, durable=False)

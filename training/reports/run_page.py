@@ -67,7 +67,8 @@ def _figures(config: Mapping[str, Any], lines: list[dict[str, Any]], result: Res
     loss = [line["loss"] for line in lines if line.get("loss") is not None]
     if loss:
         shown.append((f"{loss[-1]:.4f}", f"loss, {loss[0]:.4f} at first"))
-    if clips := settings.get("data", {}).get("clips"):
+    clips = settings.get("data", {}).get("clips")  # of a fine-tuning, a digest of its clips
+    if isinstance(clips, int):
         shown.append((f"{clips:,}", "clips"))
     if size := settings.get("size"):
         shown.append((size, "size"))

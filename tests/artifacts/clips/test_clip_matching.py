@@ -73,6 +73,11 @@ LISTED = {
     "numbered takes": (["l/dog_barking_01.npy", "l/dog_barking_02.npy"], ["dog_barking"], [None, None]),
     "a name and its takes": (["l/dog_barking.npy", "l/dog_barking_01.npy"], ["dog_barking"], ["dog_barking", None]),
     "ids in AudioSet's form": ([f"l/{ID}.npy", f"l/Y{OTHER}_30.npy"], [f"Y{ID}", f"Y{OTHER}"], [f"Y{ID}", f"Y{OTHER}"]),
+    "a file beside a folder with one of its name": (
+        ["0.npy", "sub/0.npy", "1.npy", "sub/1.npy"],
+        ["0", "1", "sub/1"],
+        ["0", None, "1", "sub/1"],
+    ),
     "nothing listed": ([], ["a"], []),
     "no clips": (["l/a.npy"], [], [None]),
 }

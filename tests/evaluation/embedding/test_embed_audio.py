@@ -197,6 +197,19 @@ def test_a_store_is_brought_up_to_date(place: Path, tmp_path: Path) -> None:
     assert json.loads(run(*words).stdout)["skipped"] == 6, "nothing is left to do"
 
 
+def test_a_store_of_other_sounds_and_a_folder_of_other_things_stay(place: Path, tmp_path: Path) -> None:
+    store, device = tmp_path / "store", ("--device", "cpu")
+    embed(place, store)
+    before = files(store)
+    refused(
+        run("embed-audio", place / "run", place / "wavs/more", store, *device), 5, "of 7 other sounds (more/000.wav"
+    )
+    assert files(store) == before
+    embed(place, store, place / "wavs/more", options=("--overwrite",))
+    for option in ((), ("--overwrite",)):
+        refused(run("embed-audio", place / "run", place / "wavs", place / "data", *device, *option), 2, "but no store")
+
+
 @pytest.mark.usefixtures("small_shards")
 def test_workers_give_the_same_bytes(place: Path, tmp_path: Path) -> None:
     """Their sounds and log-mels are opened in processes of their own."""

@@ -222,6 +222,30 @@ def test_tags_by_words(model: m2dprep.Model, place: Path) -> None:
         model.tag(place / "wavs/0.wav")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"labels": "dog"}, None),
+        ({"labels": ["dog", " "]}, "are not all words"),
+        ({"labels": ["dog", 5]}, "are not all words"),
+        ({"labels": []}, "no words"),
+        ({"labels": ["dog"], "classes": "classes.txt"}, "give one of them"),
+        ({"labels": ["dog"], "top": -1}, "top -1 is below 0"),
+        ({"labels": ["dog"], "window": 0}, "window 0 is no time"),
+        ({"labels": ["dog"], "window": -1.0}, "window -1.0 is no time"),
+        ({"labels": ["dog"], "window": 1.0, "hop": float("nan")}, "hop nan is no time"),
+    ],
+)
+def test_what_can_be_asked_of_tags(
+    model: m2dprep.Model, place: Path, options: dict[str, Any], said: str | None
+) -> None:
+    if said is None:  # a word alone is one label, and not its letters
+        assert model.tag(place / "wavs/0.wav", **options).label.tolist() == ["dog"]
+        return
+    with pytest.raises(m2dprep.UserError, match=said):
+        model.tag(place / "wavs/0.wav", **options)
+
+
 def test_tags_by_a_classifier_are_those_of_the_command(place: Path, tmp_path: Path) -> None:
     checkpoint, classes = write_classifier(tmp_path), write_class_list(tmp_path / "classes.txt")
     sound = place / "wavs/1.wav"

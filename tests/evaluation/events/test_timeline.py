@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import Failure, UserError
+from m2dprep.evaluation.events.detect import heard_by_all
 from m2dprep.evaluation.events.hearing import Heard
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.presets import LastMatch
 from m2dprep.evaluation.events.routes import ByTags, kept
-from m2dprep.evaluation.events.scene_command import hit_shares
+from m2dprep.evaluation.events.scene_command import hit_shares, scenes_of
 from m2dprep.evaluation.events.scenes import SceneSettings, counted, in_order, merged
 from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.sets.names import names_of, readable
@@ -20,6 +24,8 @@ from m2dprep.evaluation.events.sets.table import Recording
 from m2dprep.evaluation.events.thresholds import choose_thresholds, given_thresholds
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness
+from m2dprep.evaluation.prepared import EvaluationSet
+from m2dprep.evaluation.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +51,46 @@ def test_where_events_are_placed(placing: Placing, expected: tuple[float, float]
 def test_the_last_bin_ends_with_the_recording() -> None:
     line = timeline(2.3, np.array([0.0, 1.0]), np.array([1.5, 2.3]), np.ones((2, 1)), 1.0, "centre")
     assert line.edges().tolist() == [0.0, 1.0, 2.0, 2.3]
+
+
+@pytest.mark.parametrize("placing", ["centre", "mean", "least", "greatest"])
+@pytest.mark.parametrize(("window", "hop"), [(2.0, 0.5), (1.0, 1.0), (0.4, 1.0), (3.0, 0.7)])
+def test_a_bin_has_the_windows_that_cover_it(placing: Placing, window: float, hop: float) -> None:
+    seconds = 9.3
+    starts = np.arange(0, seconds, hop)
+    ends = np.minimum(starts + window, seconds)
+    scores = np.random.default_rng(0).random((len(starts), 2))
+    line = timeline(seconds, starts, ends, scores, hop, placing)
+    reduce = {"mean": np.mean, "least": np.min, "greatest": np.max}
+    for number, (start, stop) in enumerate(pairwise(line.edges().tolist())):
+        middle = (start + stop) / 2
+        nearest = int(np.abs((starts + ends) / 2 - middle).argmin())
+        covering = (starts <= middle) & (middle < ends)
+        if placing == "centre" or not covering.any():
+            assert line.scores[number].tolist() == scores[nearest].tolist()
+        else:
+            assert line.scores[number].tolist() == reduce[placing](scores[covering], axis=0).tolist()
+
+
+def test_a_day_of_windows_takes_no_table_of_all_pairs() -> None:
+    starts = np.arange(172_800) * 0.5
+    line = timeline(86_400.0, starts, starts + 2.0, np.zeros((len(starts), 1)), 0.5, "centre")
+    assert len(line.scores) == 172_803
+
+
+class Hearings(list[Heard]):
+    failures: ClassVar[list[Failure]] = []
+
+
+def test_models_that_disagree_by_a_last_window_are_heard_together() -> None:
+    """441,001 samples of 44.1 kHz are 160,000 of 16 kHz, and 480,001 of 48 kHz, which begin another window."""
+    hearings = []
+    for name, count in (("tags", 17), ("clap", 18)):
+        times = np.arange(count) * 0.5
+        hearings.append(Hearings([Heard("a", 10.0, times, times + 2, {name: times[:, None]})]))
+    (found,) = heard_by_all(hearings)  # type: ignore[arg-type]
+    assert {name: len(part) for name, part in found.parts.items()} == {"tags": 17, "clap": 17}
+    assert len(found.starts) == len(found.ends) == 17
 
 
 LINE = Timeline(8.0, 1.0, np.array([[0.9, 0], [0, 0], [0.8, 0.95], [0, 0.7], [0, 0], [0, 0], [0.6, 0], [0.7, 0]]))
@@ -209,3 +255,13 @@ def test_figures_of_a_set() -> None:
     assert figures["false_alarms"] == 1
     assert {one["ebr"]: one["event_recall"] for one in figures["by_ebr"]} == {-6.0: 0.0, 6.0: 1.0}
     assert figures["intervals"]["event_f1"] is not None
+
+
+def test_scenes_are_of_recordings_by_the_names_that_are_heard() -> None:
+    """Sounds are found as ``a/b.wav``, however a table writes that."""
+    table = Path("scenes.csv")
+    clips = EvaluationSet(Task("scenes"), table, Path(), ["./a.wav", "a//b.wav"], ["park", "office"], ["test"] * 2)
+    assert scenes_of(clips) == {"a.wav": "park", "a/b.wav": "office"}
+    twice = EvaluationSet(Task("scenes"), table, Path(), ["./a.wav", "a.wav"], ["park", "office"], ["test"] * 2)
+    with pytest.raises(UserError, match="lists a recording twice"):
+        scenes_of(twice)

@@ -79,7 +79,7 @@ def test_every_task_is_run_once_and_finished_ones_are_skipped(root: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_changed_table_or_result_is_run_again(root: Path) -> None:
+def test_a_changed_table_sound_or_result_is_run_again(root: Path) -> None:
     campaign(root, Fake())
     table = root / "tasks" / "emotions" / "metadata.csv"
     table.write_text(table.read_text().replace("ANG,test", "SAD,test"))
@@ -88,6 +88,18 @@ def test_a_changed_table_or_result_is_run_again(root: Path) -> None:
     fake = Fake()
     campaign(root, fake)
     assert sorted(fake.asked) == [("cremad", "linear"), ("cremad", "zero-shot"), ("esc50", "linear")]
+    sound = next(path for path in sorted((root / "fsd50k").rglob("*.wav")) if "eval" in str(path))
+    sound.write_bytes(b"another recording")
+    later = root.parent / "report" / "results" / "clotho.retrieval.json"
+    failure = {"file_name": "a.wav", "reason": "transient", "message": "the disk did not answer"}
+    later.write_text(json.dumps({**json.loads(later.read_text()), "failures": [failure]}))
+    names = root / "tasks" / "emotions" / "labels.csv"
+    names.write_text("label,name\nANG,someone shouting\n")
+    fake = Fake()
+    campaign(root, fake)
+    assert sorted(fake.asked) == [
+        ("clotho", "retrieval"), ("cremad", "linear"), ("cremad", "zero-shot"), ("fsd50k", "zero-shot")
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels.array import write_lms
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import front_end
@@ -223,6 +224,12 @@ def test_log_mels_come_from_their_folder_where_there_is_one(tmp_path: Path) -> N
             stored.log_mel(Row(name, Stretch()))
     with pytest.raises(DecodeError, match="--audio"):
         stored.sound(Row("deep/a.wav", Stretch()))
+
+
+def test_a_folder_without_log_mels_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(UserError, match="holds no log-mels"):
+        StoredLogMels(tmp_path)
 
 
 def test_members_of_archives_are_played(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import yaml
 import m2dprep
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError
-from m2dprep.artifacts.json_files import write_object
+from m2dprep.artifacts.json_files import read_json_object, write_object
 from m2dprep.evaluation.protocols.result import Result
 from m2dprep.evaluation.sharing.card import CardRequest
+from m2dprep.evaluation.sharing.facts import facts_of
 from m2dprep.evaluation.sharing.hub_folder import export_to_hub_folder
 from m2dprep.evaluation.tagging.class_names import class_names
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
@@ -76,6 +78,12 @@ def test_it_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert not any(key.startswith(("decoder_", "target_", "mask_token")) for key in theirs.weights)
 
 
+def test_a_text_encoder_of_an_installed_package_is_found_elsewhere(tmp_path: Path) -> None:
+    noted = {"model": "model", "model_path": "/home/me/.venv/lib/site-packages/pack/model", "pooling": "mean"}
+    found = export_to_hub_folder(a_run(tmp_path / "run", text_model=noted), tmp_path / "shared", REQUEST)
+    assert Checkpoint.read(find_checkpoint(found.folder)).text_model["model_path"] == "site-packages/pack/model"
+
+
 def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:
     source = a_run(tmp_path / "run", classes=4)
     folder = export_to_hub_folder(source, tmp_path / "shared", REQUEST).folder
@@ -104,6 +112,20 @@ def test_the_card_says_what_is_known_and_names_no_place(tmp_path: Path) -> None:
     assert "| clips | 1,234 |" in card
     assert "private_place" not in card + (found.folder / "config.json").read_text()
     assert found.untold == ()
+
+
+def test_captions_are_those_of_the_training_or_are_not_counted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    source = a_run(tmp_path / "run")
+    data = make_data(tmp_path / "data", clips=6)
+    config = read_json_object(source / "config.json", "a run")
+    trained = read_json_object(data / "capemb_made/meta.json", "a store")["fingerprint"]
+    config["settings"]["data"]["embeddings"] = [trained]
+    write_object(source / "config.json", {**config, "data": str(data)})
+    checkpoint = Checkpoint.read(find_checkpoint(source))
+    assert ("captions", "12 of made") in facts_of(checkpoint, source, []).data
+    config["settings"]["data"]["embeddings"] = [trained, "0123456789abcdef"]  # one was replaced since
+    write_object(source / "config.json", {**config, "data": str(data)})
+    assert "captions" not in dict(facts_of(checkpoint, source, []).data)
 
 
 def test_the_card_says_what_is_not_known(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.clip_set import read_classes
 from m2dprep.evaluation.tagging.class_names import (
     AUDIOSET_CLASSES,
     audioset_names,
@@ -45,6 +46,14 @@ def test_a_head_of_527_that_says_nothing_is_audiosets(tmp_path: Path) -> None:
         class_names(classifier(tmp_path, 526))
     (tmp_path / "classes.txt").write_text("".join(f"class {number}\n" for number in range(AUDIOSET_CLASSES)))
     assert class_names(classifier(tmp_path, AUDIOSET_CLASSES)).labels[0] == "class 0"
+
+
+def test_a_line_ends_with_a_line_feed_alone(tmp_path: Path) -> None:
+    """Labels may hold other characters that end lines for Python, such as a line separator."""
+    labels = ["one\u2028line", "two\x0bparts", "ü 日本"]
+    (tmp_path / "classes.txt").write_text("".join(f"{label}\r\n" for label in labels), encoding="utf-8", newline="")
+    assert class_names(classifier(tmp_path, 3)).labels == tuple(labels)
+    assert read_classes(tmp_path / "classes.txt") == sorted(labels)
 
 
 @pytest.mark.parametrize(

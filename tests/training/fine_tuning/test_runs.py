@@ -30,6 +30,7 @@ from m2dprep.evaluation.sharing.hub_folder import export_to_hub_folder
 from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
 from m2dprep.m2dclap.layouts import parts_of
 from m2dprep.training.log import proofs_of_run
+from m2dprep.training.reports.report import ReportOptions, write_report
 from tests.evaluation.made_clips import write_checkpoint, write_tones
 from tests.forks import ended, run_together, start
 from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, newest_checkpoint, write_labels
@@ -106,6 +107,15 @@ def test_the_best_epochs_weights_are_kept_and_tested(finished: Path) -> None:
     saved = torch.load(best_weights(finished).parent / f"checkpoint-{epoch + 1}.pth", weights_only=True)
     assert all(value.equal(saved["model"][key]) for key, value in weights.items())
     assert saved["args"]["classes"] == [f"kind_{n}" for n in range(4)]
+
+
+def test_its_page_has_its_score(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("librosa")
+    result = Result.read(finished / "result.json")
+    write_report(finished, tmp_path / "run.html", ReportOptions(encoded=0))
+    page = (tmp_path / "run.html").read_text()
+    assert f"accuracy, {result.n['test']} clips" in page
+    assert all(label in page for label in result.details["classes"])
 
 
 def test_scores_follow_from_the_file_alone(finished: Path, place: Path) -> None:
