@@ -184,7 +184,7 @@ def test_a_source_that_hangs_ahead_of_time_is_a_row(tmp_path: Path, src: Path, m
 
     monkeypatch.setattr(source.Input, "open", hang)
     ahead.OPENING.seconds = 1e9
-    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=4)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
     back.set()
     assert [row["source"] for row in rows if row["reason"] == "read_timeout"] == ["07.flac"]
     assert sum(row["status"] == "ok" for row in rows) == CLIPS - 3

@@ -233,7 +233,7 @@ def test_an_archive_that_hangs_while_it_is_listed(
 ) -> None:
     """It is a row, or has the members of its index; the others are listed."""
     tar(src / "dead.tar")
-    options = ArchiveOptions(index=tmp_path / "indices", read_timeout=4.0)
+    options = ArchiveOptions(index=tmp_path / "indices", read_timeout=8.0)
     if known:
         member_sources(str(src), ["dead.tar"], options, Counter())
     back, original = threading.Event(), os.open
