@@ -25,7 +25,8 @@ from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.remote.address import Address
 from m2dprep.audioprep.source import Input, Source
 
-WRITES_AT_ONCE = 8
+# A write opens two files: the array, and the permit to write. So twice as many wait as there are files read ahead.
+WRITES_AT_ONCE, WRITES_BYTES = 16, BYTES_AHEAD
 LOOK_SECONDS = 0.5
 # An operation that waits for longer than this on average is left to threads. Threads cost a worker some processor time
 # for each array, so that those that write must save more than the few milliseconds of a busy local disk.
@@ -189,14 +190,18 @@ def _close(begun: Future[tuple[Content, AudioInfo]]) -> None:
 
 
 class Writers:
-    """Writes arrays: at once while that is fast, and in threads if it is slow, a bounded number of them at a time."""
+    """Writes arrays: at once while that is fast, and in threads if it is slow.
+
+    At most `WRITES_AT_ONCE` arrays wait at a time, and `WRITES_BYTES` of them unless there is only one.
+    """
 
     def __init__(self) -> None:
-        self._room = threading.BoundedSemaphore(WRITES_AT_ONCE)
+        self._changed = threading.Condition()
+        self._count = self._bytes = 0
         self._threads: Threads | None = None
 
-    def call(self, write: Callable[[], Any]) -> Any:
-        """The result of ``write``, or a future of it."""
+    def call(self, write: Callable[[], Any], size: int) -> Any:
+        """The result of ``write``, which writes ``size`` bytes, or a future of it."""
 
         def timed() -> Any:
             with WRITING.watched():
@@ -205,10 +210,23 @@ class Writers:
         if not WRITING.is_slow:
             return timed()
         self._threads = self._threads or Threads(WRITES_AT_ONCE)
-        self._room.acquire()
+        self._take(size)
         future = self._threads.call(timed)
-        future.add_done_callback(lambda _: self._room.release())
+        future.add_done_callback(lambda _: self._release(size))
         return future
+
+    def _take(self, size: int) -> None:
+        """Wait until there is room for one more array."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._count or (self._count < WRITES_AT_ONCE and self._bytes + size <= WRITES_BYTES)
+            )
+            self._count, self._bytes = self._count + 1, self._bytes + size
+
+    def _release(self, size: int) -> None:
+        with self._changed:
+            self._count, self._bytes = self._count - 1, self._bytes - size
+            self._changed.notify()
 
     def close(self) -> None:
         if self._threads is not None:

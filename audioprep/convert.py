@@ -209,7 +209,9 @@ def _convert(
         def write() -> Record:
             return store(source, log_mel, info, padded, dst, durable=durable, permit=permit)
 
-        return write() if writers is None else writers.call(lambda: row_of(source, dst, write, permit))
+        if writers is None:
+            return write()
+        return writers.call(lambda: row_of(source, dst, write, permit), log_mel.nbytes)
 
     return row_of(source, dst, convert, allowed)
 

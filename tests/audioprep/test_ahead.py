@@ -116,6 +116,32 @@ def test_arrays_are_written_by_threads_if_writing_is_slow(
         assert (tmp_path / "b_lms" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("size", "most"), [(0, 5), (100, 5), (400, 2), (999, 1), (10**9, 1)], ids=lambda value: str(value)
+)
+def test_the_arrays_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch, size: int, most: int) -> None:
+    """In number and in bytes; one may always be written, however large it is."""
+    monkeypatch.setattr(ahead, "WRITES_AT_ONCE", 5)
+    monkeypatch.setattr(ahead, "WRITES_BYTES", 1000)
+    ahead.WRITING.seconds = 1e9
+    writers, lock, present = ahead.Writers(), threading.Lock(), [0]
+    together, counts = threading.Barrier(most, timeout=60), []
+
+    def write() -> int:
+        with lock:
+            present[0] += 1
+            counts.append(present[0])
+        together.wait()  # so many must be let in
+        with lock:
+            present[0] -= 1
+        return size
+
+    found = list(ahead.in_order(writers.call(write, size) for _ in range(20)))
+    writers.close()
+    assert found == [size] * 20
+    assert max(counts) <= most
+
+
 def test_errors_of_writing_in_threads_end_the_shard(tmp_path: Path, src: Path) -> None:
     ahead.WRITING.seconds = 1e9
     calls = []
@@ -158,7 +184,7 @@ def test_a_source_that_hangs_ahead_of_time_is_a_row(tmp_path: Path, src: Path, m
 
     monkeypatch.setattr(source.Input, "open", hang)
     ahead.OPENING.seconds = 1e9
-    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=4)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
     back.set()
     assert [row["source"] for row in rows if row["reason"] == "read_timeout"] == ["07.flac"]
     assert sum(row["status"] == "ok" for row in rows) == CLIPS - 3

@@ -206,16 +206,16 @@ def test_sources_that_hang_are_rows_as_on_the_processor(
 
     monkeypatch.setattr(convert_on_device, "DeviceLogMel", ProcessorsLogMel)
     monkeypatch.setattr(convert_on_device, "decode", decode)
-    convert = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=4)
+    convert = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=2)
     found = convert(sources, dst=tmp_path / "device_lms")
     late = [record for record in found if record["reason"] == "read_timeout"]
     assert [record["source"] for record in late] == hanging
-    assert {record["message"] for record in late} == {"reading it gave nothing for 4 s"}
+    assert {record["message"] for record in late} == {"reading it gave nothing for 2 s"}
     assert [one for one in found if one not in late] == [one for one in expected if one["source"] not in hanging]
     back.set()
-    time.sleep(1)
+    time.sleep(0.5)
     assert not any((tmp_path / "device_lms" / Path(name).with_suffix(".npy")).exists() for name in hanging)
-    again = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=4)
+    again = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=2)
     assert again(sources, dst=tmp_path / "device_lms") == expected
 
 

@@ -129,13 +129,13 @@ def test_a_slow_read_that_goes_on_is_not_given_up(tmp_path: Path, src: Path, mon
     original = convert.log_mel_of_file
 
     def trickle(where: Input, *arguments: Any, **options: Any) -> Any:
-        for _ in range(30 * (where.path.name == "2.flac")):
-            time.sleep(0.2)
+        for _ in range(12 * (where.path.name == "2.flac")):
+            time.sleep(0.25)
             progress()
         return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", trickle)
-    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
     assert [row["reason"] for row in rows] == [None] * CLIPS
 
 
@@ -152,11 +152,11 @@ def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
         return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", hang)
-    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=3)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
     assert [row["reason"] for row in rows] == [None, None, "read_timeout", None]
     back.set()
     assert woken.wait(60)
-    time.sleep(1)
+    time.sleep(0.5)
     assert not (tmp_path / "a_lms" / "2.npy").exists()
     monkeypatch.undo()
     convert_shard(discover(src), src, tmp_path / "b_lms", CONFIG)

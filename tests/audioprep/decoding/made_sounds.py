@@ -3,7 +3,9 @@
 import io
 import struct
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +163,23 @@ def sphere(samples: int = 16000, *, coding: str = "pcm") -> bytes:
     return ("NIST_1A\n   1024\n" + fields).encode().ljust(1024) + data
 
 
-def by_ffmpeg(folder: Path, suffix: str, *options: str, samples: np.ndarray = NOISE[:48000, :2]) -> bytes:
+NOISE_48K = NOISE[:48000, :2]
+
+
+def by_ffmpeg(folder: Path, suffix: str, *options: str, samples: np.ndarray = NOISE_48K) -> bytes:
     """``samples`` at 48 kHz through ffmpeg to a file of this suffix."""
+    if samples is NOISE_48K and folder.as_posix() not in " ".join(map(str, options)):
+        return _noise_by_ffmpeg(suffix, options)
+    return _by_ffmpeg(folder, suffix, options, samples)
+
+
+@lru_cache
+def _noise_by_ffmpeg(suffix: str, options: tuple[str, ...]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return _by_ffmpeg(Path(folder), suffix, options, NOISE_48K)
+
+
+def _by_ffmpeg(folder: Path, suffix: str, options: tuple[str, ...], samples: np.ndarray) -> bytes:
     soundfile.write(folder / "pcm.wav", samples, 48000)
     path = folder / f"made.{suffix}"
     subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", folder / "pcm.wav", *options, path], check=True)

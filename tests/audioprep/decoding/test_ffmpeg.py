@@ -8,11 +8,11 @@ import errno
 import functools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
@@ -35,12 +35,17 @@ CODECS |= {"mp2": ["-c:a", "mp2"], "wav": ["-c:a", "libmp3lame", "-q:a", "4"]}
 
 def make(folder: Path, suffix: str, *options: str, seconds: float = 3.0) -> Path:
     """A 300 Hz tone of amplitude 0.25 at 48 kHz, stereo."""
-    time = np.arange(round(seconds * 48000)) / 48000
-    soundfile.write(folder / "pcm.wav", 0.25 * np.sin(2 * np.pi * 300 * time)[:, None] * [1.0, 1.0], 48000)
     path = folder / f"tone.{suffix}"
-    command = ["ffmpeg", "-v", "error", "-i", folder / "pcm.wav", *CODECS[suffix], *options, path]
-    subprocess.run(command, check=True)
+    path.write_bytes(tone(suffix, options, seconds))
     return path
+
+
+@functools.cache
+def tone(suffix: str, options: tuple[str, ...], seconds: float) -> bytes:
+    time = np.arange(round(seconds * 48000)) / 48000
+    samples = 0.25 * np.sin(2 * np.pi * 300 * time)[:, None] * [1.0, 1.0]
+    with tempfile.TemporaryDirectory() as folder:
+        return by_ffmpeg(Path(folder), suffix, *CODECS[suffix], *options, samples=samples)
 
 
 def fault(path: Path, **options: bool | None) -> DecodeError:
@@ -106,9 +111,8 @@ def test_odd_names(tmp_path: Path) -> None:
         assert decode(tmp_path / name, CONFIG, ffmpeg=True)[1].sample_rate == 48000
 
 
-@needs_ffmpeg
 def test_what_libsndfile_reads_never_goes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, "webm")
+    (tmp_path / "pcm.wav").write_bytes(coded())
     monkeypatch.setenv("PATH", "")
     assert decode(tmp_path / "pcm.wav", CONFIG, ffmpeg=True)[1].decoder == "pcm"
 
@@ -182,7 +186,7 @@ def test_whole_cut_off_and_joined(
     path.write_bytes(data)
     whole = len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000
     assert whole == pytest.approx(1, abs=0.05)
-    for share in (0.3, 0.5, 0.777, 0.9):
+    for share in (0.3, 0.777) if program else (0.3, 0.5, 0.777, 0.9):
         path.write_bytes(data[: int(len(data) * share)])
         try:
             seconds = len(decode(path, CONFIG, ffmpeg=program)[0]) / 16000
