@@ -49,7 +49,9 @@ EXAMPLE = {
 def assert_same(read: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert list(read) == list(expected)
     for key, value in expected.items():
-        np.testing.assert_array_equal(read[key], value)
+        if not np.array_equal(read[key], value):  # a tenth of the time of the next line, which takes NaNs for equal
+            np.testing.assert_array_equal(read[key], value)
+        assert read[key].shape == value.shape
         assert read[key].dtype == value.dtype.newbyteorder("="), key
 
 
@@ -250,11 +252,11 @@ def doubled(times: int) -> bytes:
 
 
 # Deep enough to overflow the stack of whoever hashes or shows it.
-DEEP = b")" + b"\x85" * 300_000
+DEEP = b")" + b"\x85" * 150_000
 ARRAY = pickle.dumps(np.ones(4, np.float16), protocol=2)[2:-1]
 BOMBS = {
     f"{what} in {place}": opcodes
-    for what, bomb in (("doubled tuples", doubled(100)), ("300,000 tuples", DEEP))
+    for what, bomb in (("doubled tuples", doubled(100)), ("150,000 tuples", DEEP))
     for place, opcodes in {
         "a module's name": b"\x80\x04" + bomb + b"\x8c\x01x\x93.",
         "a name": b"\x80\x04\x8c\x05numpy" + bomb + b"\x93.",
@@ -464,6 +466,9 @@ def test_what_picklers_write_is_not_refused_as_odd(tmp_path: Path) -> None:
         assert len(read_dictionary(tmp_path / "x.npy")) == 40
 
 
+NUMBERS = np.random.default_rng(0).standard_normal((12, 40, 3, 4))
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5, "ours"])
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3), st.sampled_from(["", "é", "long"])), max_size=12))
 def test_rows_of_like_items_of_any_length(
@@ -473,7 +478,7 @@ def test_rows_of_like_items_of_any_length(
     value: dict[str, np.ndarray] = {}
     for row, (count, height, word) in enumerate(rows):
         for number in range(count):
-            array = np.random.default_rng((row, number)).standard_normal((height, 4) if height else 4)
+            array = NUMBERS[row, number, :height] if height else NUMBERS[row, number, 0]
             value[f"{word}{row:03d}{number:03d}"] = array.astype(np.float16 if row % 3 else ">f4")
         if value and protocol != "ours":
             value[f"again {row}"] = next(iter(value.values()))
