@@ -466,11 +466,11 @@ def test_what_picklers_write_is_not_refused_as_odd(tmp_path: Path) -> None:
         assert len(read_dictionary(tmp_path / "x.npy")) == 40
 
 
-NUMBERS = np.random.default_rng(0).standard_normal((12, 40, 3, 4))
+NUMBERS = np.random.default_rng(0).standard_normal((6, 40, 3, 4))
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5, "ours"])
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3), st.sampled_from(["", "é", "long"])), max_size=12))
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3), st.sampled_from(["", "é", "long"])), max_size=6))
 def test_rows_of_like_items_of_any_length(
     tmp_path_factory: pytest.TempPathFactory, protocol: Any, rows: list[tuple[int, int, str]]
 ) -> None:
