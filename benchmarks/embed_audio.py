@@ -18,6 +18,7 @@ import torch
 from _machine import machine, table
 from features import BATCH, SECONDS, measured, write_checkpoint, write_clips
 
+from m2dprep.artifacts.process import keep_freed_memory
 from m2dprep.evaluation.embedding.command import EmbedRequest, embed_audio
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.reading import Clip, Crop
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "wavs").mkdir()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from m2dprep.artifacts.folders import folder_id, holds_no_data, make_folder, remove_folder, walk
+from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.folders import folder_id, holds_no_data, make_folder, new_folder, remove_folder, walk
 
 
 @pytest.mark.parametrize(
@@ -112,3 +114,44 @@ def test_what_is_removed_goes_with_all_below_it_but_nothing_that_links_lead_to(t
     remove_folder(tmp_path / "not there")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (kept / "file").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_new_folder_appears_whole(tmp_path: Path, there: bool) -> None:
+    place = tmp_path / "parent" / "new"
+    if there:
+        place.mkdir(parents=True)
+    with new_folder(place) as filling:
+        (filling / "a").write_text("a")
+        assert not place.exists() or not any(place.iterdir())
+    assert [path.name for path in place.parent.iterdir()] == ["new"]
+    assert (place / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), UserError("wrong")])
+def test_a_new_folder_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), new_folder(tmp_path / "new") as filling:
+        (filling / "a").write_text("a")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_of_a_new_folder_is_removed(tmp_path: Path) -> None:
+    mine = tmp_path / "new.partial"
+    mine.mkdir()
+    with suppress(KeyboardInterrupt), new_folder(tmp_path / "new") as filling:
+        left = filling
+        raise KeyboardInterrupt
+    left.mkdir()
+    (left / "half").write_text("half")
+    with new_folder(tmp_path / "new") as filling:
+        (filling / "a").write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new.partial"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_a_folder_with_something_in_it_is_no_new_one(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for taken in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(UserError, match="there already"), new_folder(taken):
+            raise AssertionError("nothing is written")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import soundfile
 import torch
 
 import m2dprep
-from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter
+from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows
 from m2dprep.artifacts.npy_files import RowFile
 from m2dprep.audioprep.config import PRESETS
+from m2dprep.evaluation.embedding.command import EmbedRequest, after_worker_death, embed_audio
+from m2dprep.evaluation.embedding.rows import Numbered, RowRequest, make_shard
 from m2dprep.evaluation.tagging import opening
 from m2dprep.m2dclap.model import M2DCLAP
 from tests.cli.invocation import refused, run
@@ -97,9 +99,16 @@ def test_several_arguments_have_their_names_before_those_of_their_sounds(place: 
     assert store.index["file"].to_pylist()[::COUNT] == [first, second, str(one)]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("contents", ["clap", "features", "both"])
-@pytest.mark.parametrize("kind", ["stacked", "flat"])
+@pytest.mark.parametrize(
+    ("contents", "kind", "dtype"),
+    [
+        ("clap", "stacked", "float16"),
+        ("features", "stacked", "float16"),
+        ("features", "flat", "float32"),
+        ("both", "stacked", "float32"),
+        ("both", "flat", "float16"),
+    ],
+)
 def test_contents(place: Path, tmp_path: Path, contents: str, kind: str, dtype: str) -> None:
     chosen = () if contents == "clap" else ("--features", kind)
     store = embed(place, tmp_path / "store", options=("--contents", contents, "--dtype", dtype, *chosen))
@@ -212,12 +221,34 @@ def test_a_store_of_other_sounds_and_a_folder_of_other_things_stay(place: Path, 
 
 @pytest.mark.usefixtures("small_shards")
 def test_workers_give_the_same_bytes(place: Path, tmp_path: Path) -> None:
-    """Their sounds and log-mels are opened in processes of their own."""
+    """Their sounds and log-mels are opened in processes of their own. One process is enough to show that."""
     sounds = (place / "wavs", place / "packed/made_lms", place / "data/made_lms")
     alone = embed(place, tmp_path / "alone", *sounds)
-    shared = embed(place, tmp_path / "shared", *sounds, options=("--workers", 2))
+    shared = embed(place, tmp_path / "shared", *sounds, options=("--workers", 1))
     np.testing.assert_array_equal(alone.embeddings, shared.embeddings)
     assert alone.index.equals(shared.index)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_workers_may_finish_in_any_order_and_die(place: Path, tmp_path: Path) -> None:
+    """Shards come in parts, the last ones first; a sound that killed its worker again and again has failed."""
+
+    def last_first(request: RowRequest, shards: Iterable[Sequence[Numbered]]) -> Iterator[list[SourceRows]]:
+        found = [one for shard in shards for one in make_shard(shard, request)]
+        for one in reversed(found):
+            yield [one]
+
+    def deadly(request: RowRequest, shards: Iterable[Sequence[Numbered]]) -> Iterator[list[SourceRows]]:
+        for shard in shards:
+            for one, numbered in zip(make_shard(shard, request), shard, strict=True):
+                yield [after_worker_death(numbered) if numbered[0] == 3 else one]
+
+    asked = EmbedRequest(place / "run", [place / "wavs"], tmp_path / "alone", device="cpu")
+    embed_audio(asked, quiet=True)
+    embed_audio(replace(asked, output=tmp_path / "shared"), last_first, quiet=True)
+    assert files(tmp_path / "shared") == files(tmp_path / "alone")
+    report = embed_audio(replace(asked, output=tmp_path / "deadly"), deadly, quiet=True)
+    assert (report.failed, report.rows, report.reasons) == (1, COUNT - 1, {"worker_died": 1})
 
 
 def test_failures_are_rows_and_count(place: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from m2dprep.m2dclap.heads import ClassifierHead
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.portable.bundle import MODULE, portable_source, portable_state, write_portable
 from m2dprep.m2dclap.portable.runtime import PortableEncoder
+from m2dprep.m2dclap.reuse.saving import save_tensors
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
@@ -134,6 +136,14 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there already"):
         write_portable(a_checkpoint(), tmp_path)
     assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize("numbers", [1, 1_000_000])
+def test_a_full_disk_is_told_as_the_system_tells_it(numbers: int) -> None:
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError) as raised:  # noqa: PTH123
+        save_tensors({"weights": torch.zeros(numbers)}, full)
+    assert raised.value.errno == errno.ENOSPC
 
 
 PROGRAM = """
