@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from m2dprep.artifacts.pages.markup import Markup
 PERPLEXITY = 30.0
 FEWEST = 5
 OTHERS = "others"
+# Letters at the beginning of a name.
+BEGINNING = re.compile(r"[^\W\d_]*")
 
 
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -33,6 +36,14 @@ def commonest(labels: Sequence[str], most: int = COLOURS) -> list[str]:
     """The commonest labels; of equal counts by name."""
     counts = Counter(label for label in labels if label)
     return [label for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
+
+
+def groups_of(files: Sequence[str]) -> tuple[str, list[str]]:
+    """What tells sounds apart, and the group of each: their folders or, in one folder, how their names begin."""
+    folders = [name.rpartition("/")[0] for name in files]
+    if len(set(folders)) > 1:
+        return "folder", folders
+    return "the beginnings of names", [BEGINNING.match(name.rpartition("/")[2])[0].lower() for name in files]  # type: ignore[index]
 
 
 def drawn_map(vectors: np.ndarray, labels: Sequence[str], titles: Sequence[str], seed: int) -> Markup:
