@@ -63,7 +63,11 @@ class MapInTheMaking:
                 if self._ended:
                     return
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait leave the processor to others
                 )
             made, said = self._process.communicate(request.encode())
             last = next(iter(said.decode("utf-8", "replace").strip().splitlines()[-1:]), "")
