@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +22,13 @@ from m2dprep.captions.embedding.inspect import captions_of, inspect_store
 from m2dprep.evaluation.overview.cards import Card, Sounds, cards
 from m2dprep.evaluation.overview.conversion import EXAMPLES
 from m2dprep.evaluation.overview.data_page import Drawing, place_name
-from m2dprep.evaluation.overview.maps import drawn_map
+from m2dprep.evaluation.overview.maps import drawn_map, groups_of
 from m2dprep.evaluation.overview.parts import TOP, failures_section, hours
 
 # Rows of which a map is drawn.
 MAPPED = 1000
 NEIGHBOURS = 4
 BLOCK_ROWS = 65536
-# Letters at the beginning of a name.
-BEGINNING = re.compile(r"[^\W\d_]*")
 
 
 def store_page(folder: Path, drawing: Drawing) -> str:
@@ -86,14 +83,6 @@ def _audio(store: AudioStore, drawing: Drawing) -> list[Markup]:
         failures_section(reasons, examples, store.folder),
         section("How it was made", table(["what", "value"], _facts(store.meta))),
     ]
-
-
-def groups_of(files: Sequence[str]) -> tuple[str, list[str]]:
-    """What tells sounds apart, and the group of each: their folders or, in one folder, how their names begin."""
-    folders = [name.rpartition("/")[0] for name in files]
-    if len(set(folders)) > 1:
-        return "folder", folders
-    return "the beginnings of names", [BEGINNING.match(name.rpartition("/")[2])[0].lower() for name in files]  # type: ignore[index]
 
 
 def _folders(files: pa.ChunkedArray) -> Markup:

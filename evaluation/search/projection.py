@@ -21,6 +21,7 @@ from m2dprep.artifacts.embeddings.store import EMBEDDINGS
 from m2dprep.artifacts.errors import UserError, first_line
 from m2dprep.artifacts.files import write_bytes
 from m2dprep.artifacts.reading import read_file
+from m2dprep.evaluation.overview.maps import without_waiting
 from m2dprep.evaluation.search.shelf import Shelf
 
 FILE, FILE_OF_SEVERAL = "map.npz", "map_of_several.npz"
@@ -132,7 +133,9 @@ def project(embeddings: np.ndarray, settings: MapSettings) -> np.ndarray:
 
     perplexity = min(settings.perplexity, (len(values) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=settings.seed)
-    return _scaled(tsne.fit_transform(_with_two(start)))
+    with without_waiting(len(values)):
+        places = tsne.fit_transform(_with_two(start))
+    return _scaled(places)
 
 
 def _principal(values: np.ndarray, components: int) -> np.ndarray:

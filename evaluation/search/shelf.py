@@ -95,7 +95,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     paths = [folder.absolute() for folder in folders]
     longest = max((len(path.parts) for path in paths), default=1)
     for length in range(1, longest + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
+        names = [str(Path(*path.parts[-length:])) for path in paths]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]

@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from m2dprep.evaluation.described import DescribedRows
+from m2dprep.evaluation.overview.maps import commonest, groups_of
 from m2dprep.evaluation.serving.excerpts import Stretch
 from m2dprep.evaluation.serving.media import Row
 
 # In a list, a clip shows its first caption, and so many labels.
 LABELS_SHOWN = 8
+# Of the groups on a map, so many have colours of their own.
+COLOURS = 8
 
 
 class Label(NamedTuple):
@@ -24,11 +27,21 @@ class Label(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The rows of one store: its ``index``, what is said of them, and whether a row is of a part of its sound."""
+    """The rows of one store: its ``index``, what is said of them, whether a row is of a part of its sound, its name."""
 
     index: pa.Table
     said: DescribedRows
     windows: bool
+    name: str = ""
+
+
+class Colouring(NamedTuple):
+    """What tells rows apart on a map: ``by`` says what the ``groups`` are, and ``number`` int32 (n,) whose each row is,
+    -1 if it is of none of them."""
+
+    by: str
+    groups: list[str]
+    number: np.ndarray
 
 
 class Groups:
@@ -110,6 +123,19 @@ class Catalogue:
             wanted.append(np.concatenate([part.said.files_with(labels) for part in self.parts]))
         wanted += [np.concatenate([part.said.files_named(word) for part in self.parts]) for word in words.split()]
         return np.flatnonzero(np.logical_and.reduce(wanted)[self._sound_of_row]) if wanted else None
+
+    def colouring(self, rows: np.ndarray) -> Colouring:
+        """What tells some rows apart: their commonest labels; without any, their stores, or else their folders or how
+        their names begin."""
+        if self.labels:
+            return Colouring("label", [label.name for label in self.labels[:COLOURS]], self.first_label()[rows])
+        if len(self.parts) > 1:
+            store = np.searchsorted(self.firsts, rows, side="right") - 1
+            return Colouring("store", [part.name for part in self.parts[:COLOURS]], store.astype(np.int32))
+        by, groups = groups_of([self.name(row) for row in rows.tolist()])
+        names = commonest(groups, COLOURS) if len(set(groups)) > 1 else []
+        number = {name: at for at, name in enumerate(names)}
+        return Colouring(by, names, np.array([number.get(group, -1) for group in groups], np.int32))
 
     def first_label(self) -> np.ndarray:
         """The number in `labels` of each row's commonest label, int32 (N,), -1 where there is none."""

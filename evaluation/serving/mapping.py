@@ -21,6 +21,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.process import die_with_parent
 from m2dprep.evaluation.search.projection import Map, MapSettings, make_map, map_from_bytes, read_map
 from m2dprep.evaluation.search.shelf import Shelf
+from m2dprep.evaluation.serving.catalogue import Colouring
 
 # People look at the page while the map is made.
 NICENESS = 10
@@ -62,7 +63,11 @@ class MapInTheMaking:
                 if self._ended:
                     return
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait leave the processor to others
                 )
             made, said = self._process.communicate(request.encode())
             last = next(iter(said.decode("utf-8", "replace").strip().splitlines()[-1:]), "")
@@ -79,17 +84,18 @@ class MapInTheMaking:
             self._ended = True
 
 
-def points_as_bytes(made: Map, labels: np.ndarray) -> bytes:
-    """The points for the page, little-endian: their number, then all rows and label numbers (uint32 and int32), then
-    all places (float32)."""
-    count = len(made.rows)
+def points_as_bytes(made: Map, colouring: Colouring) -> bytes:
+    """The points for the page, little-endian: the number of points and that of the bytes of a JSON object (uint32), the
+    object (what the groups are, and their names) and spaces, then all rows and groups (uint32, int32), then all places
+    (float32)."""
+    about = json.dumps({"by": colouring.by, "groups": colouring.groups}).encode()
+    about += b" " * (-len(about) % 4)
     parts = (
-        np.array([count], "<u4"),
         made.rows.astype("<u4"),
-        labels[made.rows].astype("<i4"),
+        colouring.number.astype("<i4"),
         made.points.astype("<f4"),
     )
-    return b"".join(part.tobytes() for part in parts)
+    return np.array([len(made.rows), len(about)], "<u4").tobytes() + about + b"".join(part.tobytes() for part in parts)
 
 
 def main() -> None:

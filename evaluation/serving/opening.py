@@ -65,16 +65,16 @@ def open_site(shown: Shown, note: Callable[[str], None] = lambda words: None) ->
     captions, labels = for_each(count, shown.captions, "--captions"), for_each(count, shown.labels, "--labels")
     tables = {pair: Described(*pair) for pair in set(zip(captions, labels, strict=True))}
     parts = [
-        Part(store.index, tables[pair].of_store(store.index), store.meta.get("window") is not None)
-        for store, pair in zip(shelf.stores, zip(captions, labels, strict=True), strict=True)
+        Part(store.index, tables[pair].of_store(store.index), store.meta.get("window") is not None, name)
+        for store, pair, name in zip(shelf.stores, zip(captions, labels, strict=True), names, strict=True)
     ]
-    for name, part in zip(names, parts, strict=True):
+    for part in parts:
         for gap in part.said.gaps:
-            note(f"{gap} of {name}." if count > 1 else f"{gap}.")
+            note(f"{gap} of {part.name}." if count > 1 else f"{gap}.")
     media = _media(shelf, shown, note)
     threading.Thread(target=_warm, args=[shelf], name="m2dprep-warms", daemon=True).start()
     made = MapInTheMaking(shelf, MapSettings(shown.map_points, shown.seed), note)
-    return Site(names, shelf, Catalogue(parts), media, _words(shelf, shown), made)
+    return Site(shelf, Catalogue(parts), media, _words(shelf, shown), made)
 
 
 def for_each(count: int, given: Sequence[Path], option: str) -> list[Path | None]:

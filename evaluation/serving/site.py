@@ -41,9 +41,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Site:
-    """Everything that is served. ``names`` are those of the stores, ``media`` the sounds and pictures of each."""
+    """Everything that is served. ``media`` are the sounds and pictures of each store."""
 
-    names: Sequence[str]
     shelf: Shelf
     catalogue: Catalogue
     media: Sequence[Media]
@@ -55,7 +54,7 @@ class Site:
         labels = self.catalogue.labels
         return {
             "rows": len(self.catalogue),
-            "stores": [self._store(number) for number in range(len(self.names))],
+            "stores": [self._store(number) for number in range(len(self.media))],
             "words": {"state": self.words.state, "reason": self.words.reason},
             "map": {"state": self.map.state, "reason": self.map.reason},
             "labels": [label._asdict() for label in labels[:LABELS_LISTED]],
@@ -65,7 +64,7 @@ class Site:
     def _store(self, number: int) -> dict[str, Any]:
         part, media = self.catalogue.parts[number], self.media[number]
         return {
-            "name": self.names[number],
+            "name": part.name,
             "first": int(self.catalogue.firsts[number]),
             "rows": part.index.num_rows,
             "sounds": len(part.said.files),
@@ -127,7 +126,7 @@ class Site:
     def points(self) -> bytes | None:
         """The map for the page; None if there is none (yet)."""
         made = self.map.map
-        return None if made is None else points_as_bytes(made, self.catalogue.first_label())
+        return None if made is None else points_as_bytes(made, self.catalogue.colouring(made.rows))
 
     def close(self) -> None:
         self.map.close()

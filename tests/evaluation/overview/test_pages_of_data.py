@@ -19,8 +19,7 @@ from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from m2dprep.audioprep.config import PRESETS
 from m2dprep.evaluation.overview.cards import SECONDS, encoded, thumbnail
-from m2dprep.evaluation.overview.maps import commonest, drawn_map
-from m2dprep.evaluation.overview.store_page import groups_of
+from m2dprep.evaluation.overview.maps import commonest, drawn_map, groups_of
 from m2dprep.training.reports.report import ReportOptions, write_report
 from tests.cli.invocation import refused, run
 from tests.evaluation.reports.test_pages import Reader

@@ -49,9 +49,17 @@ def write_store(
     seconds: float = 1.0,
     window: float | None = None,
     contents: str = "clap",
+    checkpoint: str = "",
 ) -> Path:
     """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long."""
-    settings = {"contents": contents, "dtype": "float32", "dim": DIM, "feature_dim": None, "window": window}
+    settings = {
+        "contents": contents,
+        "dtype": "float32",
+        "dim": DIM,
+        "feature_dim": None,
+        "window": window,
+        "checkpoint_digest": checkpoint,
+    }
     starts = [[0.0]] * len(names) if windows is None else windows
     with AudioStoreWriter(folder, settings, [StoredSource(name, "1") for name in names]) as writer:
         first, rows = 0, []

@@ -7,8 +7,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from m2dprep.evaluation.search.projection import MapSettings, map_file, map_fingerprint
+from m2dprep.evaluation.search.shelf import Shelf
 from m2dprep.evaluation.serving.guard import guard_for
 from m2dprep.evaluation.serving.opening import Shown
 from tests.evaluation.serving.browser import Page, chromium
@@ -320,6 +323,37 @@ def test_behind_a_token_everything_works(browser: Page, shown: Shown) -> None:
         plays(browser, 0)
         browser.place_of(0)
         assert browser.complaints(MISSING) == []
+
+
+def test_two_stores_are_told_apart(browser: Page, folder: Path, tmp_path: Path) -> None:
+    """Each row says whose it is, one can be chosen, and without labels they have the colours of the map."""
+    names, kinds = [f"{KINDS[kind]}/{kind}.wav" for kind in range(4)], list(range(4))
+    stores = [write_store(tmp_path / name, names, embeddings_of(kinds)) for name in ("monday", "tuesday")]
+    shelf, settings = Shelf.open(stores), MapSettings()
+    with map_file(shelf).open("wb") as file:
+        points = np.linspace(-1, 1, 16).reshape(8, 2)
+        np.savez(file, fingerprint=map_fingerprint(shelf, settings), rows=np.arange(8), points=points)
+    with served(Shown(stores, [folder / "root", Path("-")])) as (_, address, _):
+        browser.open(address)
+        browser.until("map.rows.length === 8")
+        assert browser.text("size") == "2 stores, 8 clips"
+        assert browser.run("[...document.querySelectorAll('#clips .of')].map(one => one.textContent)") == [
+            *["monday"] * 4,
+            *["tuesday"] * 4,
+        ]
+        assert browser.run("[...$('legend').children].map(one => one.textContent)") == ["monday", "tuesday"]
+        browser.click("#stores .chip:nth-child(2)")
+        browser.until("S.total === 4 && !S.loading")
+        assert browser.text("status") == "4 clips in tuesday"
+        browser.click("#clip-0")
+        browser.until("S.chosen && S.chosen.row === 4 && $('play').hidden")  # no sounds of this store are served
+        browser.run("(location.reload(), 1)")
+        browser.until("document.readyState === 'complete' && typeof S === 'object' && S.total === 4")
+        browser.click("#stores .chip:nth-child(2)")
+        browser.until("S.total === 8 && !S.loading")
+        browser.click("#clip-0")
+        plays(browser, 0)
+        assert browser.complaints() == []
 
 
 def test_without_words_the_page_says_why_and_does_the_rest(browser: Page, shown: Shown) -> None:

@@ -300,12 +300,14 @@ def test_without_a_text_side_everything_else_is_there(shown: Shown) -> None:
 def test_the_map(client: Client) -> None:
     assert client.ask("/api/store").said["map"] == {"state": "ready", "reason": ""}
     data = client.ask("/api/map").body
-    (count,) = np.frombuffer(data, "<u4", 1)
+    count, about = np.frombuffer(data, "<u4", 2).tolist()
+    start = 8 + about
     assert count == COUNT
-    assert np.frombuffer(data, "<u4", COUNT, 4).tolist() == list(range(COUNT))
-    labels = np.frombuffer(data, "<i4", COUNT, 4 + 4 * COUNT)
+    assert json.loads(data[8:start]) == {"by": "label", "groups": sorted(KINDS)}
+    assert np.frombuffer(data, "<u4", COUNT, start).tolist() == list(range(COUNT))
+    labels = np.frombuffer(data, "<i4", COUNT, start + 4 * COUNT)
     assert [sorted(KINDS)[label] for label in labels] == [KINDS[row % 4] for row in range(COUNT)]
-    places = np.frombuffer(data, "<f4", -1, 4 + 8 * COUNT).reshape(COUNT, 2)
+    places = np.frombuffer(data, "<f4", -1, start + 8 * COUNT).reshape(COUNT, 2)
     assert np.sign(places[:4]).tolist() == [[-1, 1], [1, 1], [-1, -1], [1, -1]]
 
 
