@@ -109,6 +109,17 @@ class AudioEncoder:
         return Encoded(torch.cat([part.rows for part in parts]), torch.cat(projected) if projected else None)
 
     @torch.inference_mode()
+    def rows_of_channels(self, channels: Sequence[np.ndarray]) -> torch.Tensor:
+        """``rows`` (N, F, D), as `encode` has them, of longer clips by their channels (4, F, T), not normalised."""
+        found = []
+        for start in range(0, len(channels), self._batch_size):
+            stacked = torch.from_numpy(self._stats.normalise(np.stack(channels[start : start + self._batch_size])))
+            longer = torch.ones(len(stacked), dtype=torch.bool, device=self._device)
+            tokens = self._model.encode(stacked.to(self._device), longer)[:, 1:]
+            found.append(tokens.unflatten(1, (self._model.config.grid_size[0], -1)).mean(dim=2))
+        return torch.cat(found)
+
+    @torch.inference_mode()
     def latents(self, log_mels: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The latents (F, T, D) of all patches of each log-mel (1, F, T), not normalised, on the model's device.
 

@@ -6,7 +6,7 @@ mapped.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -45,13 +45,13 @@ class FileFrames:
         return self._form.shape[1], self._form.shape[2]
 
     def frames(self, wanted: np.ndarray) -> np.ndarray:
-        own, places = np.unique(wanted, return_inverse=True)
         with open_regular(self._path) as file:
             if form_of(file) != self._form:
                 raise UserError(f"{self._path} has changed since training began.")
             if self._form.fortran_order:  # a frame after the other
+                own, places = np.unique(wanted, return_inverse=True)
                 return _by_frame(file, self._form, own)[places].T
-            return _by_bin(file, self._form, own)[:, places]
+            return _by_bin(file, self._form, wanted)
 
 
 class PackFrames:
@@ -91,16 +91,24 @@ def _by_bin(file: RegularFile, form: NpyForm, wanted: np.ndarray) -> np.ndarray:
     """(F, n) of a file in which every mel bin is in one piece, of which all between the wanted frames is read: reading
     is faster than asking for frames that are near each other one by one."""
     _, bins, frames = form.shape
-    item, found = form.dtype.itemsize, np.empty((bins, len(wanted)), form.dtype)
-    size = max(1, PIECE_BYTES // item)
-    starts = np.arange(int(wanted[0]), int(wanted[-1]) + 1, size)
-    bounds = np.searchsorted(wanted, [*starts, wanted[-1] + 1]).tolist()
-    pieces = [(first, end) for first, end in pairwise(bounds) if first < end]
-    buffer = np.empty(min(size, int(wanted[-1] - wanted[0]) + 1), form.dtype)
+    first, item = int(wanted.min()), form.dtype.itemsize
+    size = min(PIECE_BYTES // item, int(wanted.max()) + 1 - first)
+    pieces = [(begin, np.flatnonzero(here)) for begin, here in _divided(wanted, first, size)]
+    found, buffer = np.empty((bins, len(wanted)), form.dtype), np.empty(size, form.dtype)
     for row in range(bins):
-        for first, end in pieces:
-            begin, last = int(wanted[first]), int(wanted[end - 1])
-            part = buffer[: last + 1 - begin]
+        for begin, columns in pieces:
+            part = buffer[: min(size, frames - begin)]
             fill(file, part, form.offset + (row * frames + begin) * item)
-            found[row, first:end] = part[wanted[first:end] - begin]
+            if len(columns) == len(wanted):
+                part.take(wanted - begin, out=found[row], mode="clip")
+            else:
+                found[row, columns] = part[wanted[columns] - begin]
     return found
+
+
+def _divided(wanted: np.ndarray, first: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first frame of each piece of ``size`` frames in which some are wanted, and which of these are there."""
+    for begin in range(first, int(wanted.max()) + 1, size):
+        here = (wanted >= begin) & (wanted < begin + size)
+        if here.any():
+            yield begin, here

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from m2dprep.evaluation.tagging.sounds import Segment
+from m2dprep.m2dclap.fusion.channels import Gathered
 from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames
 
 Activation = Literal["sigmoid", "softmax", "logits"]
@@ -22,7 +23,8 @@ CHUNKS_PER_PIECE = 16
 class Scored:
     """A segment of ``owner``, whose ``logits`` (C,) are known once all its pieces have been through the model.
 
-    ``column_logits`` (T, C) and ``column_frames`` (T,), the first frame of each column, are kept on request.
+    ``column_logits`` (T, C) and ``column_frames`` (T,), the first frame of each column, are kept on request. Of a
+    segment that is fused, the frames that this takes are ``gathered``.
     """
 
     owner: Any
@@ -32,6 +34,7 @@ class Scored:
     total: torch.Tensor | None = None
     columns: int = 0
     pieces_left: int = 0
+    gathered: Gathered | None = None
     logits: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     parts: list[np.ndarray] = field(default_factory=list)
 
@@ -47,7 +50,8 @@ class Batcher:
         self.classifier = classifier
         self._batch_size = batch_size
         self._width = classifier.config.input_size[1]
-        self._waiting: list[tuple[Scored, np.ndarray]] = []
+        self._waiting: list[tuple[Scored, np.ndarray | None]] = []
+        self._rule = classifier.fused
         self._chunks = 0
 
     @property
@@ -57,9 +61,17 @@ class Batcher:
 
     def add(self, scored: Scored, piece: np.ndarray) -> list[Scored]:
         """Add a piece of a segment; returns the segments that are complete with it."""
-        self._waiting.append((scored, piece))
-        scored.pieces_left += 1
-        self._chunks += -(-piece.shape[-1] // self._width)
+        if self._rule is not None and scored.frames > self._width:
+            if scored.gathered is None:
+                scored.gathered = Gathered(piece.shape[1], scored.frames, self._rule)
+            scored.gathered.add(piece[0])
+            self._chunks += scored.gathered.is_whole
+            if scored.gathered.is_whole and not scored.keep_columns:
+                self._waiting.append((scored, None))
+        if scored.gathered is None or scored.keep_columns:
+            self._waiting.append((scored, piece))
+            scored.pieces_left += 1
+            self._chunks += -(-piece.shape[-1] // self._width)
         return self.flush() if self._chunks >= self._batch_size else []
 
     def flush(self) -> list[Scored]:
@@ -67,7 +79,8 @@ class Batcher:
         if not self._waiting:
             return []
         waiting, self._waiting, self._chunks = self._waiting, [], 0
-        for (scored, _), columns in zip(waiting, self.classifier.columns([piece for _, piece in waiting]), strict=True):
+        pieces = [(scored, piece) for scored, piece in waiting if piece is not None]
+        for (scored, _), columns in zip(pieces, self.classifier.columns([piece for _, piece in pieces]), strict=True):
             own = columns.sum(dim=0)
             scored.total = own if scored.total is None else scored.total + own
             scored.columns += len(columns)
@@ -76,16 +89,25 @@ class Batcher:
                 scored.parts.append(self.classifier.logits(columns))
         complete = list(self._complete(waiting))
         if complete:
-            means = torch.stack([one.total / one.columns for one in complete if one.total is not None])
-            for one, logits in zip(complete, self.classifier.logits(means), strict=True):
+            for one, logits in zip(complete, self.classifier.logits(self._features(complete)), strict=True):
                 one.logits = logits
         return complete
 
-    def _complete(self, waiting: list[tuple[Scored, np.ndarray]]) -> Iterator[Scored]:
+    def _complete(self, waiting: list[tuple[Scored, np.ndarray | None]]) -> Iterator[Scored]:
         expected = {id(scored): scored for scored, _ in waiting}
         for scored in expected.values():
-            if scored.pieces_left == 0 and scored.columns >= len(self.column_frames(scored.frames)):
+            fused_alone = scored.gathered is not None and not scored.keep_columns
+            columns = 0 if fused_alone else len(self.column_frames(scored.frames))
+            if scored.pieces_left == 0 and scored.columns >= columns:
                 yield scored
+
+    def _features(self, complete: list[Scored]) -> torch.Tensor:
+        """Of each segment the average over its columns, or that of its channels if it is fused."""
+        found = {id(one): one.total / one.columns for one in complete if one.gathered is None and one.total is not None}
+        fused = {id(one): one.gathered.channels() for one in complete if one.gathered is not None}
+        if fused:
+            found |= dict(zip(fused, self.classifier.of_channels(list(fused.values())), strict=True))
+        return torch.stack([found[id(one)] for one in complete])
 
     @property
     def patch_frames(self) -> int:

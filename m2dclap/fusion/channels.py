@@ -117,6 +117,41 @@ def starts(frames: int, width: int, shares: Sequence[float] | np.ndarray = MIDDL
     ]
 
 
+def frames_needed(frames: int, rule: ChannelRule) -> np.ndarray:
+    """The frames of a longer clip that channels are made of, with parts from the middle of their runs: increasing."""
+    indices, _ = _taps(frames, rule.width, rule.antialias)
+    parts = [np.arange(start, start + rule.width) for start in starts(frames, rule.width)]
+    return np.unique(np.concatenate([indices.ravel(), *parts]))
+
+
+class Gathered:
+    """A long log-mel (F, T) that comes in pieces, of which only the frames that channels are made of are kept."""
+
+    def __init__(self, bins: int, frames: int, rule: ChannelRule) -> None:
+        self.shape = (bins, frames)
+        self._rule = rule
+        self._numbers = frames_needed(frames, rule)
+        self._kept = np.empty((bins, len(self._numbers)), np.float32)
+        self.seen = 0
+
+    def add(self, piece: np.ndarray) -> None:
+        """The next frames (F, n)."""
+        first, end = np.searchsorted(self._numbers, [self.seen, self.seen + piece.shape[1]])
+        self._kept[:, first:end] = piece[:, self._numbers[first:end] - self.seen]
+        self.seen += piece.shape[1]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.seen >= self.shape[1]
+
+    def frames(self, wanted: np.ndarray) -> np.ndarray:
+        return self._kept[:, np.searchsorted(self._numbers, wanted)]
+
+    def channels(self) -> np.ndarray:
+        """float32 (4, F, width), once all pieces are there."""
+        return channels_of(self, self._rule)[0]
+
+
 def resized(log_mel: np.ndarray, width: int, *, antialias: bool = False) -> np.ndarray:
     """A log-mel (F, T) with ``width`` frames instead, interpolated linearly along time: float32 (F, width)."""
     indices, weights = _taps(log_mel.shape[-1], width, antialias)

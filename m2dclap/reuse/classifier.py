@@ -4,7 +4,8 @@ A fine-tuned checkpoint in EVAR's layout holds a head under ``module.head.``. It
 many numbers as a patch has latents, and it takes the average over all patches (``flat``); as many as a column of
 patches has, and it takes columns (``stacked``, the lowest frequency first). For a clip these are averaged over all
 columns; for a column they are its own. The head is linear in evaluation, so that the average of the columns' logits is
-the clip's.
+the clip's. Of a model that fuses, a longer clip has its scores from fused channels, as in its training, and its columns
+have those of chunks, as fused ones have no places in time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from m2dprep.artifacts.errors import UserError
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.encode import AudioEncoder
+from m2dprep.m2dclap.fusion.channels import ChannelRule
+from m2dprep.m2dclap.fusion.kinds import NONE
 from m2dprep.m2dclap.heads import ClassifierHead
 
 FLAT, STACKED = "flat", "stacked"
@@ -85,6 +88,20 @@ class Classifier:
         self.seconds_per_frame = front_end.hop_length / front_end.sample_rate
         model = checkpoint.load_audio_model(device)
         self._encoder = AudioEncoder(model, checkpoint.norm_stats, batch_size)
+
+    @property
+    def fused(self) -> ChannelRule | None:
+        """How the channels of longer clips are made; None if the model does not fuse."""
+        config = self.config
+        if config.fusion == NONE:
+            return None
+        return ChannelRule(config.input_size[1], config.fusion_fill, config.antialias)
+
+    @torch.inference_mode()
+    def of_channels(self, channels: Sequence[np.ndarray]) -> torch.Tensor:
+        """The features (N, W) of longer clips by their channels (4, F, T), not normalised."""
+        rows = self._encoder.rows_of_channels(channels)
+        return rows.mean(dim=1) if self.feature == FLAT else rows.flatten(1)
 
     @torch.inference_mode()
     def columns(self, log_mels: Sequence[np.ndarray]) -> list[torch.Tensor]:

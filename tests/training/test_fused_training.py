@@ -30,13 +30,13 @@ from m2dprep.training.data_dir import TrainingData, open_training_data
 from m2dprep.training.dataset import Batch, BatchKey, Clips
 from m2dprep.training.loader import to_model_input
 from m2dprep.training.train import train
-from tests.tiny import TINY
+from tests.tiny import TINY, state_of
 
 pytestmark = pytest.mark.slow
 
 MakeData = Callable[..., Path]
 FUSED = replace(TINY, fusion="aff")
-TRAIN = TrainConfig(epochs=3, batch_size=8, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
+TRAIN = TrainConfig(epochs=2, batch_size=8, blr=0.05, warmup_epochs=1, ema_decay_init=0.9, ema_decay_end=0.99)
 OPTIONS = RunOptions(
     "tiny", log_every=3, loader_workers=0, save=SavePlan(keep=0), validation=ValidationOptions(features_every=2)
 )
@@ -283,7 +283,7 @@ def test_beginning_with_a_checkpoint(root: Path, finished: Path, tmp_path: Path)
     short = replace(TRAIN, epochs=1)
     with pytest.raises(UserError, match="has fusion aff, and the model fusion none"):
         run(root, tmp_path / "plain", model=TINY, config=short, init=finished)
-    run(root, tmp_path / "plain2", model=TINY, config=short)
-    run(root, tmp_path / "begun", config=short, init=tmp_path / "plain2")
-    run(root, tmp_path / "on", config=short, init=finished)
+    plain = tmp_path / "checkpoint-1.pth"
+    state_of(TINY).save(plain, 1, {"model_config": TINY.to_dict()}, {})
+    run(root, tmp_path / "begun", config=short, init=plain)
     assert bool(saved(tmp_path / "begun")["model"]["patch_embed.gate"].any())
