@@ -18,6 +18,7 @@ from m2dprep.artifacts.embeddings.store import index_of
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.files import write_array, write_json
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+from tests import warm
 
 # A loaded machine is no failure.
 settings.register_profile("any machine", deadline=None)
@@ -52,6 +53,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that wait longest, so that no process is left alone with them at the end."""
     items.sort(key=lambda item: ("test_slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that starts with torch imported (`tests/warm.py`)."""
+    own, one_of_several = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    return warm.warm_python(own.parent if one_of_several else own, os.getppid() if one_of_several else os.getpid())
 
 
 TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}
