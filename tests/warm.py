@@ -44,6 +44,9 @@ MODULES = (
     "m2dprep.training.train",
     "m2dprep.workflows.embed_captions",
     "m2dprep.workflows.melspec.job",
+    "m2dprep.workflows.recipe.declare",
+    "distributed.cli.dask_scheduler",
+    "distributed.cli.dask_worker",
 )
 # Options of Python that take a word of their own, and those that take none.
 WITH_VALUE, ALONE = ("-X", "-W"), ("-P", "-I", "-S", "-E", "-s", "-B", "-u", "-O", "-q", "-b", "-d")
@@ -181,6 +184,7 @@ def run_as_python(arguments: Sequence[str], path: list[str], program: str) -> in
     while words and (words[0] in ALONE or words[0] in WITH_VALUE):
         safe = safe or words[0] in ("-P", "-I")
         del words[: 2 if words[0] in WITH_VALUE else 1]
+    sys.modules["dask.config"].refresh()  # from this process's environment
     sys.executable = program
     multiprocessing.spawn.set_executable(program)
     given = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
