@@ -45,8 +45,7 @@ MODULES = (
     "m2dprep.workflows.embed_captions",
     "m2dprep.workflows.melspec.job",
     "m2dprep.workflows.recipe.declare",
-    "distributed.cli.dask_scheduler",
-    "distributed.cli.dask_worker",
+    "distributed",
 )
 # Options of Python that take a word of their own, and those that take none.
 WITH_VALUE, ALONE = ("-X", "-W"), ("-P", "-I", "-S", "-E", "-s", "-B", "-u", "-O", "-q", "-b", "-d")
@@ -204,7 +203,8 @@ def run_as_python(arguments: Sequence[str], path: list[str], program: str) -> in
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if not stream.closed:
+                stream.flush()
     except OSError:
         return 120
     return code if isinstance(code, int) else 1
