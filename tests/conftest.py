@@ -31,6 +31,10 @@ MakeData = Callable[..., Path]
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30
 
 
+# Tests that keep a process busy for minutes, by parts of their names.
+LONGEST = ("/test_slurm.py", "_loses_nothing[torch]", "_loses_nothing[light]")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
@@ -51,8 +55,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that wait longest, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: ("test_slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
+    """Let every process begin with some of the longest tests, so that none is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    groups = [[item for item in items if name in item.nodeid] for name in LONGEST]
+    items[:] = [item for item in items if not any(item in group for group in groups)]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = (len(items) + sum(map(len, groups))) // processes  # what each process is given to begin with
+    for number, group in enumerate(groups):
+        at = number % processes * share
+        items[at:at] = group
 
 
 @pytest.fixture(scope="session")
