@@ -113,10 +113,12 @@ def test_jobs_that_cannot_come_up_end_the_run(
 
 
 def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.wav"
+    soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(160000), 16000, subtype="PCM_16")
     for seed in range(CLIPS):
         path = tmp_path / "wavs" / f"{seed % 7}" / f"{seed}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(160000), 16000, subtype="PCM_16")
+        path.hardlink_to(noise)
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 00:10:00\nmemory: 500MB\ncores: 1\njobs: 2\nlog_directory: {tmp_path}/logs\n"
         f"prologue:\n  - export PYTHONPATH={ROOT}\n"
