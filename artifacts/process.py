@@ -2,11 +2,12 @@
 
 Freed pages are kept for the next array, because the kernel would have to supply new, zeroed ones. pyarrow works without
 pandas and with an allocator that suits tables of millions of rows. A child process ends with the process that started
-it, even if that one is killed.
+it, even if that one is killed. A command ends when its work is done.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -16,7 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import NoReturn
 
 # Parameters of mallopt(3); new processes get them as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -97,3 +99,38 @@ def stop_without_parent(grace: float, was_told: Callable[[], bool]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+# How Python says that output could not be flushed at the end.
+NOT_FLUSHED = 120
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``: threads are waited for, exit handlers run, and output is written.
+
+    The interpreter and its libraries are not torn down. That takes tenths of a second once torch is imported, and
+    sometimes Arrow's threads make it abort or hang, after all the work is done.
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            try:
+                if stream is not None and not stream.closed:
+                    stream.flush()
+            except OSError:
+                code = code or NOT_FLUSHED
+        os._exit(code)
+
+
+def is_outermost(frame: FrameType | None) -> bool:
+    """Whether ``frame`` is the program that Python was started with, so that nobody waits for its end: no profiler,
+    no debugger and no program that has imported it."""
+    names = []
+    while frame is not None:
+        names.append((frame.f_globals.get("__name__"), frame.f_code.co_name))
+        frame = frame.f_back
+    script = [("__main__", "<module>")]
+    module = [*script, ("runpy", "_run_code"), ("runpy", "_run_module_as_main")]
+    return names in (script, module) and not sys.flags.inspect

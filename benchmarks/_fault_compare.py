@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import re
+import stat
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,10 @@ TEMPORARY = ".m2dprep-*.tmp"
 # The number of times that a pack was replaced is in its files' names and in its meta.json; both may differ.
 GENERATION, OF_GENERATION = re.compile(r"(?<=_packed/)g\d+-"), ("generation", "digest")
 Snapshot = dict[str, str]
+# What the system says of a file, which differs after every change.
+Condition = tuple[int, ...]
+# Changes of a file within this time may look alike.
+TICK_NS = 50_000_000
 
 
 def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
@@ -23,8 +31,54 @@ def snapshot(folder: Path, ignored: tuple[str, ...]) -> Snapshot:
         if path.is_file() and not any(fnmatch(name, pattern) or fnmatch(f"/{name}", pattern) for pattern in ignored):
             plain = GENERATION.sub("", name)  # a new pack and the earlier one may lie there side by side
             free = next(each for each in (plain, name, f"{name} (earlier)") if each not in found)
-            found[free] = digest(path)
+            found[free] = _digest_of(path)
     return found
+
+
+def content(folder: Path) -> frozenset[tuple[str, int, str]]:
+    """Everything below ``folder`` but empty locks, byte for byte, whatever the names of temporaries."""
+    found = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        about = path.lstat()
+        if path.name.endswith(".lock") and not about.st_size:
+            continue
+        shown = str(name.parent / TEMPORARY) if is_temporary(path.name) else str(name)
+        found.append((shown, about.st_mode, _known_bytes(path, _condition(about)) if path.is_file() else ""))
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _known_bytes(path: Path, condition: Condition) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def conditions(folder: Path) -> dict[str, Condition]:
+    """The condition of everything below ``folder``; of folders themselves only that they are there, and their mode."""
+    found: dict[str, Condition] = {}
+    for path in folder.rglob("*"):
+        about = os.lstat(path)
+        found[path.relative_to(folder).as_posix()] = (
+            (about.st_mode,) if stat.S_ISDIR(about.st_mode) else _condition(about)
+        )
+    return found
+
+
+def _condition(about: os.stat_result) -> Condition:
+    return about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _digest_of(path: Path) -> str:
+    """`digest`, which is not computed again as long as the file's condition is the same."""
+    about = path.stat()
+    if time.time_ns() - about.st_ctime_ns < TICK_NS:
+        return digest(path)
+    return _known_digest(path, _condition(about))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _known_digest(path: Path, condition: Condition) -> str:
+    return digest(path)
 
 
 def digest(path: Path) -> str:

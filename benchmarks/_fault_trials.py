@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from _fault_compare import Snapshot, differences, leftovers, snapshot
+from _fault_compare import Condition, Snapshot, conditions, content, differences, leftovers, snapshot
 from _fault_injection import ERRORS, FAIL, KILLS, TAKES_SPACE, UNREADABLE, Injection, Injector
 from _fault_process import Ended, Runner
 from _fault_stages import NEVER_COMPARED, STAGES, Stage
@@ -70,6 +71,11 @@ class Bench:
         self.runner = Runner(self.work, folder / "words", injector)
         self._injector = injector
         self.undisturbed: dict[str, Undisturbed] = {}
+        # The folder that was laid out last, and the condition of its copy then.
+        self._source = Path()
+        self._laid_out: dict[str, Condition] = {}
+        # From which files, by stage, the undisturbed command is known to give its result.
+        self._good: dict[str, set[frozenset[Any]]] = {}
 
     def prepare(self, stages: Sequence[Stage], after_each: Any = None) -> None:
         """Run ``stages`` and the stages before them, undisturbed. Raises `SystemExit` if one fails."""
@@ -88,6 +94,7 @@ class Bench:
         before = self._kept / f"{stage.name} before"
         shutil.copytree(self.work, before, symlinks=True)
         earlier = self._snapshot(stage)
+        self._good[stage.name] = {content(self.work)}
         ended = self._run_well(stage.command)
         self.undisturbed[stage.name] = Undisturbed(
             before, earlier, self._snapshot(stage), ended.out, self._injector.calls(), ended.seconds
@@ -101,8 +108,25 @@ class Bench:
         return ended
 
     def _lay_out(self, source: Path) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
-        shutil.copytree(source, self.work, symlinks=True)
+        """Make the place a copy of ``source``. What is still as it was copied from there is not copied again."""
+        found = conditions(self.work) if self._source == source else {}
+        kept = {name for name, condition in found.items() if self._laid_out.get(name) == condition}
+        for name in sorted(found.keys() - kept, reverse=True):  # what is in a folder comes before the folder
+            _remove(self.work / name)
+        if not kept:
+            _remove(self.work)
+        self.work.mkdir(exist_ok=True)
+        folders = [source]
+        for path in sorted(source.rglob("*")):
+            copy = self.work / path.relative_to(source)
+            if path.is_dir() and not path.is_symlink():
+                folders.append(path)
+                copy.mkdir(parents=True, exist_ok=True)
+            elif not os.path.lexists(copy):
+                shutil.copy2(path, copy, follow_symlinks=False)
+        for folder in reversed(folders):
+            shutil.copystat(folder, self.work / folder.relative_to(source))
+        self._source, self._laid_out = source, conditions(self.work)
 
     def _snapshot(self, stage: Stage) -> Snapshot:
         return snapshot(self.work, (*NEVER_COMPARED, *stage.ignored))
@@ -210,8 +234,12 @@ class Bench:
         return ", ".join(gone)
 
     def _go_on(self, stage: Stage, outcome: Outcome) -> None:
-        """Run the same command undisturbed: it must succeed, with the same files and no leftovers."""
-        if not stage.again and not self._missing(stage):
+        """Run the same command undisturbed: it must succeed, with the same files and no leftovers.
+
+        That is known if it has done so from just these files before.
+        """
+        found = content(self.work)
+        if found in self._good[stage.name] or (not stage.again and not self._missing(stage)):
             outcome.counts["resumed equal"] += 1
             return
         ended = self.runner.run(stage.arguments, limit=self._limit(stage))
@@ -223,6 +251,8 @@ class Bench:
         if left := leftovers(self._snapshot(stage)):
             outcome.counts["temporaries left"] += len(left)
             outcome.notes["temporaries left"] = ", ".join(left[:3])
+        elif not wrong:
+            self._good[stage.name].add(found)
 
 
 def with_predecessors(stages: Sequence[Stage]) -> list[Stage]:
@@ -260,6 +290,13 @@ def choose(
     if name == "mmap" and chance.random() < 0.5:
         return Injection(UNREADABLE, (name,), at)
     return Injection(FAIL, (name,), at, chance.choice(ERRORS[name]), lasting=chance.random() < LASTING)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _matching(files: Snapshot, pattern: str) -> Snapshot:

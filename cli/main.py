@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import signal
+import sys
 import traceback
 from types import FrameType
 from typing import IO, Any
@@ -151,12 +152,24 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command of ``sys.argv``. Raises `SystemExit` with its exit code."""
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what we were started to ignore stays ignored
         signal.signal(signal.SIGTERM, _terminate)
     with console():
         m2dprep(prog_name="m2dprep")
 
 
+def program() -> None:
+    """The console script: `main`, after which the process ends at once (`artifacts.process.leave`)."""
+    try:
+        main()
+    except SystemExit as ended:
+        from m2dprep.artifacts.process import is_outermost, leave  # imports ctypes, which takes its time at the start
+
+        if isinstance(ended.code, int) and is_outermost(sys._getframe(1)):
+            leave(ended.code)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    program()

@@ -20,6 +20,7 @@ from m2dprep.artifacts.embeddings.store import index_of
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.files import write_array, write_json
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
+from tests import warm
 
 # A loaded machine is no failure.
 settings.register_profile("any machine", deadline=None)
@@ -30,6 +31,10 @@ MakeData = Callable[..., Path]
 
 # Tests' folders are in memory if there is so much room: what is tested syncs every file that it writes.
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30
+
+
+# Tests that keep a process busy for minutes, by parts of their names.
+LONGEST = ("/test_slurm.py", "_loses_nothing[torch]", "_loses_nothing[light]")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,8 +57,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that wait longest, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: ("test_slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
+    """Let every process begin with some of the longest tests, so that none is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    groups = [[item for item in items if name in item.nodeid] for name in LONGEST]
+    items[:] = [item for item in items if not any(item in group for group in groups)]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = (len(items) + sum(map(len, groups))) // processes  # what each process is given to begin with
+    for number, group in enumerate(groups):
+        at = number % processes * share
+        items[at:at] = group
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that starts with torch imported (`tests/warm.py`)."""
+    own, one_of_several = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    return warm.warm_python(own.parent if one_of_several else own, os.getppid() if one_of_several else os.getpid())
 
 
 TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}

@@ -22,8 +22,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def run_gpu(out: Path, *options: str, timeout: float = 280) -> tuple[int, dict[str, Any], str]:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--output", str(out), *options]
+def run_gpu(python: str, out: Path, *options: str, timeout: float = 280) -> tuple[int, dict[str, Any], str]:
+    command = [python, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--output", str(out), *options]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     return finished.returncode, json.loads((out / "gpu.json").read_text()), (out / "gpu.md").read_text()
 
@@ -38,10 +38,10 @@ def run_gpu(out: Path, *options: str, timeout: float = 280) -> tuple[int, dict[s
         ("feed", ["loading_samples_per_second", "training.samples_per_second", "training.data_wait"]),
     ],
 )
-def test_a_part_on_a_processor(tmp_path: Path, part: str, figures: list[str]) -> None:
+def test_a_part_on_a_processor(tmp_path: Path, warm_python: str, part: str, figures: list[str]) -> None:
     from _gpu_report import at
 
-    code, results, report = run_gpu(tmp_path, "--only", part, "--minutes", "4.5")
+    code, results, report = run_gpu(warm_python, tmp_path, "--only", part, "--minutes", "4.5")
     found = results["parts"][part]
     assert (code, found["status"]) == (0, "ok"), found["output"]
     for name in figures:
@@ -89,10 +89,10 @@ def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatc
     assert (found["well"]["status"], found["well"]["figures"]) == ("ok", {"value": 2.5})
 
 
-def test_the_tests_marked_gpu_are_counted(tmp_path: Path) -> None:
+def test_the_tests_marked_gpu_are_counted(tmp_path: Path, warm_python: str) -> None:
     """The quick tests of the front end run; if all tests are skipped, nothing has been shown."""
     script = BENCHMARKS / "_gpu_parity.py"
-    command = [sys.executable, str(script), "--seconds", "100", "--json", str(tmp_path / "parity.json"), "--device"]
+    command = [warm_python, str(script), "--seconds", "100", "--json", str(tmp_path / "parity.json"), "--device"]
     quick = "test_the_originals_encoding"
     finished = subprocess.run([*command, "cpu", "--match", quick], capture_output=True, text=True, check=False)
     found = json.loads((tmp_path / "parity.json").read_text())

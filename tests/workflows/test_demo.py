@@ -16,14 +16,13 @@ from m2dprep.workflows.demo_report import evaluation_table
 from m2dprep.workflows.recipe import stage_process
 from m2dprep.workflows.recipe.template import demo_recipe
 from m2dprep.workflows.sound_set import CLASSES
-from tests.warm import warm_program
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(400)
 def test_every_stage_runs_and_leaves_what_it_promises(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, warm_python: str
 ) -> None:
     arguments = [
         "demo",
@@ -52,9 +51,8 @@ def test_every_stage_runs_and_leaves_what_it_promises(
     assert list((tmp_path / "run").rglob("checkpoint-1.pth"))
     assert "norm_stats.json" in artifact_tree(tmp_path)
     _the_report_has_all_protocols_with_controls(value)
-    with warm_program(tmp_path) as words:
-        monkeypatch.setattr(stage_process, "PROGRAM", words)
-        _the_recipe_gives_the_same(tmp_path, value)
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
+    _the_recipe_gives_the_same(tmp_path, value)
 
 
 def _the_report_has_all_protocols_with_controls(demo: dict[str, Any]) -> None:

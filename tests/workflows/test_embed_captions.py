@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -78,8 +79,9 @@ def test_a_store_of_other_captions_is_refused_before_the_encoder_is_loaded(
 
 
 def test_workers_change_no_byte_not_even_when_one_dies(
-    captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: str
 ) -> None:
+    monkeypatch.setattr(sys, "executable", warm_python)
     here, encoder = embed_with_workers(captions, tmp_path / "here", REQUEST)
     assert (here.done, here.skipped) == (200, 0)
     assert encoder.block_tokens == 512

@@ -12,7 +12,6 @@ from m2dprep.workflows.demo import DemoSettings, bundled_text_model
 from m2dprep.workflows.recipe import stage_process
 from m2dprep.workflows.second_act import MODELS, TASKS, markdown, recipe_of, score_table, write_tables
 from m2dprep.workflows.sound_set import CLASSES, make_sound_set
-from tests.warm import warm_program
 
 SIZES = ("--clips", "4", "--held-out", "1", "--epochs", "1", "--workers", "0")
 
@@ -20,16 +19,15 @@ SIZES = ("--clips", "4", "--held-out", "1", "--epochs", "1", "--workers", "0")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_stages_run_and_the_same_command_has_nothing_left_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], warm_python: str
 ) -> None:
     settings = DemoSettings(tmp_path, 4, 1, 0, 0, 1, bundled_text_model(), False)
     make_sound_set(tmp_path / "source", train_per_class=4, held_out_per_class=1, seed=0, workers=0)
     write_tables(tmp_path / "source", tmp_path / "second_generation" / "tables")
     recipe = tmp_path / "second_generation.yaml"
     recipe.write_text(recipe_of(settings))
-    with warm_program(tmp_path) as words:
-        monkeypatch.setattr(stage_process, "PROGRAM", words)
-        ran = CliRunner().invoke(m2dprep, ["run", str(recipe), "--json"])
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
+    ran = CliRunner().invoke(m2dprep, ["run", str(recipe), "--json"])
     assert ran.exit_code == 0, ran.output
     assert {stage["status"] for stage in json.loads(ran.stdout)["stages"]} == {"done"}
     before = _times(tmp_path / "second_generation")

@@ -33,15 +33,32 @@ def sound_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+BRIEF = 1.0
+
+
+def make_brief_set(root: Path, **numbers: Any) -> None:
+    """A set of sounds of a second, where only files and their order matter."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sound_set_module, "SECONDS", BRIEF)
+        make_sound_set(root, **numbers)
+
+
+@pytest.fixture(scope="module")
+def brief_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("brief")
+    make_brief_set(root, train_per_class=3, held_out_per_class=1, seed=7, workers=0)
+    return root
+
+
 def files(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not(sound_set: Path, tmp_path: Path) -> None:
-    make_sound_set(tmp_path / "same", train_per_class=3, held_out_per_class=1, seed=7, workers=0)
-    assert files(tmp_path / "same") == files(sound_set)
-    make_sound_set(tmp_path / "other", train_per_class=3, held_out_per_class=1, seed=8, workers=0)
-    assert files(tmp_path / "other").keys() != files(sound_set).keys()
+def test_equal_seeds_give_equal_bytes_and_others_do_not(brief_set: Path, tmp_path: Path) -> None:
+    make_brief_set(tmp_path / "same", train_per_class=3, held_out_per_class=1, seed=7, workers=0)
+    assert files(tmp_path / "same") == files(brief_set)
+    make_brief_set(tmp_path / "other", train_per_class=3, held_out_per_class=1, seed=8, workers=0)
+    assert files(tmp_path / "other").keys() != files(brief_set).keys()
 
 
 class StoppedError(Exception):
@@ -58,16 +75,16 @@ NUMBERS = {"train_per_class": 1, "held_out_per_class": 1, "seed": 8, "workers": 
 @pytest.fixture(scope="module")
 def another_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("another")
-    make_sound_set(root, **NUMBERS)
+    make_brief_set(root, **NUMBERS)
     return root
 
 
 @pytest.mark.parametrize(("function", "number"), STOPS)
 def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
-    sound_set: Path, another_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
+    brief_set: Path, another_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
 ) -> None:
     root = tmp_path / "set"
-    shutil.copytree(sound_set, root)
+    shutil.copytree(brief_set, root)
     before, calls, killed = files(root), itertools.count(1), function == "killed at rename"
     place, name = (Path, "rename") if "rename" in function else (sound_set_module, function)
     original = getattr(place, name)
@@ -80,10 +97,10 @@ def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
 
     with monkeypatch.context() as patched, pytest.raises((StoppedError, OSError)):
         patched.setattr(place, name, stopping)
-        make_sound_set(root, **NUMBERS, overwrite=True)
+        make_brief_set(root, **NUMBERS, overwrite=True)
     if not killed or number <= 2:
         assert {name: content for name, content in files(root).items() if not name.startswith(ANEW)} == before
-    make_sound_set(root, **NUMBERS, overwrite=not killed or number == 1)
+    make_brief_set(root, **NUMBERS, overwrite=not killed or number == 1)
     assert files(root) == files(another_set)
 
 

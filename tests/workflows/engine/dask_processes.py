@@ -26,14 +26,19 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = PATI
 
 
 class DaskProcesses:
-    """A scheduler, whose file is ``scheduler_file``, and workers; each in its own process group."""
+    """A scheduler, whose file is ``scheduler_file``, and workers; each in its own process group.
 
-    def __init__(self, folder: Path, *, prefix: Sequence[str] = (), host: str = "127.0.0.1") -> None:
-        self.folder = folder
+    ``python`` runs all that need no other files and no preparation.
+    """
+
+    def __init__(
+        self, folder: Path, *, prefix: Sequence[str] = (), host: str = "127.0.0.1", python: str = sys.executable
+    ) -> None:
+        self.folder, self._python = folder, sys.executable if prefix else python
         self.scheduler_file = folder / "scheduler.json"
         self._running: list[subprocess.Popen[bytes]] = []
         arguments = ["--host", host, "--port", "0", "--no-dashboard", "--scheduler-file", str(self.scheduler_file)]
-        self.scheduler = self._start([*prefix, *module("dask_scheduler"), *arguments], ENVIRONMENT, ROOT)
+        self.scheduler = self._start([*prefix, *module("dask_scheduler", self._python), *arguments], ENVIRONMENT, ROOT)
         wait_until(lambda: self.scheduler_file.exists() and self.scheduler_file.stat().st_size, "the scheduler's start")
 
     @property
@@ -47,7 +52,8 @@ class DaskProcesses:
         options = ["--nthreads", "1", "--nworkers", str(count), "--no-dashboard", "--death-timeout", "20", *arguments]
         options += ["--local-directory", str(self.folder / "scratch")]
         environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (root, ROOT)))}
-        return self._start([*prefix, *module("dask_worker"), self.address, *options], environment, root)
+        python = sys.executable if prefix or root != ROOT or "--preload" in arguments else self._python
+        return self._start([*prefix, *module("dask_worker", python), self.address, *options], environment, root)
 
     def _start(self, command: list[str], environment: dict[str, str], cwd: Path) -> subprocess.Popen[bytes]:
         log = (self.folder / f"process-{len(self._running)}.log").open("wb")
@@ -60,8 +66,8 @@ class DaskProcesses:
             kill_group(process)
 
 
-def module(name: str) -> list[str]:
-    return [sys.executable, "-m", f"distributed.cli.{name}"]
+def module(name: str, python: str) -> list[str]:
+    return [python, "-m", f"distributed.cli.{name}"]
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -71,9 +77,9 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def dask_processes(folder: Path, workers: int) -> Iterator[DaskProcesses]:
+def dask_processes(folder: Path, workers: int, python: str = sys.executable) -> Iterator[DaskProcesses]:
     """A scheduler with ``workers`` workers; all of them are gone when the block ends."""
-    processes = DaskProcesses(folder)
+    processes = DaskProcesses(folder, python=python)
     try:
         for _ in range(workers):
             processes.worker()

@@ -59,8 +59,8 @@ def unexpected(item: int) -> int:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[DaskProcesses]:
-    with dask_processes(tmp_path, 2) as processes:
+def cluster(tmp_path: Path, warm_python: str) -> Iterator[DaskProcesses]:
+    with dask_processes(tmp_path, 2, warm_python) as processes:
         yield processes
 
 
@@ -129,10 +129,10 @@ def workers_of(pool: WorkerPool) -> int:
         return len(client.nthreads())
 
 
-def test_workers_that_cannot_import_the_package_or_see_the_data(tmp_path: Path) -> None:
+def test_workers_that_cannot_import_the_package_or_see_the_data(tmp_path: Path, warm_python: str) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "blind.py").write_text("import sys\nsys.modules['m2dprep.workflows'] = None\n")
-    with dask_processes(tmp_path, 0) as cluster:
+    with dask_processes(tmp_path, 0, warm_python) as cluster:
         pool = WorkerPool(scheduler=cluster.address)
         blind = cluster.worker("--preload", str(tmp_path / "blind.py"))
         with pytest.raises(UserError, match=r"cannot run this m2dprep .*workflows"):

@@ -57,12 +57,12 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def settings(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
+def settings(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: str) -> JobSettings:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     monkeypatch.setattr(slurm_jobs, "LOOK_SECONDS", 0.5)
     return JobSettings(
         jobs=2, queue="debug", walltime="10", memory="500MB", cores=2, log_directory=str(tmp_path / "logs"),
-        prologue=(f"export PYTHONPATH={ROOT}",),
+        prologue=(f"export PYTHONPATH={ROOT}",), python=warm_python,
     )  # fmt: skip
 
 
@@ -113,10 +113,12 @@ def test_jobs_that_cannot_come_up_end_the_run(
 
 
 def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.wav"
+    soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(160000), 16000, subtype="PCM_16")
     for seed in range(CLIPS):
         path = tmp_path / "wavs" / f"{seed % 7}" / f"{seed}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(160000), 16000, subtype="PCM_16")
+        path.hardlink_to(noise)
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 00:10:00\nmemory: 500MB\ncores: 1\njobs: 2\nlog_directory: {tmp_path}/logs\n"
         f"prologue:\n  - export PYTHONPATH={ROOT}\n"
@@ -205,12 +207,13 @@ def test_embed_captions_with_a_job_cancelled_gives_the_bytes_of_one_process(
 
 
 def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
-    slurm: Slurm, tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    slurm: Slurm, tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, warm_python: str
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     data, run = make_data(tmp_path / "data", clips=24, frames=210), tmp_path / "run"
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 10\nmemory: 2GB\ncores: 2\nprologue: export PYTHONPATH={ROOT}\n"
+        f"python: {warm_python}\n"
     )
     command = [
         "train",
@@ -257,7 +260,7 @@ def test_nobody_without_a_certificate_of_the_run_gets_in(
     from distributed.security import Security
 
     private = tmp_path / "private place"
-    pool = WorkerPool(slurm=replace(settings, private_directory=str(private)))
+    pool = WorkerPool(slurm=replace(settings, private_directory=str(private), python=None))
     parts = run_shards(whose, ([item] for item in range(100)), pool, unexpected)
     next(parts)
     own = next(private.iterdir())

@@ -89,11 +89,11 @@ stages:
 
 
 @pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: str) -> Project:
     """A folder with texts and a recipe in which nothing has run."""
     for name, row in made_up.commands("tests.workflows.recipe.made_up").items():
         monkeypatch.setitem(COMMANDS, name, row)
-    monkeypatch.setattr(stage_process, "PROGRAM", made_up.PROGRAM)
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, *made_up.PROGRAM[1:]])
     folder = tmp_path / "here"
     (folder / "data").mkdir(parents=True)
     monkeypatch.chdir(folder)

@@ -18,6 +18,7 @@ from m2dprep.artifacts.tables import read_captions, read_file_list
 from m2dprep.cli.main import m2dprep
 from m2dprep.training.config import DataChoice
 from m2dprep.training.data_dir import open_training_data
+from m2dprep.workflows.recipe import stage_process
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +129,10 @@ def captions_of_files(data: Path, name: str) -> dict[str, set[str]]:
     }
 
 
-def test_it_is_planned_and_run_and_every_file_has_the_captions_of_its_own_set(root: Path) -> None:
+def test_it_is_planned_and_run_and_every_file_has_the_captions_of_its_own_set(
+    root: Path, warm_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
     planned = CliRunner().invoke(m2dprep, ["run", str(root / "recipe.yaml"), "--dry-run", "--json"])
     assert planned.exit_code == 0, planned.output
     assert {item["action"] for item in json.loads(planned.stdout)["plan"]} == {"run"}

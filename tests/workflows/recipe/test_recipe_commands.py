@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from m2dprep.cli.main import COMMANDS, m2dprep
 from m2dprep.cli.recipe import all_stage_kinds
 from m2dprep.workflows.recipe import stage_process
 from m2dprep.workflows.recipe.declare import Given
-from tests.warm import warm_program
 from tests.workflows.recipe.conftest import Project
 
 pytestmark = pytest.mark.slow
@@ -50,17 +48,10 @@ stages:
 ALL = ["melspec", "stats", "fill", "add", "lint", "list"]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Stages start from here: there are dozens, some of which import torch."""
-    with warm_program(tmp_path_factory.mktemp("warm")) as words:
-        yield words
-
-
 @pytest.fixture
-def project(tmp_path: Path, program: list[str], monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Recordings, tables like AudioSet's, and a recipe of light commands."""
-    monkeypatch.setattr(stage_process, "PROGRAM", program)
+def project(tmp_path: Path, warm_python: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Recordings, tables like AudioSet's, and a recipe of light commands, of which there are dozens of starts."""
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rng = np.random.default_rng(0)
