@@ -38,12 +38,14 @@ LONGEST = ("/test_slurm.py", "_loses_nothing[torch]", "_loses_nothing[light]")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is collected
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish() -> None:
     """What has been imported and collected stays: the garbage collector need not walk it again and again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -1,7 +1,9 @@
-"""The small text encoder whose weights come with a package, loaded once."""
+"""The small text encoder whose weights come with a package, and a still smaller one, each loaded once."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,3 +29,26 @@ def encoder(minilm: Path) -> TextEncoder:
     from m2dprep.captions.embedding.encoder import load_encoder
 
     return load_encoder(str(minilm), "cpu")
+
+
+@pytest.fixture(scope="session")
+def little(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two layers of 32 random numbers: for what does not depend on the weights."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("little") / "model"
+    shutil.copytree(minilm, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    BertModel(BertConfig.from_pretrained(minilm, **sizes)).save_pretrained(folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({**json.loads(pooling.read_text()), "word_embedding_dimension": 32}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def little_encoder(little: Path) -> TextEncoder:
+    from m2dprep.captions.embedding.encoder import load_encoder
+
+    return load_encoder(str(little), "cpu")

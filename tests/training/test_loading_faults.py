@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.locks import exclusive
@@ -99,9 +100,11 @@ FAULTS = [
     [*((fault, message, 1) for fault, message in FAULTS), (*FAULTS[0], 2), (*FAULTS[8], 2)],
 )
 def test_what_goes_wrong_in_a_loading_process_is_raised_in_a_line(
-    fault: Exception | signal.Signals | int, message: str, processes: int
+    fault: Exception | signal.Signals | int, message: str, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a forked process, and with several ``processes`` in one from a fork server."""
+    # PyTorch looks every five seconds whether a process has died.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     order = TrainOrder(8, 8, 0, total_steps=9)
     loader = make_loader(Faulty(fault), order, 2, torch.device("cpu"), processes)  # type: ignore[arg-type]
     got = 0

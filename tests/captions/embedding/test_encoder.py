@@ -68,31 +68,31 @@ def test_the_first_token_as_pooling(minilm: Path) -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS), by_hand(minilm, TEXTS, "cls"), atol=2e-5)
 
 
-def test_a_prefix_is_part_of_every_text(encoder: TextEncoder, minilm: Path) -> None:
-    prefixed = load_encoder(str(minilm), "cpu", prefix="passage: ")
-    np.testing.assert_array_equal(prefixed.encode(["a dog"]), encoder.encode(["passage: a dog"]))
+def test_a_prefix_is_part_of_every_text(little_encoder: TextEncoder, little: Path) -> None:
+    prefixed = load_encoder(str(little), "cpu", prefix="passage: ")
+    np.testing.assert_array_equal(prefixed.encode(["a dog"]), little_encoder.encode(["passage: a dog"]))
     assert prefixed.describe()["prefix"] == "passage: "
 
 
-def test_truncated_texts_are_counted(minilm: Path) -> None:
-    encoder = load_encoder(str(minilm), "cpu", max_length=5)
+def test_truncated_texts_are_counted(little: Path) -> None:
+    encoder = load_encoder(str(little), "cpu", max_length=5)
     exact, longer, short = "a b c", "a b c d", "a"  # with the two special tokens 5, 6 and 3 tokens
     block = next(encoder.encode_blocks([[exact, longer, short, longer]]))
     embeddings = block.embeddings
     assert (block.truncated, block.tokens, block.computed) == (2, 18, 18)  # the short one apart
     assert encoder.truncated([exact, longer, short, longer]) == 2
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-5)
-    assert load_encoder(str(minilm), "cpu").describe()["max_length"] == 256
+    assert load_encoder(str(little), "cpu").describe()["max_length"] == 256
 
 
 @pytest.mark.parametrize("max_length", [0, 2, 513, -1])
-def test_a_length_that_the_model_cannot_take(minilm: Path, max_length: int) -> None:
+def test_a_length_that_the_model_cannot_take(little: Path, max_length: int) -> None:
     with pytest.raises(UserError, match=f"--max-length {max_length}: .* 3 to 512 tokens"):
-        load_encoder(str(minilm), "cpu", max_length=max_length)
+        load_encoder(str(little), "cpu", max_length=max_length)
 
 
-def test_the_longest_text_that_the_model_can_take(minilm: Path) -> None:
-    encoder = load_encoder(str(minilm), "cpu", max_length=512)
+def test_the_longest_text_that_the_model_can_take(little: Path) -> None:
+    encoder = load_encoder(str(little), "cpu", max_length=512)
     block = next(encoder.encode_blocks([["word " * 5000]]))
     assert np.isfinite(block.embeddings).all()
     assert (block.truncated, block.tokens) == (1, 512)
@@ -157,10 +157,10 @@ def copy_of(minilm: Path, folder: Path) -> Path:
     return folder
 
 
-def test_weights_stored_in_half_precision_are_computed_in_float32(minilm: Path, tmp_path: Path) -> None:
+def test_weights_stored_in_half_precision_are_computed_in_float32(little: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    copy = copy_of(minilm, tmp_path / "half")
+    copy = copy_of(little, tmp_path / "half")
     weights = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in load_file(copy / "model.safetensors").items()
@@ -172,26 +172,26 @@ def test_weights_stored_in_half_precision_are_computed_in_float32(minilm: Path, 
 
 
 def test_a_plain_transformer_without_sentence_transformers_files(
-    encoder: TextEncoder, minilm: Path, tmp_path: Path
+    little_encoder: TextEncoder, little: Path, tmp_path: Path
 ) -> None:
-    copy = copy_of(minilm, tmp_path / "plain")
+    copy = copy_of(little, tmp_path / "plain")
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         (copy / name).unlink()
     plain = load_encoder(str(copy), "cpu")
-    np.testing.assert_allclose(plain.encode(TEXTS[:4]), encoder.encode(TEXTS[:4]), atol=5e-6)
-    assert plain.describe()["weights"] == encoder.describe()["weights"]
+    np.testing.assert_allclose(plain.encode(TEXTS[:4]), little_encoder.encode(TEXTS[:4]), atol=5e-6)
+    assert plain.describe()["weights"] == little_encoder.describe()["weights"]
 
 
-def test_a_model_that_pools_by_its_first_token(minilm: Path, tmp_path: Path) -> None:
-    copy = copy_of(minilm, tmp_path / "cls")
+def test_a_model_that_pools_by_its_first_token(little: Path, tmp_path: Path) -> None:
+    copy = copy_of(little, tmp_path / "cls")
     config = json.loads((copy / "1_Pooling" / "config.json").read_text())
     config |= {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (copy / "1_Pooling" / "config.json").write_text(json.dumps(config))
     mean = load_encoder(str(copy), "cpu")
     assert mean.own_pooling == "cls"
-    np.testing.assert_allclose(mean.encode(TEXTS[:3]), by_hand(minilm, TEXTS[:3]), atol=2e-5)
+    np.testing.assert_allclose(mean.encode(TEXTS[:3]), by_hand(little, TEXTS[:3]), atol=2e-5)
     own = load_encoder(str(copy), "cpu", pooling="model", normalize=False)
-    np.testing.assert_allclose(own.encode(TEXTS[:3]), by_hand(minilm, TEXTS[:3], "cls"), atol=2e-5)
+    np.testing.assert_allclose(own.encode(TEXTS[:3]), by_hand(little, TEXTS[:3], "cls"), atol=2e-5)
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,16 +217,16 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_encoder("not a model name%", "cpu")
 
 
-def test_a_revision_belongs_to_the_hub(minilm: Path) -> None:
+def test_a_revision_belongs_to_the_hub(little: Path) -> None:
     with pytest.raises(UserError, match="no revision 'main'"):
-        load_encoder(str(minilm), "cpu", revision="main")
+        load_encoder(str(little), "cpu", revision="main")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(minilm: Path) -> None:
+def test_no_gpu(little: Path) -> None:
     with pytest.raises(UserError, match="no CUDA GPU"):
-        load_encoder(str(minilm), "cuda")
-    assert load_encoder(str(minilm), "auto").notes()["device"] == "cpu"
+        load_encoder(str(little), "cuda")
+    assert load_encoder(str(little), "auto").notes()["device"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_no_gpu(minilm: Path) -> None:
         ("modules.json", b"[]", "text encoder|no transformer"),
     ],
 )
-def test_broken_models(minilm: Path, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    copy = copy_of(minilm, tmp_path / "broken")
+def test_broken_models(little: Path, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    copy = copy_of(little, tmp_path / "broken")
     (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as raised:
         load_encoder(str(copy), "cpu")
@@ -256,12 +256,12 @@ def test_a_gpu_without_memory_says_which_option_helps(encoder: TextEncoder, monk
         encoder.encode(["a", "b"])
 
 
-def test_batches_that_were_settled(minilm: Path) -> None:
-    encoder = load_encoder(str(minilm), "cpu")
+def test_batches_that_were_settled(little: Path) -> None:
+    encoder = load_encoder(str(little), "cpu")
     assert (encoder.settle(None), encoder.batches_for) == (2048, "cpu")
     assert (encoder.settle(32768, "cuda"), encoder.batches_for) == (32768, "cuda")
     assert (encoder.block_tokens, encoder.budget.tokens) == (8 * 32768, 32768)
-    asked = load_encoder(str(minilm), "cpu", batch_tokens=64)
+    asked = load_encoder(str(little), "cpu", batch_tokens=64)
     assert (asked.settle(2048), asked.block_tokens) == (64, 512)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,14 @@ def t5(folder: Path) -> Path:
     return folder
 
 
+@lru_cache(maxsize=1)
+def plain(folder: Path) -> tuple[Any, Any]:
+    return AutoModel.from_pretrained(folder).float().eval(), AutoTokenizer.from_pretrained(folder)
+
+
 def by_hand(folder: Path, text: str, pooling: str) -> np.ndarray:
     """One text through transformers alone; a text without a token is the padding token."""
-    model, tokenizer = AutoModel.from_pretrained(folder).float().eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = plain(folder)
     ids = tokenizer(text, truncation=True, max_length=24)["input_ids"] or [tokenizer.pad_token_id]
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
@@ -163,7 +169,7 @@ def test_half_precision_leaves_what_a_model_keeps_in_float32(tmp_path: Path) -> 
 def test_dimensions_of_large_embedders(tmp_path: Path) -> None:
     config = Qwen2Config(
         vocab_size=300, hidden_size=3584, num_hidden_layers=1, num_attention_heads=28, num_key_value_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
+        head_dim=16, intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     Qwen2Model(config).save_pretrained(tmp_path / "model")
     letter_tokenizer(tmp_path / "model")

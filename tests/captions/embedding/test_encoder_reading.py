@@ -42,10 +42,10 @@ def in_half_precision(folder: Path) -> None:
 
 @pytest.mark.parametrize("save", [as_it_is, as_pytorch_saves_it, in_half_precision])
 def test_weights_are_not_mapped(
-    minilm: Path, encoder: TextEncoder, tmp_path: Path, save: Callable[[Path], None]
+    little: Path, little_encoder: TextEncoder, tmp_path: Path, save: Callable[[Path], None]
 ) -> None:
     """A process that maps them ends with SIGBUS if a page cannot be read, as here when the file is shortened."""
-    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+    folder = Path(shutil.copytree(little, tmp_path / "model"))
     save(folder)
     read = load_encoder(str(folder), "cpu")
     assert str(folder) not in Path("/proc/self/maps").read_text()
@@ -53,7 +53,7 @@ def test_weights_are_not_mapped(
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
         os.truncate(path, 4096)
     np.testing.assert_array_equal(read.encode(TEXTS), before)
-    np.testing.assert_allclose(before, encoder.encode(TEXTS), atol=2e-3)
+    np.testing.assert_allclose(before, little_encoder.encode(TEXTS), atol=2e-3)
 
 
 def test_what_is_read_is_what_safetensors_gives(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def failing_opens(monkeypatch: pytest.MonkeyPatch, path: Path, error: int, fails
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_file_that_cannot_be_read_is_named(
-    minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: int
+    little: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: int
 ) -> None:
     """From the beginning on, and from the library's opening on."""
-    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+    folder = Path(shutil.copytree(little, tmp_path / "model"))
     failed = failing_opens(monkeypatch, folder / name, errno.ESTALE, lambda count: count >= first)
     with pytest.raises((UserError, OSError), match=r"(?i)stale file handle") as caught:
         load_encoder(str(folder), "cpu")
@@ -117,18 +117,18 @@ def test_a_file_that_cannot_be_read_is_named(
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_moments_error_changes_nothing(
-    minilm: Path, encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+    little: Path, little_encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
-    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+    folder = Path(shutil.copytree(little, tmp_path / "model"))
     failing_opens(monkeypatch, folder / name, errno.EIO, lambda count: count == number)
     disturbed = load_encoder(str(folder), "cpu")
     monkeypatch.undo()
-    assert disturbed.describe() == encoder.describe()
-    np.testing.assert_array_equal(disturbed.encode(TEXTS), encoder.encode(TEXTS))
+    assert disturbed.describe() == little_encoder.describe()
+    np.testing.assert_array_equal(disturbed.encode(TEXTS), little_encoder.encode(TEXTS))
 
 
-def test_weights_that_cannot_be_read_are_named(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+def test_weights_that_cannot_be_read_are_named(little: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(little, tmp_path / "model"))
     for first in (1, 2):
         failing_opens(monkeypatch, folder / "model.safetensors", errno.EIO, lambda count, first=first: count >= first)
         with pytest.raises((UserError, OSError), match=r"Input/output error.*model\.safetensors"):
@@ -136,8 +136,8 @@ def test_weights_that_cannot_be_read_are_named(minilm: Path, tmp_path: Path, mon
         monkeypatch.undo()
 
 
-def test_what_is_wrong_with_the_content_is_still_told(minilm: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+def test_what_is_wrong_with_the_content_is_still_told(little: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(little, tmp_path / "model"))
     for pattern in TOKENIZER_FILES:
         for path in folder.glob(pattern):
             path.unlink()
