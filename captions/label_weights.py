@@ -1,7 +1,7 @@
 """Weights of clips from their labels, so that rare classes are drawn about as often as frequent ones.
 
 A class has the weight 1000 / (count + 0.01), where its clips are counted over those that are trained on; a clip has
-(the sum over its classes) ^ (1 / 1.5). This is what EVAR's fine-tuning on AudioSet draws by (200,000 clips an epoch).
+(the sum over its classes) ^ (1 / 1.5). This is what EVAR's fine-tuning on AudioSet draws by (200,000 clips per epoch).
 The lists with which M2D-AS was pre-trained add 100 to a count instead.
 """
 

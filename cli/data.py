@@ -1,9 +1,4 @@
-"""The commands check, demo and sound-set, over a whole data directory.
-
-Commands over a whole data directory: check, demo.
-
-The command sound-set.
-"""
+"""The commands check, demo and sound-set, over a whole data directory."""
 
 from __future__ import annotations
 
@@ -92,11 +87,12 @@ def check(
     pool: WorkerPool,
     as_json: bool,
 ) -> None:
-    """Prove that what lies in DATA, or in the run of a training, fits together; exit with 4 and the problems if not.
+    """Prove that what lies in DATA, in a run of a training, or in a store of embeddings fits together; exit with 4 and
+    the problems if not.
 
     Reads every byte and compares it with its digest: file lists, arrays, packs, conversion records, statistics (which
-    must be those of the records), captions, embedding stores (aligned row by row with the captions), exports, and
-    training runs in DATA (checkpoints, logs, settings).
+    must be those of the records), captions, embedding stores (aligned row by row with the captions), stores of
+    embeddings of sounds, exports, and training runs in DATA (checkpoints, logs, settings).
 
     \b
     Examples:
@@ -104,19 +100,23 @@ def check(
       m2dprep check data --quick --json > problems.json
       m2dprep check data --accept files_audioset.csv
       m2dprep check runs/base
+      m2dprep check recordings_emb
       m2dprep check data --quick --leaks esc50.csv --leaks vggsound.csv --leaks-csv leaks.csv
     """
     from m2dprep.artifacts.errors import CheckFailedError
     from m2dprep.workflows.check.job import accept_lists, run_checks
     from m2dprep.workflows.check.leaks import check_leaks
     from m2dprep.workflows.check.result import summary
+    from m2dprep.workflows.check.sounds import check_sounds, is_sound_store
 
     if (trained or leaks_csv) and not leaks:
         raise click.UsageError("--trained and --leaks-csv need --leaks EVAL, the set to look for.")
     for line in accept_lists(data, accept):
         click.echo(line, err=True)
     found = [check_leaks(data, leaks, trained, leaks_csv)] if leaks else []
-    results = [*run_checks(data, workers=pool, proofs_of_run=_proofs_of_run, quick=quick), *found]
+    sounds = check_sounds(data, quick)
+    others = [] if is_sound_store(data) else run_checks(data, workers=pool, proofs_of_run=_proofs_of_run, quick=quick)
+    results = [*others, *sounds, *found]
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:

@@ -57,8 +57,8 @@ class DryRun:
             [
                 f"clips       {self.clips:,} used, {self.skipped:,} skipped",
                 f"parameters  {self.parameters:,}, of which {self.trained_parameters:,} are trained",
-                f"steps       {self.steps:,} ({self.steps_per_epoch:,} an epoch)",
-                f"memory      about {self.memory_gib:.2f} GiB a process; peak of the measured step "
+                f"steps       {self.steps:,} ({self.steps_per_epoch:,} per epoch)",
+                f"memory      about {self.memory_gib:.2f} GiB per process; peak of the measured step "
                 f"{self.measured_gib:.2f} GiB",
                 f"one step    {self.step_seconds:.3f} s, {self.samples_per_second:,.1f} clips/s, loss {self.loss:.4f}",
                 f"all steps   {duration(self.steps * self.step_seconds)} at that rate",

@@ -107,7 +107,7 @@ ENTRIES = (
         "AF-AudioSet or AudioSkills",
         "a JSON list of entries with an id and a caption, or a conversation",
         "`Y<id>`, from ytid, youtube_id, audio_id, sound or id, the first that is there",
-        "caption, captions or output, else the first answer of the conversation; up to three rows a clip",
+        "caption, captions or output, else the first answer of the conversation; up to three rows per clip",
         "https://github.com/NVIDIA/audio-flamingo",
         container=JSON_LIST,
         needs=("caption|captions|output|conversations", "ytid|youtube_id|audio_id|sound|id"),

@@ -74,7 +74,13 @@ def run_campaign(campaign: Campaign, said: Callable[[str], object]) -> list[Line
     """
     make_folder(campaign.report / RESULTS)
     lines: list[Line] = []
-    for name, folder, problem in _sets(campaign):
+    sets = list(_sets(campaign))
+    if unknown := [name for name in campaign.only if name not in {name for name, _, _ in sets}]:
+        there = sorted({_name_in(folder) for folder in _prepared_below(campaign.root)})
+        raise UserError(
+            f"{campaign.root} holds no task {', '.join(unknown)}; prepared there are {', '.join(there) or 'none'}."
+        )
+    for name, folder, problem in sets:
         if folder is None:
             lines.append(Line(name, "", problem=problem))
             said(f"{name}: {problem}")

@@ -109,7 +109,7 @@ def test_dry_run_measures_a_step_and_writes_nothing(data: Path, tmp_path: Path) 
     assert 0 < value["trained_parameters"] < value["parameters"]
     assert min(value["memory_gib"], value["measured_gib"], value["step_seconds"], value["samples_per_second"]) > 0
     shown = run(*command)
-    assert "steps       10 (2 an epoch)" in shown.stdout
+    assert "steps       10 (2 per epoch)" in shown.stdout
     assert f"parameters  {value['parameters']:,}" in shown.stdout
     assert not (tmp_path / "run").exists()
     assert run(*command, "--batch-size", 16).exit_code == 2

@@ -142,6 +142,9 @@ def test_only_some_protocols_and_tasks(root: Path) -> None:
     fake = Fake()
     campaign(root, fake, protocols=("linear",), only=("esc50", "clotho"))
     assert fake.asked == [("esc50", "linear")]
+    with pytest.raises(UserError, match="holds no task nope; prepared there are cremad"):
+        campaign(root, fake, only=("esc50", "nope"))
+    assert len(fake.asked) == 1
 
 
 @pytest.mark.slow
