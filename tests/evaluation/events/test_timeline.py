@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.events.hearing import Heard
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.presets import LastMatch
 from m2dprep.evaluation.events.routes import ByTags, kept
 from m2dprep.evaluation.events.scene_command import hit_shares
