@@ -24,6 +24,7 @@ from m2dprep.m2dclap.encode import AudioEncoder, Encoded, embed_texts
 from m2dprep.m2dclap.fusion.kinds import CHUNKS, FUSED, INTERPOLATED, WHOLE
 
 STACKED, FLAT, CLAP = "stacked", "flat", "clap"
+SCALE = 1 / 0.07  # where a model does not say: the one that training begins with
 
 
 class ClipEncoder(Protocol):
@@ -170,3 +171,13 @@ def split_parts(rows: np.ndarray, parts: dict[str, int], part: str, rows_of_patc
         raise UserError(f"the model has no embedding {part}; it has {', '.join(parts)}.")
     start = sum(size for name, size in list(parts.items())[: list(parts).index(part)])
     return rows[:, start : start + parts[part]]
+
+
+def scale_of(encoder: ClipEncoder) -> float:
+    """The inverse temperature that a model was trained with, at most 100, or the usual start of a training."""
+    if isinstance(encoder, CheckpointEncoder):
+        try:
+            return min(100.0, float(encoder.checkpoint.logit_scale.exp()))
+        except UserError:
+            return SCALE
+    return SCALE

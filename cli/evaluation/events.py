@@ -13,10 +13,12 @@ from m2dprep.cli.evaluation.listening import (
     SOUNDS,
     background_option,
     clap_options,
-    decoder_option,
+    collar_option,
+    heard_options,
     model_of,
     name_option,
-    read_timeout_option,
+    offset_option,
+    preset_option,
     refuse_beside_preset,
     template_option,
 )
@@ -28,7 +30,6 @@ from m2dprep.cli.options import (
     Number,
     TableCommand,
     json_option,
-    max_failures_option,
     output_option,
     seed_option,
     titled,
@@ -56,11 +57,7 @@ ROUTES = ("tags", "clap", "mean")
         show_default="the earlier parts of TABLE (train, valid)",
         help="Choose thresholds on the recordings of this table, none of which may be judged.",
     ),
-    click.option("--window", type=Number(min=0.05, max=600), default=2.0, help="Hear windows of this many seconds."),
-    click.option("--hop", type=Number(min=0.01, max=600), default=0.5, help="Begin a window every so many seconds."),
-    decoder_option,
-    read_timeout_option,
-    max_failures_option,
+    heard_options(window=2.0, hop=0.5),
 )
 @titled(
     NAMES,
@@ -90,13 +87,9 @@ ROUTES = ("tags", "clap", "mean")
     click.option("--top", type=click.IntRange(min=0), default=0, help="Count this many tags per window. 0 counts all."),
     template_option,
     background_option,
-    click.option(
-        "--preset",
-        type=click.Choice(["tmrl"]),
-        default=None,
-        show_default="ours",
-        help="Take over the habits of the original: windows of 4 s every second, softmax, 20 tags, a cosine of 0.5 or "
-        "the name within the tag, and the last match wins.",
+    preset_option(
+        "windows of 4 s every second, softmax, 20 tags, a cosine of 0.5 or the name within the tag, and the last match "
+        "wins"
     ),
 )
 @clap_options
@@ -134,12 +127,8 @@ ROUTES = ("tags", "clap", "mean")
 )
 @titled(
     "The metrics",
-    click.option(
-        "--collar", type=Number(min=0), default=0.5, help="Count an event as found if its onset is this near (seconds)."
-    ),
-    click.option(
-        "--offset", is_flag=True, help="Compare offsets as well: within the collar or half of the event's length."
-    ),
+    collar_option,
+    offset_option,
     seed_option,
 )
 @place_options

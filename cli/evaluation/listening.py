@@ -16,6 +16,7 @@ from m2dprep.cli.options import (
     Function,
     Number,
     is_given,
+    max_failures_option,
     text_model_option,
     titled,
     trust_remote_code_option,
@@ -69,6 +70,45 @@ def window_option(text: str) -> Callable[[Function], Function]:
     )
 
 
+def heard_options(window: float, hop: float) -> Callable[[Function], Function]:
+    """The windows that are heard, and how recordings are read; the numbers are the defaults."""
+    options: tuple[Callable[[Function], Function], ...] = (
+        click.option(
+            "--window", type=Number(min=0.05, max=600), default=window, help="Hear windows of this many seconds."
+        ),
+        click.option(
+            "--hop", type=Number(min=0.01, max=600), default=hop, help="Begin a window every so many seconds."
+        ),
+        decoder_option,
+        read_timeout_option,
+        max_failures_option,
+    )
+
+    def declare(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return declare
+
+
+def preset_option(habits: str) -> Callable[[Function], Function]:
+    """The original by name; ``habits`` are what is taken over."""
+    return click.option(
+        "--preset",
+        type=click.Choice(["tmrl"]),
+        default=None,
+        show_default="ours",
+        help=f"Take over the habits of the original: {habits}.",
+    )
+
+
+collar_option = click.option(
+    "--collar", type=Number(min=0), default=0.5, help="Count an event as found if its onset is this near (seconds)."
+)
+offset_option = click.option(
+    "--offset", is_flag=True, help="Compare offsets as well: within the collar or half of the event's length."
+)
 name_option = click.option(
     "--name",
     "names",

@@ -12,10 +12,10 @@ from m2dprep.cli.evaluation.listening import (
     NAMES,
     SOUNDS,
     clap_options,
-    decoder_option,
+    heard_options,
     model_of,
     name_option,
-    read_timeout_option,
+    preset_option,
     refuse_beside_preset,
     template_option,
 )
@@ -34,7 +34,6 @@ from m2dprep.cli.options import (
     Number,
     TableCommand,
     json_option,
-    max_failures_option,
     output_option,
     seed_option,
     titled,
@@ -58,11 +57,7 @@ WAYS = ("count x cosine", "count", "joined", "clap")
     file_column_option,
     label_column_option,
     classes_option,
-    click.option("--window", type=Number(min=0.05, max=600), default=6.0, help="Hear windows of this many seconds."),
-    click.option("--hop", type=Number(min=0.01, max=600), default=1.0, help="Begin a window every so many seconds."),
-    decoder_option,
-    read_timeout_option,
-    max_failures_option,
+    heard_options(window=6.0, hop=1.0),
 )
 @titled(
     NAMES,
@@ -91,13 +86,8 @@ WAYS = ("count x cosine", "count", "joined", "clap")
         help="Let a group speak for scenes whose name has at least this cosine to it.",
     ),
     template_option,
-    click.option(
-        "--preset",
-        type=click.Choice(["tmrl"]),
-        default=None,
-        show_default="ours",
-        help="Take over the habits of the original: windows of 6 s every second, 20 tags of each, merged by a cosine "
-        "of 0.6 to 1 in the order of hearing.",
+    preset_option(
+        "windows of 6 s every second, 20 tags of each, merged by a cosine of 0.6 to 1 in the order of hearing"
     ),
 )
 @clap_options

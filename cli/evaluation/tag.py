@@ -27,7 +27,9 @@ from m2dprep.cli.options import (
     max_failures_option,
     output_option,
     overwrite_option,
+    text_model_option,
     titled,
+    trust_remote_code_option,
 )
 from m2dprep.workflows.recipe.declare import stage
 
@@ -68,6 +70,25 @@ from m2dprep.workflows.recipe.declare import stage
         help="Read the names of the classes from this file: AudioSet's class_labels_indices.csv, sorted by mid as EVAR "
         "does, the labels.csv of a prepared task, or a text file with one per line in the order of the scores.",
     ),
+    click.option(
+        "--labels",
+        multiple=True,
+        metavar="WORDS|FILE",
+        show_default="the classifier's classes",
+        help="Score these words by their captions, without a classifier: words with commas between them, or a file "
+        "with one per line. May be given several times.",
+    ),
+    click.option(
+        "--template",
+        default="{label} can be heard",
+        help="Make this caption of a label, with the label in place of {label}.",
+    ),
+    text_model_option(
+        default=None,
+        show_default="that of the checkpoint's training",
+        help="Encode captions by this model: a name on the Hugging Face hub, or a folder.",
+    ),
+    trust_remote_code_option,
     click.option("--top", type=click.IntRange(min=0), default=5, help="Keep this many tags per row. 0 keeps all."),
     click.option(
         "--threshold", type=Number(), default=None, show_default="none", help="Keep tags with this score or more."
@@ -75,10 +96,11 @@ from m2dprep.workflows.recipe.declare import stage
     click.option(
         "--scores",
         "activation",
-        type=click.Choice(["sigmoid", "softmax", "logits"]),
-        default="sigmoid",
+        type=click.Choice(["sigmoid", "softmax", "logits", "cosine"]),
+        default=None,
+        show_default="sigmoid, or cosine with --labels",
         help="Give scores as this: sigmoid is a probability for each class, softmax shares of 1 (of one class), "
-        "and logits are the classifier's numbers as they are.",
+        "and logits are the classifier's numbers as they are. Labels have a cosine, or shares of 1 (softmax).",
     ),
 )
 @place_options
@@ -120,6 +142,7 @@ def tag(
     """Say what is heard in SOUNDS by the classifier of CHECKPOINT: scores of whole sounds, of windows, or over time.
 
     CHECKPOINT is one that was fine-tuned on labels, of EVAR's layout (527 classes of AudioSet, …), or a run folder.
+    With --labels it is any M2D-CLAP that has learned captions, and scores words that it was never taught to name.
     SOUNDS are audio files, folders, archives, CSV lists, log-mel .npy files, and folders or packs of log-mels. What
     cannot be read is a row with the reason. The same command continues where it stopped.
 
@@ -129,6 +152,7 @@ def tag(
       m2dprep tag as_ft.pth recordings --window 10 --hop 5 -o tags.parquet
       m2dprep tag as_ft.pth long.flac --window 2 --hop 1 --threshold 0.3 -o tags.jsonl --plot long.png
       m2dprep tag as_ft.pth data/audioset_lms --frames --top 1 -o frames.csv
+      m2dprep tag runs/base recordings --labels "a dog barks, rain, applause" --window 5
     """
     from m2dprep.artifacts.errors import FailureLimit
     from m2dprep.artifacts.failures.shown import say_first_in

@@ -11,9 +11,10 @@ from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.evaluation.encoders import CLAP
 from m2dprep.evaluation.events.baselines import baselines
-from m2dprep.evaluation.events.ear import TAGS, Ear
-from m2dprep.evaluation.events.hearing import Heard, Hearing, hear
-from m2dprep.evaluation.events.judgement import Judged, Rules, judge
+from m2dprep.evaluation.events.judgement import Judged, Rules, judge, recorded
+from m2dprep.evaluation.events.listening.ear import TAGS, Ear
+from m2dprep.evaluation.events.listening.hearing import Hearing, hear
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.presets import TMRL_THRESHOLD, LastMatch
 from m2dprep.evaluation.events.routes import MEAN, Both, ByCaptions, ByTags, Route
 from m2dprep.evaluation.events.scoring.lists import Event
@@ -22,7 +23,7 @@ from m2dprep.evaluation.events.thresholds import Aim, Thresholds, choose_thresho
 from m2dprep.evaluation.events.timeline import EventSettings, Placing, Timeline, events_of, timeline
 from m2dprep.evaluation.events.words import Likeness, Words
 from m2dprep.evaluation.protocols.result import Result, software_versions
-from m2dprep.evaluation.tagging.inputs import Reading, named_items
+from m2dprep.evaluation.tagging.inputs import Reading
 from m2dprep.evaluation.tagging.sounds import Windows
 
 PROTOCOL, METRIC = "events", "event_f1"
@@ -79,8 +80,8 @@ def parts_of(plan: EventPlan) -> Parts:
     table, splits = plan.table, plan.table.splits
     judged = table.of_splits(splits[-1:])
     if plan.development is not None:
-        own = {(plan.development.root.resolve() / one.file) for one in plan.development.recordings}
-        if both := [one.file for one in judged if table.root.resolve() / one.file in own]:
+        own = {(plan.development.root / one.file).resolve() for one in plan.development.recordings}
+        if both := [one.file for one in judged if (table.root / one.file).resolve() in own]:
             raise UserError(
                 f"{both[0]} and {len(both) - 1:,} other recordings are in both {table.place} and "
                 f"{plan.development.place}; thresholds must not be chosen on what is judged."
@@ -101,11 +102,10 @@ def hear_all(
     ears: Sequence[Ear], recordings: Sequence[Recording], root: Path, settings: HearSettings, folder: Path, quiet: bool
 ) -> list[Hearing]:
     """What each model hears in the recordings. Raises `UserError` if none of them exists."""
-    found = []
+    found, names = [], [one.file for one in recordings]
     for ear in ears:
         reading = Reading(ear.front_end, settings.max_seconds, settings.ffmpeg, settings.read_timeout)
-        items = list(named_items([one.file for one in recordings], root, reading))
-        found.append(hear(ear, items, settings.windows, folder, reading, quiet=quiet))
+        found.append(hear(ear, names, root, settings.windows, reading, folder, quiet=quiet))
     return found
 
 
@@ -120,7 +120,7 @@ def heard_by_all(hearings: Sequence[Hearing]) -> Iterator[Heard]:
         first = together[0]
         windows = min(len(one.starts) for one in together)
         parts = {name: part[:windows] for one in together for name, part in one.parts.items()}
-        yield Heard(first.name, first.seconds, first.starts[:windows], first.ends[:windows], parts)
+        yield Heard(first.name, first.seconds, first.starts[:windows], first.ends[:windows], parts, first.digest)
 
 
 def failures_of(hearings: Sequence[Hearing]) -> list[Failure]:
@@ -156,13 +156,18 @@ def routes_of(
 
 @dataclass
 class Lines:
-    """The timelines of every recording by every route."""
+    """The timelines of every recording by every route, and the digests of their sounds."""
 
     recordings: list[Recording]
     of_routes: dict[str, list[Timeline]]
+    digests: list[str]
 
     def by(self, route: str) -> list[tuple[Recording, Timeline]]:
         return list(zip(self.recordings, self.of_routes[route], strict=True))
+
+    def only(self, numbers: Sequence[int]) -> Lines:
+        lines = {route: [own[number] for number in numbers] for route, own in self.of_routes.items()}
+        return Lines([self.recordings[one] for one in numbers], lines, [self.digests[one] for one in numbers])
 
 
 def timelines(
@@ -170,9 +175,10 @@ def timelines(
 ) -> Lines:
     """Scores over time of all that was heard."""
     of_name = {one.file: one for one in recordings}
-    found = Lines([], {name: [] for name in routes})
+    found = Lines([], {name: [] for name in routes}, [])
     for heard in heard_by_all(hearings):
         found.recordings.append(of_name[heard.name])
+        found.digests.append(heard.digest)
         for name, route in routes.items():
             line = timeline(heard.seconds, heard.starts, heard.ends, route(heard), settings.hop, settings.placing)
             found.of_routes[name].append(line)
@@ -220,23 +226,22 @@ def detect(
     ``folder`` is where what was heard is kept. Raises `UserError` if no recording could be heard.
     """
     parts = parts_of(plan)
-    settings = plan.hearing
     development: Lines | None = None
     told = []
     notes = notes_of(routes, plan)
     is_open = len(given_thresholds(plan.thresholds, plan.table.classes)) < len(plan.table.classes)
     if parts.development and is_open and plan.preset is None:
-        heard = hear_all(ears, parts.development, parts.root, settings, folder, quiet)
+        heard = hear_all(ears, parts.development, parts.root, plan.hearing, folder, quiet)
         told += [f"development: {one.summary()}" for one in heard]
         if lost := failures_of(heard):
             notes.append(
                 f"{len(lost):,} development recordings could not be heard ({lost[0].file_name}: {lost[0].message}, "
                 "first)"
             )
-        development = timelines(heard, parts.development, routes, settings)
-    hearings = hear_all(ears, parts.judged, plan.table.root, settings, folder, quiet)
+        development = timelines(heard, parts.development, routes, plan.hearing)
+    hearings = hear_all(ears, parts.judged, plan.table.root, plan.hearing, folder, quiet)
     told += [one.summary() for one in hearings]
-    lines = timelines(hearings, parts.judged, routes, settings)
+    lines = timelines(hearings, parts.judged, routes, plan.hearing)
     failures = failures_of(hearings)
     if not lines.recordings:
         first = failures[0]
@@ -244,9 +249,42 @@ def detect(
             f"none of the {len(parts.judged):,} recordings of {plan.table.place} could be heard ({first.file_name}: "
             f"{first.message}, first; missing: {missing_files(plan.table, parts.judged) or 'none'})."
         )
+    if development is not None:
+        development, said = without_judged(development, lines, parts)
+        notes += said
     places = [one.file for one in parts.judged]
     found = [find(plan, parts, name, lines, development, places) for name in routes]
     return _result(plan, parts, ears, routes, found, failures, told, notes), found
+
+
+def without_judged(development: Lines, judged: Lines, parts: Parts) -> tuple[Lines, list[str]]:
+    """The development recordings whose sound is not that of a recording that is judged, and notes on the others.
+
+    Raises `UserError` if none is left.
+    """
+    name_of = {digest: one.file for digest, one in zip(judged.digests, judged.recordings, strict=True)}
+    copies = [number for number, digest in enumerate(development.digests) if digest in name_of]
+    notes = []
+    if copies:
+        first = copies[0]
+        also = f"{development.recordings[first].file} sounds as {name_of[development.digests[first]]} does"
+        if len(copies) == len(development.recordings):
+            raise UserError(
+                f"all {len(copies):,} recordings of {parts.development_name} are copies of judged ones ({also}, "
+                "first); thresholds must not be chosen on what is judged."
+            )
+        notes.append(
+            f"{len(copies):,} development recordings are copies of judged ones ({also}, first); thresholds are chosen "
+            "without them"
+        )
+    names = {one.file for one in judged.recordings}
+    left = [number for number in range(len(development.digests)) if development.digests[number] not in name_of]
+    if alike := [development.recordings[one].file for one in left if development.recordings[one].file in names]:
+        notes.append(
+            f"{len(alike):,} development recordings are called as judged ones are ({alike[0]} first), and sound "
+            "otherwise; if they are the same in another format, give other recordings for the thresholds"
+        )
+    return development.only(left), notes
 
 
 def _result(
@@ -284,7 +322,14 @@ def _result(
         details={
             "classes": classes,
             "route": best.route,
-            "routes": {one.route: {"thresholds": one.thresholds.to_dict(), **one.figures} for one in found},
+            "routes": {
+                one.route: {
+                    "thresholds": one.thresholds.to_dict(),
+                    **one.figures,
+                    "recordings": recorded(one.judged, classes, plan.rules),
+                }
+                for one in found
+            },
             "how": {name: route.describe() for name, route in routes.items()},
             "baselines": baselines(best.judged, classes, plan.rules, plan.seed),
             "heard": list(told),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from m2dprep.evaluation.events.scoring.drawn import ClassCounts, drawn_figures, draws_of, mean_figures
 from m2dprep.evaluation.events.scoring.event_based import EventRule, event_counts
 from m2dprep.evaluation.events.scoring.figures import accuracies, event_figures, mean, segment_figures
 from m2dprep.evaluation.events.scoring.lists import Event
@@ -24,6 +25,8 @@ from m2dprep.evaluation.protocols.tagging import roc_areas
 DRAWS, SEED = 1000, 0
 QUANTILES = (0.025, 0.975)
 SEGMENT_SECONDS = 1.0
+# What `recorded` has of a recording and class.
+RECORDED = ("recording", "class", "reference", "found", "hits", "right", "false", "missed", "nothing", "highest")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def judge(judged: Sequence[Judged], classes: Sequence[str], rules: Rules, *, dra
     counts = count(judged, classes, rules)
     highest = np.stack([one.highest for one in judged]) if judged else np.zeros((0, len(classes)))
     truth = _truth(judged, classes)
-    weights = _draws(len(judged), draws)
+    weights = draws_of(len(judged), draws, SEED)
     per_class: list[dict[str, Any]] = []
     for number, label in enumerate(classes):
         own = counts.judged[:, number]
@@ -180,49 +183,21 @@ def _by_ebr(
     return found
 
 
-def _draws(n: int, draws: int) -> np.ndarray:
-    """How often each recording is drawn, int32 (draws, n): the same for equal numbers of recordings."""
-    rng = np.random.default_rng(SEED)
-    found = np.zeros((draws, n), np.int32)
-    for own in found if n else ():
-        own += np.bincount(rng.integers(n, size=n), minlength=n).astype(np.int32)
-    return found
-
-
-Drawn = dict[str, np.ndarray]
-
-
-def _drawn(counts: Counts, number: int, truth: np.ndarray, highest: np.ndarray, weights: np.ndarray) -> Drawn:
-    """The figures of a class for every draw (draws,); NaN where one is undefined."""
+def _of_class(counts: Counts, number: int, truth: np.ndarray, highest: np.ndarray) -> ClassCounts:
     own = counts.judged[:, number]
-    used = weights[:, own].astype(np.float64)
-    reference, there, hits = (used @ counts.events[own, number].astype(np.float64)).T
-    right, false, missed, _ = (used @ counts.segments[own, number].astype(np.float64)).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = {
-            "event_f1": np.where(reference > 0, 2 * hits / (reference + there), np.nan),
-            "event_error_rate": np.where(reference > 0, (reference + there - 2 * hits) / reference, np.nan),
-            "segment_f1": np.where(right + missed > 0, 2 * right / (2 * right + false + missed), np.nan),
-            "segment_error_rate": np.where(right + missed > 0, (false + missed) / (right + missed), np.nan),
-        }
-    return {**found, **_drawn_ranks(truth[own, number], highest[own, number], used)}
+    return ClassCounts(
+        counts.events[own, number], counts.segments[own, number], truth[own, number], highest[own, number]
+    )
 
 
-def _drawn_ranks(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Drawn:
-    """AUC and AP with weighted clips: equal scores count half, and as one threshold."""
-    order = np.argsort(-scores, kind="stable")
-    ranked, positive, drawn = scores[order], truth[order], weights[:, order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, int)
-    hits = np.cumsum(np.where(positive, drawn, 0.0), axis=1)[:, ends]
-    seen = np.cumsum(drawn, axis=1)[:, ends]
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    others = np.diff(seen - hits, axis=1, prepend=0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total = hits[:, -1] if hits.shape[1] else np.zeros(len(weights))
-        negatives = (seen - hits)[:, -1] if hits.shape[1] else np.zeros(len(weights))
-        area = (others * (hits - gained / 2)).sum(axis=1) / (total * negatives)
-        precision = np.where(seen > 0, gained * hits / np.where(seen > 0, seen, 1), 0.0).sum(axis=1) / total
-    return {"clip_auc": area, "clip_ap": precision}
+def recorded(judged: Sequence[Judged], classes: Sequence[str], rules: Rules) -> dict[str, Any]:
+    """What was counted in each recording, as plain values, so that two systems can be compared: a row of ``counts`` per
+    recording and class that it is judged on, by their numbers."""
+    counts, rows = count(judged, classes, rules), []
+    for number, place in np.argwhere(counts.judged).tolist():
+        events, segments = counts.events[number, place], counts.segments[number, place]
+        rows.append([number, place, *events.tolist(), *segments.tolist(), float(judged[number].highest[place])])
+    return {"files": [one.recording.file for one in judged], "columns": list(RECORDED), "counts": rows}
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
@@ -231,21 +206,19 @@ def _interval(values: np.ndarray) -> list[float] | None:
     return [float(one) for one in np.quantile(known, QUANTILES)] if len(known) >= max(2, len(values) / 2) else None
 
 
-def _class_intervals(
-    counts: Counts, number: int, truth: np.ndarray, highest: np.ndarray, weights: np.ndarray
-) -> dict[str, list[float] | None]:
-    return {name: _interval(own) for name, own in _drawn(counts, number, truth, highest, weights).items()}
-
-
 def _mean_intervals(
     counts: Counts, truth: np.ndarray, highest: np.ndarray, weights: np.ndarray
 ) -> dict[str, list[float] | None]:
     """Of the means over classes: of each draw, over the classes whose figure is defined."""
-    each = [_drawn(counts, number, truth, highest, weights) for number in range(counts.judged.shape[1])]
-    found = {}
-    for name in each[0] if each else ():
-        values = np.stack([one[name] for one in each])
-        known = np.isfinite(values)
-        total = np.where(known, values, 0.0).sum(axis=0)
-        found[name] = _interval(np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan))
-    return found
+    each = [
+        drawn_figures(_of_class(counts, number, truth, highest), weights[:, counts.judged[:, number]])
+        for number in range(counts.judged.shape[1])
+    ]
+    return {name: _interval(values) for name, values in mean_figures(each).items()}
+
+
+def _class_intervals(
+    counts: Counts, number: int, truth: np.ndarray, highest: np.ndarray, weights: np.ndarray
+) -> dict[str, list[float] | None]:
+    drawn = drawn_figures(_of_class(counts, number, truth, highest), weights[:, counts.judged[:, number]])
+    return {name: _interval(own) for name, own in drawn.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.encoders import CLAP, CheckpointEncoder, ClipEncoder
-from m2dprep.evaluation.events.ear import TAGS, Ear, has_classifier
+from m2dprep.evaluation.events.listening.ear import TAGS, Ear, has_classifier
 from m2dprep.evaluation.events.routes import MEAN, ROUTES
 from m2dprep.evaluation.events.words import DEFAULT_MODEL, Words, load_words
 from m2dprep.evaluation.tagging.class_names import ClassNames, class_names

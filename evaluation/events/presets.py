@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from m2dprep.evaluation.events.ear import TAGS
-from m2dprep.evaluation.events.hearing import Heard
+from m2dprep.evaluation.events.listening.ear import TAGS
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.words import Likeness
 from m2dprep.evaluation.tagging.scores import activated
 

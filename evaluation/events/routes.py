@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
-from m2dprep.evaluation.encoders import CLAP, CheckpointEncoder, ClipEncoder
-from m2dprep.evaluation.events.ear import TAGS
-from m2dprep.evaluation.events.hearing import Heard
+from m2dprep.evaluation.encoders import CLAP, ClipEncoder, scale_of
+from m2dprep.evaluation.events.listening.ear import TAGS
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.words import Likeness, nearest
 from m2dprep.evaluation.protocols.zero_shot import similarities, unit_rows
 from m2dprep.evaluation.tagging.scores import Activation, activated
@@ -24,7 +24,6 @@ from m2dprep.evaluation.tagging.scores import Activation, activated
 MEAN = "mean"
 ROUTES = (TAGS, CLAP, MEAN)
 BACKGROUND = ("background noise", "silence")
-SCALE = 1 / 0.07  # where a model does not say: the one that training begins with
 FIELD = "{label}"
 
 
@@ -143,13 +142,3 @@ class Both:
 
     def describe(self) -> dict[str, Any]:
         return {"of": [TAGS, CLAP]}
-
-
-def scale_of(encoder: ClipEncoder) -> float:
-    """The inverse temperature that a model was trained with, at most 100, or the usual start of a training."""
-    if isinstance(encoder, CheckpointEncoder):
-        try:
-            return min(100.0, float(encoder.checkpoint.logit_scale.exp()))
-        except UserError:
-            return SCALE
-    return SCALE

@@ -28,7 +28,7 @@ from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.encoders import CLAP
 from m2dprep.evaluation.events.detect import HearSettings, failures_of, hear_all, heard_by_all
-from m2dprep.evaluation.events.ear import TAGS
+from m2dprep.evaluation.events.listening.ear import TAGS
 from m2dprep.evaluation.events.models import Listeners, Models, listeners
 from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_SCENE_WINDOW, TMRL_TOP
 from m2dprep.evaluation.events.routes import ByCaptions
@@ -157,7 +157,8 @@ def _result(
         results[way] = zero_shot(matrix, targets, classes)
         rankings[way] = _figures(matrix, targets)
     best = results[ways[0]]
-    predicted = np.stack([one.by_way[ways[0]] for one in scores]).argmax(axis=1)
+    first = np.stack([one.by_way[ways[0]] for one in scores])
+    predicted = first.argmax(axis=1)
     details = {key: value for key, value in best.details.items() if key not in ("margins", "chance")}
     return Result(
         PROTOCOL, clips.task.name, "accuracy", rankings[ways[0]]["accuracy"],
@@ -175,6 +176,7 @@ def _result(
             "files": [one.name for one in scores],
             "labels": targets.tolist(),
             "predicted": predicted.tolist(),
+            "correct_share": hit_shares(first, targets, 1).tolist(),
             "notes": _notes(rankings),
         },
         failures=tuple(one._asdict() for one in failures),

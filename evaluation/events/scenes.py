@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from m2dprep.evaluation.encoders import CLAP
-from m2dprep.evaluation.events.ear import TAGS
-from m2dprep.evaluation.events.hearing import Heard
+from m2dprep.evaluation.events.listening.ear import TAGS
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.routes import ByCaptions
 from m2dprep.evaluation.events.words import Likeness, Words, nearest
 from m2dprep.evaluation.protocols.zero_shot import unit_rows

@@ -90,4 +90,6 @@ def list_lines(figures: dict[str, Any]) -> str:
     )  # fmt: skip
     empty = figures["files_without_a_line"]
     note = [f"{empty:,} of them have no line in the found list: nothing was found there"] if empty else []
+    if figures["events_not_judged"]:
+        note.append(f"{figures['events_not_judged']:,} found events are of classes that their files are not judged on")
     return "\n".join([f"{figures['files']:,} files", *note, "", aligned(rows)])

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.evaluation.events.scoring.drawn import Paired
 from m2dprep.evaluation.protocols.result import Result
+from m2dprep.evaluation.reports.event_compare import EVENTS, compare_events
 from m2dprep.evaluation.reports.figures import shown, signed
 from m2dprep.evaluation.reports.outcomes import Outcome, Reported
 
@@ -24,6 +26,7 @@ DRAWS = 5000
 BLOCK_VALUES = 4_000_000
 LEVEL = (2.5, 97.5)
 WITHIN = 10
+SCENES = "scenes"
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,22 @@ def compare(first: Reported, second: Reported, *, draws: int = DRAWS, seed: int 
                 f"{first.name} is of the {what} {one!r} and {second.name} of {other!r}; these cannot be compared."
             )
     notes = list(_conditions(a, b))
+    if a.protocol == EVENTS:
+        n, paired = compare_events(first, second, notes, draws, seed)
+        return Comparison(first, second, tuple(_of_recordings(n, one) for one in paired), tuple(notes))
     if a.metric == "mAP":
         differences = (*_over_clips(first, second, notes), _over_classes(first, second, draws, seed))
         return Comparison(first, second, differences, tuple(notes))
     ours, theirs = _shared(first, second, notes)
     metrics = _metrics(a.protocol, a.metric)
     sums = [(value(ours), value(theirs)) for _, value in metrics]
-    found = _bootstrap([metric for metric, _ in metrics], sums, "clips", draws, seed)
-    return Comparison(first, second, tuple(found), tuple(notes))
+    over = "recordings" if a.protocol == SCENES else "clips"
+    compared = _bootstrap([metric for metric, _ in metrics], sums, over, draws, seed)
+    return Comparison(first, second, tuple(compared), tuple(notes))
+
+
+def _of_recordings(n: int, one: Paired) -> Difference:
+    return Difference(one.metric, "recordings", n, one.first, one.second, one.low, one.high)
 
 
 Sums = tuple[np.ndarray, np.ndarray]
@@ -244,11 +255,12 @@ def render(comparisons: Sequence[Comparison]) -> str:
     for one in comparisons:
         result = one.first.result
         lines = [f"{result.task or 'task'}, {result.protocol}: {one.first.name} → {one.second.name}"]
+        width = max((10, *(len(row.metric) for row in one.differences)))
         for row in one.differences:
             change, low, high = (signed(value, row.metric) for value in (row.difference, row.low, row.high))
             lines.append(
-                f"  {row.metric:<10} {shown(row.first, row.metric):>7} → {shown(row.second, row.metric):>7}  {change} "
-                f"[{low}, {high}] over {row.n:,} {row.over}: {row.verdict}"
+                f"  {row.metric:<{width}} {shown(row.first, row.metric):>7} → {shown(row.second, row.metric):>7}  "
+                f"{change} [{low}, {high}] over {row.n:,} {row.over}: {row.verdict}"
             )
         lines += [f"  note: {note}" for note in one.notes]
         parts.append("\n".join(lines))

@@ -14,12 +14,13 @@ from m2dprep.evaluation.reports.figures import shown, signed
 from m2dprep.evaluation.reports.markdown import markdown_table, text_cell
 from m2dprep.evaluation.reports.outcomes import Reported, read_reported
 
-RESULTS = "results"
+RESULTS, RESULT = "results", "result.json"
 HEADER = ("metric", "first", "second", "difference", "95 % interval", "over", "the second is")
 
 
 def side_by_side(places: Sequence[Path], *, draws: int, seed: int) -> list[Comparison]:
-    """Compare the second and all later places with the first; a place is a result, or a report of all tasks.
+    """Compare the second and all later places with the first; a place is a result, the folder of one
+    of events or scenes, or a report of all tasks.
 
     Raises `UserError` if there is one alone, or if two reports share no task.
     """
@@ -28,7 +29,7 @@ def side_by_side(places: Sequence[Path], *, draws: int, seed: int) -> list[Compa
     runs = [_runs(place) for place in places]
     found = []
     for place, others in zip(places[1:], runs[1:], strict=True):
-        single = len(runs[0]) == len(others) == 1 and places[0].is_file() and place.is_file()
+        single = len(runs[0]) == len(others) == 1 and not _is_report(places[0]) and not _is_report(place)
         pairs = (
             [(*runs[0].values(), *others.values())]
             if single
@@ -40,14 +41,22 @@ def side_by_side(places: Sequence[Path], *, draws: int, seed: int) -> list[Compa
     return found
 
 
+def _is_report(place: Path) -> bool:
+    """Whether a place is a report of all tasks, and no result or folder of one (of events or scenes)."""
+    return place.is_dir() and not (place / RESULT).is_file()
+
+
 def _runs(place: Path) -> dict[str, Reported]:
     """The results of a place by their names; those of a report by task and protocol."""
-    if place.is_dir():
+    if _is_report(place):
         paths = sorted((place / RESULTS).glob("*.json"))
         if not paths:
-            raise UserError(f"{place} is no report of `m2dprep evaluate all`: it has no {RESULTS}/*.json.")
+            raise UserError(
+                f"{place} is no report of `m2dprep evaluate all`: it has no {RESULTS}/*.json, nor {RESULT}."
+            )
         return {path.stem: replace(read_reported(path), name=place.name) for path in paths}
-    return {place.stem: replace(read_reported(place), name=str(place))}
+    path = place / RESULT if place.is_dir() else place
+    return {place.stem: replace(read_reported(path), name=str(place))}
 
 
 def row_of(one: Difference) -> list[str]:

@@ -22,6 +22,7 @@ from m2dprep.audioprep.decoding.sound import TRANSIENT, DecodeError
 from m2dprep.evaluation.protocols.result import plain
 from m2dprep.evaluation.tagging.inputs import Item, sources_digest
 from m2dprep.evaluation.tagging.journal import SOUNDS, Journal, begun, finish, finished
+from m2dprep.evaluation.tagging.labels import LabelBatcher, Labelled
 from m2dprep.evaluation.tagging.opening import Open, open_item, opened_ahead, reading_threads, shards_of
 from m2dprep.evaluation.tagging.picture import Picture
 from m2dprep.evaluation.tagging.rows import FAILED, Choice, Row, failed_row, scored_row, write_rows
@@ -70,7 +71,7 @@ class TagReport:
 
 
 def tag_items(
-    classifier: Classifier,
+    model: Classifier | Labelled,
     items: Sequence[Item],
     settings: TagSettings,
     output: Path,
@@ -99,7 +100,7 @@ def tag_items(
         failures = sum(row["status"] == FAILED for rows in there.values() for row in rows)
         skipped = len(items) - sum(len(own) for _, own in pending) - failures
         del there
-        _tag_shards(journal, pending, len(items), Worker(classifier, settings, picture, timeout), quiet=quiet)
+        _tag_shards(journal, pending, len(items), Worker(model, settings, picture, timeout), quiet=quiet)
         counted = _Counts()
         write_rows(output, kind, (counted.seen(journal.read(first)) for first, _ in shards))
         reasons, failed = dict(counted.reasons), counted.reasons.total()
@@ -143,11 +144,15 @@ class Worker:
     """Opens sounds, and makes rows of them. Reading one may give nothing for ``timeout`` seconds; 0 is no limit."""
 
     def __init__(
-        self, classifier: Classifier, settings: TagSettings, picture: Picture | None, timeout: float = 0.0
+        self, model: Classifier | Labelled, settings: TagSettings, picture: Picture | None, timeout: float = 0.0
     ) -> None:
         self._settings, self._picture, self._timeout = settings, picture, timeout
-        self._seconds_per_frame = classifier.seconds_per_frame
-        self._batcher = Batcher(classifier, settings.batch_size)
+        self._seconds_per_frame = model.seconds_per_frame
+        self._batcher: Batcher | LabelBatcher
+        if isinstance(model, Labelled):
+            self._batcher = LabelBatcher(model, settings.batch_size)
+        else:
+            self._batcher = Batcher(model, settings.batch_size)
 
     def opened(self, item: Item) -> Open:
         """A sound, opened; runs in a thread."""

@@ -20,6 +20,8 @@ STRONGEST = 8
 # Columns of the log-mel and of the curves that are drawn; a longer sound is averaged.
 MOST_COLUMNS = 1200
 PIECE_FRAMES = 10_000
+# Scores that are not between 0 and 1.
+AS_THEY_ARE = ("logits", "cosine")
 
 Point = tuple[tuple[float, float], np.ndarray]
 
@@ -63,7 +65,7 @@ class Picture:
         above.imshow(log_mel, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[0]), cmap="magma")
         above.set(title=_plain(name), ylabel="mel bin")
         self._draw_tags(below, starts, ends, scores[:, strongest], strongest)
-        below.set(xlabel="seconds", ylabel=self._scores if self._scores == "logits" else "score", xlim=(0, seconds))
+        below.set(xlabel="seconds", ylabel=self._scores if self._scores in AS_THEY_ARE else "score", xlim=(0, seconds))
         path = self.place(name)
         make_folder(path.absolute().parent)
         with atomic_file(path) as file:
@@ -79,7 +81,7 @@ class Picture:
             peaks = np.array([own[at : at + step].max() for at in range(0, len(own), step)])
             marker = "." if len(peaks) < 100 else None
             axes.plot(centres, peaks, marker=marker, label=_plain(self._names.labels[number]))
-        if self._scores != "logits":
+        if self._scores not in AS_THEY_ARE:
             axes.set_ylim(0, max(1e-3, min(1.0, 1.1 * float(scores.max()))))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")

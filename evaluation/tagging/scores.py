@@ -13,8 +13,11 @@ from m2dprep.evaluation.tagging.sounds import Segment
 from m2dprep.m2dclap.fusion.channels import Gathered
 from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames
 
-Activation = Literal["sigmoid", "softmax", "logits"]
+Activation = Literal["sigmoid", "softmax", "logits", "cosine"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "logits")
+COSINE: Activation = "cosine"
+# Scores as a model of words gives them, or made shares.
+OF_LABELS: tuple[Activation, ...] = (COSINE, "softmax")
 # Chunks of the model's width in a piece of a long sound.
 CHUNKS_PER_PIECE = 16
 
@@ -119,9 +122,9 @@ class Batcher:
 
 
 def activated(logits: np.ndarray, activation: Activation) -> np.ndarray:
-    """Logits (…, C) as scores, float64."""
+    """Logits (…, C) as scores, float64; a classifier's logits and cosines are scores as they are."""
     wide = logits.astype(np.float64)
-    if activation == "logits":
+    if activation in ("logits", COSINE):
         return wide
     if activation == "softmax":
         shifted = np.exp(wide - wide.max(axis=-1, keepdims=True))

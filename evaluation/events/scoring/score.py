@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,17 @@ class ScoreSettings:
 
 
 def score_lists(
-    reference: Events, found: Events, classes: Sequence[str] = (), settings: ScoreSettings | None = None
+    reference: Events,
+    found: Events,
+    classes: Sequence[str] = (),
+    settings: ScoreSettings | None = None,
+    judged: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """Figures of every class, their means, and all classes together, pooled over the files of the reference.
 
-    ``classes`` are by default those of both lists. A file that ``found`` lacks has nothing found. Raises `UserError` if
-    ``found`` has a file that the reference lacks, or an event is of none of the ``classes``.
+    ``classes`` are by default those of both lists, and every file is ``judged`` on all of them. Found events of classes
+    that a file is not judged on are left out, and counted. A file that ``found`` lacks has nothing found. Raises
+    `UserError` if ``found`` has a file that the reference lacks, or an event is of none of the ``classes``.
     """
     settings = settings or ScoreSettings()
     known = list(classes) or sorted({*labels_of(reference), *labels_of(found)})
@@ -43,18 +48,24 @@ def score_lists(
             f"({listing(unknown, len(unknown))}); files must have the same names in both lists."
         )
     events, segments = np.zeros((len(known), 3), np.int64), np.zeros((len(known), 4), np.int64)
-    errors, substituted = np.zeros(3, np.int64), 0
+    errors, substituted, left_out = np.zeros(3, np.int64), 0, 0
+    of_class = np.zeros(len(known), np.int64)
     for name, own in reference.items():
-        there = found.get(name, [])
+        here = known if judged is None else judged[name]
+        there = [event for event in found.get(name, []) if event.label in here]
+        left_out += len(found.get(name, [])) - len(there)
         counts = event_counts(own, there, known, settings.rule)
         parts = segment_counts(own, there, known, seconds=settings.segment, length=settings.length)
+        mask = np.array([label in here for label in known])
+        of_class += mask
         events += counts.by_class
-        segments += parts.by_class
+        segments += parts.by_class * mask[:, None]
         errors += parts.errors
         substituted += counts.substitutions
     per_class = [
         {
             "label": label,
+            "files": int(of_class[number]),
             "event": event_figures(events[number]).to_dict(),
             "segment": {**segment_figures(segments[number]).to_dict(), **accuracies(segments[number])},
         }
@@ -63,6 +74,7 @@ def score_lists(
     return {
         "files": len(reference),
         "files_without_a_line": len(reference.keys() - found.keys()),
+        "events_not_judged": left_out,
         "classes": known,
         "overall": {
             "event": event_figures(events.sum(axis=0), substituted).to_dict(),

@@ -12,6 +12,8 @@ from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.preparation.clips import LeftOutRow
 
 MISSING, REPEATED, DIFFERENT, MALFORMED = "missing", "repeated", "different", "malformed"
+# Its authors have taken it out of the set: left out, and no failure.
+WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True)

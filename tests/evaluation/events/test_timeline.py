@@ -12,8 +12,8 @@ import pytest
 
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.evaluation.events.detect import heard_by_all
-from m2dprep.evaluation.events.hearing import Heard
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
+from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.presets import LastMatch
 from m2dprep.evaluation.events.routes import ByTags, kept
 from m2dprep.evaluation.events.scene_command import hit_shares, scenes_of
