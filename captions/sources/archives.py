@@ -7,6 +7,7 @@ sound's path without its suffix, as `m2dprep melspec` names the array of that me
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -35,7 +36,10 @@ ALONE = "captions of no sound in their archive"
 BY_ARCHIVE = "--layout-from archive puts the shard's path before the id, as it does for melspec."
 SEVERAL = f"sounds of one name in several shards, whose captions may be any's and are left out ({BY_ARCHIVE[:-1]})"
 BLOCK = 512  # of tar files, which end with a block of zeros
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, NotImplementedError, RuntimeError),
+)
 
 
 class Member(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from m2dprep.artifacts.errors import MachineLostError
 from m2dprep.artifacts.reading import progress
@@ -21,6 +22,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.source import Input
+from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
@@ -122,6 +124,9 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
     monkeypatch.setattr(convert, "log_mel_of_file", refuse)
     with pytest.raises(MachineLostError, match=r"3 files in a row could not be read.*not enough memory.*machine"):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
+    monkeypatch.setattr(convert, "TRANSIENT_IN_A_ROW", 1)  # so few files are shards of one each
+    done = CliRunner().invoke(m2dprep, ["melspec", str(src), str(tmp_path / "b_lms"), "--workers", "0"])
+    assert (done.exit_code, "the same command goes on" in done.output) == (75, True), "a batch system starts it again"
 
 
 @pytest.mark.slow

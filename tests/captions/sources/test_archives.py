@@ -45,6 +45,8 @@ def write_zip(path: Path, members: Mapping[str, bytes]) -> None:
 FORMS: dict[str, Callable[[Path, Mapping[str, bytes]], None]] = {
     "s.tar": write_tar,
     "s.tar.gz": lambda path, members: write_tar(path, members, "w:gz"),
+    "s.tar.xz": lambda path, members: write_tar(path, members, "w:xz"),
+    "s.tbz2": lambda path, members: write_tar(path, members, "w:bz2"),
     "s.zip": write_zip,
 }
 SOUND = b"never read"
