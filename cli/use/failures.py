@@ -38,7 +38,7 @@ def failures(context: click.Context, path: Path, reasons: tuple[str, ...], form:
     """List what failed in PATH, and why: a row for each source, and the counts of reasons on stderr.
 
     PATH is what a command has made: a folder of log-mels or a data directory, a store of embeddings of sounds, a table
-    of tags, the folder of an export, a run, a prepared task, or a result of an evaluation.
+    of tags, the folder of an export, a run, a prepared task, a pack, or a result of an evaluation.
 
     \b
     Examples:
