@@ -37,9 +37,12 @@ def files(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not(sound_set: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_others_do_not(
+    sound_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_sound_set(tmp_path / "same", train_per_class=3, held_out_per_class=1, seed=7, workers=0)
     assert files(tmp_path / "same") == files(sound_set)
+    monkeypatch.setattr(sound_set_module, "SECONDS", SHORT)
     make_sound_set(tmp_path / "other", train_per_class=3, held_out_per_class=1, seed=8, workers=0)
     assert files(tmp_path / "other").keys() != files(sound_set).keys()
 
@@ -55,19 +58,28 @@ STOPS += [(how, number) for how in ("killed at rename", "refused rename") for nu
 NUMBERS = {"train_per_class": 1, "held_out_per_class": 1, "seed": 8, "workers": 0}
 
 
+# How long a sound is makes no difference to how a set is put in its place, but to how long that takes.
+SHORT = 0.5
+
+
 @pytest.fixture(scope="module")
-def another_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("another")
-    make_sound_set(root, **NUMBERS)
-    return root
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A set, and the other one that is to replace it, of short sounds."""
+    roots = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("another")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sound_set_module, "SECONDS", SHORT)
+        make_sound_set(roots[0], train_per_class=2, held_out_per_class=1, seed=7, workers=0)
+        make_sound_set(roots[1], **NUMBERS)
+    return roots
 
 
 @pytest.mark.parametrize(("function", "number"), STOPS)
 def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
-    sound_set: Path, another_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
+    two_sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
 ) -> None:
-    root = tmp_path / "set"
-    shutil.copytree(sound_set, root)
+    root, (one, another) = tmp_path / "set", two_sets
+    monkeypatch.setattr(sound_set_module, "SECONDS", SHORT)
+    shutil.copytree(one, root)
     before, calls, killed = files(root), itertools.count(1), function == "killed at rename"
     place, name = (Path, "rename") if "rename" in function else (sound_set_module, function)
     original = getattr(place, name)
@@ -84,7 +96,7 @@ def test_a_set_stays_until_the_one_that_replaces_it_is_whole(
     if not killed or number <= 2:
         assert {name: content for name, content in files(root).items() if not name.startswith(ANEW)} == before
     make_sound_set(root, **NUMBERS, overwrite=not killed or number == 1)
-    assert files(root) == files(another_set)
+    assert files(root) == files(another)
 
 
 def test_clips_are_ten_seconds_in_several_formats(sound_set: Path) -> None:
