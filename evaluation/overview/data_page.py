@@ -21,7 +21,8 @@ from m2dprep.artifacts.log_mels.records import read_config, record_parts
 from m2dprep.artifacts.log_mels.store import find_log_mels
 from m2dprep.artifacts.pages.document import document, figures, section
 from m2dprep.artifacts.pages.markup import Markup, table, tag
-from m2dprep.artifacts.tables import read_captions, read_file_list
+from m2dprep.artifacts.tables import file_column, read_captions, require_column_inside
+from m2dprep.artifacts.text_files import read_csv_table
 from m2dprep.audioprep.config import PRESETS, ConvertConfig, LogMelConfig
 from m2dprep.evaluation.overview.cards import Card, Sounds, cards
 from m2dprep.evaluation.overview.conversion import Clip, Conversion, conversion
@@ -150,7 +151,7 @@ class _Matched:
     """Which captions listed files have: ``clip`` (n,) is the row in ``ids`` of each of the ``names``."""
 
     path: Path
-    names: Sequence[str]
+    names: pa.Array
     ids: pa.Array
     clip: np.ndarray
 
@@ -161,11 +162,10 @@ class _Matched:
 
     def captions(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The captions of these files."""
-        chosen = set(names)
-        place = {name: row for row, name in enumerate(self.names) if name in chosen}
-        there = [name for name in names if name in place]
-        clips = {name: int(self.clip[place[name]]) for name in there}
-        others = [name for name in names if name not in place]
+        rows = pc.index_in(self.names, value_set=pa.array(names, pa.string())).fill_null(-1).to_numpy()
+        listed = np.flatnonzero(rows >= 0)
+        clips = dict(zip((names[row] for row in rows[listed].tolist()), self.clip[listed].tolist(), strict=True))
+        others = [name for name in names if name not in clips]
         clips |= dict(zip(others, match_files(others, self.ids).clip.tolist() if others else (), strict=True))
         wanted = {self.ids[clip].as_py(): name for name, clip in clips.items() if clip != NO_CLIP}
         table_ = read_captions(self.path, ["clip_id", "caption"])
@@ -178,12 +178,21 @@ class _Matched:
 
 def _matched(layout: DataLayout) -> _Matched | None:
     """The clips of all listed files; None if there are no lists."""
-    names = [name for path in layout.file_lists() for name in read_file_list(path)]
-    if not names:
+    lists = [_listed(path) for path in layout.file_lists()]
+    names = pc.unique(pa.chunked_array([chunk for one in lists for chunk in one.chunks], pa.string()))
+    if not len(names):
         return None
-    names = list(dict.fromkeys(names))
     ids = pc.unique(read_captions(layout.captions, ["clip_id"])["clip_id"])
     return _Matched(layout.captions, names, ids, match_files(names, ids).clip)
+
+
+def _listed(path: Path) -> pa.ChunkedArray:
+    """What a list of log-mels lists, as a column, which takes a part of the memory of as many strings in Python."""
+    purpose = "the list of log-mel files"
+    column = file_column(path, purpose)
+    names = read_csv_table(path, purpose, [column])[column]
+    require_column_inside(names, path)
+    return names
 
 
 def _stores(layout: DataLayout) -> Markup:

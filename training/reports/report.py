@@ -17,6 +17,9 @@ from m2dprep.evaluation.overview.data_page import Drawing, data_page, log_mels_p
 from m2dprep.evaluation.overview.store_page import store_page
 from m2dprep.training.reports.run_page import is_run, run_page
 
+# Evaluations write their pages themselves.
+OWN_PAGE = "report.html"
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -66,6 +69,8 @@ def _page_of(path: Path, options: ReportOptions) -> tuple[str, Callable[[], str]
         return "store", lambda: store_page(path, options.drawing)
     if DataLayout(path).holds_anything():
         return "data", lambda: data_page(path, options.drawing)
+    if (path / OWN_PAGE).is_file():
+        raise UserError(f"{path} holds the results of an evaluation; their page is there already: {path / OWN_PAGE}.")
     raise UserError(
         f"{path} is nothing that can be reported: no data directory, no folder of log-mels with records, no run "
         "(config.json and log.jsonl), and no finished store of embeddings."

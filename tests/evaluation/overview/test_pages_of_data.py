@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield root
 
 
+Pages = Callable[[str], tuple[str, Reader]]
+# What each page is made with; several tests read the same one.
+OPTIONS: dict[str, dict[str, object]] = {
+    "data": {"clips": 12}, "data/x_lms": {"clips": 3}, "store": {"clips": 4}, "data/capemb_made": {},
+    "run": {"clips": 3, "encoded": 12, "device": "cpu"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(world: Path) -> Pages:
+    """The page of a part of the world, made once."""
+    return functools.cache(lambda name: page_of(world, name, **OPTIONS[name]))
+
+
 def page_of(world: Path, name: str, **options: object) -> tuple[str, Reader]:
     made = write_report(world / name, world / "page.html", ReportOptions(**options))  # type: ignore[arg-type]
     text = made.output.read_text()
@@ -80,13 +95,13 @@ def page_of(world: Path, name: str, **options: object) -> tuple[str, Reader]:
     return text, reader
 
 
-@pytest.mark.parametrize("name", ["data", "data/x_lms", "run", "store", "data/capemb_made"])
-def test_every_page_is_whole_and_needs_nothing_else(name: str, world: Path) -> None:
-    page_of(world, name, encoded=10, device="cpu", clips=3)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_page_is_whole_and_needs_nothing_else(name: str, pages: Pages) -> None:
+    pages(name)
 
 
-def test_the_page_of_data_says_what_the_records_say(world: Path) -> None:
-    text, reader = page_of(world, "data")
+def test_the_page_of_data_says_what_the_records_say(pages: Pages) -> None:
+    text, reader = pages("data")
     words = " ".join(reader.text.split())
     for said in ("15 sounds converted", "1 failed", "12 of 15 listed files have captions (80.0%)", "bad & broken.wav",
                  "its content is of no known audio format", "silence.wav", "loud.wav", "part0/0_Dog.wav",
@@ -95,10 +110,10 @@ def test_the_page_of_data_says_what_the_records_say(world: Path) -> None:
     assert text.count("<audio") == text.count("<img") == 12
 
 
-def test_players_hold_ten_seconds_of_the_sound_at_most(world: Path) -> None:
-    text, _ = page_of(world, "data", clips=2)
+def test_players_hold_ten_seconds_of_the_sound_at_most(pages: Pages) -> None:
+    text, _ = pages("data/x_lms")
     sounds = re.findall(r'<audio[^>]*src="data:(audio/\w+);base64,([^"]*)"', text)
-    assert len(sounds) == 2
+    assert len(sounds) == 3
     for kind, content in sounds:
         decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
         assert kind in ("audio/mpeg", "audio/wav")
@@ -122,8 +137,8 @@ def test_thumbnails_of_any_length_are_small(frames: int) -> None:
         assert len(picture) < 40_000
 
 
-def test_the_page_of_a_run_shows_what_it_hears(world: Path) -> None:
-    _, reader = page_of(world, "run", encoded=12, device="cpu", clips=3)
+def test_the_page_of_a_run_shows_what_it_hears(pages: Pages) -> None:
+    _, reader = pages("run")
     words = " ".join(reader.text.split())
     for said in ("of 2 epochs", "loss", "What the model hears", "12 clips of those that are trained on",
                  "Nearest captions", "Map of the clips", "Its own caption is the nearest for"):  # fmt: skip
@@ -137,8 +152,8 @@ def test_a_run_whose_data_are_gone_is_reported_without(world: Path, tmp_path: Pa
     refused(run("report", world / "run", "-o", tmp_path / "a.html", "--data", tmp_path / "none"), 2, "no such folder")
 
 
-def test_the_page_of_a_store_shows_neighbours_and_failures(world: Path) -> None:
-    text, reader = page_of(world, "store", clips=4)
+def test_the_page_of_a_store_shows_neighbours_and_failures(world: Path, pages: Pages) -> None:
+    text, reader = pages("store")
     words = " ".join(reader.text.split())
     store = AudioStore.open(world / "store")
     assert f"{len(store):,} rows" in words
@@ -175,3 +190,9 @@ def test_what_cannot_be_reported_is_refused(what: str, tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("text")
     refused(run("report", tmp_path / what, "-o", tmp_path / "page.html"), 2, what)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_of_an_evaluation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events/report.html").write_text("the page")
+    refused(run("report", tmp_path / "events", "-o", tmp_path / "page.html"), 2, "events/report.html")
