@@ -86,7 +86,7 @@ from m2dprep.workflows.recipe.declare import stage
     text_model_option(
         default=None,
         show_default="that of the checkpoint's training",
-        help="Encode captions by this model: a name on the Hugging Face hub, or a folder.",
+        help="Encode captions of labels by this text encoder: a name on the Hugging Face hub, or a folder.",
     ),
     trust_remote_code_option,
     click.option("--top", type=click.IntRange(min=0), default=5, help="Keep this many tags per row. 0 keeps all."),

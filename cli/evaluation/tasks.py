@@ -177,7 +177,8 @@ def report(
 def compare(runs: tuple[Path, ...], draws: int, seed: int, output: Path | None, as_json: bool) -> None:
     """Put runs side by side: differences to the first, with 95 % intervals from a paired bootstrap over clips.
 
-    RUN is the JSON of a protocol, or a report of `evaluate all`, of which tasks that both have are compared.
+    RUN is the JSON of a protocol, the folder of `m2dprep events` or scenes, or a report of `evaluate all`, of which
+    tasks that both have are compared.
 
     \b
     Examples:

@@ -25,7 +25,10 @@ from m2dprep.evaluation.tagging.inputs import Reading, named_items
 from m2dprep.evaluation.tagging.picture import overview
 
 KINDS = ("found", "missed", "false alarm")
-REFERENCE, FOUND = "#2ca02c", "#d62728"
+# On the dark colours of a log-mel.
+REFERENCE, FOUND = "#a6ff4d", "#40e0ff"
+# Classes whose legend stands within the picture; of more, beside it.
+FEW = 4
 
 
 @dataclass
@@ -99,15 +102,19 @@ def _draw(
     above.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma")
     _boxes(above, one.recording.events, 0.52, REFERENCE, "reference", log_mel.shape[0])
     _boxes(above, one.events, 0.02, FOUND, "found", log_mel.shape[0])
-    above.set(title=_plain(one.recording.file), ylabel="mel bin")
+    above.set(title=_plain(one.recording.file.rpartition("/")[2][-90:]), ylabel="mel bin")
     edges = line.edges()
+    own = [number for number, label in enumerate(classes) if label in one.recording.classes]
     for number, label in enumerate(classes):
-        if label in one.recording.classes:
+        if number in own:
             (drawn,) = below.step(edges, [*line.scores[:, number], line.scores[-1, number]], where="post", label=label)
             below.axhline(limits[number], color=drawn.get_color(), linestyle=":", linewidth=1)
-    below.set(xlabel="seconds", ylabel="score (dotted: threshold)", xlim=(0, line.seconds))
+    highest = max([float(limits[own].max()), float(line.scores[:, own].max()), 1e-6]) if own else 1.0
+    below.set(xlabel="seconds", ylabel="score (dotted: threshold)", xlim=(0, line.seconds), ylim=(0, 1.25 * highest))
     below.grid(alpha=0.3)
-    below.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    place: Any = {"loc": "upper right", "ncols": FEW} if len(own) <= FEW else beside
+    below.legend(fontsize="small", **place)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=80)
 
@@ -120,8 +127,8 @@ def _boxes(axes: Any, events: Sequence[Event], low: float, colour: str, what: st
         width = max(one.offset - one.onset, 0.05)
         box = Rectangle((one.onset, low * height), width, 0.46 * height, fill=False, edgecolor=colour, linewidth=2)
         axes.add_patch(box)
-        axes.text(one.onset, (low + 0.01) * height, f"{_plain(one.label)} ({what})", color="white", fontsize=8,
-                  bbox={"facecolor": colour, "alpha": 0.7, "pad": 1, "edgecolor": "none"})  # fmt: skip
+        axes.text(one.onset, (low + 0.01) * height, f"{_plain(one.label)} ({what})", color="black", fontsize=8,
+                  clip_on=True, bbox={"facecolor": colour, "alpha": 0.85, "pad": 1, "edgecolor": "none"})  # fmt: skip
 
 
 def _plain(text: str) -> str:

@@ -15,6 +15,7 @@ from m2dprep.evaluation.protocols.result import Result
 EVENTS, SCENES = "events", "scenes"
 MOST_PICTURES, PICTURE_BYTES = 24, 2_000_000
 TAGS_SHOWN = 10
+ONE_LINE = "white-space:nowrap"
 
 
 def event_sections(result: Result, path: Path | None) -> list[Markup]:
@@ -39,8 +40,18 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None, shown: Any) -> str:
-    return shown(value) + (f" [{shown(interval[0])}, {shown(interval[1])}]" if interval else "")
+def _with_interval(value: float | None, interval: Sequence[float] | None, shown: Any) -> Markup:
+    """A figure with its interval below it."""
+    if not interval:
+        return escaped(shown(value))
+    within = tag("span", f"{shown(interval[0])} … {shown(interval[1])}", class_="quiet", style=ONE_LINE)
+    return Markup(escaped(shown(value)) + "<br>" + within)
+
+
+def _bar(share: float, width: float) -> Markup:
+    """A bar of at most so many em for a share of 1, with the per cent beside it."""
+    bar = tag("span", class_="bar", style=f"width:{round(width * share, 2)}em")
+    return tag("span", Markup(bar + escaped(_share(share))), style=ONE_LINE)
 
 
 MEASURES = (
@@ -58,10 +69,10 @@ def _routes(result: Result) -> Markup:
     rows: list[list[object]] = []
     for name, own in result.details["routes"].items():
         cells = [_with_interval(own["mean"].get(key), own["intervals"].get(key), shown) for key, _, shown in MEASURES]
-        rows.append([name, *cells, f"{own['false_alarms']:,}"])
+        rows.append([tag("b", name), *cells, f"{own['false_alarms']:,}"])
     for key, name in (("random", "at random"), ("always_on", "always on")):
         own = result.details["baselines"].get(key, {})
-        rows.append([tag("i", name), *(shown(own.get(measure)) for measure, _, shown in MEASURES), ""])
+        rows.append([tag("i", name, style=ONE_LINE), *(shown(own.get(measure)) for measure, _, shown in MEASURES), ""])
     header: list[object] = ["route", *(title for _, title, _ in MEASURES), "recordings with a false alarm"]
     return _section("Means over classes", tag("div", table(header, rows), class_="scroll"))
 
@@ -71,12 +82,11 @@ def _classes(result: Result) -> Markup:
     rows: list[list[object]] = []
     for one in own["per_class"]:
         event, segment, clip = one["event"], one["segment"], one["clip"]
-        width = round(12 * (event["f1"] or 0.0), 2)
-        bar = Markup(tag("span", class_="bar", style=f"width:{width}em") + escaped(_share(event["f1"])))
+        bar = _bar(event["f1"], 8) if event["f1"] is not None else "–"
         rows.append(
-            [one["label"], f"{one['positive']:,} of {one['n']:,}", bar, _rate(event["error_rate"]),
-             f"{event['hits']:,}", f"{event['deletions']:,}", f"{event['insertions']:,}", _share(segment["f1"]),
-             _share(clip["auc"]), _share(clip["ap"])]
+            [tag("span", one["label"], style=ONE_LINE), f"{one['positive']:,} of {one['n']:,}", bar,
+             _rate(event["error_rate"]), f"{event['hits']:,}", f"{event['deletions']:,}", f"{event['insertions']:,}",
+             _share(segment["f1"]), _share(clip["auc"]), _share(clip["ap"])]
         )  # fmt: skip
     header: list[object] = ["class", "recordings with it", "event F1, %", "error rate", "hits", "missed", "false",
                             "segment F1, %", "clip AUC, %", "clip AP, %"]  # fmt: skip
@@ -145,15 +155,13 @@ def _rankings(result: Result) -> Markup:
 def _tag_clouds(result: Result) -> Markup:
     """Bars of the tags that were heard in each scene."""
     clouds: Mapping[str, Sequence[Sequence[Any]]] = result.details.get("tags", {})
-    parts = []
+    rows: list[list[object]] = []
     for label, tags in clouds.items():
-        most = max((float(count) for _, count in tags), default=1.0) or 1.0
-        rows: list[list[object]] = []
-        for name, count in tags[:TAGS_SHOWN]:
-            bar = tag("span", class_="bar", style=f"width:{round(20 * float(count) / most, 2)}em")
-            rows.append([name, Markup(bar + escaped(f"{100 * float(count):.1f}"))])
-        parts += [tag("h3", label), table(["tag", "% of its tags"], rows)]
-    return _section("What was heard in each scene", *parts) if parts else Markup("")
+        most = max((float(share) for _, share in tags), default=1.0) or 1.0
+        for number, (name, share) in enumerate(tags[:TAGS_SHOWN]):
+            rows.append([tag("b", label) if number == 0 else "", name, _bar(float(share), 20 / most)])
+    header: list[object] = ["scene", "tag", "% of its tags"]
+    return _section("What was heard in each scene", table(header, rows)) if rows else Markup("")
 
 
 def _notes(result: Result) -> Markup:

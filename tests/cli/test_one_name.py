@@ -85,7 +85,7 @@ def test_who_takes_what() -> None:
     assert taken["--text-model"] == {
         "embeddings encode", "embed-captions", "embeddings inspect", "embeddings check", "zero-shot", "captions check",
         "demo", "evaluate zero-shot", "evaluate linear", "evaluate retrieval", "evaluate all", "train", "serve",
-        "search",
+        "search", "tag",
         "events", "scenes",
     }  # fmt: skip
     assert taken["--probe-text-model"] == taken["--model"] == {"train"}

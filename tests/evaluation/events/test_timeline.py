@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import Failure, UserError
-from m2dprep.evaluation.events.detect import heard_by_all
+from m2dprep.evaluation.events.detect import Lines, Parts, heard_by_all, without_judged
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.presets import LastMatch
@@ -265,3 +265,41 @@ def test_scenes_are_of_recordings_by_the_names_that_are_heard() -> None:
     twice = EvaluationSet(Task("scenes"), table, Path(), ["./a.wav", "a.wav"], ["park", "office"], ["test"] * 2)
     with pytest.raises(UserError, match="lists a recording twice"):
         scenes_of(twice)
+
+
+def lines_of(sounds: dict[str, str]) -> Lines:
+    """Recordings by name, and the digest of what is heard in each."""
+    line = Timeline(2.0, 1.0, np.zeros((2, 1)))
+    return Lines([Recording(name) for name in sounds], {"tags": [line] * len(sounds)}, list(sounds.values()))
+
+
+@pytest.mark.parametrize(
+    ("development", "left", "notes"),
+    [
+        ({"x.wav": "1", "y.wav": "2"}, ["x.wav", "y.wav"], []),
+        (
+            {"x.wav": "1", "copy.flac": "a"},
+            ["x.wav"],
+            ["1 development recordings are copies of judged"],
+        ),
+        ({"x.wav": "1", "a.wav": "2"}, ["x.wav", "a.wav"], ["1 development recordings are called as judged ones are"]),
+        (
+            {"a.wav": "b", "b.wav": "1"},
+            ["b.wav"],
+            ["1 development recordings are copies", "1 development recordings"],
+        ),
+    ],
+)
+def test_what_thresholds_are_chosen_on(development: dict[str, str], left: list[str], notes: list[str]) -> None:
+    parts = Parts([], "test", [], "the parts train", Path())
+    found, told = without_judged(lines_of(development), lines_of({"a.wav": "a", "b.wav": "b"}), parts)
+    assert [one.file for one in found.recordings] == left
+    assert len(found.of_routes["tags"]) == len(found.digests) == len(left)
+    assert len(told) == len(notes)
+    assert all(said.startswith(note) for said, note in zip(told, notes, strict=True)), told
+
+
+def test_thresholds_are_never_chosen_on_copies_alone() -> None:
+    parts = Parts([], "test", [], "the parts train", Path())
+    with pytest.raises(UserError, match="all 2 recordings of the parts train are copies of judged ones"):
+        without_judged(lines_of({"x.wav": "a", "y.wav": "b"}), lines_of({"a.wav": "a", "b.wav": "b"}), parts)
