@@ -1,6 +1,7 @@
 """The demo from end to end on four clips per class, with the real commands and the real text encoder."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from m2dprep.workflows.sound_set import CLASSES
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_stage_runs_and_leaves_what_it_promises(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, warm_python: str
 ) -> None:
+    monkeypatch.setattr(sys, "executable", warm_python)
+    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
     arguments = [
         "demo",
         "--output",
@@ -51,7 +54,6 @@ def test_every_stage_runs_and_leaves_what_it_promises(
     assert list((tmp_path / "run").rglob("checkpoint-1.pth"))
     assert "norm_stats.json" in artifact_tree(tmp_path)
     _the_report_has_all_protocols_with_controls(value)
-    monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
     _the_recipe_gives_the_same(tmp_path, value)
 
 

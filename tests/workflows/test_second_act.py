@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_all_stages_run_and_the_same_command_has_nothing_left_to_do(
     write_tables(tmp_path / "source", tmp_path / "second_generation" / "tables")
     recipe = tmp_path / "second_generation.yaml"
     recipe.write_text(recipe_of(settings))
+    monkeypatch.setattr(sys, "executable", warm_python)
     monkeypatch.setattr(stage_process, "PROGRAM", [warm_python, "-P", "-m", "m2dprep"])
     ran = CliRunner().invoke(m2dprep, ["run", str(recipe), "--json"])
     assert ran.exit_code == 0, ran.output

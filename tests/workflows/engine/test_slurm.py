@@ -207,13 +207,12 @@ def test_embed_captions_with_a_job_cancelled_gives_the_bytes_of_one_process(
 
 
 def test_training_is_stopped_before_its_wall_time_queued_again_and_goes_on(
-    slurm: Slurm, tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, warm_python: str
+    slurm: Slurm, tmp_path: Path, make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     data, run = make_data(tmp_path / "data", clips=24, frames=210), tmp_path / "run"
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 10\nmemory: 2GB\ncores: 2\nprologue: export PYTHONPATH={ROOT}\n"
-        f"python: {warm_python}\n"
     )
     command = [
         "train",
