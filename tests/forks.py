@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -33,6 +34,7 @@ CONTEXT.set_forkserver_preload(
         "m2dprep.training.train",
     ]
 )
+ROOT = str(Path(__file__).parents[1])
 PATIENCE = 300.0
 
 
@@ -44,7 +46,11 @@ def start(
 ) -> ForkServerProcess:
     """A process that calls a function of a module. What it writes is appended to the file ``output``."""
     child = CONTEXT.Process(target=_call, args=(function, arguments, environment or {}, output))
-    child.start()
+    sys.path.append(ROOT)  # a new process has this path, and finds what the function's module is called by
+    try:
+        child.start()
+    finally:
+        sys.path.pop()
     return child
 
 
