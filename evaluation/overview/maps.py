@@ -26,7 +26,7 @@ BEGINNING = re.compile(r"[^\W\d_]*")
 def without_waiting(points: int) -> Iterator[None]:
     """Keep t-SNE of few points in one thread. Two gain little there, and wait for each other at every one of thousands
     of steps: on a machine that is busy, that takes minutes in place of a second."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     with threadpool_limits(1 if points < MANY_POINTS else None):
         yield
