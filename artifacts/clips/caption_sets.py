@@ -250,7 +250,8 @@ ENTRIES = (
     Kind(
         "webdataset",
         "shards of a WebDataset",
-        ".tar, .tar.gz or .zip files, folders or patterns of them, with .txt or .json beside each sound",
+        ".tar (also compressed by gzip, bzip2 or xz) or .zip files, folders or patterns of them, with .txt or .json "
+        "beside each sound",
         "the path of the sound in its shard, as `melspec` names its array; `--layout-from archive` puts the shard's "
         "path before it",
         "the .txt, and of the .json the key text, else caption; `--caption-column` names keys, or txt",
