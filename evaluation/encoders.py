@@ -6,6 +6,7 @@ captions), which come from one pass.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,7 @@ class CheckpointEncoder:
     def text_tower(self) -> TextTower:
         """The text tower, loaded when it is first needed."""
         self.checkpoint.require_clap_head()
+        note_if_moved_on(self.checkpoint)
         return text_tower(self.checkpoint, self._text_model, self._device, trust_remote_code=self._trust)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -156,6 +158,16 @@ class CheckpointEncoder:
             return None
         weights = self.text_tower.describe().get("weights")
         return str(weights) if weights else self.digest if self.checkpoint.text_weights else None
+
+
+def note_if_moved_on(checkpoint: Checkpoint) -> None:
+    """Say so on standard error if a head for captions is used whose encoder was fine-tuned without it."""
+    if checkpoint.has_moved_on:
+        print(
+            f"note: {checkpoint.path} was fine-tuned on labels after it had learnt from captions, and its head for "
+            "captions stayed as it was; what was trained on captions last compares sounds with words better.",
+            file=sys.stderr,
+        )
 
 
 def split_parts(rows: np.ndarray, parts: dict[str, int], part: str, rows_of_patches: int = 1) -> np.ndarray:

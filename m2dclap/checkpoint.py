@@ -87,6 +87,11 @@ class Checkpoint:
             raise UserError(f"{self.path} has no audio_proj: it is an encoder without captions and cannot classify.")
 
     @property
+    def has_moved_on(self) -> bool:
+        """Whether the encoder was fine-tuned on labels since its head for captions was trained, which stayed behind."""
+        return self.has_clap_head and bool(self.head_weights)
+
+    @property
     def text_model(self) -> dict[str, Any]:
         """How the training captions were encoded; empty if the checkpoint does not say."""
         value = self.args.get("text_model")

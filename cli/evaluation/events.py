@@ -74,7 +74,8 @@ ROUTES = ("tags", "clap", "mean")
         "routes",
         multiple=True,
         type=click.Choice(ROUTES),
-        show_default="all that the models allow; the result's score is that of the first",
+        show_default="all that the models allow, but tags alone of a fine-tuned one without --clap; the result's score "
+        "is that of the first",
         help="Find events by tags whose names are alike, by captions (clap), or by the mean of both scores. May be "
         "given several times.",
     ),

@@ -18,7 +18,7 @@ from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver
 from m2dprep.evaluation.embedding.rows import STACKED, Numbered, RowMaker, RowRequest, RowSettings, make_here
 from m2dprep.evaluation.embedding.sources import checkpoint_file
-from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder
+from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder, note_if_moved_on
 from m2dprep.evaluation.tagging.inputs import Item, Reading, find_items, is_one_file, path_text
 from m2dprep.evaluation.tagging.opening import shards_of
 from m2dprep.evaluation.tagging.sounds import Windows, windows_of
@@ -113,6 +113,8 @@ def embed_audio(request: EmbedRequest, runner: Runner | None = None, *, quiet: b
     )
     encoder = wanted.encoder()
     maker = RowMaker(encoder, request.rows)
+    if request.contents != CONVENTIONAL:
+        note_if_moved_on(encoder.checkpoint)
     reading = Reading(encoder.checkpoint.front_end, request.longest, request.ffmpeg, request.read_timeout)
     items = _items(request, reading)
     settings = {

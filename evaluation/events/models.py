@@ -43,6 +43,8 @@ class Listeners:
 def listeners(models: Models, wanted: Sequence[str] = ()) -> Listeners:
     """Load what the ``wanted`` routes need, by default all that the models allow; the mean comes first.
 
+    A checkpoint that was fine-tuned hears captions only if that is wanted: their head was not trained with it.
+
     Raises `UserError` if a wanted route is not possible, and says what is missing.
     """
     if models.clap is not None and models.clap_model is not None:
@@ -52,7 +54,8 @@ def listeners(models: Models, wanted: Sequence[str] = ()) -> Listeners:
     for_captions = other or (encoder if encoder.checkpoint.has_clap_head else None)
     possible = [name for name, there in ((TAGS, has_classifier(encoder)), (CLAP, for_captions is not None)) if there]
     possible = [MEAN, *possible] if len(possible) == 2 else possible
-    routes = list(dict.fromkeys(wanted)) or possible
+    moved_on = other is None and MEAN in possible and encoder.checkpoint.has_moved_on
+    routes = list(dict.fromkeys(wanted)) or ([TAGS] if moved_on else possible)
     _require(routes, possible, models)
     tags = TAGS in routes or MEAN in routes
     clap = CLAP in routes or MEAN in routes
