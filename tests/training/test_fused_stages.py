@@ -18,7 +18,7 @@ from m2dprep.artifacts.log_mels.store import find_log_mels
 from m2dprep.artifacts.tables import read_file_list
 from m2dprep.audioprep.config import PRESETS as FRONT_ENDS
 from m2dprep.evaluation.protocols.result import Result
-from m2dprep.m2dclap.checkpoint import Checkpoint, find_checkpoint
+from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.config import ModelConfig
 from m2dprep.m2dclap.encode import AudioEncoder
 from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of
@@ -33,7 +33,7 @@ from m2dprep.training.second_generation.plan import TextClapPlan
 from m2dprep.training.train import train
 from tests.evaluation.made_clips import write_tones
 from tests.tiny import TINY_INFERABLE
-from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, write_labels
+from tests.training.fine_tuning.made import SMALL, fine_tune, label_data, lines_of, newest_checkpoint, write_labels
 from tests.training.tiny_tower import make_tower
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def run(made: Made, out: Path, *more: object) -> str:
 def test_fine_tuning_learns_from_the_parts_and_is_judged_as_clips_are_encoded(made: Made, finished: Path) -> None:
     """By the flat file of the best weights too, which says by its names that it fuses."""
     weights = next(finished.rglob("weights_*.pth"))
-    for path in (weights, find_checkpoint(finished)):
+    for path in (weights, newest_checkpoint(finished)):
         checkpoint = Checkpoint.read(path)
         assert (checkpoint.config.fusion, checkpoint.config.input_size) == ("aff", (80, 48))
         before = Checkpoint.read(made.checkpoint).weights
@@ -160,7 +160,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(made: Made, finished: Path, 
     for path in [*out.rglob("checkpoint-2.pth"), out / "result.json"]:
         path.unlink()
     run(made, out, "--loader-workers", 1)
-    one, other = (torch.load(find_checkpoint(place), weights_only=True)["model"] for place in (out, finished))
+    one, other = (torch.load(newest_checkpoint(place), weights_only=True)["model"] for place in (out, finished))
     assert all(value.equal(other[key]) for key, value in one.items())
     assert lines_of(out)[-1]["loss"] == lines_of(finished)[-1]["loss"]
 
