@@ -23,6 +23,7 @@ from typing import NoReturn
 # Parameters of mallopt(3); new processes get them as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
+BATCH_KEPT_BYTES, BATCH_MAPPED_BYTES = (1 << 31) - 1, 1 << 30  # the first is the largest number that mallopt takes
 # Of a GPU, from which on it computes in bf16 itself: Ampere.
 BF16_CAPABILITY = (8, 0)
 
@@ -30,10 +31,21 @@ BF16_CAPABILITY = (8, 0)
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next array. This saves a third of the time of converting a clip, and a
     quarter of a small encoder's time on a CPU. Only for processes that m2dprep owns."""
+    _set_thresholds(KEPT_BYTES, MAPPED_BYTES)
+
+
+def keep_memory_of_batches() -> None:
+    """`keep_freed_memory` for processes that run a large model on a CPU, whose layers need arrays of up to some hundred
+    megabytes, the same ones for each batch. Older versions of glibc keep arrays of 32 MiB at most."""
+    _set_thresholds(KEPT_BYTES, MAPPED_BYTES)
+    _set_thresholds(BATCH_KEPT_BYTES, BATCH_MAPPED_BYTES)
+
+
+def _set_thresholds(kept: int, mapped: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        mallopt(M_TRIM_THRESHOLD, kept)
+        mallopt(M_MMAP_THRESHOLD, mapped)
 
 
 class _NoPandas(MetaPathFinder):

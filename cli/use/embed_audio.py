@@ -130,11 +130,11 @@ def embed_audio(
     if is_given(context, "features") and options["contents"] == "clap":
         raise click.UsageError("--features needs --contents features or both.")
     require_positions_used(options["length"], options["positions"])
-    from m2dprep.artifacts.process import keep_freed_memory
+    from m2dprep.artifacts.process import keep_memory_of_batches
     from m2dprep.evaluation.embedding.command import EmbedRequest
     from m2dprep.evaluation.embedding.command import embed_audio as run
 
-    keep_freed_memory()
+    keep_memory_of_batches()
     chosen = is_given(context, "workers") or pool.elsewhere
     runner = _runner(pool if chosen else None, options["device"])
     if pool.elsewhere:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from m2dprep.artifacts.embeddings.audio_store import BOTH, CLAP, CONVENTIONAL
 from m2dprep.artifacts.embeddings.audio_writer import SourceRows
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.process import keep_memory_of_batches
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.tagging.inputs import Item
@@ -89,6 +90,7 @@ def make_shard(shard: Sequence[Numbered], request: RowRequest) -> list[SourceRow
 
 @lru_cache(maxsize=1)
 def _maker(request: RowRequest) -> RowMaker:
+    keep_memory_of_batches()
     return RowMaker(request.encoder(), request.settings)
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.npy_files import RowFile
 
-# Numbers that a thread reads and compares at once: as they are and in float32 they stay in the cache of a core, and
-# they are too few for a BLAS to divide the work on them among threads of its own, which would wait for each other.
-BLOCK_NUMBERS = 1 << 16
+# Numbers that a thread reads and compares at once: enough for threads to wait seldom for each other's Python, and too
+# few for a BLAS to divide the work on them among threads of its own.
+BLOCK_NUMBERS = 1 << 18
 # PyTorch divides the work on more numbers than these among threads.
 UNDIVIDED_NUMBERS = (1 << 15) - 1
 # Rows whose scores are held at once, and after which those that cannot be among the best are forgotten.
