@@ -37,6 +37,11 @@ from m2dprep.cli.options import (
 from m2dprep.workflows.recipe.declare import stage
 
 ROUTES = ("tags", "clap", "mean")
+# What a preset sets itself, or has no use for.
+OF_PRESET = (
+    "window", "hop", "similarity", "top", "development", "aim", "template", "background", "clap", "clap_model",
+    "clap_text_model",
+)  # fmt: skip
 
 
 @stage(
@@ -183,10 +188,7 @@ def events(
     from m2dprep.evaluation.events.telling import event_lines
     from m2dprep.evaluation.events.timeline import EventSettings
 
-    refuse_beside_preset(
-        options["preset"], "window", "hop", "similarity", "top", "development", "aim", "template", "background", "clap",
-        "clap_model", "clap_text_model",
-    )  # fmt: skip
+    refuse_beside_preset(options["preset"], *OF_PRESET)
     limit = FailureLimit.parse(max_failures)
     models = model_of(checkpoint, options)
     request = EventRequest(

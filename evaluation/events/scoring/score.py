@@ -25,6 +25,14 @@ class ScoreSettings:
     length: float | None = None
 
 
+def _require_files(found: Events, reference: Events) -> None:
+    if unknown := [name for name in found if name not in reference]:
+        raise UserError(
+            f"the reference does not list {len(unknown):,} files in which events were found "
+            f"({listing(unknown, len(unknown))}); files must have the same names in both lists."
+        )
+
+
 def score_lists(
     reference: Events,
     found: Events,
@@ -42,11 +50,7 @@ def score_lists(
     known = list(classes) or sorted({*labels_of(reference), *labels_of(found)})
     require_known(reference, known, "the reference")
     require_known(found, known, "the found events")
-    if unknown := [name for name in found if name not in reference]:
-        raise UserError(
-            f"the reference does not list {len(unknown):,} files in which events were found "
-            f"({listing(unknown, len(unknown))}); files must have the same names in both lists."
-        )
+    _require_files(found, reference)
     events, segments = np.zeros((len(known), 3), np.int64), np.zeros((len(known), 4), np.int64)
     errors, substituted, left_out = np.zeros(3, np.int64), 0, 0
     of_class = np.zeros(len(known), np.int64)
