@@ -14,6 +14,7 @@ from m2dprep.audioprep import ahead, source
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
+from tests.descriptors import open_below
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0)
 CLIPS = 30
@@ -50,10 +51,6 @@ def slowed(monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float) -> lis
 
     monkeypatch.setattr(source.Input, "open", slow)
     return names
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def described(rows: list[dict]) -> list[tuple]:
@@ -159,7 +156,6 @@ def test_errors_of_writing_in_threads_end_the_shard(tmp_path: Path, src: Path) -
 def test_files_that_were_opened_and_not_needed_are_closed(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_files()
     ahead.OPENING.seconds = 1e9
 
     def refuse() -> None:
@@ -168,9 +164,9 @@ def test_files_that_were_opened_and_not_needed_are_closed(
     with pytest.raises(UserError):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, permit=refuse)
     deadline = time.monotonic() + 30
-    while open_files() > before and time.monotonic() < deadline:
+    while open_below(src) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert open_files() <= before
+    assert open_below(src) == []
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels import read_ahead
 from m2dprep.artifacts.log_mels.store import NPY, LogMels
 from m2dprep.artifacts.reading import open_regular
+from tests.descriptors import open_below
 
 COUNT = 40
 
@@ -67,10 +68,6 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
 
     monkeypatch.setattr(read_ahead, "open_regular", slow)
     return threads
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def by_threads(names: Sequence[str]) -> int:
@@ -196,16 +193,16 @@ def test_the_first_files_of_the_next_batch_are_read_while_this_one_is_used(
 
 
 def test_files_that_were_opened_and_not_needed_are_closed(root: Path) -> None:
-    log_mels, before = log_mels_of(root), open_files()
+    log_mels = log_mels_of(root)
     read_ahead.READING.seconds = 1e9
     for _ in range(5):
         log_mels.expect(np.arange(COUNT))
         log_mels[0]
     log_mels.expect(np.arange(0))
     deadline = time.monotonic() + 30
-    while open_files() > before and time.monotonic() < deadline:
+    while open_below(root) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert open_files() <= before
+    assert open_below(root) == []
 
 
 @pytest.mark.slow

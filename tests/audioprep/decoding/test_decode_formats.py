@@ -1,7 +1,6 @@
 """Every format, rate and number of channels that must be read, against what was written."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import soxr
 from m2dprep.audioprep import decode as decode_module
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.decode import decode
+from tests.descriptors import open_below
 
 CONFIG = ConvertConfig(PRESETS["16k"])
 SECONDS = 0.5
@@ -259,9 +259,12 @@ def test_chunks_around_the_samples(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decode(tmp_path / "y.wav", CONFIG)[0], whole)
 
 
-def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", tone(16000, 1), 16000)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for _ in range(20):
-        decode(tmp_path / "x.wav", CONFIG)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_no_descriptor_is_left_open(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, tone(16000, 1), 16000)
+    with path.open("rb"):
+        assert open_below(tmp_path) == [str(path.resolve())]
+    for _ in range(3):
+        decode(path, CONFIG)
+        assert open_below(tmp_path) == []

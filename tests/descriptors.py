@@ -1,0 +1,20 @@
+"""What this process has open below a folder.
+
+The number of all its descriptors says nothing: what other tests have left behind is closed whenever the garbage
+collector comes to it, and libraries open files of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def open_below(folder: Path) -> list[str]:
+    """The files below ``folder`` that this process has open, once per descriptor."""
+    named = []
+    for descriptor in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(FileNotFoundError):  # the list itself was open
+            named.append(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+    return [name for name in named if name.startswith(f"{folder.resolve()}{os.sep}")]
