@@ -125,6 +125,9 @@ def _decode_open(
             return _checked_waveform(pcm, info, config, wanted)
         if source.mp3:
             return _decode_mp3(source, info, config, wanted)
+        if source.flac is not None and libraries:
+            with suppress(DecodeError):
+                return _checked_waveform(source.flac, info, config, wanted)
         if source.opus is not None and libraries:
             with suppress(DecodeError), opus_sound(source, config.max_seconds) as sound:
                 return _checked_waveform(sound, info, config, wanted)

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
+import miniaudio
 import numpy as np
 import soundfile
 from _machine import machine, restart_with, table
@@ -106,9 +107,10 @@ def alone(sources: Sequence[Source], root: Path) -> float:
 
     def work() -> None:
         for source in sources:
-            if source.path.suffix in (".wav", ".flac", ".mp3"):
-                dtype = "float32" if source.path.suffix == ".mp3" else "int16"
-                soundfile.read(source.path, dtype=dtype)
+            if source.path.suffix in (".wav", ".mp3"):
+                soundfile.read(source.path, dtype="float32" if source.path.suffix == ".mp3" else "int16")
+            elif source.path.suffix == ".flac":
+                miniaudio.flac_read_file_s16(str(source.path))
             else:
                 run_decoder(source.path)
 

@@ -31,7 +31,7 @@ from m2dprep.audioprep.decoding.sound import CannotOpenError, DecodeError
 
 # Offsets from the beginning of the first block of metadata, and of the rate, channels, bits and samples in it.
 FIRST_METADATA, PROPERTIES = 4, 18
-TOTAL_BITS = 36
+RATE_BITS, TOTAL_BITS = 44, 36
 MAX_BLOCK_SIZE = 1 << 16
 # libsndfile opens files with more bits but finds no samples in them.
 MAX_BITS = 24
@@ -39,9 +39,11 @@ MAX_FRAME_HEADER_BYTES = 16
 
 
 class Stated(NamedTuple):
-    """The header's values: the offset of the frames, the channels, the bits per sample, the total number of samples."""
+    """The header's values: the offset of the frames, the rate in Hz, the channels, the bits per sample, the number of
+    samples."""
 
     frames_start: int
+    rate: int
     channels: int
     bits: int
     samples: int
@@ -55,22 +57,24 @@ class FrameHeader(NamedTuple):
     samples: int
 
 
-def require_whole_flac(content: Content, start: int) -> Patches:
-    """Corrections of the header of the FLAC file that begins at ``start``.
+def require_whole_flac(content: Content, start: int) -> tuple[Patches, Stated | None]:
+    """Corrections of the header of the FLAC file that begins at ``start``, and its values if the frames bear them out.
 
     Raises `DecodeError` for several sounds in a row, and for missing frames in a file of unknown length.
     """
     stated = _read_header(content, start)
     if stated is None:
-        return {}
+        return {}, None
     if stated.bits > MAX_BITS:
         raise CannotOpenError("unsupported", f"FLAC of {stated.bits} bits is not read by libsndfile")
     samples, last_frame = _count_samples(content, stated)
     _require_nothing_behind(content, stated, last_frame)
-    if samples <= stated.samples:
-        return {}  # if there are fewer, the decoder decides: a damaged frame header need not be a damaged sound
+    if samples == stated.samples:
+        return {}, stated
+    if samples < stated.samples:
+        return {}, None  # the decoder decides: a damaged frame header need not be a damaged sound
     properties = int.from_bytes(content.at(start + PROPERTIES, 8), "big") >> TOTAL_BITS << TOTAL_BITS
-    return {start + PROPERTIES: (properties | samples).to_bytes(8, "big")}
+    return {start + PROPERTIES: (properties | samples).to_bytes(8, "big")}, None
 
 
 def _read_header(content: Content, start: int) -> Stated | None:
@@ -86,6 +90,7 @@ def _read_header(content: Content, start: int) -> Stated | None:
         last, position = bool(header[0] & 0x80), position + 4 + int.from_bytes(header[1:], "big")
     return Stated(
         position,
+        properties >> RATE_BITS,
         (properties >> TOTAL_BITS + 5 & 0x07) + 1,
         (properties >> TOTAL_BITS & 0x1F) + 1,
         properties & ((1 << TOTAL_BITS) - 1),
