@@ -6,11 +6,10 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import Record, convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.members import ArchiveOptions, member_sources
+from tests.audioprep.hangs import Hangs
 
 pytestmark = pytest.mark.slow
 
@@ -52,13 +52,6 @@ def packed(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(MEMBERS):
             archive.writestr(f"{path.stem}/{number:02d}.wav", sound(number))
-
-
-@pytest.fixture(autouse=True)
-def nothing_learnt() -> Iterator[None]:
-    """What this process has learnt of its file systems does not outlive a test."""
-    yield
-    ahead.OPENING.seconds = 0.0
 
 
 @pytest.fixture
@@ -90,20 +83,20 @@ def test_an_archive_that_gives_nothing_is_waited_for_once(
 ) -> None:
     """All its members are rows; members of other archives and files are converted."""
     make(src / name)
-    back, hung, original = threading.Event(), [], os.open
+    hangs, hung, original = Hangs(monkeypatch), [], os.open
     sources = discover(src)
 
     def hang(path: object, *options: Any, **named: Any) -> int:
         if str(path).endswith(name):
             hung.append(1)
-            back.wait(300)
+            hangs.hang()
         return original(path, *options, **named)  # type: ignore[arg-type]
 
     ahead.OPENING.seconds = opening
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", hang)
         rows = convert_shard(sources, src, tmp_path / "x_lms", CONFIG, read_timeout=2)
-        back.set()
+        hangs.wake()
     failed = reasons(rows)
     assert failed == {row["source"]: "read_timeout" for row in rows if row["source"].startswith(name)}
     assert len(failed) == MEMBERS
@@ -125,19 +118,19 @@ def test_many_files_that_give_nothing_do_not_stop_those_behind_them(
     monkeypatch.setattr(ahead, "FILES_AHEAD", 2)
     for name in dead:
         (src / name).write_bytes(sound(0))
-    back, original = threading.Event(), os.open
+    hangs, original = Hangs(monkeypatch), os.open
     sources = discover(src)
 
     def hang(path: object, *options: Any, **named: Any) -> int:
         if str(path).endswith(tuple(dead)):
-            back.wait(300)
+            hangs.hang()
         return original(path, *options, **named)  # type: ignore[arg-type]
 
     ahead.OPENING.seconds = opening
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", hang)
         rows = convert_shard(sources, src, tmp_path / "x_lms", CONFIG, read_timeout=2)
-        back.set()
+        hangs.wake()
     assert reasons(rows) == dict.fromkeys(dead, "read_timeout")
 
 
@@ -236,17 +229,17 @@ def test_an_archive_that_hangs_while_it_is_listed(
     options = ArchiveOptions(index=tmp_path / "indices", read_timeout=8.0)
     if known:
         member_sources(str(src), ["dead.tar"], options, Counter())
-    back, original = threading.Event(), os.open
+    hangs, original = Hangs(monkeypatch), os.open
 
     def hang(path: object, *arguments: Any, **named: Any) -> int:
         if str(path).endswith("dead.tar"):
-            back.wait(300)
+            hangs.hang()
         return original(path, *arguments, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", hang)
         found = member_sources(str(src), ["dead.tar", "alive.tar"], options, Counter())
-        back.set()
+        hangs.wake()
     by_archive = Counter(source.relative.partition("::")[0] for source in found)
     assert by_archive == {"alive.tar": MEMBERS, "dead.tar": MEMBERS if known else 1}
     assert {source.reason for source in found} == ({""} if known else {"", "read_timeout"})

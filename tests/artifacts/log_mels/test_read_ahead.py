@@ -4,7 +4,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,6 @@ from m2dprep.artifacts.reading import open_regular
 from tests.descriptors import open_below
 
 COUNT = 40
-
-
-@pytest.fixture(autouse=True)
-def pace() -> Iterator[None]:
-    """What this process has learnt of its file systems does not outlive a test."""
-    yield
-    read_ahead.READING.seconds = 0.0
 
 
 @pytest.fixture
