@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import shutil
 import sys
@@ -23,8 +24,8 @@ from m2dprep.artifacts.files import write_array, write_json
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
 from tests import warm
 
-# A loaded machine is no failure.
-settings.register_profile("any machine", deadline=None)
+# A loaded machine is no failure, and a run of the tests is like any other. `--hypothesis-seed=N` tries other examples.
+settings.register_profile("any machine", deadline=None, derandomize=True, database=None)
 settings.load_profile("any machine")
 
 MakeData = Callable[..., Path]
@@ -71,16 +72,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[at:at] = group
 
 
-# The averages of how long this process has waited for files, by modules. They decide what is left to threads.
-PACES = {"m2dprep.artifacts.log_mels.read_ahead": ("READING",), "m2dprep.audioprep.ahead": ("OPENING", "WRITING")}
-
-
 def pytest_runtest_setup() -> None:
-    """What this process has learnt of its file systems in one test is unknown in the next."""
-    for module, names in PACES.items():
-        for name in names:
-            if module in sys.modules:
-                getattr(sys.modules[module], name).seconds = 0.0
+    """Every test begins alike, whatever has run before it in this process.
+
+    Random numbers are the same, and what the process has learnt of the pace of disks and servers is unknown again.
+    """
+    random.seed(0)
+    loaded = sys.modules.get
+    if numpy := loaded("numpy"):
+        numpy.random.seed(0)
+    if torch := loaded("torch"):
+        torch.manual_seed(0)
+    if reading := loaded("m2dprep.artifacts.log_mels.read_ahead"):
+        reading.READING.seconds = 0.0
+    if converting := loaded("m2dprep.audioprep.ahead"):
+        converting.OPENING.seconds = converting.WRITING.seconds = 0.0
+    if remote := loaded("m2dprep.audioprep.remote.requests"):
+        remote.PORTIONS.size = remote.FIRST_BYTES
 
 
 @pytest.fixture(scope="session")

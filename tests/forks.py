@@ -6,13 +6,16 @@ that start such processes have this list.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +78,27 @@ def ended(child: ForkServerProcess) -> int | None:
     return child.exitcode
 
 
+def started_since(before: Collection[BaseProcess] = ()) -> list[BaseProcess]:
+    """The processes that multiprocessing has started here and that live, but for those that did ``before``."""
+    return [child for child in multiprocessing.active_children() if child not in before]
+
+
 def environments(processes: int = 2) -> list[dict[str, str]]:
     """What torchrun would tell each of several processes of one run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(_free_port())
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _free_port() -> int:
+    """A port that the system gives to nobody by itself before the first of the processes listens there."""
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 100
+    while True:
+        port = 12000 + 100 * own + secrets.randbelow(100)  # below the range of ports that are given to clients
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_together(function: Callable[..., object], arguments: Sequence[Sequence[Any]], output: Path) -> list[int | None]:

@@ -167,7 +167,7 @@ def test_files_that_were_opened_and_not_needed_are_closed(
 
     with pytest.raises(UserError):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, permit=refuse)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while open_below(src) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert open_below(src) == []
