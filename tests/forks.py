@@ -1,7 +1,8 @@
-"""Processes of tests that may be killed for real: forks of one server, which has imported everything once.
+"""Processes of tests that may be killed for real: forks of one server, which has imported everything.
 
 multiprocessing has one fork server for all of a process, and the last list of what it shall import counts. So all tests
-that start such processes have this list.
+that start such processes have this list. The server itself is a fork of the one of `tests/warm.py`, which has imported
+it once for all processes of a test run.
 """
 
 from __future__ import annotations
@@ -14,31 +15,33 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.warm import MODULES
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "pytest",
-        "hypothesis.strategies",
-        "click.testing",
-        "pandas",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-        "transformers.models.bert.modeling_bert",
-        "m2dprep.captions.embedding.embed",
-        "m2dprep.cli.fine_tune",
-        "m2dprep.cli.main",
-        "m2dprep.training.fine_tuning.run",
-        "m2dprep.training.second_generation.plan",
-        "m2dprep.training.train",
-    ]
-)
+CONTEXT.set_forkserver_preload([*MODULES])
 ROOT = str(Path(__file__).parents[1])
 PATIENCE = 300.0
+
+
+# The path of the warm Python, once a test run has it (`tests/conftest.py`).
+python: list[Callable[[], str]] = []
+
+
+def serve() -> None:
+    """Start the server if it does not run yet."""
+    resource_tracker.ensure_running()  # a light process, which is started by the same executable
+    usual = spawn.get_executable()
+    spawn.set_executable(python[0]())
+    try:
+        forkserver.ensure_running()
+    finally:
+        spawn.set_executable(usual)
 
 
 def start(
@@ -51,6 +54,7 @@ def start(
     child = CONTEXT.Process(target=_call, args=(function, arguments, environment or {}, output))
     sys.path.append(ROOT)  # a new process has this path, and finds what the function's module is called by
     try:
+        serve()
         child.start()
     finally:
         sys.path.pop()

@@ -15,7 +15,7 @@ from m2dprep.training.data_dir import open_training_data
 from m2dprep.training.dataset import TrainOrder
 from m2dprep.training.loader import BATCHES_AHEAD, Batches, Turns, batches_per_worker, fork_server, make_loader
 from m2dprep.training.signals import WATCHED
-from tests.forks import CONTEXT, started_since
+from tests.forks import CONTEXT, serve, started_since
 from tests.tiny import TINY
 
 
@@ -54,6 +54,7 @@ def test_workers_of_a_fork_server_load_the_same(tmp_path: Path, make_data: Calla
     dataset, device = opened.dataset(TINY, TrainConfig()), torch.device("cpu")
     order = TrainOrder(8, 4, 0, total_steps=3)
     here = list(make_loader(dataset, order, 0, device))
+    serve()
     loader = make_loader(dataset, order, 1, device, processes=2)
     assert type(loader.multiprocessing_context).__name__ == "ForkServerContext"
     with Batches(loader) as batches:

@@ -29,7 +29,7 @@ from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfi
 from m2dprep.training.dataset import Batch, BatchKey, TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.train import train
-from tests.forks import CONTEXT, start, started_since
+from tests.forks import CONTEXT, serve, start, started_since
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,8 @@ def test_what_goes_wrong_in_a_loading_process_is_raised_in_a_line(
     # PyTorch looks every five seconds whether a process has died.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     order = TrainOrder(8, 8, 0, total_steps=9)
+    if processes > 1:
+        serve()
     loader = make_loader(Faulty(fault), order, 2, torch.device("cpu"), processes)  # type: ignore[arg-type]
     got, before = 0, started_since()
     with pytest.raises((UserError, OSError), match=message) as raised, Batches(loader) as batches:
