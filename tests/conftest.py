@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +22,10 @@ from m2dprep.artifacts.embeddings.store import index_of
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.files import write_array, write_json
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions, write_file_list
-from tests import warm
+from tests import forks, warm
 
-# A loaded machine is no failure.
-settings.register_profile("any machine", deadline=None)
+# A loaded machine is no failure, and a run of the tests is like any other. `--hypothesis-seed=N` tries other examples.
+settings.register_profile("any machine", deadline=None, derandomize=True, database=None)
 settings.load_profile("any machine")
 
 MakeData = Callable[..., Path]
@@ -70,11 +72,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[at:at] = group
 
 
+def pytest_runtest_setup() -> None:
+    """Every test begins alike, whatever has run before it in this process.
+
+    Random numbers are the same, and what the process has learnt of the pace of disks and servers is unknown again.
+    """
+    random.seed(0)
+    loaded = sys.modules.get
+    if numpy := loaded("numpy"):
+        numpy.random.seed(0)
+    if torch := loaded("torch"):
+        torch.manual_seed(0)
+    if reading := loaded("m2dprep.artifacts.log_mels.read_ahead"):
+        reading.READING.seconds = 0.0
+    if converting := loaded("m2dprep.audioprep.ahead"):
+        converting.OPENING.seconds = converting.WRITING.seconds = 0.0
+    if remote := loaded("m2dprep.audioprep.remote.requests"):
+        remote.PORTIONS.size = remote.FIRST_BYTES
+
+
 @pytest.fixture(scope="session")
-def warm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Python that starts with torch imported (`tests/warm.py`)."""
+def start_warm_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """What starts the server of `warm_python`, once for all processes of a test run."""
     own, one_of_several = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
-    return warm.warm_python(own.parent if one_of_several else own, os.getppid() if one_of_several else os.getpid())
+    shared, run = (own.parent, os.getppid()) if one_of_several else (own, os.getpid())
+    return lambda: warm.warm_python(shared, run)
+
+
+@pytest.fixture(scope="session")
+def warm_python(start_warm_python: Callable[[], str]) -> str:
+    """A Python that starts with torch imported (`tests/warm.py`)."""
+    return start_warm_python()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_forks(start_warm_python: Callable[[], str]) -> None:
+    """What `tests/forks.py` starts, it starts from the warm Python."""
+    forks.python[:] = [start_warm_python]
 
 
 TEXT_MODEL = {"model": "made-up", "weights": "sha256:0", "pooling": "mean", "normalized": False, "prefix": ""}

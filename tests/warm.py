@@ -38,9 +38,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = Path(__file__).with_name("warm_client.py")
 MODULES = (
+    "pytest",
+    "hypothesis.strategies",
+    "click.testing",
+    "pandas",
     "torch._dynamo",
+    "torch.utils.tensorboard",
     "sentence_transformers",
     "transformers.models.bert.modeling_bert",
+    "m2dprep.captions.embedding.embed",
+    "m2dprep.cli.fine_tune",
+    "m2dprep.cli.main",
+    "m2dprep.training.fine_tuning.run",
+    "m2dprep.training.second_generation.plan",
     "m2dprep.training.train",
     "m2dprep.workflows.embed_captions",
     "m2dprep.workflows.melspec.job",

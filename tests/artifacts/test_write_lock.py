@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
+from m2dprep.artifacts import locks
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError
 from m2dprep.artifacts.locks import writing_to
 from m2dprep.artifacts.tables import read_captions
@@ -49,8 +52,13 @@ def test_no_change_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_who_waits_too_long_is_told_what_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_who_waits_too_long_is_told_what_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which more than half a second passes between two looks."""
     path = tmp_path / "c.parquet"
+    clock = SimpleNamespace(monotonic=itertools.count(step=0.6).__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(locks, "time", clock)
     with (
         subprocess.Popen(
             [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -27,6 +27,7 @@ from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, full_float32, load_torchaudio, require_device, require_resampling
 from m2dprep.audioprep.source import Source
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
+from tests.audioprep.hangs import Hangs
 from tests.devices import DEVICES
 
 pytestmark = pytest.mark.slow
@@ -197,11 +198,11 @@ def test_sources_that_hang_are_rows_as_on_the_processor(
     src = tmp_path / "src"
     sources = sounds_and_faults(src)
     expected = convert_shard(sources, src, tmp_path / "lms", CONFIG)
-    original, back = convert_on_device.decode, threading.Event()
+    original, hangs = convert_on_device.decode, Hangs(monkeypatch)
 
     def decode(where: Any, *arguments: Any, **options: Any) -> Any:
         if where.path.name in hanging:
-            back.wait(120)
+            hangs.hang()
         return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert_on_device, "DeviceLogMel", ProcessorsLogMel)
@@ -212,8 +213,7 @@ def test_sources_that_hang_are_rows_as_on_the_processor(
     assert [record["source"] for record in late] == hanging
     assert {record["message"] for record in late} == {"reading it gave nothing for 2 s"}
     assert [one for one in found if one not in late] == [one for one in expected if one["source"] not in hanging]
-    back.set()
-    time.sleep(0.5)
+    hangs.wake_and_wait()
     assert not any((tmp_path / "device_lms" / Path(name).with_suffix(".npy")).exists() for name in hanging)
     again = DeviceConverter(src, CONFIG, device="cuda", threads=threads, read_timeout=2)
     assert again(sources, dst=tmp_path / "device_lms") == expected

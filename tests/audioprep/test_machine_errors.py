@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ import soundfile
 from click.testing import CliRunner
 
 from m2dprep.artifacts.errors import MachineLostError
-from m2dprep.artifacts.reading import progress
-from m2dprep.audioprep import convert, retries, source
+from m2dprep.artifacts.reading import last_progress, progress
+from m2dprep.audioprep import convert, retries, source, time_limit
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.source import Input
 from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
+from tests.audioprep.hangs import Clock, Hangs
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.2)
 CLIPS = 4
@@ -129,39 +129,44 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
     assert (done.exit_code, "the same command goes on" in done.output) == (75, True), "a batch system starts it again"
 
 
-@pytest.mark.slow
 def test_a_slow_read_that_goes_on_is_not_given_up(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = convert.log_mel_of_file
+    """It takes many times the limit, and whether it goes on is looked at each time that half of that has passed."""
+    original, clock, looked = convert.log_mel_of_file, Clock(monkeypatch), threading.Event()
+
+    def look(thread: int | None) -> float:
+        looked.set()
+        return last_progress(thread)
 
     def trickle(where: Input, *arguments: Any, **options: Any) -> Any:
         for _ in range(12 * (where.path.name == "2.flac")):
-            time.sleep(0.25)
+            clock.put_forward(4000)
+            looked.clear()
+            assert looked.wait(120)
             progress()
         return original(where, *arguments, **options)
 
+    monkeypatch.setattr(time_limit, "last_progress", look)
     monkeypatch.setattr(convert, "log_mel_of_file", trickle)
-    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
+    rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=7200)
     assert [row["reason"] for row in rows] == [None] * CLIPS
 
 
-@pytest.mark.slow
 def test_a_read_that_was_given_up_writes_nothing_when_it_wakes(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, back, woken = convert.log_mel_of_file, threading.Event(), threading.Event()
+    original, hangs, woken = convert.log_mel_of_file, Hangs(monkeypatch), threading.Event()
 
     def hang(where: Input, *arguments: Any, **options: Any) -> Any:
         if where.path.name == "2.flac":
-            back.wait(60)
+            hangs.hang()
             woken.set()
         return original(where, *arguments, **options)
 
     monkeypatch.setattr(convert, "log_mel_of_file", hang)
     rows = convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, read_timeout=2)
     assert [row["reason"] for row in rows] == [None, None, "read_timeout", None]
-    back.set()
-    assert woken.wait(60)
-    time.sleep(0.5)
+    hangs.wake_and_wait()
+    assert woken.is_set()
     assert not (tmp_path / "a_lms" / "2.npy").exists()
     monkeypatch.undo()
     convert_shard(discover(src), src, tmp_path / "b_lms", CONFIG)

@@ -57,7 +57,7 @@ def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatc
     import gpu
     from _gpu_parts import Part
 
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
     scripts = {
         "hangs": f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)\n"
         f"json_file.write_text('{{\"first\": 1}}')\n{child}",
@@ -78,7 +78,7 @@ def test_parts_that_hang_or_fail_cost_only_themselves(tmp_path: Path, monkeypatc
     with pytest.raises(SystemExit) as ended:
         gpu.main()
     assert ended.value.code == 1
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 240
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())["parts"]
     assert found["hangs"]["status"] == "ended after 10 s"
     assert found["hangs"]["figures"] == {"first": 1}, "what it knew is kept"

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     from m2dprep.captions.embedding.encoder import TextEncoder
-
-settings.register_profile("captions", deadline=None)  # shared machines are slow at times
-settings.load_profile("captions")
 
 
 @pytest.fixture(scope="session")

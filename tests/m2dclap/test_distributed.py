@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,13 +32,13 @@ from tests.training.two_processes import FUSED, OPTIONS, TRAIN
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+def test_torchrun_on_two_processes(tmp_path: Path, make_data: Callable[..., Path], warm_python: str) -> None:
     data = make_data(tmp_path / "data", clips=15, frames=60)
     for clip, name in enumerate(read_file_list(data / "files_made.csv")):
         values = np.random.default_rng(clip).normal(-9.5, 2.5, (1, 80, (20, 48, 60, 150)[clip % 4]))
         write_array(data / name, values.astype(np.float32), durable=False)
     script = Path(two_processes.__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     finished = subprocess.run(
         [*command, str(data), str(tmp_path / "pair")],
         capture_output=True,

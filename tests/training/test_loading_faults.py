@@ -6,7 +6,6 @@ Runs are forks; their loading processes are forked by themselves.
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import signal
@@ -30,7 +29,7 @@ from m2dprep.training.config import DataChoice, RunOptions, SavePlan, TrainConfi
 from m2dprep.training.dataset import Batch, BatchKey, TrainOrder
 from m2dprep.training.loader import Batches, make_loader
 from m2dprep.training.train import train
-from tests.forks import CONTEXT, start
+from tests.forks import CONTEXT, serve, start, started_since
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
@@ -106,14 +105,16 @@ def test_what_goes_wrong_in_a_loading_process_is_raised_in_a_line(
     # PyTorch looks every five seconds whether a process has died.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     order = TrainOrder(8, 8, 0, total_steps=9)
+    if processes > 1:
+        serve()
     loader = make_loader(Faulty(fault), order, 2, torch.device("cpu"), processes)  # type: ignore[arg-type]
-    got = 0
+    got, before = 0, started_since()
     with pytest.raises((UserError, OSError), match=message) as raised, Batches(loader) as batches:
         for _ in batches:
             got += 1
     assert got == 2 or not isinstance(fault, Exception), "what came before it is not lost"
     assert "\n" not in str(raised.value)
-    assert not multiprocessing.active_children()
+    assert not started_since(before)
 
 
 def test_a_worker_that_hangs_is_gone_at_once(tmp_path: Path) -> None:
@@ -124,9 +125,10 @@ def test_a_worker_that_hangs_is_gone_at_once(tmp_path: Path) -> None:
             return Batch(*(torch.from_file(str(tmp_path / "pipe"), size=1) for _ in range(6)))
 
     loader = make_loader(Hanging(0), TrainOrder(8, 8, 0, total_steps=9), 2, torch.device("cpu"))  # type: ignore[arg-type]
+    before = started_since()
     with Batches(loader):
-        assert len(multiprocessing.active_children()) == 2
-    assert not multiprocessing.active_children()
+        assert len(started_since(before)) == 2
+    assert not started_since(before)
 
 
 def _train(data: Path, out: Path, largest_file: int = -1) -> None:
@@ -152,8 +154,8 @@ def run(tmp_path: Path, data: Path) -> Iterator[tuple[ForkServerProcess, Path]]:
     child = start(_train, data, out, output=tmp_path / "run.err")
     until(lambda: (out / "log.jsonl").exists() and (out / "log.jsonl").read_text() != "")
     yield child, out
-    if child.is_alive():
-        child.kill()
+    child.kill()
+    child.join(PATIENCE)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -108,7 +108,7 @@ def test_the_job_in_the_documents_passes_the_signal_on_and_queues_itself_again(t
     while not (tmp_path / "listening").exists():
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(20) == 75
+    assert job.wait(120) == 75
     assert (tmp_path / "queued").read_text() == "requeue 7\n"
 
 

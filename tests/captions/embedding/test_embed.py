@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from m2dprep.artifacts.embeddings import writer
 from m2dprep.artifacts.embeddings.store import EmbeddingStore
 from m2dprep.artifacts.errors import CheckFailedError, FingerprintConflictError, UserError
+from m2dprep.artifacts.reading import stamp_of
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, read_captions, write_captions
 from m2dprep.captions.embedding.batches import EncodedBlock
 from m2dprep.captions.embedding.embed import embed_captions
@@ -200,10 +201,9 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
 
 
 def wait_for_change(file: Path, run: ForkServerProcess) -> None:
-    """Wait until ``file`` is written anew."""
-    before = file.stat().st_mtime_ns if file.exists() else 0
-    while (file.stat().st_mtime_ns if file.exists() else 0) == before:
-        assert run.is_alive(), "it ended before it was killed"
+    """Wait until ``file`` is written anew, or until there is nothing to wait for any more."""
+    before = stamp_of(file)
+    while stamp_of(file) == before and run.is_alive():
         time.sleep(0.001)
 
 
@@ -219,7 +219,7 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path, where: str) -> None:
     path = captions_in(tmp_path, [*TEXTS, *(f"added {i}" for i in range(80))])
     embed_captions(path, tmp_path / "whole", HashEncoder(), reuse=tmp_path / "old")
     choice: dict[str, Any] = {"overwrite": True} if where == "in place" else {"reuse": tmp_path / "old"}
-    rng, progress = np.random.default_rng(0), tmp_path / "killed" / "progress.json"
+    rng, progress, killed = np.random.default_rng(0), tmp_path / "killed" / "progress.json", 0
     for kill in (True, True, True, True, False):
         run = start(embed_to_be_killed, tmp_path, Slow(), choice)
         if kill:
@@ -227,9 +227,12 @@ def test_kill_minus_nine_at_any_time(tmp_path: Path, where: str) -> None:
                 wait_for_change(progress, run)
             time.sleep(float(rng.uniform(0, 0.02)))
             run.kill()
-        assert ended(run) == (-signal.SIGKILL if kill else 0)
+        code = ended(run)
+        assert code in ((-signal.SIGKILL, 0) if kill else (0,)), "a busy machine may be too late to kill it"
+        killed += code != 0
         if kill and where == "in place":
             EmbeddingStore.open(tmp_path / "killed").require_whole()
+    assert killed
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 

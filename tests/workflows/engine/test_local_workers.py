@@ -206,7 +206,7 @@ def test_nobody_else_can_reach_a_local_run(tmp_path: Path) -> None:
         assert not [found for found in process.net_connections("inet") if found.status == "LISTEN"]
         assert not [found for found in process.net_connections("unix") if found.laddr]
     parts.close()  # type: ignore[attr-defined]
-    wait_until(lambda: not any(worker.is_running() for worker in workers), "the end of the workers", 10)
+    wait_until(lambda: not any(worker.is_running() for worker in workers), "the end of the workers", 120)
 
 
 CLIENT = """
@@ -234,7 +234,7 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path: Path) -> None:
     client.kill()
     client.wait()
     processes = [int(path.name) for path in started.iterdir()]
-    wait_until(lambda: not any(alive(process) for process in processes), "the end of the workers", 20)
+    wait_until(lambda: not any(alive(process) for process in processes), "the end of the workers", 120)
 
 
 HANGS = """

@@ -164,7 +164,7 @@ def test_a_server_that_vanishes_and_comes_back(tmp_path: Path, src: Path, monkey
 
 
 def until(holds: object) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not holds() and time.monotonic() < deadline:  # type: ignore[operator]
         time.sleep(0.005)
 
@@ -203,17 +203,16 @@ def test_the_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch, size: int)
         begun.append(number)
 
     threads = [threading.Thread(target=take, args=(number,), daemon=True) for number in range(8)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.01)
-    time.sleep(0.05)
     fit = {0: 8, 1000: 5, 1 << 20: 1, -1: 8}[size]  # the present one, and those that fit behind it
+    for number, thread in enumerate(threads):
+        thread.start()
+        until(lambda number=number: number in (begun if number < fit else room._waiting))  # type: ignore[misc]
     assert begun == list(range(fit))
     for number in range(1, 8):
         room.reach(number)
         until(lambda number=number: number in begun)  # type: ignore[misc]
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert begun == list(range(8))
 
 
@@ -223,5 +222,5 @@ def test_nobody_waits_for_room_once_it_is_closed(monkeypatch: pytest.MonkeyPatch
     waiting = threading.Thread(target=room.take, args=(3, 100), daemon=True)
     waiting.start()
     room.close()
-    waiting.join(10)
+    waiting.join(120)
     assert not waiting.is_alive()
