@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,15 @@ def fork_stages() -> None:
 
 
 def freeze() -> None:
-    """Let forks share what this process has imported."""
+    """Let forks share what this process has imported, and the model that tells languages apart.
+
+    Torch would take its tables of operators apart in every fork that ends, which takes longer than most commands.
+    """
+    for each in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        if (found := each.peek()) and found[1].__module__ == "torch.library":
+            each.atexit = False
+    if lint := sys.modules.get("m2dprep.captions.lint"):
+        lint._identifier()  # its model takes a second
     gc.collect()
     gc.freeze()
 

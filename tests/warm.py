@@ -32,6 +32,7 @@ import tempfile
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -238,6 +239,9 @@ def main() -> None:
     listening, run, program = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3])
     for name in MODULES:
         importlib.import_module(name)
+    for each in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        if (found := each.peek()) and found[1].__module__ == "torch.library":
+            each.atexit = False  # every fork would take torch's tables apart, longer than most programs run
     gc.collect()
     gc.freeze()
     path = [each for each in sys.path if each != str(ROOT)]

@@ -17,6 +17,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def _of(digests: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, str]:
 def _free_name(layout: LmsLayout, old: str | None) -> str:
     name = f"{EARLIER}-{old or 'unknown'}"
     taken = {path.name for path in layout.melspec.iterdir()}
-    return next(each for each in (name, *(f"{name}-{n}" for n in range(2, 10**6))) if each not in taken)
+    return next(each for each in chain([name], (f"{name}-{n}" for n in count(2))) if each not in taken)
 
 
 def _too_many(layout: LmsLayout, new: LmsLayout, lost: int, inputs: int, limit: FailureLimit) -> str:
