@@ -123,6 +123,11 @@ class Site:
         """The picture of a row. Raises `DecodeError`."""
         return self.media[self.catalogue.place(row)[0]].log_mel(self.catalogue.row(row))
 
+    def changes(self, row: int) -> list[str]:
+        """What of a row is no longer what was embedded. Raises `UserError` if the store has been replaced."""
+        store, own = self.catalogue.place(row)
+        return self.media[store].changes(self.catalogue.row(row), self.shelf.stores[store].stamp(own))
+
     def points(self) -> bytes | None:
         """The map for the page; None if there is none (yet)."""
         made = self.map.map
