@@ -51,10 +51,11 @@ def write_store(
     contents: str = "clap",
     checkpoint: str = "",
     stamps: Mapping[str, str] | None = None,
+    **more: object,
 ) -> Path:
     """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long.
 
-    ``stamps`` are what some sounds were known by, their size and time.
+    ``stamps`` are what some sounds were known by, their size and time; ``more`` are other settings.
     """
     sources = [StoredSource(name, (stamps or {}).get(name, "1")) for name in names]
     settings = {
@@ -64,6 +65,7 @@ def write_store(
         "feature_dim": None,
         "window": window,
         "checkpoint_digest": checkpoint,
+        **more,
     }
     starts = [[0.0]] * len(names) if windows is None else windows
     with AudioStoreWriter(folder, settings, sources) as writer:
