@@ -56,7 +56,12 @@ class Site:
             "rows": len(self.catalogue),
             "stores": [self._store(number) for number in range(len(self.media))],
             "words": {"state": self.words.state, "reason": self.words.reason},
-            "map": {"state": self.map.state, "reason": self.map.reason},
+            "map": {
+                "state": self.map.state,
+                "reason": self.map.reason,
+                "steps": self.map.steps,
+                "most_steps": self.map.most_steps,
+            },
             "labels": [label._asdict() for label in labels[:LABELS_LISTED]],
             "more_labels": max(0, len(labels) - LABELS_LISTED),
         }

@@ -303,7 +303,9 @@ def test_without_a_text_side_everything_else_is_there(shown: Shown) -> None:
 
 
 def test_the_map(client: Client) -> None:
-    assert client.ask("/api/store").said["map"] == {"state": "ready", "reason": ""}
+    assert client.ask("/api/store").said["map"] == {
+        "state": "ready", "reason": "", "steps": 0, "most_steps": 0,
+    }  # fmt: skip
     data = client.ask("/api/map").body
     count, about = np.frombuffer(data, "<u4", 2).tolist()
     start = 8 + about
