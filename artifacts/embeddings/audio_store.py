@@ -168,6 +168,16 @@ class AudioStore:
         """All sounds (`SOURCES_SCHEMA`) in the order of the rows; those that failed have none."""
         return self._table(SOURCES, SOURCES_SCHEMA, "the sounds of a store of audio embeddings")
 
+    def stamp(self, row: int) -> str:
+        """What told whether the sound of a row had changed, when it was embedded; see ``sources``."""
+        return str(self.sources["stamp"][int(np.searchsorted(self._ends, row, side="right"))].as_py())
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """The row after the last one of each sound."""
+        ends: np.ndarray = np.cumsum(self.sources["rows"].to_numpy())
+        return ends
+
     @cached_property
     def failures(self) -> pa.Table:
         """The sounds without rows (`FAILURES_SCHEMA`)."""

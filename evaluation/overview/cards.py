@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.pages.markup import Markup, tag
 from m2dprep.artifacts.pages.sounds import data_uri, player_of
+from m2dprep.artifacts.reading import MISSING
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import named_sources
 from m2dprep.audioprep.logmel import LogMel
+from m2dprep.evaluation.tagging.stamps import how_changed, stamp_of_source
 
 SECONDS = 10.0
 # All sounds of a page together.
@@ -115,6 +118,16 @@ class Sounds:
         waveform, rate = self._waveform(name), self._config.log_mel.sample_rate
         cut = None if waveform is None else waveform[round(start * rate) :][: round(SECONDS * rate)]
         return None if cut is None or not len(cut) else (LogMel(self._config.log_mel)(cut)[0], encoded(cut, rate))
+
+    def change(self, name: str, then: str) -> str:
+        """How a sound differs from what it was when its stamp was ``then``; empty if it does not, or is not found."""
+        for root in self._roots:
+            with suppress(UserError, OSError, ValueError):
+                (source,) = named_sources(root, [name])
+                now = MISSING if source.reason else stamp_of_source(source)[0]
+                if now != MISSING:
+                    return how_changed("The sound", then, now)
+        return ""
 
     def _waveform(self, name: str) -> np.ndarray | None:
         for root in self._roots:

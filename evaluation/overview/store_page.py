@@ -114,7 +114,8 @@ def _neighbours(store: AudioStore, drawing: Drawing, rng: np.random.Generator) -
         own, start = files[row].as_py(), starts[row].as_py()
         others = [f"{cosine:.2f} {files[other].as_py()}" for other, cosine in near]
         log_mel, sound = sounds.with_log_mel(own, start) or (None, None)
-        shown.append(Card(f"{own}, from {start:g} s" if start else own, others, log_mel, sound))
+        changed = [words] if sound is not None and (words := sounds.change(own, store.stamp(row))) else []
+        shown.append(Card(f"{own}, from {start:g} s" if start else own, [*others, *changed], log_mel, sound))
     told = tag("p", "Below each sound the cosines of the nearest sounds.", class_="quiet")
     return section("Some of the sounds", told, cards(shown, front_end))
 

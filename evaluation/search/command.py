@@ -14,7 +14,7 @@ from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.evaluation.described import Described, DescribedRows
-from m2dprep.evaluation.search.shelf import SHORT, require_one_model
+from m2dprep.evaluation.search.shelf import SHORT, Shelf, require_front_end_of
 from m2dprep.evaluation.search.top import Found, top_rows
 from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
@@ -120,16 +120,9 @@ def search(request: SearchRequest) -> SearchResult:
     )
 
 
-def open_stores(folders: Sequence[Path]) -> list[AudioStore]:
-    """The stores, which one model must have made. Raises `UserError` if one has no CLAP embeddings, or another's."""
-    stores = [AudioStore.open(folder).require_clap() for folder in folders]
-    require_one_model(stores)
-    return stores
-
-
-def _length_of(store: AudioStore) -> tuple[str | None, str]:
-    """How sounds longer than the model's input were encoded, and by which positions."""
-    return store.meta.get("length"), store.meta.get("positions") or INTERPOLATED
+def open_stores(folders: Sequence[Path]) -> Sequence[AudioStore]:
+    """The stores, which one model must have made in one way. Raises `UserError` if one has no CLAP embeddings, too."""
+    return [store.require_clap() for store in Shelf.open(folders).stores]
 
 
 def query_of(request: SearchRequest, stores: Sequence[AudioStore]) -> np.ndarray:
@@ -141,27 +134,28 @@ def query_of(request: SearchRequest, stores: Sequence[AudioStore]) -> np.ndarray
     place = model_of(stores[0], request.checkpoint)
     from m2dprep.evaluation.embedding.model import load  # seconds: it brings PyTorch
 
-    made = _length_of(stores[0])
-    if request.by_audio is not None and (other := next((one for one in stores if _length_of(one) != made), None)):
-        raise UserError(
-            f"{other.folder} was made with another --length than {stores[0].folder}: a sound is compared with sounds "
-            "that were encoded as it is. Search them one after another."
-        )
     model = load(
         place,
         device=request.device,
         text_model=request.text_model,
         trust_remote_code=request.trust_remote_code,
-        length=made[0],
-        positions=made[1],
+        length=_said(stores, "length"),
+        positions=_said(stores, "positions") or INTERPOLATED,
     )
     found: np.ndarray
     if request.text is not None:
         found = model.encode_text([request.text])[0]
     else:
         assert request.by_audio is not None
+        for store in stores:
+            require_front_end_of(store, model.checkpoint.front_end, place)
         found = model.encode_audio([request.by_audio])[0]
     return found
+
+
+def _said(stores: Sequence[AudioStore], key: str) -> str | None:
+    """A setting that all stores share which say it."""
+    return next((str(value) for store in stores if (value := store.meta.get(key)) is not None), None)
 
 
 def model_of(store: AudioStore, given: Path | None = None) -> Path:

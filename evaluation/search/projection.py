@@ -8,8 +8,11 @@ in the first of them, as ``map_of_several.npz``.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +34,10 @@ COMPONENTS = 50
 PERPLEXITY = 30.0
 # Fewer points than these have no neighbourhoods to keep; they are laid out by their principal components.
 FEWEST = 6
+# How scikit-learn says that a step is done, and its default of how many there are at most.
+STEP, MOST_STEPS = re.compile(r"Iteration (\d+):"), 1000
+# Is told the number of steps that are done, and how many there are at most.
+Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,11 @@ def map_from_bytes(data: bytes, shelf: Shelf, settings: MapSettings) -> Map | No
     return Map(rows, points) if ascending and (not len(rows) or 0 <= rows[0] <= rows[-1] < len(shelf)) else None
 
 
-def make_map(shelf: Shelf, settings: MapSettings) -> Made:
-    """Make the map of the stores, and keep it if their folder can be written to."""
+def make_map(shelf: Shelf, settings: MapSettings, tell: Tell | None = None) -> Made:
+    """Make the map of the stores, and keep it if their folder can be written to. ``tell`` is that of `project`."""
     rows = rows_of_map(len(shelf), settings)
     file = io.BytesIO()
-    points = project(shelf.take(rows), settings)
+    points = project(shelf.take(rows), settings, tell)
     np.savez_compressed(file, fingerprint=map_fingerprint(shelf, settings), rows=rows, points=points)
     try:
         write_bytes(map_file(shelf), file.getvalue())
@@ -114,9 +121,10 @@ def rows_of_map(count: int, settings: MapSettings) -> np.ndarray:
     return found
 
 
-def project(embeddings: np.ndarray, settings: MapSettings) -> np.ndarray:
+def project(embeddings: np.ndarray, settings: MapSettings, tell: Tell | None = None) -> np.ndarray:
     """Embeddings (n, D) → places float32 (n, 2) within -1 to 1. Lengths do not matter, as in a search.
 
+    ``tell`` is called now and then with the number of steps that t-SNE has done, and how many those are at most.
     Raises `UserError` if they are not finite.
     """
     values = np.asarray(embeddings, np.float32)
@@ -132,10 +140,23 @@ def project(embeddings: np.ndarray, settings: MapSettings) -> np.ndarray:
     from sklearn.manifold import TSNE  # a second to import
 
     perplexity = min(settings.perplexity, (len(values) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=settings.seed)
-    with without_waiting(len(values)):
+    # It tells how far it is in no other way than by printing it.
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=settings.seed, verbose=2)
+    with without_waiting(len(values)), redirect_stdout(_Printed(tell)):
         places = tsne.fit_transform(_with_two(start))
     return _scaled(places)
+
+
+class _Printed(io.TextIOBase):
+    """Takes what t-SNE prints, and tells the steps that it names."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        if self._tell is not None and (step := STEP.search(text)):
+            self._tell(int(step[1]), MOST_STEPS)
+        return len(text)
 
 
 def _principal(values: np.ndarray, components: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import numpy as np
 
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
+from m2dprep.audioprep.config import LogMelConfig
 
 SHORT = 12
 ROWS_AT_ONCE = 4096
+# Settings that change the rows of one checkpoint so that they cannot be compared.
+WAYS = {"features": "kind of features", "length": "--length", "positions": "--positions", "front_end": "front end"}
 
 
 class Shelf:
@@ -63,11 +67,11 @@ class Shelf:
 
 
 def require_one_model(stores: Sequence[AudioStore]) -> None:
-    """Raise `UserError` unless one checkpoint made all stores, and their embeddings are of one kind."""
+    """Raise `UserError` unless one checkpoint made all stores in one way, and their embeddings are of one kind."""
     if not stores:
         raise UserError("no store is given.")
     first, *others = stores
-    for store in others:
+    for number, store in enumerate(others):
         if store.has_clap != first.has_clap:
             without, has = (first, store) if store.has_clap else (store, first)
             raise UserError(
@@ -84,6 +88,47 @@ def require_one_model(stores: Sequence[AudioStore]) -> None:
                 f"{store.folder} was made by another checkpoint ({_made_by(store)}) than {first.folder} "
                 f"({_made_by(first)}); stores that are searched together are of one model."
             )
+        for earlier in (first, *others[:number]):
+            if unlike := _unlike(earlier, store):
+                raise UserError(
+                    f"{store.folder} was made with another {unlike} than {earlier.folder}: their rows cannot be "
+                    "compared. Search or serve each of them alone, or make one of them again as the other was made."
+                )
+
+
+def _unlike(one: AudioStore, other: AudioStore) -> str:
+    """What the rows of two stores of one checkpoint differ in, if it makes them incomparable, with both values.
+
+    A store that says nothing of a setting is taken to have the other's.
+    """
+    for key, name in WAYS.items():
+        if key == "features" and one.has_clap:  # these lie beside what is compared
+            continue
+        has, had = other.meta.get(key), one.meta.get(key)
+        if None in (has, had) or has == had:
+            continue
+        if isinstance(has, dict) and isinstance(had, dict):
+            parts = sorted(part for part in {*has, *had} if has.get(part) != had.get(part))
+            told = "; ".join(f"{part} {has.get(part)}, not {had.get(part)}" for part in parts)
+        else:
+            told = f"{has}, not {had}"
+        return f"{name} ({told})"
+    return ""
+
+
+def require_front_end_of(store: AudioStore, front_end: LogMelConfig, checkpoint: Path) -> None:
+    """Raise `UserError` if a model that sounds are to be encoded with hears another log-mel than a store was made of.
+
+    The weights of a released checkpoint do not say which that is: its folder's name does.
+    """
+    made_with = store.meta.get("front_end")
+    if isinstance(made_with, dict) and made_with != asdict(front_end):
+        parts = [part for part, value in asdict(front_end).items() if made_with.get(part) != value]
+        told = "; ".join(f"{part} {made_with.get(part)}, here {getattr(front_end, part)}" for part in parts)
+        raise UserError(
+            f"{store.folder} was made with another front end than {checkpoint} has here ({told}): a sound is compared "
+            "with sounds that were encoded as it is. A released checkpoint belongs in a folder of its own name."
+        )
 
 
 def _made_by(store: AudioStore) -> str:

@@ -220,6 +220,16 @@ class Clip(Handler):
     head = get
 
 
+class Changes(Handler):
+    """Looks at files, and may list an archive first: what is known of the clip does not wait for that."""
+
+    async def get(self, row: str, **_: str) -> None:
+        number = self.row(row)
+        self.send_json({"row": number, "changes": await self.work("make", lambda: self.site.changes(number))})
+
+    head = get
+
+
 class Points(Handler):
     async def get(self, **_: str) -> None:
         points = await self.work("list", self.site.points)
@@ -310,6 +320,7 @@ def application(site: Site, guard: Guard, work: Work) -> Application:
         "/api/store": State,
         "/api/clips": Clips,
         f"/api/clips/{row}": Clip,
+        f"/api/clips/{row}/changes": Changes,
         "/api/map": Points,
         f"/clips/{row}/sound": Sound,
         f"/clips/{row}/log-mel.png": Picture,

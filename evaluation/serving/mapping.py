@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,8 +24,8 @@ from m2dprep.evaluation.search.projection import Map, MapSettings, make_map, map
 from m2dprep.evaluation.search.shelf import Shelf
 from m2dprep.evaluation.serving.catalogue import Colouring
 
-# People look at the page while the map is made.
-NICENESS = 10
+# People look at the page while the map is made: it gives way, but on a machine that is busy it still gets its share.
+NICENESS = 2
 FAILED, CHANGED = "The map could not be made", "the store has been made anew since the page was started"
 
 
@@ -36,6 +37,8 @@ class MapInTheMaking:
         self._shelf, self._settings, self._note = shelf, settings, note
         self.map = read_map(shelf, settings)
         self.reason = ""
+        # Of t-SNE: how many are done, and how many there are at most. It may need fewer.
+        self.steps = self.most_steps = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._ended = self.map is not None
@@ -59,29 +62,53 @@ class MapInTheMaking:
         folders = [str(store.folder.absolute()) for store in self._shelf.stores]
         request = json.dumps({"stores": folders, "settings": asdict(self._settings)})
         try:
-            with self._lock:
-                if self._ended:
-                    return
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait leave the processor to others
-                )
-            made, said = self._process.communicate(request.encode())
-            last = next(iter(said.decode("utf-8", "replace").strip().splitlines()[-1:]), "")
-            self.map = map_from_bytes(made, self._shelf, self._settings) if self._process.returncode == 0 else None
-            if self.map is None and not self._process.returncode:
-                self.reason = f"{FAILED}: {CHANGED}."
-            elif self.map is None:
-                self.reason = f"{FAILED}: {last or f'its process ended with {self._process.returncode}'}"
-            elif last:
-                self._note(f"The map is not kept, and will be made anew the next time: {last}.")
-        except OSError as error:
+            with tempfile.TemporaryFile() as errors:
+                with self._lock:
+                    if self._ended:
+                        return
+                    self._process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        env={
+                            "OMP_WAIT_POLICY": "passive",
+                            **os.environ,
+                        },  # waiting threads leave the processor to others
+                    )
+                with self._process as process:
+                    made, trouble = self._followed(process, request.encode())
+                errors.seek(0)
+                last = next(iter(errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]), "")
+            self._take(made, trouble, process.returncode, last)
+        except (OSError, ValueError) as error:
             self.reason = f"{FAILED}: {error}"
         finally:
             self._ended = True
+
+    def _followed(self, process: subprocess.Popen[bytes], request: bytes) -> tuple[bytes, str]:
+        """The file that the process makes, and why it could not be kept; meanwhile, its steps are noted."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError), process.stdin:  # of one that has ended, which says why
+            process.stdin.write(request)
+        for line in process.stdout:
+            told = json.loads(line)
+            if "trouble" in told:
+                return process.stdout.read(), str(told["trouble"])
+            self.steps, self.most_steps = told["steps"], told["most_steps"]
+        return b"", ""
+
+    def _take(self, made: bytes, trouble: str, code: int, last: str) -> None:
+        """What has come of it; ``last`` is the last line that the process said of errors."""
+        if code:
+            self.reason = f"{FAILED}: {last or f'its process ended with {code}'}"
+            return
+        self.map = map_from_bytes(made, self._shelf, self._settings)
+        if self.map is None:
+            self.reason = f"{FAILED}: {CHANGED}."
+        elif trouble:
+            self._note(f"The map is not kept, and will be made anew the next time: {trouble}.")
 
 
 def points_as_bytes(made: Map, colouring: Colouring) -> bytes:
@@ -99,18 +126,27 @@ def points_as_bytes(made: Map, colouring: Colouring) -> bytes:
 
 
 def main() -> None:
-    """The process that makes a map: a request as JSON on stdin, the file on stdout, what is wrong on stderr."""
+    """The process that makes a map: a request as JSON on stdin, and what is wrong on stderr.
+
+    On stdout are lines of JSON with its steps, one with the ``trouble`` of keeping the file, and then the file.
+    """
     die_with_parent(int(sys.argv[1]))
     os.nice(NICENESS)
-    request = json.load(sys.stdin)
+    request, out = json.load(sys.stdin), sys.stdout.buffer
+
+    def tell(**told: int | str) -> None:
+        out.write(f"{json.dumps(told)}\n".encode())
+        out.flush()
+
     try:
         shelf = Shelf.open([Path(folder) for folder in request["stores"]])
-        made = make_map(shelf, MapSettings(**request["settings"]))
+        steps = lambda done, most: tell(steps=done, most_steps=most)  # noqa: E731
+        made = make_map(shelf, MapSettings(**request["settings"]), steps)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    print(made.trouble, file=sys.stderr)
-    sys.stdout.buffer.write(made.data)
+    tell(trouble=made.trouble)
+    out.write(made.data)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from m2dprep.artifacts.digests import texts_digest
+from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.audioprep.convert import front_end
 from m2dprep.audioprep.decoding.content import Content
@@ -22,6 +24,7 @@ from m2dprep.evaluation.serving.pictures import picture
 from m2dprep.evaluation.serving.ranges import Version
 from m2dprep.evaluation.serving.sources import Sources
 from m2dprep.evaluation.serving.stored import StoredLogMels
+from m2dprep.evaluation.tagging.stamps import how_changed, stamp_of_source
 
 # What was transcoded last, and drawn last, is kept up to so many bytes.
 SOUND_BYTES, PICTURE_BYTES = 128 << 20, 32 << 20
@@ -195,6 +198,23 @@ class Media:
 
         tagged = Version(version.tag[:-1] + f'-p{FORM}"', version.seconds)
         return MadeBytes(self._caches.pictures.get((self._of, row, tagged.tag), draw), PNG, tagged)
+
+    def changes(self, row: Row, then: str) -> list[str]:
+        """What a row plays or shows that is no longer what was embedded, a sentence each. ``then`` is what the sound of
+        the row was known by (its log-mel, if the store was made from log-mels)."""
+        from_log_mel, sound, log_mel, of_log_mel = row.name.endswith(LMS_FILE_SUFFIX), "", "", ""
+        if self._sources is not None:
+            with suppress(DecodeError):  # which whoever wants to hear it is told
+                sound, _ = stamp_of_source(self._sources.find(row.name))
+        if self._log_mels is not None:
+            with suppress(DecodeError):
+                log_mel, of_log_mel = self._log_mels.stamp(row.name), self._log_mels.stamp_of_sound(row.name)
+        told = [how_changed("The sound", of_log_mel if from_log_mel else then, sound)]
+        if from_log_mel:
+            told.append(how_changed("The log-mel", then, log_mel))
+        elif how_changed("The sound", then, of_log_mel):
+            told.append("The log-mel that is shown was made from another version of the sound than was embedded.")
+        return [words for words in told if words]
 
     def _input(self, name: str) -> Input:
         if self._sources is None:

@@ -56,7 +56,12 @@ class Site:
             "rows": len(self.catalogue),
             "stores": [self._store(number) for number in range(len(self.media))],
             "words": {"state": self.words.state, "reason": self.words.reason},
-            "map": {"state": self.map.state, "reason": self.map.reason},
+            "map": {
+                "state": self.map.state,
+                "reason": self.map.reason,
+                "steps": self.map.steps,
+                "most_steps": self.map.most_steps,
+            },
             "labels": [label._asdict() for label in labels[:LABELS_LISTED]],
             "more_labels": max(0, len(labels) - LABELS_LISTED),
         }
@@ -122,6 +127,11 @@ class Site:
     def log_mel(self, row: int) -> Served:
         """The picture of a row. Raises `DecodeError`."""
         return self.media[self.catalogue.place(row)[0]].log_mel(self.catalogue.row(row))
+
+    def changes(self, row: int) -> list[str]:
+        """What of a row is no longer what was embedded. Raises `UserError` if the store has been replaced."""
+        store, own = self.catalogue.place(row)
+        return self.media[store].changes(self.catalogue.row(row), self.shelf.stores[store].stamp(own))
 
     def points(self) -> bytes | None:
         """The map for the page; None if there is none (yet)."""

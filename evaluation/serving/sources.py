@@ -14,6 +14,7 @@ from pathlib import Path
 from m2dprep.artifacts.clips.archive_names import without_ending
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX, leads_out
+from m2dprep.artifacts.reading import stamp_of
 from m2dprep.audioprep.archives.place import split_name
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import discover
@@ -25,14 +26,15 @@ LONGEST_NAME = 4096
 
 
 class Sources:
-    """Finds the sounds of rows below ``root``. Members of archives are listed when the first of them is asked for."""
+    """Finds the sounds of rows below ``root``. Members of archives are listed when the first of them is asked for, and
+    again if the archive has changed."""
 
     def __init__(self, root: Path, id_column: str | None = None) -> None:
         """``root`` may be an archive or another file: then the names are those in its folder."""
         self.root = root.parent if root.is_file() else root
         self._options = ArchiveOptions(id_column=id_column)
         self._lock = threading.Lock()
-        self._archives: OrderedDict[str, dict[str, Source]] = OrderedDict()
+        self._archives: OrderedDict[str, tuple[str, dict[str, Source]]] = OrderedDict()
         self._by_array: dict[str, Source] | None = None
 
     def find(self, name: str) -> Source:
@@ -61,13 +63,14 @@ class Sources:
 
     def _member(self, name: str, archive: str) -> Source:
         with self._lock:
-            members = self._archives.get(archive)
-            if members is None:
+            stamp = stamp_of(self.root / archive)
+            listed, members = self._archives.get(archive, ("", {}))
+            if listed != stamp:  # the first time, or another archive by now
                 found = member_sources(str(self.root), [archive], self._options, Counter())
                 members = {source.relative: source for source in found}
                 if (fault := members.get(archive)) is not None and len(members) == 1:
                     raise DecodeError(fault.reason, fault.message)  # not kept: it may be there next time
-                self._archives[archive] = members
+                self._archives[archive] = stamp, members
                 while len(self._archives) > ARCHIVES_KEPT:
                     self._archives.popitem(last=False)
             self._archives.move_to_end(archive)

@@ -35,6 +35,7 @@ from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
+from m2dprep.evaluation.tagging.stamps import stamp_of_source
 from m2dprep.evaluation.tagging.stored import OpenStored, state_of
 
 LIST_SUFFIX = ".csv"
@@ -175,15 +176,9 @@ def _sounds(sources: Sequence[Source], reading: Reading, as_given: str = "") -> 
 
 
 def _sound(source: Source, reading: Reading, name: str) -> Item:
-    stamp, size = "", None
-    if not source.reason:
-        try:
-            size, time_ns = source.size_and_time()
-            stamp = f"{size} {time_ns}"
-        except OSError:
-            stamp = "missing"
+    stamp, size = (source.reason, None) if source.reason else stamp_of_source(source)
     opened = partial(_open_source, source, reading)
-    return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened, source.input().give_up)
+    return Item(name, stamp, GUESSED_BYTES if size is None else size, opened, source.input().give_up)
 
 
 def _open_source(source: Source, reading: Reading) -> Sound:

@@ -160,6 +160,7 @@ def test_the_page_of_a_store_shows_neighbours_and_failures(world: Path, pages: P
     assert "by folder" in words
     assert "not_audio" in words
     assert text.count("<audio") == 4
+    assert "since it was embedded" not in words
 
 
 @pytest.mark.parametrize(

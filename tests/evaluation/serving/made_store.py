@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,14 @@ def write_store(
     window: float | None = None,
     contents: str = "clap",
     checkpoint: str = "",
+    stamps: Mapping[str, str] | None = None,
+    **more: object,
 ) -> Path:
-    """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long."""
+    """A finished store: a row per name, or per start of a name in ``windows``, each ``seconds`` long.
+
+    ``stamps`` are what some sounds were known by, their size and time; ``more`` are other settings.
+    """
+    sources = [StoredSource(name, (stamps or {}).get(name, "1")) for name in names]
     settings = {
         "contents": contents,
         "dtype": "float32",
@@ -59,9 +65,10 @@ def write_store(
         "feature_dim": None,
         "window": window,
         "checkpoint_digest": checkpoint,
+        **more,
     }
     starts = [[0.0]] * len(names) if windows is None else windows
-    with AudioStoreWriter(folder, settings, [StoredSource(name, "1") for name in names]) as writer:
+    with AudioStoreWriter(folder, settings, sources) as writer:
         first, rows = 0, []
         for number, own in enumerate(starts):
             part = embeddings[first : first + len(own)]

@@ -29,10 +29,11 @@ def ended(making: MapInTheMaking) -> MapInTheMaking:
 
 
 def test_it_is_made_and_kept(tmp_path: Path) -> None:
-    making = ended(made(tmp_path / "store", embeddings_of([0, 1, 2, 3])))
+    making = ended(made(tmp_path / "store", embeddings_of([0, 1, 2, 3] * 3)))
     assert (making.state, making.reason) == ("ready", "")
     assert making.map is not None
-    assert making.map.rows.tolist() == [0, 1, 2, 3]
+    assert making.map.rows.tolist() == list(range(12))
+    assert 50 <= making.steps <= making.most_steps == 1000, "as far as it came"
     assert (tmp_path / "store" / FILE).exists()
 
 
@@ -41,6 +42,7 @@ def test_why_there_is_none_is_said(tmp_path: Path) -> None:
     embeddings[2, 5] = np.inf
     making = ended(made(tmp_path / "store", embeddings))
     assert making.state == "none"
+    assert making.steps == 0
     assert making.reason.startswith("The map could not be made: the embeddings have values that are not finite")
 
 

@@ -24,7 +24,7 @@ ENTER, ESCAPE, DOWN, UP, RIGHT, LEFT = "\ue007", "\ue00c", "\ue015", "\ue013", "
 COUNT = 80
 MARKUP = "<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
 # Rows of odd kinds.
-XSS, GONE, AIFF, OGG, MEMBER, WIDE = 4, 8, 12, 16, 20, 24
+XSS, GONE, AIFF, OGG, MEMBER, WIDE, CHANGED = 4, 8, 12, 16, 20, 24, 28
 MISSING = f"/clips/{GONE}/log-mel.png"
 NAMES = {
     XSS: f"dog/{MARKUP.replace('/', '')}.wav",
@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         member = tarfile.TarInfo("dog/20.wav")
         member.size = len(data)
         archive.addfile(member, io.BytesIO(data))
-    write_map(write_store(folder / "store", names, embeddings_of(kinds), seconds=3.0), kinds)
+    stamps = {names[CHANGED]: "1000 1"}
+    write_map(write_store(folder / "store", names, embeddings_of(kinds), seconds=3.0, stamps=stamps), kinds)
     clips = [
         (name.split("::")[-1].rsplit(".", 1)[0], [f"a {KINDS[kind]}, number {number}", MARKUP], [KINDS[kind]])
         for number, (name, kind) in enumerate(zip(names, kinds, strict=True))
@@ -120,6 +121,16 @@ def test_a_click_plays_whatever_the_format(page: Page, row: int) -> None:
     plays(page, row)
     page.keys(" ")
     page.until("audio.paused && $('play').getAttribute('aria-label') === 'Play'")
+
+
+def test_a_sound_that_is_not_what_was_embedded_is_played_with_a_word_about_it(page: Page) -> None:
+    page.click(f"#clip-{CHANGED}")
+    page.until("!$('changed').hidden")
+    assert page.text("changed").startswith("The sound has changed since it was embedded: it had 1,000 bytes, and now")
+    plays(page, CHANGED)
+    page.click("#clip-0")
+    plays(page, 0)
+    page.until("$('changed').hidden && S.chosen.captions.length > 1")
 
 
 def test_a_codec_that_the_browser_lacks_is_asked_for_as_wav(page: Page) -> None:

@@ -153,6 +153,11 @@ def test_names_and_captions_are_data(client: Client) -> None:
     assert answer.said["captions"] == ["<script>alert(9)</script>"]
 
 
+def test_what_has_changed_since_it_was_embedded(client: Client) -> None:
+    assert client.ask("/api/clips/0/changes").said == {"row": 0, "changes": []}
+    assert client.ask("/api/clips/99999/changes").status == 404
+
+
 def test_a_sound_whole_in_part_and_not_again(client: Client, shown: Shown) -> None:
     data = (shown.audio[0] / "dog/0.wav").read_bytes()
     whole = client.ask("/clips/0/sound")
@@ -298,7 +303,9 @@ def test_without_a_text_side_everything_else_is_there(shown: Shown) -> None:
 
 
 def test_the_map(client: Client) -> None:
-    assert client.ask("/api/store").said["map"] == {"state": "ready", "reason": ""}
+    assert client.ask("/api/store").said["map"] == {
+        "state": "ready", "reason": "", "steps": 0, "most_steps": 0,
+    }  # fmt: skip
     data = client.ask("/api/map").body
     count, about = np.frombuffer(data, "<u4", 2).tolist()
     start = 8 + about
