@@ -136,22 +136,29 @@ def rename_all(moves: Iterable[tuple[Path, Path]]) -> None:
 EXCHANGE = ".m2dprep-exchange-"
 
 
-def replace_together(folder: Path, names: Sequence[str], write: Callable[[Path], object]) -> None:
+def replace_together(
+    folder: Path, names: Sequence[str], write: Callable[[Path], object], *, folders: Sequence[str] = ()
+) -> None:
     """Replace files of ``folder`` by those that ``write`` puts into a folder that it is given: all, or none.
 
     ``names`` are the names of all of them; those that are not written now are removed. The last one is the marker: it
-    loses its place first and gets it last, so that the files belong together wherever it is. What a killed process has
-    left is removed once the new files have their places.
+    loses its place first and gets it last, so that the files belong together wherever it is. ``folders`` are replaced
+    with them, whole. What a killed process has left is removed once the new files have their places.
     """
     for name in names:
         if (folder / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder, and would be replaced by a file", str(folder / name))
+    for name in folders:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder would be", str(folder / name))
+    names = (*folders, *names)
     exchange = Path(tempfile.mkdtemp(prefix=EXCHANGE, dir=folder))
     new, earlier = exchange / "new", exchange / "earlier"
     try:
         new.mkdir()
         earlier.mkdir()
-        write(new)
+        with _named_by_place(new, folder):
+            write(new)
         there = [name for name in reversed(names) if (folder / name).exists()]
         written = [name for name in names if (new / name).exists()]
         moves = [(folder / name, earlier / name) for name in there] + [(new / name, folder / name) for name in written]
@@ -163,6 +170,19 @@ def replace_together(folder: Path, names: Sequence[str], write: Callable[[Path],
     sync_folder(folder)
     for left in folder.glob(f"{EXCHANGE}*"):
         shutil.rmtree(left)
+
+
+@contextmanager
+def _named_by_place(new: Path, folder: Path) -> Iterator[None]:
+    """Let a system error name the place of a file in ``folder``, not that in ``new``, which nobody has chosen."""
+    try:
+        yield
+    except OSError as error:
+        for name in ("filename", "filename2"):
+            place = getattr(error, name)
+            if isinstance(place, str) and Path(place).is_relative_to(new):
+                setattr(error, name, str(folder / Path(place).relative_to(new)))
+        raise
 
 
 def undo_replacement(folder: Path, names: Sequence[str]) -> None:

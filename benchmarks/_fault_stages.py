@@ -33,12 +33,17 @@ FINE_TUNE = "fine-tune run labels.csv data --output tuned --recipe small --batch
 FINE_TUNE += " --save-steps 2 --device cpu --loader-workers 0"
 TAG = f"tag tuned {LMS} --window 0.25 --device cpu -o tags.jsonl"
 JUDGE_TAGS = f"evaluate tagging tuned judged_tagging.csv --root {LMS} --device cpu -o judged_tags.json"
+LISTEN = "--window 0.2 --hop 0.1 --device cpu --text-model encoder"
+EVENTS = f"events tuned judged.tsv -o found --development known.tsv --clap run --clap-text-model encoder {LISTEN}"
+EVENTS += " --pictures 1"
+SCENES = f"scenes tuned places.csv -o placed {LISTEN}"
 EMBED_AUDIO = "embed-audio run wavs sounds_emb --device cpu --workers 0"
 SEARCH = "search sounds_emb rain --device cpu --json"
 SHARDS = "export webdataset wavs shards"
 # Times, places and processes may differ; everything else must be the same.
 TEXT_IMPORTS = ("torch", "sentence_transformers", "m2dprep.workflows.embed_captions")
 TAG_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.tagging.evaluate", "m2dprep.evaluation.tagging.command")
+LISTEN_IMPORTS = (*TEXT_IMPORTS, "m2dprep.cli.evaluation.events", "m2dprep.cli.evaluation.scenes", "matplotlib.figure")
 EMBED_AUDIO_IMPORTS = (*TEXT_IMPORTS, "m2dprep.evaluation.embedding.command")
 EXPORTS = ("torch", "m2dprep.evaluation.exporting", "m2dprep.evaluation.sharing.hub_folder")
 FINE_TUNE_IMPORTS = ("torch._dynamo", "m2dprep.training.fine_tuning.run")
@@ -164,6 +169,16 @@ def _clips_to_tag(folder: Path) -> None:
     (folder / "judged_tagging.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
 
 
+def _events_and_places(folder: Path) -> None:
+    """Lists of events of the recordings, those to judge and others, and where each was made."""
+    sounds = sorted(path.relative_to(folder).as_posix() for path in (folder / "wavs").rglob("*.wav"))
+    for name, own in (("judged.tsv", sounds[:6]), ("known.tsv", sounds[6:])):
+        lines = [f"{sound}\t0.1\t0.2\t{'bark' if row % 2 else 'horn'}" for row, sound in enumerate(own)]
+        (folder / name).write_text("\n".join([*lines, ""]))
+    rows = [f"{sound},{'street' if row % 2 else 'park'}" for row, sound in enumerate(sounds)]
+    (folder / "places.csv").write_text("\n".join(["file_name,label", *rows, ""]))
+
+
 def _run_in_data(folder: Path) -> None:
     (folder / "run").rename(folder / "data/run")
 
@@ -172,6 +187,10 @@ ARRAYS, PACKED = f"{LMS}/*.npy", f"{LMS}/_packed/*"
 REFUSED = (("open", errno.EACCES), ("stat", errno.EACCES))
 # A recipe's state and logs.
 TIMED = ("data/_recipe/**",)
+# What was heard lies in files of those sounds that were heard together.
+HEARD = ("found/heard/**", "placed/heard/**", "*/lock", "found/heard/*/lock", "placed/heard/*/lock")
+FOUND = ("found/*.tsv", "found/*.csv", "found/pictures/*", "found/report.html", "found/result.json")
+PLACED = ("placed/*.csv", "placed/report.html", "placed/result.json")
 OVER = " --overwrite"
 
 STAGES = (
@@ -379,6 +398,26 @@ STAGES = (
         setup=(JUDGE_TAGS,),
         imports=TAG_IMPORTS,
         replaces=("judged_tags.json",),
+    ),
+    Stage("tag", TAG, after="fine-tune", imports=TAG_IMPORTS),
+    *(
+        Stage(
+            name,
+            command + more,
+            after="fine-tune",
+            edit=_events_and_places,
+            setup=(command,) if more else (),
+            ignored=HEARD,
+            imports=LISTEN_IMPORTS,
+            replaces=replaces if more else (),
+            moves=True,
+            weight=2,
+        )
+        for command, replaces, renamed in ((EVENTS, FOUND, "bark=dog"), (SCENES, PLACED, "park=wood"))
+        for name, more in (
+            (command.split()[0], ""),
+            (f"{command.split()[0]}, another name", f" --name {renamed}"),
+        )
     ),
     Stage("embed-audio", EMBED_AUDIO, after="train", imports=EMBED_AUDIO_IMPORTS),
     Stage("embed-audio, new sounds", EMBED_AUDIO, after="embed-audio", edit=_new_sounds, imports=EMBED_AUDIO_IMPORTS),

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.settings import OneOf, typed
 from m2dprep.m2dclap.audio_model import AudioModel
-from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of
-from m2dprep.m2dclap.fusion.kinds import CHUNKS, FUSED, INTERPOLATED, LENGTHS, NONE, PAD, POSITIONS, WHOLE
+from m2dprep.m2dclap.fusion.channels import ChannelRule, channels_of, filled_up
+from m2dprep.m2dclap.fusion.kinds import CHUNKS, FUSED, INTERPOLATED, LENGTHS, NONE, POSITIONS, WHOLE
 from m2dprep.m2dclap.inputs import Normalization, pad_frames
 from m2dprep.m2dclap.model import M2DCLAP
 from m2dprep.m2dclap.whole import encode_whole, length_batches
@@ -210,12 +210,10 @@ class AudioEncoder:
         """The normalised channels of a log-mel; of one that is not longer than the model's width, a chunk like any."""
         config = self._model.config
         width, patch = config.input_size[1], config.patch_size[1]
-        if log_mel.shape[-1] <= width and config.fusion_fill == PAD:
-            return self._chunks(clip, log_mel)
-        channels, filled = channels_of(log_mel[0], ChannelRule(width, config.fusion_fill, config.antialias))
-        if not filled.longer:
-            return self._chunks(clip, channels[:1, :, : filled.frames])
-        return [_Piece(clip, 0, self._stats.normalise(channels), width // patch, longer=True)]
+        rule = ChannelRule(width, config.fusion_fill, config.antialias)
+        if log_mel.shape[-1] <= width:
+            return self._chunks(clip, filled_up(log_mel, rule))
+        return [_Piece(clip, 0, self._stats.normalise(channels_of(log_mel[0], rule)[0]), width // patch, longer=True)]
 
     def _stacked(self, batch: Sequence[_Piece]) -> torch.Tensor:
         return torch.from_numpy(np.stack([piece.values for piece in batch])).to(self._device)

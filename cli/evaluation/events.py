@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,10 @@ def events(
         hearing=HearSettings(window, hop, placing, ffmpeg=DECODERS[decoder], read_timeout=read_timeout),
         events=EventSettings(join, shortest, most, exclusive),
         rule=EventRule(collar, offset),
+        say=partial(click.echo, err=True),
         **options,
     )
     result = run_events(request)
-    for line in result.details["heard"]:
-        click.echo(line, err=True)
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else event_lines(result, output))
     say_first_in(output / "result.json", len(result.failures))
     limit.require(len(result.failures), result.n["recordings"] + len(result.failures), f"failures in {output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,10 @@ def scenes(
         models,
         settings=SceneSettings(top, (merge_from, 1.0), groups, similarity),
         hearing=HearSettings(window, hop, ffmpeg=DECODERS[decoder], read_timeout=read_timeout),
+        say=partial(click.echo, err=True),
         **options,
     )
     result = run_scenes(request)
-    for line in result.details["heard"]:
-        click.echo(line, err=True)
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else scene_lines(result, output))
     say_first_in(output / "result.json", len(result.failures))
     limit.require(len(result.failures), result.n["recordings"] + len(result.failures), f"failures in {output}")

@@ -13,7 +13,7 @@ DIR/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from m2dprep.evaluation.clip_set import read_classes
 from m2dprep.evaluation.events.detect import EventPlan, Found, HearSettings, detect, parts_of, routes_of
 from m2dprep.evaluation.events.judgement import Rules
 from m2dprep.evaluation.events.models import Models, listeners
-from m2dprep.evaluation.events.pictures import draw_recordings
+from m2dprep.evaluation.events.pictures import DRAWN, Pictures, draw_recordings
 from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_WINDOW
 from m2dprep.evaluation.events.routes import BACKGROUND, ROUTES
 from m2dprep.evaluation.events.scoring.event_based import EventRule
@@ -67,6 +67,8 @@ class EventRequest:
     pictures: int = 6
     seed: int = 0
     quiet: bool = False
+    say: Callable[[str], object] = bool
+    """Is told, in a line, what became of the recordings of every part."""
 
 
 def run_events(request: EventRequest) -> Result:
@@ -75,6 +77,7 @@ def run_events(request: EventRequest) -> Result:
     plan = plan_of(request)
     parts_of(plan)  # what cannot be done is said before a model is loaded
     given_thresholds(plan.thresholds, plan.table.classes)
+    require_own_pictures(request.output / PICTURES)
     names = names_of(plan.table.classes, plan.table.names, request.names)
     heard_by = listeners(request.models, request.routes)
     routes = routes_of(
@@ -83,17 +86,16 @@ def run_events(request: EventRequest) -> Result:
         preset=request.preset,
     )  # fmt: skip
     make_folder(request.output)
-    result, found = detect(plan, heard_by.ears, routes, request.output / HEARD, quiet=request.quiet)
-    about = {"names": {label: list(own) for label, own in names.items()}}
+    result, found = detect(plan, heard_by.ears, routes, request.output / HEARD, say=request.say, quiet=request.quiet)
+    result = result.about(
+        details={"names": {label: list(own) for label, own in names.items()}}, settings={"seed": request.seed}
+    )
+
+    def draw(place: Path) -> Pictures:
+        return draw_recordings(found[0], plan.table, heard_by.ears[0].front_end, place, request.pictures, plan.rules)
+
     with exclusive(request.output):
-        pictures = draw_recordings(
-            found[0], plan.table, heard_by.ears[0].front_end, request.output / PICTURES, request.pictures, plan.rules
-        )
-        result = result.about(details={**about, "pictures": pictures.files}, settings={"seed": request.seed})
-        if pictures.note:
-            result = result.about(details={"notes": [*result.details["notes"], pictures.note]})
-        write_folder(request.output, result, found, plan.table)
-    return result
+        return write_folder(request.output, result, found, plan.table, draw)
 
 
 def with_preset(request: EventRequest) -> EventRequest:
@@ -121,16 +123,33 @@ def plan_of(request: EventRequest) -> EventPlan:
     )  # fmt: skip
 
 
-def write_folder(folder: Path, result: Result, found: Sequence[Found], table: EventTable) -> None:
-    """Replace the lists, the page and the result, all together."""
+def write_folder(
+    folder: Path, result: Result, found: Sequence[Found], table: EventTable, draw: Callable[[Path], Pictures]
+) -> Result:
+    """Replace the pictures, the lists, the page and the result, all together. Returns the result with its pictures.
+
+    ``draw`` draws into a folder that it is given.
+    """
     lists = [name for route in ROUTES for name in (f"events_{route}.tsv", f"scores_{route}.csv")]
 
     def write(place: Path) -> None:
+        nonlocal result
+        pictures = draw(place / PICTURES)
+        notes = [*result.details["notes"], *([pictures.note] if pictures.note else [])]
+        result = result.about(details={"pictures": pictures.files, "notes": notes})
         for one in found:
             write_event_list(place / f"events_{one.route}.tsv", one.events)
             rows = [[own.recording.file, *(f"{value:.6g}" for value in own.highest.tolist())] for own in one.judged]
             write_csv(place / f"scores_{one.route}.csv", ["file", *table.classes], rows)
-        write_text(place / REPORT, page(Reported(result, path=folder / RESULT)))
+        write_text(place / REPORT, page(Reported(result, path=place / RESULT)))
         result.write(place / RESULT)
 
-    replace_together(folder, (*lists, REPORT, RESULT), write)
+    replace_together(folder, (*lists, REPORT, RESULT), write, folders=(PICTURES,))
+    return result
+
+
+def require_own_pictures(folder: Path) -> None:
+    """Raise `UserError` if the folder of pictures, which is replaced, holds what was not drawn by an earlier run."""
+    others = sorted(path.name for path in folder.glob("*") if not DRAWN.fullmatch(path.name))
+    if others:
+        raise UserError(f"{folder} would be replaced, and holds {others[0]}, which is none of ours; choose another -o.")

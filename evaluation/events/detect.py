@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,20 @@ def parts_of(plan: EventPlan) -> Parts:
 
 
 def hear_all(
-    ears: Sequence[Ear], recordings: Sequence[Recording], root: Path, settings: HearSettings, folder: Path, quiet: bool
+    ears: Sequence[Ear],
+    recordings: Sequence[Recording],
+    root: Path,
+    settings: HearSettings,
+    folder: Path,
+    say: Callable[[str], object],
+    quiet: bool,
 ) -> list[Hearing]:
     """What each model hears in the recordings. Raises `UserError` if none of them exists."""
     found, names = [], [one.file for one in recordings]
     for ear in ears:
         reading = Reading(ear.front_end, settings.max_seconds, settings.ffmpeg, settings.read_timeout)
         found.append(hear(ear, names, root, settings.windows, reading, folder, quiet=quiet))
+        say(found[-1].summary())
     return found
 
 
@@ -219,7 +226,13 @@ def find(
 
 
 def detect(
-    plan: EventPlan, ears: Sequence[Ear], routes: Mapping[str, Route], folder: Path, *, quiet: bool = False
+    plan: EventPlan,
+    ears: Sequence[Ear],
+    routes: Mapping[str, Route],
+    folder: Path,
+    *,
+    say: Callable[[str], object] = bool,
+    quiet: bool = False,
 ) -> tuple[Result, list[Found]]:
     """The result, whose score is that of the first route, and what each route found.
 
@@ -227,20 +240,22 @@ def detect(
     """
     parts = parts_of(plan)
     development: Lines | None = None
-    told = []
+    counts = {}
     notes = notes_of(routes, plan)
     is_open = len(given_thresholds(plan.thresholds, plan.table.classes)) < len(plan.table.classes)
     if parts.development and is_open and plan.preset is None:
-        heard = hear_all(ears, parts.development, parts.root, plan.hearing, folder, quiet)
-        told += [f"development: {one.summary()}" for one in heard]
+        heard = hear_all(
+            ears, parts.development, parts.root, plan.hearing, folder, lambda line: say(f"development: {line}"), quiet
+        )
+        counts["development"] = [one.counts() for one in heard]
         if lost := failures_of(heard):
             notes.append(
                 f"{len(lost):,} development recordings could not be heard ({lost[0].file_name}: {lost[0].message}, "
                 "first)"
             )
         development = timelines(heard, parts.development, routes, plan.hearing)
-    hearings = hear_all(ears, parts.judged, plan.table.root, plan.hearing, folder, quiet)
-    told += [one.summary() for one in hearings]
+    hearings = hear_all(ears, parts.judged, plan.table.root, plan.hearing, folder, say, quiet)
+    counts["judged"] = [one.counts() for one in hearings]
     lines = timelines(hearings, parts.judged, routes, plan.hearing)
     failures = failures_of(hearings)
     if not lines.recordings:
@@ -254,7 +269,7 @@ def detect(
         notes += said
     places = [one.file for one in parts.judged]
     found = [find(plan, parts, name, lines, development, places) for name in routes]
-    return _result(plan, parts, ears, routes, found, failures, told, notes), found
+    return _result(plan, parts, ears, routes, found, failures, counts, notes), found
 
 
 def without_judged(development: Lines, judged: Lines, parts: Parts) -> tuple[Lines, list[str]]:
@@ -294,7 +309,7 @@ def _result(
     routes: Mapping[str, Route],
     found: Sequence[Found],
     failures: Sequence[Failure],
-    told: Sequence[str],
+    counts: Mapping[str, Any],
     notes: Sequence[str],
 ) -> Result:
     best, classes = found[0], plan.table.classes
@@ -332,7 +347,7 @@ def _result(
             },
             "how": {name: route.describe() for name, route in routes.items()},
             "baselines": baselines(best.judged, classes, plan.rules, plan.seed),
-            "heard": list(told),
+            "heard": dict(counts),
             "notes": list(notes),
         },
         failures=tuple(one._asdict() for one in failures),

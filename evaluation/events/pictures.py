@@ -12,7 +12,7 @@ import numpy as np
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import atomic_file
-from m2dprep.artifacts.folders import make_folder, remove_folder
+from m2dprep.artifacts.folders import make_folder
 from m2dprep.audioprep.config import LogMelConfig
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.evaluation.events.detect import DAY, Found
@@ -24,6 +24,8 @@ from m2dprep.evaluation.events.timeline import Timeline
 from m2dprep.evaluation.tagging.inputs import Reading, named_items
 from m2dprep.evaluation.tagging.picture import overview
 
+# How pictures are called: a number, and the name of the recording with plain characters alone.
+UNUSUAL, DRAWN = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"\d{2,}-[A-Za-z0-9._-]+\.png")
 KINDS = ("found", "missed", "false alarm")
 # On the dark colours of a log-mel.
 REFERENCE, FOUND = "#a6ff4d", "#40e0ff"
@@ -42,7 +44,8 @@ class Pictures:
 def draw_recordings(
     found: Found, table: EventTable, front_end: LogMelConfig, folder: Path, most: int, rules: Rules
 ) -> Pictures:
-    """Draw up to ``most`` recordings into ``folder``: some whose events were found, some missed, some false alarms."""
+    """Draw up to ``most`` recordings into ``folder``, a new one: some whose events were found, some missed, and some
+    with false alarms."""
     if not most:
         return Pictures()
     try:
@@ -53,8 +56,6 @@ def draw_recordings(
     chosen = choose(found.judged, table.classes, most, rules)
     names = [found.judged[number].recording.file for number, _ in chosen]
     items = {one.name: one for one in named_items(names, table.root, Reading(front_end, DAY))}
-    if folder.exists():
-        remove_folder(folder)
     make_folder(folder)
     drawn = Pictures()
     limits = found.thresholds.array(table.classes)
@@ -64,7 +65,7 @@ def draw_recordings(
             sound = items[one.recording.file].open()
         except (DecodeError, UserError):  # it was heard from what an earlier run kept
             continue
-        path = folder / f"{place:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', one.recording.file)[-80:]}.png"
+        path = folder / f"{place:02d}-{UNUSUAL.sub('_', one.recording.file)[-80:]}.png"
         try:
             _draw(path, one, overview(sound), found.lines[number], limits, table.classes)
         finally:

@@ -12,7 +12,7 @@ DIR/
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,8 @@ class SceneRequest:
     preset: str | None = None
     seed: int = 0
     quiet: bool = False
+    say: Callable[[str], object] = bool
+    """Is told, in a line, what became of the recordings."""
 
 
 def run_scenes(request: SceneRequest) -> Result:
@@ -83,7 +85,9 @@ def run_scenes(request: SceneRequest) -> Result:
     ranker = ranker_of(heard_by, names, settings, request.template)
     make_folder(request.output)
     recordings = [Recording(name) for name in labels]
-    hearings = hear_all(heard_by.ears, recordings, clips.root, hearing, request.output / HEARD, request.quiet)
+    hearings = hear_all(
+        heard_by.ears, recordings, clips.root, hearing, request.output / HEARD, request.say, request.quiet
+    )
     scores: list[SceneScores] = []
     coming = heard_by_all(hearings)
     while part := list(islice(coming, AT_ONCE)):
@@ -102,7 +106,7 @@ def run_scenes(request: SceneRequest) -> Result:
         model={key: value for ear in heard_by.ears for key, value in ear.encoder.describe().items()},
         settings={"window": hearing.window, "hop": hearing.hop, "preset": request.preset, "seed": request.seed},
         details={"names": {label: list(own) for label, own in names.items()},
-                 "heard": [one.summary() for one in hearings]},
+                 "heard": {"judged": [one.counts() for one in hearings]}},
     )  # fmt: skip
     with exclusive(request.output):
         _write(request.output, result, chosen, scores, labels, clips.classes)
@@ -254,7 +258,7 @@ def _write(
     def write(place: Path) -> None:
         for way in ways:
             write_csv(place / file_of(way), ["file", "scene", *(f"best{n}" for n in range(1, TOP + 1))], rows(way))
-        write_text(place / REPORT, page(Reported(result, path=folder / RESULT)))
+        write_text(place / REPORT, page(Reported(result, path=place / RESULT)))
         result.write(place / RESULT)
 
     replace_together(folder, (*map(file_of, WAYS), REPORT, RESULT), write)

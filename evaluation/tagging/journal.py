@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,16 @@ def finished(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> d
         )
     if lines := differing_keys(known["settings"], dict(settings)):
         raise FingerprintConflictError(f"{output} was made with other settings: {'; '.join(_told(lines))}.")
+    if begun is None:
+        _remove_remains(partial_of(output))
     return known
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what `finish` has left of a journal because it was killed; nothing that another run is writing."""
+    if folder.is_dir():
+        with suppress(UserError), exclusive(folder):
+            remove_folder(folder)
 
 
 def _told(lines: Sequence[str]) -> list[str]:
@@ -119,4 +128,5 @@ def begun(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Iter
 def finish(output: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Vouch for the output, and remove the journal."""
     write_object(sidecar_of(output), {"settings": dict(settings), **about, "output_digest": plain_digest(output)})
+    (partial_of(output) / RUN).unlink()  # from now on, what is left of the journal is nothing to go on with
     remove_folder(partial_of(output))

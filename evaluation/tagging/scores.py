@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from m2dprep.evaluation.tagging.sounds import Segment
-from m2dprep.m2dclap.fusion.channels import Gathered
+from m2dprep.m2dclap.fusion.channels import Gathered, filled_up
 from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames
 
 Activation = Literal["sigmoid", "softmax", "logits", "cosine"]
@@ -64,7 +64,9 @@ class Batcher:
 
     def add(self, scored: Scored, piece: np.ndarray) -> list[Scored]:
         """Add a piece of a segment; returns the segments that are complete with it."""
-        if self._rule is not None and scored.frames > self._width:
+        if self._rule is not None and scored.frames <= self._width:
+            piece = filled_up(piece, self._rule)  # the one piece that there is
+        elif self._rule is not None:
             if scored.gathered is None:
                 scored.gathered = Gathered(piece.shape[1], scored.frames, self._rule)
             scored.gathered.add(piece[0])
@@ -89,7 +91,8 @@ class Batcher:
             scored.columns += len(columns)
             scored.pieces_left -= 1
             if scored.keep_columns:
-                scored.parts.append(self.classifier.logits(columns))
+                own_places = len(self.column_frames(scored.frames))  # copies that fill up a short clip have none
+                scored.parts.append(self.classifier.logits(columns[:own_places]))
         complete = list(self._complete(waiting))
         if complete:
             for one, logits in zip(complete, self.classifier.logits(self._features(complete)), strict=True):

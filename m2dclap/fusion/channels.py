@@ -93,12 +93,21 @@ def channels_of(
     return out, make_channels(log_mel, rule, out, shares)
 
 
-def _fill(log_mel: np.ndarray, rule: ChannelRule, out: np.ndarray) -> int:
+def filled_up(log_mel: np.ndarray, rule: ChannelRule) -> np.ndarray:
+    """What a model that fuses hears of a log-mel (…, F, T) that is not longer than the width: with its copies, up to
+    (…, F, width). "Nothing" is not among it, and a longer log-mel is as it was."""
     frames = log_mel.shape[-1]
     copies = {PAD: 1, REPEAT: -(-rule.width // frames)}.get(rule.fill, rule.width // frames)
-    filled = min(copies * frames, rule.width)
-    out[:, :filled] = np.tile(log_mel, copies)[:, :filled] if copies > 1 else log_mel
-    out[:, filled:] = 0
+    if copies <= 1:
+        return log_mel
+    repeated: np.ndarray = np.tile(log_mel, copies)[..., : rule.width]
+    return repeated
+
+
+def _fill(log_mel: np.ndarray, rule: ChannelRule, out: np.ndarray) -> int:
+    found = filled_up(log_mel, rule)
+    filled = found.shape[-1]
+    out[:, :filled], out[:, filled:] = found, 0
     return filled
 
 

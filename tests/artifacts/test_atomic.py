@@ -243,3 +243,29 @@ def test_a_folder_of_that_name_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         replace_together(tmp_path, NAMES, lambda folder: put(folder, table="new", done="new"))
     assert held(tmp_path) == {"table.csv/mine": "mine"}
+
+
+def test_a_folder_is_replaced_with_its_files(tmp_path: Path) -> None:
+    """Whole, and removed where nothing is written for it; where the disk is full, all earlier ones stay."""
+
+    def write(folder: Path) -> None:
+        (folder / "pictures").mkdir()
+        (folder / "pictures" / "new.png").write_text("new")
+        put(folder, done="new")
+
+    put(tmp_path, done="old")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "old.png").write_text("old")
+
+    def full(folder: Path) -> None:
+        write(folder)
+        raise OSError(28, "No space left on device", str(folder / "pictures" / "new.png"))
+
+    with pytest.raises(OSError, match="No space") as caught:
+        replace_together(tmp_path, NAMES, full, folders=("pictures",))
+    assert caught.value.filename == str(tmp_path / "pictures" / "new.png"), "as the user knows it"
+    assert held(tmp_path) == {"pictures/old.png": "old", "done.json": "old"}
+    replace_together(tmp_path, NAMES, write, folders=("pictures",))
+    assert held(tmp_path) == {"pictures/new.png": "new", "done.json": "new"}
+    replace_together(tmp_path, NAMES, lambda folder: put(folder, done="newer"), folders=("pictures",))
+    assert held(tmp_path) == {"done.json": "newer"}

@@ -64,6 +64,10 @@ class Hearing:
         """All recordings that could be heard, in order."""
         return (self.kept.read(item) for item in self.items if self.kept.failure(item) is None)
 
+    def counts(self) -> dict[str, int]:
+        """What does not depend on how often the run was stopped."""
+        return {"recordings": self.inputs, "failed": len(self.failures)}
+
     def summary(self) -> str:
         return (
             f"{self.inputs:,} recordings = {self.done:,} heard + {self.skipped:,} heard before + "

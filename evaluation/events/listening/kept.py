@@ -24,6 +24,7 @@ import numpy as np
 from m2dprep.artifacts.digests import texts_digest
 from m2dprep.artifacts.errors import Failure, UserError
 from m2dprep.artifacts.files import write_bytes
+from m2dprep.artifacts.reading import named
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.evaluation.tagging.inputs import Item
 
@@ -150,7 +151,7 @@ def _arrays(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, BadZipFile) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise named(error, path) from error
         raise UserError(f"{path} is damaged; remove it, and the same command hears its sounds again.") from error
 
 

@@ -4,8 +4,11 @@ tags, and by captions, that they have learned elsewhere, all by the commands tha
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from click.testing import Result
 
 from m2dprep.evaluation.events import models
+from m2dprep.evaluation.events.command import HEARD
 from m2dprep.evaluation.events.scoring.event_based import event_counts
 from m2dprep.evaluation.events.scoring.lists import read_event_list
 from m2dprep.evaluation.events.sets.table import read_event_table
@@ -197,6 +201,66 @@ def test_what_was_lost_is_heard_again_and_gives_the_same_bytes(
     damaged = run(*again)
     assert damaged.exit_code == 2
     assert f"{lost.name} is damaged" in damaged.output
+
+
+def full_from(call: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Every sync of a file from this one on fails, as on a full disk; returns the list of those that there were."""
+    calls: list[int] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            calls.append(descriptor)
+            if len(calls) >= call:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    patch.setattr(os, "fsync", fsync)
+    return calls
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a command leaves for its user."""
+    files = [one for one in folder.rglob("*") if one.is_file() and one.name != "lock" and HEARD not in one.parts]
+    return {one.relative_to(folder).as_posix(): one.read_bytes() for one in files}
+
+
+@pytest.mark.parametrize("command", ["events", "scenes"])
+def test_a_full_disk_is_told_and_leaves_the_earlier_files(
+    place: Path, made: Made, found: tuple[Path, Result], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it hears, and at the first, some and the last of its files; the next run gives what an undisturbed one
+    does."""
+    out, whole = (beside(found, f"{command}-{name}") for name in ("full", "whole"))
+    table = place / f"tut-{'rare' if command == 'events' else 'scenes'}-2017"
+    head = ("--head-classes", made.tags, "--window", 1, *MODEL)
+    kept = ("--hop", 0.5, "--route", "tags", "--pictures", 1) if command == "events" else ("--hop", 2)
+    name = ("--name", "gunshot=bang") if command == "events" else ("--name", "bus=coach")
+
+    def command_in(folder: Path, *more: object) -> tuple[object, ...]:
+        return (command, made.tagged, table, "-o", folder, *head, *kept, *more)
+
+    done(*command_in(out))
+    earlier = contents(out)
+    with monkeypatch.context() as patch:
+        calls = full_from(1 << 30, patch)
+        shutil.rmtree(whole / HEARD)
+        done(*command_in(whole, *name))
+    new = contents(whole)
+    assert len(calls) > 4
+    for call in sorted({1, 2, len(calls) - 3, len(calls) - 1, len(calls)}):
+        shutil.rmtree(out / HEARD)
+        with monkeypatch.context() as patch:
+            full_from(call, patch)
+            failed = run(*command_in(out, *name))
+        assert failed.exit_code == 2, f"call {call}: {failed.output}"
+        (line,) = (one for one in failed.stderr.splitlines() if "No space left on device" in one)
+        assert str(out) in line, line
+        assert ".m2dprep-" not in line, "the file has the name that the user knows"
+        assert contents(out) == earlier, f"call {call}"
+        assert not list(out.rglob(".m2dprep-*"))
+    done(*command_in(out, *name))
+    assert contents(out) == new
 
 
 def test_of_a_set_that_has_changed_only_what_is_new_is_heard(place: Path, made: Made) -> None:

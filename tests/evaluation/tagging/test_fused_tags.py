@@ -15,15 +15,16 @@ from m2dprep.evaluation.tagging.scores import Batcher, Scored
 from m2dprep.evaluation.tagging.sounds import Segment
 from m2dprep.m2dclap.checkpoint import Checkpoint
 from m2dprep.m2dclap.encode import AudioEncoder
+from m2dprep.m2dclap.fusion.channels import ChannelRule, filled_up
 from m2dprep.m2dclap.heads import ClassifierHead
 from m2dprep.m2dclap.model import M2DCLAP
-from m2dprep.m2dclap.reuse.classifier import Classifier, load_head
+from m2dprep.m2dclap.reuse.classifier import Classifier, column_frames, load_head
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-FRAMES = (20, 48, 49, 130, 300, 1000)
+FRAMES = (5, 20, 48, 49, 130, 300, 1000)
 
 
 def a_checkpoint(stacked: bool, **changes: Any) -> Checkpoint:
@@ -56,7 +57,15 @@ def scored(checkpoint: Checkpoint, *, columns: bool, batch_size: int) -> list[Sc
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("changes", [{"fusion": "aff"}, {"fusion": "daf", "antialias": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fusion": "aff"},
+        {"fusion": "daf", "antialias": True},
+        {"fusion": "daf", "fusion_fill": "repeat"},
+        {"fusion": "aff", "fusion_fill": "repeatpad"},
+    ],
+)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_scores_are_those_of_fused_clips(
     changes: dict[str, Any], stacked: bool, batch_size: int, monkeypatch: pytest.MonkeyPatch
@@ -70,10 +79,11 @@ def test_scores_are_those_of_fused_clips(
         found = scored(checkpoint, columns=columns, batch_size=batch_size)
         logits = torch.from_numpy(np.stack([one.logits for one in found]))
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
-    chunks = AudioEncoder(checkpoint.load_audio_model(CPU), checkpoint.norm_stats, length="chunks").latents(
-        [log_mel(frames) for frames in FRAMES]
-    )
+    rule = ChannelRule(checkpoint.config.input_size[1], checkpoint.config.fusion_fill)
+    heard = [log_mel(frames) if frames > rule.width else filled_up(log_mel(frames), rule) for frames in FRAMES]
+    chunks = AudioEncoder(checkpoint.load_audio_model(CPU), checkpoint.norm_stats, length="chunks").latents(heard)
     for one, own in zip(found, chunks, strict=True):
+        own = own[:, : len(column_frames(one.frames, rule.width, checkpoint.config.patch_size[1]))]  # no copies
         features = own.transpose(0, 1).flatten(1) if stacked else own.mean(dim=0)
         by_column = torch.from_numpy(one.column_logits)
         torch.testing.assert_close(by_column, load_head(checkpoint, CPU)(features), atol=2e-4, rtol=1e-4)

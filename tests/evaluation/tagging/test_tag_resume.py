@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from m2dprep.artifacts.locks import exclusive
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.cli.main import m2dprep
-from m2dprep.evaluation.tagging import job, opening
+from m2dprep.evaluation.tagging import job, journal, opening
 from m2dprep.evaluation.tagging.journal import Journal, partial_of, sidecar_of
 from tests.evaluation.tagging.made_classifiers import write_class_list, write_classifier, write_sound
 
@@ -105,6 +106,22 @@ def test_stopped_between_the_output_and_its_notes(
         assert not sidecar_of(output).exists()
     assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 0
     assert output.read_bytes() == expected.read_bytes()
+
+
+def test_killed_while_it_tidies_up(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is whole; the same command removes what is left of the journal, and nothing that is not left over."""
+    output = tmp_path / "tags.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "remove_folder", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 130
+    written = output.read_bytes()
+    assert list(partial_of(output).glob("0*.jsonl"))
+    with exclusive(partial_of(output)):
+        assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 0
+        assert partial_of(output).exists(), "another run may be writing there"
+    assert CliRunner().invoke(m2dprep, command(place, output)).exit_code == 0
+    assert not partial_of(output).exists()
+    assert output.read_bytes() == written
 
 
 def test_killed_for_real(
