@@ -106,7 +106,7 @@ def check(
     from m2dprep.artifacts.errors import CheckFailedError
     from m2dprep.workflows.check.job import accept_lists, run_checks
     from m2dprep.workflows.check.leaks import check_leaks
-    from m2dprep.workflows.check.result import summary
+    from m2dprep.workflows.check.result import problems_in_words, summary
     from m2dprep.workflows.check.sounds import check_sounds, is_sound_store
 
     if (trained or leaks_csv) and not leaks:
@@ -120,7 +120,7 @@ def check(
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:
-        raise CheckFailedError(f"{data}: {count:,} problems.")
+        raise CheckFailedError(f"{data}: {problems_in_words(count)}.")
 
 
 @click.command(cls=M2dprepCommand)

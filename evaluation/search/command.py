@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.text_files import require_text
 from m2dprep.evaluation.described import Described, DescribedRows
-from m2dprep.evaluation.search.shelf import SHORT, require_one_model
+from m2dprep.evaluation.search.shelf import SHORT, require_different, require_one_model
 from m2dprep.evaluation.search.top import Found, top_rows
 from m2dprep.m2dclap.fusion.kinds import INTERPOLATED
 
@@ -67,7 +68,7 @@ class Hit:
         where = f"{self.store}: {self.file}" if named else self.file
         said = "; ".join([*self.captions[:1], *([", ".join(self.labels)] if self.labels else [])])
         place = f"{self.start:.2f}–{self.start + self.seconds:.2f} s"
-        return f"{self.rank:>3}  {self.score:+.3f}  {where}  {place}" + (f"  {said}" if said else "")
+        return one_line(f"{self.rank:>3}  {self.score:+.3f}  {where}  {place}" + (f"  {said}" if said else ""))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,11 @@ def search(request: SearchRequest) -> SearchResult:
 
 
 def open_stores(folders: Sequence[Path]) -> list[AudioStore]:
-    """The stores, which one model must have made. Raises `UserError` if one has no CLAP embeddings, or another's."""
+    """The stores, which one model must have made.
+
+    Raises `UserError` if one has no CLAP embeddings, or another's, or is given twice.
+    """
+    require_different(folders)
     stores = [AudioStore.open(folder).require_clap() for folder in folders]
     require_one_model(stores)
     return stores
