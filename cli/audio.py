@@ -231,7 +231,10 @@ def melspec(
 @titled(
     OUTPUT,
     output_option(
-        default=None, show_default="norm_stats.json beside LMS", help="Write the statistics to this JSON file."
+        text=True,
+        default=None,
+        show_default="norm_stats.json beside LMS",
+        help="Write the statistics to this JSON file.",
     ),
     json_option,
 )

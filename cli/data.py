@@ -17,6 +17,7 @@ from m2dprep.cli.options import (
     OUTPUT_PATH,
     PATH,
     PLACE,
+    TEXT_OUTPUT,
     M2dprepCommand,
     TableCommand,
     json_option,
@@ -72,7 +73,7 @@ def _proofs_of_run(run: Path, quick: bool) -> Iterator[tuple[Path, Callable[[], 
         help="Know the clips of a set in DATA by its metadata, where their names alone do not tell. May be repeated.",
     ),
     click.option(
-        "--leaks-csv", type=OUTPUT_PATH, default=None, help="Write a row for every clip found to this CSV file."
+        "--leaks-csv", type=TEXT_OUTPUT, default=None, help="Write a row for every clip found to this CSV file."
     ),
 )
 @pool_options

@@ -54,7 +54,7 @@ from m2dprep.cli.options import (
 @titled(LOCATION, device_option)
 @titled(
     OUTPUT,
-    output_option(default=Path("report.html"), help="Write the page to this file."),
+    output_option(text=True, default=Path("report.html"), help="Write the page to this file."),
     json_option,
 )
 @click.pass_context
