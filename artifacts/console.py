@@ -91,6 +91,11 @@ def printable(text: str) -> str:
     return CONTROLS.sub(_escaped, text)
 
 
+def one_line(text: str) -> str:
+    """``text``, such as a name in a list, with line feeds, tabs and all that is not printable escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.errors import UserError
 
 # Errors that may pass: too many open files, no memory, a disk, a server or a network that does not answer.
@@ -255,10 +256,6 @@ def say_reads(slow: Sequence[SlowRead]) -> None:
 
 def reads_in_words(slow: Sequence[SlowRead]) -> str:
     """``a.wav (for 60 s), b.wav (for 31 s) and 4 more``, without control characters."""
-    shown = ", ".join(f"{_printable(what)} (for {seconds:.0f} s)" for what, seconds in slow[:NAMES_SHOWN])
+    shown = ", ".join(f"{one_line(what)} (for {seconds:.0f} s)" for what, seconds in slow[:NAMES_SHOWN])
     more = len(slow) - NAMES_SHOWN
     return shown + (f" and {more:,} more" if more > 0 else "")
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -28,6 +28,8 @@ ROWS_PER_BATCH = 16384
 MAX_NAMED = 20
 # Standard deviations divide by n, as normalisation needs them.
 DDOF = 0
+# Above this share of padding among all frames, a note says so: ESC-50's clips of 5 s are at 0.18, clips of 1 s at 0.84.
+MUCH_PADDING = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,47 @@ def norm_stats(lms: Path, *, recompute: bool = False, files: Path | None = None)
     if moments is None:
         raise _nothing(layout, counted.excluded)
     return _summary(layout, moments, counted.files, "records", counted.excluded, files)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How many of ``sounds`` were shorter than ``min_seconds``, and the share of all frames that their padding is."""
+
+    sounds: int
+    padded: int
+    min_seconds: float
+    share: float
+
+    def note(self) -> str | None:
+        """A sentence if most of what was converted is padding, else None."""
+        if self.share <= MUCH_PADDING:
+            return None
+        return (
+            f"{self.padded:,} of {self.sounds:,} sounds are shorter than {self.min_seconds:g} s (--min-seconds of "
+            f"melspec) and were padded with zeros: {self.share:.0%} of all frames are silence, which the statistics "
+            "count and crops fall into. For short sounds, convert anew with a lower --min-seconds, and train on a "
+            "shorter --input-size."
+        )
+
+
+def padding_of(lms: Path, *, files: Path | None = None) -> Padding | None:
+    """The padding of the arrays that `norm_stats` counts; None if no records tell."""
+    layout = LmsLayout(lms)
+    config = read_config(layout)
+    if config is None or not record_parts(layout) or "min_seconds" not in config["config"]:
+        return None
+    counted = _Counted(None if files is None else _listed(layout, files))
+    least = float(config["config"]["min_seconds"])
+    sounds, padded, heard, filled = 0, 0, 0.0, 0.0
+    for records in iter_records(layout, ["file_name", "status", "padded", "seconds"]):
+        good = records.filter(pc.equal(records["status"], OK))
+        chosen = good.filter(pa.array([counted(name) for name in good["file_name"].to_pylist()], pa.bool_()))
+        sounds += chosen.num_rows
+        short = chosen.filter(pc.fill_null(chosen["padded"], False))
+        padded += short.num_rows
+        heard += pc.sum(chosen["seconds"]).as_py() or 0.0
+        filled += least * short.num_rows - (pc.sum(short["seconds"]).as_py() or 0.0)
+    return Padding(sounds, padded, least, filled / (heard + filled) if filled > 0 else 0.0)
 
 
 def write_norm_stats(path: Path, stats: NormStats) -> None:

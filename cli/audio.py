@@ -231,7 +231,10 @@ def melspec(
 @titled(
     OUTPUT,
     output_option(
-        default=None, show_default="norm_stats.json beside LMS", help="Write the statistics to this JSON file."
+        text=True,
+        default=None,
+        show_default="norm_stats.json beside LMS",
+        help="Write the statistics to this JSON file.",
     ),
     json_option,
 )
@@ -245,7 +248,7 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
       m2dprep stats data/audioset_lms
       m2dprep stats data/audioset_lms --recompute --files data/files_audioset.csv -o /tmp/check.json
     """
-    from m2dprep.audioprep.stats import norm_stats, write_norm_stats
+    from m2dprep.audioprep.stats import norm_stats, padding_of, write_norm_stats
 
     result = norm_stats(lms, recompute=recompute, files=files)
     path = output or LmsLayout(lms).norm_stats
@@ -255,6 +258,9 @@ def stats(lms: Path, recompute: bool, files: Path | None, output: Path | None, a
         f"{result.excluded_files:,} evaluation clips left out",
         err=True,
     )
+    padding = padding_of(lms, files=files)
+    if padding is not None and (note := padding.note()):
+        click.echo(f"note: {note}", err=True)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else f"mean {result.mean:.6f}  std {result.std:.6f}")
 
 

@@ -12,8 +12,8 @@ import click
 from m2dprep.cli.caption_sets import overwrite_table_option, say_unchanged
 from m2dprep.cli.options import (
     OUTPUT,
-    OUTPUT_PATH,
     PATH,
+    TEXT_OUTPUT,
     TableCommand,
     json_option,
     output_option,
@@ -49,7 +49,7 @@ from m2dprep.workflows.recipe.declare import stage
     OUTPUT,
     click.option(
         "--findings",
-        type=OUTPUT_PATH,
+        type=TEXT_OUTPUT,
         default=None,
         help="Write every finding to this CSV file: row, clip, rule, text.",
     ),

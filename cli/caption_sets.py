@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from m2dprep.artifacts.clips.caption_sets import ENTRIES, ID_FORMS, KINDS, Kind
-from m2dprep.cli.options import OUTPUT, OUTPUT_PATH, PATH, REPEATED, TableCommand, json_option, output_option, titled
+from m2dprep.cli.options import OUTPUT, PATH, REPEATED, TEXT_OUTPUT, TableCommand, json_option, output_option, titled
 from m2dprep.workflows.recipe.declare import stage
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 unmatched_option = click.option(
-    "--unmatched", type=OUTPUT_PATH, default=None, help="Write the captions whose id has no clip to this CSV file."
+    "--unmatched", type=TEXT_OUTPUT, default=None, help="Write the captions whose id has no clip to this CSV file."
 )
 exclude_option = click.option(
     "--exclude",

@@ -17,6 +17,7 @@ from m2dprep.cli.options import (
     OUTPUT_PATH,
     PATH,
     PLACE,
+    TEXT_OUTPUT,
     M2dprepCommand,
     TableCommand,
     json_option,
@@ -72,7 +73,7 @@ def _proofs_of_run(run: Path, quick: bool) -> Iterator[tuple[Path, Callable[[], 
         help="Know the clips of a set in DATA by its metadata, where their names alone do not tell. May be repeated.",
     ),
     click.option(
-        "--leaks-csv", type=OUTPUT_PATH, default=None, help="Write a row for every clip found to this CSV file."
+        "--leaks-csv", type=TEXT_OUTPUT, default=None, help="Write a row for every clip found to this CSV file."
     ),
 )
 @pool_options
@@ -106,7 +107,7 @@ def check(
     from m2dprep.artifacts.errors import CheckFailedError
     from m2dprep.workflows.check.job import accept_lists, run_checks
     from m2dprep.workflows.check.leaks import check_leaks
-    from m2dprep.workflows.check.result import summary
+    from m2dprep.workflows.check.result import problems_in_words, summary
     from m2dprep.workflows.check.sounds import check_sounds, is_sound_store
 
     if (trained or leaks_csv) and not leaks:
@@ -120,7 +121,7 @@ def check(
     click.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else summary(results))
     count = sum(len(result.problems) for result in results)
     if count:
-        raise CheckFailedError(f"{data}: {count:,} problems.")
+        raise CheckFailedError(f"{data}: {problems_in_words(count)}.")
 
 
 @click.command(cls=M2dprepCommand)

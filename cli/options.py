@@ -59,7 +59,26 @@ class SourcePath(LocalPath):
         return address_of(text)
 
 
+class TextFile(LocalPath):
+    """A file of text that a command writes anew: a list, JSON, a page. It never takes the place of other files."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        path = super().convert(value, parameter, context)
+        if path.is_file():
+            try:
+                with path.open("rb") as file:
+                    binary = b"\0" in file.read(BEGINNING)
+            except OSError:  # the command will say what is the matter when it writes
+                return path
+            if binary:
+                self.fail(f"{path} is there already and is no text file; name another one.", parameter, context)
+        return path
+
+
+# Bytes that tell text from Parquet, .npy files, archives and sounds.
+BEGINNING = 4096
 PATH, SOURCES_PATH = LocalPath(), SourcePath()
+TEXT_OUTPUT = TextFile(Role.OUTPUT)
 OUTPUT_PATH, PLACE, SETTING_PATH = map(LocalPath, (Role.OUTPUT, Role.PLACE, Role.SETTING))
 
 
@@ -171,9 +190,9 @@ def text_model_option(**settings: Any) -> Callable[[Function], Function]:
     return click.option("--text-model", type=MODEL_NAME, **settings)
 
 
-def output_option(**settings: Any) -> Callable[[Function], Function]:
-    """Where the result goes, which has one name in every command in which it is an option."""
-    return click.option("--output", "-o", type=OUTPUT_PATH, **settings)
+def output_option(*, text: bool = False, **settings: Any) -> Callable[[Function], Function]:
+    """Where the result goes, which has one name in every command in which it is an option. ``text``: a file of text."""
+    return click.option("--output", "-o", type=TEXT_OUTPUT if text else OUTPUT_PATH, **settings)
 
 
 trust_remote_code_option = click.option(

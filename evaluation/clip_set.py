@@ -85,24 +85,29 @@ class ClipSet:
         return cls(clips, classes, clips_csv, base)
 
 
-def choose_columns(clips_csv: Path, file_column: str | None = None, label_column: str | None = None) -> tuple[str, str]:
+def choose_columns(
+    clips_csv: Path, file_column: str | None = None, label_column: str | None = None, *, by_name_alone: bool = False
+) -> tuple[str, str]:
     """The columns of files and labels: those that are given, or the only usual names; a guess is reported on stderr.
 
-    Raises `UserError`, listing the existing columns, if one is missing or cannot be decided.
+    ``by_name_alone``: the command has no options that name columns. Raises `UserError`, listing the existing columns,
+    if one is missing or cannot be decided.
     """
     require_file(clips_csv, "the table of clips")
     found = read_header(clips_csv, "the table of clips")
-    files = find_column(clips_csv, found, "files", "--file-column", file_column, CLIP_COLUMNS)
-    labels = find_column(clips_csv, found, "labels", "--label-column", label_column, LABEL_COLUMNS)
+    options = (None, None) if by_name_alone else ("--file-column", "--label-column")
+    files = find_column(clips_csv, found, "files", options[0], file_column, CLIP_COLUMNS)
+    labels = find_column(clips_csv, found, "labels", options[1], label_column, LABEL_COLUMNS)
     if (file_column is None and files != CLIP_COLUMNS[0]) or (label_column is None and labels != LABEL_COLUMNS[0]):
         print(f"{clips_csv}: files are in the column {files}, labels in {labels}.", file=sys.stderr)
     return files, labels
 
 
 def find_column(
-    clips_csv: Path, found: Sequence[str], what: str, option: str, given: str | None, usual: Sequence[str]
+    clips_csv: Path, found: Sequence[str], what: str, option: str | None, given: str | None, usual: Sequence[str]
 ) -> str:
-    """The column that is ``given``, or the only one of the ``usual`` names. Raises `UserError` if there is none."""
+    """The column that is ``given``, or the only one of the ``usual`` names. Raises `UserError` if there is none, with
+    the ``option`` that names it or, without one, the names that are known."""
     if given is not None:
         candidates = [name for name in found if name == given]
         missing = f"no column {given!r}"
@@ -112,9 +117,8 @@ def find_column(
     if len(candidates) == 1:
         return candidates[0]
     problem = missing if not candidates else f"several columns that could be the {what} ({', '.join(candidates)})"
-    raise UserError(
-        f"{clips_csv} has {problem}; it has {', '.join(found) or 'none at all'}. {option} says which holds the {what}."
-    )
+    advice = f"{option} says which holds the {what}." if option else f"It may be called {', '.join(usual)}."
+    raise UserError(f"{clips_csv} has {problem}; it has {', '.join(found) or 'none at all'}. {advice}")
 
 
 def read_classes(path: Path) -> list[str]:

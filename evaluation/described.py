@@ -96,7 +96,7 @@ def _of_captions(path: Path) -> _Table:
 
 
 def _of_labels(path: Path) -> _Table:
-    files, names = choose_columns(path)
+    files, names = choose_columns(path, by_name_alone=True)
     columns = read_csv_columns(path, [files, names], "the table of labels")
     listed = pa.array(columns[files], pa.string())
     clips = pc.unique(listed)

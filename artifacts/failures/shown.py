@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.errors import Failure, UserError, top_reasons
 from m2dprep.artifacts.failures.reading import failures_in
 
@@ -25,7 +26,9 @@ ALIGNED = 1000
 def first_lines(failures: Iterable[Failure], count: int, all_of_them: str) -> list[str]:
     """A line for each of the first ten failures of ``count``, and one that says how to see all."""
     found = list(islice(failures, min(SHOWN, count)))
-    lines = [f"failed: {one.file_name}: {one.reason}{f', {one.message}' if one.message else ''}" for one in found]
+    lines = [
+        one_line(f"failed: {one.file_name}: {one.reason}{f', {one.message}' if one.message else ''}") for one in found
+    ]
     more = count - len(found)
     return [*lines, f"… and {more:,} more failures ({all_of_them})"] if more > 0 else lines
 
@@ -76,7 +79,8 @@ def _counted(failures: Iterable[Failure], counts: Counter[str]) -> Iterator[Fail
 
 
 def _table(failures: Iterator[Failure]) -> Iterator[str]:
-    while rows := list(islice(failures, ALIGNED)):
+    named = (one._replace(file_name=one_line(one.file_name)) for one in failures)
+    while rows := list(islice(named, ALIGNED)):
         name = min(WIDEST_NAME, max(len(one.file_name) for one in rows))
         reason = min(WIDEST_REASON, max(len(one.reason) for one in rows))
         for one in rows:

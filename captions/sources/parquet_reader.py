@@ -93,6 +93,8 @@ def _rows(path: Path, ids_of_rows: pa.ChunkedArray, captions_of_rows: dict[str, 
         if pa.types.is_nested(column.type):
             rows, column = _list_texts(path, name, column)
             ids = ids.take(rows)
+        if not _is_text(column.type):
+            raise UserError(f"{path}: the column {name} holds {column.type}, neither texts nor lists of texts.")
         names.append(ids)
         texts.append(column)
     try:
@@ -105,6 +107,20 @@ def _rows(path: Path, ids_of_rows: pa.ChunkedArray, captions_of_rows: dict[str, 
     read = pa.Table.from_arrays([ids, captions], schema=CAPTION_ROWS)
     require_utf8(read, path)
     return read.set_column(0, CAPTION_ROWS.field(0), pc.utf8_trim_whitespace(ids))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether captions may be of this type; a column of nulls alone is of none."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_null,
+    )
+    return any(is_kind(kind) for is_kind in tests)
 
 
 def _list_texts(path: Path, name: str, column: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -46,7 +46,7 @@ from m2dprep.workflows.recipe.declare import stage
         help="Score this many seconds of each file by segments.",
     ),
 )
-@titled(OUTPUT, output_option(default=None, help="Write the figures to this JSON file."), json_option)
+@titled(OUTPUT, output_option(text=True, default=None, help="Write the figures to this JSON file."), json_option)
 def event_lists(
     reference: Path,
     found: Path,

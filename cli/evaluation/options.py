@@ -198,7 +198,7 @@ result_options = titled(
         help="Keep the embeddings of clips in this folder, and take them from there.",
     ),
     overwrite_option,
-    output_option(default=None, help="Write the result to this JSON file."),
+    output_option(text=True, default=None, help="Write the result to this JSON file."),
     json_option,
 )
 

@@ -34,9 +34,9 @@ from m2dprep.cli.evaluation.options import (
 from m2dprep.cli.evaluation.tasks import compare, list_tasks, prepare, report
 from m2dprep.cli.options import (
     OUTPUT,
-    OUTPUT_PATH,
     PATH,
     REPEATED,
+    TEXT_OUTPUT,
     M2dprepGroup,
     TableCommand,
     json_option,
@@ -151,7 +151,7 @@ def evaluate() -> None:
 @titled(
     OUTPUT,
     click.option(
-        "--predictions", type=OUTPUT_PATH, default=None, help="Write what each clip is taken for to this CSV file."
+        "--predictions", type=TEXT_OUTPUT, default=None, help="Write what each clip is taken for to this CSV file."
     ),
 )
 def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path | None, **options: Any) -> None:
@@ -265,7 +265,7 @@ def evaluate_linear(
 @titled(
     OUTPUT,
     click.option(
-        "--predictions", type=OUTPUT_PATH, default=None, help="Write the scores of each clip to this CSV file."
+        "--predictions", type=TEXT_OUTPUT, default=None, help="Write the scores of each clip to this CSV file."
     ),
 )
 def evaluate_tagging(
@@ -342,7 +342,7 @@ def evaluate_retrieval(checkpoint: Path, place: Path | None, **options: Any) -> 
         help="Measure these embeddings of clips.",
     ),
 )
-@titled(OUTPUT, output_option(default=None, help="Write the result to this JSON file."), json_option)
+@titled(OUTPUT, output_option(text=True, default=None, help="Write the result to this JSON file."), json_option)
 def evaluate_label_free(store: Path, embedding: str | None, output: Path | None, as_json: bool) -> None:
     """Measure the embeddings of STORE without labels: RankMe, CEV-AUC, and the share of collapsed dimensions.
 

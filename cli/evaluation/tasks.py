@@ -132,7 +132,7 @@ def prepare(
 )
 @titled(
     OUTPUT,
-    output_option(required=True, help="Write the report to this file: a page (.html) or Markdown (.md)."),
+    output_option(text=True, required=True, help="Write the report to this file: a page (.html) or Markdown (.md)."),
     click.option("--embed", is_flag=True, help="Put small clips into the page, instead of linking to them."),
     json_option,
 )
@@ -171,7 +171,9 @@ def report(
 )
 @titled(
     OUTPUT,
-    output_option(default=None, help="Write the comparison to this file, too: a page (.html) or Markdown (.md)."),
+    output_option(
+        text=True, default=None, help="Write the comparison to this file, too: a page (.html) or Markdown (.md)."
+    ),
     json_option,
 )
 def compare(runs: tuple[Path, ...], draws: int, seed: int, output: Path | None, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from m2dprep.cli.options import (
     PATH,
     TableCommand,
     device_option,
+    is_given,
     json_option,
     output_option,
     seed_option,
@@ -53,10 +54,11 @@ from m2dprep.cli.options import (
 @titled(LOCATION, device_option)
 @titled(
     OUTPUT,
-    output_option(default=Path("report.html"), help="Write the page to this file."),
+    output_option(text=True, default=Path("report.html"), help="Write the page to this file."),
     json_option,
 )
-def report(path: Path, output: Path, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def report(context: click.Context, path: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Write one page of HTML about PATH, which needs no network: sounds and pictures are in it.
 
     PATH is a data directory or a folder of log-mels (durations, failures, faults, the mean spectrum, captions, some
@@ -70,6 +72,7 @@ def report(path: Path, output: Path, as_json: bool, **options: Any) -> None:
     """
     from m2dprep.training.reports.report import ReportOptions, write_report
 
-    made = write_report(path, output, ReportOptions(**options))
+    of_a_run = tuple(f"--{name}" for name in ("data", "encoded") if is_given(context, name))
+    made = write_report(path, output, ReportOptions(**options, of_a_run=of_a_run))
     found = {"output": str(made.output), "kind": made.kind, "bytes": made.bytes}
     click.echo(json.dumps(found, indent=2) if as_json else made.output)

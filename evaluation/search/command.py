@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.embeddings.audio_store import AudioStore
 from m2dprep.artifacts.errors import UserError
@@ -67,7 +68,7 @@ class Hit:
         where = f"{self.store}: {self.file}" if named else self.file
         said = "; ".join([*self.captions[:1], *([", ".join(self.labels)] if self.labels else [])])
         place = f"{self.start:.2f}–{self.start + self.seconds:.2f} s"
-        return f"{self.rank:>3}  {self.score:+.3f}  {where}  {place}" + (f"  {said}" if said else "")
+        return one_line(f"{self.rank:>3}  {self.score:+.3f}  {where}  {place}" + (f"  {said}" if said else ""))
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,7 @@ class Shelf:
     @classmethod
     def open(cls, folders: Sequence[Path]) -> Shelf:
         """Open the stores in these folders. Raises `UserError` also for a folder that is given twice."""
-        known: set[Path] = set()
-        for folder in folders:
-            if folder.resolve() in known:
-                raise UserError(f"{folder} is given twice.")
-            known.add(folder.resolve())
+        require_different(folders)
         return cls([AudioStore.open(folder) for folder in folders])
 
     def __len__(self) -> int:
@@ -64,6 +60,15 @@ class Shelf:
                 some = places[start : start + ROWS_AT_ONCE]
                 found[some] = self.stores[number].embeddings[rows[some] - self.firsts[number]]
         return found
+
+
+def require_different(folders: Sequence[Path]) -> None:
+    """Raise `UserError` for a folder that is given twice, whatever its names."""
+    known: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in known:
+            raise UserError(f"{folder} is given twice.")
+        known.add(folder.resolve())
 
 
 def require_one_model(stores: Sequence[AudioStore]) -> None:

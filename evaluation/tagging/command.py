@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.digests import file_digest
 from m2dprep.artifacts.errors import UserError
 from m2dprep.audioprep.discover import PassedOver
@@ -152,8 +153,8 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         if row["status"] != "ok":
-            found.append(f"{row['file_name']}  failed: {row['reason']}: {row['message']}")
+            found.append(one_line(f"{row['file_name']}  failed: {row['reason']}: {row['message']}"))
             continue
         tags = "  ".join(f"{one['label']} {one['score']:.3f}" for one in row["tags"])
-        found.append(f"{row['file_name']}  {row['start']:.2f}–{row['end']:.2f} s  {tags or 'nothing'}")
+        found.append(one_line(f"{row['file_name']}  {row['start']:.2f}–{row['end']:.2f} s  {tags or 'nothing'}"))
     return found

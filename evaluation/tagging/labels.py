@@ -6,6 +6,7 @@ whole, so that there are no scores of columns of patches.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,23 +16,26 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.evaluation.clip_set import caption_of, check_template
 from m2dprep.evaluation.encoders import CheckpointEncoder, scale_of
 from m2dprep.evaluation.protocols.zero_shot import similarities
-from m2dprep.evaluation.tagging.class_names import ClassNames, read_class_names
+from m2dprep.evaluation.tagging.class_names import TABLES, ClassNames, read_class_names
 from m2dprep.evaluation.tagging.scores import CHUNKS_PER_PIECE, COSINE, Activation, Scored
 
 # Log-mels are encoded together until there are so many frames.
 MOST_FRAMES = 320_000
+# One word with such an ending means a file.
+LIST_SUFFIXES = (".txt", *TABLES)
 
 
 def labels_of(given: Sequence[str]) -> ClassNames:
     """The labels that ``given`` lists, each a file of them, or words with commas between them.
 
-    Raises `UserError` if there are none, or one is named twice.
+    Raises `UserError` if there are none, one is named twice, or what looks like a file is not there.
     """
     labels: list[str] = []
     for text in given:
-        path = Path(text)
-        if path.is_file():
-            labels += read_class_names(path).labels
+        if os.path.isfile(text):  # noqa: PTH113 (words may be longer than a name, which Path refuses)
+            labels += read_class_names(Path(text)).labels
+        elif "," not in text and text.lower().endswith(LIST_SUFFIXES):
+            raise UserError(f"--labels {text}: there is no such file.")
         else:
             labels += [word.strip() for word in text.split(",") if word.strip()]
     if not labels:

@@ -15,7 +15,7 @@ from m2dprep.artifacts.tables import write_file_list
 from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
-from m2dprep.audioprep.stats import norm_stats, write_norm_stats
+from m2dprep.audioprep.stats import norm_stats, padding_of, write_norm_stats
 
 NAMES = ["a/1.wav", "a/2.wav", "b/3.wav", "b/bad.wav", "eval_segments/4.wav", "eval_segments/5.wav"]
 
@@ -167,3 +167,46 @@ def test_written_as_json(lms: Path, tmp_path: Path) -> None:
     stats = norm_stats(lms)
     write_norm_stats(tmp_path / "norm_stats.json", stats)
     assert read_object(tmp_path / "norm_stats.json") == stats.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("min_seconds", "lengths", "padded", "share"),
+    [
+        (6.1, [1, 1, 1], 3, 5.1 / 6.1),  # as Speech Commands
+        (6.1, [5, 5, 5], 3, 1.1 / 6.1),  # as ESC-50
+        (6.1, [10, 10, 1], 1, 5.1 / 26.1),
+        (1.0, [1, 1, 1], 0, 0.0),
+        (0.0, [1, 1, 1], 0, 0.0),
+    ],
+)
+def test_the_share_of_padding(
+    tmp_path: Path, min_seconds: float, lengths: list[int], padded: int, share: float
+) -> None:
+    src, layout = tmp_path / "src", LmsLayout(tmp_path / "data" / "set_lms")
+    (src / "eval_segments").mkdir(parents=True)
+    for number, seconds in enumerate(lengths):
+        soundfile.write(src / f"{number}.wav", np.full(16000 * seconds, 0.1), 16000)
+    soundfile.write(src / "eval_segments" / "e.wav", np.full(1600, 0.1), 16000)  # which statistics do not count
+    (src / "bad.wav").write_bytes(b"text")
+    config = ConvertConfig(PRESETS["16k"], min_seconds=min_seconds)
+    layout.temporaries.mkdir(parents=True)
+    write_config(layout, config.to_dict(), {})
+    append_records(layout, convert_shard(discover(src), src, layout.root, config))
+    found = padding_of(layout.root)
+    assert found is not None
+    assert (found.sounds, found.padded, found.min_seconds) == (len(lengths), padded, min_seconds)
+    assert found.share == pytest.approx(share)
+    assert (found.note() is not None) == (share > 0.5)
+
+
+def test_the_padding_of_listed_sounds_alone(lms: Path, tmp_path: Path) -> None:
+    write_file_list(tmp_path / "files_some.csv", ["set_lms/a/2.npy", "set_lms/eval_segments/4.npy"])
+    found = padding_of(lms, files=tmp_path / "files_some.csv")
+    assert found is not None
+    assert (found.sounds, found.padded) == (1, 0)
+
+
+def test_arrays_of_other_programs_tell_nothing_of_padding(tmp_path: Path) -> None:
+    (tmp_path / "set_lms").mkdir()
+    np.save(tmp_path / "set_lms" / "1.npy", np.zeros((1, 80, 100), np.float32))
+    assert padding_of(tmp_path / "set_lms") is None

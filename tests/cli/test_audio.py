@@ -193,6 +193,7 @@ def test_stats(src: Path, dst: Path, recompute: list[str]) -> None:
     assert stats["std"] == pytest.approx(values.std(), rel=1e-12)
     assert result.stdout == f"mean {values.mean():.6f}  std {values.std():.6f}\n"
     assert "1 evaluation clips left out" in result.stderr
+    assert "note: 3 of 3 sounds are shorter than 6.1 s" in result.stderr
 
 
 @pytest.mark.parametrize("column", ["source", "file_name", "path"])

@@ -17,13 +17,18 @@ from m2dprep.evaluation.overview.data_page import Drawing, data_page, log_mels_p
 from m2dprep.evaluation.overview.store_page import store_page
 from m2dprep.training.reports.run_page import is_run, run_page
 
+SUFFIXES = (".html", ".htm")
 # Evaluations write their pages themselves.
 OWN_PAGE = "report.html"
+RUN = "run"
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a page shows: ``clips`` to hear, and of a run ``encoded`` clips of ``data``; sounds lie below ``audio``."""
+    """What a page shows: ``clips`` to hear, and of a run ``encoded`` clips of ``data``; sounds lie below ``audio``.
+
+    ``of_a_run`` names the options that were given and that only the page of a run can follow.
+    """
 
     clips: int = 12
     seed: int = 0
@@ -31,6 +36,7 @@ class ReportOptions:
     data: Path | None = None
     encoded: int = 200
     device: str = "auto"
+    of_a_run: tuple[str, ...] = ()
 
     @property
     def drawing(self) -> Drawing:
@@ -47,9 +53,16 @@ class Written:
 
 
 def write_report(path: Path, output: Path, options: ReportOptions) -> Written:
-    """Write the page of ``path``. Raises `UserError` if it is nothing that can be reported."""
+    """Write the page of ``path``.
+
+    Raises `UserError` if it is nothing that can be reported, or ``output`` no place for a page.
+    """
     require_folder(path, "a data directory, a folder of log-mels, a run, or a store of embeddings")
+    if output.suffix.lower() not in SUFFIXES or output.is_dir():
+        raise UserError(f"--output {output}: name a file that ends in .html.")
     kind, page = _page_of(path, options)
+    if options.of_a_run and kind != RUN:
+        raise UserError(f"{', '.join(options.of_a_run)}: only the page of a run shows clips so; {path} is none.")
     require_drawing()
     for folder, what in ((options.audio, "the folder of the sounds"), (options.data, "a data directory")):
         if folder is not None:
@@ -64,7 +77,7 @@ def _page_of(path: Path, options: ReportOptions) -> tuple[str, Callable[[], str]
     if record_parts(LmsLayout(path)):
         return "log-mels", lambda: log_mels_page(path, options.drawing)
     if is_run(path):
-        return "run", lambda: run_page(path, options.drawing, options.data, options.encoded, options.device)
+        return RUN, lambda: run_page(path, options.drawing, options.data, options.encoded, options.device)
     if (path / META).exists():
         return "store", lambda: store_page(path, options.drawing)
     if DataLayout(path).holds_anything():

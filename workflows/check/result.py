@@ -69,12 +69,17 @@ class Collecting:
         return False
 
 
+def problems_in_words(count: int) -> str:
+    """``1 problem``, ``2 problems``."""
+    return f"{count:,} problem{'' if count == 1 else 's'}"
+
+
 def summary(results: Iterable[CheckResult], most: int = 20) -> str:
     """The checks as a table, then the first ``most`` problems."""
     results = list(results)
     lines = [
         f"{result.state:>6}  {result.check:<22} {result.absent or f'{result.checked:,} checked'}"
-        + (f", {len(result.problems):,} problems" if result.problems else "")
+        + (f", {problems_in_words(len(result.problems))}" if result.problems else "")
         for result in results
     ]
     problems = [problem for result in results for problem in result.problems]

@@ -193,6 +193,26 @@ def test_the_first_ten_are_said_and_where_the_others_are(tmp_path: Path, capsys:
     assert "cannot be listed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nb.wav", "a\r\nb.wav", "a\tb.wav", "a\x1b[2Jb.wav", "a\u2028b.wav", "a\u202eb.wav"]
+)
+def test_a_failure_is_one_line_whatever_its_name(name: str) -> None:
+    failures = [Failure(name, "truncated", "it\nends"), A]
+    for lines in (first_lines(failures, 2, ""), _lines(failures, "table")):
+        assert len(lines) == 2
+        assert all(line.isprintable() for line in lines)
+
+
+def test_ordinary_names_are_shown_as_they_are() -> None:
+    assert first_lines([Failure("ünï 雨.wav", "empty", "")], 1, "") == ["failed: ünï 雨.wav: empty"]
+
+
+def _lines(failures: list[Failure], form: str) -> list[str]:
+    lines: list[str] = []
+    write(failures, form, lines.append)
+    return lines
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_forms_for_machines_can_be_read_back(form: str, count: int) -> None:

@@ -236,6 +236,23 @@ def test_parquet_of_the_hub_needs_no_names(tmp_path: Path) -> None:
     assert pairs(read("parquet", tmp_path / "t-0.parquet", id_column="id", caption_columns=("text",))) == [("7", "1")]
 
 
+@pytest.mark.parametrize(
+    "values", [[1.5, 2.5], [1, 2], [True, False], [[1.0], [2.0]], [[1], []], [{"text": "a"}, {"text": "b"}]]
+)
+def test_parquet_whose_captions_are_no_texts_is_refused(values: list[object], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", "b"], "caption": values}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"the column caption holds .*, neither texts nor lists of texts"):
+        read("parquet", tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_texts_of_parquet_may_be_of_any_kind(kind: pa.DataType, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", "b"], "caption": pa.array(["x", None]).cast(kind)}), tmp_path / "a.parquet")
+    assert pairs(read("parquet", tmp_path / "a.parquet")) == [("a", "x"), ("b", "")]
+
+
 def test_parquet_whose_columns_are_not_obvious_or_damaged(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: which column holds the ids\? It has x, text"):

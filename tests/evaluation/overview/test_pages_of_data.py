@@ -193,6 +193,22 @@ def test_what_cannot_be_reported_is_refused(what: str, tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("name", ["captions.parquet", "page", "page.txt", "folder", "folder.html"])
+def test_a_page_replaces_nothing_but_a_page(name: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.parquet").write_bytes(b"a table")
+    for folder in ("folder", "folder.html"):
+        (tmp_path / folder).mkdir()
+    refused(run("report", tmp_path, "-o", tmp_path / name), 2, "name a file that ends in .html")
+    assert (tmp_path / "captions.parquet").read_bytes() == b"a table"
+
+
+@pytest.mark.parametrize("option", [("--encoded", 3), ("--data", ".")])
+def test_what_only_a_run_can_show_is_refused_elsewhere(option: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "captions.parquet").write_bytes(b"a table")
+    refused(run("report", tmp_path, "-o", tmp_path / "page.html", *option), 2, f"{option[0]}: only the page of a run")
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_page_of_an_evaluation_is_named(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     (tmp_path / "events/report.html").write_text("the page")

@@ -14,6 +14,7 @@ import pytest
 import m2dprep
 from m2dprep.artifacts.tables import CAPTIONS_SCHEMA, write_captions
 from m2dprep.evaluation import text_towers
+from m2dprep.evaluation.search.command import Hit
 from tests.cli.invocation import refused, run
 from tests.evaluation.made_clips import write_checkpoint, write_tones
 from tests.evaluation.search.fake_words import FakeEncoder
@@ -161,6 +162,16 @@ def moved(place: Path, folder: Path) -> list[object]:
     return [folder / "copy/store", "rain"]
 
 
+def no_labels(place: Path, folder: Path) -> list[object]:
+    (folder / "odd.csv").write_text("foo,bar\n1,2\n")
+    return [place / "store", "rain", "--labels", folder / "odd.csv"]
+
+
+def test_a_hit_is_one_line_whatever_its_name() -> None:
+    hit = Hit(1, 0.5, "store", 0, "a\nb\x1b.wav", "a", 0.0, 1.0, ["it\nrains"], ["Rain\t"])
+    assert hit.line(named=True).isprintable()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -172,6 +183,9 @@ def moved(place: Path, folder: Path) -> list[object]:
         (lambda place, folder: [place / "store"], "is alone"),
         (lambda place, folder: [place / "store", place / "windows"], "is a folder"),
         (lambda place, folder: [place / "store", " "], "empty"),
+        (lambda place, folder: [place / "store", place / "windows", place / "store", "rain"], "store is given twice"),
+        (lambda place, folder: [place / "store", place / "run/../store", "rain"], "is given twice"),
+        (no_labels, "It may be called file_name"),
         (lambda place, folder: [place / "store", "rain", "--label", "Tone"], "--captions or --labels"),
         (lambda place, folder: [place / "store", "rain", "--captions", place, "--label", "kind 1"], "'Kind 1'"),
         (lambda place, folder: [place / "store", "rain", "--captions", folder], "captions.parquet"),

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import m2dprep as python
+from m2dprep.artifacts.errors import UserError
 from m2dprep.cli.main import m2dprep
 from m2dprep.evaluation.encoders import CheckpointEncoder, scale_of
 from m2dprep.evaluation.tagging import labels as of_labels
@@ -114,6 +115,35 @@ def test_pictures_are_of_windows(place: Path, tmp_path: Path) -> None:
     assert tag(place, "--labels", "a dog,rain", *plots, "--window", 0.5, "--json").exit_code == 0
     assert len(list((tmp_path / "plots").glob("*.png"))) == 3
     assert tag(place, "--labels", "a dog,rain", *plots).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        (["a dog, rain"], ["a dog", "rain"]),
+        (["a.b"], ["a.b"]),
+        (["sounds"], ["sounds"]),  # a folder has this name as well
+        (["speech/music"], ["speech/music"]),
+        (["words.txt, rain.txt"], ["words.txt", "rain.txt"]),
+        ([", ".join(f"word {number}" for number in range(200))], [f"word {number}" for number in range(200)]),
+        (["x" * 5000], ["x" * 5000]),  # longer than a file's name may be
+        (["rain", "words.txt"], ["rain", "first", "second, of two"]),
+    ],
+)
+def test_words_and_files_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], labels: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "words.txt").write_text("first\nsecond, of two\n")
+    assert list(of_labels.labels_of(given).labels) == labels
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "lists/gone.csv", "GONE.TXT", "x" * 300 + ".txt"])
+def test_a_list_that_is_not_there_is_no_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no such file"):
+        of_labels.labels_of(["rain", name])
 
 
 @pytest.mark.parametrize(
