@@ -32,6 +32,8 @@ from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
 from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.remote.address import local_or_address
+from m2dprep.audioprep.retries import require_there
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
@@ -67,8 +69,8 @@ class Reading:
 class Item:
     """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess. It can be pickled.
 
-    ``open`` raises `DecodeError`, `UserError` or `OSError` if the sound cannot be read; ``give_up`` notes that reading
-    it gave nothing.
+    ``open`` raises `DecodeError`, `UserError` or `OSError` if the sound cannot be read, and `MachineLostError` if its
+    folder has gone; ``give_up`` notes that reading it gave nothing.
     """
 
     name: str
@@ -182,14 +184,19 @@ def _sound(source: Source, reading: Reading, name: str) -> Item:
             stamp = f"{size} {time_ns}"
         except OSError:
             stamp = "missing"
-    opened = partial(_open_source, source, reading)
+    opened = partial(_open_source, source, reading, stamp != "missing")
     return Item(name, stamp or source.reason, GUESSED_BYTES if size is None else size, opened, source.input().give_up)
 
 
-def _open_source(source: Source, reading: Reading) -> Sound:
+def _open_source(source: Source, reading: Reading, was_there: bool) -> Sound:
     if source.reason:
         raise DecodeError(source.reason, source.message)
-    return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+    try:
+        return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+    except DecodeError as error:
+        if was_there:
+            require_there(local_or_address(source.root), error.reason)
+        raise
 
 
 def _log_mel_file(path: Path, reading: Reading, name: str = "") -> Item:
