@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from m2dprep.artifacts.clips.clip_id import clip_id
-from m2dprep.artifacts.errors import MachineLostError, UserError
+from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.files import sync_files
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.layout import LmsLayout
@@ -31,7 +31,7 @@ from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
 from m2dprep.audioprep.logmel import LogMel
 from m2dprep.audioprep.moments import Moments
 from m2dprep.audioprep.remote.address import Address
-from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.retries import GAVE_NOTHING, StopIfUnreadable, read_with_retries, require_there
 from m2dprep.audioprep.source import Opener, Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
@@ -44,11 +44,6 @@ Permit = Callable[[], None]
 SILENT_PEAK = 1 / 32768
 # Files that are synced at once; few enough that the last sync of a shard is short.
 FILES_PER_SYNC = 64
-# After so many failures in a row, each of which took its time, the run stops: nothing can be read at all.
-TRANSIENT_IN_A_ROW, WAITED_IN_A_ROW = 20, 10
-GAVE_NOTHING = "reading it gave nothing for"
-# Failures that all files have if their folder has gone.
-OF_A_LOST_FOLDER = ("not_found", "io_error", "transient")
 # Errors that the name of an output can cause; every other error of writing concerns the whole run.
 NAME_ERRORS = {
     errno.ENAMETOOLONG: ("bad_name", "the output's name is too long for the file system"),
@@ -90,8 +85,8 @@ def convert_shard(
             return failure_record(source, source.reason, source.message)
         where = ahead.opened(source)
         made = _convert(source, where, dst, config, ffmpeg=ffmpeg, claim=claim, permit=permit, writers=writers)
-        if isinstance(made, dict) and made["reason"] in OF_A_LOST_FOLDER:
-            require_there(src)
+        if isinstance(made, dict):
+            require_there(src, made["reason"])
         return made
 
     def late(source: Source) -> Record:
@@ -109,39 +104,16 @@ def convert_shard(
         writers.close()
 
 
-def require_there(src: Path | Address) -> None:
-    """Raise `MachineLostError` if the folder of the sources has gone."""
-    if isinstance(src, Path) and not src.is_dir():
-        raise MachineLostError(
-            f"{src}: the folder has gone while its files were being converted. Once it is back, the same command "
-            "goes on."
-        )
-
-
 def _unlimited(convert: Callable[[Source, Claim], T], source: Source) -> T:
     with reading(str(source.path)):
         return convert(source, no_claim)
 
 
 def stop_if_unreadable(rows: Iterable[Record]) -> Iterator[Record]:
-    """Yield ``rows``. Raises `MachineLostError` if reading fails too often in a row in a way that costs time.
-
-    Members of an archive that gave nothing fail at once, and so are not counted.
-    """
-    failing = waited = 0
+    """Yield ``rows``. Raises `MachineLostError` if nothing can be read any more."""
+    seen = StopIfUnreadable()
     for row in rows:
-        if row["reason"] == "transient":
-            failing += 1
-        elif row["reason"] == "read_timeout":
-            waited += str(row["message"]).startswith(GAVE_NOTHING)
-        else:
-            failing = waited = 0
-        if failing >= TRANSIENT_IN_A_ROW or waited >= WAITED_IN_A_ROW:
-            raise MachineLostError(
-                f"{max(failing, waited)} files in a row could not be read, the last of them {row['source']}: "
-                f"{row['message']}. That is the machine's fault, not the files'; the same command goes on once it is "
-                "mended."
-            )
+        seen(row["source"], row["reason"], row["message"])
         yield row
 
 

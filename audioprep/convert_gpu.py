@@ -21,12 +21,9 @@ from m2dprep.artifacts.log_mels.array import OK
 from m2dprep.artifacts.reading import reading
 from m2dprep.audioprep.config import ConvertConfig
 from m2dprep.audioprep.convert import (
-    GAVE_NOTHING,
-    OF_A_LOST_FOLDER,
     Record,
     as_stored,
     failure_record,
-    require_there,
     row_of,
     stop_if_unreadable,
     store,
@@ -35,7 +32,7 @@ from m2dprep.audioprep.decode import decode
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError
 from m2dprep.audioprep.logmel_gpu import DeviceLogMel, OutOfMemoryError, require_resampling, resampled_length
 from m2dprep.audioprep.remote.address import Address
-from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.retries import GAVE_NOTHING, read_with_retries, require_there
 from m2dprep.audioprep.source import Source
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 
@@ -186,8 +183,8 @@ class DeviceConverter:
 
         found.record = row_of(source, dst, read) or None
         backlog.add(len(found.waveform))
-        if found.record and found.record["reason"] in OF_A_LOST_FOLDER:
-            require_there(self._src)
+        if found.record:
+            require_there(self._src, found.record["reason"])
         return found
 
     def _in_time(self, source: Source) -> tuple[np.ndarray, AudioInfo] | None:

@@ -141,8 +141,8 @@ def m2dprep() -> None:
     """From audio files and caption tables to a trained M2D-CLAP audio-language model.
 
     Every stage reads files and writes files, and resumes where it was interrupted. Exit codes: 0 complete, 2 bad
-    request, 3 too many failures, 4 check failed, 5 begun with another configuration, 75 told to stop and saved,
-    130 interrupted. `m2dprep COMMAND -h` explains a command, with examples.
+    request, 3 too many failures, 4 check failed, 5 begun with another configuration, 75 told to stop, or the machine
+    was lost (the same command goes on), 130 interrupted. `m2dprep COMMAND -h` explains a command, with examples.
     """
 
 

@@ -34,6 +34,7 @@ from m2dprep.artifacts.errors import Failure
 from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.reading import stamp_of
 from m2dprep.audioprep.decoding.sound import TRANSIENT
+from m2dprep.audioprep.retries import StopIfUnreadable
 from m2dprep.evaluation.encoders import ClipEncoder, split_parts
 from m2dprep.evaluation.reading import Clip, ClipLoader, Crop
 
@@ -151,9 +152,12 @@ def _fill(
     done = len(paths) - sum(len(paths[start : start + WINDOW]) for start in starts)
     failures: dict[str, list[dict[str, str]]] = writer.kept.setdefault("failures", {})
     longer: dict[str, int] = writer.kept.setdefault("longer", {})
+    seen = StopIfUnreadable()
     shown: Progress | nullcontext[None] = nullcontext() if quiet else Progress(len(paths), title, initial=done)
     with shown as progress:
         for start, read in _read_ahead(loader, paths, names, starts):
+            for name, one in zip(names[start:], read, strict=False):
+                seen(name, *(one[1:] if isinstance(one, Failure) else (None, None)))
             rows = np.full((len(read), sum(encoder.parts.values())), np.nan, np.float32)
             good = [number for number, one in enumerate(read) if isinstance(one, Clip)]
             if good:

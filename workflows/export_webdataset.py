@@ -37,7 +37,7 @@ from m2dprep.audioprep.decoding.content import format_of
 from m2dprep.audioprep.decoding.sound import AudioInfo, DecodeError, one_line
 from m2dprep.audioprep.members import ArchiveOptions
 from m2dprep.audioprep.remote.address import Address
-from m2dprep.audioprep.retries import read_with_retries
+from m2dprep.audioprep.retries import StopIfUnreadable, read_with_retries, require_there
 from m2dprep.audioprep.source import Source
 from m2dprep.workflows.log_mels_to_export import LogMelsToExport, holds_log_mels
 from m2dprep.workflows.melspec.plan import find_sources, folder_and_archive
@@ -134,7 +134,7 @@ def _to_pack(
 
 
 def _bytes_of(source: Source, root: Path | Address) -> bytes:
-    """The bytes of a sound. Raises `DecodeError`."""
+    """The bytes of a sound. Raises `DecodeError`, and `MachineLostError` if its folder has gone."""
     where = source.input(root)
 
     def read() -> bytes:
@@ -144,7 +144,11 @@ def _bytes_of(source: Source, root: Path | Address) -> bytes:
         finally:
             content.close()
 
-    return read_with_retries(where, read)
+    try:
+        return read_with_retries(where, read)
+    except DecodeError as error:
+        require_there(root, error.reason)
+        raise
 
 
 def _export(
@@ -262,9 +266,12 @@ def _shards(
     state: dict[str, Any],
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
-    """Write the shards that are missing, and yield what the state says of each; its place moves with them."""
+    """Write the shards that are missing, and yield what the state says of each; its place moves with them.
+
+    Raises `MachineLostError` if nothing can be read any more.
+    """
     waiting: tuple[int, bytes] | None = None
-    at = state["next"]
+    at, seen = state["next"], StopIfUnreadable()
     while at < len(sources) or waiting is not None:
         name = f"{options.name}-{len(state['shards']):06d}.tar"
         clips, failed = 0, list[list[str]]()
@@ -274,6 +281,7 @@ def _shards(
                 while at < len(sources) or waiting is not None:
                     if waiting is None:
                         content = _content(sources[at], read, failed)
+                        seen(sources[at].relative, *(failed[-1][1:] if content is None else (None, None)))
                         progress.advance(1, failed=content is None)
                         at += 1
                         if content is None:

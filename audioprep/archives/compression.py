@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import tarfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any, NamedTuple
+
+from m2dprep.audioprep.archives.streams import Streams
 
 # Enough to tell all of them apart.
 BEGINNING_BYTES = 10
+BUFFER_BYTES = 1 << 17
 
 
 class Compression(NamedTuple):
@@ -32,6 +37,10 @@ def _refusal(what: str, program: str) -> Callable[[IO[bytes]], Any]:
     return refuse
 
 
+def _streams(unpacker: Callable[[], Any], raw: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(Streams(raw, unpacker), BUFFER_BYTES)
+
+
 def not_read(what: str, program: str) -> str:
     return f"it is {what}, which is not read; unpack it (`{program}`), or pack it as a .tar"
 
@@ -43,9 +52,9 @@ COMPRESS = ("a tar compressed by compress", "uncompress")
 SEVEN_ZIP, RAR = ("a 7-Zip archive", "7z x"), ("a RAR archive", "unrar x")
 COMPRESSIONS = (
     Compression(rb"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw)),
-    Compression(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.BZ2File),
-    Compression(rb"\xfd7zXZ\0", lzma.LZMAFile),
-    Compression(rb"\x5d\0\0[^\0][\0-\x10]", lzma.LZMAFile),  # of the older program lzma
+    Compression(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", partial(_streams, bz2.BZ2Decompressor)),
+    Compression(rb"\xfd7zXZ\0", partial(_streams, lzma.LZMADecompressor)),
+    Compression(rb"\x5d\0\0[^\0][\0-\x10]", partial(_streams, lzma.LZMADecompressor)),  # of the older program lzma
     *(
         Compression(beginning, _refusal(*what))
         for beginning, what in (

@@ -16,6 +16,7 @@ from m2dprep.artifacts.embeddings.store import META
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError, top_reasons
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver
+from m2dprep.audioprep.retries import StopIfUnreadable
 from m2dprep.evaluation.embedding.rows import STACKED, Numbered, RowMaker, RowRequest, RowSettings, make_here
 from m2dprep.evaluation.embedding.sources import checkpoint_file
 from m2dprep.evaluation.encoders import FLAT, CheckpointEncoder, note_if_moved_on
@@ -215,7 +216,10 @@ def _fill(
     )
     with shown as progress:
         rows = make_here(maker, pending) if runner is None else _whole_shards(pending, runner(request, iter(pending)))
+        seen = StopIfUnreadable()  # shards of large sounds are so short that no worker sees enough of them
         for own in rows:
+            for one in own:
+                seen(items[one.number].name, *(one.failure or (None, None)))
             writer.write_shard(own)
             if progress is not None:
                 progress.advance(len(own), failed=sum(one.failure is not None for one in own))

@@ -26,12 +26,15 @@ from m2dprep.artifacts.log_mels.pack import META, PackedStore
 from m2dprep.artifacts.log_mels.records import read_config
 from m2dprep.artifacts.log_mels.store import LogMels, find_log_mels
 from m2dprep.artifacts.log_mels.stretches import file_stretches
+from m2dprep.artifacts.reading import MISSING
 from m2dprep.artifacts.tables import read_names, require_inside
 from m2dprep.audioprep.archives.place import archive_kind
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.decoding.sound import DecodeError
 from m2dprep.audioprep.discover import PassedOver, archive_sources, discover, named_sources
 from m2dprep.audioprep.members import ArchiveOptions
+from m2dprep.audioprep.remote.address import local_or_address
+from m2dprep.audioprep.retries import require_there
 from m2dprep.audioprep.source import Source
 from m2dprep.evaluation.front_ends import require_front_end
 from m2dprep.evaluation.tagging.sounds import Sound, StoredLogMel, Waveform
@@ -68,8 +71,8 @@ class Reading:
 class Item:
     """A sound to tag. ``stamp`` changes if the file does; ``size`` is its bytes, or a guess. It can be pickled.
 
-    ``open`` raises `DecodeError`, `UserError` or `OSError` if the sound cannot be read; ``give_up`` notes that reading
-    it gave nothing.
+    ``open`` raises `DecodeError`, `UserError` or `OSError` if the sound cannot be read, and `MachineLostError` if its
+    folder has gone; ``give_up`` notes that reading it gave nothing.
     """
 
     name: str
@@ -177,14 +180,19 @@ def _sounds(sources: Sequence[Source], reading: Reading, as_given: str = "") -> 
 
 def _sound(source: Source, reading: Reading, name: str) -> Item:
     stamp, size = (source.reason, None) if source.reason else stamp_of_source(source)
-    opened = partial(_open_source, source, reading)
+    opened = partial(_open_source, source, reading, stamp != MISSING)
     return Item(name, stamp, GUESSED_BYTES if size is None else size, opened, source.input().give_up)
 
 
-def _open_source(source: Source, reading: Reading) -> Sound:
+def _open_source(source: Source, reading: Reading, was_there: bool) -> Sound:
     if source.reason:
         raise DecodeError(source.reason, source.message)
-    return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+    try:
+        return Waveform(source.input(), reading.config, ffmpeg=reading.ffmpeg)
+    except DecodeError as error:
+        if was_there:
+            require_there(local_or_address(source.root), error.reason)
+        raise
 
 
 def _log_mel_file(path: Path, reading: Reading, name: str = "") -> Item:
@@ -199,7 +207,7 @@ def _stamp(path: Path) -> tuple[str, int]:
     try:
         status = path.stat()
     except OSError:
-        return "missing", GUESSED_BYTES
+        return MISSING, GUESSED_BYTES
     return f"{status.st_size} {status.st_mtime_ns}", status.st_size
 
 
@@ -220,7 +228,7 @@ def _in_store(store: LogMels, names: Sequence[str], root: Path, below: str, read
     for row, name in enumerate(names):
         path = root / (below + name)
         stamp, size = _stamp(path)
-        if stamp == "missing" and "/" in below + name:
+        if stamp == MISSING and "/" in below + name:
             stamp, size = _stamp(root / (below + name).partition("/")[0] / PACKED_FOLDER / META)
         yield Item(name, stamp, size, OpenStored(store, row, root, below + name, reading.log_mel, state))
 

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.errors import MachineLostError, UserError
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.retries import GAVE_NOTHING, StopIfUnreadable
 from m2dprep.audioprep.time_limit import Claim, limited, no_claim
 from m2dprep.evaluation.tagging.inputs import Item
 from m2dprep.evaluation.tagging.sounds import Segment, Sound, Windows
@@ -72,7 +73,7 @@ def in_time(item: Item, seconds: float, work: Callable[[Item, Claim], T], failed
 
     def late(item: Item) -> T:
         item.give_up()
-        return failed(("read_timeout", f"reading it gave nothing for {seconds:g} s"))
+        return failed(("read_timeout", f"{GAVE_NOTHING} {seconds:g} s"))
 
     return next(limited(work, [item], seconds, late)) if seconds else work(item, no_claim)
 
@@ -95,6 +96,8 @@ def _open(item: Item, claim: Claim, windows: Windows | None, most_frames: int) -
         sound = item.open()
     except DecodeError as error:
         return Open(item, failure=(error.reason, error.message))
+    except MachineLostError:
+        raise
     except UserError as error:
         return Open(item, failure=("not_a_log_mel", str(error)))
     except OSError as error:
@@ -116,15 +119,25 @@ def _open(item: Item, claim: Claim, windows: Windows | None, most_frames: int) -
 def opened_ahead(
     items: Sequence[Item], pool: ThreadPoolExecutor, opened: Callable[[Item], Open], ahead: int
 ) -> Generator[Open, None, None]:
-    """The sounds, of which the next ones are opened by threads."""
+    """The sounds, of which the next ones are opened by threads.
+
+    Raises `MachineLostError` if nothing can be read any more.
+    """
     waiting: deque[Future[Open]] = deque()
+    seen = StopIfUnreadable()
+
+    def first() -> Open:
+        found = waiting.popleft().result()
+        seen(found.item.name, *(found.failure or (None, None)))
+        return found
+
     try:
         for item in items:
             waiting.append(pool.submit(opened, item))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
         for future in waiting:
             future.cancel()

@@ -116,7 +116,7 @@ def test_what_a_decoder_takes_for_the_end_of_a_file_is_looked_at_again(
 def test_a_machine_that_reads_nothing_any_more_ends_the_run(
     tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "TRANSIENT_IN_A_ROW", 3)
+    monkeypatch.setattr(retries, "TRANSIENT_IN_A_ROW", 3)
 
     def refuse(*arguments: Any, **options: Any) -> Any:
         raise MemoryError
@@ -124,7 +124,7 @@ def test_a_machine_that_reads_nothing_any_more_ends_the_run(
     monkeypatch.setattr(convert, "log_mel_of_file", refuse)
     with pytest.raises(MachineLostError, match=r"3 files in a row could not be read.*not enough memory.*machine"):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG)
-    monkeypatch.setattr(convert, "TRANSIENT_IN_A_ROW", 1)  # so few files are shards of one each
+    monkeypatch.setattr(retries, "TRANSIENT_IN_A_ROW", 1)  # so few files are shards of one each
     done = CliRunner().invoke(m2dprep, ["melspec", str(src), str(tmp_path / "b_lms"), "--workers", "0"])
     assert (done.exit_code, "the same command goes on" in done.output) == (75, True), "a batch system starts it again"
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.embeddings.store import EmbeddingStore
-from m2dprep.artifacts.errors import Failure, UserError
+from m2dprep.artifacts.errors import Failure, MachineLostError, UserError
 from m2dprep.evaluation import features as module
 from m2dprep.evaluation.encoders import CheckpointEncoder
 from m2dprep.evaluation.features import Features, features
-from m2dprep.evaluation.reading import ClipLoader, Crop
+from m2dprep.evaluation.reading import Clip, ClipLoader, Crop
 from tests.evaluation.made_clips import tone, write_checkpoint, write_tones
 
 CLIPS = 20
@@ -109,12 +109,28 @@ def test_what_the_machine_failed_to_read_is_tried_again(
     encoder: CheckpointEncoder, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str,
     again: bool,
 ) -> None:  # fmt: skip
+    load, lost = ClipLoader.__call__, [path.name for path in paths[4:14]]
+
+    def loaded(self: ClipLoader, path: Path, name: str) -> Clip | Failure:
+        return Failure(name, reason, "for now") if name in lost else load(self, path, name)
+
     with monkeypatch.context() as patch:
-        patch.setattr(ClipLoader, "__call__", lambda self, path, name: Failure(name, reason, "for now"))
-        assert not compute(encoder, paths, tmp_path / "f").whole.any()
+        patch.setattr(ClipLoader, "__call__", loaded)
+        assert compute(encoder, paths, tmp_path / "f").whole.sum() == CLIPS - len(lost)
     found = compute(encoder, paths, tmp_path / "f")
     assert found.whole.all() == again
     assert bool(found.failures) != again
+
+
+def test_clips_that_cannot_be_read_one_after_another_stop_it(
+    encoder: CheckpointEncoder, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole task is not judged by the few clips that were read before the disk went."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipLoader, "__call__", lambda self, path, name: Failure(name, "transient", "for now"))
+        with pytest.raises(MachineLostError, match=r"20 files in a row could not be read, the last of them 019\.wav"):
+            compute(encoder, paths, tmp_path / "f")
+    assert compute(encoder, paths, tmp_path / "f").whole.all()
 
 
 def test_all_of_a_window_may_fail(encoder: CheckpointEncoder, paths: list[Path]) -> None:

@@ -43,7 +43,15 @@ OVERWRITE = "--overwrite"
 # More work than this is not replaced because something changed, unless the user asks for it.
 MAX_REPLACED_SECONDS = 3600.0
 MAX_FIGURES = 4
-MEANINGS = {1: "an error", 2: "a bad request", 3: "too many failures", 4: "a check failed", 5: "other settings"}
+MEANINGS = {
+    1: "an error",
+    2: "a bad request",
+    3: "too many failures",
+    4: "a check failed",
+    CONFLICT: "other settings",
+    INTERRUPTED: "interrupted",
+    REQUEUE: "told to stop, or the machine was lost",
+}
 
 
 def read_figures(stage: Stage, result: Path) -> dict[str, Any]:

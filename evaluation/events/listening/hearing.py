@@ -26,12 +26,13 @@ import numpy as np
 
 from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import fingerprint
-from m2dprep.artifacts.errors import Failure, UserError
+from m2dprep.artifacts.errors import Failure, MachineLostError, UserError
 from m2dprep.artifacts.files import sweep_temporaries
 from m2dprep.artifacts.folders import make_folder
 from m2dprep.artifacts.json_files import write_object
 from m2dprep.artifacts.locks import exclusive
 from m2dprep.audioprep.decoding.sound import DecodeError
+from m2dprep.audioprep.retries import StopIfUnreadable
 from m2dprep.audioprep.time_limit import Claim
 from m2dprep.evaluation.events.listening.ear import Ear
 from m2dprep.evaluation.events.listening.kept import Heard, Kept
@@ -123,14 +124,15 @@ def _hear_shards(
     threads = reading_threads()
     with ThreadPoolExecutor(threads) as pool, shown as progress:
         waiting: deque[Future[_Open]] = deque()
-        coming = iter(pending)
+        coming, seen = iter(pending), StopIfUnreadable()
         try:
             for _, own in shards_of(pending):
                 results: list[Heard | Failure] = []
                 for item in own:
                     while len(waiting) <= 2 * threads and (ahead := next(coming, None)) is not None:
                         waiting.append(pool.submit(opened, ahead))
-                    results.append(_heard(ear, item, waiting.popleft().result()))
+                    results.append(heard := _heard(ear, item, waiting.popleft().result()))
+                    seen(item.name, *(heard[1:] if isinstance(heard, Failure) else (None, None)))
                     if progress is not None:
                         progress.advance(1, failed=int(isinstance(results[-1], Failure)))
                 kept.write(own, results)
@@ -171,6 +173,9 @@ def _open(item: Item, claim: Claim, ear: Ear, windows: Windows) -> _Open:
             found.ready = ear.inputs(found.sound, found.segments)
     except DecodeError as error:
         found.failure = (error.reason, error.message)
+    except MachineLostError:
+        found.close()
+        raise
     except UserError as error:
         found.failure = (UNREADABLE, str(error))
     except OSError as error:

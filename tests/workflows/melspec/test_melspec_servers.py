@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from m2dprep.artifacts.errors import MachineLostError, UserError
-from m2dprep.audioprep import ahead, convert, retries
+from m2dprep.audioprep import ahead, retries
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.remote import address, requests
@@ -147,7 +147,7 @@ def test_a_store_of_objects_gives_what_its_folder_gives(tmp_path: Path, src: Pat
 @pytest.mark.slow
 def test_a_server_that_vanishes_and_comes_back(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run stops after some failures in a row, and not after one each; the next run does the rest."""
-    monkeypatch.setattr(convert, "TRANSIENT_IN_A_ROW", 5)
+    monkeypatch.setattr(retries, "TRANSIENT_IN_A_ROW", 5)
     assert run(src, tmp_path / "a_lms").done == 30
     lms = tmp_path / "x_lms"
     with web(src) as server:
@@ -172,7 +172,7 @@ def until(holds: object) -> None:
 @pytest.mark.slow
 def test_a_server_that_falls_silent_stops_the_run(tmp_path: Path, src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two million files are not waited for one after another. A few silent ones among others are rows."""
-    monkeypatch.setattr(convert, "WAITED_IN_A_ROW", 3)
+    monkeypatch.setattr(retries, "WAITED_IN_A_ROW", 3)
     with web(src) as server:
         sources = discover(address_of(server.url))
         server.hangs = ("05.wav", "06.wav", "08.wav")
