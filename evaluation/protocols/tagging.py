@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 from m2dprep.evaluation.protocols.metrics import average_precision
 from m2dprep.evaluation.protocols.result import Result
@@ -64,11 +63,13 @@ def roc_areas(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     NaN for a class that no row or every row has.
     """
+    from scipy.stats import rankdata  # imported here because it takes most of a second
+
     if not len(truth):
         return np.full(truth.shape[1], np.nan)
     positives = truth.sum(axis=0).astype(np.float64)
     negatives = len(truth) - positives
-    ranks = scipy.stats.rankdata(scores, axis=0)
+    ranks = rankdata(scores, axis=0)
     above = np.where(truth, ranks, 0.0).sum(axis=0) - positives * (positives + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         areas: np.ndarray = above / (positives * negatives)

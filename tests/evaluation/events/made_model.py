@@ -47,7 +47,7 @@ def write_models(root: Path, clips: int, *, epochs: int, tag_epochs: int, seed: 
     """Make training clips, and train on their captions, and then on their tags."""
     place, data = root / "clips", root / "data"
     table = write_training_clips(place, clips, seed)
-    done("melspec", place, data / "clips_lms", "--workers", 1, "--min-seconds", 1)  # not padded to 6 s
+    done("melspec", place, data / "clips_lms", "--workers", 0, "--min-seconds", 1)  # not padded to 6 s
     done("stats", data / "clips_lms")
     done("captions", "add", "--csv", place / "captions.csv", "--source", "made", "-o", data / "captions.parquet")
     done("embed-captions", data / "captions.parquet", data / "capemb_minilm", "--text-model", MINILM, "--device", "cpu")

@@ -19,6 +19,7 @@ from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.remote import address, requests
 from m2dprep.audioprep.remote.address import address_of
+from tests.audioprep.hangs import Hangs
 from tests.audioprep.web_server import web
 from tests.workflows.melspec.test_melspec_remote import CONFIG, arrays, failures, rows, sound
 from tests.workflows.melspec.test_melspec_remote import convert as run
@@ -70,9 +71,9 @@ def test_a_slow_answer_is_no_silent_one(tmp_path: Path, src: Path, opening: floa
     for path in sorted(src.iterdir())[2:]:
         path.unlink()
     assert run(src, tmp_path / "a_lms").done == 2
-    with web(src, drip_bytes=5000, drip_seconds=0.4) as server:  # 36 kB take 3 s
+    with web(src, drip_bytes=3000, drip_seconds=0.4) as server:  # 36 kB take 5 s
         ahead.OPENING.seconds = opening
-        report = run(server.url, tmp_path / "x_lms", read_timeout=1.6)
+        report = run(server.url, tmp_path / "x_lms", read_timeout=2.5)
     assert (report.done, failures(tmp_path / "x_lms")) == (2, {})
     assert arrays(tmp_path / "x_lms") == arrays(tmp_path / "a_lms")
 
@@ -176,10 +177,11 @@ def test_a_server_that_falls_silent_stops_the_run(tmp_path: Path, src: Path, mon
     with web(src) as server:
         sources = discover(address_of(server.url))
         server.hangs = ("05.wav", "06.wav", "08.wav")
+        hangs = Hangs(monkeypatch, server.hangs)
         found = convert_shard(sources, address_of(server.url), tmp_path / "x_lms", CONFIG, read_timeout=0.8)
         reasons = {row["source"]: row["reason"] for row in found if row["reason"]}
         assert reasons == dict.fromkeys(server.hangs, "read_timeout")
-        server.hangs = tuple(f"{number:02d}.wav" for number in range(10, 30))
+        hangs.names = server.hangs = tuple(f"{number:02d}.wav" for number in range(10, 30))
         with pytest.raises(MachineLostError, match=r"3 files in a row could not be read, the last of them 12.wav"):
             convert_shard(sources, address_of(server.url), tmp_path / "y_lms", CONFIG, read_timeout=0.8)
 
