@@ -17,7 +17,7 @@ PANELS = (
     ("learning rate", ("lr",)),
     ("gradient norm", ("grad_norm",)),
     ("logit scale", ("logit_scale",)),
-    ("samples a second", ("samples_per_second",)),
+    ("samples per second", ("samples_per_second",)),
 )
 LOSS, VALID = "loss", "valid_"
 COLUMNS = 3

@@ -10,9 +10,11 @@ from m2dprep.artifacts.pages.document import bar
 from m2dprep.artifacts.pages.markup import Markup, table, tag
 
 WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 10, 40
 # The page has so many colours for groups.
 COLOURS = 10
+# Numbers with more decimals than this are written as 1.5e-4: the others would not fit beside an axis.
+MOST_DECIMALS = 4
 Points = Sequence[tuple[float, float]]
 
 
@@ -24,18 +26,28 @@ class Axis(NamedTuple):
     labels: Sequence[tuple[float, str]]
 
     @classmethod
-    def of(cls, low: float, high: float, unit: str = "", most: int = 6) -> Axis:
-        """An axis with round numbers, which reach beyond neither end."""
+    def of(cls, low: float, high: float, unit: str = "", most: int = 6, *, whole: bool = False) -> Axis:
+        """An axis with round numbers, which reach beyond neither end; ``whole`` ones for what is counted."""
         if not high > low:
             low, high = low - 0.5, high + 0.5
-        step = nice_step((high - low) / most)
+        step = max(nice_step((high - low) / most), 1 if whole else 0)
         first = math.ceil(low / step - 1e-9)
         places = [(first + n) * step for n in range(int((high - first * step) / step + 1e-9) + 1)]
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        return cls(low, high, [(place, f"{place:,.{decimals}f}{unit}") for place in places])
+        return cls(low, high, [(place, f"{_number(place, decimals)}{unit}") for place in places])
 
     def share(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low)
+
+
+def _number(value: float, decimals: int) -> str:
+    if decimals <= MOST_DECIMALS:
+        return f"{value:,.{decimals}f}"
+    if abs(value) < 10.0**-decimals / 2:
+        return "0"
+    digits = max(0, decimals + math.floor(math.log10(abs(value)) + 1e-9))
+    mantissa, _, power = f"{value:.{digits}e}".partition("e")
+    return f"{mantissa}e{int(power)}"
 
 
 def nice_step(rough: float) -> float:
@@ -72,7 +84,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], name: str, unit: st
     """Counts between edges, as bars."""
     if not counts or not max(counts):
         return Markup("")
-    across, up = Axis.of(edges[0], edges[-1], unit), Axis.of(0, max(counts), most=4)
+    across, up = Axis.of(edges[0], edges[-1], unit), Axis.of(0, max(counts), most=4, whole=True)
     bars = []
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
@@ -102,7 +114,8 @@ def curves(named: Mapping[str, Points], name: str) -> Markup:
     everything = [point for points in named.values() for point in points]
     if not everything:
         return Markup("")
-    across = Axis.of(min(x for x, _ in everything), max(x for x, _ in everything))
+    xs = [x for x, _ in everything]
+    across = Axis.of(min(xs), max(xs), whole=all(float(x).is_integer() for x in xs))
     up = Axis.of(min(y for _, y in everything), max(y for _, y in everything), most=4)
     lines = [
         _line([(_x(across, x), _y(up, y)) for x, y in _thinned(points)], number, key)

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from m2dprep.artifacts.pages.markup import Markup, escaped, tag
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8883; --bar: #4a7fb5; --hit: 74, 127, 181; --miss: 200, 80, 60;
+:root { color-scheme: light dark; --line: #8883; --bar: #4a7fb5; --hit: 71, 121, 174; --miss: 199, 79, 60;
   --card: #8881; --c0: #4a7fb5; --c1: #d98b3a; --c2: #5b9e6b; --c3: #b5607d; --c4: #7f6bb3; --c5: #4fa3a5;
   --c6: #a58a3c; --c7: #8c6d5f; --c8: #6d8fd0; --c9: #9a9a9a }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h3 { font-size: 1em; margin: 1.4em 0 .4em }
 h2 { font-size: 1.15em; margin-top: 2.4em; padding-bottom: .2em; border-bottom: 1px solid var(--line) }
 table { border-collapse: collapse } th, td { padding: .15em .6em; text-align: left; vertical-align: top }
-th { font-weight: 600 } td { overflow-wrap: anywhere } .score { font-size: 2.4em; font-weight: 600; margin: 0 }
+th { font-weight: 600 } td { overflow-wrap: anywhere }
+@media (min-width: 50em) { td:first-child { overflow-wrap: break-word } }
+.score { font-size: 2.4em; font-weight: 600; margin: 0 }
 .bar { display: inline-block; height: .8em; background: var(--bar); vertical-align: middle; margin-right: .5em;
   border-radius: 2px }
 .matrix { font-size: 11px } .matrix td { text-align: right; padding: .1em .3em; border: 1px solid var(--line) }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Collection, Mapping
 
 
 class Markup(str):
@@ -29,6 +30,20 @@ def tag(element: str, /, *children: object, **attributes: object) -> Markup:
     if element in EMPTY_TAGS:
         return Markup(f"<{element}{given}>")
     return Markup(f"<{element}{given}>{''.join(map(escaped, children))}</{element}>")
+
+
+def rows_of(values: Mapping[str, object], before: str = "", without: Collection[str] = ()) -> list[list[object]]:
+    """Settings as rows of name and value; those within others have these' names before them."""
+    rows: list[list[object]] = []
+    for key, value in values.items():
+        if key in without:
+            continue
+        if isinstance(value, Mapping) and value:
+            rows += rows_of(value, f"{before}{key}.", without)
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            rows.append([f"{before}{key}", "–" if value is None else text])
+    return rows
 
 
 def table(header: list[object], rows: list[list[object]], **attributes: object) -> Markup:

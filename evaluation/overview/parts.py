@@ -39,7 +39,7 @@ def sounds_section(found: Conversion) -> Markup:
         "Sounds",
         side_by_side(
             with_title("Durations", _histogram(seconds, "seconds", "s")),
-            with_title("Peaks", _histogram(levels, "decibels below full scale", "dB")),
+            with_title("Peaks", _histogram(levels, "decibels, 0 is full scale", "dB")),
         ),
         side_by_side(*kinds),
         with_title("Folders", _tally(found.folders, "folder")) if found.folders.counts.keys() - {"unknown"} else "",
@@ -100,7 +100,7 @@ def oddities_section(found: Conversion) -> Markup:
         rows.append(
             [
                 "equal: the same bytes as another file, by length and digest",
-                f"{found.equal.sources:,} in {found.equal.groups:,} groups",
+                f"{found.equal.sources:,} in {found.equal.groups:,} group{'s' if found.equal.groups > 1 else ''}",
                 Markup("".join(tag("div", " = ".join(names)) for names in found.equal.examples)),
             ]
         )

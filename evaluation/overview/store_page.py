@@ -15,7 +15,7 @@ from m2dprep.artifacts.embeddings.store import EmbeddingStore
 from m2dprep.artifacts.errors import Failure
 from m2dprep.artifacts.pages.charts import counted, histogram
 from m2dprep.artifacts.pages.document import document, figures, section, side_by_side, with_title
-from m2dprep.artifacts.pages.markup import Markup, table, tag
+from m2dprep.artifacts.pages.markup import Markup, rows_of, table, tag
 from m2dprep.artifacts.settings import build
 from m2dprep.audioprep.config import PRESETS, LogMelConfig
 from m2dprep.captions.embedding.inspect import captions_of, inspect_store
@@ -29,6 +29,8 @@ from m2dprep.evaluation.overview.parts import TOP, failures_section, hours
 MAPPED = 1000
 NEIGHBOURS = 4
 BLOCK_ROWS = 65536
+# What the metadata holds for programs.
+UNSHOWN = ("proof", "digest", "digests")
 
 
 def store_page(folder: Path, drawing: Drawing) -> str:
@@ -81,7 +83,7 @@ def _audio(store: AudioStore, drawing: Drawing) -> list[Markup]:
             ),
         ),
         failures_section(reasons, examples, store.folder),
-        section("How it was made", table(["what", "value"], _facts(store.meta))),
+        section("How it was made", table(["what", "value"], rows_of(store.meta, without=UNSHOWN))),
     ]
 
 
@@ -94,10 +96,6 @@ def _folders(files: pa.ChunkedArray) -> Markup:
     return counted(
         ["folder", "rows"], [(one["values"], one["counts"]) for one in top], f"and {left:,} others" if left else ""
     )
-
-
-def _facts(meta: dict[str, object]) -> list[list[object]]:
-    return [[key, value] for key, value in meta.items() if key not in ("proof", "digest", "digests")]
 
 
 def _neighbours(store: AudioStore, drawing: Drawing, rng: np.random.Generator) -> Markup:
@@ -181,5 +179,5 @@ def _captions(store: EmbeddingStore, drawing: Drawing) -> list[Markup]:
         numbers,
         section("Map (t-SNE), by source", drawn),
         section("What was found", tag("ul", *(tag("li", line) for line in found.lines()))),
-        section("How it was made", table(["what", "value"], _facts(store.meta))),
+        section("How it was made", table(["what", "value"], rows_of(store.meta, without=UNSHOWN))),
     ]

@@ -125,10 +125,10 @@ class Catalogue:
         return np.flatnonzero(np.logical_and.reduce(wanted)[self._sound_of_row]) if wanted else None
 
     def colouring(self, rows: np.ndarray) -> Colouring:
-        """What tells some rows apart: their commonest labels; without any, their stores, or else their folders or how
-        their names begin."""
+        """What tells some rows apart: their labels among the commonest; without any, their stores, or else their
+        folders or how their names begin."""
         if self.labels:
-            return Colouring("label", [label.name for label in self.labels[:COLOURS]], self.first_label()[rows])
+            return Colouring("label", [label.name for label in self.labels[:COLOURS]], self.coloured_label()[rows])
         if len(self.parts) > 1:
             store = np.searchsorted(self.firsts, rows, side="right") - 1
             return Colouring("store", [part.name for part in self.parts[:COLOURS]], store.astype(np.int32))
@@ -137,13 +137,15 @@ class Catalogue:
         number = {name: at for at, name in enumerate(names)}
         return Colouring(by, names, np.array([number.get(group, -1) for group in groups], np.int32))
 
-    def first_label(self) -> np.ndarray:
-        """The number in `labels` of each row's commonest label, int32 (N,), -1 where there is none."""
-        first = np.full(int(self._first_sounds[-1]), -1, np.int32)
-        has = np.diff(self._labels_of.starts) > 0
-        first[has] = self._labels_of.values[self._labels_of.starts[:-1][has]]
-        found: np.ndarray = first[self._sound_of_row]
-        return found
+    def coloured_label(self) -> np.ndarray:
+        """The number in `labels` of each row's rarest label among those that have colours, int32 (N,), -1 where there
+        is none: a label that nearly all clips have tells nothing apart."""
+        found = np.full(int(self._first_sounds[-1]), -1, np.int32)
+        sounds = np.repeat(np.arange(len(found)), np.diff(self._labels_of.starts))
+        coloured = self._labels_of.values < COLOURS
+        np.maximum.at(found, sounds[coloured], self._labels_of.values[coloured].astype(np.int32))
+        of_rows: np.ndarray = found[self._sound_of_row]
+        return of_rows
 
     def _times(self, store: int, own: int) -> tuple[float, float]:
         start, seconds = self._places[store]

@@ -12,7 +12,7 @@ from m2dprep.artifacts.failures.reading import failures_in
 from m2dprep.artifacts.json_files import read_object
 from m2dprep.artifacts.pages.charts import curves
 from m2dprep.artifacts.pages.document import document, figures, section, with_title
-from m2dprep.artifacts.pages.markup import Markup, table, tag
+from m2dprep.artifacts.pages.markup import Markup, rows_of, table, tag
 from m2dprep.evaluation.overview.conversion import EXAMPLES
 from m2dprep.evaluation.overview.data_page import Drawing, place_name
 from m2dprep.evaluation.overview.heard import heard_sections
@@ -48,7 +48,7 @@ def run_page(run: Path, drawing: Drawing, data: Path | None, encoded: int, devic
     body.append(_curves(lines))
     body += _heard(run, config, drawing, data, encoded, device)
     body.append(_skipped(run))
-    body.append(section("Settings", table(["setting", "value"], _settings(config))))
+    body.append(section("Settings", table(["setting", "value"], rows_of(config, without=("proof", "digest")))))
     return document(title, body)
 
 
@@ -110,14 +110,3 @@ def _skipped(run: Path) -> Markup:
         if len(shown) < EXAMPLES:
             shown.append(one)
     return failures_section(reasons, examples, run, "Listed files that are left out")
-
-
-def _settings(config: Mapping[str, Any], before: str = "") -> list[list[object]]:
-    """Settings one below another, with the names of those that they are within."""
-    rows: list[list[object]] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            rows += _settings(value, f"{before}{key}.")
-        elif key not in ("proof", "digest"):
-            rows.append([f"{before}{key}", ", ".join(map(str, value)) if isinstance(value, list) else value])
-    return rows

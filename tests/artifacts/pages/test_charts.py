@@ -9,7 +9,7 @@ import pytest
 
 from m2dprep.artifacts.pages.charts import Axis, counted, curves, histogram, matrix, nice_step, scatter, spectrum
 from m2dprep.artifacts.pages.document import document, figures, section, side_by_side
-from m2dprep.artifacts.pages.markup import Markup, tag
+from m2dprep.artifacts.pages.markup import Markup, rows_of, tag
 
 HOSTILE = '<script>alert("1")</script>'
 NAN = float("nan")
@@ -38,6 +38,31 @@ def test_axes_have_round_numbers_within_their_ends(low: float, high: float, text
     axis = Axis.of(low, high)
     assert [text for _, text in axis.labels] == texts
     assert all(axis.low - 1e-9 <= place <= axis.high + 1e-9 for place, _ in axis.labels)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "texts"),
+    [
+        (1, 2, True, ["1", "2"]),  # epochs, and counts of files
+        (0, 1, True, ["0", "1"]),
+        (1, 40, True, ["10", "20", "30", "40"]),
+        (3, 3, True, ["3"]),
+        (0, 0.0003, False, ["0", "5e-5", "1.0e-4", "1.5e-4", "2.0e-4", "2.5e-4", "3.0e-4"]),  # learning rates
+        (-2e-7, 2e-7, False, ["-2e-7", "-1e-7", "0", "1e-7", "2e-7"]),
+        (14.281, 14.284, False, ["14.2810", "14.2815", "14.2820", "14.2825", "14.2830", "14.2835", "14.2840"]),
+    ],
+)
+def test_what_is_counted_has_whole_numbers_and_small_numbers_fit(
+    low: float, high: float, whole: bool, texts: list[str]
+) -> None:
+    assert [text for _, text in Axis.of(low, high, whole=whole).labels] == texts
+
+
+def test_settings_are_read_by_people() -> None:
+    values = {"dim": 2, "window": None, "front_end": {"n_mels": 80, "proof": 1}, "sounds": ["a", "b"], "proof": "x"}
+    assert rows_of(values, without=["proof"]) == [
+        ["dim", 2], ["window", "–"], ["front_end.n_mels", 80], ["sounds", "a, b"],
+    ]  # fmt: skip
 
 
 def test_charts_are_whole_and_escape_names() -> None:

@@ -105,7 +105,7 @@ def test_the_page_of_data_says_what_the_records_say(pages: Pages) -> None:
     words = " ".join(reader.text.split())
     for said in ("15 sounds converted", "1 failed", "12 of 15 listed files have captions (80.0%)", "bad & broken.wav",
                  "its content is of no known audio format", "silence.wav", "loud.wav", "part0/0_Dog.wav",
-                 "part0/copy.wav", "2 in 1 groups", "Mean spectrum", "number 3", "capemb_made"):  # fmt: skip
+                 "part0/copy.wav", "2 in 1 group", "Mean spectrum", "number 3", "capemb_made"):  # fmt: skip
         assert said in words, said
     assert text.count("<audio") == text.count("<img") == 12
 

@@ -49,7 +49,7 @@ def test_rows_have_the_captions_and_labels_of_their_clips(captions: Path) -> Non
     ]  # fmt: skip
     assert [set(one["labels"]) for one in details] == [{"Dog", "Animal"}, {"Dog"}, set(), {"Bell"}, {"Engine", "Dog"}]
     assert catalogue.labels == [Label("Dog", 3), Label("Animal", 1), Label("Bell", 1), Label("Engine", 1)]
-    assert catalogue.first_label().tolist() == [0, 0, -1, 2, 0]
+    assert catalogue.coloured_label().tolist() == [1, 0, -1, 2, 3], "the rarest that has a colour"
     assert catalogue.entry(0)["caption"] == "A dog barks"
     assert catalogue.row(0).is_whole
     assert catalogue_of(index(), captions=captions.parent).labels == catalogue.labels
