@@ -8,26 +8,29 @@ Models learn from captions alone, since there are only minutes. Captions are mad
 class, and noise.
 
 There are two settings: half of a clip's patches are seen in training (``--patches half``), for 40 epochs, or all of
-them, for 60. By default both are run, one after the other, each with ``--seeds`` seeds.
+them, for 60. By default both are run, one after the other, each with ``--seeds`` seeds; some hours on one processor.
+With ``--folder``, every model that was trained and judged is kept there, and the same command goes on from them.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from _machine import ONE_THREAD, machine, restart_with, table
 
+from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.embeddings.store import index_of
 from m2dprep.artifacts.embeddings.writer import EmbeddingStoreWriter
 from m2dprep.artifacts.files import write_array, write_json
@@ -95,17 +98,38 @@ def class_directions() -> np.ndarray:
 
 
 class Setting(NamedTuple):
-    """How models are trained: for so many ``epochs``, seeing a ``share`` of the patches of each clip."""
+    """How models are trained: for so many ``epochs``, seeing a ``share`` of the patches of each clip. So many clips of
+    each class are ``tested``."""
 
     epochs: int
     share: float
+    tested: int
 
 
-SETTINGS = {"half": Setting(40, 0.5), "all": Setting(60, 1.0)}
+SETTINGS = {"half": Setting(40, 0.5, 10), "all": Setting(60, 1.0, 20)}
+# The ways to encode with each model, by what is done with clips; the middle of a clip is as long as the input.
+MIDDLE = "middle"
+CONTROL = "control: shrunk whole clip alone"
+WAYS: dict[str, dict[str, dict[str, str]]] = {
+    "none": {
+        "crops, one in the middle": {MIDDLE: "yes"},
+        "crops, `--length chunks`": {"length": "chunks"},
+        "crops, `--length whole`": {"length": "whole"},
+        "crops, `--length whole --positions chunked`": {"length": "whole", "positions": "chunked"},
+    },
+    "aff": {
+        "`--fusion aff`, fused": {},
+        "`--fusion aff`, `--length chunks`": {"length": "chunks"},
+        "`--fusion aff`, `--length whole`": {"length": "whole"},
+    },
+    "daf": {"`--fusion daf`, fused": {}},
+    "closed": {CONTROL: {}},
+}
 
 
-def train_model(data: TrainingData, fusion: str, seed: int, setting: Setting, *, closed: bool = False) -> M2DCLAP:
-    """A model that has learnt from captions alone; the gate of its fusion may stay ``closed``."""
+def train_model(data: TrainingData, name: str, seed: int, setting: Setting) -> M2DCLAP:
+    """A model that has learnt from captions alone, with the fusion ``name``, or "closed": aff whose gate stays so."""
+    fusion, closed = ("aff", True) if name == "closed" else (name, False)
     config = replace(
         preset("tiny").model, input_size=(80, WIDTH), embed_dim=96, depth=2, num_heads=3, decoder_embed_dim=48,
         decoder_depth=1, decoder_num_heads=3, off_emb_dim=TEXT_DIM, fusion=fusion,
@@ -121,6 +145,7 @@ def train_model(data: TrainingData, fusion: str, seed: int, setting: Setting, *,
     optimizer = make_optimizer(objective, settings)
     drawn = torch.Generator().manual_seed(seed)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE_OF_LEARNING, total_steps=steps, pct_start=0.1)
+    progress = Progress(steps, f"{name}, seed {seed}", unit="steps")
     for key in TrainOrder(len(data), BATCH, seed, total_steps=steps):
         given = objective.prepare(clips[key])
         tokens = model.embed_patches(given.log_mel, given.longer)
@@ -132,6 +157,8 @@ def train_model(data: TrainingData, fusion: str, seed: int, setting: Setting, *,
         loss.backward()
         optimizer.step()
         rates.step()
+        progress.advance()
+    progress.close()
     return model
 
 
@@ -142,46 +169,49 @@ def accuracy(model: M2DCLAP, stats: Normalization, clips: list[np.ndarray], **se
     return float((nearest == np.arange(len(clips)) % len(CLASSES)).mean())
 
 
-def opened(model: M2DCLAP) -> float:
-    """How far the gate is open: the mean of its absolute values, of which 1 is all of the fused map."""
-    assert isinstance(model.patch_embed, FusedPatchEmbed)
-    assert model.patch_embed.gate is not None
+def opened(model: M2DCLAP) -> float | None:
+    """How far the gate is open: the mean of its absolute values, of which 1 is all of the fused map; None without."""
+    if not isinstance(model.patch_embed, FusedPatchEmbed) or model.patch_embed.gate is None:
+        return None
     return float(model.patch_embed.gate.detach().abs().mean())
 
 
-def ways(data: TrainingData, clips: list[np.ndarray], seed: int, setting: Setting) -> dict[str, float]:
-    """The accuracy of each way, by its name."""
-    start = (clips[0].shape[-1] - WIDTH) // 2
-    middles = [one[..., start : start + WIDTH] for one in clips]
-    models = {fusion: train_model(data, fusion, seed, setting) for fusion in ("none", "aff", "daf")}
-    models["closed"] = train_model(data, "aff", seed, setting, closed=True)
-    print(f"  gates: {', '.join(f'{name} {opened(models[name]):.4f}' for name in ('aff', 'daf', 'closed'))}")
-    cropped, aff, daf, closed = (
-        partial(accuracy, models[name], data.stats) for name in ("none", "aff", "daf", "closed")
-    )
-    return {
-        "crops, one in the middle": cropped(middles),
-        "crops, `--length chunks`": cropped(clips, length="chunks"),
-        "crops, `--length whole`": cropped(clips, length="whole"),
-        "crops, `--length whole --positions chunked`": cropped(clips, length="whole", positions="chunked"),
-        "`--fusion aff`, fused": aff(clips),
-        "`--fusion aff`, `--length chunks`": aff(clips, length="chunks"),
-        "`--fusion aff`, `--length whole`": aff(clips, length="whole"),
-        "`--fusion daf`, fused": daf(clips),
-        "the whole clip, shrunk, without its parts (gate closed)": closed(clips),
-    }
+def middle(log_mel: np.ndarray) -> np.ndarray:
+    start = (log_mel.shape[-1] - WIDTH) // 2
+    return log_mel[..., start : start + WIDTH]
 
 
-def run(data: TrainingData, clips: list[np.ndarray], seeds: int, setting: Setting) -> None:
-    """Train and classify with the seeds 0, 1, …, and print the table."""
-    found = []
+def judged(data: TrainingData, clips: list[np.ndarray], name: str, seed: int, setting: Setting) -> dict[str, Any]:
+    """Train a model; the accuracy of each way to encode with it, how far its gate is open, and the time it took."""
+    started = time.process_time()
+    model = train_model(data, name, seed, setting)
+    scores = {}
+    for way, how in WAYS[name].items():
+        settings = {key: value for key, value in how.items() if key != MIDDLE}
+        heard = [middle(one) for one in clips] if MIDDLE in how else clips
+        scores[way] = accuracy(model, data.stats, heard, **settings)
+    return {"scores": scores, "gate": opened(model), "seconds": round(time.process_time() - started)}
+
+
+def run(place: Path, data: TrainingData, clips: list[np.ndarray], seeds: int, setting: Setting) -> None:
+    """Train and classify with the seeds 0, 1, … what ``place`` does not hold already, and print the table."""
+    found: list[dict[str, float]] = []
+    about = f"{setting.epochs}epochs-{100 * setting.share:.0f}percent-{setting.tested}tested"
     for seed in range(seeds):
-        found.append(ways(data, clips, seed, setting))
-        print(f"seed {seed} after {time.process_time():.0f} s of the processor: {found[-1]}", flush=True)
+        found.append({})
+        for name in WAYS:
+            kept = place / f"{about}-seed{seed}-{name}.json"
+            if not kept.exists():
+                write_json(kept, judged(data, clips, name, seed, setting))
+            one = json.loads(kept.read_text())
+            gate = "" if one["gate"] is None else f", gate {one['gate']:.4f}"
+            scores = ", ".join(f"{way} {score:.1%}" for way, score in one["scores"].items())
+            print(f"seed {seed}, {one['seconds']:,} s of the processor: {scores}{gate}", file=sys.stderr, flush=True)
+            found[-1] |= one["scores"]
     said = f"{setting.epochs} epochs, {100 * setting.share:.0f} % of patches seen in training"
-    print(f"\n{machine()}; load {os.getloadavg()[0]:.1f}\n{said}: {len(clips)} clips of {SECONDS} s\n")
-    print(table(["trained on, and encoded", *(f"seed {one}" for one in range(seeds)), "mean", "range"], shown(found)))
-    print()
+    print(f"\n{machine()}\n{said}: {len(clips)} clips of {SECONDS} s\n")
+    heads = ["trained on, and encoded", *(f"seed {one}" for one in range(seeds)), "mean", "range"]
+    print(table(heads, shown(found)), end="\n\n", flush=True)
 
 
 def shown(found: Sequence[dict[str, float]]) -> list[list[str]]:
@@ -200,18 +230,23 @@ def main() -> None:
     parser.add_argument("--patches", choices=(*SETTINGS, "both"), default="both", help="see so many in training")
     parser.add_argument("--epochs", type=int, help="instead of 40 with half of the patches, and 60 with all")
     parser.add_argument("--per-class", type=int, default=24, help="training clips of each of the ten classes")
-    parser.add_argument("--tested", type=int, default=20, help="clips of each class to classify")
+    parser.add_argument("--tested", type=int, help="clips of each class to classify, instead of 10, and 20 with all")
+    parser.add_argument("--folder", type=Path, help="keep clips and results here; the same command goes on from them")
     options = parser.parse_args()
     restart_with(ONE_THREAD)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_data(folder / "data", options.per_class)
-        data = open_training_data(DataChoice(folder / "data"), 80)
-        rng = np.random.default_rng(1)
-        clips = [clip(number % len(CLASSES), rng) for number in range(options.tested * len(CLASSES))]
+        folder = options.folder or Path(temporary)
+        place = folder / f"{options.per_class}-per-class"
+        if not (place / "data" / "norm_stats.json").exists():  # it is written last
+            shutil.rmtree(place / "data", ignore_errors=True)
+            write_data(place / "data", options.per_class)
+        data = open_training_data(DataChoice(place / "data"), 80)
         for name in SETTINGS if options.patches == "both" else [options.patches]:
             setting = SETTINGS[name]
-            run(data, clips, options.seeds, setting._replace(epochs=options.epochs or setting.epochs))
+            setting = setting._replace(epochs=options.epochs or setting.epochs, tested=options.tested or setting.tested)
+            rng = np.random.default_rng(1)
+            clips = [clip(number % len(CLASSES), rng) for number in range(setting.tested * len(CLASSES))]
+            run(place, data, clips, options.seeds, setting)
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ def require_no_fusion(fusion: str, path: Path, what: str) -> None:
     """Raise `UserError` if a checkpoint fuses, and ``what`` is done with it knows nothing of that."""
     if fusion != NONE:
         raise UserError(
-            f"{path} fuses the channels of long clips (fusion {fusion}), and {what}; begin with a checkpoint that was "
-            "trained without --fusion."
+            f"{path} fuses the channels of long clips (fusion {fusion}), and {what}. `m2dprep export hf` and "
+            "`export portable` keep the fusion; other programs can read checkpoints that were trained without --fusion."
         )
 
 

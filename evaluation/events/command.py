@@ -25,6 +25,7 @@ from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.clip_set import read_classes
 from m2dprep.evaluation.events.detect import EventPlan, Found, HearSettings, detect, parts_of, routes_of
 from m2dprep.evaluation.events.judgement import Rules
+from m2dprep.evaluation.events.listening.prune import prune
 from m2dprep.evaluation.events.models import Models, listeners
 from m2dprep.evaluation.events.pictures import DRAWN, Pictures, draw_recordings
 from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_WINDOW
@@ -95,7 +96,9 @@ def run_events(request: EventRequest) -> Result:
         return draw_recordings(found[0], plan.table, heard_by.ears[0].front_end, place, request.pictures, plan.rules)
 
     with exclusive(request.output):
-        return write_folder(request.output, result, found, plan.table, draw)
+        result = write_folder(request.output, result, found, plan.table, draw)
+    prune(request.output / HEARD)
+    return result
 
 
 def with_preset(request: EventRequest) -> EventRequest:

@@ -41,7 +41,8 @@ class Listeners:
 
 
 def listeners(models: Models, wanted: Sequence[str] = ()) -> Listeners:
-    """Load what the ``wanted`` routes need, by default all that the models allow; the mean comes first.
+    """Load what the ``wanted`` routes need, by default all that the models allow: tags come first, and their mean with
+    captions last, as they did when they were measured (``docs/events.md``).
 
     A checkpoint that was fine-tuned hears captions only if that is wanted: their head was not trained with it.
 
@@ -53,7 +54,7 @@ def listeners(models: Models, wanted: Sequence[str] = ()) -> Listeners:
     other = _other(models)
     for_captions = other or (encoder if encoder.checkpoint.has_clap_head else None)
     possible = [name for name, there in ((TAGS, has_classifier(encoder)), (CLAP, for_captions is not None)) if there]
-    possible = [MEAN, *possible] if len(possible) == 2 else possible
+    possible = [*possible, MEAN] if len(possible) == 2 else possible
     moved_on = other is None and MEAN in possible and encoder.checkpoint.has_moved_on
     routes = list(dict.fromkeys(wanted)) or ([TAGS] if moved_on else possible)
     _require(routes, possible, models)

@@ -29,6 +29,7 @@ from m2dprep.artifacts.tables import write_csv
 from m2dprep.evaluation.encoders import CLAP
 from m2dprep.evaluation.events.detect import HearSettings, failures_of, hear_all, heard_by_all
 from m2dprep.evaluation.events.listening.ear import TAGS
+from m2dprep.evaluation.events.listening.prune import prune
 from m2dprep.evaluation.events.models import Listeners, Models, listeners
 from m2dprep.evaluation.events.presets import TMRL_HOP, TMRL_SCENE_WINDOW, TMRL_TOP
 from m2dprep.evaluation.events.routes import ByCaptions
@@ -110,6 +111,7 @@ def run_scenes(request: SceneRequest) -> Result:
     )  # fmt: skip
     with exclusive(request.output):
         _write(request.output, result, chosen, scores, labels, clips.classes)
+    prune(request.output / HEARD)
     return result
 
 

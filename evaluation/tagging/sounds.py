@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from m2dprep.artifacts.errors import UserError
+from m2dprep.artifacts.reading import named
 from m2dprep.audioprep.config import ConvertConfig, LogMelConfig
 from m2dprep.audioprep.convert import front_end
 from m2dprep.audioprep.decode import decode
@@ -87,7 +89,10 @@ class _Spool:
         self.length = 0
 
     def append(self, part: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(part, np.float32).data)
+        try:
+            self.file.write(np.ascontiguousarray(part, np.float32).data)
+        except OSError as error:  # the folder for temporary files is full
+            raise named(error, Path(tempfile.gettempdir())) from error
         self.length += len(part)
 
     def joined(self, length: int) -> np.ndarray:

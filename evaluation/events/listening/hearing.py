@@ -111,6 +111,7 @@ def hear(
         opened = partial(_opened, ear=ear, windows=windows, timeout=reading.timeout)
         _hear_shards(opened, ear, pending, kept, len(items), quiet)
         kept.sweep(items)
+        kept.note_use(items)
     failures = {item.name: failure for item in items if (failure := kept.failure(item)) is not None}
     done = len(pending) - sum(item.name in failures for item in pending)
     return Hearing(items, kept, done, len(items) - done - len(failures), list(failures.values()))

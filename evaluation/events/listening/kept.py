@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,6 +128,11 @@ class Kept:
         np.savez(content, **arrays)  # type: ignore[arg-type]
         write_bytes(path, content.getbuffer())
         self._note(path)
+
+    def note_use(self, items: Sequence[Item]) -> None:
+        """Give the files of these sounds the present time, so that `prune` leaves them."""
+        for path in {self._places[item.name, item.stamp].path for item in items}:
+            os.utime(path)
 
     def sweep(self, items: Sequence[Item]) -> None:
         """Remove the files of which every sound has changed since."""
