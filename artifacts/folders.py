@@ -170,6 +170,14 @@ def make_folder(path: Path) -> None:
 FILLING = ".m2dprep-filling"
 
 
+def require_apart(output: Path, sounds: Path) -> None:
+    """Raise `UserError` if ``output``, which will hold sounds or arrays, lies in the folder ``sounds``."""
+    if sounds.is_dir() and output.resolve().is_relative_to(sounds.resolve()):
+        raise UserError(
+            f"{output} lies in {sounds}, whose sounds it would be counted among; choose a folder elsewhere."
+        )
+
+
 def require_new_folder(path: Path) -> None:
     """Raise `UserError` if there is something at ``path``, other than an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

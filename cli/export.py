@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from m2dprep.audioprep.remote.address import Address
 
 LAYOUTS = ("training", "stage2", "fine-tuned", "encoder-only")
+# The forms of names on the hub: of licences, and of models and data sets with or without their owner.
+LICENCE, HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*"), re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -183,6 +186,12 @@ def checkpoint(run: Path, out: Path, layout: str, as_json: bool) -> None:
     click.echo(json.dumps(result, indent=2) if as_json else words)
 
 
+def _require_hub_names(option: str, names: Sequence[str], form: re.Pattern[str]) -> None:
+    odd = next((one for one in names if not form.fullmatch(one)), None)
+    if odd is not None:
+        raise click.BadParameter(f"{odd!r} is no name that the hub takes.", param_hint=option)
+
+
 @export.command(cls=M2dprepCommand, short_help="A folder for the Hugging Face hub, with a model card.")
 @click.argument("run", type=PATH)
 @click.argument("folder", metavar="DIR", type=OUTPUT_PATH)
@@ -235,6 +244,9 @@ def hf(
       m2dprep export hf runs/base shared/base --license apache-2.0 --results report
       m2dprep export hf runs/base shared/base --license unknown --name me/m2d-clap-base --datasets agkphysics/AudioSet
     """
+    _require_hub_names("--license", [licence], LICENCE)
+    _require_hub_names("--name", [name] if name is not None else [], HUB_NAME)
+    _require_hub_names("--datasets", datasets, HUB_NAME)
     from m2dprep.evaluation.sharing.card import CardRequest
     from m2dprep.evaluation.sharing.hub_folder import export_to_hub_folder
 

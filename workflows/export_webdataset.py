@@ -29,6 +29,7 @@ from m2dprep.artifacts.console import Progress
 from m2dprep.artifacts.digests import file_digest, fingerprint
 from m2dprep.artifacts.errors import FailureLimit, FingerprintConflictError, UserError, top_reasons
 from m2dprep.artifacts.files import atomic_file, rename_all, sweep_temporaries
+from m2dprep.artifacts.folders import require_apart
 from m2dprep.artifacts.json_files import read_object, write_object
 from m2dprep.artifacts.layout import LMS_FILE_SUFFIX
 from m2dprep.artifacts.locks import exclusive
@@ -83,7 +84,7 @@ class ExportReport:
         line = f"{self.inputs:,} inputs = {self.done:,} done + {self.skipped:,} skipped + {self.failed:,} failed"
         why = f" ({top_reasons(self.reasons)}; rows in {self.folder}/{BOOKS}/{FAILURES})" if self.failed else ""
         without = f"; {self.uncaptioned:,} have no caption" if self.uncaptioned else ""
-        return f"{line}{why}; {self.shards:,} shards{without}"
+        return f"{line}{why}; {self.shards:,} shard{'' if self.shards == 1 else 's'}{without}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,6 +129,8 @@ def _to_pack(
     if isinstance(src, Address):
         src = src.patient(READ_TIMEOUT)
     folder, only = folder_and_archive(src)
+    if isinstance(folder, Path) and only is None:
+        require_apart(out, folder)
     archives = replace(options.archives, read_timeout=READ_TIMEOUT)
     root = folder.patient(0) if isinstance(folder, Address) else folder
     return find_sources(folder, out, options.files, None, archives, only), partial(_bytes_of, root=root), {}

@@ -14,6 +14,7 @@ from m2dprep.artifacts.embeddings.audio_store import CLAP, CONVENTIONAL, NAMES, 
 from m2dprep.artifacts.embeddings.audio_writer import AudioStoreWriter, SourceRows, StoredSource
 from m2dprep.artifacts.embeddings.store import META
 from m2dprep.artifacts.errors import FingerprintConflictError, UserError, top_reasons
+from m2dprep.artifacts.folders import require_apart
 from m2dprep.audioprep.decoding.sound import TRANSIENT
 from m2dprep.audioprep.discover import PassedOver
 from m2dprep.audioprep.retries import StopIfUnreadable
@@ -163,10 +164,7 @@ def _items(request: EmbedRequest, reading: Reading) -> list[Item]:
     several = len(request.sounds) > 1
     found: list[Item] = []
     for path in request.sounds:
-        if path.is_dir() and request.output.resolve().is_relative_to(path.resolve()):
-            raise UserError(
-                f"{request.output} lies in {path}, whose sounds it would be counted among; choose a folder elsewhere."
-            )
+        require_apart(request.output, path)
         own = find_items([path.absolute()], reading, request.root, request.passed_over)
         if is_one_file(path):
             found += [replace(item, name=path_text(path)) for item in own]

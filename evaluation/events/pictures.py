@@ -22,7 +22,7 @@ from m2dprep.evaluation.events.scoring.lists import Event
 from m2dprep.evaluation.events.sets.table import EventTable
 from m2dprep.evaluation.events.timeline import Timeline
 from m2dprep.evaluation.tagging.inputs import Reading, named_items
-from m2dprep.evaluation.tagging.picture import overview
+from m2dprep.evaluation.tagging.picture import overview, plain
 
 # How pictures are called: a number, and the name of the recording with plain characters alone.
 UNUSUAL, DRAWN = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"\d{2,}-[A-Za-z0-9._-]+\.png")
@@ -103,7 +103,7 @@ def _draw(
     above.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma")
     _boxes(above, one.recording.events, 0.52, REFERENCE, "reference", log_mel.shape[0])
     _boxes(above, one.events, 0.02, FOUND, "found", log_mel.shape[0])
-    above.set(title=_plain(one.recording.file.rpartition("/")[2][-90:]), ylabel="mel bin")
+    above.set(title=plain(one.recording.file.rpartition("/")[2][-90:]), ylabel="mel bin")
     edges = line.edges()
     own = [number for number, label in enumerate(classes) if label in one.recording.classes]
     for number, label in enumerate(classes):
@@ -128,10 +128,5 @@ def _boxes(axes: Any, events: Sequence[Event], low: float, colour: str, what: st
         width = max(one.offset - one.onset, 0.05)
         box = Rectangle((one.onset, low * height), width, 0.46 * height, fill=False, edgecolor=colour, linewidth=2)
         axes.add_patch(box)
-        axes.text(one.onset, (low + 0.01) * height, f"{_plain(one.label)} ({what})", color="black", fontsize=8,
+        axes.text(one.onset, (low + 0.01) * height, f"{plain(one.label)} ({what})", color="black", fontsize=8,
                   clip_on=True, bbox={"facecolor": colour, "alpha": 0.85, "pad": 1, "edgecolor": "none"})  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    """A text without what matplotlib would read as a formula, or cannot draw."""
-    return "".join(one if one.isprintable() else "�" for one in text).replace("$", r"\$")

@@ -63,7 +63,7 @@ class Picture:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         seconds = max(sound.seconds, float(ends.max()))
         above.imshow(log_mel, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[0]), cmap="magma")
-        above.set(title=_plain(name), ylabel="mel bin")
+        above.set(title=plain(name), ylabel="mel bin")
         self._draw_tags(below, starts, ends, scores[:, strongest], strongest)
         below.set(xlabel="seconds", ylabel=self._scores if self._scores in AS_THEY_ARE else "score", xlim=(0, seconds))
         path = self.place(name)
@@ -80,7 +80,7 @@ class Picture:
         for number, own in zip(classes.tolist(), scores.T, strict=True):
             peaks = np.array([own[at : at + step].max() for at in range(0, len(own), step)])
             marker = "." if len(peaks) < 100 else None
-            axes.plot(centres, peaks, marker=marker, label=_plain(self._names.labels[number]))
+            axes.plot(centres, peaks, marker=marker, label=plain(self._names.labels[number]))
         if self._scores not in AS_THEY_ARE:
             axes.set_ylim(0, max(1e-3, min(1.0, 1.1 * float(scores.max()))))
         axes.grid(alpha=0.3)
@@ -103,6 +103,6 @@ def overview(sound: Sound) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text without what matplotlib would read as a formula, or cannot draw."""
     return "".join(one if one.isprintable() else "�" for one in text).replace("$", r"\$")

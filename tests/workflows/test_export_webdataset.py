@@ -75,6 +75,21 @@ def test_we_read_our_own_shards_with_the_same_ids(tmp_path: Path, src: Path) -> 
     assert {(row["id"], row["caption"]) for row in read} == {(key, text) for key in KEYS for text in TEXTS[key]}
 
 
+@pytest.mark.parametrize("out", ["src/out", "src", "src/b.c/../out", "link/out"])
+def test_shards_never_lie_among_the_sounds(tmp_path: Path, src: Path, out: str) -> None:
+    (tmp_path / "link").symlink_to(src)
+    with pytest.raises(UserError, match="whose sounds it would be counted among"):
+        export_webdataset(src, tmp_path / out, ExportOptions(captions=tmp_path / "captions.parquet"))
+    assert not (src / "out").exists()
+
+
+def test_shards_may_lie_beside_an_archive_of_sounds(tmp_path: Path, src: Path) -> None:
+    shard = min(packed(src).glob("*.tar"))
+    options = ExportOptions(captions=tmp_path / "captions.parquet")
+    report = export_webdataset(shard, shard.parent / "again", options)
+    assert (report.done, report.failed) == (2, 0)
+
+
 def test_webdataset_reads_them(src: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     out = packed(src)

@@ -204,3 +204,22 @@ def test_it_is_loaded_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest
     log_mel = np.random.default_rng(0).standard_normal((1, 80, 60)).astype(np.float32)
     assert np.array_equal(model.encode_log_mels([log_mel]), local.encode_log_mels([log_mel]))
     assert model.sample_rate == 32000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--license", "my own"),
+        ("--license", "MIT"),
+        ("--license", ""),
+        ("--license", "mit", "--name", "../model"),
+        ("--license", "mit", "--name", "a/b/c"),
+        ("--license", "mit", "--name", "me/my model"),
+        ("--license", "mit", "--datasets", "me/sounds", "--datasets", "my sounds"),
+    ],
+)
+def test_names_that_the_hub_does_not_take_are_refused_before_any_work(words: tuple[str, ...], tmp_path: Path) -> None:
+    refused(
+        run("export", "hf", tmp_path, tmp_path / "shared", *words), 2, f"{words[-1]!r} is no name that the hub takes"
+    )
+    assert not (tmp_path / "shared").exists()
