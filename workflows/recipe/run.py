@@ -250,7 +250,9 @@ class RecipeRun:
         if cut_short or stopped is not None:
             where = f"stage {stopped.stage}" if stopped is not None else "between two stages"
             code = INTERRUPTED if signal == "SIGINT" or (stopped and stopped.exit_code == INTERRUPTED) else REQUEUE
-            raise StageFailedError(f"stopped ({signal or 'by itself'}) in {where}; {again}.", code)
+            by_itself = "" if stopped is None else meaning(stopped.exit_code)
+            words = f" Its words are in {self.state.log(self.recipe.stage(stopped.stage))}." if stopped else ""
+            raise StageFailedError(f"stopped ({signal or by_itself}) in {where}; {again}.{words}", code)
         failed = [outcome for outcome in self.outcomes if outcome.status == FAILED]
         if not failed:
             return

@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from m2dprep.artifacts.errors import MachineLostError, UserError
-from m2dprep.audioprep import ahead, retries
+from m2dprep.audioprep import ahead, convert, retries
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from m2dprep.audioprep.remote import address, requests
@@ -152,10 +153,17 @@ def test_a_server_that_vanishes_and_comes_back(tmp_path: Path, src: Path, monkey
     assert run(src, tmp_path / "a_lms").done == 30
     lms = tmp_path / "x_lms"
     with web(src) as server:
-        threading.Thread(target=lambda: (until(lambda: len(arrays(lms)) > 3), server.stop()), daemon=True).start()
-        url, port = server.url, server.port
+        url, port, original, written = server.url, server.port, convert.write_lms, list[Path]()
+
+        def write(path: Path, *arguments: Any, **options: Any) -> Any:
+            written.append(path)
+            if len(written) == 4:
+                server.stop()
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(convert, "write_lms", write)
         with pytest.raises(
-            MachineLostError, match=r"5 files in a row could not be read, the last of them \d\d.wav: .*machine"
+            MachineLostError, match=r"5 files in a row could not be read, the last of them \d\d\.wav: .*machine"
         ):
             run(url, lms)
     assert 3 < len(arrays(lms)) < 25

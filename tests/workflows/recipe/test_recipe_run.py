@@ -116,6 +116,17 @@ def test_a_failure_stops_what_depends_on_it_and_its_code_passes_through(empty: P
     assert empty.done() == ["abc", "letters"]
 
 
+def test_a_stage_that_lost_its_machine_is_no_failure(empty: Project) -> None:
+    """A batch system may start the recipe again, which goes on with that stage."""
+    empty.change("output: abc.txt", "refuse: 75, output: abc.txt")
+    result = empty.run()
+    assert result.exit_code == 75
+    assert "stopped (exit code 75: told to stop, or the machine was lost) in stage abc; `m2dprep run" in result.stderr
+    assert f"Its words are in {empty.state / 'abc.log'}." in result.stderr
+    empty.change("refuse: 75", "refuse: 0")
+    assert empty.done()[0] == "abc"
+
+
 def change_record(project: Project, name: str, **changes: object) -> None:
     """Change what the state says of a stage."""
     state = project.state / "state.json"
