@@ -39,6 +39,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = Path(__file__).with_name("warm_client.py")
 MODULES = (
+    "pytest",  # workers import the modules of tests whose functions they call
+    "hypothesis.strategies",
     "torch._dynamo",
     "sentence_transformers",
     "transformers.models.bert.modeling_bert",

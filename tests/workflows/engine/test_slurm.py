@@ -112,7 +112,9 @@ def test_jobs_that_cannot_come_up_end_the_run(
     assert not slurm.jobs()
 
 
-def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(
+    slurm: Slurm, tmp_path: Path, warm_python: str
+) -> None:
     noise = tmp_path / "noise.wav"
     soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(160000), 16000, subtype="PCM_16")
     for seed in range(CLIPS):
@@ -121,7 +123,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
         path.hardlink_to(noise)
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 00:10:00\nmemory: 500MB\ncores: 1\njobs: 2\nlog_directory: {tmp_path}/logs\n"
-        f"prologue:\n  - export PYTHONPATH={ROOT}\n"
+        f"python: {warm_python}\nprologue:\n  - export PYTHONPATH={ROOT}\n"
     )
     command = [sys.executable, "-m", "m2dprep", "melspec", str(tmp_path / "wavs"), str(tmp_path / "data" / "a_lms")]
     command += ["--cluster", "slurm", "--cluster-config", str(tmp_path / "slurm.yaml")]
