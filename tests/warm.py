@@ -39,7 +39,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = Path(__file__).with_name("warm_client.py")
 MODULES = (
-    "pytest",
+    "pytest",  # workers import the modules of tests whose functions they call
     "hypothesis.strategies",
     "click.testing",
     "pandas",

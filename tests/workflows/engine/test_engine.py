@@ -3,6 +3,8 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,13 @@ from m2dprep.workflows.engine.engine import run_shards, split_into_shards
 from m2dprep.workflows.engine.pool import WorkerPool
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch, warm_python: str) -> None:
+    """Local workers that have imported everything; test_local_workers.py has those that start as a user's do."""
+    subprocess.run([warm_python, "-c", ""], check=True)  # its server has come up, which takes long on a loaded machine
+    monkeypatch.setattr(sys, "executable", warm_python)
 
 
 @given(st.integers(0, 500), st.integers(0, 9), st.integers(1, 64))
@@ -59,18 +68,21 @@ def test_in_this_process() -> None:
     assert list(rows) == [[2, 4], [6]]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_local_processes_return_every_row() -> None:
     shards = split_into_shards(range(100), 2, 3)
     rows = [row for part in run_shards(double, shards, 2, unexpected) for row in part]
     assert sorted(rows) == [2 * item for item in range(100)]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_poisonous_item_is_left_alone_and_the_rest_returns() -> None:
     function = functools.partial(die_on, deadly={2})
     rows = [row for part in run_shards(function, [[0, 1], [2, 3]], 2, lambda item: -item) for row in part]
     assert sorted(rows) == [-2, 0, 1, 3]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
     function = functools.partial(die_once, marker=tmp_path / "died")
     rows = [row for part in run_shards(function, [[1, 2], [3, 4], [5]], 2, unexpected) for row in part]
@@ -78,6 +90,7 @@ def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
     assert sorted(rows) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_every_local_worker_has_one_of_the_gpus_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     pool = WorkerPool(local=2, gpu_per_worker=True)
@@ -96,6 +109,7 @@ def test_every_local_worker_has_one_of_the_gpus_that_this_process_sees(monkeypat
     assert seen == {"5", "3"}
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_an_error_of_the_function_ends_the_run() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_shards(refuse, [[1], [2]], 1, unexpected))

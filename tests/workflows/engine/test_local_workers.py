@@ -252,25 +252,27 @@ os.open = open_
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_read_that_never_returns_is_a_row_that_the_next_run_tries_again(
-    tmp_path: Path, src: Path, workers: str
+    tmp_path: Path, src: Path, workers: str, warm_python: str
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HANGS)
     layout = LmsLayout(tmp_path / "a_lms")
     hanging = {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
-    command = [sys.executable, "-P", "-m", "m2dprep", "melspec", str(src), str(layout.root), "--workers", workers]
+    command = ["-P", "-m", "m2dprep", "melspec", str(src)]
 
-    def run(*options: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False, env=env)
+    def run(python: str, *words: str, env: dict[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, *command, *words], capture_output=True, text=True, timeout=120, check=False, env=env
+        )
 
-    done = run("--read-timeout", "5", env=hanging)
+    done = run(sys.executable, str(layout.root), "--workers", workers, "--read-timeout", "5", env=hanging)
     assert done.returncode == 3, done.stderr
     assert f"{CLIPS} inputs = {CLIPS - 1} done + 0 skipped + 1 failed (read_timeout 1; " in done.stderr
     assert sorted(path.name for path in layout.root.glob("*.npy")) == [f"{n}.npy" for n in range(CLIPS) if n != 3]
-    again = run(env=ENVIRONMENT)
+    again = run(warm_python, str(layout.root), "--workers", workers)
     assert again.returncode == 0, again.stderr
     assert f"{CLIPS} inputs = 1 done + {CLIPS - 1} skipped + 0 failed" in again.stderr
-    undisturbed = melspec(src, tmp_path / "b_lms")
+    undisturbed = run(warm_python, str(tmp_path / "b_lms"), "--workers", "0")
     assert undisturbed.returncode == 0
     for path in (tmp_path / "b_lms").glob("*.npy"):
         assert path.read_bytes() == (layout.root / path.name).read_bytes()

@@ -112,7 +112,9 @@ def test_jobs_that_cannot_come_up_end_the_run(
     assert not slurm.jobs()
 
 
-def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(
+    slurm: Slurm, tmp_path: Path, warm_python: str
+) -> None:
     noise = tmp_path / "noise.wav"
     soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(160000), 16000, subtype="PCM_16")
     for seed in range(CLIPS):
@@ -121,7 +123,7 @@ def test_melspec_whose_client_is_killed_and_whose_job_is_cancelled(slurm: Slurm,
         path.hardlink_to(noise)
     (tmp_path / "slurm.yaml").write_text(
         f"queue: debug\nwalltime: 00:10:00\nmemory: 500MB\ncores: 1\njobs: 2\nlog_directory: {tmp_path}/logs\n"
-        f"prologue:\n  - export PYTHONPATH={ROOT}\n"
+        f"python: {warm_python}\nprologue:\n  - export PYTHONPATH={ROOT}\n"
     )
     command = [sys.executable, "-m", "m2dprep", "melspec", str(tmp_path / "wavs"), str(tmp_path / "data" / "a_lms")]
     command += ["--cluster", "slurm", "--cluster-config", str(tmp_path / "slurm.yaml")]
@@ -259,22 +261,21 @@ def test_nobody_without_a_certificate_of_the_run_gets_in(
     from distributed.security import Security
 
     private = tmp_path / "private place"
-    pool = WorkerPool(slurm=replace(settings, private_directory=str(private), python=None))
+    pool = WorkerPool(slurm=replace(settings, jobs=1, private_directory=str(private), python=None))
     parts = run_shards(whose, ([item] for item in range(100)), pool, unexpected)
     next(parts)
     own = next(private.iterdir())
     assert own.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in own.iterdir()} == {0o600}
-    doors = {
-        (process.pid, found.laddr.ip.replace("0.0.0.0", "127.0.0.1").replace("::", "127.0.0.1"), found.laddr.port)
-        for process in psutil.process_iter()
-        if process.pid == os.getpid() or "m2dprep" in " ".join(command_of(process)) or is_worker(process)
-        for found in connections_of(process)
-        if found.status == "LISTEN"
-    }
+    doors: set[tuple[int, str, int]] = set()
+
+    def are_all_there() -> bool:
+        doors.clear()
+        doors.update(open_doors())
+        return len(doors) >= 5
+
+    wait_until(are_all_there, "the doors of the scheduler, of workers and of their nannies")
     stranger = Security.temporary().get_connection_args("client")["ssl_context"]
-    doors = {door for door in doors if is_open(*door[1:])}  # a worker of an earlier run may have been ending
-    assert len(doors) >= 5, "those of the scheduler, of workers and of their nannies"
     for process, host, port in doors:
         assert refuses(stranger, host, port)
         for page in ("/", "/status", "/info/main/workers.html", "/metrics", "/json/counts.json"):
@@ -284,6 +285,18 @@ def test_nobody_without_a_certificate_of_the_run_gets_in(
     parts.close()  # type: ignore[attr-defined]
     assert not list(private.iterdir())
     assert "dashboard" not in capsys.readouterr().err
+
+
+def open_doors() -> set[tuple[int, str, int]]:
+    """Ports on which this process and workers listen, with their processes, but for workers that are just ending."""
+    found = {
+        (process.pid, door.laddr.ip.replace("0.0.0.0", "127.0.0.1").replace("::", "127.0.0.1"), door.laddr.port)
+        for process in psutil.process_iter()
+        if process.pid == os.getpid() or "m2dprep" in " ".join(command_of(process)) or is_worker(process)
+        for door in connections_of(process)
+        if door.status == "LISTEN"
+    }
+    return {door for door in found if is_open(*door[1:])}
 
 
 def command_of(process: psutil.Process | None) -> list[str]:

@@ -243,9 +243,11 @@ if __name__ == "__main__":
 """
 
 
-def start(script: Path, src: Path, data: Path, workers: int, markers: Path | str = "") -> subprocess.Popen[bytes]:
-    """Start the job in its own process group."""
-    command = [sys.executable, str(script), str(src), str(data), str(workers), str(markers)]
+def start(
+    script: Path, src: Path, data: Path, workers: int, markers: Path | str = "", python: str = sys.executable
+) -> subprocess.Popen[bytes]:
+    """Start the job in its own process group; its workers have the same ``python``."""
+    command = [python, str(script), str(src), str(data), str(workers), str(markers)]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
 
 
@@ -255,9 +257,11 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "job.py"
 
 
-def test_workers_killed_while_they_write(tmp_path: Path, src: Path, script: Path, serve: KillServer) -> None:
+def test_workers_killed_while_they_write(
+    tmp_path: Path, src: Path, script: Path, serve: KillServer, warm_python: str
+) -> None:
     (tmp_path / "markers").mkdir()
-    assert start(script, src, tmp_path / "data", 2, tmp_path / "markers").wait() == 0
+    assert start(script, src, tmp_path / "data", 2, tmp_path / "markers", warm_python).wait() == 0
     assert len(list((tmp_path / "markers").iterdir())) >= 3
     assert serve(src, tmp_path / "undisturbed")["exit"] == 0
     assert snapshot(tmp_path / "data") == snapshot(tmp_path / "undisturbed")

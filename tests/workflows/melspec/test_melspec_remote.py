@@ -212,7 +212,7 @@ COMMAND = [sys.executable, "-m", "m2dprep", "melspec", "--min-seconds", "0.2", "
 
 
 @pytest.mark.slow
-def test_kill_in_the_middle_with_two_workers(tmp_path: Path, folder: Path, as_files: Path) -> None:
+def test_kill_in_the_middle_with_two_workers(tmp_path: Path, folder: Path, as_files: Path, warm_python: str) -> None:
     with web(folder) as server:
         command = [*COMMAND, server.url, str(tmp_path / "x_lms")]
         process = subprocess.Popen(
@@ -224,14 +224,14 @@ def test_kill_in_the_middle_with_two_workers(tmp_path: Path, folder: Path, as_fi
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        done = run(command)
+        done = run([warm_python, *command[1:]])
     assert done.returncode == 0, done.stderr
     require_same(tmp_path / "x_lms", as_files)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["query", "user"])
-def test_secrets_of_addresses_are_written_nowhere(tmp_path: Path, folder: Path, kind: str) -> None:
+def test_secrets_of_addresses_are_written_nowhere(tmp_path: Path, folder: Path, kind: str, warm_python: str) -> None:
     """A signature, or a name and a password: not in records, the configuration, indices, messages, nor with -v.
 
     Workers of their own have what is secret too: the first run has two.
@@ -241,7 +241,7 @@ def test_secrets_of_addresses_are_written_nowhere(tmp_path: Path, folder: Path, 
     with web(folder, needs=needs, forbidden=("plain.wav",)) as server:
         host = server.url.removeprefix("http://")
         url = f"http://{host}?sig={secret}" if kind == "query" else f"http://user:{secret}@{host}"
-        done = run([*COMMAND, "-v", url, str(tmp_path / "x_lms")])
+        done = run([warm_python, *COMMAND[1:], "-v", url, str(tmp_path / "x_lms")])
         told = done.stdout + done.stderr
         assert len(arrays(tmp_path / "x_lms")) == 16, told
         for more in (["-v", "--retry-failed", "--check-sources"], ["--dry-run", "--overwrite"]):
