@@ -28,7 +28,7 @@ def test_notebooks_are_stored_small_and_name_no_place(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One kernel runs both, since libraries take it longer to import than all cells; it forgets all names in between."""
+    """One kernel runs both: it imports libraries for longer than it computes. In between, it forgets all names."""
     import nbformat
     from nbclient import NotebookClient
 
