@@ -186,7 +186,8 @@ class Media:
         """The picture of a row's log-mel, as the model gets it. Raises `DecodeError` if there is none."""
         if self._log_mels is not None:
             stored = self._log_mels
-            data = self._caches.pictures.get((self._of, row), lambda: picture(stored.read(row.name, row.stretch)))
+            key = (self._of, row, stored.stamp(row.name))
+            data = self._caches.pictures.get(key, lambda: picture(stored.read(row.name, row.stretch)))
             return MadeBytes(data, PNG, Version(f'"{hashlib.sha256(data).hexdigest()[:16]}"'))
         where, info = self._input(row.name), AudioInfo()
         where.open(info).close()

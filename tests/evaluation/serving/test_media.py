@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -224,6 +225,11 @@ def test_log_mels_come_from_their_folder_where_there_is_one(tmp_path: Path) -> N
             stored.log_mel(Row(name, Stretch()))
     with pytest.raises(DecodeError, match="--audio"):
         stored.sound(Row("deep/a.wav", Stretch()))
+    backwards = np.ascontiguousarray(values[:, :, ::-1])
+    write_lms(lms / "deep/a.npy", backwards, lms / "_melspec")
+    os.utime(lms / "deep/a.npy", ns=(1, 1))
+    again = stored.log_mel(Row("deep/a.wav", Stretch())).read(0, 1 << 20)
+    assert again == picture(backwards[0]) != picture(values[0]), "what is there now, not what was drawn before"
 
 
 def test_a_folder_without_log_mels_is_none_of_them(tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ def test_a_clip_that_is_gone_says_so(browser: Page, address: str) -> None:
     browser.open(address)
     browser.click(f"#clip-{GONE}")
     browser.until("!$('trouble').hidden")
+    browser.until("document.querySelector(arguments[0] + ' .none') && !document.querySelector(arguments[0] + ' img')",
+                  f"#clip-{GONE}")  # fmt: skip
     assert "no such file" in browser.text("trouble")
     browser.click("#clip-0")
     plays(browser, 0)
