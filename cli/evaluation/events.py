@@ -28,8 +28,8 @@ from m2dprep.cli.options import (
     DECODERS,
     OUTPUT,
     PATH,
+    ModelCommand,
     Number,
-    TableCommand,
     json_option,
     output_option,
     seed_option,
@@ -50,7 +50,7 @@ OF_PRESET = (
     reads=lambda given: given.made_below("root"),
     shows=("metric", "score", "n"),
 )
-@click.command(cls=TableCommand)
+@click.command(cls=ModelCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("table", type=PATH)
 @titled(

@@ -24,7 +24,7 @@ from m2dprep.cli.options import (
     OUTPUT,
     PATH,
     REPEATED,
-    TableCommand,
+    ModelCommand,
     json_option,
     max_failures_option,
     output_option,
@@ -36,7 +36,7 @@ PROTOCOLS = ("zero-shot", "linear", "retrieval", "tagging")
 
 
 @stage(how=("device", "batch_size", "max_failures"), reads=lambda given: given.made_below("root"))
-@click.command("all", cls=TableCommand)
+@click.command("all", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("root", type=PATH, metavar="ROOT", required=False)
 @titled(

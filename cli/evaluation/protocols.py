@@ -38,7 +38,7 @@ from m2dprep.cli.options import (
     REPEATED,
     TEXT_OUTPUT,
     M2dprepGroup,
-    TableCommand,
+    ModelCommand,
     json_option,
     max_failures_option,
     output_option,
@@ -53,7 +53,7 @@ from m2dprep.workflows.recipe.declare import stage
     reads=lambda given: given.made_below("root"),
     shows=("accuracy", "clips", "failed"),
 )
-@click.command("zero-shot", cls=TableCommand)
+@click.command("zero-shot", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("clips_csv", type=PATH)
 @titled(
@@ -131,7 +131,7 @@ def evaluate() -> None:
 
 
 @evaluation_stage
-@evaluate.command("zero-shot", cls=TableCommand)
+@evaluate.command("zero-shot", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
 @clip_options
@@ -172,7 +172,7 @@ def evaluate_zero_shot(checkpoint: Path, place: Path | None, predictions: Path |
 
 
 @evaluation_stage
-@evaluate.command("linear", cls=TableCommand)
+@evaluate.command("linear", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
 @clip_options
@@ -239,7 +239,7 @@ def evaluate_linear(
 
 
 @evaluation_stage
-@evaluate.command("tagging", cls=TableCommand)
+@evaluate.command("tagging", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("place", type=PATH, metavar="DIR|CSV")
 @clip_options
@@ -297,7 +297,7 @@ def evaluate_tagging(
 
 
 @evaluation_stage
-@evaluate.command("retrieval", cls=TableCommand)
+@evaluate.command("retrieval", cls=ModelCommand)
 @click.argument("checkpoint", type=PATH, metavar="[CHECKPOINT]")
 @click.argument("place", type=PATH, metavar="DIR|CSV", required=False)
 @clip_options
@@ -330,7 +330,7 @@ def evaluate_retrieval(checkpoint: Path, place: Path | None, **options: Any) -> 
 
 
 @stage(shows=("metric", "score"))
-@evaluate.command("label-free", cls=TableCommand)
+@evaluate.command("label-free", cls=ModelCommand)
 @click.argument("store", type=PATH)
 @titled(
     "The embeddings",

@@ -21,8 +21,8 @@ from m2dprep.cli.options import (
     OUTPUT,
     OUTPUT_PATH,
     PATH,
+    ModelCommand,
     Number,
-    TableCommand,
     json_option,
     max_failures_option,
     output_option,
@@ -39,7 +39,7 @@ from m2dprep.workflows.recipe.declare import stage
     reads=lambda given: given.made_below("root"),
     shows=("inputs", "failed", "rows"),
 )
-@click.command(cls=TableCommand)
+@click.command(cls=ModelCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("sounds", type=PATH, nargs=-1, required=True, metavar="SOUNDS…")
 @titled(

@@ -23,8 +23,8 @@ from m2dprep.cli.options import (
     OUTPUT,
     OUTPUT_PATH,
     PATH,
+    ModelCommand,
     Number,
-    TableCommand,
     is_given,
     json_option,
     max_failures_option,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     updates=True,
     shows=("inputs", "failed", "rows", "dim"),
 )
-@click.command(cls=TableCommand)
+@click.command(cls=ModelCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("sounds", type=PATH, nargs=-1, required=True, metavar="SOUNDS…")
 @click.argument("out", type=OUTPUT_PATH)
@@ -130,11 +130,9 @@ def embed_audio(
     if is_given(context, "features") and options["contents"] == "clap":
         raise click.UsageError("--features needs --contents features or both.")
     require_positions_used(options["length"], options["positions"])
-    from m2dprep.artifacts.process import keep_memory_of_batches
     from m2dprep.evaluation.embedding.command import EmbedRequest
     from m2dprep.evaluation.embedding.command import embed_audio as run
 
-    keep_memory_of_batches()
     chosen = is_given(context, "workers") or pool.elsewhere
     runner = _runner(pool if chosen else None, options["device"])
     if pool.elsewhere:

@@ -44,8 +44,8 @@ PARTS = {
     ),
     "m2dprep.m2dclap.audio_model": ("AudioModel", "_audio_head", "_text_head", "_mlp"),
     "m2dprep.m2dclap.portable.runtime": (
-        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "Sizes", "Embeddings", "_Piece", "channels_of",
-        "_resized", "_taps", "PortableEncoder",
+        "WEIGHTS_FILE", "TOKENS_AT_ONCE", "FRAMES_PER_BLOCK", "MOST_CHANNELS", "Sizes", "Embeddings", "_Piece",
+        "channels_of", "_resized", "_taps", "PortableEncoder",
     ),
 }  # fmt: skip
 HEAD = '''"""A trained M2D encoder that needs only torch. Written by m2dprep {version} (Apache License 2.0).

@@ -24,6 +24,8 @@ WEIGHTS_FILE = "weights.pt"
 # Patch latents that are held at once for heads that need all of a clip's.
 TOKENS_AT_ONCE = 300_000
 FRAMES_PER_BLOCK = 4096
+# Sounds of several channels are (samples, channels), which is no batch (clips, samples).
+MOST_CHANNELS = 8
 
 
 class Sizes(NamedTuple):
@@ -128,8 +130,9 @@ class PortableEncoder:
     def load(
         cls, path: str | Path | None = None, device: str | torch.device = "cpu", batch_size: int = 32
     ) -> PortableEncoder:
-        """The encoder with the weights in ``path``, by default those beside this file."""
+        """The encoder with the weights in ``path``, a file or its folder, by default those beside this file."""
         place = Path(__file__).with_name(WEIGHTS_FILE) if path is None else Path(path)
+        place = place / WEIGHTS_FILE if place.is_dir() else place
         return cls(torch.load(place, map_location="cpu", weights_only=True), device, batch_size)
 
     @property
@@ -137,17 +140,29 @@ class PortableEncoder:
         """The rate in Hz of the waveforms that it takes."""
         return int(self.front_end["sample_rate"])
 
-    def __call__(self, waveforms: torch.Tensor | Sequence[torch.Tensor]) -> Embeddings:
-        """Waveforms, each float (n,) from -1 to 1 at ``sample_rate``, or one batch (B, n) → their embeddings."""
-        if isinstance(waveforms, torch.Tensor):
-            waveforms = [waveforms] if waveforms.ndim == 1 else list(waveforms)
+    def __call__(self, waveforms: Any) -> Embeddings:
+        """Waveforms, each float (n,) from -1 to 1 at ``sample_rate``, or one batch (B, n) → their embeddings.
+
+        Tensors or arrays, one or a list of them.
+        Raises `ValueError` for what is no such waveform.
+        """
+        if not isinstance(waveforms, list | tuple):
+            batch = torch.as_tensor(waveforms)
+            if batch.ndim == 2 and batch.shape[1] <= MOST_CHANNELS < len(batch):
+                raise ValueError(
+                    f"{tuple(batch.shape)} are samples of several channels, not (clips, samples): mix them"
+                )
+            waveforms = [batch] if batch.ndim <= 1 else list(batch)
         return self.encode([self.log_mel(one) for one in waveforms])
 
     @torch.inference_mode()
-    def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
+    def log_mel(self, waveform: Any) -> torch.Tensor:
         """A waveform (n,) → its log-mel (1, n_mels, 1 + n // hop), the natural logarithm of mel power."""
+        waveform = torch.as_tensor(waveform)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform has the shape (samples,) and a sample at least, not {tuple(waveform.shape)}")
+        if not waveform.is_floating_point():
+            raise ValueError(f"a waveform is of floats from -1 to 1, not {waveform.dtype}: divide by the largest value")
         n_fft, hop = int(self.front_end["n_fft"]), int(self.front_end["hop_length"])
         wave = waveform.detach().cpu().float()
         before, after = n_fft // 2, n_fft - n_fft // 2
@@ -167,7 +182,7 @@ class PortableEncoder:
         return torch.log(torch.cat(blocks, dim=1) + self.front_end["eps"])[None]
 
     @torch.inference_mode()
-    def encode(self, log_mels: Sequence[torch.Tensor]) -> Embeddings:
+    def encode(self, log_mels: Sequence[Any]) -> Embeddings:
         """Log-mels (1, n_mels, T) of any T, not normalised → their embeddings.
 
         Clips longer than the model's input are encoded in chunks, or fused if it was trained so; pieces of equal width
@@ -230,9 +245,12 @@ class PortableEncoder:
     def _pieces(self, clip: int, log_mel: torch.Tensor) -> list[_Piece]:
         """What goes through the model of a log-mel, normalised."""
         sizes = self.sizes
+        log_mel = torch.as_tensor(log_mel)
         if log_mel.ndim != 3 or log_mel.shape[:2] != (1, sizes.input_size[0]) or not log_mel.shape[2]:
             raise ValueError(f"a log-mel has the shape (1, {sizes.input_size[0]}, T), not {tuple(log_mel.shape)}")
         log_mel, width = log_mel.detach().cpu().float(), sizes.input_size[1]
+        if not bool(log_mel.isfinite().all()):
+            raise ValueError("a log-mel, or the waveform that it is of, holds values that are not finite")
         frames = log_mel.shape[-1]
         if sizes.fusion != NONE and frames > width:
             channels = channels_of(log_mel[0], width, antialias=sizes.antialias)

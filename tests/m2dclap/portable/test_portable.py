@@ -111,12 +111,30 @@ def test_a_classifier_scores_as_ours(stacked: bool) -> None:
         (lambda one: one.log_mel(torch.zeros(0)), "sample"),
         (lambda one: one.encode([torch.zeros(80, 10)]), "shape"),
         (lambda one: one.encode([torch.zeros(1, 64, 10)]), "shape"),
+        (lambda one: one(torch.zeros(100, 2)), "several channels"),
+        (lambda one: one(np.zeros((100, 1))), "several channels"),
+        (lambda one: one(torch.zeros(100, dtype=torch.int16)), "floats from -1 to 1"),
+        (lambda one: one([np.ones(100, np.int32)]), "floats from -1 to 1"),
+        (lambda one: one(torch.full((1000,), torch.nan)), "not finite"),
+        (lambda one: one.encode([torch.full((1, 80, 10), torch.inf)]), "not finite"),
+        (lambda one: one(torch.tensor(0.5)), "shape"),
         (lambda one: one.classify(list(torch.zeros(1, 1, 80, 48))), "no classifier"),
     ],
 )
 def test_wrong_input_is_refused(call, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=said):
         call(PortableEncoder(portable_state(a_checkpoint())))
+
+
+def test_arrays_are_taken_as_tensors_and_a_folder_for_its_file(tmp_path: Path) -> None:
+    write_portable(a_checkpoint(), tmp_path / "encoder")
+    encoder = PortableEncoder.load(tmp_path / "encoder")
+    sound = np.random.default_rng(0).normal(size=2000) / 10  # float64, as soundfile reads
+    expected = encoder(torch.from_numpy(sound)).flat
+    for given in (sound, [sound], sound[None], list(torch.from_numpy(sound)[None])):
+        assert torch.equal(encoder(given).flat, expected)
+    log_mel = encoder.log_mel(sound)
+    assert torch.equal(encoder.encode([log_mel.numpy()]).flat, expected)
 
 
 def test_no_clips_are_no_error() -> None:
