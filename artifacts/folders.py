@@ -6,6 +6,7 @@ exFAT, SMB) or Unicode's normal forms (APFS), so that two names may mean one fil
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
@@ -158,7 +159,7 @@ def make_folder(path: Path) -> None:
             break
         except FileExistsError:
             if not folder.is_dir():
-                raise
+                raise FileExistsError(errno.EEXIST, "a file is there, where a folder is needed", str(folder)) from None
             break
         except FileNotFoundError:
             missing.append(folder)

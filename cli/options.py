@@ -64,6 +64,8 @@ class TextFile(LocalPath):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         path = super().convert(value, parameter, context)
+        if path.is_dir():
+            self.fail(f"{path} is a folder; name a file.", parameter, context)
         if path.is_file():
             try:
                 with path.open("rb") as file:

@@ -28,6 +28,8 @@ from m2dprep.evaluation.tagging.sounds import Windows
 
 PROTOCOL, METRIC = "events", "event_f1"
 DAY = 24 * 3600.0
+# Seconds by which a listed event may end after its sound, since lists are rounded and sounds are cut.
+TOO_LATE = 0.5
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ def detect(
     if development is not None:
         development, said = without_judged(development, lines, parts)
         notes += said
+    notes += beyond_the_end(lines)
     places = [one.file for one in parts.judged]
     found = [find(plan, parts, name, lines, development, places) for name in routes]
     return _result(plan, parts, ears, routes, found, failures, counts, notes), found
@@ -352,6 +355,21 @@ def _result(
         },
         failures=tuple(one._asdict() for one in failures),
     )  # fmt: skip
+
+
+def beyond_the_end(lines: Lines) -> list[str]:
+    """A note if listed events end after the sounds that they are to be in: these times are of something else."""
+    ends = [max((event.offset for event in one.events), default=0.0) for one in lines.recordings]
+    seconds = [line.seconds for line in next(iter(lines.of_routes.values()))]
+    late = [number for number, (end, length) in enumerate(zip(ends, seconds, strict=True)) if end > length + TOO_LATE]
+    if not late:
+        return []
+    first = late[0]
+    return [
+        f"{len(late):,} of {len(ends):,} recordings are shorter than their events say ({lines.recordings[first].file}: "
+        f"an event until {ends[first]:g} s in a sound of {seconds[first]:g} s, first): are these times in seconds, and "
+        "of these sounds?"
+    ]
 
 
 def notes_of(routes: Mapping[str, Route], plan: EventPlan) -> list[str]:

@@ -97,8 +97,9 @@ def test_folders_are_made_at_any_depth_and_again(tmp_path: Path) -> None:
         assert folder.is_dir()
     remove_folder(tmp_path / "d")
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="a file is there, where a folder is needed") as refused:
         make_folder(tmp_path / "file")
+    assert refused.value.filename == str(tmp_path / "file")
     with pytest.raises(NotADirectoryError):
         make_folder(tmp_path / "file" / "below")
 

@@ -38,6 +38,11 @@ def test_a_list_does_not_replace_other_files(name: str, words: str, tmp_path: Pa
     assert (tmp_path / name).read_bytes() == BINARY[name]
 
 
+@pytest.mark.parametrize("words", ["stats d/a_lms -o", "check d --leaks l.csv --leaks-csv", "report d -o"])
+def test_a_list_is_no_folder(words: str, tmp_path: Path) -> None:
+    refused(run(*words.split(), tmp_path), 2, "is a folder; name a file")
+
+
 @pytest.mark.parametrize("content", [b"", b"file_name,list\n", "ünï\n".encode(), b"\xff text of another encoding"])
 def test_an_earlier_list_may_be_replaced(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(content)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from m2dprep.artifacts.console import one_line
 from m2dprep.artifacts.errors import UserError, first_line
 
 
@@ -84,7 +85,7 @@ def summary(results: Iterable[CheckResult], most: int = 20) -> str:
     ]
     problems = [problem for result in results for problem in result.problems]
     lines += [f"  note: {result.check}: {note}" for result in results for note in result.notes]
-    lines += [f"  {problem.check}: {problem.item}: {problem.message}" for problem in problems[:most]]
+    lines += [one_line(f"  {problem.check}: {problem.item}: {problem.message}") for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  … and {len(problems) - most:,} more (all with --json)")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from m2dprep.artifacts.errors import Failure, UserError
-from m2dprep.evaluation.events.detect import Lines, Parts, heard_by_all, without_judged
+from m2dprep.evaluation.events.detect import Lines, Parts, beyond_the_end, heard_by_all, without_judged
 from m2dprep.evaluation.events.judgement import Judged, Rules, judge
 from m2dprep.evaluation.events.listening.kept import Heard
 from m2dprep.evaluation.events.presets import LastMatch
@@ -303,3 +304,24 @@ def test_thresholds_are_never_chosen_on_copies_alone() -> None:
     parts = Parts([], "test", [], "the parts train", Path())
     with pytest.raises(UserError, match="all 2 recordings of the parts train are copies of judged ones"):
         without_judged(lines_of({"x.wav": "a", "y.wav": "b"}), lines_of({"a.wav": "a", "b.wav": "b"}), parts)
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ({"a.wav": [1.0], "b.wav": []}, ""),
+        ({"a.wav": [2.4]}, ""),  # of a sound of two seconds; lists are rounded
+        ({"a.wav": [1.0], "b.wav": [0.5, 1500.0]}, "1 of 2 recordings are shorter .*b.wav: an event until 1500 s in a"),
+        (
+            {"a.wav": [3.0], "b.wav": [4.0]},
+            "2 of 2 recordings are shorter .*a.wav: an event until 3 s in a sound of 2 s",
+        ),
+    ],
+)
+def test_events_after_the_end_of_a_sound_are_told(ends: dict[str, list[float]], told: str) -> None:
+    lines = lines_of(dict.fromkeys(ends, ""))
+    for one in lines.recordings:
+        one.events.extend(Event(0.0, end, "dog") for end in ends[one.file])
+    found = beyond_the_end(lines)
+    assert len(found) == bool(told)
+    assert all(re.search(told, said) for said in found), found

@@ -25,7 +25,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.stats import norm_stats, write_norm_stats
 from m2dprep.cli.main import m2dprep
 from m2dprep.workflows.check.job import run_checks
-from m2dprep.workflows.check.result import CheckResult
+from m2dprep.workflows.check.result import CheckResult, summary
 from m2dprep.workflows.melspec.job import MelspecOptions, run_melspec
 
 CLIPS = ["Yaaaaaaaaaaa", "Ybbbbbbbbbbb", "plain"]
@@ -522,3 +522,12 @@ def test_what_is_no_list_is_not_accepted(data: Path) -> None:
     result = CliRunner().invoke(m2dprep, ["check", str(data), "--workers", "0", "--accept", "files_mine.csv"])
     assert result.exit_code == 2
     assert not (data / "files_mine.csv.xxh3").exists()
+
+
+def test_a_problem_is_one_line_whatever_the_name() -> None:
+    result = CheckResult("captions")
+    result.problem("a\nb\x1b.npy", "has no\ncaption")
+    lines = summary([result]).split("\n")
+    assert len(lines) == 2
+    assert lines[0].endswith("1 problem")
+    assert all(line.isprintable() for line in lines)
