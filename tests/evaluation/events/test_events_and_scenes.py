@@ -428,6 +428,14 @@ def by_a_link(place: Path) -> tuple[Path, tuple[object, ...]]:
     return place / "tut-rare-2017", ("--development", folder / "list.tsv")
 
 
+def others_pictures(place: Path) -> tuple[Path, tuple[object, ...]]:
+    """The folder of pictures, which is replaced, holds somebody's own."""
+    folder = place / "out_others_pictures" / "pictures"
+    folder.mkdir(parents=True)
+    (folder / "holiday.png").write_bytes(b"mine")
+    return place / "tut-rare-2017", ("--threshold", 0.5)
+
+
 Case = Callable[[Path], tuple[Path, tuple[object, ...]]]
 
 
@@ -441,6 +449,7 @@ Case = Callable[[Path], tuple[Path, tuple[object, ...]]]
         (nothing_there, 2, "none of the 2 recordings"),
         (itself, 2, "are in both"),
         (by_a_link, 2, "are in both"),
+        (others_pictures, 2, "holds holiday.png, which is none of ours"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
