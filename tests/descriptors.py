@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,3 +20,15 @@ def open_below(folder: Path) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # the list itself was open
             named.append(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
     return [name for name in named if name.startswith(f"{folder.resolve()}{os.sep}")]
+
+
+@contextlib.contextmanager
+def threads_ended() -> Iterator[None]:
+    """Wait, after the block, until the threads that it has started have done all that they were asked for.
+
+    Before that, nothing may be open for a moment only because a busy machine has not come to the next file yet.
+    """
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(120)

@@ -17,7 +17,7 @@ from m2dprep.audioprep.config import PRESETS, ConvertConfig
 from m2dprep.audioprep.convert import convert_shard
 from m2dprep.audioprep.discover import discover
 from tests.audioprep.hangs import Hangs
-from tests.descriptors import open_below
+from tests.descriptors import open_below, threads_ended
 
 CONFIG = ConvertConfig(PRESETS["16k"], min_seconds=0.0)
 CLIPS = 30
@@ -165,11 +165,8 @@ def test_files_that_were_opened_and_not_needed_are_closed(
     def refuse() -> None:
         raise UserError("nothing is written")
 
-    with pytest.raises(UserError):
+    with threads_ended(), pytest.raises(UserError):
         convert_shard(discover(src), src, tmp_path / "a_lms", CONFIG, permit=refuse)
-    deadline = time.monotonic() + 120
-    while open_below(src) and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert open_below(src) == []
 
 

@@ -1,5 +1,6 @@
 """Slow file systems: the files of a batch are read ahead in threads: the same arrays, order and errors as without."""
 
+import gc
 import os
 import pickle
 import threading
@@ -15,7 +16,7 @@ from m2dprep.artifacts.errors import UserError
 from m2dprep.artifacts.log_mels import read_ahead
 from m2dprep.artifacts.log_mels.store import NPY, LogMels
 from m2dprep.artifacts.reading import open_regular
-from tests.descriptors import open_below
+from tests.descriptors import open_below, threads_ended
 
 COUNT = 40
 
@@ -188,13 +189,13 @@ def test_the_first_files_of_the_next_batch_are_read_while_this_one_is_used(
 def test_files_that_were_opened_and_not_needed_are_closed(root: Path) -> None:
     log_mels = log_mels_of(root)
     read_ahead.READING.seconds = 1e9
-    for _ in range(5):
-        log_mels.expect(np.arange(COUNT))
-        log_mels[0]
-    log_mels.expect(np.arange(0))
-    deadline = time.monotonic() + 120
-    while open_below(root) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    with threads_ended():
+        for _ in range(5):
+            log_mels.expect(np.arange(COUNT))
+            log_mels[0]
+        log_mels.expect(np.arange(0))
+        del log_mels  # which lets its threads end
+        gc.collect()
     assert open_below(root) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -124,16 +125,12 @@ def test_killed_while_it_tidies_up(place: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_killed_for_real(
-    place: Path,
-    undisturbed: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    warm_python: str,
+    place: Path, undisturbed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the kernel; this process goes on with what the other one has left."""
     expected = undisturbed("parquet")
     output = tmp_path / expected.name
-    full = [warm_python, "-c", PROGRAM, *command(place, output)]
+    full = [sys.executable, "-c", PROGRAM, *command(place, output)]
     process = subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list(partial_of(output).glob("0*.jsonl")) and process.poll() is None and time.monotonic() < until:
