@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,9 @@ def start_warm_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], 
 @pytest.fixture(scope="session")
 def warm_python(start_warm_python: Callable[[], str]) -> str:
     """A Python that starts with torch imported (`tests/warm.py`)."""
-    return start_warm_python()
+    python = start_warm_python()
+    subprocess.run([python, "-c", ""], check=True)  # its server has come up, which takes long on a loaded machine
+    return python
 
 
 @pytest.fixture(scope="session", autouse=True)

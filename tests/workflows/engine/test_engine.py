@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def warm_workers(monkeypatch: pytest.MonkeyPatch, warm_python: str) -> None:
     """Local workers that have imported everything; test_local_workers.py has those that start as a user's do."""
-    subprocess.run([warm_python, "-c", ""], check=True)  # its server has come up, which takes long on a loaded machine
     monkeypatch.setattr(sys, "executable", warm_python)
 
 
