@@ -72,4 +72,4 @@ def test_events_are_read_from_tags_alone_unless_captions_are_wanted(
         monkeypatch.setattr(models, name, function)
     assert listeners(Models(trained.path)).routes == ["tags"]
     assert listeners(Models(trained.path), ["clap", "tags"]).routes == ["clap", "tags"]
-    assert listeners(Models(trained.path, clap=tmp_path)).routes == ["mean", "tags", "clap"]
+    assert listeners(Models(trained.path, clap=tmp_path)).routes == ["tags", "clap", "mean"]
