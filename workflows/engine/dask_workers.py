@@ -154,17 +154,19 @@ class DaskWorkers(Workers):
     def answer(self, ticket: Ticket) -> on_worker.Done | on_worker.WorkerMismatch | None:
         """See `Workers.answer`.
 
-        Dask recomputes lost results, but a client that asks at the wrong moment waits for ever. A shard function may be
-        called twice, so such a shard is simply submitted again.
+        Dask recomputes lost results, but a client that asks at the wrong moment waits for ever, and one whose
+        connection breaks while it asks gets an error before it knows that its scheduler has gone. A shard function may
+        be called twice, so such a shard is simply submitted again.
         """
         from distributed import CancelledError
+        from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
 
         try:
             answer: bytes | on_worker.WorkerMismatch = ticket.result(timeout=RESULT_SECONDS)
         except KilledWorker as error:
             raise WorkerKilledError from error
-        except (TimeoutError, CancelledError):
+        except (TimeoutError, CancelledError, CommClosedError):
             if ticket.status == "error":  # the shard function's own error, or one that came while we waited
                 ticket.result()
             ticket.cancel()

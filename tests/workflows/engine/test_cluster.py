@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from distributed import CancelledError, Client
+from distributed.comm import CommClosedError
 
 from m2dprep.artifacts.errors import UserError
 from m2dprep.workflows.engine import dask_workers
@@ -149,6 +151,24 @@ def test_workers_that_cannot_import_the_package_or_see_the_data(tmp_path: Path, 
         with pytest.raises(UserError, match=f"it cannot read a file that this command wrote to {tmp_path}/data"):
             rows_of(double, [[1]], pool, shared=Shared(folder=tmp_path / "data"))
         assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("error", [CommClosedError, TimeoutError, CancelledError])
+def test_an_answer_that_is_lost_on_its_way_is_computed_again(
+    cluster: DaskProcesses, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    asked, gather = [], Client._gather
+
+    async def lost(self: Client, *arguments: object, **options: object) -> object:
+        asked.append(1)
+        if len(asked) == 2:
+            raise error("lost")
+        return await gather(self, *arguments, **options)
+
+    monkeypatch.setattr(Client, "_gather", lost)
+    shards = [[item] for item in range(5)]
+    assert sorted(rows_of(double, shards, WorkerPool(scheduler=cluster.address))) == [0, 2, 4, 6, 8]
+    assert len(asked) > len(shards)
 
 
 def test_a_scheduler_that_goes_away_or_was_never_there(
